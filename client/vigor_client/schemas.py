@@ -1,0 +1,311 @@
+"""The wire contract of the HTTP API, version 1: every shape that crosses it, once.
+
+Service, client and tests import these models from here. This module knows nothing about transport,
+tokenization or torch. Units are in the names; a number that is not finite is ``None`` on the wire.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
+
+MAX_WAIT_SECONDS = 600.0
+
+TokenId = Annotated[int, Field(strict=True, ge=0)]
+MaskBit = Annotated[int, Field(strict=True, ge=0, le=1)]
+WeightVersion = Annotated[int, Field(strict=True, ge=0)]
+Checksum = Annotated[str, Field(pattern=r"^xxh3-128:[0-9a-f]{32}$", examples=["xxh3-128:" + "0" * 32])]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", examples=["model.safetensors"])]
+
+FinishReason = Literal["stop", "length"]
+RewardName = Literal["vigor", "self_certainty", "logprob", "entropy"]
+TieRule = Literal["average", "ordinal"]
+TruncatedRule = Literal["score", "worst"]
+CompletionStatus = Literal["ok", "empty", "truncated", "nonfinite"]
+WeightState = Literal["ready", "applying", "poisoned"]
+UpdateState = Literal["receiving", "committing", "committed"]
+UpdateEncoding = Literal["full"]
+
+
+class WireModel(BaseModel):
+    """A shape on the wire: unknown fields are refused, instances do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# ---------------------------------------------------------------------------------------------- scoring
+
+
+class Message(WireModel):
+    """One chat message, rendered by the model's own chat template."""
+
+    role: str = Field(min_length=1, examples=["user"])
+    content: str = Field(examples=["What is 3 + 4?"])
+
+
+class Completion(WireModel):
+    """One sampled completion: its token ids, or its text."""
+
+    ids: list[TokenId] | None = Field(None, description="The sampled token ids, used as they are.")
+    text: str | None = Field(None, description="Tokenized by the service without special tokens.")
+    mask: list[MaskBit] | None = Field(
+        None,
+        description="Same length as `ids`; 0 leaves a token out of the loss, it still conditions what follows.",
+    )
+    finish_reason: FinishReason | None = Field(
+        None,
+        description="`stop` on text appends EOS if it is not there; `length` marks a truncated completion.",
+    )
+
+    @model_validator(mode="after")
+    def _check_exactly_one_source(self) -> Self:
+        if (self.ids is None) == (self.text is None):
+            raise ValueError("give exactly one of `ids` and `text`")
+        if self.mask is not None and self.ids is None:
+            raise ValueError("`mask` counts token ids: give `ids`, not `text`")
+        if self.mask is not None and self.ids is not None and len(self.mask) != len(self.ids):
+            raise ValueError(f"`mask` has {len(self.mask)} entries for {len(self.ids)} `ids`")
+        return self
+
+
+def _completion_from_shorthand(value: object) -> object:
+    """Plain text and plain id lists are shorthands for a completion object."""
+    if isinstance(value, str):
+        return {"text": value}
+    if isinstance(value, list):
+        return {"ids": cast("list[object]", value)}
+    return value
+
+
+AnyCompletion = Annotated[
+    Completion,
+    BeforeValidator(_completion_from_shorthand, json_schema_input_type=Completion | str | list[TokenId]),
+]
+
+
+class Group(WireModel):
+    """One prompt with all of its sampled completions: what is ranked together."""
+
+    id: str | None = Field(None, max_length=256, examples=["q-17"])
+    prompt_ids: list[TokenId] | None = Field(None, min_length=1, examples=[[1, 733, 16289]])
+    prompt: str | None = Field(None, min_length=1, description="Tokenized with the tokenizer's own special tokens.")
+    messages: list[Message] | None = Field(
+        None, min_length=1, description="Rendered by the chat template, with a generation prompt."
+    )
+    completions: list[AnyCompletion] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check_exactly_one_prompt(self) -> Self:
+        given = [name for name in ("prompt_ids", "prompt", "messages") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of `prompt_ids`, `prompt`, `messages`; got {given or 'none'}")
+        return self
+
+
+_SCORE_EXAMPLE: JsonDict = {
+    "groups": [
+        {
+            "id": "q-17",
+            "messages": [{"role": "user", "content": "What is 3 + 4?"}],
+            "completions": [{"text": "3 + 4 = 7", "finish_reason": "stop"}, "The answer is 8."],
+        }
+    ]
+}
+
+
+class ScoreRequest(WireModel):
+    """``POST /v1/score``: whole groups to score under the current weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"examples": [_SCORE_EXAMPLE]})
+
+    groups: list[Group] = Field(min_length=1)
+    weight_version: WeightVersion | None = Field(None, description="Score with exactly these weights, or 409.")
+    weight_digest: Checksum | None = Field(None, description="Stronger than the version: the weights' own digest.")
+    wait_seconds: float = Field(
+        0.0, ge=0, le=MAX_WAIT_SECONDS, description="How long to wait for `weight_version` before 409."
+    )
+    reward: RewardName = Field("vigor", description="What is ranked.")
+    ties: TieRule = Field("average", description="Equal values share the mean rank, or rank by index.")
+    truncated: TruncatedRule = Field("score", description="What `finish_reason: length` gets.")
+
+
+class CompletionScore(WireModel):
+    """The result of one completion. Anything but status ``ok`` has no norm of its own meaning."""
+
+    status: CompletionStatus
+    num_tokens: int = Field(description="T: tokens that count in the loss.")
+    grad_norm: float | None = Field(description="L2 norm of the gradient of the mean negative log-likelihood.")
+    scaled_grad_norm: float | None = Field(description="grad_norm times the square root of T; smallest is best.")
+    rank: float = Field(description="1 is best, the group's size is worst; ties share the mean of their ranks.")
+    reward: float = Field(ge=-1, le=1, description="1 - 2 (rank - 1) / (G - 1); 0 in a group of one.")
+    mean_logprob: float | None = Field(description="Mean log-probability of the loss tokens, nats.")
+    mean_entropy: float | None = Field(description="Mean entropy of the predictions, nats.")
+    self_certainty: float | None = Field(description="Mean over tokens and vocabulary of -log(V p), nats.")
+
+
+class GroupScore(WireModel):
+    """Results of one group, completions in the order they were asked."""
+
+    id: str | None = None
+    completions: list[CompletionScore]
+
+
+class Usage(WireModel):
+    """What the request cost."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    padding_tokens: int
+    deduplicated_completions: int
+
+
+class Timing(WireModel):
+    """Where the time of the request went."""
+
+    queue_seconds: float
+    compute_seconds: float
+
+
+class ScoreResponse(WireModel):
+    """All scores of one request, taken under one version of the weights."""
+
+    model: str
+    weight_version: int
+    weight_digest: str
+    reward: RewardName
+    groups: list[GroupScore]
+    usage: Usage
+    timing: Timing
+
+
+# ---------------------------------------------------------------------------------------------- weights
+
+
+class WeightsInfo(WireModel):
+    """``GET /v1/weights``: what the service scores with now."""
+
+    weight_version: int
+    weight_digest: str
+    state: WeightState
+    num_tensors: int
+    num_bytes: int
+    dtype: str = Field(description="The model's dtype, or `mixed`.", examples=["float32"])
+    published_at: str = Field(description="When these weights began to serve, ISO 8601, UTC.")
+
+
+class TensorInfo(WireModel):
+    """One tensor the trainer must supply. Tied tensors stand once, under their canonical name."""
+
+    name: str
+    dtype: str = Field(examples=["float32", "bfloat16"])
+    shape: list[int]
+    checksum: str = Field(description="xxh3-128 of the raw little-endian bytes.")
+    aliases: list[str] = Field(default=[], description="Other names of the same tied tensor.")
+
+
+class TensorList(WireModel):
+    """``GET /v1/weights/tensors``."""
+
+    weight_version: int
+    weight_digest: str
+    tensors: list[TensorInfo]
+
+
+class UpdateFile(WireModel):
+    """One file of an update, announced before its bytes are sent."""
+
+    name: FileName
+    num_bytes: int = Field(strict=True, gt=0)
+    checksum: Checksum
+
+
+class UpdateRequest(WireModel):
+    """``POST /v1/weights/updates``: open an update. The trainer names the version."""
+
+    weight_version: WeightVersion
+    base_version: WeightVersion | None = Field(None, description="The version the update was made from.")
+    encoding: UpdateEncoding = "full"
+    files: list[UpdateFile] = Field(min_length=1, max_length=4096)
+
+    @model_validator(mode="after")
+    def _check_file_names_differ(self) -> Self:
+        names = [file.name for file in self.files]
+        if len(set(names)) != len(names):
+            raise ValueError("two files have the same name")
+        return self
+
+
+class UpdateStatus(WireModel):
+    """The state of one update."""
+
+    update_id: str
+    weight_version: int
+    state: UpdateState
+    received_files: list[str] = []
+    missing_files: list[str] = []
+
+
+class CommitResponse(WireModel):
+    """``POST /v1/weights/updates/{id}/commit``: the update serves now."""
+
+    weight_version: int
+    weight_digest: str
+    num_changed_tensors: int
+    verify_seconds: float
+    swap_seconds: float
+
+
+# ------------------------------------------------------------------------------------------- operations
+
+
+class ParameterRules(WireModel):
+    """How many measured parameters one rule claims, and which."""
+
+    rule: str
+    num_parameters: int
+    parameters: list[str]
+
+
+class ModelInfo(WireModel):
+    """``GET /v1/model``."""
+
+    model: str
+    architecture: str
+    num_parameters: int
+    num_measured_parameters: int
+    dtype: str
+    device: str
+    max_sequence_tokens: int
+    vocab_size: int
+    tied_embeddings: bool
+    layout: str = Field(description="How sequences share a batch: packed, padded or single.")
+    rules: list[ParameterRules]
+
+
+class Health(WireModel):
+    """``GET /healthz`` and ``GET /readyz``."""
+
+    status: Literal["ok", "unavailable"]
+    reason: str | None = None
+
+
+class FieldError(WireModel):
+    """One offending place in a request."""
+
+    loc: list[str | int]
+    msg: str
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it; members beyond these are the data of the code."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    errors: list[FieldError] = []

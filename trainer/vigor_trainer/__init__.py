@@ -1,0 +1,1 @@
+"""A lightweight trainer on TRL whose reward is the VIGOR scoring service."""
