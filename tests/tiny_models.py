@@ -1,0 +1,96 @@
+"""Tiny random models of real architectures, and a byte-level tokenizer: what tests score instead of downloads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+VOCAB_SIZE = 320  # 256 bytes, then the special tokens, then ids without a token
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+_SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+    "pad_token_id": 257,
+    "initializer_range": 0.2,  # far from the uniform distribution, so that no term of the norm is negligible
+}
+_GPT2_SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 256,
+    "bos_token_id": 256,
+    "eos_token_id": 257,
+    "initializer_range": 0.2,
+}
+
+# family -> (model type, what differs from the common sizes)
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "qwen2": ("qwen2", {"tie_word_embeddings": False}),
+    "qwen2-tied": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {"tie_word_embeddings": True}),
+    "llama": ("llama", {"tie_word_embeddings": False}),
+    "mistral": ("mistral", {"sliding_window": 8}),
+    "gemma2": ("gemma2", {"sliding_window": 8, "query_pre_attn_scalar": 8, "final_logit_softcapping": 5.0}),
+    "gemma3": ("gemma3_text", {"sliding_window": 8, "query_pre_attn_scalar": 8}),
+    "phi3": ("phi3", {"tie_word_embeddings": False}),
+    "gpt2": ("gpt2", {}),
+    "gpt_neox": ("gpt_neox", {}),
+    "opt": ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+}
+
+
+def tiny_model(family: str = "llama", *, dtype: torch.dtype = torch.float32, **overrides: Any) -> PreTrainedModel:  # noqa: ANN401 - whatever the family's config takes
+    """Return a random model of the family, the same every time, in eval mode."""
+    model_type, differences = FAMILIES[family]
+    sizes = _GPT2_SIZES if model_type == "gpt2" else _SIZES
+    config = AutoConfig.for_model(model_type, **{**sizes, **differences, **overrides})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        _shake_vectors(model)
+    return model.to(dtype).eval()
+
+
+def _shake_vectors(model: torch.nn.Module) -> None:
+    """Biases start at zero and norm weights at one: move them, so that a rule that forgets one is seen."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Return a tokenizer with one token per byte, `<|im_start|>` (256, BOS) and `<|im_end|>` (257, EOS)."""
+    byte_tokens = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(byte_tokens)}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # pyright: ignore[reportAttributeAccessIssue] - a property of the extension class
+    tokenizer.decoder = decoders.ByteLevel()  # pyright: ignore[reportAttributeAccessIssue] - likewise
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def save_tiny_checkpoint(directory: Path, family: str = "llama", **overrides: Any) -> Path:  # noqa: ANN401
+    """Write a checkpoint with its tokenizer, as a user has it on disk; returns the directory."""
+    tiny_model(family, **overrides).save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return directory
