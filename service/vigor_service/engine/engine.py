@@ -2,14 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from math import hypot
+from typing import Protocol
 
-if TYPE_CHECKING:
-    import torch
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-    from vigor_service.engine.sequences import SequenceScore, TokenSequence
+from vigor_service.engine.exact_norms import exact_score
+from vigor_service.engine.fast_norms import FastNorms
+from vigor_service.engine.parameters import measured_parameters
+from vigor_service.engine.plan import UnsupportedModelError, causal_model, probe_sequences
+from vigor_service.engine.sequences import SequenceScore, TokenSequence
+
+logger = logging.getLogger(__name__)
+
+# How far the fast norm of a probe may be from the exact one, relative, before the fast path is not trusted.
+_TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 2e-2}
+_VERIFIED_ELEMENTS_AT_ONCE = 2**28  # gradients of so many elements are held while the engine checks itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +60,7 @@ class Scorer(Protocol):
         """Score one batch; the caller keeps it within its token budget."""
         ...
 
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def tensors(self) -> dict[str, Tensor]:
         """Every tensor a trainer must supply, tied ones once, under their canonical name."""
         ...
 
@@ -55,6 +68,117 @@ class Scorer(Protocol):
         """Canonical name of a tied tensor -> its other names."""
         ...
 
-    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Copy verified tensors into the model, in place."""
         ...
+
+
+class Engine:
+    """Scores with a transformers model: by the fast path where it proves exact on a probe, else by the reference.
+
+    Raises:
+        ValueError: ``parameters`` selects nothing (see ``measured_parameters``).
+    """
+
+    def __init__(self, model: PreTrainedModel, *, name: str, parameters: str | None = None) -> None:
+        self._model = model.eval()
+        self._name = name
+        self._measured = measured_parameters(model, parameters)
+        self._fast = _trusted_fast_norms(model, self._measured)
+
+    @property
+    def info(self) -> EngineInfo:
+        model = causal_model(self._model)
+        config = model.config.get_text_config()
+        return EngineInfo(
+            model=self._name,
+            architecture=type(model).__name__,
+            num_parameters=_num_elements(self._model.parameters()),
+            num_measured_parameters=_num_elements(self._measured.values()),
+            dtype=str(model.dtype).removeprefix("torch."),
+            device=str(model.device),
+            max_sequence_tokens=getattr(config, "max_position_embeddings", None) or 2**20,
+            vocab_size=model.get_input_embeddings().weight.shape[0],
+            tied_embeddings=bool(self.aliases()),
+            layout="single" if self._fast is None or self._fast.plan.fallback else "packed",
+            rules={"exact": list(self._measured)} if self._fast is None else self._fast.plan.rules,
+        )
+
+    def score(self, sequences: Sequence[TokenSequence]) -> BatchResult:
+        """Return the norms and signals of the sequences, in their order, under the current weights."""
+        if self._fast is not None:
+            return BatchResult(self._fast.score(sequences), padding_tokens=0)
+        scores = [exact_score(self._model, sequence, self._measured) for sequence in sequences]
+        return BatchResult(scores, padding_tokens=0)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the model's parameters and persistent buffers, tied ones once, under their first name."""
+        return {names[0]: tensor for names, tensor in _named_once(self._model)}
+
+    def aliases(self) -> dict[str, list[str]]:
+        """Return the other names of tied tensors."""
+        return {names[0]: names[1:] for names, _ in _named_once(self._model) if len(names) > 1}
+
+    def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Copy the tensors into the model's, in place.
+
+        Raises:
+            KeyError, RuntimeError: a name is unknown, or a shape does not fit; what came before is applied already.
+        """
+        own = self.tensors()
+        with torch.no_grad():
+            for name, tensor in tensors:
+                own[name].copy_(tensor)
+
+
+def _named_once(model: nn.Module) -> list[tuple[list[str], Tensor]]:
+    """Return every tensor of the state dict with all of its names, the one that ``named_parameters`` uses first."""
+    names: dict[int, list[str]] = {}
+    tensors = model.state_dict(keep_vars=True)
+    for name, tensor in tensors.items():
+        names.setdefault(id(tensor), []).append(name)
+    return [(group, tensors[group[0]].detach()) for group in names.values()]
+
+
+def _num_elements(tensors: Iterable[Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors)
+
+
+def _trusted_fast_norms(model: PreTrainedModel, measured: Mapping[str, nn.Parameter]) -> FastNorms | None:
+    """Return the fast path if it understands the model and agrees with the reference on a probe."""
+    try:
+        fast = FastNorms(model, measured)
+    except UnsupportedModelError as error:
+        logger.warning("scoring one sequence at a time: %s", error)
+        return None
+    tolerance = _TOLERANCES[causal_model(model).dtype]
+    probes = probe_sequences(causal_model(model))
+    for probe, score in zip(probes, fast.score(probes), strict=True):
+        exact_norm = _exact_norm(model, probe, measured)
+        if not abs(score.grad_norm - exact_norm) <= tolerance * exact_norm:
+            logger.warning(
+                "scoring one sequence at a time: the fast norm of a probe is %.7g, the exact %.7g",
+                score.grad_norm,
+                exact_norm,
+            )
+            return None
+    return fast
+
+
+def _exact_norm(model: PreTrainedModel, sequence: TokenSequence, measured: Mapping[str, nn.Parameter]) -> float:
+    """Return ``exact_score(...).grad_norm`` with the gradients of only some parameters in memory at once."""
+    norms = [exact_score(model, sequence, part).grad_norm for part in _parts(measured)]
+    return hypot(*norms)
+
+
+def _parts(parameters: Mapping[str, nn.Parameter]) -> list[dict[str, nn.Parameter]]:
+    """Split the parameters, in order, into parts of a bounded number of elements."""
+    parts: list[dict[str, nn.Parameter]] = []
+    room = 0
+    for name, parameter in parameters.items():
+        if parameter.numel() > room:
+            parts.append({})
+            room = max(_VERIFIED_ELEMENTS_AT_ONCE, parameter.numel())
+        parts[-1][name] = parameter
+        room -= parameter.numel()
+    return parts

@@ -1,0 +1,74 @@
+"""The obviously correct reference: one forward and one backward pass per sequence.
+
+Uses the model as it is, computes every gradient, and sums squares in float64. Slow on purpose: this is the
+yardstick of the fast path, and its fallback for models that the fast path does not understand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from math import log, sqrt
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
+
+
+def exact_score(
+    model: PreTrainedModel, sequence: TokenSequence, parameters: Mapping[str, nn.Parameter]
+) -> SequenceScore:
+    """Score one sequence with ``torch.autograd.grad``.
+
+    ``grad_norm = sqrt(sum((g.double() ** 2).sum() for g in grad(F.cross_entropy(logits, targets), parameters)))``
+    over the loss tokens, with teacher forcing, no temperature and dropout off (arXiv 2605.09920, equation 4).
+    """
+    if sequence.num_loss_tokens == 0:
+        return EMPTY_SCORE
+    with _requiring_grad(model, parameters.values()):
+        logits_TV = _loss_logits(model, sequence)
+        targets_T = torch.tensor(loss_targets(sequence), device=model.device)
+        loss = nn.functional.cross_entropy(logits_TV, targets_T)
+        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    squared_norm = sum(gradient.double().square().sum().item() for gradient in gradients if gradient is not None)
+    return SequenceScore(sequence.num_loss_tokens, sqrt(squared_norm), -loss.item(), *_signals(logits_TV.detach()))
+
+
+def loss_targets(sequence: TokenSequence) -> list[int]:
+    """Return the token that each loss position must predict."""
+    token_ids = sequence.prompt_ids + sequence.completion_ids
+    return [token_ids[position + 1] for position in sequence.loss_positions()]
+
+
+def _loss_logits(model: PreTrainedModel, sequence: TokenSequence) -> Tensor:
+    """Return the logits (T, V) of the loss positions in float32."""
+    input_ids = torch.tensor([sequence.prompt_ids + sequence.completion_ids], device=model.device)
+    logits_LV = model(input_ids=input_ids, use_cache=False).logits[0]
+    return logits_LV[sequence.loss_positions()].float()
+
+
+def _signals(logits_TV: Tensor) -> tuple[float, float]:
+    """Return mean entropy and self-certainty (mean over tokens and vocabulary of -log(V p)), in nats."""
+    logprobs_TV = logits_TV.log_softmax(-1)
+    entropy = -(logprobs_TV.exp() * logprobs_TV).sum(-1).mean().item()
+    self_certainty = -logprobs_TV.mean().item() - log(logits_TV.shape[-1])
+    return entropy, self_certainty
+
+
+@contextmanager
+def _requiring_grad(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let exactly these parameters require gradients, in eval mode, and restore both afterwards."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    was_training = model.training
+    model.requires_grad_(False).eval()
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+        model.train(was_training)

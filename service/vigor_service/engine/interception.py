@@ -1,0 +1,146 @@
+"""Seeing every operation that touches a measured parameter.
+
+A torch function mode stands between the model's code and torch. It first traces a small batch, to learn which rule
+claims which parameter, and then runs the claimed calls under their rules. The model itself is never changed.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._pytree import tree_leaves
+
+from vigor_service.engine.measurement import Measurement
+from vigor_service.engine.rules import Call, recognize
+
+# A vector that was cast, or to which a number was added, has the same gradient as the vector itself.
+_DERIVING = (torch.Tensor.float, torch.Tensor.to, torch.Tensor.add, torch.add)
+
+
+class UnclaimedCallError(Exception):
+    """A measured parameter is used in a way that the trace did not show."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A call that a rule can measure: its measured parameters, and the axis of its input that holds the tokens."""
+
+    rule: str
+    names: tuple[str, ...]
+    token_axis: int
+
+
+class _Interception(TorchFunctionMode):
+    """Recognises calls; what is done with them is up to the two subclasses."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__()
+        self._measured = {id(parameter): parameter for parameter in parameters}
+        self._vectors = {key: parameter for key, parameter in self._measured.items() if parameter.dim() == 1}
+        self._derived: list[Tensor] = []  # kept alive, so that their ids stay theirs
+
+    @abstractmethod
+    def run_call(self, call: Call, plain: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever torch returns
+        """Run a recognised call that has a measured parameter; ``plain`` runs it as the model meant it."""
+
+    @abstractmethod
+    def run_other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Run what no rule recognises."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        if func in _DERIVING and self._is_derivation(args):
+            return self._derive(func, args, kwargs)
+        call = recognize(func, args, kwargs, self._vectors)
+        if call is None or not any(id(parameter) in self._measured for parameter in call.parameters()):
+            return self.run_other(func, args, kwargs)
+        return self.run_call(call, lambda: func(*args, **kwargs))
+
+    def _is_derivation(self, args: tuple[Any, ...]) -> bool:
+        tensors = [arg for arg in args if isinstance(arg, Tensor)]
+        return len(tensors) == 1 and id(tensors[0]) in self._vectors
+
+    def _derive(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        (parameter,) = (self._vectors[id(arg)] for arg in args if isinstance(arg, Tensor))
+        derived = function(*args, **kwargs)
+        self._vectors[id(derived)] = parameter
+        self._derived.append(derived)
+        return derived
+
+
+class Tracing(_Interception):
+    """Learns from one run which rules meet which parameters, and which uses no rule understands."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], num_tokens: int) -> None:
+        super().__init__(parameters.values())
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._num_tokens = num_tokens
+        self.claims: list[Claim] = []
+        self.refusals: dict[str, str] = {}  # parameter name -> the use that no rule understands
+
+    def run_call(self, call: Call, plain: Callable[[], Any]) -> Any:  # noqa: ANN401
+        names = tuple(self._names[id(tensor)] for tensor in call.parameters() if id(tensor) in self._names)
+        token_axes = call.token_axes(self._num_tokens)
+        if len(token_axes) == 1:
+            self.claims.append(Claim(call.rule, names, token_axes[0]))
+        else:
+            self.refusals |= dict.fromkeys(names, f"no single axis of tokens in the input of a {call.rule} call")
+        return plain()
+
+    def run_other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        result = function(*args, **kwargs)
+        if _holds_tensor(result):  # what returns none, such as a dtype or a shape, is no use of the parameter
+            for leaf in tree_leaves((args, kwargs)):
+                parameter = self._vectors.get(id(leaf), self._measured.get(id(leaf)))
+                if parameter is not None:
+                    self.refusals[self._names[id(parameter)]] = f"no rule for {resolve_name(function)}"
+        return result
+
+
+class Measuring(_Interception):
+    """Runs the claimed calls under their rules; ``claims`` has exactly one claim for each parameter."""
+
+    def __init__(self, claims: Mapping[nn.Parameter, Claim], measurement: Measurement) -> None:
+        super().__init__(claims)
+        self._claims = {id(parameter): claim for parameter, claim in claims.items()}
+        self._unseen = set(self._claims)
+        self._measurement = measurement
+
+    def check_all_seen(self) -> None:
+        """Make sure that every claimed parameter was measured.
+
+        Raises:
+            UnclaimedCallError: one was not.
+        """
+        if self._unseen:
+            raise UnclaimedCallError(f"{len(self._unseen)} parameters were not used as in the trace")
+
+    def run_call(self, call: Call, plain: Callable[[], Any]) -> Any:  # noqa: ANN401, ARG002
+        keys = [id(parameter) for parameter in call.parameters() if id(parameter) in self._claims]
+        (token_axis,) = {self._claims[key].token_axis for key in keys}
+        if not self._unseen.issuperset(keys) or token_axis not in call.token_axes(self._measurement.batch.num_tokens):
+            raise UnclaimedCallError(f"a {call.rule} call differs from the one in the trace")
+        self._unseen.difference_update(keys)
+        return call.run(self._measurement, lambda parameter: id(parameter) in self._claims, token_axis)
+
+    def run_other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        result = function(*args, **kwargs)
+        if any(id(arg) in self._vectors or id(arg) in self._measured for arg in args) and _holds_tensor(result):
+            raise UnclaimedCallError(f"{resolve_name(function)} takes a parameter that a rule claims")
+        return result
+
+
+def _holds_tensor(result: object) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))

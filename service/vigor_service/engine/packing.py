@@ -1,0 +1,80 @@
+"""Many sequences as one row of tokens, without padding.
+
+Shapes: B sequences, N tokens in all, M loss rows in all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+import torch
+from torch import Tensor
+
+from vigor_service.engine.sequences import TokenSequence
+
+
+@dataclass(frozen=True, slots=True)
+class PackedBatch:
+    """B sequences laid end to end. Sequence b owns rows ``token_slices[b]`` of N and ``loss_slices[b]`` of M.
+
+    A sequence ends at its last loss position: what follows conditions nothing that is measured.
+    """
+
+    input_ids_1N: Tensor
+    position_ids_1N: Tensor
+    token_slices: list[slice]
+    loss_rows_M: Tensor  # rows of N whose prediction counts
+    targets_M: Tensor  # the token each of them must predict
+    loss_slices: list[slice]
+
+    @property
+    def num_sequences(self) -> int:
+        """B."""
+        return len(self.token_slices)
+
+    @property
+    def num_tokens(self) -> int:
+        """N."""
+        return self.input_ids_1N.shape[1]
+
+    def sequence_of_token_N(self) -> Tensor:
+        """Return for each of the N tokens the index of its sequence."""
+        lengths = torch.tensor([rows.stop - rows.start for rows in self.token_slices])
+        return torch.arange(self.num_sequences).repeat_interleave(lengths).to(self.input_ids_1N.device)
+
+
+def pack(sequences: Sequence[TokenSequence], device: torch.device) -> PackedBatch:
+    """Lay the sequences end to end.
+
+    Raises:
+        ValueError: a sequence has no loss token, so that it has no gradient.
+    """
+    if any(sequence.num_loss_tokens == 0 for sequence in sequences):
+        raise ValueError("a sequence without loss tokens has no gradient: leave it out of the batch")
+    loss_positions = [sequence.loss_positions() for sequence in sequences]
+    lengths = [positions[-1] + 1 for positions in loss_positions]
+    token_slices = _slices(lengths)
+    token_ids = [sequence.prompt_ids + sequence.completion_ids for sequence in sequences]
+    return PackedBatch(
+        input_ids_1N=_row([ids[:length] for ids, length in zip(token_ids, lengths, strict=True)], device)[None],
+        position_ids_1N=_row([range(length) for length in lengths], device)[None],
+        token_slices=token_slices,
+        loss_rows_M=_row(
+            [[rows.start + p for p in positions] for rows, positions in zip(token_slices, loss_positions, strict=True)],
+            device,
+        ),
+        targets_M=_row(
+            [[ids[p + 1] for p in positions] for ids, positions in zip(token_ids, loss_positions, strict=True)], device
+        ),
+        loss_slices=_slices([len(positions) for positions in loss_positions]),
+    )
+
+
+def _slices(lengths: Sequence[int]) -> list[slice]:
+    return [slice(start, stop) for start, stop in pairwise(accumulate(lengths, initial=0))]
+
+
+def _row(pieces: Sequence[Sequence[int]], device: torch.device) -> Tensor:
+    return torch.tensor([number for piece in pieces for number in piece], dtype=torch.long, device=device)

@@ -1,0 +1,67 @@
+"""Rules: for each parameterised operation, its parameters' share of the squared gradient norm.
+
+An operation is recognised where it happens, as a call of a torch function with a measured parameter among its
+arguments; so a rule serves every architecture that uses the operation. What no rule recognises is left to autograd.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vigor_service.engine.measurement import Measurement
+from vigor_service.engine.rules import affine, embedding, linear
+
+
+class Call(Protocol):
+    """One recognised call of an operation that has measured parameters."""
+
+    @property
+    def rule(self) -> str:
+        """The rule's name, as users see it."""
+        ...
+
+    def parameters(self) -> list[Tensor]:
+        """The tensors among the call's arguments that may be parameters."""
+        ...
+
+    def token_axes(self, num_tokens: int) -> list[int]:
+        """Axes of the input that may hold the tokens; the rule holds where there is exactly one."""
+        ...
+
+    def run(self, measurement: Measurement, is_measured: Callable[[Tensor], bool], token_axis: int) -> Tensor:
+        """Do what the call would have done, and have its backward add to the measurement."""
+        ...
+
+
+def recognize(
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], vectors: Mapping[int, nn.Parameter]
+) -> Call | None:
+    """Return the call if a rule knows the function, else None.
+
+    ``vectors`` maps the id of each measured 1-D parameter, and of what was derived from it by a cast or by adding a
+    constant, to the parameter.
+    """
+    if function in _ELEMENTWISE:
+        return affine.from_elementwise(_ELEMENTWISE[function], args, vectors)
+    parse = _FUNCTIONS.get(function)
+    return None if parse is None else parse(*args, **kwargs)
+
+
+_FUNCTIONS: dict[Callable[..., Any], Callable[..., Call | None]] = {
+    F.linear: linear.from_linear,
+    torch.addmm: linear.from_addmm,
+    F.embedding: embedding.from_embedding,
+    F.layer_norm: affine.from_layer_norm,
+}
+
+_ELEMENTWISE: dict[Callable[..., Any], affine.Elementwise] = {
+    torch.mul: "multiply",
+    torch.Tensor.mul: "multiply",
+    torch.add: "add",
+    torch.Tensor.add: "add",
+}

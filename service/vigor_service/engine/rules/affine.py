@@ -1,0 +1,119 @@
+"""Scale and shift, feature by feature: the parameters of LayerNorm and of every RMSNorm.
+
+``y = x ⊙ w + b``: per sequence the gradients are Σ_t g_t ⊙ x_t and Σ_t g_t, summed over heads too where x has heads.
+Gemma's ``x ⊙ (1 + w)`` is the same with another factor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vigor_service.engine.measurement import Measurement
+from vigor_service.engine.rules.linear import squared_norm
+
+Elementwise = Literal["multiply", "add"]
+
+
+@dataclass(frozen=True, slots=True)
+class AffineCall:
+    """``normalize(x) * factor + shift``; the factor is the parameter ``weight``, or was derived from it."""
+
+    x: Tensor
+    factor: Tensor | None
+    weight: Tensor | None
+    shift: Tensor | None
+    bias: Tensor | None
+    normalize: Callable[[Tensor], Tensor] | None = None
+    rule: str = "affine"
+
+    def parameters(self) -> list[Tensor]:
+        return [parameter for parameter in (self.weight, self.bias) if parameter is not None]
+
+    def token_axes(self, num_tokens: int) -> list[int]:
+        if any(parameter.shape != self.x.shape[-1:] for parameter in self.parameters()):
+            return []
+        leading = self.x.shape[:-1]
+        return [axis for axis, size in enumerate(leading) if size == num_tokens and (axis < 2 or leading[0] == 1)]
+
+    def run(self, measurement: Measurement, is_measured: Callable[[Tensor], bool], token_axis: int) -> Tensor:
+        return _Affine.apply(  # pyright: ignore[reportReturnType] - apply is untyped
+            self.x if self.normalize is None else self.normalize(self.x),
+            measurement.squared_norms_B,
+            self.factor,
+            self.shift,
+            measurement,
+            token_axis,
+            self.weight is not None and is_measured(self.weight),
+            self.bias is not None and is_measured(self.bias),
+        )
+
+
+def from_elementwise(
+    operation: Elementwise, args: tuple[Any, ...], vectors: Mapping[int, nn.Parameter]
+) -> AffineCall | None:
+    """Recognise ``x * w``, ``w * x``, ``x + b`` and ``b + x`` with exactly one measured vector."""
+    tensors = [arg for arg in args if isinstance(arg, Tensor)]
+    found = [tensor for tensor in tensors if id(tensor) in vectors]
+    if len(args) != 2 or len(tensors) != 2 or len(found) != 1:
+        return None
+    (vector,) = found
+    x = tensors[1] if tensors[0] is vector else tensors[0]
+    if operation == "multiply":
+        return AffineCall(x, vector, vectors[id(vector)], None, None)
+    return AffineCall(x, None, None, vector, vectors[id(vector)])
+
+
+def from_layer_norm(
+    input: Tensor,
+    normalized_shape: list[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> AffineCall:
+    """Recognise ``F.layer_norm``: normalise without parameters, then scale and shift."""
+    return AffineCall(input, weight, weight, bias, bias, lambda x: F.layer_norm(x, normalized_shape, None, None, eps))
+
+
+class _Affine(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's context
+        x: Tensor,
+        squared_norms_B: Tensor,  # noqa: ARG004 - its gradient is the result
+        factor: Tensor | None,
+        shift: Tensor | None,
+        measurement: Measurement,
+        token_axis: int,
+        measures_weight: bool,
+        measures_bias: bool,
+    ) -> Tensor:
+        ctx.save_for_backward(x, factor)
+        ctx.measurement, ctx.token_axis = measurement, token_axis
+        ctx.measures = (measures_weight, measures_bias)
+        scaled = x if factor is None else x * factor
+        return scaled if shift is None else scaled + shift
+
+    @staticmethod
+    def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        (gradient,) = output_gradients
+        x, factor = ctx.saved_tensors
+        measures_weight, measures_bias = ctx.measures
+        shares_B = torch.zeros_like(ctx.measurement.squared_norms_B)
+        if measures_weight:
+            shares_B = shares_B + _shares(gradient.float() * x.float(), ctx.token_axis, ctx.measurement)
+        if measures_bias:
+            shares_B = shares_B + _shares(gradient.float(), ctx.token_axis, ctx.measurement)
+        x_gradient = gradient if factor is None else (gradient * factor).to(x.dtype)
+        return x_gradient, shares_B, None, None, None, None, None, None
+
+
+def _shares(products: Tensor, token_axis: int, measurement: Measurement) -> Tensor:
+    """``‖Σ_t p_t‖²`` per sequence, shape (B,); what is neither token nor feature, such as heads, is summed too."""
+    rows_NXD = products.movedim(token_axis, 0).reshape(measurement.batch.num_tokens, -1, products.shape[-1])
+    return torch.stack([squared_norm(rows_TXD.sum((0, 1))) for rows_TXD in measurement.rows_of_sequences(rows_NXD)])
