@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from vigor_client.errors import MissingDependencyError
 from vigor_client.schemas import TensorInfo
 
 if TYPE_CHECKING:
@@ -29,12 +30,12 @@ def new_hasher() -> Hasher:
     """Return a fresh streaming xxh3-128.
 
     Raises:
-        ImportError: xxhash is not installed; says which extra brings it.
+        MissingDependencyError: xxhash is not installed; says which extra brings it.
     """
     try:
         import xxhash
     except ImportError as error:
-        raise ImportError("checksums need xxhash: pip install 'vigor-rl[trainer]'") from error
+        raise MissingDependencyError("xxhash", extra="trainer", purpose="a checksum") from error
     return xxhash.xxh3_128()
 
 

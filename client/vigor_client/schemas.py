@@ -48,14 +48,14 @@ class Message(WireModel):
 class Completion(WireModel):
     """One sampled completion: its token ids, or its text."""
 
-    ids: list[TokenId] | None = Field(None, description="The sampled token ids, used as they are.")
-    text: str | None = Field(None, description="Tokenized by the service without special tokens.")
+    ids: list[TokenId] | None = Field(default=None, description="The sampled token ids, used as they are.")
+    text: str | None = Field(default=None, description="Tokenized by the service without special tokens.")
     mask: list[MaskBit] | None = Field(
-        None,
+        default=None,
         description="Same length as `ids`; 0 leaves a token out of the loss, it still conditions what follows.",
     )
     finish_reason: FinishReason | None = Field(
-        None,
+        default=None,
         description="`stop` on text appends EOS if it is not there; `length` marks a truncated completion.",
     )
 
@@ -88,11 +88,13 @@ AnyCompletion = Annotated[
 class Group(WireModel):
     """One prompt with all of its sampled completions: what is ranked together."""
 
-    id: str | None = Field(None, max_length=256, examples=["q-17"])
-    prompt_ids: list[TokenId] | None = Field(None, min_length=1, examples=[[1, 733, 16289]])
-    prompt: str | None = Field(None, min_length=1, description="Tokenized with the tokenizer's own special tokens.")
+    id: str | None = Field(default=None, max_length=256, examples=["q-17"])
+    prompt_ids: list[TokenId] | None = Field(default=None, min_length=1, examples=[[1, 733, 16289]])
+    prompt: str | None = Field(
+        default=None, min_length=1, description="Tokenized with the tokenizer's own special tokens."
+    )
     messages: list[Message] | None = Field(
-        None, min_length=1, description="Rendered by the chat template, with a generation prompt."
+        default=None, min_length=1, description="Rendered by the chat template, with a generation prompt."
     )
     completions: list[AnyCompletion] = Field(min_length=1)
 
@@ -121,14 +123,16 @@ class ScoreRequest(WireModel):
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"examples": [_SCORE_EXAMPLE]})
 
     groups: list[Group] = Field(min_length=1)
-    weight_version: WeightVersion | None = Field(None, description="Score with exactly these weights, or 409.")
-    weight_digest: Checksum | None = Field(None, description="Stronger than the version: the weights' own digest.")
-    wait_seconds: float = Field(
-        0.0, ge=0, le=MAX_WAIT_SECONDS, description="How long to wait for `weight_version` before 409."
+    weight_version: WeightVersion | None = Field(default=None, description="Score with exactly these weights, or 409.")
+    weight_digest: Checksum | None = Field(
+        default=None, description="Stronger than the version: the weights' own digest."
     )
-    reward: RewardName = Field("vigor", description="What is ranked.")
-    ties: TieRule = Field("average", description="Equal values share the mean rank, or rank by index.")
-    truncated: TruncatedRule = Field("score", description="What `finish_reason: length` gets.")
+    wait_seconds: float = Field(
+        default=0.0, ge=0, le=MAX_WAIT_SECONDS, description="How long to wait for `weight_version` before 409."
+    )
+    reward: RewardName = Field(default="vigor", description="What is ranked.")
+    ties: TieRule = Field(default="average", description="Equal values share the mean rank, or rank by index.")
+    truncated: TruncatedRule = Field(default="score", description="What `finish_reason: length` gets.")
 
 
 class CompletionScore(WireModel):
@@ -225,7 +229,7 @@ class UpdateRequest(WireModel):
     """``POST /v1/weights/updates``: open an update. The trainer names the version."""
 
     weight_version: WeightVersion
-    base_version: WeightVersion | None = Field(None, description="The version the update was made from.")
+    base_version: WeightVersion | None = Field(default=None, description="The version the update was made from.")
     encoding: UpdateEncoding = "full"
     files: list[UpdateFile] = Field(min_length=1, max_length=4096)
 

@@ -1,0 +1,198 @@
+"""``vigor``: score a JSONL file, show what a service holds, push a checkpoint to it.
+
+Answers go to stdout, errors as one line to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from math import inf
+from pathlib import Path
+from time import monotonic
+from typing import TextIO, TypeVar, get_args
+
+from vigor_client import __version__
+from vigor_client.checkpoints import checkpoint_tensors
+from vigor_client.client import DEFAULT_TIMEOUT_SECONDS, VigorClient
+from vigor_client.errors import VigorError
+from vigor_client.jsonl import check_lines, score_lines
+from vigor_client.retry import DEFAULT_MAX_RETRIES
+from vigor_client.schemas import MAX_WAIT_SECONDS, Group, RewardName, ScoreResponse, TieRule, TruncatedRule
+
+T = TypeVar("T", int, float)
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+QUEUE_SERIES = {"vigor_queued_requests": "requests", "vigor_queued_tokens": "tokens"}
+INTERRUPTED = 130
+_OUTPUT_CLOSED = 141  # what a shell reports for a process that SIGPIPE ended
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit stays quiet
+        return _OUTPUT_CLOSED
+    except (VigorError, OSError) as error:
+        print("vigor:", str(error).replace("\n  ", "; "), file=sys.stderr)
+        return 1
+
+
+def score(arguments: argparse.Namespace) -> int:
+    """``vigor score``."""
+    check_lines(arguments.input)
+
+    def score_groups(groups: list[Group]) -> ScoreResponse:
+        return client.score(
+            groups,
+            weight_version=arguments.weight_version,
+            wait_seconds=arguments.wait_seconds,
+            reward=arguments.reward,
+            ties=arguments.ties,
+            truncated=arguments.truncated,
+        )
+
+    with _client(arguments) as client, _output(arguments.out) as out:
+        for line in score_lines(arguments.input, score_groups, groups_per_request=arguments.groups_per_request):
+            print(line, file=out, flush=True)
+    return 0
+
+
+def status(arguments: argparse.Namespace) -> int:
+    """``vigor status``: exit code 0 if the service is ready."""
+    with _client(arguments, max_retries=0) as client:
+        ready = client.ready()
+        model, weights, metrics = client.model(), client.weights(), client.metrics()
+    queued = [f"{metrics[series]:.0f} {unit}" for series, unit in QUEUE_SERIES.items() if series in metrics]
+    rows = {
+        "service": arguments.url,
+        "state": "ready" if ready.status == "ok" else f"not ready: {ready.reason}",
+        "model": f"{model.model} ({model.architecture}, {model.dtype} on {model.device})",
+        "measured": f"{model.num_measured_parameters:,} of {model.num_parameters:,} parameters, {model.layout}",
+        "weights": f"version {weights.weight_version}, {weights.state}, since {weights.published_at}",
+        "digest": weights.weight_digest,
+        "queue": ", ".join(queued) or "not reported",
+    }
+    print("\n".join(f"{name:<9} {value}" for name, value in rows.items()))
+    return 0 if ready.status == "ok" else 1
+
+
+def push(arguments: argparse.Namespace) -> int:
+    """``vigor push``."""
+    started_seconds = monotonic()
+    with _client(arguments) as client:
+        published = client.publish_weights(
+            checkpoint_tensors(arguments.directory), weight_version=arguments.weight_version
+        )
+    weights = f"version {published.weight_version}, {published.weight_digest}"
+    if not published.sent_bytes:
+        print(f"nothing sent: the service has these weights already ({weights})")
+        return 0
+    print(
+        f"published {weights}: {published.num_changed_tensors} tensors changed, "
+        f"{published.sent_bytes / 1e6:,.1f} MB in {monotonic() - started_seconds:.1f} s"
+    )
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="vigor", description="Talk to a VIGOR scoring service.")
+    parser.add_argument("--version", action="version", version=f"vigor {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_score(commands.add_parser("score", help="score a JSONL file, one group per line"))
+    _add_status(commands.add_parser("status", help="show model, weights and queue of a service"))
+    _add_push(commands.add_parser("push", help="publish the weights of a checkpoint directory"))
+    return parser
+
+
+def _add_score(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=score)
+    parser.add_argument("input", type=Path, metavar="IN.jsonl", help="one group per line")
+    parser.add_argument(
+        "--out", type=Path, metavar="OUT.jsonl", help="written as OUT.jsonl.partial until complete (default: stdout)"
+    )
+    parser.add_argument("--groups-per-request", type=_number(int, 1, inf), default=16, metavar="N", help="default: 16")
+    parser.add_argument(
+        "--weight-version", type=_number(int, 0, inf), metavar="N", help="score with exactly these weights"
+    )
+    parser.add_argument(
+        "--wait-seconds",
+        type=_number(float, 0, MAX_WAIT_SECONDS),
+        default=0.0,
+        metavar="S",
+        help="wait for that version",
+    )
+    parser.add_argument("--reward", choices=get_args(RewardName), default="vigor", help="what is ranked")
+    parser.add_argument("--ties", choices=get_args(TieRule), default="average", help="what equal values get")
+    parser.add_argument("--truncated", choices=get_args(TruncatedRule), default="score", help="cut-off completions")
+    _add_connection(parser)
+
+
+def _add_status(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=status)
+    _add_connection(parser)
+
+
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=push)
+    parser.add_argument("directory", type=Path, metavar="DIR", help="a saved model: safetensors, whole or sharded")
+    parser.add_argument(
+        "--weight-version", type=_number(int, 0, inf), required=True, metavar="N", help="the weights' new version"
+    )
+    _add_connection(parser)
+
+
+def _add_connection(parser: argparse.ArgumentParser) -> None:
+    url = os.environ.get("VIGOR_URL") or DEFAULT_URL
+    parser.add_argument("--url", default=url, help=f"the service (default: VIGOR_URL, else {DEFAULT_URL})")
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="default: the key in VIGOR_API_KEY, if set")
+    parser.add_argument(
+        "--timeout-seconds", type=_number(float, 0.1, inf), default=DEFAULT_TIMEOUT_SECONDS, metavar="S"
+    )
+
+
+def _client(arguments: argparse.Namespace, *, max_retries: int = DEFAULT_MAX_RETRIES) -> VigorClient:
+    key_file: Path | None = arguments.api_key_file
+    key = key_file.read_text().strip() if key_file else os.environ.get("VIGOR_API_KEY")
+    try:
+        return VigorClient(
+            arguments.url, api_key=key or None, timeout_seconds=arguments.timeout_seconds, max_retries=max_retries
+        )
+    except ValueError as error:
+        raise VigorError(str(error)) from error
+
+
+@contextmanager
+def _output(path: Path | None) -> Generator[TextIO]:
+    """Stdout, or a file that appears under its name when it is complete."""
+    if path is None:
+        yield sys.stdout
+        return
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("w", encoding="utf-8") as file:
+        yield file
+    partial.replace(path)
+
+
+def _number(kind: type[T], low: float, high: float) -> Callable[[str], T]:
+    """A parser of numbers from ``low`` to ``high``, that says so where one is not."""
+
+    def parse(text: str) -> T:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = None
+        if number is None or not low <= number <= high:
+            upto = "" if high == inf else f" and at most {high:g}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least {low:g}{upto}")
+        return number
+
+    return parse

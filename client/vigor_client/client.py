@@ -1,0 +1,288 @@
+"""The two clients, blocking and async: one method per endpoint, the same methods on both.
+
+What a method does is written once, in ``endpoints`` and ``weights``; here it is only run.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import httpx
+
+from vigor_client import __version__
+from vigor_client.endpoints import Endpoints
+from vigor_client.exchange import Exchange
+from vigor_client.retry import DEFAULT_MAX_RETRIES, RetryPolicy
+from vigor_client.schemas import (
+    Group,
+    Health,
+    ModelInfo,
+    RewardName,
+    ScoreRequest,
+    ScoreResponse,
+    TensorList,
+    TieRule,
+    TruncatedRule,
+    WeightsInfo,
+)
+from vigor_client.weights import Publication, publish
+from vigor_client.wire import AsyncWire, BlockingWire, Wire, run_blocking
+
+if TYPE_CHECKING:
+    import torch
+
+DEFAULT_TIMEOUT_SECONDS = 300.0
+USER_AGENT = f"vigor-client/{__version__}"
+
+Groups = Sequence[Group | Mapping[str, object]]
+
+
+class VigorClient:
+    """Calls a scoring service and waits for the answers.
+
+    Every method raises a ``VigorError`` when it fails (the tree is in ``vigor_client.errors``), after the retries that
+    are safe: a connection that failed, 429 and 503, with ``Retry-After`` obeyed. May be shared between threads.
+
+    Args:
+        base_url: where the service listens, e.g. ``http://127.0.0.1:8000``.
+        api_key: sent as a bearer token.
+        timeout_seconds: how long the service may keep silent within one attempt.
+        max_retries: how often one call is tried again.
+        transport: replaces the network, for tests.
+
+    Raises:
+        ValueError: the URL or the key cannot be used.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        max_retries: int = DEFAULT_MAX_RETRIES,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        self._http = httpx.Client(base_url=_checked_url(base_url), headers=_headers(api_key), transport=transport)
+        self._endpoints = _endpoints(BlockingWire(self._http), timeout_seconds, max_retries)
+
+    def score(
+        self,
+        groups: Groups,
+        *,
+        weight_version: int | None = None,
+        weight_digest: str | None = None,
+        wait_seconds: float = 0.0,
+        reward: RewardName = "vigor",
+        ties: TieRule = "average",
+        truncated: TruncatedRule = "score",
+    ) -> ScoreResponse:
+        """Score whole groups under the service's current weights; answers come in the order of the questions.
+
+        Args:
+            groups: what is ranked together, as ``Group`` or as a mapping of its fields.
+            weight_version: the version the scores must come from; anything else is a ``WeightVersionMismatchError``.
+            weight_digest: likewise, by the digest of the weights.
+            wait_seconds: how long the service may wait for that version before it refuses.
+            reward: what is ranked.
+            ties: what equal values get.
+            truncated: what a completion with ``finish_reason="length"`` gets.
+
+        Raises:
+            ValueError: the groups break the contract; nothing was sent.
+        """
+        request = _score_request(groups, weight_version, weight_digest, wait_seconds, reward, ties, truncated)
+        return run_blocking(self._endpoints.score(request))
+
+    def model(self) -> ModelInfo:
+        """What the service measures, and how."""
+        return run_blocking(self._endpoints.model())
+
+    def weights(self) -> WeightsInfo:
+        """The weights that serve now."""
+        return run_blocking(self._endpoints.weights())
+
+    def tensors(self) -> TensorList:
+        """Every tensor a trainer must supply."""
+        return run_blocking(self._endpoints.tensors())
+
+    def health(self) -> Health:
+        """Whether the process answers; asked once, without retries."""
+        return run_blocking(self._endpoints.health())
+
+    def ready(self) -> Health:
+        """Whether the service would score now; asked once, without retries."""
+        return run_blocking(self._endpoints.ready())
+
+    def metrics(self) -> dict[str, float]:
+        """The service's metrics by series, e.g. ``vigor_queued_tokens``, labels included in the key."""
+        return run_blocking(self._endpoints.metrics())
+
+    def wait_until_ready(self, timeout_seconds: float) -> None:
+        """Wait for a service that is starting.
+
+        Raises:
+            NotReadyError: it was not ready in time; says what it answered last.
+        """
+        run_blocking(self._endpoints.wait_until_ready(timeout_seconds))
+
+    def publish_weights(self, tensors: Mapping[str, torch.Tensor], *, weight_version: int) -> Publication:
+        """Bring ``tensors`` (a whole state dict) into service as ``weight_version``.
+
+        Nothing is sent if they serve already. Each tensor is cast to the service's dtype on its own; a tied one may be
+        given under any of its names. Do not change the tensors while this runs: the checksums would no longer fit.
+
+        Raises:
+            TensorsRefusedError: they do not fit the service's; every fault is named and nothing was sent.
+            PublishError: the service ended with other weights.
+        """
+        return run_blocking(publish(self._endpoints, tensors, weight_version=weight_version))
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return _describe(self, self._http)
+
+
+class AsyncVigorClient:
+    """``VigorClient`` for asyncio: the same arguments, the same methods, awaited."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        api_key: str | None = None,
+        timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+        max_retries: int = DEFAULT_MAX_RETRIES,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._http = httpx.AsyncClient(base_url=_checked_url(base_url), headers=_headers(api_key), transport=transport)
+        self._endpoints = _endpoints(AsyncWire(self._http), timeout_seconds, max_retries)
+
+    async def score(
+        self,
+        groups: Groups,
+        *,
+        weight_version: int | None = None,
+        weight_digest: str | None = None,
+        wait_seconds: float = 0.0,
+        reward: RewardName = "vigor",
+        ties: TieRule = "average",
+        truncated: TruncatedRule = "score",
+    ) -> ScoreResponse:
+        """As ``VigorClient.score``."""
+        request = _score_request(groups, weight_version, weight_digest, wait_seconds, reward, ties, truncated)
+        return await self._endpoints.score(request)
+
+    async def model(self) -> ModelInfo:
+        """As ``VigorClient.model``."""
+        return await self._endpoints.model()
+
+    async def weights(self) -> WeightsInfo:
+        """As ``VigorClient.weights``."""
+        return await self._endpoints.weights()
+
+    async def tensors(self) -> TensorList:
+        """As ``VigorClient.tensors``."""
+        return await self._endpoints.tensors()
+
+    async def health(self) -> Health:
+        """As ``VigorClient.health``."""
+        return await self._endpoints.health()
+
+    async def ready(self) -> Health:
+        """As ``VigorClient.ready``."""
+        return await self._endpoints.ready()
+
+    async def metrics(self) -> dict[str, float]:
+        """As ``VigorClient.metrics``."""
+        return await self._endpoints.metrics()
+
+    async def wait_until_ready(self, timeout_seconds: float) -> None:
+        """As ``VigorClient.wait_until_ready``."""
+        await self._endpoints.wait_until_ready(timeout_seconds)
+
+    async def publish_weights(self, tensors: Mapping[str, torch.Tensor], *, weight_version: int) -> Publication:
+        """As ``VigorClient.publish_weights``; casts and checksums run on threads."""
+        return await publish(self._endpoints, tensors, weight_version=weight_version)
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        return _describe(self, self._http)
+
+
+def _endpoints(wire: Wire, timeout_seconds: float, max_retries: int) -> Endpoints:
+    if not timeout_seconds > 0:
+        raise ValueError(f"timeout_seconds is {timeout_seconds}; give more than 0")
+    exchange = Exchange(wire, RetryPolicy(max_retries=max_retries), random=random.random)
+    return Endpoints(exchange, timeout_seconds=timeout_seconds)
+
+
+def _score_request(
+    groups: Groups,
+    weight_version: int | None,
+    weight_digest: str | None,
+    wait_seconds: float,
+    reward: RewardName,
+    ties: TieRule,
+    truncated: TruncatedRule,
+) -> ScoreRequest:
+    fields = {
+        "groups": [group if isinstance(group, Group) else dict(group) for group in groups],
+        "weight_version": weight_version,
+        "weight_digest": weight_digest,
+        "wait_seconds": wait_seconds,
+        "reward": reward,
+        "ties": ties,
+        "truncated": truncated,
+    }
+    return ScoreRequest.model_validate(fields)  # one validation, so that an error names the group by its index
+
+
+def _checked_url(base_url: str) -> httpx.URL:
+    try:
+        url = httpx.URL(base_url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"the service's URL cannot be read: {error}") from error
+    if url.userinfo:
+        raise ValueError("give the key as api_key, not within the URL")
+    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
+        raise ValueError(f"{base_url!r} is not a service's URL; give one like http://127.0.0.1:8000")
+    return url
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    if api_key is None:
+        return {"User-Agent": USER_AGENT}
+    if not api_key or not api_key.isascii() or not api_key.isprintable() or " " in api_key:
+        raise ValueError("the api_key must be printable ASCII without spaces")  # without showing it
+    return {"User-Agent": USER_AGENT, "Authorization": f"Bearer {api_key}"}
+
+
+def _describe(client: object, http: httpx.Client | httpx.AsyncClient) -> str:
+    key = ", api_key='***'" if "Authorization" in http.headers else ""
+    return f"{type(client).__name__}({str(http.base_url)!r}{key})"

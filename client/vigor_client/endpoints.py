@@ -1,0 +1,153 @@
+"""The endpoints of the service, one coroutine each: the single implementation under both clients.
+
+Knows paths, timeouts and what may be repeated; knows nothing about tensors.
+"""
+
+from __future__ import annotations
+
+from vigor_client.errors import NotReadyError, VigorError
+from vigor_client.exchange import Exchange, failure_of, parse, unexpected
+from vigor_client.retry import Repeat
+from vigor_client.schemas import (
+    CommitResponse,
+    Health,
+    ModelInfo,
+    ScoreRequest,
+    ScoreResponse,
+    TensorList,
+    UpdateRequest,
+    UpdateStatus,
+    WeightsInfo,
+)
+from vigor_client.wire import Body, Call, Wire
+
+PROBE_TIMEOUT_SECONDS = 5.0
+PROBE_PAUSE_SECONDS = 0.25
+ABANDON_TIMEOUT_SECONDS = 5.0
+# A full update is verified and copied after its last byte came: allow for this speed on top of the usual timeout.
+SLOWEST_VERIFICATION_BYTES_PER_SECOND = 100e6
+
+UPDATES = "/v1/weights/updates"
+_UNAVAILABLE = 503
+
+
+class Endpoints:
+    """Calls the service. ``timeout_seconds`` is how long it may keep silent for where nothing says otherwise."""
+
+    def __init__(self, exchange: Exchange, *, timeout_seconds: float) -> None:
+        self._exchange = exchange
+        self._timeout_seconds = timeout_seconds
+
+    @property
+    def wire(self) -> Wire:
+        return self._exchange.wire
+
+    async def score(self, request: ScoreRequest) -> ScoreResponse:
+        call = Call(
+            method="POST",
+            path="/v1/score",
+            body=Body.json(request.model_dump_json(exclude_none=True)),
+            timeout_seconds=self._timeout_seconds + request.wait_seconds,
+        )
+        response = await self._exchange.send(call)
+        scores = parse(response, ScoreResponse)
+        if difference := _difference(request, scores):
+            raise unexpected(response, f"scores that were not asked for: {difference}")
+        return scores
+
+    async def model(self) -> ModelInfo:
+        return await self._exchange.fetch(self._get("/v1/model"), ModelInfo)
+
+    async def weights(self) -> WeightsInfo:
+        return await self._exchange.fetch(self._get("/v1/weights"), WeightsInfo)
+
+    async def tensors(self) -> TensorList:
+        return await self._exchange.fetch(self._get("/v1/weights/tensors"), TensorList)
+
+    async def health(self) -> Health:
+        return await self._probe("/healthz", PROBE_TIMEOUT_SECONDS)
+
+    async def ready(self) -> Health:
+        return await self._probe("/readyz", PROBE_TIMEOUT_SECONDS)
+
+    async def wait_until_ready(self, timeout_seconds: float) -> None:
+        clock_seconds = self.wire.clock_seconds
+        deadline_seconds = clock_seconds() + timeout_seconds
+        while (reason := await self._why_not_ready(max(0.1, deadline_seconds - clock_seconds()))) is not None:
+            if clock_seconds() + PROBE_PAUSE_SECONDS > deadline_seconds:
+                raise NotReadyError(f"the service is not ready after {timeout_seconds:g} s: {reason}")
+            await self.wire.sleep(PROBE_PAUSE_SECONDS)
+
+    async def _why_not_ready(self, timeout_seconds: float) -> str | None:
+        try:
+            answer = await self._probe("/readyz", min(PROBE_TIMEOUT_SECONDS, timeout_seconds))
+        except VigorError as error:
+            if failure_of(error) is None:
+                raise
+            return str(error)
+        return None if answer.status == "ok" else answer.reason or answer.status
+
+    async def metrics(self) -> dict[str, float]:
+        response = await self._exchange.send(self._get("/metrics"))
+        samples = (line.rpartition(" ") for line in response.text.splitlines() if line and not line.startswith("#"))
+        try:
+            return {series: float(value) for series, _, value in samples}
+        except ValueError:
+            raise unexpected(response, "no metrics in Prometheus' text format") from None
+
+    async def open_update(self, request: UpdateRequest) -> UpdateStatus:
+        call = Call(
+            method="POST",
+            path=UPDATES,
+            body=Body.json(request.model_dump_json(exclude_none=True)),
+            timeout_seconds=self._timeout_seconds,
+            repeat=Repeat.IF_NOT_RECEIVED,
+        )
+        return await self._exchange.fetch(call, UpdateStatus)
+
+    async def put_file(self, update_id: str, name: str, body: Body) -> None:
+        path = f"{UPDATES}/{update_id}/files/{name}"
+        timeout_seconds = self._timeout_seconds + body.num_bytes / SLOWEST_VERIFICATION_BYTES_PER_SECOND
+        call = Call(method="PUT", path=path, body=body, timeout_seconds=timeout_seconds)
+        await self._exchange.send(call)
+
+    async def commit(self, update_id: str, *, num_bytes: int) -> CommitResponse:
+        timeout_seconds = self._timeout_seconds + num_bytes / SLOWEST_VERIFICATION_BYTES_PER_SECOND
+        call = Call(method="POST", path=f"{UPDATES}/{update_id}/commit", timeout_seconds=timeout_seconds)
+        return await self._exchange.fetch(call, CommitResponse)
+
+    async def abandon(self, update_id: str) -> None:
+        call = Call(
+            method="DELETE",
+            path=f"{UPDATES}/{update_id}",
+            timeout_seconds=ABANDON_TIMEOUT_SECONDS,
+            repeat=Repeat.NEVER,
+        )
+        await self._exchange.send(call)
+
+    def _get(self, path: str) -> Call:
+        return Call(method="GET", path=path, timeout_seconds=self._timeout_seconds)
+
+    async def _probe(self, path: str, timeout_seconds: float) -> Health:
+        call = Call(method="GET", path=path, timeout_seconds=timeout_seconds, repeat=Repeat.NEVER)
+        return await self._exchange.fetch(call, Health, also_status=_UNAVAILABLE)
+
+
+def _difference(request: ScoreRequest, scores: ScoreResponse) -> str | None:
+    """What was asked and what came, where they differ: a trainer must never pair a score with another completion."""
+    asked = {
+        "group sizes": [len(group.completions) for group in request.groups],
+        "group ids": [group.id for group in request.groups],
+        "weight_version": request.weight_version if request.weight_version is not None else scores.weight_version,
+        "weight_digest": request.weight_digest or scores.weight_digest,
+        "reward": request.reward,
+    }
+    came = {
+        "group sizes": [len(group.completions) for group in scores.groups],
+        "group ids": [group.id for group in scores.groups],
+        "weight_version": scores.weight_version,
+        "weight_digest": scores.weight_digest,
+        "reward": scores.reward,
+    }
+    differing = (f"{name} {came[name]!r} instead of {asked[name]!r}" for name in asked if asked[name] != came[name])
+    return next(differing, None)

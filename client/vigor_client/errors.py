@@ -1,0 +1,243 @@
+"""Everything this package raises on purpose. It knows nothing about how requests are sent.
+
+    VigorError
+    ├── MissingDependencyError            an extra is not installed (also an ImportError)
+    ├── TransportError                    no answer came; carries request_id
+    │   ├── UnreachableError              nothing was sent: refused, no such host, connect timeout
+    │   ├── AnswerTimeoutError            sent, then silence (also a TimeoutError)
+    │   └── ConnectionLostError           sent, then the connection broke
+    ├── UnexpectedAnswerError             an answer came that is not in the contract
+    ├── ProblemError                      the service refused; carries status, code, request_id, detail, errors, data
+    │   ├── InvalidRequestError           invalid_request
+    │   ├── UnauthenticatedError          unauthenticated
+    │   ├── ForbiddenError                forbidden
+    │   ├── WeightMismatchError           carries have, want
+    │   │   ├── WeightVersionMismatchError    weight_version_mismatch
+    │   │   ├── WeightDigestMismatchError     weight_digest_mismatch
+    │   │   └── WeightBaseMismatchError       weight_base_mismatch
+    │   ├── UpdateStateError              update_state
+    │   ├── PayloadTooLargeError          payload_too_large
+    │   ├── SequenceTooLongError          sequence_too_long
+    │   ├── QueueFullError                queue_full
+    │   ├── LoadingError                  loading
+    │   ├── DrainingError                 draining
+    │   ├── WeightsPoisonedError          weights_poisoned
+    │   ├── DeadlineExceededError         deadline_exceeded
+    │   └── GroupIncompleteError          group_incomplete
+    ├── NotReadyError                     wait_until_ready ran out of time (also a TimeoutError)
+    ├── TensorsRefusedError               the tensors do not fit the service's (also a ValueError); carries faults
+    ├── PublishError                      the service ended with other weights than were sent
+    ├── InputError                        a line of a JSONL file is not a group
+    ├── CheckpointError                   a directory holds no checkpoint that can be read
+    └── EmbeddedModelError                the embedded model could not be fetched or converted
+
+A refusal with a code that is not listed is a plain ``ProblemError``. Mistakes in arguments are ``ValueError``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from vigor_client.schemas import Problem
+
+_MAX_LISTED = 10
+
+
+class VigorError(Exception):
+    """Base of everything this package raises on purpose: ``except VigorError`` catches them all."""
+
+
+class MissingDependencyError(VigorError, ImportError):
+    """A package is needed that an extra brings; says which."""
+
+    def __init__(self, package: str, *, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs {package}: pip install 'vigor-rl[{extra}]'", name=package)
+
+
+# ------------------------------------------------------------------------------------------- no answer
+
+
+class TransportError(VigorError):
+    """No answer came to a request."""
+
+    def __init__(self, message: str, *, request_id: str) -> None:
+        super().__init__(message)
+        self.request_id = request_id
+
+
+class UnreachableError(TransportError):
+    """No connection: the service certainly did not receive the request."""
+
+
+class AnswerTimeoutError(TransportError, TimeoutError):
+    """The service kept silent for longer than the timeout."""
+
+
+class ConnectionLostError(TransportError):
+    """The connection broke before the answer was complete."""
+
+
+# ---------------------------------------------------------------------------------------- bad answers
+
+
+class UnexpectedAnswerError(VigorError):
+    """An answer came that is not in the contract: another server, a proxy, or another version."""
+
+    def __init__(self, message: str, *, status: int, request_id: str, retry_after_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.status = status
+        self.request_id = request_id
+        self.retry_after_seconds = retry_after_seconds
+
+
+class ProblemError(VigorError):
+    """The service refused the request and said why (RFC 9457).
+
+    ``data`` holds the members that are particular to the code; ``errors`` every offending place of the request.
+    """
+
+    def __init__(self, problem: Problem, *, request_id: str, retry_after_seconds: float = 0.0) -> None:
+        places = [f"{'.'.join(map(str, error.loc))}: {error.msg}" for error in problem.errors]
+        summary = f"{problem.detail} ({problem.status} {problem.code}, request {request_id})"
+        super().__init__("\n  ".join([summary, *_shortened(places)]))
+        self.status = problem.status
+        self.code = problem.code
+        self.detail = problem.detail
+        self.errors = problem.errors
+        self.request_id = request_id
+        self.retry_after_seconds = retry_after_seconds
+        self.data: dict[str, object] = dict(problem.model_extra or {})
+
+
+class InvalidRequestError(ProblemError):
+    """The request broke the contract; every place is in ``errors``. Nothing was done."""
+
+
+class UnauthenticatedError(ProblemError):
+    """No key, or one that the service does not know."""
+
+
+class ForbiddenError(ProblemError):
+    """The key may not do this: a scoring key cannot publish weights."""
+
+
+class WeightMismatchError(ProblemError):
+    """The service holds other weights than were asked for."""
+
+    @property
+    def have(self) -> object:
+        """What the service holds."""
+        return self.data.get("have")
+
+    @property
+    def want(self) -> object:
+        """What was asked for."""
+        return self.data.get("want")
+
+
+class WeightVersionMismatchError(WeightMismatchError):
+    """Another weight version, also after ``wait_seconds``."""
+
+
+class WeightDigestMismatchError(WeightMismatchError):
+    """The right version number, but other weights: two runs share the service, or it was restarted."""
+
+
+class WeightBaseMismatchError(WeightMismatchError):
+    """The update was made from another version than the service holds."""
+
+
+class UpdateStateError(ProblemError):
+    """The update is not in a state that allows this."""
+
+
+class PayloadTooLargeError(ProblemError):
+    """The request is larger than the service takes."""
+
+
+class SequenceTooLongError(ProblemError):
+    """A prompt with its completion is longer than the model takes; ``data`` and ``errors`` name it."""
+
+
+class QueueFullError(ProblemError):
+    """The service has as much waiting work as it takes."""
+
+
+class LoadingError(ProblemError):
+    """The service is still loading its model."""
+
+
+class DrainingError(ProblemError):
+    """The service is shutting down."""
+
+
+class WeightsPoisonedError(ProblemError):
+    """A swap failed half-way: nothing is scored until a full update lands."""
+
+
+class DeadlineExceededError(ProblemError):
+    """The service gave the request up after its own deadline."""
+
+
+class GroupIncompleteError(ProblemError):
+    """Not all completions of a group arrived in time."""
+
+
+PROBLEM_ERRORS: Mapping[str, type[ProblemError]] = {
+    "invalid_request": InvalidRequestError,
+    "unauthenticated": UnauthenticatedError,
+    "forbidden": ForbiddenError,
+    "weight_version_mismatch": WeightVersionMismatchError,
+    "weight_digest_mismatch": WeightDigestMismatchError,
+    "weight_base_mismatch": WeightBaseMismatchError,
+    "update_state": UpdateStateError,
+    "payload_too_large": PayloadTooLargeError,
+    "sequence_too_long": SequenceTooLongError,
+    "queue_full": QueueFullError,
+    "loading": LoadingError,
+    "draining": DrainingError,
+    "weights_poisoned": WeightsPoisonedError,
+    "deadline_exceeded": DeadlineExceededError,
+    "group_incomplete": GroupIncompleteError,
+}
+
+
+# ---------------------------------------------------------------------------------------- our own side
+
+
+class NotReadyError(VigorError, TimeoutError):
+    """The service did not become ready in time; says what it answered last."""
+
+
+class TensorsRefusedError(VigorError, ValueError):
+    """The tensors given do not fit the service's. Nothing was sent.
+
+    ``faults`` maps each name to what is wrong with it.
+    """
+
+    def __init__(self, faults: Mapping[str, str]) -> None:
+        lines = [f"{name}: {fault}" for name, fault in sorted(faults.items())]
+        super().__init__("\n  ".join(["these tensors do not fit the service's:", *_shortened(lines)]))
+        self.faults = dict(faults)
+
+
+class PublishError(VigorError):
+    """The service committed an update but serves other weights than were sent."""
+
+
+class InputError(VigorError):
+    """Lines of a JSONL file are not groups, or the service refused them; the message names file and line."""
+
+
+class CheckpointError(VigorError):
+    """A directory holds no checkpoint that can be read."""
+
+
+class EmbeddedModelError(VigorError):
+    """The embedded model could not be fetched or converted; says what to do."""
+
+
+def _shortened(lines: Sequence[str]) -> list[str]:
+    if len(lines) <= _MAX_LISTED:
+        return list(lines)
+    return [*lines[:_MAX_LISTED], f"... and {len(lines) - _MAX_LISTED} more"]

@@ -1,0 +1,157 @@
+"""One call from request to checked answer: sends, retries as the policy says, and turns failures into typed errors.
+
+Knows nothing about single endpoints.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TypeVar
+
+import httpx
+import pydantic
+
+from vigor_client.errors import (
+    PROBLEM_ERRORS,
+    AnswerTimeoutError,
+    ConnectionLostError,
+    ProblemError,
+    TransportError,
+    UnexpectedAnswerError,
+    UnreachableError,
+    VigorError,
+)
+from vigor_client.retry import Failure, RetryPolicy, parse_retry_after, refusal
+from vigor_client.schemas import Problem, WireModel
+from vigor_client.wire import Call, Wire
+
+REQUEST_ID_HEADER = "X-Request-Id"
+_MAX_QUOTED_CHARACTERS = 200
+
+Answer = TypeVar("Answer", bound=WireModel)
+
+
+class Exchange:
+    """Sends calls over a wire under a retry policy. ``random`` gives uniform numbers in [0, 1)."""
+
+    def __init__(self, wire: Wire, policy: RetryPolicy, *, random: Callable[[], float]) -> None:
+        self.wire = wire
+        self._policy = policy
+        self._random = random
+
+    async def fetch(self, call: Call, schema: type[Answer], *, also_status: int | None = None) -> Answer:
+        """Send ``call`` and return its answer; ``also_status`` is one more status whose body is ``schema``.
+
+        Raises:
+            TransportError: no answer came, also not to the retries.
+            ProblemError: the service refused.
+            UnexpectedAnswerError: the answer is not in the contract.
+        """
+        return parse(await self.send(call, also_status=also_status), schema)
+
+    async def send(self, call: Call, *, also_status: int | None = None) -> httpx.Response:
+        """Send ``call`` and return the answer, unread. Raises as ``fetch``, except for the body's schema."""
+        call = replace(call, headers={**call.headers, REQUEST_ID_HEADER: uuid.uuid4().hex})
+        started_seconds = self.wire.clock_seconds()
+        retries = 0
+        while True:
+            try:
+                return await self._attempt(call, also_status)
+            except VigorError as error:
+                elapsed_seconds = self.wire.clock_seconds() - started_seconds
+                delay_seconds = self._delay_seconds(error, call, retries, elapsed_seconds)
+                if delay_seconds is None:
+                    raise
+            await self.wire.sleep(delay_seconds)
+            retries += 1
+
+    async def _attempt(self, call: Call, also_status: int | None) -> httpx.Response:
+        try:
+            response = await self.wire.send(call)
+        except httpx.RequestError as error:
+            raise transport_error(error, call) from error
+        if not response.is_success and response.status_code != also_status:
+            raise refusal_error(response)
+        return response
+
+    def _delay_seconds(self, error: VigorError, call: Call, retries: int, elapsed_seconds: float) -> float | None:
+        failure = failure_of(error)
+        if failure is None:
+            return None
+        return self._policy.delay_seconds(
+            failure, repeat=call.repeat, retries=retries, elapsed_seconds=elapsed_seconds, jitter=self._random()
+        )
+
+
+def failure_of(error: VigorError) -> Failure | None:
+    """What the retry policy has to know of an error; None if trying again is pointless."""
+    if isinstance(error, TransportError):
+        return Failure(acted_on=not isinstance(error, UnreachableError))
+    if isinstance(error, ProblemError):
+        return refusal(error.status, error.code, retry_after_seconds=error.retry_after_seconds)
+    if isinstance(error, UnexpectedAnswerError):
+        return refusal(error.status, None, retry_after_seconds=error.retry_after_seconds)
+    return None
+
+
+def transport_error(error: httpx.RequestError, call: Call) -> TransportError:
+    """Translate httpx's failure to get an answer into ours, which says where and what."""
+    request_id = call.headers[REQUEST_ID_HEADER]
+    place = f"{call.method} {error.request.url}"
+    reason = str(error) or type(error).__name__
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
+        return UnreachableError(f"cannot reach the service: {place}: {reason}", request_id=request_id)
+    if isinstance(error, httpx.TimeoutException):
+        message = f"no answer within {call.timeout_seconds:g} s: {place} (request {request_id})"
+        return AnswerTimeoutError(message, request_id=request_id)
+    return ConnectionLostError(f"connection lost: {place}: {reason} (request {request_id})", request_id=request_id)
+
+
+def refusal_error(response: httpx.Response) -> VigorError:
+    """The error that an unsuccessful answer means."""
+    try:
+        problem = Problem.model_validate_json(response.content)
+    except pydantic.ValidationError:
+        return unexpected(response, "an answer that is not problem+json")
+    return PROBLEM_ERRORS.get(problem.code, ProblemError)(
+        problem, request_id=request_id_of(response), retry_after_seconds=retry_after_of(response)
+    )
+
+
+def parse(response: httpx.Response, schema: type[Answer]) -> Answer:
+    """Check the body of an answer against ``schema``.
+
+    Raises:
+        UnexpectedAnswerError: it does not fit.
+    """
+    try:
+        return schema.model_validate_json(response.content)
+    except pydantic.ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the body"
+        raise unexpected(response, f"no {schema.__name__}: {place}: {first['msg']}") from error
+
+
+def unexpected(response: httpx.Response, what: str) -> UnexpectedAnswerError:
+    """An error that names what came, and where from."""
+    body = response.text[:_MAX_QUOTED_CHARACTERS]
+    content_type = response.headers.get("Content-Type", "no content type")
+    request = response.request
+    return UnexpectedAnswerError(
+        f"{request.method} {request.url} answered {what} ({response.status_code}, {content_type}): {body!r}",
+        status=response.status_code,
+        request_id=request_id_of(response),
+        retry_after_seconds=retry_after_of(response),
+    )
+
+
+def request_id_of(response: httpx.Response) -> str:
+    """The id under which the service logged the request; ours if it says none."""
+    return response.headers.get(REQUEST_ID_HEADER) or response.request.headers.get(REQUEST_ID_HEADER, "")
+
+
+def retry_after_of(response: httpx.Response) -> float:
+    """Seconds the answer asks to wait, 0 if none."""
+    return parse_retry_after(response.headers.get("Retry-After"))

@@ -1,0 +1,130 @@
+"""The one seam between the client and the network: what a call needs done, and the two ways of doing it.
+
+Every call is written once, as a coroutine over a ``Wire``. ``AsyncWire`` runs on asyncio. ``BlockingWire`` does its
+work before it returns and never suspends, so ``run_blocking`` runs the same coroutine to its end without a loop.
+This module knows nothing about endpoints, retries or answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import httpx
+
+from vigor_client.retry import Repeat
+
+CONNECT_TIMEOUT_SECONDS = 10.0
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a request carries: ``chunks`` starts it from the beginning, once per attempt."""
+
+    content_type: str
+    num_bytes: int
+    chunks: Callable[[], Iterator[bytes]]
+
+    @classmethod
+    def json(cls, text: str) -> Body:
+        data = text.encode()
+        return cls("application/json", len(data), lambda: iter((data,)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request, to be sent perhaps several times."""
+
+    method: str
+    path: str
+    timeout_seconds: float
+    repeat: Repeat = Repeat.ALWAYS
+    body: Body | None = None
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+
+    @property
+    def timeout(self) -> httpx.Timeout:
+        return httpx.Timeout(self.timeout_seconds, connect=min(CONNECT_TIMEOUT_SECONDS, self.timeout_seconds))
+
+    @property
+    def all_headers(self) -> dict[str, str]:
+        if self.body is None:
+            return self.headers
+        described = {"Content-Type": self.body.content_type, "Content-Length": str(self.body.num_bytes)}
+        return {**self.headers, **described}
+
+
+class Wire(Protocol):
+    """What a call may wait for. Transport failures are httpx's."""
+
+    async def send(self, call: Call) -> httpx.Response: ...
+    async def sleep(self, seconds: float) -> None: ...
+    async def compute(self, function: Callable[[], T]) -> T: ...
+    def clock_seconds(self) -> float: ...
+
+
+class BlockingWire:
+    """Sends on the calling thread."""
+
+    def __init__(self, http: httpx.Client) -> None:
+        self._http = http
+
+    async def send(self, call: Call) -> httpx.Response:
+        content = call.body.chunks() if call.body else None
+        return self._http.request(
+            call.method, call.path, content=content, headers=call.all_headers, timeout=call.timeout
+        )
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    async def compute(self, function: Callable[[], T]) -> T:
+        return function()
+
+    def clock_seconds(self) -> float:
+        return time.monotonic()
+
+
+class AsyncWire:
+    """Sends on asyncio; what computes (checksums, casts) goes to a thread."""
+
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self._http = http
+
+    async def send(self, call: Call) -> httpx.Response:
+        content = _in_threads(call.body.chunks()) if call.body else None
+        return await self._http.request(
+            call.method, call.path, content=content, headers=call.all_headers, timeout=call.timeout
+        )
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def compute(self, function: Callable[[], T]) -> T:
+        return await asyncio.to_thread(function)
+
+    def clock_seconds(self) -> float:
+        return time.monotonic()
+
+
+async def _in_threads(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:
+    while chunk := await asyncio.to_thread(next, chunks, b""):
+        yield chunk
+
+
+def run_blocking(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine over a ``BlockingWire`` to its end, on this thread.
+
+    Safe inside a running event loop too: no loop is involved.
+    """
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value
+    coroutine.close()
+    raise AssertionError("a coroutine over a blocking wire suspended")
