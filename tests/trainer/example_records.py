@@ -1,0 +1,31 @@
+"""Records as a run writes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vigor_trainer.records import RoundRecord
+
+
+def example_record(step: int, **changes: object) -> RoundRecord:
+    given: dict[str, Any] = {
+        "step": step,
+        "mode": "train",
+        "weight_version": step,
+        "weight_digest": f"xxh3-128:{step:032x}",
+        "num_groups": 2,
+        "num_completions": 8,
+        "num_unscored": 0,
+        "mean_scaled_grad_norm": 40.25 - step,
+        "mean_length": 31.5,
+        "reward_length_correlation": -0.125,
+        "accuracy": 0.25,
+        "mean_logprob": -0.5,
+        "mean_entropy": 0.75,
+        "self_certainty": 12.0,
+        "sent_bytes": 538_000_000,
+        "wait_seconds": 0.5,
+        "score_seconds": 4.0,
+    }
+    given.update(changes)
+    return RoundRecord(**given)

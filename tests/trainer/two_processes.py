@@ -1,0 +1,60 @@
+"""Run by `torchrun`: two processes share one group of two, each holding one completion of it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from transformers import TrainerState
+
+from tests.trainer.fake_service import FakeService
+from vigor_client import Group, ScoreResponse
+from vigor_trainer.errors import ScoringFailedError
+from vigor_trainer.publish import Publisher
+from vigor_trainer.reward import ServiceReward
+from vigor_trainer.scoring import ScoreOptions
+
+
+class Stopping(FakeService):
+    def score(self, groups: Sequence[Group], **insisted: Any) -> ScoreResponse:  # noqa: ANN401, ARG002 - as its base
+        raise ConnectionError(f"the service is gone, {len(groups)} group was not scored")
+
+
+def reward_of_my_completion(service: FakeService) -> float:
+    me = PartialState().process_index
+    with Publisher(service) as publisher:
+        if PartialState().is_main_process:
+            publisher.begin({"weight": torch.ones(1)}, 0)
+        reward = ServiceReward(service, publisher, ScoreOptions(), record=lambda _: None)
+        [mine] = reward(
+            prompts=["1+1"],
+            completions=["2"],
+            completion_ids=[[[9], [1, 2]][me]],
+            prompt_ids=[[1]],
+            loss_mask=[None],
+            finish_reason=["stop"],
+            group_size=[2],
+            mode=["train"],
+            trainer_state=TrainerState(),
+            log_metric=lambda _name, _value: None,
+        )
+    return mine
+
+
+def main() -> None:
+    me = PartialState(cpu=True, backend="gloo").process_index
+    torch.set_num_threads(1)
+    service = FakeService()
+    print(f"process {me}: reward {reward_of_my_completion(service)}, requests {len(service.requests)}", flush=True)
+    try:
+        reward_of_my_completion(Stopping())
+    except (ConnectionError, ScoringFailedError) as error:
+        print(f"process {me}: {type(error).__name__}: {error}", flush=True)
+    PartialState().destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

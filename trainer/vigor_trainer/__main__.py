@@ -1,0 +1,54 @@
+"""`vigor-trainer`: parse, train, and turn every known failure into one message and an exit code.
+
+0: trained and saved. 1: the run stopped, nothing was trained on a guess. 2: the command line cannot be run.
+130: interrupted. Anything else that is raised is a fault of ours or of TRL, and shows its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vigor_trainer.config import Arguments
+
+EXIT_STOPPED = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    try:
+        from vigor_trainer.config import parse_arguments
+    except ModuleNotFoundError as error:
+        print(f"vigor-trainer needs {error.name}: pip install 'vigor-rl[trainer]'", file=sys.stderr)
+        return EXIT_USAGE
+    return _run(parse_arguments(sys.argv[1:] if argv is None else argv))
+
+
+def _run(arguments: Arguments) -> int:
+    from vigor_client import VigorError
+    from vigor_trainer.errors import InvalidModelError, InvalidTaskError, TrainerError, UnsupportedSettingError
+    from vigor_trainer.train import run
+
+    try:
+        run(arguments)
+    except (InvalidModelError, InvalidTaskError, UnsupportedSettingError) as error:
+        return _stopped(error, EXIT_USAGE)
+    except (TrainerError, VigorError) as error:
+        return _stopped(error, EXIT_STOPPED)
+    except KeyboardInterrupt:
+        print("vigor-trainer: interrupted, nothing saved", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+def _stopped(error: Exception, exit_code: int) -> int:
+    print(f"vigor-trainer stopped: {error}", file=sys.stderr)
+    return exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The command line: TRL's own flags and YAML file, and the few knobs that TRL lacks.
+
+Order of precedence: flag, then `--config` file, then the paper's recipe, then TRL's default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, NoReturn
+
+import yaml
+from trl import GRPOConfig, ModelConfig, TrlParser  # pyright: ignore[reportPrivateImportUsage] - exported lazily
+
+from vigor_trainer.errors import UnsupportedSettingError
+
+# The paper's recipe (arXiv 2605.09920 and its published configuration), pinned where TRL's defaults differ or may move.
+RECIPE: dict[str, Any] = {
+    "learning_rate": 3e-6,
+    "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.1,  # a tenth of the steps
+    "num_generations": 8,
+    "num_iterations": 1,
+    "max_completion_length": 1024,
+    "temperature": 1.0,
+    "scale_rewards": "group",
+    "beta": 0.001,
+    "logging_steps": 1,
+    "output_dir": "runs/vigor",
+}
+
+DESCRIPTION = """Train a language model by its own gradient norms: TRL's GRPO, rewarded by a running vigor-service.
+Every flag of TRL's GRPOConfig and ModelConfig works, and so does --config FILE.yaml with the same names."""
+
+
+@dataclass(kw_only=True)
+class VigorArguments:
+    """The knobs that TRL lacks. Each is a flag and a key of the YAML file."""
+
+    reward_url: str = field(metadata={"help": "Where vigor-service listens, for example http://127.0.0.1:8000"})
+    dataset: str = field(
+        metadata={"help": "addition, reasoning-gym:<task>, a .jsonl file, or the name of a dataset on the hub"}
+    )
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "Directory or hub name, as TRL's --model_name_or_path; neither: the embedded SmolLM2-135M-Instruct"
+        },
+    )
+    eval_dataset: str | None = field(default=None, metadata={"help": "Spelled as --dataset; used with --eval_strategy"})
+    dataset_split: str = field(default="train", metadata={"help": "Split of a hub dataset"})
+    eval_dataset_split: str = field(default="test", metadata={"help": "Split of a hub dataset for evaluation"})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset"})
+    dataset_size: int = field(default=1000, metadata={"help": "Number of questions of a reasoning-gym task"})
+    prompt_column: str | None = field(default=None, metadata={"help": "Unless given: prompt or question"})
+    answer_column: str | None = field(default=None, metadata={"help": "Unless given: answer, where there is one"})
+    reward: Literal["vigor", "self_certainty", "logprob", "entropy"] = field(
+        default="vigor", metadata={"help": "What is ranked: vigor, or a baseline from the same forward pass"}
+    )
+    ties: Literal["average", "ordinal"] = field(
+        default="average", metadata={"help": "Equal values share their mean rank, or rank by index"}
+    )
+    wait_seconds: float = field(
+        default=30.0, metadata={"help": "Seconds a score request may wait in the service for this step's weights"}
+    )
+    score_timeout_seconds: float = field(
+        default=600.0, metadata={"help": "Seconds the service may be silent while it scores one round"}
+    )
+    ready_timeout_seconds: float = field(
+        default=300.0, metadata={"help": "Seconds to wait at the start until the service is ready"}
+    )
+
+
+class Arguments(NamedTuple):
+    """Everything a run is told."""
+
+    vigor: VigorArguments
+    grpo: GRPOConfig
+    model: ModelConfig
+
+
+class _Parser(TrlParser):
+    """TrlParser that reports a fault in one line: TRL's usage text has hundreds."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def parse_arguments(argv: Sequence[str]) -> Arguments:
+    """Parse flags and the YAML file; a fault prints one line and exits with code 2."""
+    kinds: Any = (VigorArguments, GRPOConfig, ModelConfig)
+    parser = _Parser(kinds, prog="vigor-trainer", description=DESCRIPTION, allow_abbrev=False)
+    parser.set_defaults(**RECIPE)
+    try:
+        *parsed, unknown = parser.parse_args_and_config(_separate_config(argv), return_remaining_strings=True)
+        arguments = Arguments(*parsed)
+        _refuse_unknown(unknown)
+        _refuse_unsupported(arguments)
+    except (ValueError, OSError, yaml.YAMLError, UnsupportedSettingError) as error:
+        parser.error(str(error))
+    return arguments
+
+
+def _separate_config(argv: Sequence[str]) -> list[str]:
+    """TrlParser knows `--config FILE`; make `--config=FILE` the same."""
+    parts = (part.split("=", 1) if part.startswith("--config=") else [part] for part in argv)
+    return [piece for pieces in parts for piece in pieces]
+
+
+def _refuse_unknown(unknown: Sequence[str]) -> None:
+    if unknown:
+        raise UnsupportedSettingError(f"not understood: {' '.join(unknown)}")
+
+
+def _refuse_unsupported(arguments: Arguments) -> None:
+    """Settings under which the published weights would not be the ones that generate."""
+    vigor, grpo, model = arguments
+    if vigor.model and model.model_name_or_path:
+        raise UnsupportedSettingError("--model and --model_name_or_path are the same setting: give one")
+    if model.use_peft:
+        raise UnsupportedSettingError("--use_peft: publishing adapters is not supported yet, train full weights")
+    if model.load_in_8bit or model.load_in_4bit:
+        raise UnsupportedSettingError("--load_in_8bit, --load_in_4bit: quantized weights cannot be published")
+    if grpo.use_transformers_continuous_batching and (grpo.bf16 or grpo.fp16):
+        raise UnsupportedSettingError(
+            "--use_transformers_continuous_batching casts the model while it generates: give --bf16 false"
+        )
+    if grpo.eval_strategy != "no" and not vigor.eval_dataset:
+        raise UnsupportedSettingError("--eval_strategy needs --eval_dataset")

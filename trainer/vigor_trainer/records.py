@@ -1,0 +1,68 @@
+"""One line per scored round, in a file that the report and the demo read. Knows no TRL and no wire."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+RECORDS_FILE = "rounds.jsonl"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundRecord:
+    """What one generation round was scored with, and what came of it. None: there was nothing to measure."""
+
+    step: int  # optimizer steps taken when this round was generated and scored
+    mode: Literal["train", "eval"]
+    weight_version: int
+    weight_digest: str
+    num_groups: int
+    num_completions: int
+    num_unscored: int  # completions without a norm of their own: empty, truncated, not finite
+    mean_scaled_grad_norm: float | None
+    mean_length: float  # tokens
+    reward_length_correlation: float | None  # within groups
+    accuracy: float | None  # of the completions whose prompt has an answer
+    mean_logprob: float | None  # nats
+    mean_entropy: float | None  # nats
+    self_certainty: float | None  # nats
+    sent_bytes: int  # of weights; 0 when the service had them already
+    wait_seconds: float  # spent waiting for the publication after generation had ended
+    score_seconds: float
+
+
+class RecordFile:
+    """Appends records to `rounds.jsonl` in a run's directory, each visible as soon as it is written."""
+
+    def __init__(self, directory: Path, *, keep: bool) -> None:
+        """Start a new file, or go on with the one there is (`keep`, for a resumed run)."""
+        self._path = directory / RECORDS_FILE
+        directory.mkdir(parents=True, exist_ok=True)
+        if not keep:
+            self._path.unlink(missing_ok=True)
+
+    def append(self, record: RoundRecord) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(record)) + "\n")
+
+
+def read_records(directory: Path) -> list[RoundRecord]:
+    """Read what has been written so far; a last line that is still being written is left out.
+
+    Raises:
+        ValueError: a line is not a record; names it.
+    """
+    path = directory / RECORDS_FILE
+    if not path.exists():
+        return []
+    *lines, _unfinished = path.read_text(encoding="utf-8").split("\n")
+    return [_record(f"{path}:{number}", line) for number, line in enumerate(lines, start=1)]
+
+
+def _record(place: str, line: str) -> RoundRecord:
+    content = json.loads(line)
+    if set(content) != {field.name for field in fields(RoundRecord)}:
+        raise ValueError(f"{place}: not a record of this version of vigor-trainer")
+    return RoundRecord(**content)

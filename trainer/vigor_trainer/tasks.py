@@ -1,0 +1,175 @@
+"""What is trained on: prompts, and the answers that are counted but never rewarded.
+
+A task is spelled as one name: `addition`, `reasoning-gym:<task>`, a path ending in `.jsonl`, or a dataset on the hub.
+Every source becomes the columns `prompt` and `answer`. Knows nothing about rewards or models, except whether prompts
+are messages for a chat template or plain text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vigor_trainer.errors import InvalidTaskError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+REASONING_GYM_PREFIX = "reasoning-gym:"
+PROMPT_COLUMNS = ("prompt", "question")
+ANSWER_COLUMN = "answer"
+
+Message = dict[str, str]
+Prompt = str | list[Message]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSource:
+    """Which prompts, by name, and the few things a name cannot say."""
+
+    name: str
+    split: str = "train"  # hub datasets
+    config: str | None = None  # hub datasets
+    prompt_column: str | None = None  # None: `prompt` or `question`
+    answer_column: str | None = None  # None: `answer`, where there is one
+    size: int = 1000  # generated tasks: number of questions
+    seed: int = 0  # generated tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One raw row and the place to name when it is bad."""
+
+    place: str
+    fields: Mapping[str, object]
+
+
+def load_task(source: TaskSource, *, has_chat_template: bool) -> Dataset:
+    """Return the columns `prompt` (messages where the tokenizer has a chat template, else text) and `answer`.
+
+    `answer` is text, or None on rows without one.
+
+    Raises:
+        InvalidTaskError: the source cannot be read, holds nothing, or a row is not understood; names the place.
+    """
+    from datasets import Dataset
+
+    examples = [_example(row, source, has_chat_template=has_chat_template) for row in _rows(source)]
+    if not examples:
+        raise InvalidTaskError(f"{source.name}: no prompt in it")
+    return Dataset.from_list(examples)
+
+
+def addition() -> Iterator[Row]:
+    """All hundred one-digit additions."""
+    for left, right in product(range(10), repeat=2):
+        fields = {"question": f"What is {left} + {right}?", "answer": str(left + right)}
+        yield Row(f"addition: {left} + {right}", fields)
+
+
+def _rows(source: TaskSource) -> Iterable[Row]:
+    if source.name == "addition":
+        return addition()
+    if source.name.startswith(REASONING_GYM_PREFIX):
+        return _reasoning_gym_rows(source)
+    if source.name.endswith(".jsonl"):
+        return _jsonl_rows(Path(source.name))
+    if source.name.endswith(".json"):
+        raise InvalidTaskError(f"{source.name}: give a .jsonl file, one JSON object per line")
+    return _hub_rows(source)
+
+
+def _reasoning_gym_rows(source: TaskSource) -> Iterator[Row]:
+    try:
+        import reasoning_gym
+    except ModuleNotFoundError as error:
+        raise InvalidTaskError(f"{source.name} needs a package: pip install reasoning-gym") from error
+    task = source.name.removeprefix(REASONING_GYM_PREFIX)
+    try:
+        dataset = reasoning_gym.create_dataset(task, size=source.size, seed=source.seed)
+    except ValueError as error:
+        raise InvalidTaskError(f"{source.name}: {error}") from error
+    for index in range(len(dataset)):
+        entry = dataset[index]
+        fields = {"question": entry["question"], "answer": entry["answer"]}
+        yield Row(f"{source.name} entry {index}", fields)
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            lines = file.readlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidTaskError(f"{path}: {error}") from error
+    for number, line in enumerate(lines, start=1):
+        if line.strip():
+            yield Row(f"{path}:{number}", _json_object(f"{path}:{number}", line))
+
+
+def _json_object(place: str, line: str) -> dict[str, object]:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InvalidTaskError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
+    if not isinstance(fields, dict):
+        raise InvalidTaskError(f"{place}: must be a JSON object, not {type(fields).__name__}")
+    return fields
+
+
+def _hub_rows(source: TaskSource) -> Iterator[Row]:
+    from datasets import load_dataset
+
+    try:
+        dataset = load_dataset(source.name, source.config, split=source.split)
+    except (OSError, ValueError) as error:
+        message = f"dataset {source.name!r} (config {source.config}, split {source.split}) did not load: {error}"
+        raise InvalidTaskError(message) from error
+    for index, fields in enumerate(dataset):
+        yield Row(f"{source.name}[{source.split}] row {index}", dict(fields))
+
+
+def _example(row: Row, source: TaskSource, *, has_chat_template: bool) -> dict[str, Prompt | str | None]:
+    prompt = _prompt(row, source.prompt_column)
+    if isinstance(prompt, str) and has_chat_template:
+        prompt = [{"role": "user", "content": prompt}]
+    if isinstance(prompt, list) and not has_chat_template:
+        raise InvalidTaskError(f"{row.place}: the prompt is a list of messages, but the tokenizer has no chat template")
+    return {"prompt": prompt, "answer": _answer(row, source.answer_column)}
+
+
+def _prompt(row: Row, column: str | None) -> Prompt:
+    wanted = (column,) if column else PROMPT_COLUMNS
+    found = [name for name in wanted if row.fields.get(name) is not None]
+    if len(found) != 1:
+        needed = " or ".join(f"`{name}`" for name in wanted)
+        raise InvalidTaskError(f"{row.place}: needs exactly one of {needed}, has {sorted(row.fields)}")
+    value = row.fields[found[0]]
+    if isinstance(value, str) and value.strip():
+        return value
+    if isinstance(value, list) and value and all(map(_is_message, value)):
+        return value
+    raise InvalidTaskError(f"{row.place}: `{found[0]}` must be text, or messages with `role` and `content`")
+
+
+def _is_message(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and set(value) == {"role", "content"}
+        and all(isinstance(part, str) for part in value.values())
+    )
+
+
+def _answer(row: Row, column: str | None) -> str | None:
+    name = column or ANSWER_COLUMN
+    if column and column not in row.fields:
+        raise InvalidTaskError(f"{row.place}: no column `{column}`, has {sorted(row.fields)}")
+    value = row.fields.get(name)
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    raise InvalidTaskError(f"{row.place}: `{name}` must be text or a number, not {type(value).__name__}")

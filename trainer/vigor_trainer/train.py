@@ -1,0 +1,118 @@
+"""Assemble a run and run it: service, tokenizer, tasks, trainer, final weights, checkpoint."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+from datasets import Dataset
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from trl import GRPOConfig, ModelConfig  # pyright: ignore[reportPrivateImportUsage] - exported lazily
+
+from vigor_client import VigorClient
+from vigor_client.embedded import embedded_model_dir
+from vigor_trainer.config import Arguments, VigorArguments
+from vigor_trainer.errors import InvalidModelError, UnsupportedSettingError
+from vigor_trainer.publish import Publisher
+from vigor_trainer.records import RecordFile
+from vigor_trainer.reward import ServiceReward
+from vigor_trainer.scoring import ScoreOptions
+from vigor_trainer.tasks import TaskSource, load_task
+from vigor_trainer.trainer import VigorTrainer
+
+
+def run(arguments: Arguments) -> None:
+    """Train, publish the weights that training ended with, and save them with the tokenizer to `output_dir`.
+
+    Raises:
+        TrainerError: see its tree.
+        VigorError: the service cannot be reached, or refuses.
+    """
+    vigor, grpo, _ = arguments
+    with _client(vigor) as client:
+        print(f"waiting for the service at {vigor.reward_url}", flush=True)
+        client.wait_until_ready(vigor.ready_timeout_seconds)
+        with Publisher(client) as publisher:
+            trainer = build_trainer(arguments, client, publisher)
+            trainer.train(resume_from_checkpoint=grpo.resume_from_checkpoint)
+            final = trainer.publish_final_weights()
+    trainer.save_model(grpo.output_dir)
+    trainer.accelerator.print(
+        f"saved {grpo.output_dir}; the service holds version {final.weight_version}, {final.weight_digest}"
+    )
+
+
+def _client(vigor: VigorArguments) -> VigorClient:
+    try:
+        return VigorClient(vigor.reward_url, timeout_seconds=vigor.score_timeout_seconds)
+    except ValueError as error:
+        raise UnsupportedSettingError(f"--reward_url, --score_timeout_seconds: {error}") from error
+
+
+def build_trainer(arguments: Arguments, client: VigorClient, publisher: Publisher) -> VigorTrainer:
+    """Load model and data, and tie the reward to the publications."""
+    vigor, grpo, model = arguments
+    model_name = vigor.model or model.model_name_or_path or str(embedded_model_dir())
+    grpo.model_init_kwargs = _model_init_kwargs(grpo, model)
+    tokenizer = _load_tokenizer(model_name, grpo, model)
+    records = RecordFile(Path(cast("str", grpo.output_dir)), keep=grpo.resume_from_checkpoint is not None)
+    return VigorTrainer(
+        publisher=publisher,
+        model=model_name,
+        args=grpo,
+        reward_funcs=ServiceReward(client, publisher, _score_options(vigor, grpo), record=records.append),
+        processing_class=tokenizer,
+        **_load_tasks(vigor, grpo, tokenizer),
+    )
+
+
+def _model_init_kwargs(grpo: GRPOConfig, model: ModelConfig) -> dict[str, Any]:
+    """As TRL's own GRPO script passes them on."""
+    given = {"revision": model.model_revision, "attn_implementation": model.attn_implementation, "dtype": model.dtype}
+    return given | cast("dict[str, Any]", grpo.model_init_kwargs or {})
+
+
+def _load_tokenizer(model_name: str, grpo: GRPOConfig, model: ModelConfig) -> PreTrainedTokenizerBase:
+    try:
+        return AutoTokenizer.from_pretrained(
+            model_name,
+            revision=model.model_revision,
+            trust_remote_code=grpo.trust_remote_code,
+            truncation_side="left",
+            padding_side="left",
+        )
+    except (OSError, ValueError) as error:
+        raise InvalidModelError(f"--model {model_name}: no tokenizer there: {error}") from error
+
+
+def _score_options(vigor: VigorArguments, grpo: GRPOConfig) -> ScoreOptions:
+    return ScoreOptions(
+        reward=vigor.reward,
+        ties=vigor.ties,
+        truncated="worst" if grpo.mask_truncated_completions else "score",
+        wait_seconds=vigor.wait_seconds,
+    )
+
+
+def _load_tasks(
+    vigor: VigorArguments, grpo: GRPOConfig, tokenizer: PreTrainedTokenizerBase
+) -> dict[str, Dataset | None]:
+    has_chat_template = tokenizer.chat_template is not None
+
+    def load(name: str, split: str, seed: int) -> Dataset:
+        source = TaskSource(
+            name=name,
+            split=split,
+            config=vigor.dataset_config,
+            prompt_column=vigor.prompt_column,
+            answer_column=vigor.answer_column,
+            size=vigor.dataset_size,
+            seed=seed,
+        )
+        return load_task(source, has_chat_template=has_chat_template)
+
+    tasks: dict[str, Dataset | None] = {"train_dataset": load(vigor.dataset, vigor.dataset_split, grpo.seed)}
+    if grpo.eval_strategy != "no" and vigor.eval_dataset is not None:
+        # Another seed: a generated task must not be evaluated on the questions it is trained on.
+        tasks["eval_dataset"] = load(vigor.eval_dataset, vigor.eval_dataset_split, grpo.seed + 1)
+    return tasks

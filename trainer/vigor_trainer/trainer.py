@@ -1,0 +1,62 @@
+"""TRL's GRPOTrainer, with the two things that its reward functions are not given.
+
+- Around generation: the weights that are about to generate are published, once per optimizer step. A callback cannot do
+  this: generation also happens in the middle of an accumulation, in evaluation, and at the start of a resumed run.
+- After generation: the prompt's token ids as they were generated from, handed to the reward function through the
+  channel that TRL has for extra fields of a rollout. Tokenizing the prompt a second time could differ (a template
+  with a date, truncation, tools), and then another gradient would be measured.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage] - exported lazily
+
+from vigor_client import Publication
+from vigor_trainer.processes import on_main_process
+from vigor_trainer.publish import Publisher
+
+if TYPE_CHECKING:
+    import torch
+
+
+class VigorTrainer(GRPOTrainer):
+    """GRPO whose completions are scored by the weights that generated them."""
+
+    def __init__(self, *, publisher: Publisher, **grpo: Any) -> None:  # noqa: ANN401 - TRL's own arguments
+        super().__init__(**grpo)
+        self._publisher = publisher
+        self._published_step: int | None = None
+
+    def publish_final_weights(self) -> Publication:
+        """Publish what training ended with, so that the service serves the checkpoint that is saved next."""
+        self._begin_publication()
+        return on_main_process(self._publisher.wait)
+
+    def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
+        if self._published_step != self.state.global_step:
+            self._begin_publication()
+        rollout = super()._generate(prompts)
+        prompt_ids, completion_ids, loss_mask, extra_fields = rollout[0], rollout[1], rollout[2], rollout[5]
+        training = self.model.training  # pyright: ignore[reportOptionalMemberAccess] - there is one by now
+        extra_fields |= {
+            "prompt_ids": prompt_ids,
+            "loss_mask": loss_mask or [None] * len(prompt_ids),
+            "finish_reason": [self._finish_reason(ids) for ids in completion_ids],
+            "group_size": self.num_generations if training else self.num_generations_eval,
+            "mode": "train" if training else "eval",
+        }
+        return rollout
+
+    def _finish_reason(self, completion_ids: list[int]) -> str:
+        """`stop` by the rule that TRL masks truncated completions with."""
+        ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
+        return "stop" if completion_ids[-1] in ends else "length"
+
+    def _begin_publication(self) -> None:
+        # Sharded weights are gathered from all processes, so all of them come here.
+        weights = cast("dict[str, torch.Tensor]", self.accelerator.get_state_dict(self.model_wrapped))
+        if self.accelerator.is_main_process:
+            self._publisher.begin(weights, self.state.global_step)
+        self._published_step = self.state.global_step
