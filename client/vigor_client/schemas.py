@@ -12,10 +12,17 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 from pydantic.config import JsonDict
 
 MAX_WAIT_SECONDS = 600.0
+MAX_GROUPS = 512
+MAX_COMPLETIONS_PER_GROUP = 512
+MAX_MESSAGES = 4096
+MAX_WEIGHT_VERSION = 2**53 - 1  # what every JSON parser, and a metric, holds exactly
 
 TokenId = Annotated[int, Field(strict=True, ge=0)]
 MaskBit = Annotated[int, Field(strict=True, ge=0, le=1)]
-WeightVersion = Annotated[int, Field(strict=True, ge=0)]
+# A long list of nothing but wrong ids would cost a hundred times its size in errors: the first one is named.
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
+Mask = Annotated[list[MaskBit], Field(fail_fast=True)]
+WeightVersion = Annotated[int, Field(strict=True, ge=0, le=MAX_WEIGHT_VERSION)]
 Checksum = Annotated[str, Field(pattern=r"^xxh3-128:[0-9a-f]{32}$", examples=["xxh3-128:" + "0" * 32])]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", examples=["model.safetensors"])]
 
@@ -48,9 +55,9 @@ class Message(WireModel):
 class Completion(WireModel):
     """One sampled completion: its token ids, or its text."""
 
-    ids: list[TokenId] | None = Field(default=None, description="The sampled token ids, used as they are.")
+    ids: TokenIds | None = Field(default=None, description="The sampled token ids, used as they are.")
     text: str | None = Field(default=None, description="Tokenized by the service without special tokens.")
-    mask: list[MaskBit] | None = Field(
+    mask: Mask | None = Field(
         default=None,
         description="Same length as `ids`; 0 leaves a token out of the loss, it still conditions what follows.",
     )
@@ -89,14 +96,17 @@ class Group(WireModel):
     """One prompt with all of its sampled completions: what is ranked together."""
 
     id: str | None = Field(default=None, max_length=256, examples=["q-17"])
-    prompt_ids: list[TokenId] | None = Field(default=None, min_length=1, examples=[[1, 733, 16289]])
+    prompt_ids: TokenIds | None = Field(default=None, min_length=1, examples=[[1, 733, 16289]])
     prompt: str | None = Field(
         default=None, min_length=1, description="Tokenized with the tokenizer's own special tokens."
     )
     messages: list[Message] | None = Field(
-        default=None, min_length=1, description="Rendered by the chat template, with a generation prompt."
+        default=None,
+        min_length=1,
+        max_length=MAX_MESSAGES,
+        description="Rendered by the chat template, with a generation prompt.",
     )
-    completions: list[AnyCompletion] = Field(min_length=1)
+    completions: list[AnyCompletion] = Field(min_length=1, max_length=MAX_COMPLETIONS_PER_GROUP)
 
     @model_validator(mode="after")
     def _check_exactly_one_prompt(self) -> Self:
@@ -122,7 +132,7 @@ class ScoreRequest(WireModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"examples": [_SCORE_EXAMPLE]})
 
-    groups: list[Group] = Field(min_length=1)
+    groups: list[Group] = Field(min_length=1, max_length=MAX_GROUPS)
     weight_version: WeightVersion | None = Field(default=None, description="Score with exactly these weights, or 409.")
     weight_digest: Checksum | None = Field(
         default=None, description="Stronger than the version: the weights' own digest."
