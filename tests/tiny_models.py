@@ -65,6 +65,7 @@ def tiny_model(family: str = "llama", *, dtype: torch.dtype = torch.float32, **o
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         _shake_vectors(model)
+        _fill_padding_row(model)
     return model.to(dtype).eval()
 
 
@@ -74,6 +75,13 @@ def _shake_vectors(model: torch.nn.Module) -> None:
         for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(0.1 * torch.randn_like(parameter))
+
+
+def _fill_padding_row(model: PreTrainedModel) -> None:
+    """A padding id's embedding starts at zero, where norms amplify gradients beyond float16. In use it is not zero."""
+    table = model.get_input_embeddings().get_parameter("weight")
+    with torch.no_grad():
+        table[table.abs().sum(-1) == 0] = 0.2 * torch.randn(table.shape[1])
 
 
 def tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -55,12 +55,10 @@ def _attend_packed(
 ) -> tuple[Tensor, None]:
     """Equal causal attention run sequence by sequence; returns (1, N, H, d)."""
     _refuse_unknown(module, attention_mask, dropout, others)
-    outputs = [
-        _attend_one(
-            query_1HNd[:, :, rows], key_1hNd[:, :, rows], value_1hNd[:, :, rows], scaling, sliding_window, softcap
-        )
-        for rows in _packed_batch.get().token_slices
-    ]
+    lengths = [rows.stop - rows.start for rows in _packed_batch.get().token_slices]
+    # split, not slices: the backward pass of a slice fills a tensor of all N tokens with zeros
+    pieces = [tensor.split(lengths, dim=2) for tensor in (query_1HNd, key_1hNd, value_1hNd)]
+    outputs = [_attend_one(q, k, v, scaling, sliding_window, softcap) for q, k, v in zip(*pieces, strict=True)]
     return torch.cat(outputs, dim=2).transpose(1, 2), None
 
 

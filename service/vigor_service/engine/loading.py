@@ -51,7 +51,8 @@ def load_policy(
         )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
         raise ModelLoadError(f"cannot load model {name!r}: {error}") from error
-    return Policy(model.to(torch_device).eval(), tokenizer, name)
+    model.eval().to(torch_device)  # pyright: ignore[reportArgumentType] - transformers wraps torch's own method
+    return Policy(model, tokenizer, name)
 
 
 def _locate(source: str | None) -> tuple[str, str, dict[str, Any]]:

@@ -19,7 +19,7 @@ from transformers import PreTrainedConfig
 
 from vigor_service.engine.measurement import Measurement, matmul_float32
 from vigor_service.engine.rules.embedding import DistinctIds
-from vigor_service.engine.rules.linear import gram_is_cheaper, squared_norm, weight_gradient
+from vigor_service.engine.rules.linear import gram_is_cheaper, inner_product_, squared_norm, weight_gradient
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def _share(head: Head, hidden_TD: Tensor, gradient_TV: Tensor) -> Tensor:
     share = torch.zeros((), dtype=torch.float64, device=hidden_TD.device)
     if head.measures_weight and gram_is_cheaper(len(hidden_TD), hidden_TD.shape[1], gradient_TV.shape[1]):
         gram_TT = matmul_float32(gradient_TV, gradient_TV.T)
-        share = share + gram_TT.mul_(matmul_float32(hidden_TD, hidden_TD.T)).sum(dtype=torch.float64)
+        share = share + inner_product_(gram_TT, matmul_float32(hidden_TD, hidden_TD.T))
     elif head.measures_weight:
         share = share + squared_norm(weight_gradient(hidden_TD, gradient_TV))
     if head.measures_bias:

@@ -109,7 +109,7 @@ def _weight_share(x_TI: Tensor, gradient_TO: Tensor, input_gram: Callable[[], Te
     num_outputs = gradient_TO.shape[1]
     if gram_is_cheaper(num_tokens, num_inputs, num_outputs):
         gram_TT = matmul_float32(gradient_TO, gradient_TO.T)
-        return gram_TT.mul_(input_gram()).sum(dtype=torch.float64)
+        return inner_product_(gram_TT, input_gram())
     return squared_norm(weight_gradient(x_TI, gradient_TO))
 
 
@@ -128,3 +128,8 @@ def weight_gradient(x_TI: Tensor, gradient_TO: Tensor) -> Tensor:
 def squared_norm(tensor: Tensor) -> Tensor:
     """Sum of squares as a float64 scalar, without a float64 copy of the tensor."""
     return torch.linalg.vector_norm(tensor, dtype=torch.float32).double().square()
+
+
+def inner_product_(left_TT: Tensor, right_TT: Tensor) -> Tensor:
+    """``(left * right).sum()`` as a float64 scalar; overwrites ``left``. Float32 within a row, float64 across rows."""
+    return left_TT.mul_(right_TT).sum(-1).sum(dtype=torch.float64)

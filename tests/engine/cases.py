@@ -1,0 +1,43 @@
+"""Sequences that engine tests score: odd lengths, masks, repeats, nothing at all."""
+
+from __future__ import annotations
+
+import random
+from math import isnan
+
+from tests.tiny_models import VOCAB_SIZE
+from vigor_service.engine.sequences import SequenceScore, TokenSequence
+
+EOS = 257
+
+
+def random_sequence(
+    rng: random.Random, num_prompt: int, num_completion: int, mask: tuple[bool, ...] | None = None
+) -> TokenSequence:
+    """Return random ids of the tiny vocabulary."""
+    ids = [rng.randrange(VOCAB_SIZE) for _ in range(num_prompt + num_completion)]
+    return TokenSequence(tuple(ids[:num_prompt]), tuple(ids[num_prompt:]), mask)
+
+
+def difficult_sequences() -> list[TokenSequence]:
+    """Return the sequences that a careless implementation gets wrong."""
+    rng = random.Random(0)
+    return [
+        random_sequence(rng, 5, 9),
+        random_sequence(rng, 1, 1),  # shortest there is
+        random_sequence(rng, 12, 31),  # longer than the sliding windows
+        random_sequence(rng, 3, 6, (True, False, True, True, False, False)),  # masked inside and at the end
+        random_sequence(rng, 4, 5, (False,) * 5),  # nothing counts
+        random_sequence(rng, 3, 0),  # empty completion
+        random_sequence(rng, 20, 2),
+        TokenSequence((EOS, 5, 5, 5), (EOS, 5, 5, EOS, 9, 5, 5)),  # repeated tokens, padding id inside the text
+    ]
+
+
+def largest_error(scores: list[SequenceScore], expected: list[SequenceScore]) -> float:
+    """Return the largest relative difference of the norms; scores of nothing must both be of nothing."""
+    assert [score.num_loss_tokens for score in scores] == [score.num_loss_tokens for score in expected]
+    pairs = [(score.grad_norm, wanted.grad_norm) for score, wanted in zip(scores, expected, strict=True)]
+    errors = [abs(norm / wanted - 1) for norm, wanted in pairs if not isnan(wanted)]
+    assert not any(map(isnan, errors))
+    return max(errors)

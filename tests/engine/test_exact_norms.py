@@ -1,0 +1,53 @@
+"""The reference equals what its definition says, computed by hand."""
+
+from __future__ import annotations
+
+from math import log, sqrt
+
+import pytest
+import torch
+
+from tests.tiny_models import VOCAB_SIZE, tiny_model
+from vigor_service.engine.exact_norms import exact_score
+from vigor_service.engine.parameters import measured_parameters
+from vigor_service.engine.sequences import TokenSequence
+
+
+def test_the_norm_is_that_of_the_gradient_which_backward_leaves_behind() -> None:
+    model = tiny_model("qwen2-tied")
+    model.requires_grad_(True)
+    labels = torch.tensor([[-100, -100, 9, -100, 11]])
+    model(input_ids=torch.tensor([[7, 8, 9, 10, 11]]), labels=labels).loss.backward()
+    norm = sqrt(sum(p.grad.double().square().sum().item() for p in model.parameters() if p.grad is not None))
+    model.zero_grad()
+    sequence = TokenSequence((7, 8), (9, 10, 11), (True, False, True))
+    score = exact_score(model, sequence, measured_parameters(model))
+    assert score.grad_norm == pytest.approx(norm, rel=1e-6)
+    assert score.scaled_grad_norm == pytest.approx(norm * sqrt(2), rel=1e-6)
+    assert score.num_loss_tokens == 2
+
+
+def test_the_signals_are_those_of_the_predicted_distribution() -> None:
+    model = tiny_model()
+    with torch.no_grad():
+        logprobs = model(input_ids=torch.tensor([[7, 8, 9]])).logits[0, 1].log_softmax(-1)
+    score = exact_score(model, TokenSequence((7, 8), (9,)), measured_parameters(model))
+    assert score.mean_logprob == pytest.approx(logprobs[9].item(), abs=1e-6)
+    assert score.mean_entropy == pytest.approx(-(logprobs.exp() @ logprobs).item(), abs=1e-5)
+    assert score.self_certainty == pytest.approx(-logprobs.mean().item() - log(VOCAB_SIZE), abs=1e-5)
+
+
+def test_scoring_restores_what_requires_gradients_and_the_mode() -> None:
+    model = tiny_model()
+    model.requires_grad_(False).train()
+    model.lm_head.weight.requires_grad_(True)
+    exact_score(model, TokenSequence((7, 8), (9,)), measured_parameters(model, "norm"))
+    assert [name for name, parameter in model.named_parameters() if parameter.requires_grad] == ["lm_head.weight"]
+    assert model.training
+
+
+def test_dropout_is_off_even_when_the_model_was_training() -> None:
+    model = tiny_model("gpt2", resid_pdrop=0.5)
+    sequence = TokenSequence((7, 8), (9, 10))
+    scores = {exact_score(model.train(), sequence, measured_parameters(model)).grad_norm for _ in range(2)}
+    assert len(scores) == 1
