@@ -41,13 +41,16 @@ def read_checked(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> torch
         TensorsRefusedError: it is missing, has another shape or kind, is not finite in the service's dtype, or is
             given under several names that differ.
     """
-    names = _given_names(tensors, info)
-    if not names:
+    import torch
+
+    if not (names := _given_names(tensors, info)):
         raise TensorsRefusedError({info.name: "missing"})
-    _refuse({name: _misfit(tensors[name], info) for name in names})
-    values = _cast(tensors[names[0]], info)
-    _refuse({names[0]: None if _all_finite(values) else f"holds values that are not finite in {info.dtype}"})
-    _refuse({name: _difference(tensors[name], values, info) for name in names[1:]})
+    first, *others = names
+    values = _fitting(first, tensors[first], info)
+    for name in others:
+        if not torch.equal(_fitting(name, tensors[name], info), values):
+            fault = f"differs from {first}, to which it is tied: one of the two is stale"
+            raise TensorsRefusedError({name: fault})
     return values
 
 
@@ -62,10 +65,13 @@ def _given_names(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> list[
     return [name for name in (info.name, *info.aliases) if name in tensors]
 
 
-def _refuse(faults: Mapping[str, str | None]) -> None:
-    found = {name: fault for name, fault in faults.items() if fault is not None}
-    if found:
-        raise TensorsRefusedError(found)
+def _fitting(name: str, tensor: torch.Tensor, info: TensorInfo) -> torch.Tensor:
+    if fault := _misfit(tensor, info):
+        raise TensorsRefusedError({name: fault})
+    values = _cast(tensor, info)
+    if not _all_finite(values):
+        raise TensorsRefusedError({name: f"holds values that are not finite in {info.dtype}"})
+    return values
 
 
 def _misfit(tensor: torch.Tensor, info: TensorInfo) -> str | None:
@@ -99,10 +105,3 @@ def _all_finite(values: torch.Tensor) -> bool:
         return True
     low, high = values.aminmax()
     return bool(low.isfinite() & high.isfinite())
-
-
-def _difference(tensor: torch.Tensor, values: torch.Tensor, info: TensorInfo) -> str | None:
-    import torch
-
-    same = torch.equal(_cast(tensor, info), values)
-    return None if same else f"differs from {info.name}, to which it is tied: one of the two is stale"

@@ -22,6 +22,8 @@ from vigor_client.wire import Body
 if TYPE_CHECKING:
     import torch
 
+    from vigor_client.digest import Hasher
+
 MAX_FILE_BYTES = 1 << 30
 CHUNK_BYTES = 1 << 20
 
@@ -127,25 +129,32 @@ def _plan_file(
     described: list[TensorInfo] = []
     for info in infos:
         try:
-            data = raw_bytes(read_checked(tensors, info))
+            described.append(_hash_tensor(tensors, info, hasher))
         except TensorsRefusedError as error:
             faults.update(error.faults)
-            continue
-        hasher.update(data)
-        described.append(info.model_copy(update={"checksum": checksum(data)}))
     num_bytes = len(first_bytes) + sum(map(tensor_num_bytes, infos))
     return PlannedFile(UpdateFile(name=name, num_bytes=num_bytes, checksum=PREFIX + hasher.hexdigest()), described)
+
+
+def _hash_tensor(tensors: Mapping[str, torch.Tensor], info: TensorInfo, file_hasher: Hasher) -> TensorInfo:
+    data = raw_bytes(read_checked(tensors, info))
+    file_hasher.update(data)
+    return info.model_copy(update={"checksum": checksum(data)})
 
 
 def _body(tensors: Mapping[str, torch.Tensor], file: PlannedFile) -> Body:
     def chunks() -> Iterator[bytes]:
         yield header(file.tensors)
         for info in file.tensors:
-            data = raw_bytes(read(tensors, info))
-            for start in range(0, len(data), CHUNK_BYTES):
-                yield bytes(data[start : start + CHUNK_BYTES])
+            yield from _tensor_chunks(tensors, info)
 
     return Body("application/octet-stream", file.announced.num_bytes, chunks)
+
+
+def _tensor_chunks(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> Iterator[bytes]:
+    data = raw_bytes(read(tensors, info))
+    for start in range(0, len(data), CHUNK_BYTES):
+        yield bytes(data[start : start + CHUNK_BYTES])
 
 
 def _refuse(faults: Mapping[str, str]) -> None:
