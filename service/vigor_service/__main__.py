@@ -1,0 +1,91 @@
+"""`vigor-service`: read the settings, open the socket, load the model, serve, drain.
+
+Only this module knows the real engine. Nothing heavy is imported before the settings are read.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from functools import partial
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, NoReturn, cast
+
+if TYPE_CHECKING:
+    from vigor_service.runtime import LoadedModel
+    from vigor_service.settings import Settings
+    from vigor_service.tokenization import Tokenizer
+
+_REQUIRED = (
+    "fastapi", "httptools", "prometheus_client", "pydantic_settings", "safetensors", "torch", "transformers", "uvicorn",
+    "uvloop", "xxhash",
+)  # fmt: skip
+
+
+def main() -> None:
+    """Run the console script."""
+    missing = [name for name in _REQUIRED if find_spec(name) is None]
+    if missing:
+        _exit(2, f"{', '.join(missing)} not installed: pip install 'vigor-rl[service]'")
+    settings = _read_settings()
+    _configure_logging(settings.log_level.upper())
+
+    from vigor_service.server import serve
+
+    serve(settings, partial(_load_model, settings))
+
+
+def _read_settings() -> Settings:
+    from pydantic import ValidationError
+    from pydantic_settings import CliApp, SettingsError
+
+    from vigor_service.settings import Settings
+
+    try:
+        return CliApp.run(Settings)
+    except ValidationError as error:
+        _exit(2, *(_describe(item["loc"], item["msg"]) for item in error.errors()))
+    except SettingsError as error:
+        _exit(2, str(error))
+
+
+def _describe(loc: tuple[int | str, ...], message: str) -> str:
+    names = [str(part) for part in loc]
+    where = "".join(f"--{name.replace('_', '-')} (VIGOR_{name.upper()}): " for name in names)
+    return where + message.removeprefix("Value error, ")
+
+
+def _configure_logging(level: str) -> None:
+    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its news is in our own lines
+
+
+def _load_model(settings: Settings) -> LoadedModel:
+    """Load what the settings name. Runs on the compute thread."""
+    from vigor_service.engine.engine import Engine
+    from vigor_service.engine.loading import ModelLoadError, load_policy
+    from vigor_service.errors import StartupError
+    from vigor_service.runtime import LoadedModel
+
+    try:
+        policy = load_policy(
+            settings.model,
+            dtype=settings.dtype,
+            device=settings.device,
+            trust_remote_code=settings.trust_remote_code,
+        )
+        engine = Engine(policy.model, name=policy.name, parameters=settings.parameters)
+    except (ModelLoadError, ValueError) as error:
+        raise StartupError(str(error)) from error
+    # transformers gives a tokenizer its special tokens at run time, where no type checker sees them.
+    return LoadedModel(engine, cast("Tokenizer", policy.tokenizer))
+
+
+def _exit(code: int, *lines: str) -> NoReturn:
+    for line in lines:
+        print(f"vigor-service: {line}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,64 @@
+"""The HTTP application: routes, middleware and problem documents around one runtime. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.metadata import version
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from vigor_service.body import BodyReader
+from vigor_service.middleware import RequestEnvelope
+from vigor_service.openapi import describe
+from vigor_service.problems import install_problem_handlers
+from vigor_service.routes import operations, scoring, weights
+from vigor_service.runtime import LoadedModel, Runtime
+from vigor_service.settings import Settings
+
+_DESCRIPTION = "Exact gradient norms of the current policy, ranked within groups. Errors are RFC 9457 problems."
+
+
+def create_app(
+    settings: Settings,
+    load_model: Callable[[], LoadedModel],
+    *,
+    on_load_failure: Callable[[], None] = lambda: None,
+) -> FastAPI:
+    """Return the application; its runtime is ``app.state.runtime``. The model loads when the application starts.
+
+    ``load_model`` runs on the compute thread. ``on_load_failure`` is called when it raised; the error is
+    ``runtime.load_error``.
+    """
+    runtime = Runtime(settings, load_model, on_load_failure=on_load_failure)
+    app = FastAPI(
+        title="VIGOR scoring service",
+        version=version("vigor-rl"),
+        description=_DESCRIPTION,
+        lifespan=_lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.runtime = runtime
+    app.state.bodies = BodyReader(
+        max_body_bytes=settings.max_body_bytes, timeout_seconds=settings.request_timeout_seconds
+    )
+    for module in (scoring, weights, operations):
+        app.include_router(module.router)
+    install_problem_handlers(app)
+    app.add_middleware(RequestEnvelope, metrics=runtime.metrics)
+    app.openapi = partial(describe, app)
+    runtime.metrics.expect_routes(route.path for route in app.routes if isinstance(route, APIRoute))
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    runtime: Runtime = app.state.runtime
+    runtime.start()
+    try:
+        yield
+    finally:
+        await runtime.stop()

@@ -1,0 +1,150 @@
+"""What can go wrong in the service, as exceptions that carry their data. Knows nothing about HTTP.
+
+StartupError                    the service cannot start: a wrong setting, a model that does not load
+
+ServiceError                    a request that is not answered as it was meant
+├── MalformedBodyError          the body is not JSON
+├── UnsupportedMediaTypeError   the body does not say that it is JSON
+├── InvalidRequestError         understood, and wrong: every offending place is listed
+├── PayloadTooLargeError        more bytes than the limit
+├── SequenceTooLongError        a prompt with a completion that the model cannot take
+├── UpdateNotFoundError         no such weight update: never opened, dropped, refused or expired
+├── UpdateConflictError         the update is not in a state that allows this
+├── WeightVersionMismatchError  the score was asked from another version of the weights
+├── WeightDigestMismatchError   same version, other bytes
+├── WeightBaseMismatchError     the update was made from another version
+├── QueueFullError              come back later
+├── ClientGoneError             nobody waits for the answer any more
+├── EngineFailedError           the engine raised on a batch
+├── UnhealthyError              the compute loop has ended
+├── LoadingError                the model is not loaded yet
+├── DrainingError               the process is about to end
+├── WeightsApplyingError        weights are being swapped at this moment
+├── WeightsPoisonedError        a swap failed half-way: only a full update helps
+├── DeadlineExceededError       the time limit of the request passed
+└── StagingFullError            no disk space for the update
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from pydantic import JsonValue
+
+from vigor_client.schemas import FieldError
+
+MAX_LISTED_ERRORS = 100
+"""An answer names at most so many places; its detail says how many there are."""
+
+
+class StartupError(Exception):
+    """The service cannot start; the message is for the person who started it. No request ever sees one."""
+
+
+class ServiceError(Exception):
+    """Base of all of them.
+
+    ``detail`` says what was got, what is needed and what to do; ``errors`` are the offending places;
+    ``data`` goes out beside them under its own names.
+    """
+
+    def __init__(
+        self,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        retry_after_seconds: float | None = None,
+        **data: JsonValue,
+    ) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = list(errors[:MAX_LISTED_ERRORS])
+        self.retry_after_seconds = retry_after_seconds
+        self.data = data
+
+
+class MalformedBodyError(ServiceError):
+    """The body is not JSON."""
+
+
+class UnsupportedMediaTypeError(ServiceError):
+    """The body does not say that it is JSON."""
+
+
+class InvalidRequestError(ServiceError):
+    """Understood, and wrong."""
+
+
+class PayloadTooLargeError(ServiceError):
+    """More bytes than the limit."""
+
+
+class SequenceTooLongError(ServiceError):
+    """A prompt with a completion that the model cannot take."""
+
+
+class UpdateNotFoundError(ServiceError):
+    """No such weight update."""
+
+
+class UpdateConflictError(ServiceError):
+    """The update is not in a state that allows this."""
+
+
+class WeightVersionMismatchError(ServiceError):
+    """The score was asked from another version of the weights."""
+
+
+class WeightDigestMismatchError(ServiceError):
+    """Same version, other bytes."""
+
+
+class WeightBaseMismatchError(ServiceError):
+    """The update was made from another version."""
+
+
+class QueueFullError(ServiceError):
+    """Come back later."""
+
+
+class ClientGoneError(ServiceError):
+    """Nobody waits for the answer any more."""
+
+
+class EngineFailedError(ServiceError):
+    """The engine raised on a batch."""
+
+
+class UnhealthyError(ServiceError):
+    """The compute loop has ended."""
+
+
+class LoadingError(ServiceError):
+    """The model is not loaded yet."""
+
+
+class DrainingError(ServiceError):
+    """The process is about to end."""
+
+
+class WeightsApplyingError(ServiceError):
+    """Weights are being swapped at this moment."""
+
+
+class WeightsPoisonedError(ServiceError):
+    """A swap failed half-way."""
+
+
+class DeadlineExceededError(ServiceError):
+    """The time limit of the request passed."""
+
+
+class StagingFullError(ServiceError):
+    """No disk space for the update."""
+
+
+def invalid_request(errors: Sequence[FieldError], *, consequence: str) -> InvalidRequestError:
+    """Return the error that lists these places, its detail saying how many there are and what did not happen."""
+    count = "1 place is wrong" if len(errors) == 1 else f"{len(errors)} places are wrong"
+    listed = f", the first {MAX_LISTED_ERRORS} are listed" if len(errors) > MAX_LISTED_ERRORS else ""
+    return InvalidRequestError(f"{count}{listed}; {consequence}", errors=errors)

@@ -1,0 +1,122 @@
+"""From scores to statuses, ranks and rewards, and what a request cost. Pure: the ranking itself is the client's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
+
+from vigor_client.ranking import rank_rewards, ranks
+from vigor_client.schemas import (
+    CompletionScore,
+    CompletionStatus,
+    GroupScore,
+    RewardName,
+    ScoreRequest,
+    ScoreResponse,
+    Timing,
+    TruncatedRule,
+    Usage,
+)
+from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
+from vigor_service.scheduler import Scored
+from vigor_service.tokenization import EncodedGroup
+
+
+def sequences_to_score(groups: Sequence[EncodedGroup], truncated: TruncatedRule) -> list[TokenSequence]:
+    """Return each sequence that needs the engine once, in order of appearance."""
+    return list(dict.fromkeys(_computed(groups, truncated)))
+
+
+def grade(model: str, request: ScoreRequest, groups: Sequence[EncodedGroup], scored: Scored) -> ScoreResponse:
+    """Rank every group and account for the request."""
+    return ScoreResponse(
+        model=model,
+        weight_version=scored.weights.version,
+        weight_digest=scored.weights.digest,
+        reward=request.reward,
+        groups=[grade_group(group, scored.scores, request) for group in groups],
+        usage=_usage(groups, request.truncated, scored),
+        timing=Timing(queue_seconds=scored.queue_seconds, compute_seconds=scored.compute_seconds),
+    )
+
+
+def grade_group(
+    group: EncodedGroup, scores: Mapping[TokenSequence, SequenceScore], request: ScoreRequest
+) -> GroupScore:
+    """Rank one group, the smallest value first; whatever is not ``ok`` shares the last ranks."""
+    judged = [
+        _judge(sequence, is_truncated and request.truncated == "worst", scores)
+        for sequence, is_truncated in zip(group.sequences, group.is_truncated, strict=True)
+    ]
+    values = [_value(score, request.reward) if status == "ok" else None for status, score in judged]
+    group_ranks = ranks(values, ties=request.ties)
+    rows = zip(group.sequences, judged, group_ranks, rank_rewards(group_ranks), strict=True)
+    return GroupScore(
+        id=group.id,
+        completions=[
+            _completion_score(sequence, status, score, rank, reward) for sequence, (status, score), rank, reward in rows
+        ],
+    )
+
+
+def _computed(groups: Sequence[EncodedGroup], truncated: TruncatedRule) -> Iterator[TokenSequence]:
+    """Every completion that needs the engine, repeated ones included."""
+    for group in groups:
+        for sequence, is_truncated in zip(group.sequences, group.is_truncated, strict=True):
+            if sequence.num_loss_tokens > 0 and not (is_truncated and truncated == "worst"):
+                yield sequence
+
+
+def _judge(
+    sequence: TokenSequence, is_left_out: bool, scores: Mapping[TokenSequence, SequenceScore]
+) -> tuple[CompletionStatus, SequenceScore]:
+    if is_left_out:
+        return "truncated", EMPTY_SCORE
+    if sequence.num_loss_tokens == 0:
+        return "empty", EMPTY_SCORE
+    score = scores[sequence]
+    numbers = (score.grad_norm, score.mean_logprob, score.mean_entropy, score.self_certainty)
+    return ("ok" if all(map(isfinite, numbers)) else "nonfinite"), score
+
+
+def _value(score: SequenceScore, reward: RewardName) -> float:
+    """What is ranked: small is good."""
+    match reward:
+        case "vigor":
+            return score.scaled_grad_norm
+        case "self_certainty":
+            return -score.self_certainty
+        case "logprob":
+            return -score.mean_logprob
+        case "entropy":
+            return score.mean_entropy
+
+
+def _completion_score(
+    sequence: TokenSequence, status: CompletionStatus, score: SequenceScore, rank: float, reward: float
+) -> CompletionScore:
+    return CompletionScore(
+        status=status,
+        num_tokens=sequence.num_loss_tokens,
+        grad_norm=_wire(score.grad_norm),
+        scaled_grad_norm=_wire(score.scaled_grad_norm),
+        rank=rank,
+        reward=reward,
+        mean_logprob=_wire(score.mean_logprob),
+        mean_entropy=_wire(score.mean_entropy),
+        self_certainty=_wire(score.self_certainty),
+    )
+
+
+def _wire(number: float) -> float | None:
+    return number if isfinite(number) else None
+
+
+def _usage(groups: Sequence[EncodedGroup], truncated: TruncatedRule, scored: Scored) -> Usage:
+    """Each group's prompt counts once; each completion counts, also when it was not computed."""
+    return Usage(
+        prompt_tokens=sum(len(group.sequences[0].prompt_ids) for group in groups),
+        completion_tokens=sum(len(item.completion_ids) for group in groups for item in group.sequences),
+        padding_tokens=scored.padding_tokens,
+        deduplicated_completions=sum(1 for _ in _computed(groups, truncated)) - len(scored.scores),
+    )

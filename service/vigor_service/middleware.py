@@ -1,0 +1,67 @@
+"""What every HTTP request gets: an id, a metric and a log line. Plain ASGI, so that bodies stream through."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from time import perf_counter
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from vigor_service.metrics import UNMATCHED_ROUTE, Metrics
+
+_logger = logging.getLogger("vigor_service.requests")
+
+REQUEST_ID = "X-Request-Id"
+_SANE_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")
+_PROBES = ("/healthz", "/readyz", "/metrics")
+
+
+class RequestEnvelope:
+    """Wraps an ASGI application."""
+
+    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+        self._app = app
+        self._metrics = metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = _request_id(scope)
+        scope.setdefault("state", {})["request_id"] = request_id
+        status = 500  # what the server answers when nothing below does
+        started = perf_counter()
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        finally:
+            self._record(scope, status, perf_counter() - started)
+
+    def _record(self, scope: Scope, status: int, seconds: float) -> None:
+        route = getattr(scope.get("route"), "path", UNMATCHED_ROUTE)
+        self._metrics.observe_request(route, status, seconds)
+        _logger.log(
+            logging.DEBUG if route in _PROBES else logging.INFO,
+            "request method=%s route=%s status=%d seconds=%.4f request_id=%s",
+            scope["method"],
+            route,
+            status,
+            seconds,
+            scope["state"]["request_id"],
+        )
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's id, if it is one that can be logged and sent back as it is."""
+    sent = Headers(scope=scope).get(REQUEST_ID, "")
+    return sent if _SANE_ID.fullmatch(sent) else uuid.uuid4().hex

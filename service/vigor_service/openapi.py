@@ -1,0 +1,68 @@
+"""What the OpenAPI description says beyond FastAPI's own: JSON bodies that are parsed off the loop, and problems."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from vigor_client.schemas import Problem, ScoreRequest, UpdateRequest
+from vigor_service.errors import ServiceError
+from vigor_service.problems import MEDIA_TYPE, PROBLEMS
+
+_REFERENCE = "#/components/schemas/{model}"
+
+
+def json_body(model: type[BaseModel]) -> dict[str, Any]:
+    """Describe a JSON body."""
+    schema = {"$ref": _REFERENCE.format(model=model.__name__)}
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def raw_body() -> dict[str, Any]:
+    """Describe a body of plain bytes."""
+    content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def problems(*kinds: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
+    """Describe the errors that an endpoint answers with, an example for each."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    for error in kinds:
+        kind = PROBLEMS[error]
+        response = responses.setdefault(kind.status, _empty_response(kind.title))
+        response["content"][MEDIA_TYPE]["examples"][error.__name__] = {"value": _example(error)}
+    return responses
+
+
+def describe(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document, with the schemas of the bodies that FastAPI does not parse itself."""
+    document = get_openapi(
+        title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
+    )
+    _, definitions = models_json_schema(
+        [(ScoreRequest, "validation"), (UpdateRequest, "validation"), (Problem, "validation")], ref_template=_REFERENCE
+    )
+    document["components"]["schemas"].update(definitions["$defs"])
+    return document
+
+
+def _empty_response(title: str) -> dict[str, Any]:
+    schema = {"$ref": _REFERENCE.format(model=Problem.__name__)}
+    return {"description": title, "content": {MEDIA_TYPE: {"schema": schema, "examples": {}}}}
+
+
+def _example(error: type[ServiceError]) -> dict[str, Any]:
+    kind = PROBLEMS[error]
+    summary = (error.__doc__ or kind.title).strip()
+    return {
+        "type": f"urn:vigor:problem:{kind.code}",
+        "title": kind.title,
+        "status": kind.status,
+        "code": kind.code,
+        "detail": summary,
+        "errors": [],
+    }

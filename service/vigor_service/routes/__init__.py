@@ -1,0 +1,1 @@
+"""The HTTP endpoints: with app.py the only code that knows FastAPI's routing."""

@@ -1,0 +1,71 @@
+"""Probes, metrics and the model's description."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import ceil
+from typing import Any
+
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST
+
+from vigor_client.schemas import Health, ModelInfo, ParameterRules
+from vigor_service import errors
+from vigor_service.errors import ServiceError
+from vigor_service.openapi import problems
+from vigor_service.problems import problem_of
+from vigor_service.routes.dependencies import RuntimeDependency, ServingDependency
+
+router = APIRouter(tags=["operations"])
+_UNAVAILABLE: dict[int | str, dict[str, Any]] = {
+    503: {"model": Health, "description": "No; `reason` is the code that a score request would get."}
+}
+
+
+@router.get("/healthz", summary="Is the process worth keeping?", response_model=Health, responses=_UNAVAILABLE)
+async def healthz(runtime: RuntimeDependency) -> Response:
+    return _probe(runtime.require_alive)
+
+
+@router.get("/readyz", summary="Would a score request be taken now?", response_model=Health, responses=_UNAVAILABLE)
+async def readyz(runtime: RuntimeDependency) -> Response:
+    return _probe(runtime.require_ready)
+
+
+@router.get("/metrics", summary="Prometheus metrics", response_class=Response)
+async def metrics(runtime: RuntimeDependency) -> Response:
+    return Response(runtime.metrics.render(), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get(
+    "/v1/model", summary="What is measured, and how", responses=problems(errors.LoadingError, errors.DrainingError)
+)
+async def model(serving: ServingDependency) -> ModelInfo:
+    info = serving.info
+    return ModelInfo(
+        model=info.model,
+        architecture=info.architecture,
+        num_parameters=info.num_parameters,
+        num_measured_parameters=info.num_measured_parameters,
+        dtype=info.dtype,
+        device=info.device,
+        max_sequence_tokens=info.max_sequence_tokens,
+        vocab_size=info.vocab_size,
+        tied_embeddings=info.tied_embeddings,
+        layout=info.layout,
+        rules=[
+            ParameterRules(rule=rule, num_parameters=len(names), parameters=list(names))
+            for rule, names in info.rules.items()
+        ],
+    )
+
+
+def _probe(require: Callable[[], None]) -> Response:
+    """A probe reports; it is no error that the service is not ready."""
+    try:
+        require()
+    except ServiceError as error:
+        health = Health(status="unavailable", reason=problem_of(error).code)
+        headers = {"Retry-After": str(ceil(error.retry_after_seconds or 1))}
+        return Response(health.model_dump_json(), 503, headers, "application/json")
+    return Response(Health(status="ok").model_dump_json(), media_type="application/json")

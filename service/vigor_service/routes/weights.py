@@ -1,0 +1,99 @@
+"""``/v1/weights``: what serves, and updates of it."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from vigor_client.schemas import CommitResponse, TensorList, UpdateRequest, UpdateStatus, WeightsInfo
+from vigor_service import errors
+from vigor_service.body import content_length, parse_json, stream
+from vigor_service.openapi import json_body, problems, raw_body
+from vigor_service.routes.dependencies import BodiesDependency, ServingDependency
+
+router = APIRouter(prefix="/v1/weights", tags=["weights"])
+_UPDATE = "/updates/{update_id}"
+_ALWAYS = (errors.LoadingError, errors.DrainingError)
+
+
+@router.get("", summary="What the service scores with now", responses=problems(*_ALWAYS))
+async def weights(serving: ServingDependency) -> WeightsInfo:
+    return serving.publication.info()
+
+
+@router.get("/tensors", summary="Every tensor that an update must bring", responses=problems(*_ALWAYS))
+async def tensors(serving: ServingDependency) -> TensorList:
+    served = serving.publication.weights
+    return TensorList(weight_version=served.version, weight_digest=served.digest, tensors=list(served.tensors))
+
+
+@router.post(
+    "/updates",
+    status_code=201,
+    summary="Open an update",
+    response_model=UpdateStatus,
+    responses=problems(
+        errors.MalformedBodyError,
+        errors.InvalidRequestError,
+        errors.UnsupportedMediaTypeError,
+        errors.PayloadTooLargeError,
+        errors.QueueFullError,
+        errors.UpdateConflictError,
+        errors.WeightBaseMismatchError,
+        errors.DeadlineExceededError,
+        errors.StagingFullError,
+        *_ALWAYS,
+    ),
+    openapi_extra=json_body(UpdateRequest),
+)
+async def open_update(request: Request, serving: ServingDependency, bodies: BodiesDependency) -> UpdateStatus:
+    async with bodies.receive(request) as body:
+        asked = parse_json(UpdateRequest, body, consequence="no update was opened")
+    return serving.updates.open(asked)
+
+
+@router.put(
+    _UPDATE + "/files/{name}",
+    summary="Send one file of an update: the bytes of a safetensors file",
+    responses=problems(
+        errors.UpdateNotFoundError,
+        errors.UpdateConflictError,
+        errors.InvalidRequestError,
+        errors.DeadlineExceededError,
+        errors.StagingFullError,
+        *_ALWAYS,
+    ),
+    openapi_extra=raw_body(),
+)
+async def receive_file(request: Request, update_id: str, name: str, serving: ServingDependency) -> UpdateStatus:
+    return await serving.updates.receive(update_id, name, stream(request), content_length=content_length(request))
+
+
+@router.post(
+    _UPDATE + "/commit",
+    summary="Verify the update and serve it",
+    responses=problems(
+        errors.UpdateNotFoundError,
+        errors.UpdateConflictError,
+        errors.InvalidRequestError,
+        errors.WeightsPoisonedError,
+        *_ALWAYS,
+    ),
+)
+async def commit(update_id: str, serving: ServingDependency) -> CommitResponse:
+    return await serving.updates.commit(update_id)
+
+
+@router.get(_UPDATE, summary="Where an update stands", responses=problems(errors.UpdateNotFoundError, *_ALWAYS))
+async def status(update_id: str, serving: ServingDependency) -> UpdateStatus:
+    return serving.updates.status(update_id)
+
+
+@router.delete(
+    _UPDATE,
+    status_code=204,
+    summary="Drop an update",
+    response_class=Response,
+    responses=problems(errors.UpdateNotFoundError, errors.UpdateConflictError, *_ALWAYS),
+)
+async def drop(update_id: str, serving: ServingDependency) -> None:
+    await serving.updates.drop(update_id)

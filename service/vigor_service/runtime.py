@@ -1,0 +1,193 @@
+"""The life of the service: loading, serving, draining. Puts the parts together; knows nothing about HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vigor_service.admission import Admission
+from vigor_service.errors import DrainingError, LoadingError, UnhealthyError
+from vigor_service.metrics import Metrics
+from vigor_service.scheduler import Scheduler
+from vigor_service.scoring import Scoring
+from vigor_service.settings import Settings
+from vigor_service.tokenization import Encoder, Tokenizer
+from vigor_service.weights.committing import Committer
+from vigor_service.weights.publication import Publication
+from vigor_service.weights.staging import StagingArea, default_staging_root
+from vigor_service.weights.updates import Updates
+from vigor_service.worker import WorkerThread
+
+if TYPE_CHECKING:
+    from vigor_service.engine.engine import EngineInfo, Scorer
+    from vigor_service.weights.weights import Weights
+
+_logger = logging.getLogger(__name__)
+
+LOADING_RETRY_SECONDS = 2.0
+DRAINING_RETRY_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedModel:
+    """What the service serves: an engine, and the tokenizer of its model if it has one."""
+
+    scorer: Scorer
+    tokenizer: Tokenizer | None
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """What exists once the model is loaded."""
+
+    info: EngineInfo
+    publication: Publication
+    scheduler: Scheduler
+    scoring: Scoring
+    updates: Updates
+
+
+class Runtime:
+    """Everything of one service.
+
+    ``load_model`` runs on the compute thread. If it raises, ``load_error`` is set and ``on_load_failure`` is called.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        load_model: Callable[[], LoadedModel],
+        *,
+        on_load_failure: Callable[[], None],
+    ) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.preparation = WorkerThread("prepare")
+        self.load_error: BaseException | None = None
+        self._compute = WorkerThread("compute")
+        self._load_model = load_model
+        self._on_load_failure = on_load_failure
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loading: asyncio.Task[Serving] | None = None
+        self._staging: StagingArea | None = None
+        self._serving: Serving | None = None
+        self._is_draining = False
+
+    @property
+    def serving(self) -> Serving:
+        """What is served.
+
+        Raises:
+            LoadingError, DrainingError: not yet, or no more.
+        """
+        if self._is_draining:
+            raise DrainingError("the service is shutting down", retry_after_seconds=DRAINING_RETRY_SECONDS)
+        if self._serving is None:
+            raise LoadingError("the model is being loaded", retry_after_seconds=LOADING_RETRY_SECONDS)
+        return self._serving
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no thread of the service runs something that cannot be interrupted."""
+        return self._compute.is_idle and self.preparation.is_idle
+
+    def require_alive(self) -> None:
+        """Raise UnhealthyError unless batches are, or will be, taken from the queue."""
+        if self.load_error is not None or (self._serving is not None and not self._serving.scheduler.is_alive):
+            raise UnhealthyError("nothing computes any more; the service has to be restarted")
+
+    def require_ready(self) -> None:
+        """Raise unless a score request would be taken now."""
+        self.serving.publication.require_ready()
+
+    def start(self) -> None:
+        """Begin to load the model."""
+        self._loop = asyncio.get_running_loop()
+        self._loading = asyncio.create_task(self._load())
+        self._loading.add_done_callback(self._finish_loading)
+
+    def drain(self) -> None:
+        """Take no new requests; those that were admitted go on."""
+        self._is_draining = True
+        if self._serving is not None:
+            self._serving.publication.drain()
+
+    def drain_from_signal(self) -> None:
+        """Drain, called from a signal handler: at any moment, on the loop's own thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self.drain)
+
+    async def stop(self) -> None:
+        """End at once: nothing is waited for."""
+        self.drain()
+        if self._loading is not None:
+            self._loading.cancel()
+        if self._serving is not None:
+            self._serving.scheduler.stop()
+            self._serving.updates.close()
+        self._compute.close()
+        self.preparation.close()
+        if self._staging is not None:
+            await asyncio.to_thread(self._staging.close)
+
+    async def _load(self) -> Serving:
+        self._staging = await asyncio.to_thread(StagingArea, self.settings.staging_dir or default_staging_root())
+        model, weights = await self._compute.run(_load_and_describe, self._load_model)
+        return self._assemble(model, weights, self._staging)
+
+    def _finish_loading(self, loading: asyncio.Task[Serving]) -> None:
+        if loading.cancelled():
+            return
+        self.load_error = loading.exception()
+        if self.load_error is not None:
+            self._on_load_failure()
+            return
+        self._serving = loading.result()
+        self._serving.scheduler.start()
+        info, weights = self._serving.info, self._serving.publication.weights
+        _logger.info("ready model=%s device=%s dtype=%s digest=%s", info.model, info.device, info.dtype, weights.digest)
+
+    def _assemble(self, model: LoadedModel, weights: Weights, staging: StagingArea) -> Serving:
+        settings, metrics, info = self.settings, self.metrics, model.scorer.info
+        publication = Publication(weights, load=model.scorer.load, compute=self._compute, metrics=metrics)
+        admission = Admission(
+            max_tokens=settings.max_queued_tokens, max_requests=settings.max_queued_requests, metrics=metrics
+        )
+        scheduler = Scheduler(
+            model.scorer.score,
+            compute=self._compute,
+            weights_for=publication.require,
+            admission=admission,
+            max_batch_tokens=settings.max_batch_tokens,
+            metrics=metrics,
+        )
+        scoring = Scoring(
+            model=info.model,
+            encoder=Encoder(model.tokenizer, info.vocab_size, info.max_sequence_tokens),
+            admission=admission,
+            publication=publication,
+            scheduler=scheduler,
+            preparation=self.preparation,
+            metrics=metrics,
+            timeout_seconds=settings.request_timeout_seconds,
+        )
+        updates = Updates(
+            publication,
+            Committer(publication, exclusive=scheduler.exclusive, metrics=metrics),
+            staging=staging,
+            metrics=metrics,
+            timeout_seconds=settings.update_timeout_seconds,
+            max_upload_bytes=settings.max_upload_bytes,
+        )
+        return Serving(info, publication, scheduler, scoring, updates)
+
+
+def _load_and_describe(load_model: Callable[[], LoadedModel]) -> tuple[LoadedModel, Weights]:
+    model = load_model()
+    # It brings torch along: imported here, so that the socket opens before torch is loaded.
+    from vigor_service.weights.fingerprint import initial_weights
+
+    return model, initial_weights(model.scorer)

@@ -1,0 +1,239 @@
+"""From score requests to batches on the compute thread: across requests, with weight swaps as barriers.
+
+All of its state lives on the event loop; the compute thread only ever runs one batch. It knows nothing about
+HTTP, groups, ranks, or what is done behind a barrier.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from vigor_service.admission import Admission
+from vigor_service.batching import Pool
+from vigor_service.engine.sequences import SequenceScore, TokenSequence
+from vigor_service.errors import EngineFailedError, ServiceError
+from vigor_service.metrics import Metrics
+from vigor_service.weights.weights import WeightRequirement, Weights
+from vigor_service.worker import WorkerThread
+
+if TYPE_CHECKING:
+    from vigor_service.engine.engine import BatchResult
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """All scores of one request, taken under one version of the weights, and where its time went."""
+
+    scores: dict[TokenSequence, SequenceScore]
+    weights: Weights
+    padding_tokens: int
+    queue_seconds: float
+    compute_seconds: float
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One request on its way."""
+
+    sequences: Collection[TokenSequence]
+    requirement: WeightRequirement
+    answer: asyncio.Future[Scored]
+    submitted_at: float = field(default_factory=perf_counter)
+    started_at: float | None = None
+    scores: dict[TokenSequence, SequenceScore] = field(default_factory=dict)
+    padding_tokens: float = 0.0
+
+
+@dataclass(slots=True)
+class _Barrier:
+    """Somebody who wants the compute thread alone: is told when it is granted, tells when it is released."""
+
+    granted: asyncio.Event = field(default_factory=asyncio.Event)
+    released: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(slots=True)
+class _Epoch:
+    """Jobs between two barriers: all of them see the same weights."""
+
+    newcomers: list[_Job] = field(default_factory=list)
+    pool: Pool[_Job] = field(default_factory=Pool)
+    barrier: _Barrier | None = None
+
+
+_Batch = dict[TokenSequence, list[_Job]]
+
+
+class Scheduler:
+    """The queue in front of the compute thread.
+
+    ``score_batch`` runs on the compute thread. ``weights_for`` returns the weights that serve now, or raises why
+    they will not do for a requirement: it is asked when a job's turn has come.
+    """
+
+    def __init__(
+        self,
+        score_batch: Callable[[Sequence[TokenSequence]], BatchResult],
+        *,
+        compute: WorkerThread,
+        weights_for: Callable[[WeightRequirement], Weights],
+        admission: Admission,
+        max_batch_tokens: int,
+        metrics: Metrics,
+    ) -> None:
+        self._score_batch = score_batch
+        self._compute = compute
+        self._weights_for = weights_for
+        self._admission = admission
+        self._max_batch_tokens = max_batch_tokens
+        self._metrics = metrics
+        self._epochs = deque([_Epoch()])
+        self._has_work = asyncio.Event()
+        self._runner: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to take batches from the queue."""
+        self._runner = asyncio.create_task(self._run())
+
+    def stop(self) -> None:
+        """Take no more batches."""
+        if self._runner is not None:
+            self._runner.cancel()
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether batches are taken from the queue."""
+        return self._runner is not None and not self._runner.done()
+
+    async def score(self, sequences: Collection[TokenSequence], requirement: WeightRequirement) -> Scored:
+        """Score distinct sequences under one version of the weights. Cancelling takes its work out of the queue.
+
+        Raises:
+            EngineFailedError: the engine raised on a batch that held a part of it.
+            ServiceError: the weights were others, or poisoned, when its turn came.
+        """
+        job = _Job(sequences, requirement, asyncio.get_running_loop().create_future())
+        self._epochs[-1].newcomers.append(job)
+        self._has_work.set()
+        try:
+            return await job.answer
+        finally:
+            self._withdraw(job)
+
+    @asynccontextmanager
+    async def exclusive(self) -> AsyncIterator[None]:
+        """Have the compute thread alone: after all jobs submitted before, ahead of all submitted later."""
+        barrier = _Barrier()
+        self._epochs[-1].barrier = barrier
+        self._epochs.append(_Epoch())
+        self._has_work.set()
+        try:
+            await barrier.granted.wait()
+            yield
+        finally:
+            barrier.released.set()
+
+    async def _run(self) -> None:
+        while True:
+            await self._has_work.wait()
+            epoch = self._epochs[0]
+            self._begin_newcomers(epoch)
+            if epoch.pool:
+                await self._run_batch(epoch.pool)
+            elif epoch.barrier is not None:
+                await self._run_barrier(epoch.barrier)
+            else:
+                self._has_work.clear()
+
+    async def _run_barrier(self, barrier: _Barrier) -> None:
+        barrier.granted.set()
+        await barrier.released.wait()
+        self._epochs.popleft()
+
+    def _begin_newcomers(self, epoch: _Epoch) -> None:
+        for job in epoch.newcomers:
+            if not job.answer.done():
+                self._begin(job, epoch.pool)
+        epoch.newcomers.clear()
+
+    def _begin(self, job: _Job, pool: Pool[_Job]) -> None:
+        try:
+            weights = self._weights_for(job.requirement)
+        except ServiceError as error:
+            job.answer.set_exception(error)
+            return
+        if job.sequences:
+            pool.add(job, job.sequences)
+        else:
+            self._finish(job, weights)
+
+    async def _run_batch(self, pool: Pool[_Job]) -> None:
+        weights = self._weights_for(WeightRequirement())  # no barrier is passed while this batch runs
+        batch = pool.take_batch(self._max_batch_tokens)
+        started_at = perf_counter()
+        for job in _jobs_of(batch):
+            job.started_at = job.started_at or started_at
+        scoring = asyncio.ensure_future(self._compute.run(self._score_batch, list(batch)))
+        await asyncio.wait([scoring])
+        if (error := scoring.exception()) is not None:
+            self._fail(batch, pool, error)
+        else:
+            self._measure(batch, perf_counter() - started_at)
+            self._deliver(batch, scoring.result(), weights)
+
+    def _fail(self, batch: _Batch, pool: Pool[_Job], error: BaseException) -> None:
+        _logger.error("batch_failed sequences=%d", len(batch), exc_info=error)
+        for job in _jobs_of(batch):
+            pool.remove(job)
+            if not job.answer.done():
+                job.answer.set_exception(EngineFailedError(f"the engine raised {type(error).__name__} on this request"))
+
+    def _deliver(self, batch: _Batch, result: BatchResult, weights: Weights) -> None:
+        padding_share = result.padding_tokens / sum(sequence.num_tokens for sequence in batch)
+        for (sequence, jobs), score in zip(batch.items(), result.scores, strict=True):
+            for job in jobs:
+                job.scores[sequence] = score
+                job.padding_tokens += padding_share * sequence.num_tokens
+                if len(job.scores) == len(job.sequences):
+                    self._finish(job, weights)
+
+    def _finish(self, job: _Job, weights: Weights) -> None:
+        if job.answer.done():
+            return
+        finished_at = perf_counter()
+        started_at = job.started_at or finished_at
+        scored = Scored(
+            scores=job.scores,
+            weights=weights,
+            padding_tokens=round(job.padding_tokens),
+            queue_seconds=started_at - job.submitted_at,
+            compute_seconds=finished_at - started_at,
+        )
+        self._metrics.queue_seconds.observe(scored.queue_seconds)
+        self._metrics.compute_seconds.observe(scored.compute_seconds)
+        job.answer.set_result(scored)
+
+    def _measure(self, batch: Collection[TokenSequence], seconds: float) -> None:
+        num_tokens = sum(sequence.num_tokens for sequence in batch)
+        self._admission.observe_batch(num_tokens, seconds)
+        self._metrics.batch_sequences.observe(len(batch))
+        self._metrics.batch_tokens.observe(num_tokens)
+
+    def _withdraw(self, job: _Job) -> None:
+        for epoch in self._epochs:
+            epoch.pool.remove(job)
+            if job in epoch.newcomers:
+                epoch.newcomers.remove(job)
+
+
+def _jobs_of(batch: _Batch) -> set[_Job]:
+    return {job for jobs in batch.values() for job in jobs}

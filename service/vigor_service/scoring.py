@@ -1,0 +1,68 @@
+"""One score request from its groups to its answer: encode, admit, wait for the weights, compute, rank."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vigor_client.schemas import ScoreRequest, Usage
+from vigor_service.admission import Admission
+from vigor_service.engine.sequences import TokenSequence
+from vigor_service.errors import DeadlineExceededError
+from vigor_service.grading import grade, sequences_to_score
+from vigor_service.metrics import Metrics
+from vigor_service.scheduler import Scheduler, Scored
+from vigor_service.tokenization import EncodedGroup, Encoder
+from vigor_service.weights.publication import Publication
+from vigor_service.weights.weights import WeightRequirement
+from vigor_service.worker import WorkerThread
+
+
+@dataclass(frozen=True, slots=True)
+class Scoring:
+    """Answers score requests. What is heavy runs on ``preparation`` or, by the scheduler, on the compute thread."""
+
+    model: str
+    encoder: Encoder
+    admission: Admission
+    publication: Publication
+    scheduler: Scheduler
+    preparation: WorkerThread
+    metrics: Metrics
+    timeout_seconds: float
+
+    async def score(self, request: ScoreRequest) -> str:
+        """Return the answer as JSON. Cancelling it takes its work out of the queue.
+
+        Raises:
+            ServiceError: nothing was answered; says why.
+        """
+        seconds = self.timeout_seconds + request.wait_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                return await self._score(request)
+        except TimeoutError as error:
+            raise DeadlineExceededError(f"the request was not answered within {seconds:g} seconds") from error
+
+    async def _score(self, request: ScoreRequest) -> str:
+        groups, sequences = await self.preparation.run(self._encode, request)
+        requirement = WeightRequirement(request.weight_version, request.weight_digest)
+        with self.admission.hold(sum(sequence.num_tokens for sequence in sequences)):
+            await self.publication.wait_for(requirement, wait_seconds=request.wait_seconds)
+            scored = await self.scheduler.score(sequences, requirement)
+        return await self.preparation.run(self._answer, request, groups, scored)
+
+    def _encode(self, request: ScoreRequest) -> tuple[list[EncodedGroup], list[TokenSequence]]:
+        groups = self.encoder.encode(request)
+        return groups, sequences_to_score(groups, request.truncated)
+
+    def _answer(self, request: ScoreRequest, groups: Sequence[EncodedGroup], scored: Scored) -> str:
+        response = grade(self.model, request, groups, scored)
+        self._count(response.usage)
+        return response.model_dump_json()
+
+    def _count(self, usage: Usage) -> None:
+        self.metrics.tokens.labels("prompt").inc(usage.prompt_tokens)
+        self.metrics.tokens.labels("completion").inc(usage.completion_tokens)
+        self.metrics.tokens.labels("padding").inc(usage.padding_tokens)

@@ -1,0 +1,94 @@
+"""The process around the application: one socket, uvicorn, signals, and how it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from math import ceil
+from types import FrameType
+from typing import NoReturn
+
+import uvicorn
+
+from vigor_service.app import create_app
+from vigor_service.errors import StartupError
+from vigor_service.runtime import LoadedModel, Runtime
+from vigor_service.settings import Settings
+
+KEEP_ALIVE_SECONDS = 65  # longer than the idle limit of common proxies, so that they close first
+
+_logger = logging.getLogger(__name__)
+
+
+def serve(settings: Settings, load_model: Callable[[], LoadedModel]) -> NoReturn:
+    """Serve until SIGTERM or SIGINT, drain, and end the process.
+
+    It ends with 0 after a signal, and with 1 and one line on standard error if the model cannot be loaded.
+    """
+    _outlive_signals()
+    app = create_app(settings, load_model, on_load_failure=lambda: server.stop())
+    runtime: Runtime = app.state.runtime
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        http="httptools",
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=ceil(settings.drain_seconds),
+    )
+    socket = config.bind_socket()  # ends the process with one line if the port is taken
+    _logger.info("listening url=http://%s:%d", *socket.getsockname()[:2])
+    server = _Server(config, runtime)
+    server.run(sockets=[socket])
+    _end(runtime)
+
+
+class _Server(uvicorn.Server):
+    """Tells the service at once when it has to end, not only after the last request."""
+
+    def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
+        super().__init__(config)
+        self._runtime = runtime
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        self._runtime.drain_from_signal()
+        super().handle_exit(sig, frame)
+
+    def stop(self) -> None:
+        self.should_exit = True
+
+
+def _outlive_signals() -> None:
+    """Uvicorn raises the signal that ended it once more at its own end; by then everything is done."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: None)
+
+
+def _end(runtime: Runtime) -> NoReturn:
+    code = _report(runtime.load_error)
+    if not runtime.is_idle:
+        # A batch cannot be interrupted, and the interpreter would wait for its thread.
+        _logger.warning("ended_while_computing")
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _report(error: BaseException | None) -> int:
+    if error is None:
+        return 0
+    if isinstance(error, StartupError):
+        print("vigor-service:", " ".join(str(error).split()), file=sys.stderr)
+    else:
+        _logger.critical("a bug while the model was loaded", exc_info=error)
+    return 1

@@ -1,0 +1,114 @@
+"""Every knob of `vigor-service`: a flag, an environment variable `VIGOR_…`, a default and its unit.
+
+Imports no torch: `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """The VIGOR scoring service: exact gradient norms of the current policy over HTTP.
+
+    Each flag is also an environment variable: --max-batch-tokens is VIGOR_MAX_BATCH_TOKENS. A flag wins.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="VIGOR_",
+        env_ignore_empty=True,
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        cli_prog_name="vigor-service",
+        cli_kebab_case=True,
+        cli_implicit_flags=True,
+        cli_hide_none_type=True,
+        cli_avoid_json=True,
+    )
+
+    model: str | None = None
+    """A local directory, a hub name or a GGUF file. Default: the embedded SmolLM2-135M-Instruct."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. One that other machines reach needs --allow-anonymous."""
+
+    port: int = Field(8000, ge=0, le=65535)
+    """TCP port to listen on; 0 takes a free one, which the log names."""
+
+    device: str = "auto"
+    """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
+
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the weights; auto keeps the checkpoint's on a GPU."""
+
+    parameters: str | None = None
+    """Whose gradient is measured: all, lora, or a regular expression over parameter names.
+    Default: lora if the model has LoRA parameters, else all."""
+
+    trust_remote_code: bool = False
+    """Run code that comes with the checkpoint. Only for checkpoints that you trust as you trust a program."""
+
+    max_batch_tokens: int = Field(4096, gt=0)
+    """Tokens of one batch, padding included. The peak of the memory grows with it; a longer sequence runs alone."""
+
+    max_queued_tokens: int = Field(4_194_304, gt=0)
+    """Tokens that may wait or be computed at once; more is answered with 429."""
+
+    max_queued_requests: int = Field(1024, gt=0)
+    """Score requests that may wait or be computed at once; more is answered with 429."""
+
+    max_body_bytes: int = Field(16 << 20, gt=0)
+    """Bytes of a JSON body; a larger one is answered with 413."""
+
+    max_upload_bytes: int | None = Field(None, gt=0)
+    """Bytes of a weight update, all files together. Default: what the model can need."""
+
+    staging_dir: Path | None = None
+    """Directory for updates that are under way. Default: one of this user's under the temporary directory."""
+
+    update_timeout_seconds: float = Field(120.0, gt=0)
+    """Seconds after which a weight update that nobody touches is dropped."""
+
+    request_timeout_seconds: float = Field(600.0, gt=0)
+    """Seconds that a score request may take, on top of the time it asked to wait for weights."""
+
+    drain_seconds: float = Field(30.0, gt=0)
+    """Seconds that requests have to finish after SIGTERM."""
+
+    allow_anonymous: bool = False
+    """Listen where other machines can reach the service, though nobody has to show a key."""
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """What is logged, to standard error."""
+
+    @field_validator("parameters")
+    @classmethod
+    def _check_expression(cls, value: str | None) -> str | None:
+        try:
+            re.compile(value or "")
+        except re.error as error:
+            raise ValueError(f"{value!r} is neither all nor lora nor a regular expression: {error}") from error
+        return value
+
+    @model_validator(mode="after")
+    def _check_exposure(self) -> Self:
+        if not self.allow_anonymous and not _is_loopback(self.host):
+            raise ValueError(
+                f"--host {self.host} (VIGOR_HOST) can be reached from other machines and nobody has to show a key: "
+                "give --allow-anonymous (VIGOR_ALLOW_ANONYMOUS) if that is meant, or listen on 127.0.0.1"
+            )
+        return self
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

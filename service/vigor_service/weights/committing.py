@@ -1,0 +1,73 @@
+"""From received files to serving weights: verify beside the running batches, then swap between two of them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from time import perf_counter
+
+from vigor_client.schemas import CommitResponse
+from vigor_service.errors import ServiceError
+from vigor_service.metrics import Metrics
+from vigor_service.weights.publication import Publication
+from vigor_service.weights.update import Update
+
+_logger = logging.getLogger(__name__)
+
+
+class Committer:
+    """Commits one update at a time. ``exclusive`` keeps batches away from the compute thread."""
+
+    def __init__(
+        self,
+        publication: Publication,
+        *,
+        exclusive: Callable[[], AbstractAsyncContextManager[None]],
+        metrics: Metrics,
+    ) -> None:
+        self._publication = publication
+        self._exclusive = exclusive
+        self._metrics = metrics
+
+    async def commit(self, update: Update) -> CommitResponse:
+        """Verify everything, then swap.
+
+        Raises:
+            InvalidRequestError: names all that is wrong; the old weights serve on.
+            WeightsPoisonedError: the swap failed half-way.
+        """
+        # It brings torch along: imported here, so that the socket opens before torch is loaded.
+        from vigor_service.weights.verification import verify_full_update
+
+        before = self._publication.weights
+        started = perf_counter()
+        verified = await asyncio.to_thread(verify_full_update, update.paths, before.tensors)
+        verify_seconds = self._observe("verify", started)
+        after = replace(before, version=update.request.weight_version, digest=verified.digest, tensors=verified.tensors)
+        async with self._exclusive():
+            started = perf_counter()
+            await self._publication.swap(after, verified.read())
+            swap_seconds = self._observe("swap", started)
+        return CommitResponse(
+            weight_version=after.version,
+            weight_digest=after.digest,
+            num_changed_tensors=verified.num_changed_tensors,
+            verify_seconds=verify_seconds,
+            swap_seconds=swap_seconds,
+        )
+
+    def _observe(self, phase: str, started: float) -> float:
+        seconds = perf_counter() - started
+        self._metrics.weight_update_seconds.labels(phase).observe(seconds)
+        return seconds
+
+
+def log_refusal(commit: asyncio.Task[CommitResponse]) -> None:
+    """Log why a commit failed, also when nobody is left who asked for it."""
+    error = None if commit.cancelled() else commit.exception()
+    if isinstance(error, ServiceError):
+        places = "; ".join(f"{'/'.join(map(str, place.loc))} {place.msg}" for place in error.errors[:3])
+        _logger.warning("weight_update_refused reason=%r places=%r", error.detail, places)

@@ -1,0 +1,62 @@
+"""Names, shapes and checksums of tensors. Reads values, never changes them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+
+import torch
+
+from vigor_client.digest import checksum, model_digest
+from vigor_client.schemas import TensorInfo
+from vigor_service.engine.engine import Scorer
+from vigor_service.weights.weights import Weights
+
+
+def initial_weights(scorer: Scorer) -> Weights:
+    """Describe what the scorer was loaded with: version 0."""
+    tensors, aliases = scorer.tensors(), scorer.aliases()
+    infos = tuple(describe(name, tensor, aliases.get(name, ())) for name, tensor in tensors.items())
+    return Weights(
+        version=0,
+        digest=model_digest(infos),
+        tensors=infos,
+        num_bytes=sum(tensor.nbytes for tensor in tensors.values()),
+        dtype=_common_dtype(tensors),
+        published_at=datetime.now(UTC),
+    )
+
+
+def describe(name: str, tensor: torch.Tensor, aliases: Sequence[str] = ()) -> TensorInfo:
+    """Return the tensor's name, dtype, shape and the checksum of its bytes."""
+    return TensorInfo(
+        name=name,
+        dtype=dtype_name(tensor.dtype),
+        shape=list(tensor.shape),
+        checksum=checksum(raw_bytes(tensor)),
+        aliases=list(aliases),
+    )
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """Return the tensor's elements in row-major order, little-endian, whatever its dtype, strides or device."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Equals ``tensor.isfinite().all()``, without a mask as large as the tensor."""
+    if tensor.numel() == 0 or not tensor.is_floating_point():
+        return True
+    smallest, largest = torch.aminmax(tensor)  # both NaN if there is one anywhere
+    return bool(smallest.isfinite() & largest.isfinite())
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Return the name on the wire: ``float32``, ``bfloat16``, …"""
+    return str(dtype).removeprefix("torch.")
+
+
+def _common_dtype(tensors: Mapping[str, torch.Tensor]) -> str:
+    names = {dtype_name(tensor.dtype) for tensor in tensors.values()}
+    return names.pop() if len(names) == 1 else "mixed"

@@ -1,0 +1,133 @@
+"""Which weights serve, who waits for others, and the swap itself. Knows no files and no queue."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from vigor_client.schemas import WeightsInfo, WeightState
+from vigor_service.errors import DrainingError, WeightsApplyingError, WeightsPoisonedError
+from vigor_service.metrics import Metrics
+from vigor_service.weights.weights import WeightRequirement, Weights
+from vigor_service.worker import WorkerThread
+
+if TYPE_CHECKING:
+    import torch
+
+_logger = logging.getLogger(__name__)
+
+POISONED_RETRY_SECONDS = 5.0
+APPLYING_RETRY_SECONDS = 1.0
+
+
+class Publication:
+    """The weights that serve. Every change wakes those who wait for it."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        load: Callable[[Iterable[tuple[str, torch.Tensor]]], None],
+        compute: WorkerThread,
+        metrics: Metrics,
+    ) -> None:
+        self.weights = weights
+        self.state: WeightState = "ready"
+        self._load = load
+        self._compute = compute
+        self._metrics = metrics
+        self._changed = asyncio.Event()
+        self._draining = False
+        metrics.weight_version.set(weights.version)
+
+    def require(self, requirement: WeightRequirement) -> Weights:
+        """Return the weights that serve, if they meet the requirement.
+
+        Raises:
+            WeightsPoisonedError: a swap failed; nothing can be scored.
+            WeightVersionMismatchError, WeightDigestMismatchError: others are served.
+        """
+        if self.state == "poisoned":
+            raise WeightsPoisonedError(
+                "a swap of weights failed half-way; nothing is scored until a full update lands",
+                retry_after_seconds=POISONED_RETRY_SECONDS,
+            )
+        if (unmet := requirement.unmet_by(self.weights)) is not None:
+            raise unmet
+        return self.weights
+
+    def require_ready(self) -> None:
+        """Raise unless the weights serve and stay as they are at this moment."""
+        self.require(WeightRequirement())
+        if self.state == "applying":
+            raise WeightsApplyingError("weights are being swapped", retry_after_seconds=APPLYING_RETRY_SECONDS)
+
+    async def wait_for(self, requirement: WeightRequirement, *, wait_seconds: float) -> None:
+        """Return once the requirement is met; after ``wait_seconds`` raise as `require` does.
+
+        Raises:
+            DrainingError: the process ends before that.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_seconds):
+                while not self._is_met(requirement):
+                    await self._wait_for_change()
+        self.require(requirement)
+
+    async def swap(self, weights: Weights, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Load verified tensors into the model and serve them as ``weights``. The caller keeps batches away.
+
+        Raises:
+            WeightsPoisonedError: the engine failed while it loaded; the model may hold a mixture.
+        """
+        self.state = "applying"
+        loading = asyncio.ensure_future(self._compute.run(self._load, tensors))
+        await asyncio.wait([loading])
+        if (error := loading.exception()) is not None:
+            self._poison(weights.version, error)
+        self.weights = replace(weights, published_at=datetime.now(UTC))
+        self.state = "ready"
+        self._metrics.weight_version.set(weights.version)
+        _logger.info("weights_published version=%d digest=%s", weights.version, weights.digest)
+        self._wake_waiters()
+
+    def drain(self) -> None:
+        """Nobody waits for other weights from here on."""
+        self._draining = True
+        self._wake_waiters()
+
+    def info(self) -> WeightsInfo:
+        """Return what ``GET /v1/weights`` answers."""
+        return WeightsInfo(
+            weight_version=self.weights.version,
+            weight_digest=self.weights.digest,
+            state=self.state,
+            num_tensors=len(self.weights.tensors),
+            num_bytes=self.weights.num_bytes,
+            dtype=self.weights.dtype,
+            published_at=self.weights.published_at.isoformat(),
+        )
+
+    def _is_met(self, requirement: WeightRequirement) -> bool:
+        return self.state != "poisoned" and requirement.unmet_by(self.weights) is None
+
+    async def _wait_for_change(self) -> None:
+        if self._draining:
+            raise DrainingError("the service shuts down before these weights come", retry_after_seconds=1.0)
+        await self._changed.wait()
+
+    def _wake_waiters(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _poison(self, version: int, error: BaseException) -> None:
+        self.state = "poisoned"
+        _logger.error("weights_poisoned version=%d", version, exc_info=error)
+        raise WeightsPoisonedError(
+            f"the swap to version {version} failed half-way ({type(error).__name__}); send a full update"
+        ) from error

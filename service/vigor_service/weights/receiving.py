@@ -1,0 +1,120 @@
+"""One file from the network to the disk: bounded memory, the checksum taken on the way, writes off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+from vigor_client.digest import PREFIX, new_hasher
+from vigor_client.schemas import FieldError, UpdateFile
+from vigor_service.errors import DeadlineExceededError, StagingFullError, invalid_request
+from vigor_service.weights.staging import FULL_DISK_ERRORS
+
+if TYPE_CHECKING:
+    from vigor_client.digest import Hasher
+
+BUFFER_BYTES = 4 << 20
+
+
+async def receive_file(
+    chunks: AsyncIterator[bytes],
+    path: Path,
+    announced: UpdateFile,
+    *,
+    stall_seconds: float,
+    on_progress: Callable[[], None],
+) -> None:
+    """Write the chunks to ``path``, which appears only when all bytes are there and have the announced checksum.
+
+    At most one write is in flight, so no more than two buffers are held. ``on_progress`` is called per buffer.
+
+    Raises:
+        InvalidRequestError: more or fewer bytes than announced, or another checksum.
+        DeadlineExceededError: a buffer took longer than ``stall_seconds`` to arrive.
+        StagingFullError: the disk is full.
+    """
+    partial = path.with_name(path.name + ".part")
+    try:
+        with partial.open("wb", buffering=0) as file:
+            digest = await _write_all(chunks, file, announced, stall_seconds, on_progress)
+        if digest != announced.checksum:
+            raise _refuse(announced, f"has checksum {digest}, {announced.checksum} was announced")
+        partial.replace(path)
+    except TimeoutError as error:
+        message = f"file {announced.name}: less than {BUFFER_BYTES} bytes came within {stall_seconds} seconds"
+        raise DeadlineExceededError(message) from error
+    except OSError as error:
+        if error.errno in FULL_DISK_ERRORS:
+            raise StagingFullError(f"the disk is full: file {announced.name} of the update does not fit") from error
+        raise
+    finally:
+        await asyncio.to_thread(partial.unlink, missing_ok=True)
+
+
+async def _write_all(
+    chunks: AsyncIterator[bytes],
+    file: BinaryIO,
+    announced: UpdateFile,
+    stall_seconds: float,
+    on_progress: Callable[[], None],
+) -> str:
+    hasher, received = new_hasher(), 0
+    async with asyncio.timeout(stall_seconds) as limit, _Writer(file, hasher) as writer:
+        async for buffer in _coalesce(chunks):
+            received += len(buffer)
+            if received > announced.num_bytes:
+                raise _refuse(announced, f"has more than the {announced.num_bytes} bytes that were announced")
+            await writer.write(buffer)
+            limit.reschedule(asyncio.get_running_loop().time() + stall_seconds)
+            on_progress()
+    if received < announced.num_bytes:
+        raise _refuse(announced, f"has {received} bytes, {announced.num_bytes} were announced")
+    return PREFIX + hasher.hexdigest()
+
+
+async def _coalesce(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytearray]:
+    buffer = bytearray()
+    async for chunk in chunks:
+        buffer += chunk
+        if len(buffer) >= BUFFER_BYTES:
+            yield buffer
+            buffer = bytearray()
+    yield buffer
+
+
+class _Writer:
+    """Writes and hashes in a thread while the next buffer fills."""
+
+    def __init__(self, file: BinaryIO, hasher: Hasher) -> None:
+        self._file = file
+        self._hasher = hasher
+        self._in_flight: asyncio.Task[None] | None = None
+
+    async def write(self, buffer: bytearray) -> None:
+        await self._settle()
+        self._in_flight = asyncio.create_task(asyncio.to_thread(self._write_now, buffer))
+
+    async def __aenter__(self) -> _Writer:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._settle()
+
+    async def _settle(self) -> None:
+        """Wait for the write in flight, also when the upload ends early: nobody else may close its file."""
+        if self._in_flight is not None:
+            task, self._in_flight = self._in_flight, None
+            await asyncio.shield(task)
+
+    def _write_now(self, buffer: bytearray) -> None:
+        self._hasher.update(buffer)
+        view = memoryview(buffer)
+        while view:
+            view = view[self._file.write(view) :]
+
+
+def _refuse(announced: UpdateFile, message: str) -> Exception:
+    place = FieldError(loc=["files", announced.name], msg=message)
+    return invalid_request([place], consequence="the file is dropped and may be sent again")

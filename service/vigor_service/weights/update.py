@@ -1,0 +1,83 @@
+"""One weight update: what was announced, what has come, and what may be done with it now."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vigor_client.schemas import CommitResponse, FieldError, UpdateFile, UpdateRequest, UpdateStatus
+from vigor_service.errors import UpdateConflictError, invalid_request
+
+
+@dataclass(slots=True, eq=False)
+class Update:
+    """An update from its opening to its outcome. ``touched_at`` is in the event loop's seconds."""
+
+    update_id: str
+    request: UpdateRequest
+    directory: Path
+    touched_at: float
+    received: set[str] = field(default_factory=set)
+    receiving: set[str] = field(default_factory=set)
+    commit: asyncio.Task[CommitResponse] | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Announced bytes, all files together."""
+        return sum(file.num_bytes for file in self.request.files)
+
+    @property
+    def paths(self) -> dict[str, Path]:
+        """File name -> where it lies once it is received."""
+        return {file.name: self.directory / file.name for file in self.request.files}
+
+    @property
+    def was_refused(self) -> bool:
+        """Whether it was committed and did not pass."""
+        return self.commit is not None and self.commit.done() and self.commit.exception() is not None
+
+    def touch(self) -> None:
+        """Note that somebody still works on it."""
+        self.touched_at = asyncio.get_running_loop().time()
+
+    def status(self) -> UpdateStatus:
+        """Return what ``GET /v1/weights/updates/{id}`` answers."""
+        names = [file.name for file in self.request.files]
+        return UpdateStatus(
+            update_id=self.update_id,
+            weight_version=self.request.weight_version,
+            state="receiving" if self.commit is None else "committed" if self.commit.done() else "committing",
+            received_files=[name for name in names if name in self.received],
+            missing_files=[name for name in names if name not in self.received],
+        )
+
+    def begin_receiving(self, name: str, content_length: int | None) -> UpdateFile:
+        """Return what was announced of this file; what was received of it before no longer counts.
+
+        Raises:
+            InvalidRequestError: it was not announced, or with another length.
+            UpdateConflictError: another request is sending it.
+        """
+        announced = next((file for file in self.request.files if file.name == name), None)
+        if announced is None:
+            raise _refuse(name, "was not announced when the update was opened")
+        if content_length not in (None, announced.num_bytes):
+            raise _refuse(name, f"Content-Length is {content_length}, {announced.num_bytes} bytes were announced")
+        if name in self.receiving:
+            raise UpdateConflictError(f"file {name} is being received from another request", state="receiving")
+        self.received.discard(name)
+        self.receiving.add(name)
+        return announced
+
+    def require_complete(self) -> None:
+        """Raise UpdateConflictError unless every file has come."""
+        missing = self.status().missing_files
+        if missing:
+            detail = f"files are missing: {', '.join(missing)}; send them, then commit"
+            raise UpdateConflictError(detail, state="receiving", missing_files=[*missing])
+
+
+def _refuse(name: str, message: str) -> Exception:
+    place = FieldError(loc=["files", name], msg=message)
+    return invalid_request([place], consequence="the file was not read")

@@ -1,0 +1,207 @@
+"""Which weight update is open, and what became of the last ones. One is open at a time.
+
+How files are received, verified and swapped it leaves to others.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from time import perf_counter
+
+from vigor_client.schemas import CommitResponse, UpdateRequest, UpdateStatus
+from vigor_service.errors import PayloadTooLargeError, UpdateConflictError, UpdateNotFoundError, WeightBaseMismatchError
+from vigor_service.metrics import Metrics
+from vigor_service.weights.committing import Committer, log_refusal
+from vigor_service.weights.publication import Publication
+from vigor_service.weights.receiving import receive_file
+from vigor_service.weights.staging import StagingArea
+from vigor_service.weights.update import Update
+
+_logger = logging.getLogger(__name__)
+
+REMEMBERED_COMMITS = 16
+RETRY_SECONDS = 1.0
+_HEADER_BYTES_PER_TENSOR = 1024  # a tensor's entry in a safetensors header is shorter than this
+_HEADER_BYTES_PER_FILE = 1 << 16
+
+
+class Updates:
+    """The updates of one service."""
+
+    def __init__(
+        self,
+        publication: Publication,
+        committer: Committer,
+        *,
+        staging: StagingArea,
+        metrics: Metrics,
+        timeout_seconds: float,
+        max_upload_bytes: int | None,
+    ) -> None:
+        self._publication = publication
+        self._committer = committer
+        self._staging = staging
+        self._metrics = metrics
+        self._timeout_seconds = timeout_seconds
+        self._max_upload_bytes = max_upload_bytes
+        self._open: Update | None = None
+        self._committed: OrderedDict[str, Update] = OrderedDict()
+        self._expiry: asyncio.Task[None] | None = None
+
+    def open(self, request: UpdateRequest) -> UpdateStatus:
+        """Open an update.
+
+        Raises:
+            UpdateConflictError: another one is open.
+            WeightBaseMismatchError: it was made from another version than the one that serves.
+            PayloadTooLargeError: it announces more bytes than the model can need.
+            StagingFullError: the disk has too little space.
+        """
+        self._refuse_second()
+        self._refuse_other_base(request)
+        self._refuse_oversize(request)
+        update_id = secrets.token_hex(16)
+        now = asyncio.get_running_loop().time()
+        update = Update(update_id, request, self._staging.create(update_id), now)
+        self._open = update
+        self._expiry = asyncio.create_task(self._expire(update))
+        return update.status()
+
+    async def receive(
+        self, update_id: str, name: str, chunks: AsyncIterator[bytes], *, content_length: int | None
+    ) -> UpdateStatus:
+        """Stream one announced file to disk; it replaces what was received of it before.
+
+        Raises:
+            UpdateNotFoundError, UpdateConflictError: the update takes no file now.
+            InvalidRequestError, DeadlineExceededError, StagingFullError: as `receive_file`; nothing of it stays.
+        """
+        update = self._require_receiving(update_id)
+        announced = update.begin_receiving(name, content_length)
+        path, started = update.paths[name], perf_counter()
+        try:
+            await receive_file(chunks, path, announced, stall_seconds=self._timeout_seconds, on_progress=update.touch)
+        except FileNotFoundError as error:  # dropped meanwhile, directory and all
+            raise _not_found(update_id) from error
+        finally:
+            update.receiving.discard(name)
+        self._require_receiving(update_id).received.add(name)
+        update.touch()
+        self._metrics.weight_update_seconds.labels("receive").observe(perf_counter() - started)
+        return update.status()
+
+    async def commit(self, update_id: str) -> CommitResponse:
+        """Verify the update and serve it. Asking again gives the same answer, whatever it was.
+
+        Raises:
+            UpdateNotFoundError, UpdateConflictError: there is nothing to commit, or files are missing (it stays open).
+            InvalidRequestError: it was refused; names every reason. It is dropped, and the old weights serve on.
+            WeightsPoisonedError: the swap failed half-way.
+        """
+        update = self._committed.get(update_id) or self._require_receiving(update_id)
+        if update.commit is None:
+            update.require_complete()
+            update.commit = asyncio.create_task(self._commit(update))
+            update.commit.add_done_callback(log_refusal)
+            self._remember(update)
+        # A client that goes away does not stop its commit.
+        return await asyncio.shield(update.commit)
+
+    def status(self, update_id: str) -> UpdateStatus:
+        """Return where an update stands.
+
+        Raises:
+            UpdateNotFoundError: it never was, or was dropped, refused, expired or forgotten.
+        """
+        update = self._committed.get(update_id) or self._open
+        if update is None or update.update_id != update_id or update.was_refused:
+            raise _not_found(update_id)
+        return update.status()
+
+    async def drop(self, update_id: str) -> None:
+        """Forget an open update and free its disk.
+
+        Raises:
+            UpdateNotFoundError, UpdateConflictError: it is not open, or is being committed.
+        """
+        await self._discard(self._require_receiving(update_id))
+
+    def close(self) -> None:
+        """Stop the clock of an open update."""
+        if self._expiry is not None:
+            self._expiry.cancel()
+
+    async def _commit(self, update: Update) -> CommitResponse:
+        try:
+            return await self._committer.commit(update)
+        finally:
+            await self._discard(update)
+
+    async def _expire(self, update: Update) -> None:
+        """Drop the update once nobody has touched it for the timeout."""
+        clock = asyncio.get_running_loop().time
+        while (left := update.touched_at + self._timeout_seconds - clock()) > 0:
+            await asyncio.sleep(left)
+        if update is self._open and update.commit is None:
+            _logger.warning("weight_update_expired version=%d", update.request.weight_version)
+            await self._discard(update)
+
+    async def _discard(self, update: Update) -> None:
+        if self._open is update:
+            self._open = None
+        await self._staging.remove(update.directory)
+
+    def _require_receiving(self, update_id: str) -> Update:
+        known = self._committed.get(update_id) or self._open
+        if known is None or known.update_id != update_id or known.was_refused:
+            raise _not_found(update_id)
+        if known.commit is not None:
+            state = known.status().state
+            raise UpdateConflictError(f"the update is {state}", state=state)
+        return known
+
+    def _remember(self, update: Update) -> None:
+        self._committed[update.update_id] = update
+        while len(self._committed) > REMEMBERED_COMMITS:
+            self._committed.popitem(last=False)
+
+    def _refuse_second(self) -> None:
+        if self._open is not None:
+            status = self._open.status()
+            raise UpdateConflictError(
+                f"an update to version {status.weight_version} is {status.state}; drop it or wait for its end",
+                state=status.state,
+                update_id=status.update_id,
+                retry_after_seconds=RETRY_SECONDS,
+            )
+
+    def _refuse_other_base(self, request: UpdateRequest) -> None:
+        have = self._publication.weights.version
+        if request.base_version not in (None, have):
+            raise WeightBaseMismatchError(
+                f"the update was made from version {request.base_version}, version {have} is served",
+                have=have,
+                want=request.base_version,
+            )
+
+    def _refuse_oversize(self, request: UpdateRequest) -> None:
+        num_bytes = sum(file.num_bytes for file in request.files)
+        limit = self._max_upload_bytes or self._natural_limit(len(request.files))
+        if num_bytes > limit:
+            raise PayloadTooLargeError(f"the update announces {num_bytes} bytes, the limit is {limit}", limit=limit)
+        self._staging.require_free_bytes(num_bytes)
+
+    def _natural_limit(self, num_files: int) -> int:
+        """Every tensor, tied ones under each of their names, and the headers of the files."""
+        weights = self._publication.weights
+        num_names = sum(1 + len(info.aliases) for info in weights.tensors)
+        copies = 2 if num_names > len(weights.tensors) else 1
+        return weights.num_bytes * copies + num_names * _HEADER_BYTES_PER_TENSOR + num_files * _HEADER_BYTES_PER_FILE
+
+
+def _not_found(update_id: str) -> UpdateNotFoundError:
+    return UpdateNotFoundError(f"update {update_id[:64]!r} was never opened, or was dropped, refused or expired")

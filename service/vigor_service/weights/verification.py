@@ -1,0 +1,130 @@
+"""Whether the files of a full update are exactly the model's tensors. Reads files; knows neither HTTP nor the engine.
+
+Everything that is wrong is found before anything is refused, and nothing is held in memory but one tensor's pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from vigor_client.digest import checksum, model_digest
+from vigor_client.schemas import FieldError, TensorInfo
+from vigor_service.errors import invalid_request
+from vigor_service.weights.fingerprint import is_finite, raw_bytes
+
+# safetensors' names of dtypes -> torch's, which are the ones on the wire
+_DTYPES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "I64": "int64",
+    "I32": "int32",
+    "U8": "uint8",
+    "BOOL": "bool",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedUpdate:
+    """A full update that may be swapped in: its tensors' descriptions, and where their values lie."""
+
+    tensors: tuple[TensorInfo, ...]
+    digest: str
+    num_changed_tensors: int
+    paths: Mapping[str, Path]
+
+    def read(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield every tensor under its canonical name, mapped from its file."""
+        for path in set(self.paths.values()):
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                    if name in self.paths:
+                        yield name, file.get_tensor(name)
+
+
+def verify_full_update(files: Mapping[str, Path], served: Sequence[TensorInfo]) -> VerifiedUpdate:
+    """Check the files against the tensors that are served, and describe the new ones.
+
+    Raises:
+        InvalidRequestError: lists every file that is no safetensors, and every tensor that is unknown, missing, there
+            twice, of another shape or dtype, not finite, or an alias that differs from its canonical tensor.
+    """
+    check = _Check(served)
+    for name, path in files.items():
+        check.read_file(name, path)
+    check.find_missing()
+    check.compare_aliases()
+    if check.errors:
+        raise invalid_request(check.errors, consequence="nothing was applied and the update is dropped")
+    tensors = tuple(info.model_copy(update={"checksum": check.checksums[info.name]}) for info in served)
+    return VerifiedUpdate(
+        tensors=tensors,
+        digest=model_digest(tensors),
+        num_changed_tensors=sum(new != old for new, old in zip(tensors, served, strict=True)),
+        paths={info.name: check.paths[info.name] for info in served},
+    )
+
+
+class _Check:
+    """One pass over the files of an update."""
+
+    def __init__(self, served: Sequence[TensorInfo]) -> None:
+        self._served = served
+        self._expected = {name: info for info in served for name in (info.name, *info.aliases)}
+        self._homes: dict[str, str] = {}  # tensor -> the file it came in
+        self.paths: dict[str, Path] = {}
+        self.checksums: dict[str, str] = {}
+        self.errors: list[FieldError] = []
+
+    def read_file(self, file_name: str, path: Path) -> None:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                    self._read_tensor(file, name, file_name, path)
+        except SafetensorError as error:
+            self._refuse(f"not a safetensors file: {error}", "files", file_name)
+
+    def _read_tensor(self, file: safe_open, name: str, file_name: str, path: Path) -> None:
+        expected, header = self._expected.get(name), file.get_slice(name)
+        dtype, shape = _DTYPES.get(header.get_dtype(), header.get_dtype()), list(header.get_shape())
+        if expected is None:
+            self._refuse("the model has no such tensor", "files", file_name, name)
+        elif name in self._homes:
+            self._refuse(f"is in file {self._homes[name]} already: each tensor comes once", "files", file_name, name)
+        elif (dtype, shape) != (expected.dtype, expected.shape):
+            self._homes[name] = file_name
+            got, needed = f"{dtype} {shape}", f"{expected.dtype} {expected.shape}"
+            self._refuse(f"is {got}, the model needs {needed}", "files", file_name, name)
+        else:
+            self._homes[name] = file_name
+            self._read_values(file.get_tensor(name), name, file_name, path)
+
+    def _read_values(self, tensor: torch.Tensor, name: str, file_name: str, path: Path) -> None:
+        if not is_finite(tensor):
+            self._refuse("has values that are not finite (NaN or infinite)", "files", file_name, name)
+        self.paths[name] = path
+        self.checksums[name] = checksum(raw_bytes(tensor))
+
+    def find_missing(self) -> None:
+        for info in self._served:
+            if info.name in self._homes:
+                continue
+            sent = [alias for alias in info.aliases if alias in self._homes]
+            hint = f"; it came as {sent[0]}, send it under its canonical name" if sent else ""
+            self._refuse(f"is missing, the model needs {info.dtype} {info.shape}{hint}", "tensors", info.name)
+
+    def compare_aliases(self) -> None:
+        for info in self._served:
+            canonical = self.checksums.get(info.name)
+            for alias in info.aliases:
+                if canonical is not None and self.checksums.get(alias, canonical) != canonical:
+                    self._refuse(f"is tied to {info.name} but has other values", "files", self._homes[alias], alias)
+
+    def _refuse(self, message: str, *place: str) -> None:
+        self.errors.append(FieldError(loc=list(place), msg=message))

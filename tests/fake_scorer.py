@@ -1,0 +1,89 @@
+"""A scorer without a model: numbers looked up in its tensors, so that other weights show in every score."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Sequence
+
+import torch
+
+from vigor_service.engine.engine import BatchResult, EngineInfo
+from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
+
+VOCAB_SIZE = 320
+MAX_SEQUENCE_TOKENS = 64
+PADDING_PER_BATCH = 6
+WAIT_SECONDS = 20.0
+
+
+class FakeScorer:
+    """Implements `Scorer`. ``gate`` holds batches back while it is clear, ``is_scoring`` tells that one is held.
+
+    ``fail_scoring`` and ``fail_loading`` are raised when set. ``batches`` keeps what was scored.
+    """
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.parameters = {
+            "embed.weight": torch.randn(VOCAB_SIZE, 2, generator=generator),
+            "norm.weight": torch.randn(3, generator=generator),
+        }
+        self.batches: list[list[TokenSequence]] = []
+        self.thread_names: set[str] = set()
+        self.gate = threading.Event()
+        self.gate.set()
+        self.is_scoring = threading.Event()
+        self.fail_scoring: Exception | None = None
+        self.fail_loading: Exception | None = None
+
+    @property
+    def info(self) -> EngineInfo:
+        return EngineInfo(
+            model="fake",
+            architecture="FakeForCausalLM",
+            num_parameters=VOCAB_SIZE * 2 + 3,
+            num_measured_parameters=VOCAB_SIZE * 2 + 3,
+            dtype="float32",
+            device="cpu",
+            max_sequence_tokens=MAX_SEQUENCE_TOKENS,
+            vocab_size=VOCAB_SIZE,
+            tied_embeddings=True,
+            layout="packed",
+            rules={"embedding": ["embed.weight"], "vector": ["norm.weight"]},
+        )
+
+    def score(self, sequences: Sequence[TokenSequence]) -> BatchResult:
+        self.thread_names.add(threading.current_thread().name)
+        self.is_scoring.set()
+        assert self.gate.wait(WAIT_SECONDS)
+        self.is_scoring.clear()
+        if self.fail_scoring is not None:
+            raise self.fail_scoring
+        self.batches.append(list(sequences))
+        return BatchResult([self._score(sequence) for sequence in sequences], PADDING_PER_BATCH)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return self.parameters
+
+    def aliases(self) -> dict[str, list[str]]:
+        return {"embed.weight": ["head.weight"]}
+
+    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self.thread_names.add(threading.current_thread().name)
+        for name, tensor in tensors:
+            self.parameters[name].copy_(tensor)
+            if self.fail_loading is not None:
+                raise self.fail_loading
+
+    def _score(self, sequence: TokenSequence) -> SequenceScore:
+        if sequence.num_loss_tokens == 0:
+            return EMPTY_SCORE
+        rows = self.parameters["embed.weight"][list(sequence.prompt_ids + sequence.completion_ids)]
+        value = float(rows.sum() + self.parameters["norm.weight"].sum())
+        return SequenceScore(
+            num_loss_tokens=sequence.num_loss_tokens,
+            grad_norm=abs(value) + 0.125,
+            mean_logprob=-abs(value) - 1,
+            mean_entropy=value * value,
+            self_certainty=abs(value) + 2,
+        )

@@ -1,0 +1,72 @@
+from vigor_service.batching import Pool
+from vigor_service.engine.sequences import TokenSequence
+
+
+def _sequence(num_tokens: int, marker: int = 0) -> TokenSequence:
+    return TokenSequence((marker,), (0,) * (num_tokens - 1))
+
+
+def _lengths(batch: dict[TokenSequence, list[str]]) -> list[int]:
+    return [sequence.num_tokens for sequence in batch]
+
+
+def test_the_longest_sequence_leads_and_the_next_longest_fill_the_batch() -> None:
+    pool = Pool[str]()
+    pool.add("a", [_sequence(length) for length in (3, 9, 5, 8)])
+    assert _lengths(pool.take_batch(18)) == [9, 8]
+    assert _lengths(pool.take_batch(18)) == [5, 3]
+    assert len(pool) == 0
+
+
+def test_a_batch_stays_within_its_budget_with_padding() -> None:
+    pool = Pool[str]()
+    pool.add("a", [_sequence(length, length) for length in range(2, 40)])
+    while pool:
+        batch = pool.take_batch(64)
+        assert max(_lengths(batch)) * len(batch) <= 64
+
+
+def test_a_sequence_longer_than_the_budget_runs_alone() -> None:
+    pool = Pool[str]()
+    pool.add("a", [_sequence(100), _sequence(4)])
+    assert _lengths(pool.take_batch(10)) == [100]
+    assert _lengths(pool.take_batch(10)) == [4]
+
+
+def test_short_sequences_of_others_fill_the_batch_of_the_oldest() -> None:
+    pool = Pool[str]()
+    pool.add("old", [_sequence(5)])
+    pool.add("new", [_sequence(4), _sequence(9)])
+    batch = pool.take_batch(10)
+    assert list(batch.values()) == [["old"], ["new"]]
+    assert _lengths(batch) == [5, 4]
+
+
+def test_a_stream_of_long_newcomers_does_not_starve_a_short_old_one() -> None:
+    pool = Pool[str]()
+    pool.add("old", [_sequence(2)])
+    pool.add("new", [_sequence(50)])
+    assert list(pool.take_batch(50).values()) == [["old"]]
+
+
+def test_equal_sequences_of_two_owners_are_taken_once() -> None:
+    pool = Pool[str]()
+    pool.add("a", [_sequence(4)])
+    pool.add("b", [_sequence(4)])
+    assert list(pool.take_batch(100).values()) == [["a", "b"]]
+    assert len(pool) == 0
+
+
+def test_a_removed_owner_takes_along_only_what_nobody_else_waits_for() -> None:
+    pool = Pool[str]()
+    pool.add("a", [_sequence(4), _sequence(5)])
+    pool.add("b", [_sequence(4)])
+    pool.remove("a")
+    assert list(pool.take_batch(100).items()) == [(_sequence(4), ["b"])]
+
+
+def test_removing_an_unknown_owner_does_nothing() -> None:
+    pool = Pool[str]()
+    pool.add("a", [_sequence(4)])
+    pool.remove("b")
+    assert len(pool) == 1

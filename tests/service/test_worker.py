@@ -1,0 +1,53 @@
+import asyncio
+import threading
+
+import pytest
+
+from vigor_service.worker import WorkerThread
+
+
+def test_everything_runs_in_order_on_one_named_thread() -> None:
+    worker, seen = WorkerThread("compute"), []
+
+    def work(number: int) -> int:
+        seen.append((number, threading.current_thread().name))
+        return number * 2
+
+    async def run() -> list[int]:
+        return await asyncio.gather(*(worker.run(work, number) for number in range(5)))
+
+    assert asyncio.run(run()) == [0, 2, 4, 6, 8]
+    assert [number for number, _ in seen] == [0, 1, 2, 3, 4]
+    assert {name for _, name in seen} == {"compute_0"}
+    worker.close()
+
+
+def test_an_error_goes_to_who_asked_and_the_thread_goes_on() -> None:
+    worker = WorkerThread("compute")
+
+    def fail() -> None:
+        raise ArithmeticError("no")
+
+    async def run() -> int:
+        with pytest.raises(ArithmeticError):
+            await worker.run(fail)
+        return await worker.run(lambda: 7)
+
+    assert asyncio.run(run()) == 7
+    worker.close()
+
+
+def test_it_is_idle_when_everything_is_done() -> None:
+    worker, gate = WorkerThread("compute"), threading.Event()
+
+    async def run() -> None:
+        assert worker.is_idle
+        task = asyncio.ensure_future(worker.run(gate.wait, 10))
+        await asyncio.sleep(0)
+        assert not worker.is_idle
+        gate.set()
+        await task
+        assert worker.is_idle
+
+    asyncio.run(run())
+    worker.close()
