@@ -5,10 +5,11 @@ safetensors only: nothing in a checkpoint is ever executed. torch and safetensor
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import pydantic
 
 from vigor_client.errors import CheckpointError, MissingDependencyError
 
@@ -17,6 +18,10 @@ if TYPE_CHECKING:
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+
+
+class _Index(pydantic.BaseModel):
+    weight_map: dict[str, str]
 
 
 class CheckpointTensors(Mapping[str, "torch.Tensor"]):
@@ -54,8 +59,8 @@ def checkpoint_tensors(directory: Path | str) -> CheckpointTensors:
 def _indexed_files(directory: Path) -> dict[str, Path]:
     index = directory / INDEX_FILE
     try:
-        shard_by_name: dict[str, str] = dict(json.loads(index.read_bytes())["weight_map"])
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        shard_by_name = _Index.model_validate_json(index.read_bytes()).weight_map
+    except (OSError, pydantic.ValidationError) as error:
         raise CheckpointError(f"{index} is not an index of shards") from error
     names_by_shard = {shard: set(_names_in(_shard(directory, shard))) for shard in sorted(set(shard_by_name.values()))}
     lacking = [f"{name} in {shard}" for name, shard in shard_by_name.items() if name not in names_by_shard[shard]]

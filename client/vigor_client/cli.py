@@ -21,7 +21,16 @@ from vigor_client.client import DEFAULT_TIMEOUT_SECONDS, VigorClient
 from vigor_client.errors import VigorError
 from vigor_client.jsonl import check_lines, score_lines
 from vigor_client.retry import DEFAULT_MAX_RETRIES
-from vigor_client.schemas import MAX_WAIT_SECONDS, Group, RewardName, ScoreResponse, TieRule, TruncatedRule
+from vigor_client.schemas import (
+    MAX_GROUPS,
+    MAX_WAIT_SECONDS,
+    MAX_WEIGHT_VERSION,
+    Group,
+    RewardName,
+    ScoreResponse,
+    TieRule,
+    TruncatedRule,
+)
 
 T = TypeVar("T", int, float)
 
@@ -41,9 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit stays quiet
         return _OUTPUT_CLOSED
-    except (VigorError, OSError) as error:
-        print("vigor:", str(error).replace("\n  ", "; "), file=sys.stderr)
-        return 1
+    except VigorError as error:
+        return _fail(str(error).replace("\n  ", "; "))
+    except OSError as error:
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
 
 
 def score(arguments: argparse.Namespace) -> int:
@@ -103,13 +113,18 @@ def push(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _fail(reason: str) -> int:
+    print("vigor:", reason, file=sys.stderr)
+    return 1
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vigor", description="Talk to a VIGOR scoring service.")
+    parser = argparse.ArgumentParser(prog="vigor", description="Talk to a VIGOR scoring service.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"vigor {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_score(commands.add_parser("score", help="score a JSONL file, one group per line"))
-    _add_status(commands.add_parser("status", help="show model, weights and queue of a service"))
-    _add_push(commands.add_parser("push", help="publish the weights of a checkpoint directory"))
+    _add_score(commands.add_parser("score", help="score a JSONL file, one group per line", allow_abbrev=False))
+    _add_status(commands.add_parser("status", help="show model, weights and queue of a service", allow_abbrev=False))
+    _add_push(commands.add_parser("push", help="publish the weights of a checkpoint directory", allow_abbrev=False))
     return parser
 
 
@@ -119,9 +134,14 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="OUT.jsonl", help="written as OUT.jsonl.partial until complete (default: stdout)"
     )
-    parser.add_argument("--groups-per-request", type=_number(int, 1, inf), default=16, metavar="N", help="default: 16")
     parser.add_argument(
-        "--weight-version", type=_number(int, 0, inf), metavar="N", help="score with exactly these weights"
+        "--groups-per-request", type=_number(int, 1, MAX_GROUPS), default=16, metavar="N", help="default: 16"
+    )
+    parser.add_argument(
+        "--weight-version",
+        type=_number(int, 0, MAX_WEIGHT_VERSION),
+        metavar="N",
+        help="score with exactly these weights",
     )
     parser.add_argument(
         "--wait-seconds",
@@ -145,7 +165,11 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=push)
     parser.add_argument("directory", type=Path, metavar="DIR", help="a saved model: safetensors, whole or sharded")
     parser.add_argument(
-        "--weight-version", type=_number(int, 0, inf), required=True, metavar="N", help="the weights' new version"
+        "--weight-version",
+        type=_number(int, 0, MAX_WEIGHT_VERSION),
+        required=True,
+        metavar="N",
+        help="the weights' new version",
     )
     _add_connection(parser)
 
@@ -196,3 +220,7 @@ def _number(kind: type[T], low: float, high: float) -> Callable[[str], T]:
         return number
 
     return parse
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,327 @@
+"""The command line against a fake service on a real socket."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.client.fake_service import FakeService, answer, problem
+from tests.client.test_client import scores
+from vigor_client.cli import main
+from vigor_client.schemas import GroupScore, Health, ModelInfo, ScoreRequest
+
+DEADLINE_SECONDS = 30.0
+WEIGHTS = {"a": torch.ones(2)}
+
+
+class CommandLineFake(FakeService):
+    """Weights as the fake has them, and scores that repeat the groups' ids."""
+
+    def __init__(self) -> None:
+        super().__init__(WEIGHTS)
+        self.group_counts: list[int] = []
+        self.keys: set[str | None] = set()
+        self.ready = True
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.keys.add(request.headers.get("Authorization"))
+        match request.method, request.url.path:
+            case "POST", "/v1/score":
+                return self._score(ScoreRequest.model_validate_json(request.content))
+            case "GET", "/v1/model":
+                return answer(MODEL)
+            case "GET", "/metrics":
+                return httpx.Response(200, text="# TYPE\nvigor_queued_requests 2.0\nvigor_queued_tokens 34.0\n")
+            case "GET", "/readyz" if not self.ready:
+                return answer(Health(status="unavailable", reason="draining"), status=503)
+            case _:
+                return super().__call__(request)
+
+    def _score(self, request: ScoreRequest) -> httpx.Response:
+        self.group_counts.append(len(request.groups))
+        bad = [index for index, group in enumerate(request.groups) if group.id == "bad"]
+        if bad:
+            places = [{"loc": ["groups", index, "prompt_ids", 0], "msg": "id 9 is out of range"} for index in bad]
+            return problem(422, "invalid_request", errors=places)
+        one = scores(sizes=(1,)).groups[0].completions
+        groups = [GroupScore(id=group.id, completions=one * len(group.completions)) for group in request.groups]
+        return answer(scores(groups=groups))
+
+
+MODEL = ModelInfo(
+    model="tiny",
+    architecture="LlamaForCausalLM",
+    num_parameters=1234,
+    num_measured_parameters=1234,
+    dtype="float32",
+    device="cpu",
+    max_sequence_tokens=256,
+    vocab_size=320,
+    tied_embeddings=False,
+    layout="packed",
+    rules=[],
+)
+
+
+class FakeOnASocket(ThreadingHTTPServer):
+    """Serves a fake to other processes."""
+
+    daemon_threads = True
+
+    def __init__(self, fake: FakeService) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle(self) -> None:
+                with contextlib.suppress(ConnectionResetError):  # a client that was interrupted
+                    super().handle()
+
+            def do_request(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                url = f"http://fake{self.path}"
+                response = fake(httpx.Request(self.command, url, headers=dict(self.headers), content=body))
+                self.send_response(response.status_code)
+                self.send_header("Content-Length", str(len(response.content)))
+                self.end_headers()
+                self.wfile.write(response.content)
+
+            do_GET = do_POST = do_PUT = do_DELETE = do_request
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Say nothing."""
+
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+@pytest.fixture
+def fake() -> CommandLineFake:
+    return CommandLineFake()
+
+
+@pytest.fixture
+def url(fake: CommandLineFake) -> Iterator[str]:
+    with FakeOnASocket(fake) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server.url
+        server.shutdown()
+        thread.join()
+
+
+def write_groups(path: Path, *ids: str) -> Path:
+    lines = [json.dumps({"id": group_id, "prompt": "hi", "completions": ["a", "b"]}) for group_id in ids]
+    path.write_text("\n".join(lines) + "\n\n")
+    return path
+
+
+def test_each_line_is_scored_in_order_a_bounded_number_at_a_time(
+    fake: CommandLineFake, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_groups(tmp_path / "in.jsonl", "q1", "q2", "q3", "q4", "q5")
+    assert main(["score", str(source), "--url", url, "--groups-per-request", "2"]) == 0
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [result["id"] for result in results] == ["q1", "q2", "q3", "q4", "q5"]
+    assert [len(result["completions"]) for result in results] == [2] * 5
+    assert {result["weight_version"] for result in results} == {3}
+    assert fake.group_counts == [2, 2, 1]
+
+
+def test_results_appear_under_their_name_when_they_are_complete(url: str, tmp_path: Path) -> None:
+    out = tmp_path / "out.jsonl"
+    good, bad = write_groups(tmp_path / "good.jsonl", "q1"), write_groups(tmp_path / "bad.jsonl", "q1", "bad")
+    arguments = ["--url", url, "--out", str(out), "--groups-per-request", "1"]
+    assert main(["score", str(bad), *arguments]) == 1
+    assert not out.exists()
+    assert main(["score", str(good), *arguments]) == 0
+    assert json.loads(out.read_text())["id"] == "q1"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bad.jsonl", "good.jsonl", "out.jsonl"]
+
+
+def test_wrong_lines_are_named_before_anything_is_scored(
+    fake: CommandLineFake, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_groups(tmp_path / "in.jsonl", "q1")
+    source.write_text(source.read_text() + '{"prompt": "hi"}\nnot json\n{"prompt": "x", "completions": [[-1]]}\n')
+    assert main(["score", str(source), "--url", url]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert f"{source}:3: completions: Field required" in line
+    assert f"{source}:4: Invalid JSON" in line
+    assert f"{source}:5: completions.0.ids.0: Input should be greater than or equal to 0" in line
+    assert fake.group_counts == []
+
+
+def test_a_group_that_the_service_refuses_is_named_by_its_line(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_groups(tmp_path / "in.jsonl", "q1", "q2", "bad")
+    assert main(["score", str(source), "--url", url, "--groups-per-request", "2"]) == 1
+    assert capsys.readouterr().err == f"vigor: {source}:3: prompt_ids.0: id 9 is out of range\n"
+
+
+@pytest.mark.parametrize("place", ["nowhere.jsonl", "."])
+def test_an_input_that_is_no_file_is_one_line(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", str(tmp_path / place), "--url", "http://127.0.0.1:9"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("vigor: ")
+    assert str(tmp_path) in line
+
+
+def test_status_shows_model_weights_and_queue(
+    fake: CommandLineFake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", "--url", url]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == [
+        f"service   {url}",
+        "state     ready",
+        "model     tiny (LlamaForCausalLM, float32 on cpu)",
+        "measured  1,234 of 1,234 parameters, packed",
+        "weights   version 0, ready, since 2026-01-01T00:00:00Z",
+        f"digest    {fake.tensor_list().weight_digest}",
+        "queue     2 requests, 34 tokens",
+    ]
+
+
+def test_status_of_a_service_that_is_not_ready_is_a_failure(
+    fake: CommandLineFake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.ready = False
+    assert main(["status", "--url", url]) == 1
+    assert "state     not ready: draining" in capsys.readouterr().out
+
+
+def test_status_of_nothing_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--url", "http://127.0.0.1:9"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("vigor: cannot reach the service: GET http://127.0.0.1:9/readyz")
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_a_checkpoint_is_pushed_once(
+    fake: CommandLineFake, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    push = ["push", str(tmp_path), "--url", url, "--weight-version"]
+    assert main([*push, "5"]) == 0
+    assert "published version 5" in capsys.readouterr().out
+    assert fake.weight_version == 5
+    assert main([*push, "6"]) == 0
+    assert capsys.readouterr().out.startswith("nothing sent: the service has these weights already (version 5")
+
+
+def test_a_checkpoint_that_does_not_fit_is_named_in_one_line(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"a": torch.zeros(3), "b": torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert main(["push", str(tmp_path), "--url", url, "--weight-version", "5"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "a: has shape [3], the service needs [2]; b: the service has no such tensor" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["dance"],
+        ["push", "somewhere"],
+        ["push", "somewhere", "--weight-version", "-1"],
+        ["score", "in.jsonl", "--groups-per-request", "0"],
+        ["score", "in.jsonl", "--groups-per-request", "many"],
+        ["score", "in.jsonl", "--wait-seconds", "601"],
+        ["score", "in.jsonl", "--reward", "applause"],
+        ["status", "--api-key", "secret"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    assert raised.value.code == 2
+    assert "usage: vigor" in capsys.readouterr().err
+
+
+def test_a_wrong_url_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--url", "localhost:8000"]) == 1
+    assert "is not a service's URL; give one like http://127.0.0.1:8000" in capsys.readouterr().err
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vigor_client.cli", *arguments]
+    env = {**os.environ, **environment}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False)
+
+
+def test_url_and_key_come_from_the_environment(fake: CommandLineFake, url: str) -> None:
+    done = run("status", VIGOR_URL=url, VIGOR_API_KEY="s3cret")
+    assert done.returncode == 0
+    assert fake.keys == {"Bearer s3cret"}
+    assert "s3cret" not in done.stdout + done.stderr
+
+
+def test_a_key_file_wins_over_the_environment(fake: CommandLineFake, url: str, tmp_path: Path) -> None:
+    key_file = tmp_path / "key"
+    key_file.write_text("from-file\n")
+    assert run("status", "--url", url, "--api-key-file", str(key_file), VIGOR_API_KEY="other").returncode == 0
+    assert fake.keys == {"Bearer from-file"}
+
+
+def interrupt(process: subprocess.Popen[str]) -> str:
+    """Ctrl-C as people do it: again if nothing happens; returns what the process said on stderr.
+
+    A signal that comes between Python's own check and the system call that waits is seen after the call.
+    """
+    for _ in range(5):
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=DEADLINE_SECONDS / 6)[1]
+    raise AssertionError("the process does not end")
+
+
+def test_an_interrupt_is_exit_code_130_without_a_trace(fake: CommandLineFake, url: str, tmp_path: Path) -> None:
+    asked, released = threading.Event(), threading.Event()
+
+    def hold(_: httpx.Request) -> httpx.Response:
+        asked.set()
+        released.wait(DEADLINE_SECONDS)
+        return problem(503, "draining")
+
+    fake.instead["GET /v1/weights/tensors"] = hold
+    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    command = [sys.executable, "-m", "vigor_client.cli", "push", str(tmp_path), "--url", url, "--weight-version", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert asked.wait(DEADLINE_SECONDS)
+        errors = interrupt(process)
+    released.set()
+    assert (process.returncode, errors) == (130, "")
+
+
+def test_a_reader_that_leaves_ends_the_scoring_quietly(url: str, tmp_path: Path) -> None:
+    source = write_groups(tmp_path / "in.jsonl", *[f"q{number}" for number in range(50)])
+    command = [sys.executable, "-m", "vigor_client.cli", "score", str(source), "--url", url]
+    with subprocess.Popen(
+        [*command, "--groups-per-request", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+        assert process.wait(DEADLINE_SECONDS) == 141
+    assert errors == ""
