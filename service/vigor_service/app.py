@@ -45,12 +45,15 @@ def create_app(
     app.state.bodies = BodyReader(
         max_body_bytes=settings.max_body_bytes, timeout_seconds=settings.request_timeout_seconds
     )
-    for module in (scoring, weights, operations):
-        app.include_router(module.router)
+    routers = (scoring.router, weights.router, operations.router)
+    for router in routers:
+        app.include_router(router)
     install_problem_handlers(app)
     app.add_middleware(RequestEnvelope, metrics=runtime.metrics)
     app.openapi = partial(describe, app)
-    runtime.metrics.expect_routes(route.path for route in app.routes if isinstance(route, APIRoute))
+    runtime.metrics.expect_routes(
+        route.path for router in routers for route in router.routes if isinstance(route, APIRoute)
+    )
     return app
 
 

@@ -47,7 +47,18 @@ def describe(app: FastAPI) -> dict[str, Any]:
         [(ScoreRequest, "validation"), (UpdateRequest, "validation"), (Problem, "validation")], ref_template=_REFERENCE
     )
     document["components"]["schemas"].update(definitions["$defs"])
+    _drop_validation_errors(document)
     return document
+
+
+def _drop_validation_errors(document: dict[str, Any]) -> None:
+    """FastAPI adds its own 422 wherever a path has a parameter; ours are plain text, so it is never answered."""
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            if "application/json" in operation["responses"].get("422", {}).get("content", {}):
+                del operation["responses"]["422"]
+    for name in ("HTTPValidationError", "ValidationError"):
+        document["components"]["schemas"].pop(name, None)
 
 
 def _empty_response(title: str) -> dict[str, Any]:

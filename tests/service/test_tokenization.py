@@ -1,0 +1,193 @@
+from typing import Any
+
+import pytest
+from jinja2 import TemplateError
+
+from tests.tiny_models import tiny_tokenizer
+from vigor_client.schemas import ScoreRequest
+from vigor_service.errors import InvalidRequestError, SequenceTooLongError
+from vigor_service.tokenization import MAX_CHARACTERS_PER_TOKEN, EncodedGroup, Encoder
+
+EOS = 257
+VOCAB_SIZE = 320
+LIMIT = 64
+
+
+def _encoder(tokenizer: Any = None) -> Encoder:  # noqa: ANN401 - a tokenizer, or a stand-in for one
+    return Encoder(tokenizer or tiny_tokenizer(), VOCAB_SIZE, LIMIT)
+
+
+def _encode(*groups: dict[str, Any], encoder: Encoder | None = None) -> list[EncodedGroup]:
+    return (encoder or _encoder()).encode(ScoreRequest.model_validate({"groups": list(groups)}))
+
+
+def _faults(*groups: dict[str, Any], encoder: Encoder | None = None) -> dict[tuple[str | int, ...], str]:
+    with pytest.raises(InvalidRequestError) as refused:
+        _encode(*groups, encoder=encoder)
+    return {tuple(error.loc): error.msg for error in refused.value.errors}
+
+
+def _ids(text: str) -> tuple[int, ...]:
+    return tuple(tiny_tokenizer().encode(text, add_special_tokens=False))
+
+
+def test_ids_are_used_as_they_are() -> None:
+    (group,) = _encode({"id": "q", "prompt_ids": [1, 2], "completions": [[3, EOS], {"ids": [4]}]})
+    assert group.id == "q"
+    assert [(item.prompt_ids, item.completion_ids) for item in group.sequences] == [((1, 2), (3, EOS)), ((1, 2), (4,))]
+
+
+def test_finish_reason_stop_appends_nothing_to_ids() -> None:
+    (group,) = _encode({"prompt_ids": [1], "completions": [{"ids": [3], "finish_reason": "stop"}]})
+    assert group.sequences[0].completion_ids == (3,)
+
+
+@pytest.mark.parametrize(
+    ("completion", "expected"),
+    [
+        ("abc", _ids("abc")),
+        ({"text": "abc"}, _ids("abc")),
+        ({"text": "abc", "finish_reason": "length"}, _ids("abc")),
+        ({"text": "abc", "finish_reason": "stop"}, (*_ids("abc"), EOS)),
+        ({"text": "abc<|im_end|>", "finish_reason": "stop"}, (*_ids("abc"), EOS)),
+        ({"text": "", "finish_reason": "stop"}, (EOS,)),
+        ("", ()),
+    ],
+)
+def test_text_is_tokenized_and_stop_appends_the_missing_eos(completion: object, expected: tuple[int, ...]) -> None:
+    (group,) = _encode({"prompt_ids": [1], "completions": [completion]})
+    assert group.sequences[0].completion_ids == expected
+
+
+def test_a_prompt_gets_the_tokenizers_own_special_tokens() -> None:
+    class AddsBos:
+        eos_token_id = EOS
+
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+            return [256] * add_special_tokens + list(_ids(text))
+
+    (group,) = _encode({"prompt": "ab", "completions": ["c"]}, encoder=_encoder(AddsBos()))
+    assert group.sequences[0].prompt_ids == (256, *_ids("ab"))
+    assert group.sequences[0].completion_ids == _ids("c")
+
+
+def test_messages_go_through_the_chat_template_and_no_special_token_comes_twice() -> None:
+    messages = [{"role": "user", "content": "hi"}]
+    (group,) = _encode({"messages": messages, "completions": ["c"]})
+    expected = tiny_tokenizer().apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert group.sequences[0].prompt_ids == tuple(expected)
+    assert group.sequences[0].prompt_ids.count(256) == 2
+
+
+def test_a_mask_leaves_tokens_out_and_a_mask_of_ones_is_none() -> None:
+    completions = [{"ids": [3, 4], "mask": [1, 0]}, {"ids": [3, 4], "mask": [1, 1]}, [3, 4]]
+    (group,) = _encode({"prompt_ids": [1], "completions": completions})
+    masked, ones, plain = group.sequences
+    assert masked.loss_mask == (True, False)
+    assert ones == plain
+
+
+def test_a_finish_reason_of_length_marks_a_truncated_completion() -> None:
+    completions = [{"ids": [3], "finish_reason": "length"}, {"ids": [3], "finish_reason": "stop"}, [3]]
+    (group,) = _encode({"prompt_ids": [1], "completions": completions})
+    assert group.is_truncated == (True, False, False)
+
+
+def test_every_id_outside_the_vocabulary_is_listed_by_its_place() -> None:
+    faults = _faults(
+        {"prompt_ids": [1, VOCAB_SIZE], "completions": [[1, 2, 10**30], "fine"]},
+        {"prompt_ids": [1], "completions": [[2], {"ids": [VOCAB_SIZE, VOCAB_SIZE]}]},
+    )
+    assert faults == {
+        ("groups", 0, "prompt_ids", 1): "id 320 is outside the vocabulary of 320",
+        ("groups", 0, "completions", 0, "ids", 2): f"id {10**30} is outside the vocabulary of 320",
+        ("groups", 1, "completions", 1, "ids", 0): "id 320 is outside the vocabulary of 320; 1 more here",
+    }
+
+
+def test_faults_and_overlong_sequences_are_listed_together() -> None:
+    faults = _faults({"prompt_ids": [1] * LIMIT, "completions": [[2], [VOCAB_SIZE]]})
+    assert faults[("groups", 0, "completions", 0)] == "65 tokens with its prompt, the limit is 64"
+    assert ("groups", 0, "completions", 1, "ids", 0) in faults
+
+
+def test_a_sequence_of_exactly_the_limit_is_fine() -> None:
+    (group,) = _encode({"prompt_ids": [1], "completions": [[2] * (LIMIT - 1)]})
+    assert group.sequences[0].num_tokens == LIMIT
+
+
+def test_a_sequence_that_is_too_long_is_named_with_length_and_limit() -> None:
+    with pytest.raises(SequenceTooLongError) as refused:
+        _encode(
+            {"prompt_ids": [1], "completions": [[2]]},
+            {"prompt_ids": [1, 1], "completions": [[2], [2] * LIMIT, [2] * LIMIT]},
+        )
+    assert refused.value.data == {"group": 1, "completion": 1, "length": LIMIT + 2, "limit": LIMIT}
+    assert [error.loc for error in refused.value.errors] == [["groups", 1, "completions", n] for n in (1, 2)]
+
+
+@pytest.mark.parametrize("field", ["prompt", "completion"])
+def test_a_text_that_cannot_fit_is_refused_without_tokenizing_it(field: str) -> None:
+    class NeverAsked:
+        eos_token_id = EOS
+
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:  # noqa: ARG002
+            assert len(text) < 100
+            return [1]
+
+    text = "x" * ((LIMIT + 1) * MAX_CHARACTERS_PER_TOKEN)
+    group = {"prompt": text if field == "prompt" else "p", "completions": [text if field == "completion" else "c"]}
+    with pytest.raises(SequenceTooLongError) as refused:
+        _encode(group, encoder=_encoder(NeverAsked()))
+    assert refused.value.data["limit"] == LIMIT
+
+
+def test_without_a_tokenizer_only_ids_are_understood() -> None:
+    encoder = Encoder(None, VOCAB_SIZE, LIMIT)
+    faults = _faults(
+        {"prompt": "a", "completions": ["b", [1]]},
+        {"messages": [{"role": "user", "content": "a"}], "completions": [[1]]},
+        encoder=encoder,
+    )
+    assert set(faults) == {
+        ("groups", 0, "prompt"),
+        ("groups", 0, "completions", 0, "text"),
+        ("groups", 1, "messages"),
+    }
+    assert _encode({"prompt_ids": [1], "completions": [[2]]}, encoder=encoder)
+
+
+@pytest.mark.parametrize("error", [TemplateError("roles must alternate"), ValueError("no template"), TypeError("no")])
+def test_a_chat_template_that_refuses_is_named_with_its_reason(error: Exception) -> None:
+    class Refuses:
+        eos_token_id = EOS
+
+        def apply_chat_template(self, *_: object, **__: object) -> str:
+            raise error
+
+    group = {"messages": [{"role": "user", "content": "a"}], "completions": [[1]]}
+    faults = _faults(group, encoder=_encoder(Refuses()))
+    assert faults == {("groups", 0, "messages"): f"the chat template refuses them: {error}"}
+
+
+def test_a_prompt_without_tokens_is_refused() -> None:
+    class Nothing:
+        eos_token_id = EOS
+
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:  # noqa: ARG002
+            return []
+
+    faults = _faults({"prompt": "a", "completions": [[1]]}, encoder=_encoder(Nothing()))
+    assert faults == {("groups", 0, "prompt"): "has no token"}
+
+
+def test_stop_on_text_needs_an_eos_token() -> None:
+    class NoEos:
+        eos_token_id = None
+
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:  # noqa: ARG002
+            return [1]
+
+    completions = [{"text": "a", "finish_reason": "stop"}, {"text": "a"}]
+    faults = _faults({"prompt_ids": [1], "completions": completions}, encoder=_encoder(NoEos()))
+    assert list(faults) == [("groups", 0, "completions", 0, "text")]

@@ -1,0 +1,170 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.fake_scorer import FakeScorer
+from vigor_client.schemas import TensorInfo
+from vigor_service.errors import InvalidRequestError
+from vigor_service.weights.fingerprint import describe, initial_weights
+from vigor_service.weights.verification import VerifiedUpdate, verify_full_update
+
+Tensors = dict[str, torch.Tensor]
+
+
+def _served() -> tuple[TensorInfo, ...]:
+    return initial_weights(FakeScorer()).tensors
+
+
+def _new_tensors() -> Tensors:
+    return {name: tensor + 1 for name, tensor in FakeScorer().parameters.items()}
+
+
+def _verify(directory: Path, *files: Tensors) -> VerifiedUpdate:
+    paths = {f"{index}.safetensors": directory / f"{index}.safetensors" for index in range(len(files))}
+    for path, tensors in zip(paths.values(), files, strict=True):
+        save_file(tensors, path)
+    return verify_full_update(paths, _served())
+
+
+def _refusals(directory: Path, *files: Tensors) -> dict[tuple[str | int, ...], str]:
+    with pytest.raises(InvalidRequestError) as refused:
+        _verify(directory, *files)
+    return {tuple(error.loc): error.msg for error in refused.value.errors}
+
+
+def test_a_good_update_is_described_and_can_be_read(tmp_path: Path) -> None:
+    tensors = _new_tensors()
+    verified = _verify(tmp_path, tensors)
+    expected = [describe(name, tensor) for name, tensor in tensors.items()]
+    assert [info.checksum for info in verified.tensors] == [info.checksum for info in expected]
+    assert verified.num_changed_tensors == 2
+    assert {name: tensor.tolist() for name, tensor in verified.read()} == {
+        name: tensor.tolist() for name, tensor in tensors.items()
+    }
+
+
+def test_tensors_may_come_in_several_files_and_only_changed_ones_are_counted(tmp_path: Path) -> None:
+    tensors = _new_tensors()
+    norm = FakeScorer().parameters["norm.weight"]
+    verified = _verify(tmp_path, {"embed.weight": tensors["embed.weight"]}, {"norm.weight": norm})
+    assert verified.num_changed_tensors == 1
+    assert sorted(name for name, _ in verified.read()) == ["embed.weight", "norm.weight"]
+
+
+def test_the_digest_depends_on_content_alone(tmp_path: Path) -> None:
+    tensors = _new_tensors()
+    together = _verify(tmp_path, tensors)
+    apart = _verify(tmp_path, *({name: tensor} for name, tensor in tensors.items()))
+    assert together.digest == apart.digest
+
+
+def test_an_alias_with_the_same_bytes_is_accepted_and_not_read_twice(tmp_path: Path) -> None:
+    tensors = _new_tensors()
+    verified = _verify(tmp_path, {**tensors, "head.weight": tensors["embed.weight"].clone()})
+    assert sorted(name for name, _ in verified.read()) == ["embed.weight", "norm.weight"]
+
+
+def _without(name: str) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {key: tensor for key, tensor in tensors.items() if key != name}
+
+
+def _with(name: str, change: Callable[[Tensors], torch.Tensor]) -> Callable[[Tensors], Tensors]:
+    return lambda tensors: {**tensors, name: change(tensors)}
+
+
+def _poisoned(value: float) -> Callable[[Tensors], torch.Tensor]:
+    def change(tensors: Tensors) -> torch.Tensor:
+        tensor = tensors["norm.weight"].clone()
+        tensor[1] = value
+        return tensor
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "place", "message"),
+    [
+        (_without("norm.weight"), ("tensors", "norm.weight"), "is missing, the model needs float32 [3]"),
+        (
+            _with("extra.weight", lambda _: torch.zeros(1)),
+            ("files", "0.safetensors", "extra.weight"),
+            "the model has no such tensor",
+        ),
+        (
+            _with("norm.weight", lambda tensors: tensors["norm.weight"][:2]),
+            ("files", "0.safetensors", "norm.weight"),
+            "is float32 [2], the model needs float32 [3]",
+        ),
+        (
+            _with("norm.weight", lambda tensors: tensors["norm.weight"].bfloat16()),
+            ("files", "0.safetensors", "norm.weight"),
+            "is bfloat16 [3], the model needs float32 [3]",
+        ),
+        (
+            _with("norm.weight", _poisoned(float("nan"))),
+            ("files", "0.safetensors", "norm.weight"),
+            "has values that are not finite (NaN or infinite)",
+        ),
+        (
+            _with("norm.weight", _poisoned(float("inf"))),
+            ("files", "0.safetensors", "norm.weight"),
+            "has values that are not finite (NaN or infinite)",
+        ),
+        (
+            _with("head.weight", lambda tensors: tensors["embed.weight"] + 1),
+            ("files", "0.safetensors", "head.weight"),
+            "is tied to embed.weight but has other values",
+        ),
+        (
+            lambda tensors: {"head.weight": tensors["embed.weight"], "norm.weight": tensors["norm.weight"]},
+            ("tensors", "embed.weight"),
+            "is missing, the model needs float32 [320, 2]; it came as head.weight, send it under its canonical name",
+        ),
+    ],
+)
+def test_a_wrong_tensor_is_refused_by_name(
+    tmp_path: Path, change: Callable[[Tensors], Tensors], place: tuple[str, ...], message: str
+) -> None:
+    assert _refusals(tmp_path, change(_new_tensors())) == {place: message}
+
+
+def test_a_tensor_that_comes_twice_is_refused(tmp_path: Path) -> None:
+    tensors = _new_tensors()
+    refusals = _refusals(tmp_path, tensors, {"norm.weight": tensors["norm.weight"]})
+    assert refusals == {
+        ("files", "1.safetensors", "norm.weight"): "is in file 0.safetensors already: each tensor comes once"
+    }
+
+
+def test_everything_that_is_wrong_is_listed_at_once(tmp_path: Path) -> None:
+    refusals = _refusals(tmp_path, {"norm.weight": _poisoned(float("nan"))(_new_tensors()), "x": torch.zeros(1)})
+    assert set(refusals) == {
+        ("files", "0.safetensors", "norm.weight"),
+        ("files", "0.safetensors", "x"),
+        ("tensors", "embed.weight"),
+    }
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda _: b"",
+        lambda _: b"not a safetensors file at all",
+        lambda data: data[:-1],
+        lambda data: data + b"x",
+        lambda data: (2**60).to_bytes(8, "little") + data[8:],
+        lambda data: data.replace(b'"F32"', b'"X32"'),
+    ],
+)
+def test_a_file_that_is_no_safetensors_is_refused_by_name(tmp_path: Path, damage: Callable[[bytes], bytes]) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file(_new_tensors(), path)
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(InvalidRequestError) as refused:
+        verify_full_update({"a.safetensors": path}, _served())
+    first = refused.value.errors[0]
+    assert first.loc == ["files", "a.safetensors"]
+    assert first.msg.startswith("not a safetensors file")
