@@ -1,0 +1,99 @@
+"""The built base wheel in a fresh environment: what a user gets from `pip install vigor-rl`."""
+
+import json
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+HEAVY = ("fastapi", "numpy", "safetensors", "torch", "transformers", "trl", "uvicorn", "xxhash")
+TIMEOUT_SECONDS = 120
+
+LOOK_AROUND = f"""
+import importlib.util, json, sys
+import vigor_client
+from vigor_client import VigorClient
+import vigor_client.cli, vigor_client.embedded
+print(json.dumps({{
+    "version": vigor_client.__version__,
+    "file": vigor_client.__file__,
+    "imported": [name for name in {HEAVY} if name in sys.modules],
+    "installed": [name for name in {HEAVY} if importlib.util.find_spec(name)],
+    "client": repr(VigorClient("http://127.0.0.1:8000")),
+}}))
+"""
+
+
+def run(*command: str | Path, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        list(map(str, command)), cwd=cwd, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False
+    )
+
+
+def run_well(*command: str | Path, cwd: Path = ROOT) -> str:
+    done = run(*command, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("wheel")
+    run_well(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", directory)
+    (wheel,) = directory.glob("*.whl")
+    return wheel
+
+
+@pytest.fixture(scope="module")
+def fresh(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` of an environment that has the base wheel and its dependencies, and nothing else."""
+    directory = tmp_path_factory.mktemp("fresh")
+    venv.create(directory, with_pip=False)
+    pip = [sys.executable, "-m", "pip", "--python", directory / "bin/python", "install", "--quiet"]
+    run_well(*pip, wheel, cwd=directory)
+    return directory / "bin"
+
+
+def test_the_wheel_holds_the_three_packages_typed_and_licensed(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for package in ("vigor_client", "vigor_service", "vigor_trainer"):
+        assert {f"{package}/__init__.py", f"{package}/py.typed"} <= names
+    assert {name.partition("/")[0].partition("-")[0] for name in names} == {
+        "vigor_client",
+        "vigor_rl",
+        "vigor_service",
+        "vigor_trainer",
+    }
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_base_install_imports_the_client_without_anything_heavy(fresh: Path, tmp_path: Path) -> None:
+    found = json.loads(run_well(fresh / "python", "-W", "error", "-c", LOOK_AROUND, cwd=tmp_path))
+    assert found["installed"] == []
+    assert found["imported"] == []
+    assert found["client"] == "VigorClient('http://127.0.0.1:8000')"
+    assert str(fresh.parent) in found["file"]
+
+
+def test_the_command_line_explains_itself(fresh: Path, tmp_path: Path) -> None:
+    shown = run_well(fresh / "vigor", "--help", cwd=tmp_path)
+    assert all(command in shown for command in ("score", "status", "push"))
+
+
+def test_pushing_without_torch_says_which_extra_to_install(fresh: Path, tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").touch()
+    done = run(fresh / "vigor", "push", tmp_path, "--weight-version", "1", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("vigor: a checkpoint needs safetensors and torch: pip install 'vigor-rl[trainer]'")
+
+
+@pytest.mark.parametrize(("script", "extra"), [("vigor-service", "service"), ("vigor-trainer", "trainer")])
+def test_the_other_commands_say_which_extra_to_install(script: str, extra: str, fresh: Path, tmp_path: Path) -> None:
+    done = run(fresh / script, "--help", cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"pip install 'vigor-rl[{extra}]'" in done.stderr
+    assert "Traceback" not in done.stderr
