@@ -13,7 +13,7 @@ from tests.trainer.fake_service import FakeService, digest_of, tiny_trainer
 from vigor_client.schemas import ScoreRequest
 from vigor_trainer.publish import Publisher
 from vigor_trainer.records import read_records
-from vigor_trainer.trainer import VigorTrainer
+from vigor_trainer.trainer import VigorTrainer, with_plain_names
 
 # TRL 1.16 still uses the names that transformers 5.23 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
@@ -71,6 +71,14 @@ def test_weights_are_published_once_per_generation_round(
     train(service, tmp_path, **settings)
     assert [request.weight_version for request in service.requests] == round_versions
     assert service.asked_versions == published_versions
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")  # torch's own
+def test_a_compiled_model_keeps_its_names() -> None:
+    model = tiny_model()
+    compiled = torch.compile(model)
+    assert isinstance(compiled, torch.nn.Module)
+    assert with_plain_names(compiled.state_dict()).keys() == model.state_dict().keys()
 
 
 def test_evaluation_is_scored_by_the_current_weights_too(tmp_path: Path) -> None:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from vigor_client import CompletionScore, Group, Publication, ScoreResponse
+from vigor_client import CompletionScore, Group, GroupScore, Publication, ScoreResponse
 from vigor_client.schemas import FinishReason, RewardName, TieRule, TruncatedRule
 from vigor_trainer import measures
 from vigor_trainer.processes import on_main_process
 from vigor_trainer.publish import Publisher
 from vigor_trainer.records import RoundRecord
-from vigor_trainer.scoring import Sample, ScoreOptions, check_answer, complete_groups, question
+from vigor_trainer.scoring import Sample, ScoreOptions, check_answer, complete_groups, in_portions, question
 
 if TYPE_CHECKING:
     from transformers import TrainerState
@@ -59,7 +59,7 @@ class ScoringClient(Protocol):
 
 
 class ServiceReward:
-    """Callable as a TRL reward function. One request per generation round."""
+    """Callable as a TRL reward function. One call per generation round."""
 
     def __init__(
         self,
@@ -120,9 +120,19 @@ class ServiceReward:
         started = perf_counter()
         publication = self._publisher.wait()
         published = perf_counter()
-        asked = question(groups, step=step)
+        scored = [
+            score for portion in in_portions(question(groups, step=step)) for score in self._ask(portion, publication)
+        ]
+        seconds = {"wait_seconds": published - started, "score_seconds": perf_counter() - published}
+        record = _round_record(groups, scored, publication, step=step, mode=mode, seconds=seconds)
+        self._record(record)
+        _log(record, log_metric)
+        return [score.reward for group in scored for score in group.completions]
+
+    def _ask(self, groups: Sequence[Group], publication: Publication) -> list[GroupScore]:
+        """Ask for scores under exactly the published weights."""
         response = self._client.score(
-            asked,
+            groups,
             weight_version=publication.weight_version,
             weight_digest=publication.weight_digest,
             wait_seconds=self._options.wait_seconds,
@@ -130,12 +140,8 @@ class ServiceReward:
             ties=self._options.ties,
             truncated=self._options.truncated,
         )
-        check_answer(asked, response.groups)
-        seconds = {"wait_seconds": published - started, "score_seconds": perf_counter() - published}
-        record = _round_record(groups, response, publication, step=step, mode=mode, seconds=seconds)
-        self._record(record)
-        _log(record, log_metric)
-        return [score.reward for group in response.groups for score in group.completions]
+        check_answer(groups, response.groups)
+        return response.groups
 
 
 def _is_correct(completion: Text, answer: str | None) -> bool | None:
@@ -147,7 +153,7 @@ def _is_correct(completion: Text, answer: str | None) -> bool | None:
 
 def _round_record(
     groups: Sequence[Sequence[Sample]],
-    response: ScoreResponse,
+    scored: Sequence[GroupScore],
     publication: Publication,
     *,
     step: int,
@@ -155,16 +161,16 @@ def _round_record(
     seconds: Mapping[str, float],
 ) -> RoundRecord:
     samples = [sample for group in groups for sample in group]
-    scores: list[CompletionScore] = [score for group in response.groups for score in group.completions]
+    scores: list[CompletionScore] = [score for group in scored for score in group.completions]
     pairs = [
-        ([score.reward for score in scored.completions], [len(sample.completion_ids) for sample in group])
-        for group, scored in zip(groups, response.groups, strict=True)
+        ([score.reward for score in answer.completions], [len(sample.completion_ids) for sample in group])
+        for group, answer in zip(groups, scored, strict=True)
     ]
     return RoundRecord(
         step=step,
         mode=mode,
-        weight_version=response.weight_version,
-        weight_digest=response.weight_digest,
+        weight_version=publication.weight_version,
+        weight_digest=publication.weight_digest,
         num_groups=len(groups),
         num_completions=len(samples),
         num_unscored=sum(score.status != "ok" for score in scores),

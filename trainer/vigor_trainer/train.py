@@ -28,14 +28,24 @@ def run(arguments: Arguments) -> None:
         TrainerError: see its tree.
         VigorError: the service cannot be reached, or refuses.
     """
-    vigor, grpo, _ = arguments
-    with _client(vigor) as client:
+    vigor, grpo, model = arguments
+    model_name = vigor.model or model.model_name_or_path or str(embedded_model_dir())
+    tokenizer = _load_tokenizer(model_name, grpo, model)
+    tasks = _load_tasks(vigor, grpo, tokenizer)
+    with _client(vigor) as client, Publisher(client) as publisher:
         print(f"waiting for the service at {vigor.reward_url}", flush=True)
         client.wait_until_ready(vigor.ready_timeout_seconds)
-        with Publisher(client) as publisher:
-            trainer = build_trainer(arguments, client, publisher)
-            trainer.train(resume_from_checkpoint=grpo.resume_from_checkpoint)
-            final = trainer.publish_final_weights()
+        grpo.model_init_kwargs = _model_init_kwargs(grpo, model)
+        trainer = VigorTrainer(
+            publisher=publisher,
+            model=model_name,
+            args=grpo,
+            reward_funcs=_reward(vigor, grpo, client, publisher),
+            processing_class=tokenizer,
+            **tasks,
+        )
+        trainer.train(resume_from_checkpoint=grpo.resume_from_checkpoint)
+        final = trainer.publish_final_weights()
     trainer.save_model(grpo.output_dir)
     trainer.accelerator.print(
         f"saved {grpo.output_dir}; the service holds version {final.weight_version}, {final.weight_digest}"
@@ -49,21 +59,15 @@ def _client(vigor: VigorArguments) -> VigorClient:
         raise UnsupportedSettingError(f"--reward_url, --score_timeout_seconds: {error}") from error
 
 
-def build_trainer(arguments: Arguments, client: VigorClient, publisher: Publisher) -> VigorTrainer:
-    """Load model and data, and tie the reward to the publications."""
-    vigor, grpo, model = arguments
-    model_name = vigor.model or model.model_name_or_path or str(embedded_model_dir())
-    grpo.model_init_kwargs = _model_init_kwargs(grpo, model)
-    tokenizer = _load_tokenizer(model_name, grpo, model)
-    records = RecordFile(Path(cast("str", grpo.output_dir)), keep=grpo.resume_from_checkpoint is not None)
-    return VigorTrainer(
-        publisher=publisher,
-        model=model_name,
-        args=grpo,
-        reward_funcs=ServiceReward(client, publisher, _score_options(vigor, grpo), record=records.append),
-        processing_class=tokenizer,
-        **_load_tasks(vigor, grpo, tokenizer),
+def _reward(vigor: VigorArguments, grpo: GRPOConfig, client: VigorClient, publisher: Publisher) -> ServiceReward:
+    options = ScoreOptions(
+        reward=vigor.reward,
+        ties=vigor.ties,
+        truncated="worst" if grpo.mask_truncated_completions else "score",
+        wait_seconds=vigor.wait_seconds,
     )
+    records = RecordFile(Path(cast("str", grpo.output_dir)), keep=grpo.resume_from_checkpoint is not None)
+    return ServiceReward(client, publisher, options, record=records.append)
 
 
 def _model_init_kwargs(grpo: GRPOConfig, model: ModelConfig) -> dict[str, Any]:
@@ -83,15 +87,6 @@ def _load_tokenizer(model_name: str, grpo: GRPOConfig, model: ModelConfig) -> Pr
         )
     except (OSError, ValueError) as error:
         raise InvalidModelError(f"--model {model_name}: no tokenizer there: {error}") from error
-
-
-def _score_options(vigor: VigorArguments, grpo: GRPOConfig) -> ScoreOptions:
-    return ScoreOptions(
-        reward=vigor.reward,
-        ties=vigor.ties,
-        truncated="worst" if grpo.mask_truncated_completions else "score",
-        wait_seconds=vigor.wait_seconds,
-    )
 
 
 def _load_tasks(

@@ -1,0 +1,55 @@
+"""`vigor-trainer` against `vigor-service`, as processes, on a tiny model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.tiny_models import save_tiny_checkpoint
+from tests.trainer.running import running_service, started, trainer_flags, wait_for
+from vigor_client import checkpoint_tensors, digest_of_tensors
+from vigor_trainer.records import read_records
+
+RUN_SECONDS = 150.0
+GIVE_UP_SECONDS = 60.0  # the client's bounded retries, and what a busy machine adds
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny_checkpoint(tmp_path_factory.mktemp("model"))
+
+
+def test_each_step_is_scored_by_the_weights_of_that_step(model: Path, tmp_path: Path) -> None:
+    output, log = tmp_path / "run", tmp_path / "trainer.log"
+    with running_service(model, tmp_path / "service.log") as service:
+        initial = service.client.weights()
+        flags = [*trainer_flags(service.url, model, output), "--max_steps", "3", "--save_steps", "1"]
+        with started("vigor_trainer", *flags, log=log) as trainer:
+            assert trainer.wait(RUN_SECONDS) == 0, log.read_text()[-2000:]
+        served = service.client.weights()
+        wanted = service.client.tensors()
+    # checkpoint-n was saved by the trainer after step n: an account of the weights that the service had no part in.
+    of_step = [initial.weight_digest] + [
+        digest_of_tensors(checkpoint_tensors(output / f"checkpoint-{step}"), wanted) for step in (1, 2, 3)
+    ]
+    assert len(set(of_step)) == 4
+    records = read_records(output)
+    assert [(record.weight_version, record.weight_digest) for record in records] == list(enumerate(of_step[:3]))
+    assert [record.sent_bytes > 0 for record in records] == [False, True, True]
+    assert (served.weight_version, served.weight_digest) == (3, of_step[3])
+    assert digest_of_tensors(checkpoint_tensors(output), wanted) == served.weight_digest
+
+
+def test_a_service_that_stops_ends_the_run_with_one_message(model: Path, tmp_path: Path) -> None:
+    output, log = tmp_path / "run", tmp_path / "trainer.log"
+    with running_service(model, tmp_path / "service.log") as service:
+        flags = [*trainer_flags(service.url, model, output), "--max_steps", "10000", "--save_strategy", "no"]
+        with started("vigor_trainer", *flags, log=log) as trainer:
+            wait_for(lambda: read_records(output), process=trainer, seconds=RUN_SECONDS, log=log)
+            service.process.kill()
+            assert trainer.wait(GIVE_UP_SECONDS) == 1
+    text = log.read_text()
+    assert text.count("vigor-trainer stopped: ") == 1
+    assert "Traceback" not in text
+    assert not (output / "model.safetensors").exists()
