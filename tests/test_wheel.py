@@ -43,7 +43,7 @@ def run_well(*command: str | Path, cwd: Path = ROOT) -> str:
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("wheel")
-    run_well(sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", directory)
+    run_well(sys.executable, "-m", "build", "--wheel", "--outdir", directory)
     (wheel,) = directory.glob("*.whl")
     return wheel
 
