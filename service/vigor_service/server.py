@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from math import ceil
@@ -28,13 +29,11 @@ def serve(settings: Settings, load_model: Callable[[], LoadedModel]) -> NoReturn
 
     It ends with 0 after a signal, and with 1 and one line on standard error if the model cannot be loaded.
     """
-    _outlive_signals()
+    listener = _listen(settings.host, settings.port)
     app = create_app(settings, load_model, on_load_failure=lambda: server.stop())
     runtime: Runtime = app.state.runtime
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
         http="httptools",
         loop="uvloop",
         ws="none",
@@ -45,10 +44,11 @@ def serve(settings: Settings, load_model: Callable[[], LoadedModel]) -> NoReturn
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=ceil(settings.drain_seconds),
     )
-    socket = config.bind_socket()  # ends the process with one line if the port is taken
-    _logger.info("listening url=http://%s:%d", *socket.getsockname()[:2])
     server = _Server(config, runtime)
-    server.run(sockets=[socket])
+    # Uvicorn has its own handlers while it runs; when it has ended it raises the signal that ended it once more.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda _number, _frame: server.stop())
+    server.run(sockets=[listener])
     _end(runtime)
 
 
@@ -67,10 +67,14 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def _outlive_signals() -> None:
-    """Uvicorn raises the signal that ended it once more at its own end; by then everything is done."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda _number, _frame: None)
+def _listen(host: str, port: int) -> socket.socket:
+    try:
+        listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        print(f"vigor-service: cannot listen on {host} port {port}: {error.strerror}", file=sys.stderr)
+        sys.exit(1)
+    _logger.info("listening url=http://%s:%d", f"[{host}]" if ":" in host else host, listener.getsockname()[1])
+    return listener
 
 
 def _end(runtime: Runtime) -> NoReturn:

@@ -39,14 +39,14 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     """Address to listen on. One that other machines reach needs --allow-anonymous."""
 
-    port: int = Field(8000, ge=0, le=65535)
+    port: int = Field(default=8000, ge=0, le=65535)
     """TCP port to listen on; 0 takes a free one, which the log names."""
 
     device: str = "auto"
     """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the weights; auto keeps the checkpoint's on a GPU."""
+    """Type of the weights; auto is float32 on a CPU and the checkpoint's own elsewhere."""
 
     parameters: str | None = None
     """Whose gradient is measured: all, lora, or a regular expression over parameter names.
@@ -55,31 +55,31 @@ class Settings(BaseSettings):
     trust_remote_code: bool = False
     """Run code that comes with the checkpoint. Only for checkpoints that you trust as you trust a program."""
 
-    max_batch_tokens: int = Field(4096, gt=0)
+    max_batch_tokens: int = Field(default=4096, gt=0)
     """Tokens of one batch, padding included. The peak of the memory grows with it; a longer sequence runs alone."""
 
-    max_queued_tokens: int = Field(4_194_304, gt=0)
+    max_queued_tokens: int = Field(default=4_194_304, gt=0)
     """Tokens that may wait or be computed at once; more is answered with 429."""
 
-    max_queued_requests: int = Field(1024, gt=0)
+    max_queued_requests: int = Field(default=1024, gt=0)
     """Score requests that may wait or be computed at once; more is answered with 429."""
 
-    max_body_bytes: int = Field(16 << 20, gt=0)
+    max_body_bytes: int = Field(default=16 << 20, gt=0)
     """Bytes of a JSON body; a larger one is answered with 413."""
 
-    max_upload_bytes: int | None = Field(None, gt=0)
+    max_upload_bytes: int | None = Field(default=None, gt=0)
     """Bytes of a weight update, all files together. Default: what the model can need."""
 
     staging_dir: Path | None = None
     """Directory for updates that are under way. Default: one of this user's under the temporary directory."""
 
-    update_timeout_seconds: float = Field(120.0, gt=0)
+    update_timeout_seconds: float = Field(default=120.0, gt=0)
     """Seconds after which a weight update that nobody touches is dropped."""
 
-    request_timeout_seconds: float = Field(600.0, gt=0)
+    request_timeout_seconds: float = Field(default=600.0, gt=0)
     """Seconds that a score request may take, on top of the time it asked to wait for weights."""
 
-    drain_seconds: float = Field(30.0, gt=0)
+    drain_seconds: float = Field(default=30.0, gt=0)
     """Seconds that requests have to finish after SIGTERM."""
 
     allow_anonymous: bool = False

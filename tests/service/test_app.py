@@ -105,7 +105,7 @@ def test_a_sane_request_id_is_echoed_and_others_are_replaced(service: LiveServic
     echoed = service.http.get("/healthz", headers={"X-Request-Id": "run7/step-3:q=1"})
     assert echoed.headers["X-Request-Id"] == "run7/step-3:q=1"
     for odd in ("", "with space", "é", "x" * 129, "a\tb"):
-        answer = service.http.get("/nowhere", headers={"X-Request-Id": odd.encode("latin-1")})
+        answer = service.http.get("/nowhere", headers=[(b"X-Request-Id", odd.encode("latin-1"))])
         assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["X-Request-Id"])
 
 

@@ -14,7 +14,8 @@ LIMIT = 64
 
 
 def _encoder(tokenizer: Any = None) -> Encoder:  # noqa: ANN401 - a tokenizer, or a stand-in for one
-    return Encoder(tokenizer or tiny_tokenizer(), VOCAB_SIZE, LIMIT)
+    chosen: Any = tokenizer or tiny_tokenizer()
+    return Encoder(chosen, VOCAB_SIZE, LIMIT)
 
 
 def _encode(*groups: dict[str, Any], encoder: Encoder | None = None) -> list[EncodedGroup]:

@@ -1,0 +1,75 @@
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from vigor_service.settings import Settings
+
+
+def _run(*arguments: str, setup: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the console script's function; tell at the end whether torch was imported."""
+    program = (
+        f"import sys; {setup}\nfrom vigor_service.__main__ import main\n"
+        "try:\n    main()\nfinally:\n    print('torch' in sys.modules)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_help_names_every_setting_and_imports_no_torch() -> None:
+    answer = _run("--help", COLUMNS="200")
+    assert answer.returncode == 0
+    assert answer.stdout.endswith("False\n")
+    for name in Settings.model_fields:
+        assert f"--{name.replace('_', '-')} " in answer.stdout.replace(",", " ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--prot", "1"], "unrecognized arguments: --prot"),
+        (["model"], "unrecognized arguments: model"),
+        (["--port", "70000"], "--port (VIGOR_PORT): Input should be less than or equal to 65535"),
+        (
+            ["--max-batch-tokens", "many"],
+            "--max-batch-tokens (VIGOR_MAX_BATCH_TOKENS): Input should be a valid integer",
+        ),
+        (["--host", "0.0.0.0"], "--allow-anonymous"),  # noqa: S104 - what is refused
+    ],
+)
+def test_what_is_not_understood_is_refused_by_name(arguments: list[str], message: str) -> None:
+    answer = _run(*arguments)
+    assert answer.returncode == 2
+    assert message in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_wrong_environment_variable_is_refused_by_name() -> None:
+    answer = _run(VIGOR_PORT="tcp://10.0.0.1:80")
+    assert answer.returncode == 2
+    assert "VIGOR_PORT" in answer.stderr
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_missing_extra_is_named_with_its_cure() -> None:
+    answer = _run("--help", setup="sys.modules['torch'] = None")
+    assert answer.returncode == 2
+    assert answer.stderr == "vigor-service: torch not installed: pip install 'vigor-rl[service]'\n"
+
+
+def test_a_port_that_is_taken_ends_with_one_line() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        answer = _run("--port", str(port))
+    assert answer.returncode == 1
+    assert answer.stderr.startswith(f"vigor-service: cannot listen on 127.0.0.1 port {port}: Address already in use")
+    assert answer.stderr.count("\n") == 1
+    assert answer.stdout == "False\n"
