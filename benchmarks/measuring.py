@@ -1,0 +1,84 @@
+"""Time and peak memory of one call, on a CPU or a CUDA device."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+_PROCESS = Path("/proc/self")
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one call took; ``peak_bytes`` is above what was in memory when it began."""
+
+    seconds: float
+    peak_bytes: int
+
+
+def cost_of(call: Callable[[], T], device: torch.device) -> tuple[T, Cost]:
+    """Run the call once and return its result with its cost."""
+    gc.collect()
+    if device.type == "cuda":
+        return _cost_on_cuda(call, device)
+    before = _reset_peak_resident_bytes()
+    start = time.perf_counter()
+    result = call()
+    seconds = time.perf_counter() - start
+    return result, Cost(seconds, _resident_bytes("VmHWM") - before)
+
+
+def _cost_on_cuda(call: Callable[[], T], device: torch.device) -> tuple[T, Cost]:
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    result = call()
+    stop.record()
+    torch.cuda.synchronize(device)
+    return result, Cost(start.elapsed_time(stop) / 1e3, torch.cuda.max_memory_allocated(device) - before)
+
+
+def _reset_peak_resident_bytes() -> int:
+    """Give freed memory back to the system, start the peak anew, and return what is resident now."""
+    ctypes.CDLL(None).malloc_trim(0)
+    (_PROCESS / "clear_refs").write_text("5")
+    return _resident_bytes("VmRSS")
+
+
+def _resident_bytes(field: str) -> int:
+    for line in (_PROCESS / "status").read_text().splitlines():
+        if line.startswith(f"{field}:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError(f"/proc/self/status has no {field}: peak memory is measured on Linux only")
+
+
+def gemm_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
+    """Return the rate of large matrix products, the best of a few, as the ceiling of everything else."""
+    size = 8192 if device.type == "cuda" else 1536
+    left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    _ = left @ right
+    seconds = min(cost_of(lambda: left @ right, device)[1].seconds for _ in range(8))
+    return 2 * size**3 / seconds
+
+
+def hardware(device: torch.device) -> str:
+    """Name the processor or the card."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    names = [
+        line.partition(":")[2].strip()
+        for line in Path("/proc/cpuinfo").read_text().splitlines()
+        if "model name" in line
+    ]
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
