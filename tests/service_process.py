@@ -1,0 +1,57 @@
+"""The real `vigor-service` in a process of its own, as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tests.waiting import wait_until
+
+START_SECONDS = 120.0
+STOP_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class ServiceProcess:
+    """A running service, an HTTP client for it, and its log."""
+
+    process: subprocess.Popen[bytes]
+    http: httpx.Client
+    log: Path
+
+    def stop(self) -> int:
+        """Send SIGTERM and return the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(STOP_SECONDS)
+
+
+@contextmanager
+def service_process(directory: Path, *arguments: str) -> Iterator[ServiceProcess]:
+    """Start the service on a free port, wait until it is ready, and end it with the block."""
+    log = directory / "service.log"
+    command = [sys.executable, "-m", "vigor_service", "--port", "0", "--staging-dir", str(directory / "staging")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    with log.open("wb") as stderr:
+        process = subprocess.Popen([*command, *arguments], stderr=stderr, env=environment)
+    try:
+        wait_until(lambda: _url(log) is not None or process.poll() is not None, deadline_seconds=START_SECONDS)
+        with httpx.Client(base_url=_url(log) or "", timeout=60) as http:
+            wait_until(lambda: http.get("/readyz").status_code == 200, deadline_seconds=START_SECONDS)
+            yield ServiceProcess(process, http, log)
+    finally:
+        process.kill()
+        process.wait(STOP_SECONDS)
+
+
+def _url(log: Path) -> str | None:
+    found = re.search(r"listening url=(\S+)", log.read_text())
+    return found[1] if found else None
