@@ -7,7 +7,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ import httpx
 
 from tests.waiting import wait_until
 
+REPOSITORY = Path(__file__).parent.parent
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
 
@@ -35,17 +36,23 @@ class ServiceProcess:
 
 
 @contextmanager
-def service_process(directory: Path, *arguments: str) -> Iterator[ServiceProcess]:
-    """Start the service on a free port, wait until it is ready, and end it with the block."""
+def service_process(
+    directory: Path, *arguments: str, python: Sequence[str] = ("-m", "vigor_service"), wait_ready: bool = True
+) -> Iterator[ServiceProcess]:
+    """Start the service on a free port, wait until it is ready, and end it with the block.
+
+    ``python`` is what the interpreter runs; it takes the service's arguments.
+    """
     log = directory / "service.log"
-    command = [sys.executable, "-m", "vigor_service", "--port", "0", "--staging-dir", str(directory / "staging")]
+    command = [sys.executable, *python, "--port", "0", "--staging-dir", str(directory / "staging")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with log.open("wb") as stderr:
-        process = subprocess.Popen([*command, *arguments], stderr=stderr, env=environment)
+        process = subprocess.Popen([*command, *arguments], stderr=stderr, env=environment, cwd=REPOSITORY)
     try:
         wait_until(lambda: _url(log) is not None or process.poll() is not None, deadline_seconds=START_SECONDS)
         with httpx.Client(base_url=_url(log) or "", timeout=60) as http:
-            wait_until(lambda: http.get("/readyz").status_code == 200, deadline_seconds=START_SECONDS)
+            if wait_ready:
+                wait_until(lambda: http.get("/readyz").status_code == 200, deadline_seconds=START_SECONDS)
             yield ServiceProcess(process, http, log)
     finally:
         process.kill()

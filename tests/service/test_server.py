@@ -1,0 +1,70 @@
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from time import monotonic
+
+import httpx
+
+from tests.service_process import ServiceProcess, service_process
+from tests.waiting import wait_until
+
+# A process as `vigor-service` starts it, around another way to load.
+_PROGRAM = """
+import logging, threading
+from pydantic_settings import CliApp
+from vigor_service.runtime import LoadedModel
+from vigor_service.server import serve
+from vigor_service.settings import Settings
+
+def load_fake():
+    from tests.fake_scorer import FakeScorer
+    scorer = FakeScorer()
+    scorer.gate.clear()  # no batch ever ends
+    return LoadedModel(scorer, None)
+
+def load_forever():
+    threading.Event().wait(60)
+
+def load_wrongly():
+    raise ZeroDivisionError("a bug")
+
+logging.basicConfig(level="INFO")
+serve(CliApp.run(Settings), {load})
+"""
+_DRAIN_SECONDS = 1.0
+
+
+def _python(load: str) -> list[str]:
+    return ["-c", _PROGRAM.replace("{load}", load)]
+
+
+def _stop_and_time(service: ServiceProcess) -> float:
+    started = monotonic()
+    assert service.stop() == 0
+    return monotonic() - started
+
+
+def test_a_batch_that_does_not_end_holds_the_process_no_longer_than_the_drain_time(tmp_path: Path) -> None:
+    with (
+        service_process(tmp_path, "--drain-seconds", str(_DRAIN_SECONDS), python=_python("load_fake")) as service,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        body = {"groups": [{"prompt_ids": [1], "completions": [[2]]}]}
+        pending = pool.submit(service.http.post, "/v1/score", json=body)
+        probe = httpx.Client(base_url=service.http.base_url)
+        with probe:
+            wait_until(lambda: "vigor_queued_requests 1.0" in probe.get("/metrics").text)
+        assert _DRAIN_SECONDS <= _stop_and_time(service) < _DRAIN_SECONDS + 10
+        assert isinstance(pending.exception(), httpx.RemoteProtocolError) or pending.result().status_code >= 500
+        assert list((tmp_path / "staging").iterdir()) == []
+
+
+def test_sigterm_while_the_model_loads_ends_at_once_with_zero(tmp_path: Path) -> None:
+    with service_process(tmp_path, python=_python("load_forever"), wait_ready=False) as service:
+        assert service.http.get("/readyz").json()["reason"] == "loading"
+        assert _stop_and_time(service) < 10
+
+
+def test_a_bug_while_the_model_loads_ends_with_one_and_its_trace_in_the_log(tmp_path: Path) -> None:
+    with service_process(tmp_path, python=_python("load_wrongly"), wait_ready=False) as service:
+        assert service.process.wait(30) == 1
+        assert "ZeroDivisionError: a bug" in service.log.read_text()
