@@ -138,7 +138,11 @@ class ScoreRequest(WireModel):
         default=None, description="Stronger than the version: the weights' own digest."
     )
     wait_seconds: float = Field(
-        default=0.0, ge=0, le=MAX_WAIT_SECONDS, description="How long to wait for `weight_version` before 409."
+        default=0.0,
+        strict=True,
+        ge=0,
+        le=MAX_WAIT_SECONDS,
+        description="How long to wait for `weight_version` before 409.",
     )
     reward: RewardName = Field(default="vigor", description="What is ranked.")
     ties: TieRule = Field(default="average", description="Equal values share the mean rank, or rank by index.")

@@ -48,12 +48,11 @@ def create_app(
     routers = (scoring.router, weights.router, operations.router)
     for router in routers:
         app.include_router(router)
+    app.state.endpoints = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     install_problem_handlers(app)
     app.add_middleware(RequestEnvelope, metrics=runtime.metrics)
     app.openapi = partial(describe, app)
-    runtime.metrics.expect_routes(
-        route.path for router in routers for route in router.routes if isinstance(route, APIRoute)
-    )
+    runtime.metrics.expect_routes(endpoint.path for endpoint in app.state.endpoints)
     return app
 
 

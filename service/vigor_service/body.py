@@ -112,7 +112,8 @@ def parse_json(model: type[_Model], body: bytearray, *, consequence: str) -> _Mo
 def _refusal(error: ValidationError, consequence: str) -> MalformedBodyError | InvalidRequestError:
     count = error.error_count()
     if count > _MAX_COUNTED_ERRORS:
-        return InvalidRequestError(f"{count} places are wrong: this is another kind of body; {consequence}")
+        whole = FieldError(loc=[], msg=f"{count} places are wrong: this is another kind of body")
+        return invalid_request([whole], consequence=consequence)
     places = [
         FieldError(loc=_short(item["loc"]), msg=item["msg"].removeprefix("Value error, "))
         for item in error.errors(include_url=False, include_context=False, include_input=False)

@@ -97,7 +97,16 @@ async def _handle_service_error(_request: Request, error: ServiceError) -> Respo
 async def _handle_protocol_error(request: Request, error: HTTPException) -> Response:
     code = _PROTOCOL_CODES.get(error.status_code, "invalid_request")
     kind = ProblemKind(error.status_code, code, HTTPStatus(error.status_code).phrase)
-    return _response(_problem(kind, f"{request.method} on this path: {error.detail}", []), error.headers)
+    allowed = _allowed_methods(request) if error.status_code == 405 else ""
+    headers = {"Allow": allowed} if allowed else error.headers
+    return _response(_problem(kind, f"{request.method} on this path: {error.detail}", []), headers)
+
+
+def _allowed_methods(request: Request) -> str:
+    """All methods of the path; the router itself names those of its first match only."""
+    path = request.url.path
+    matching = [endpoint for endpoint in request.app.state.endpoints if endpoint.path_regex.match(path)]
+    return ", ".join(sorted({method for endpoint in matching for method in endpoint.methods}))
 
 
 async def _handle_parameter_error(_request: Request, error: RequestValidationError) -> Response:

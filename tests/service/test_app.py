@@ -101,6 +101,10 @@ def test_an_unknown_path_or_method_is_a_problem(
     assert ("Allow" in answer.headers) == (status == 405)
 
 
+def test_a_wrong_method_is_told_all_that_the_path_has(service: LiveService) -> None:
+    assert service.http.options("/v1/weights/updates/none").headers["Allow"] == "DELETE, GET"
+
+
 def test_a_sane_request_id_is_echoed_and_others_are_replaced(service: LiveService) -> None:
     echoed = service.http.get("/healthz", headers={"X-Request-Id": "run7/step-3:q=1"})
     assert echoed.headers["X-Request-Id"] == "run7/step-3:q=1"
