@@ -46,6 +46,16 @@ _MAX_LISTED = 10
 class VigorError(Exception):
     """Base of everything this package raises on purpose: ``except VigorError`` catches them all."""
 
+    def __reduce__(self) -> tuple[object, ...]:
+        # Worker processes (Ray, torchrun, process pools) hand errors on by pickling them.
+        return _restored, (type(self), self.args, vars(self))
+
+
+def _restored(kind: type[VigorError], args: tuple[object, ...], state: dict[str, object]) -> VigorError:
+    error = kind.__new__(kind, *args)
+    vars(error).update(state)
+    return error
+
 
 class MissingDependencyError(VigorError, ImportError):
     """A package is needed that an extra brings; says which."""

@@ -1,12 +1,20 @@
 """The error tree: drawn once in the docstring, and true."""
 
+import pickle
 import re
 
 import pytest
 
 import vigor_client
 from vigor_client import errors
-from vigor_client.errors import ProblemError, TensorsRefusedError, VigorError, WeightVersionMismatchError
+from vigor_client.errors import (
+    MissingDependencyError,
+    ProblemError,
+    TensorsRefusedError,
+    UnreachableError,
+    VigorError,
+    WeightVersionMismatchError,
+)
 from vigor_client.exchange import REQUEST_ID_HEADER
 from vigor_client.schemas import FieldError, Problem
 
@@ -94,6 +102,24 @@ def test_refused_tensors_are_listed_by_name() -> None:
 @pytest.mark.parametrize(("name", "base"), [("NotReadyError", TimeoutError), ("MissingDependencyError", ImportError)])
 def test_errors_are_also_what_python_calls_them(name: str, base: type[Exception]) -> None:
     assert issubclass(getattr(errors, name), base)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        WeightVersionMismatchError(
+            problem(have=3, want=4, errors=[FieldError(loc=["a"], msg="b")]), request_id="r", retry_after_seconds=2.0
+        ),
+        TensorsRefusedError({"a": "missing"}),
+        MissingDependencyError("torch", extra="trainer", purpose="reading"),
+        UnreachableError("cannot reach", request_id="r"),
+    ],
+)
+def test_errors_cross_process_boundaries_whole(error: VigorError) -> None:
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - our own bytes
+    assert type(again) is type(error)
+    assert str(again) == str(error)
+    assert vars(again) == vars(error)
 
 
 def test_the_request_id_header_is_the_contracts() -> None:
