@@ -23,7 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from vigor_client import NotReadyError, VigorClient, VigorError, checkpoint_tensors, digest_of_tensors
-from vigor_client.embedded import embedded_model_dir
+from vigor_client.embedded import MODEL_NAME, embedded_model_dir
 from vigor_trainer.records import RECORDS_FILE, RoundRecord, read_records
 from vigor_trainer.report import cell, write_report
 
@@ -45,7 +45,7 @@ TRAINING = {
     "num_generations": "8",
     "per_device_train_batch_size": "16",
     "max_completion_length": "32",
-    "learning_rate": "1e-5",
+    "learning_rate": "2e-5",
     "lr_scheduler_type": "constant",
     "beta": "0",
     "bf16": "false",
@@ -104,7 +104,7 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=8, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=6, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--model", type=Path, help="a checkpoint directory (default: the embedded SmolLM2-135M)")
     parser.add_argument("--directory", type=Path, default=Path("demo"), help="output (default: %(default)s)")
     return parser.parse_args()
@@ -116,8 +116,9 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     checkpoint = directory / "checkpoint"
     (checkpoint / RECORDS_FILE).unlink(missing_ok=True)  # of an earlier demo
     model = arguments.model or embedded_model_dir(announce=console.print)
+    name = arguments.model.name if arguments.model else MODEL_NAME
     url = f"http://127.0.0.1:{free_port()}"
-    console.print(f"{model.name} learns one-digit addition from its own gradients: {arguments.steps} steps on the CPU")
+    console.print(f"{name} learns one-digit addition from its own gradients: {arguments.steps} steps on the CPU")
     with (
         child("vigor-service", service_command(model, url), directory) as service,
         VigorClient(url) as client,
@@ -129,7 +130,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         served = client.weights().weight_digest
         saved = digest_of_tensors(checkpoint_tensors(checkpoint), client.tensors())
     report = directory / "report.html"
-    write_report(report, records, title=f"{model.name} learns one-digit addition", facts=facts(records, served, saved))
+    write_report(report, records, title=f"{name} learns one-digit addition", facts=facts(records, served, saved))
     console.print(f"plots: {report}    logs: {service.log}, {trainer.log}    model: {checkpoint}")
     if served != saved:
         raise DemoError(f"the service serves {served}, but the saved checkpoint is {saved}")

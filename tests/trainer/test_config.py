@@ -55,6 +55,8 @@ def test_any_flag_of_trl_works() -> None:
         (["--use_transformers_continuous_batching"], "give --bf16 false"),
         (["--eval_strategy", "epoch"], "--eval_strategy needs --eval_dataset"),
         (["--num_generations", "1"], "at least 2 generations"),
+        (["--wait_seconds", "601"], "--wait_seconds is 601: give 0 to 600"),
+        (["--dataset_size", "0"], "--dataset_size is 0: give more than 0"),
         (["--config", "nowhere.yaml"], "No such file or directory: 'nowhere.yaml'"),
     ],
 )

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import pytest
 import torch
 
 from tests.trainer.fake_service import FakeService
-from vigor_client import Group, ScoreResponse
+from vigor_client import Group, ScoreResponse, UnexpectedAnswerError, VigorClient
 from vigor_trainer.errors import WrongAnswerError
 from vigor_trainer.publish import Publisher
 from vigor_trainer.records import RoundRecord
@@ -103,5 +104,32 @@ def test_an_answer_that_does_not_fit_gives_no_reward() -> None:
 
     call = Call(Miscounting())
     with pytest.raises(WrongAnswerError, match="99 tokens"):
+        call()
+    assert call.records == []
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"weight_version": 6}, "weight_version 6 instead of 5"),
+        ({"weight_digest": "xxh3-128:" + "0" * 32}, "weight_digest"),
+        ({"reward": "entropy"}, "reward 'entropy' instead of 'vigor'"),
+        ({"groups": []}, r"group sizes \[\] instead of \[2, 2\]"),
+    ],
+)
+def test_a_service_that_answers_something_else_gives_no_reward(change: dict[str, Any], complaint: str) -> None:
+    class OverHttp(FakeService):
+        """Its answers pass through the real client."""
+
+        def score(self, groups: Sequence[Group], **insisted: Any) -> ScoreResponse:  # noqa: ANN401 - as its base
+            def answer(_: httpx.Request) -> httpx.Response:
+                response = FakeService.score(self, groups, **insisted).model_copy(update=change)
+                return httpx.Response(200, json=response.model_dump())
+
+            with VigorClient("http://service", transport=httpx.MockTransport(answer)) as client:
+                return client.score(groups, **insisted)
+
+    call = Call(OverHttp())
+    with pytest.raises(UnexpectedAnswerError, match=complaint):
         call()
     assert call.records == []

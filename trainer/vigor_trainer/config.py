@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import yaml
 from trl import GRPOConfig, ModelConfig, TrlParser  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
+from vigor_client.schemas import MAX_WAIT_SECONDS
 from vigor_trainer.errors import UnsupportedSettingError
 
 # The paper's recipe (arXiv 2605.09920 and its published configuration), pinned where TRL's defaults differ or may move.
@@ -29,6 +30,7 @@ RECIPE: dict[str, Any] = {
     "output_dir": "runs/vigor",
 }
 
+USAGE = "vigor-trainer --reward-url URL --dataset DATASET [--model MODEL] [--config FILE.yaml] [any flag of TRL]"
 DESCRIPTION = """Train a language model by its own gradient norms: TRL's GRPO, rewarded by a running vigor-service.
 Every flag of TRL's GRPOConfig and ModelConfig works, and so does --config FILE.yaml with the same names."""
 
@@ -70,6 +72,13 @@ class VigorArguments:
         default=300.0, metadata={"help": "Seconds to wait at the start until the service is ready"}
     )
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.wait_seconds <= MAX_WAIT_SECONDS:
+            raise ValueError(f"--wait_seconds is {self.wait_seconds:g}: give 0 to {MAX_WAIT_SECONDS:g}")
+        for name in ("score_timeout_seconds", "ready_timeout_seconds", "dataset_size"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"--{name} is {getattr(self, name):g}: give more than 0")
+
 
 class Arguments(NamedTuple):
     """Everything a run is told."""
@@ -89,7 +98,7 @@ class _Parser(TrlParser):
 def parse_arguments(argv: Sequence[str]) -> Arguments:
     """Parse flags and the YAML file; a fault prints one line and exits with code 2."""
     kinds: Any = (VigorArguments, GRPOConfig, ModelConfig)
-    parser = _Parser(kinds, prog="vigor-trainer", description=DESCRIPTION, allow_abbrev=False)
+    parser = _Parser(kinds, prog="vigor-trainer", usage=USAGE, description=DESCRIPTION, allow_abbrev=False)
     parser.set_defaults(**RECIPE)
     try:
         *parsed, unknown = parser.parse_args_and_config(_separate_config(argv), return_remaining_strings=True)

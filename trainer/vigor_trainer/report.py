@@ -144,7 +144,7 @@ def _figure(plot: Plot, rounds: Sequence[RoundRecord]) -> go.Figure:
             y=values,
             name=name,
             mode="markers",
-            marker={"color": colour, "size": 7, "opacity": 0.55},
+            marker={"color": colour, "size": 7, "opacity": 0.7},
             showlegend=False,
         )
         line = {"color": colour, "width": 2.5, "shape": "spline"}
@@ -175,7 +175,7 @@ def _layout(plot: Plot) -> go.Layout:
         showlegend=len(plot.fields) > 1,
         legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         xaxis={**axis, "title": {"text": "step", "font": {"size": 13}}, "showgrid": False, "zeroline": False},
-        yaxis={**axis, "tickformat": ".0%" if plot.percent else None, "nticks": 6},
+        yaxis={**axis, "nticks": 6, **({"tickformat": ".0%", "rangemode": "tozero"} if plot.percent else {})},
     )
 
 
@@ -198,7 +198,8 @@ body {{ margin: 0; background: var(--page); color: var(--ink); font: 16px/1.55 s
 main {{ max-width: 1120px; margin: 0 auto; padding: 40px 20px 64px; }}
 h1 {{ font-size: 1.75rem; line-height: 1.25; margin: 0 0 20px; letter-spacing: -0.01em; }}
 h2 {{ font-size: 1.05rem; margin: 0 0 8px; }}
-dl {{ display: flex; flex-wrap: wrap; gap: 10px 32px; margin: 0 0 28px; }}
+dl {{ display: flex; flex-wrap: wrap; gap: 10px 32px; margin: 0 0 16px; }}
+.hint {{ color: var(--soft); margin: 0 0 20px; }}
 dt {{ color: var(--soft); font-size: 0.82rem; }}
 dd {{ margin: 0; font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }}
 .plots {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 440px), 1fr)); gap: 20px; }}
@@ -217,6 +218,7 @@ tbody tr:last-child td {{ border-bottom: 0; }}
 <main>
 <h1>{title}</h1>
 <dl>{facts}</dl>
+<p class="hint">A point is one round, scored by the weights that wrote its completions; a line is the moving average.</p>
 <div class="plots">{plots}</div>
 <section class="table"><h2>Every round</h2>
 <table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></section>
