@@ -42,7 +42,7 @@ ENVIRONMENT = {
 }
 TRAINING = {
     "dataset": "addition",
-    "num_generations": "8",
+    "num_generations": "4",
     "per_device_train_batch_size": "16",
     "max_completion_length": "32",
     "learning_rate": "2e-5",
@@ -104,7 +104,7 @@ def main() -> int:
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=6, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=8, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--model", type=Path, help="a checkpoint directory (default: the embedded SmolLM2-135M)")
     parser.add_argument("--directory", type=Path, default=Path("demo"), help="output (default: %(default)s)")
     return parser.parse_args()

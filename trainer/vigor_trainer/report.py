@@ -218,7 +218,7 @@ tbody tr:last-child td {{ border-bottom: 0; }}
 <main>
 <h1>{title}</h1>
 <dl>{facts}</dl>
-<p class="hint">A point is one round, scored by the weights that wrote its completions; a line is the moving average.</p>
+<p class="hint">A point is one round, scored by the weights that wrote its completions; a line is a moving average.</p>
 <div class="plots">{plots}</div>
 <section class="table"><h2>Every round</h2>
 <table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></section>
