@@ -13,7 +13,7 @@ from vigor_service.engine.interception import Claim, Measuring, UnclaimedCallErr
 from vigor_service.engine.measurement import GramCache, Measurement
 from vigor_service.engine.packing import PackedBatch, pack
 from vigor_service.engine.rules.embedding import DistinctIds
-from vigor_service.engine.rules.head import Head, head_loss
+from vigor_service.engine.rules.head import Head, head_loss, hidden_gradient
 from vigor_service.engine.rules.linear import gram_is_cheaper
 from vigor_service.engine.sequences import TokenSequence
 
@@ -145,6 +145,17 @@ def test_head_loss_signals_and_shares(softcap: float | None, scale: float, num_f
     torch.testing.assert_close(signals.entropy_M, torch.distributions.Categorical(logits=logits_MV).entropy())
     torch.testing.assert_close(measured[0], torch.autograd.grad(nll_M.sum(), hidden_MD)[0], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(measured[1], torch.tensor(shares, dtype=torch.float64), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 6, 9])
+def test_a_few_rows_through_a_large_vocabulary_stay_exact_to_rounding(num_rows: int) -> None:
+    logits_TV = 5 * torch.randn(num_rows, 49_152)
+    gradient_TV = logits_TV.softmax(-1)
+    gradient_TV[:, 0] -= 1
+    weight_VD = torch.randn(49_152, 64) + 1
+    expected = gradient_TV.double() @ weight_VD.double()
+    error = (hidden_gradient(gradient_TV, weight_VD) - expected).norm() / expected.norm()
+    assert error.item() <= 1e-5
 
 
 def test_distinct_ids_are_counted_within_each_sequence() -> None:

@@ -21,6 +21,8 @@ from vigor_service.engine.measurement import Measurement, matmul_float32
 from vigor_service.engine.rules.embedding import DistinctIds
 from vigor_service.engine.rules.linear import gram_is_cheaper, inner_product_, squared_norm, weight_gradient
 
+_SLICE = 1024  # vocabulary entries
+
 
 @dataclass(frozen=True, slots=True)
 class Head:
@@ -94,7 +96,7 @@ class _HeadLoss(torch.autograd.Function):
             for signal, values in zip(signals, row_signals, strict=True):
                 signal[rows] = values
             gradient_TV = gradient_TV.to(hidden_MD.dtype)
-            hidden_gradient_MD[rows] = gradient_TV @ head.weight_VD
+            hidden_gradient_MD[rows] = hidden_gradient(gradient_TV, head.weight_VD)
             shares_B[sequence] = _share(head, hidden_TD, gradient_TV)
             if tied is not None:
                 tied.add(sequence, hidden_TD, gradient_TV)
@@ -119,6 +121,21 @@ def _loss_rows(head: Head, hidden_TD: Tensor, targets_T: Tensor) -> tuple[Tensor
     gradient_TV = probs_TV
     gradient_TV[torch.arange(len(targets_T), device=targets_T.device), targets_T] -= 1
     return head.raw_gradient_(logits_TV, gradient_TV), nll_T, entropy_T, self_certainty_T
+
+
+def hidden_gradient(gradient_TV: Tensor, weight_VD: Tensor) -> Tensor:
+    """``gradient_TV @ weight_VD``, on a CPU in slices of the vocabulary.
+
+    A CPU's kernel adds a leftover row's V products up one after the other: an error of 2e-4 at V = 49,152 in float32,
+    where slices have 3e-6 and take no longer.
+    """
+    if gradient_TV.is_cuda:
+        return gradient_TV @ weight_VD
+    slices = zip(gradient_TV.split(_SLICE, dim=1), weight_VD.split(_SLICE), strict=True)
+    hidden_gradient_TD = gradient_TV.new_zeros(len(gradient_TV), weight_VD.shape[1], dtype=torch.float32)
+    for gradient_TS, weight_SD in slices:
+        hidden_gradient_TD += gradient_TS @ weight_SD
+    return hidden_gradient_TD.to(gradient_TV.dtype)
 
 
 def _share(head: Head, hidden_TD: Tensor, gradient_TV: Tensor) -> Tensor:
