@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from vigor_service.engine.grams import GramCache
 from vigor_service.engine.packing import PackedBatch
 
 
@@ -34,33 +35,3 @@ class Measurement:
     def rows_of_sequences(self, tensor_ND: Tensor) -> Iterator[Tensor]:
         """Yield the rows (T, D) of each sequence in turn."""
         return (tensor_ND[rows] for rows in self.batch.token_slices)
-
-
-class GramCache:
-    """AAᵀ per sequence for the last input A seen: q, k and v share theirs, and so do gate and up."""
-
-    def __init__(self) -> None:
-        self._input: Tensor | None = None
-        self._grams: dict[int, Tensor] = {}
-
-    def gram(self, input_ND: Tensor, sequence: int, rows_TD: Tensor) -> Tensor:
-        """Return ``rows_TD @ rows_TD.T`` in float32, where ``rows_TD`` are the input's rows of that sequence."""
-        if not self._is_last_input(input_ND):
-            # Holding the tensor keeps its address from being reused while the cache is alive.
-            self._input, self._grams = input_ND, {}
-        if sequence not in self._grams:
-            self._grams[sequence] = matmul_float32(rows_TD, rows_TD.T)
-        return self._grams[sequence]
-
-    def _is_last_input(self, input_ND: Tensor) -> bool:
-        last = self._input
-        return last is not None and last.data_ptr() == input_ND.data_ptr() and last.shape == input_ND.shape
-
-
-def matmul_float32(left: Tensor, right: Tensor) -> Tensor:
-    """``left.float() @ right.float()``, with 16-bit operands left as they are where the device can do so."""
-    if left.dtype in (torch.float32, torch.float64):
-        return left @ right
-    if left.is_cuda:
-        return torch.mm(left, right, out_dtype=torch.float32)
-    return left.float() @ right.float()

@@ -17,11 +17,13 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from vigor_service.engine.measurement import Measurement, matmul_float32
+from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float32
+from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.rules.embedding import DistinctIds
-from vigor_service.engine.rules.linear import gram_is_cheaper, inner_product_, squared_norm, weight_gradient
+from vigor_service.engine.rules.linear import gram_is_cheaper, squared_norm, weight_gradient
 
 _SLICE = 1024  # vocabulary entries
+_ROWS_IN_CACHE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +39,21 @@ class Head:
 
     def logits(self, hidden_TD: Tensor) -> Tensor:
         """Return the logits (T, V) in float32."""
-        logits_TV = F.linear(hidden_TD, self.weight_VD, self.bias_V)
-        if self.scale != 1.0:
-            logits_TV = logits_TV * self.scale
-        if self.softcap is not None:
-            logits_TV = torch.tanh(logits_TV / self.softcap) * self.softcap
-        return logits_TV.float()
+        return self.transform(F.linear(hidden_TD, self.weight_VD, self.bias_V).float())
+
+    def raw_logits(self, hidden_TD: Tensor, *, out: Tensor) -> Tensor:
+        """Write ``h @ weight.T + bias`` to ``out``, in the model's dtype."""
+        if self.bias_V is None:
+            return torch.mm(hidden_TD, self.weight_VD.T, out=out)
+        return torch.addmm(self.bias_V, hidden_TD, self.weight_VD.T, out=out)
+
+    def transform(self, raw_TV: Tensor) -> Tensor:
+        """Scale and cap raw logits."""
+        scaled_TV = raw_TV if self.scale == 1.0 else raw_TV * self.scale
+        return scaled_TV if self.softcap is None else torch.tanh(scaled_TV / self.softcap) * self.softcap
 
     def raw_gradient_(self, logits_TV: Tensor, gradient_TV: Tensor) -> Tensor:
-        """Turn, in place, the gradient at the logits into the gradient at ``h @ weight.T + bias``."""
+        """Turn, in place, the gradient at the logits into the gradient at the raw logits."""
         if self.softcap is not None:
             gradient_TV *= 1 - (logits_TV / self.softcap).square()
         return gradient_TV if self.scale == 1.0 else gradient_TV.mul_(self.scale)
@@ -86,23 +94,26 @@ class _HeadLoss(torch.autograd.Function):
         head: Head,
         measurement: Measurement,
     ) -> tuple[Tensor, ...]:
+        loss_slices = measurement.batch.loss_slices
         shares_B = torch.zeros_like(squared_norms_B)
         hidden_gradient_MD = torch.empty_like(hidden_MD)
-        signals = [hidden_MD.new_empty(len(hidden_MD), dtype=torch.float32) for _ in range(3)]
+        signals_3M = hidden_MD.new_empty(3, len(hidden_MD), dtype=torch.float32)
         tied = _TiedRows(measurement) if measurement.tied_weight_VD is not None else None
-        for sequence, rows in enumerate(measurement.batch.loss_slices):
+        longest = max(rows.stop - rows.start for rows in loss_slices)
+        workspace_TV = hidden_MD.new_empty(longest, len(head.weight_VD))  # for one sequence after the other
+        for sequence, rows in enumerate(loss_slices):
             hidden_TD = hidden_MD[rows]
-            gradient_TV, *row_signals = _loss_rows(head, hidden_TD, measurement.batch.targets_M[rows])
-            for signal, values in zip(signals, row_signals, strict=True):
-                signal[rows] = values
-            gradient_TV = gradient_TV.to(hidden_MD.dtype)
+            gradient_TV = head.raw_logits(hidden_TD, out=workspace_TV[: len(hidden_TD)])
+            signals_3M[:, rows] = _to_gradient_(head, gradient_TV, measurement.batch.targets_M[rows])
             hidden_gradient_MD[rows] = hidden_gradient(gradient_TV, head.weight_VD)
             shares_B[sequence] = _share(head, hidden_TD, gradient_TV)
             if tied is not None:
                 tied.add(sequence, hidden_TD, gradient_TV)
+        if tied is not None:
+            measurement.tied_head_rows_UD = tied.rows_UD()
         ctx.save_for_backward(hidden_gradient_MD, shares_B)
-        ctx.mark_non_differentiable(*signals)
-        return signals[0].sum(), *signals
+        ctx.mark_non_differentiable(*signals_3M.unbind())
+        return signals_3M[0].sum(), *signals_3M.unbind()
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
@@ -110,17 +121,24 @@ class _HeadLoss(torch.autograd.Function):
         return output_gradients[0].to(hidden_gradient_MD.dtype) * hidden_gradient_MD, shares_B, None, None
 
 
-def _loss_rows(head: Head, hidden_TD: Tensor, targets_T: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradient (T, V) at ``h @ weight.T + bias`` of the summed loss, then NLL, entropy, self-certainty."""
-    logits_TV = head.logits(hidden_TD)
-    logprobs_TV = logits_TV.log_softmax(-1)
-    probs_TV = logprobs_TV.exp()
-    nll_T = F.nll_loss(logprobs_TV, targets_T, reduction="none")
-    self_certainty_T = -logprobs_TV.mean(-1) - log(logprobs_TV.shape[-1])
-    entropy_T = -(logprobs_TV.mul_(probs_TV)).sum(-1)
-    gradient_TV = probs_TV
-    gradient_TV[torch.arange(len(targets_T), device=targets_T.device), targets_T] -= 1
-    return head.raw_gradient_(logits_TV, gradient_TV), nll_T, entropy_T, self_certainty_T
+def _to_gradient_(head: Head, raw_TV: Tensor, targets_T: Tensor) -> Tensor:
+    """Overwrite raw logits by the summed loss's gradient at them; return NLL, entropy, self-certainty, shape (3, T).
+
+    A few rows at a time on a CPU: what is computed of them stays in its cache.
+    """
+    num_rows = len(raw_TV) if raw_TV.is_cuda else _ROWS_IN_CACHE
+    signals: list[Tensor] = []
+    for raw_RV, targets_R in zip(raw_TV.split(num_rows), targets_T.split(num_rows), strict=True):
+        logits_RV = head.transform(raw_RV.float())
+        logprobs_RV = logits_RV.log_softmax(-1)
+        gradient_RV = logprobs_RV.exp()
+        nll_R = -logprobs_RV.gather(1, targets_R[:, None]).squeeze(1)
+        self_certainty_R = -logprobs_RV.mean(-1) - log(logprobs_RV.shape[1])
+        entropy_R = -logprobs_RV.mul_(gradient_RV).sum(-1)
+        gradient_RV[torch.arange(len(targets_R), device=raw_TV.device), targets_R] -= 1
+        raw_RV.copy_(head.raw_gradient_(logits_RV, gradient_RV))
+        signals.append(torch.stack([nll_R, entropy_R, self_certainty_R]))
+    return torch.cat(signals, dim=1)
 
 
 def hidden_gradient(gradient_TV: Tensor, weight_VD: Tensor) -> Tensor:
@@ -142,8 +160,7 @@ def _share(head: Head, hidden_TD: Tensor, gradient_TV: Tensor) -> Tensor:
     """The head's share of ``‖∇‖²`` for one sequence, a float64 scalar."""
     share = torch.zeros((), dtype=torch.float64, device=hidden_TD.device)
     if head.measures_weight and gram_is_cheaper(len(hidden_TD), hidden_TD.shape[1], gradient_TV.shape[1]):
-        gram_TT = matmul_float32(gradient_TV, gradient_TV.T)
-        share = share + inner_product_(gram_TT, matmul_float32(hidden_TD, hidden_TD.T))
+        share = share + inner_product_(gram_blocks(gradient_TV), gram_blocks(hidden_TD))
     elif head.measures_weight:
         share = share + squared_norm(weight_gradient(hidden_TD, gradient_TV))
     if head.measures_bias:
@@ -158,8 +175,9 @@ class _TiedRows:
         distinct = DistinctIds(measurement.batch.input_ids_1N[0], measurement.batch)
         self._ids = distinct.id_U.split(distinct.sequence_U.bincount().tolist())
         self._rows: list[Tensor] = []
-        self._measurement = measurement
 
     def add(self, sequence: int, hidden_TD: Tensor, gradient_TV: Tensor) -> None:
         self._rows.append(matmul_float32(gradient_TV[:, self._ids[sequence]].T, hidden_TD))
-        self._measurement.tied_head_rows_UD = torch.cat(self._rows)
+
+    def rows_UD(self) -> Tensor:
+        return torch.cat(self._rows)

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vigor_service.engine.measurement import Measurement, matmul_float32
+from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float32
+from vigor_service.engine.measurement import Measurement
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +94,7 @@ def weight_shares(x_NI: Tensor, gradient_NO: Tensor, measurement: Measurement) -
     pairs = zip(measurement.rows_of_sequences(x_NI), measurement.rows_of_sequences(gradient_NO), strict=True)
     return torch.stack(
         [
-            _weight_share(x_TI, gradient_TO, lambda b=b, x_TI=x_TI: measurement.grams.gram(x_NI, b, x_TI))
+            _weight_share(x_TI, gradient_TO, lambda b=b, x_TI=x_TI: measurement.grams.blocks(x_NI, b, x_TI))
             for b, (x_TI, gradient_TO) in enumerate(pairs)
         ]
     )
@@ -104,12 +105,11 @@ def bias_shares(gradient_NO: Tensor, measurement: Measurement) -> Tensor:
     return torch.stack([squared_norm(rows_TO.float().sum(0)) for rows_TO in measurement.rows_of_sequences(gradient_NO)])
 
 
-def _weight_share(x_TI: Tensor, gradient_TO: Tensor, input_gram: Callable[[], Tensor]) -> Tensor:
+def _weight_share(x_TI: Tensor, gradient_TO: Tensor, input_blocks: Callable[[], list[Tensor]]) -> Tensor:
     num_tokens, num_inputs = x_TI.shape
     num_outputs = gradient_TO.shape[1]
     if gram_is_cheaper(num_tokens, num_inputs, num_outputs):
-        gram_TT = matmul_float32(gradient_TO, gradient_TO.T)
-        return inner_product_(gram_TT, input_gram())
+        return inner_product_(gram_blocks(gradient_TO), input_blocks())
     return squared_norm(weight_gradient(x_TI, gradient_TO))
 
 
@@ -128,8 +128,3 @@ def weight_gradient(x_TI: Tensor, gradient_TO: Tensor) -> Tensor:
 def squared_norm(tensor: Tensor) -> Tensor:
     """Sum of squares as a float64 scalar, without a float64 copy of the tensor."""
     return torch.linalg.vector_norm(tensor, dtype=torch.float32).double().square()
-
-
-def inner_product_(left_TT: Tensor, right_TT: Tensor) -> Tensor:
-    """``(left * right).sum()`` as a float64 scalar; overwrites ``left``. Float32 within a row, float64 across rows."""
-    return left_TT.mul_(right_TT).sum(-1).sum(dtype=torch.float64)
