@@ -1,11 +1,13 @@
 # Every command sets up what it needs: python >= 3.11 with pip is all that has to be there.
 PYTHON ?= python3
-# On a GPU machine choose another build: make setup TORCH="torch==2.13.0 --index-url ..."
+# The build of torch: a CPU build here; on a GPU machine for example TORCH="torch --index-url URL-OF-YOUR-CUDA-BUILDS".
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
+# Processes that share cores must sleep while they wait, not spin.
+export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test check clean
+.PHONY: setup demo test check benchmark clean
 
 setup: $(VENV)/.ready
 
@@ -13,7 +15,7 @@ $(VENV)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(TORCH)
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@
+	@touch $@
 
 demo: setup
 	$(BIN)/python examples/demo.py
@@ -25,6 +27,10 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(BIN)/python -m pytest --quiet tests/test_architecture.py tests/test_exported_members.py
+
+benchmark: setup
+	$(BIN)/python -m benchmarks.engine
 
 clean:
-	rm -rf $(VENV) dist demo/report.html
+	rm -rf $(VENV) demo dist

@@ -53,7 +53,7 @@ def main() -> None:
     contestants: dict[str, Callable[[], list[float]]] = {
         "published loop": lambda: _with_gradients(policy, published_loop, sequences),
         "ideal loop": lambda: _with_gradients(policy, ideal_loop, sequences),
-        "engine": lambda: [score.grad_norm for score in engine.score(sequences).scores],
+        "engine": lambda: _in_batches(engine, sequences, options.max_batch_tokens),
     }
     costs: dict[str, list[Cost]] = {name: [] for name in contestants}
     norms: dict[str, list[float]] = {}
@@ -82,6 +82,17 @@ def make_group(
         sequences.append(TokenSequence(tuple(ids[:num_prompt]), tuple(completion)))
         start += length
     return sequences
+
+
+def _in_batches(engine: Engine, sequences: Sequence[TokenSequence], max_batch_tokens: int) -> list[float]:
+    """Score within a token budget, longest first, as the service does; return norms in the given order."""
+    norms: dict[TokenSequence, float] = {}
+    waiting = sorted(sequences, key=lambda sequence: -sequence.num_tokens)
+    while waiting:
+        size = max(1, max_batch_tokens // waiting[0].num_tokens)
+        batch, waiting = waiting[:size], waiting[size:]
+        norms |= {s: score.grad_norm for s, score in zip(batch, engine.score(batch).scores, strict=True)}
+    return [norms[sequence] for sequence in sequences]
 
 
 def _with_gradients(
@@ -149,6 +160,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--completions", type=int, default=8)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--completion-tokens", type=_range, default=(64, 192), metavar="SHORTEST:LONGEST")
+    parser.add_argument("--max-batch-tokens", type=int, default=1024, help="of the engine (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="also write the report to this file")
     return parser.parse_args(arguments)
