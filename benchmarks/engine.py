@@ -18,7 +18,7 @@ import torch
 import transformers
 
 from benchmarks.loops import ideal_loop, published_loop
-from benchmarks.measuring import Cost, cost_of, gemm_flops_per_second, hardware
+from benchmarks.measuring import gemm_flops_per_second, hardware, peak_bytes, timed
 from vigor_service.engine.engine import Engine
 from vigor_service.engine.loading import Policy, load_policy
 from vigor_service.engine.sequences import TokenSequence
@@ -33,7 +33,7 @@ _TEMPLATE = """\
 - command: `{command}`
 - model: {model}
 - work: {work}
-- medians of {repeats} rounds, the three in turn within each round
+- medians of {repeats} rounds, the three in turn within each round; memory from a round of its own before them
 
 | | seconds | time / engine | peak MiB above weights | peak / published | of the floor | largest difference |
 |---|---|---|---|---|---|---|
@@ -55,13 +55,16 @@ def main() -> None:
         "ideal loop": lambda: _with_gradients(policy, ideal_loop, sequences),
         "engine": lambda: _in_batches(engine, sequences, options.max_batch_tokens),
     }
-    costs: dict[str, list[Cost]] = {name: [] for name in contestants}
+    device = policy.model.device
+    peaks = {name: peak_bytes(contestant, device) for name, contestant in contestants.items()}  # warms up, too
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
     norms: dict[str, list[float]] = {}
-    for _ in range(options.repeats + 1):  # the first round warms up
+    for _ in range(options.repeats):
         for name, contestant in contestants.items():
-            norms[name], cost = cost_of(contestant, policy.model.device)
-            costs[name].append(cost)
-    report = _report(options, policy, sequences, {name: all_[1:] for name, all_ in costs.items()}, norms)
+            norms[name], elapsed = timed(contestant, device)
+            seconds[name].append(elapsed)
+    medians = {name: median(runs) for name, runs in seconds.items()}
+    report = _report(options, policy, sequences, medians, peaks, norms)
     print(report)
     if options.out is not None:
         options.out.write_text(report)
@@ -109,17 +112,16 @@ def _report(
     options: argparse.Namespace,
     policy: Policy,
     sequences: Sequence[TokenSequence],
-    costs: dict[str, list[Cost]],
+    seconds: dict[str, float],
+    peaks: dict[str, int],
     norms: dict[str, list[float]],
 ) -> str:
-    seconds = {name: median(cost.seconds for cost in runs) for name, runs in costs.items()}
-    peaks = {name: median(cost.peak_bytes for cost in runs) for name, runs in costs.items()}
     num_tokens = sum(sequence.num_tokens for sequence in sequences)
     floor = _floor_seconds(policy, sequences)
     rows = [
         f"| {name} | {seconds[name]:.2f} | {seconds[name] / seconds['engine']:.2f}× | {peaks[name] / 2**20:.0f} "
         f"| {peaks[name] / peaks['published loop']:.2f} | {floor / seconds[name]:.0%} | {_error(norms, name):.1e} |"
-        for name in costs
+        for name in seconds
     ]
     lengths = ", ".join(str(len(sequence.completion_ids)) for sequence in sequences)
     return _TEMPLATE.format(

@@ -7,7 +7,6 @@ import gc
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,36 +16,32 @@ T = TypeVar("T")
 _PROCESS = Path("/proc/self")
 
 
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What one call took; ``peak_bytes`` is above what was in memory when it began."""
-
-    seconds: float
-    peak_bytes: int
-
-
-def cost_of(call: Callable[[], T], device: torch.device) -> tuple[T, Cost]:
-    """Run the call once and return its result with its cost."""
-    gc.collect()
-    if device.type == "cuda":
-        return _cost_on_cuda(call, device)
-    before = _reset_peak_resident_bytes()
+def timed(call: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """Run the call and return its result with the seconds it took."""
+    _synchronize(device)
     start = time.perf_counter()
     result = call()
-    seconds = time.perf_counter() - start
-    return result, Cost(seconds, _resident_bytes("VmHWM") - before)
+    _synchronize(device)
+    return result, time.perf_counter() - start
 
 
-def _cost_on_cuda(call: Callable[[], T], device: torch.device) -> tuple[T, Cost]:
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats(device)
-    before = torch.cuda.memory_allocated(device)
-    start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    result = call()
-    stop.record()
-    torch.cuda.synchronize(device)
-    return result, Cost(start.elapsed_time(stop) / 1e3, torch.cuda.max_memory_allocated(device) - before)
+def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
+    """Run the call and return its peak memory above what was in memory when it began."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    before = _reset_peak_resident_bytes()
+    call()
+    return _resident_bytes("VmHWM") - before
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def _reset_peak_resident_bytes() -> int:
@@ -68,7 +63,7 @@ def gemm_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
     size = 8192 if device.type == "cuda" else 1536
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     _ = left @ right
-    seconds = min(cost_of(lambda: left @ right, device)[1].seconds for _ in range(8))
+    seconds = min(timed(lambda: left @ right, device)[1] for _ in range(8))
     return 2 * size**3 / seconds
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vigor_service.engine.grams import GramCache, gram_blocks, inner_product_
+from vigor_service.engine.grams import GramCache, gram_blocks, inner_product_, weighted_gram_blocks
 from vigor_service.engine.interception import Claim, Measuring, UnclaimedCallError
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.packing import PackedBatch, pack
@@ -168,11 +168,12 @@ def test_distinct_ids_are_counted_within_each_sequence() -> None:
     assert distinct.sum_sequences(torch.ones(4)).tolist() == [2.0, 2.0]
 
 
-@pytest.mark.parametrize("num_rows", [1, 63, 64, 65, 200])
+@pytest.mark.parametrize("num_rows", [1, 95, 96, 97, 300])
 def test_the_inner_product_of_two_grams_needs_only_their_lower_blocks(num_rows: int) -> None:
     left, right = torch.randn(num_rows, 5), torch.randn(num_rows, 7)
     expected = ((left @ left.T).double() * (right @ right.T)).sum()
-    torch.testing.assert_close(inner_product_(gram_blocks(left), gram_blocks(right)), expected, rtol=1e-5, atol=1e-4)
+    product = inner_product_(gram_blocks(left), weighted_gram_blocks(right))
+    torch.testing.assert_close(product, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_gram_matrices_of_another_input_are_not_reused() -> None:

@@ -1,9 +1,9 @@
-"""The output head with the loss: logits, gradient and norm, one sequence at a time.
+"""The output head with the loss: logits, gradient and norm, a few sequences at a time.
 
 The gradient of a loss row at its logits is softmax - onehot, known as soon as the logits are; so the head needs no
-graph, and no more than one sequence's logits (T, V) exist at a time. With H (T, D) the head's input rows and K (T, V)
-the logit gradients, the weight's gradient is KᵀH; a head tied to the embedding leaves (KᵀH)_u for the ids u of the
-sequence to the embedding's rule.
+graph, and the logits of no more than a few hundred rows, or of one longer sequence, exist at a time. With H (T, D) the
+head's input rows and K (T, V) the logit gradients, the weight's gradient is KᵀH; a head tied to the embedding leaves
+(KᵀH)_u for the ids u of the sequence to the embedding's rule.
 """
 
 from __future__ import annotations
@@ -17,13 +17,14 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedConfig
 
-from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float32
+from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float32, weighted_gram_blocks
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.rules.embedding import DistinctIds
 from vigor_service.engine.rules.linear import gram_is_cheaper, squared_norm, weight_gradient
 
 _SLICE = 1024  # vocabulary entries
 _ROWS_IN_CACHE = 8
+_ROWS_AT_ONCE = 384  # a matrix product of fewer rows with the vocabulary runs below the machine's rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,28 +91,29 @@ class _HeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any,  # noqa: ANN401 - torch's context
         hidden_MD: Tensor,
-        squared_norms_B: Tensor,
+        squared_norms_B: Tensor,  # noqa: ARG004 - its gradient is the result
         head: Head,
         measurement: Measurement,
     ) -> tuple[Tensor, ...]:
-        loss_slices = measurement.batch.loss_slices
-        shares_B = torch.zeros_like(squared_norms_B)
         hidden_gradient_MD = torch.empty_like(hidden_MD)
         signals_3M = hidden_MD.new_empty(3, len(hidden_MD), dtype=torch.float32)
         tied = _TiedRows(measurement) if measurement.tied_weight_VD is not None else None
-        longest = max(rows.stop - rows.start for rows in loss_slices)
-        workspace_TV = hidden_MD.new_empty(longest, len(head.weight_VD))  # for one sequence after the other
-        for sequence, rows in enumerate(loss_slices):
-            hidden_TD = hidden_MD[rows]
-            gradient_TV = head.raw_logits(hidden_TD, out=workspace_TV[: len(hidden_TD)])
-            signals_3M[:, rows] = _to_gradient_(head, gradient_TV, measurement.batch.targets_M[rows])
-            hidden_gradient_MD[rows] = hidden_gradient(gradient_TV, head.weight_VD)
-            shares_B[sequence] = _share(head, hidden_TD, gradient_TV)
-            if tied is not None:
-                tied.add(sequence, hidden_TD, gradient_TV)
+        bundles = _bundles(measurement.batch.loss_slices)
+        workspace_RV = hidden_MD.new_empty(max(map(_num_rows, bundles)), len(head.weight_VD))  # for all in turn
+        shares: list[Tensor] = []
+        for bundle in bundles:
+            rows = slice(bundle[0].start, bundle[-1].stop)
+            gradient_RV = head.raw_logits(hidden_MD[rows], out=workspace_RV[: _num_rows(bundle)])
+            signals_3M[:, rows] = _to_gradient_(head, gradient_RV, measurement.batch.targets_M[rows])
+            hidden_gradient_MD[rows] = hidden_gradient(gradient_RV, head.weight_VD)
+            for own in bundle:
+                hidden_TD, gradient_TV = hidden_MD[own], gradient_RV[own.start - rows.start : own.stop - rows.start]
+                shares.append(_share(head, hidden_TD, gradient_TV))
+                if tied is not None:
+                    tied.add(hidden_TD, gradient_TV)
         if tied is not None:
             measurement.tied_head_rows_UD = tied.rows_UD()
-        ctx.save_for_backward(hidden_gradient_MD, shares_B)
+        ctx.save_for_backward(hidden_gradient_MD, torch.stack(shares))
         ctx.mark_non_differentiable(*signals_3M.unbind())
         return signals_3M[0].sum(), *signals_3M.unbind()
 
@@ -119,6 +121,20 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         hidden_gradient_MD, shares_B = ctx.saved_tensors
         return output_gradients[0].to(hidden_gradient_MD.dtype) * hidden_gradient_MD, shares_B, None, None
+
+
+def _bundles(loss_slices: list[slice]) -> list[list[slice]]:
+    """Split sequences, in order, into bundles of a bounded number of loss rows, or of one sequence that has more."""
+    bundles: list[list[slice]] = [[]]
+    for rows in loss_slices:
+        if bundles[-1] and _num_rows([*bundles[-1], rows]) > _ROWS_AT_ONCE:
+            bundles.append([])
+        bundles[-1].append(rows)
+    return bundles
+
+
+def _num_rows(bundle: list[slice]) -> int:
+    return bundle[-1].stop - bundle[0].start
 
 
 def _to_gradient_(head: Head, raw_TV: Tensor, targets_T: Tensor) -> Tensor:
@@ -160,7 +176,7 @@ def _share(head: Head, hidden_TD: Tensor, gradient_TV: Tensor) -> Tensor:
     """The head's share of ``‖∇‖²`` for one sequence, a float64 scalar."""
     share = torch.zeros((), dtype=torch.float64, device=hidden_TD.device)
     if head.measures_weight and gram_is_cheaper(len(hidden_TD), hidden_TD.shape[1], gradient_TV.shape[1]):
-        share = share + inner_product_(gram_blocks(gradient_TV), gram_blocks(hidden_TD))
+        share = share + inner_product_(gram_blocks(gradient_TV), weighted_gram_blocks(hidden_TD))
     elif head.measures_weight:
         share = share + squared_norm(weight_gradient(hidden_TD, gradient_TV))
     if head.measures_bias:
@@ -176,8 +192,11 @@ class _TiedRows:
         self._ids = distinct.id_U.split(distinct.sequence_U.bincount().tolist())
         self._rows: list[Tensor] = []
 
-    def add(self, sequence: int, hidden_TD: Tensor, gradient_TV: Tensor) -> None:
-        self._rows.append(matmul_float32(gradient_TV[:, self._ids[sequence]].T, hidden_TD))
+    def add(self, hidden_TD: Tensor, gradient_TV: Tensor) -> None:
+        """Add the next sequence."""
+        ids_u = self._ids[len(self._rows)]
+        self._rows.append(matmul_float32(gradient_TV[:, ids_u].T, hidden_TD))
 
     def rows_UD(self) -> Tensor:
+        """Return the rows of all sequences, in the order of ``DistinctIds``."""
         return torch.cat(self._rows)

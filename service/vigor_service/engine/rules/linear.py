@@ -73,6 +73,8 @@ class _Linear(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, weight_OI)
         ctx.measurement, ctx.measures = measurement, (measures_weight, measures_bias)
+        if measures_weight:
+            measurement.grams.expect(x, num_outputs=len(weight_OI))
         return F.linear(x, weight_OI, bias_O)
 
     @staticmethod
@@ -91,26 +93,21 @@ class _Linear(torch.autograd.Function):
 
 def weight_shares(x_NI: Tensor, gradient_NO: Tensor, measurement: Measurement) -> Tensor:
     """``‖GᵀA‖²`` per sequence, shape (B,)."""
+    num_outputs = measurement.grams.num_outputs(x_NI)  # of all layers that share AAᵀ
     pairs = zip(measurement.rows_of_sequences(x_NI), measurement.rows_of_sequences(gradient_NO), strict=True)
-    return torch.stack(
-        [
-            _weight_share(x_TI, gradient_TO, lambda b=b, x_TI=x_TI: measurement.grams.blocks(x_NI, b, x_TI))
-            for b, (x_TI, gradient_TO) in enumerate(pairs)
-        ]
-    )
+    shares: list[Tensor] = []
+    for b, (x_TI, gradient_TO) in enumerate(pairs):
+        if gram_is_cheaper(len(x_TI), x_TI.shape[1], num_outputs):
+            input_blocks = measurement.grams.blocks(x_NI, b, x_TI)
+            shares.append(inner_product_(gram_blocks(gradient_TO), input_blocks))
+        else:
+            shares.append(squared_norm(weight_gradient(x_TI, gradient_TO)))
+    return torch.stack(shares)
 
 
 def bias_shares(gradient_NO: Tensor, measurement: Measurement) -> Tensor:
     """``‖Σ_t g_t‖²`` per sequence, shape (B,): the square of the sum."""
     return torch.stack([squared_norm(rows_TO.float().sum(0)) for rows_TO in measurement.rows_of_sequences(gradient_NO)])
-
-
-def _weight_share(x_TI: Tensor, gradient_TO: Tensor, input_blocks: Callable[[], list[Tensor]]) -> Tensor:
-    num_tokens, num_inputs = x_TI.shape
-    num_outputs = gradient_TO.shape[1]
-    if gram_is_cheaper(num_tokens, num_inputs, num_outputs):
-        return inner_product_(gram_blocks(gradient_TO), input_blocks())
-    return squared_norm(weight_gradient(x_TI, gradient_TO))
 
 
 def gram_is_cheaper(num_tokens: int, num_inputs: int, num_outputs: int) -> bool:
