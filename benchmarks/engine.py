@@ -162,7 +162,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--completions", type=int, default=8)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--completion-tokens", type=_range, default=(64, 192), metavar="SHORTEST:LONGEST")
-    parser.add_argument("--max-batch-tokens", type=int, default=1024, help="of the engine (default: %(default)s)")
+    parser.add_argument("--max-batch-tokens", type=int, default=2048, help="of the engine (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, help="also write the report to this file")
     return parser.parse_args(arguments)
