@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -44,15 +45,20 @@ def reward_of_my_completion(service: FakeService) -> float:
     return mine
 
 
+def say(line: str) -> None:
+    """Write a line in one piece, since both processes write to the same pipe."""
+    os.write(sys.stdout.fileno(), f"{line}\n".encode())
+
+
 def main() -> None:
     me = PartialState(cpu=True, backend="gloo").process_index
     torch.set_num_threads(1)
     service = FakeService()
-    print(f"process {me}: reward {reward_of_my_completion(service)}, requests {len(service.requests)}", flush=True)
+    say(f"process {me}: reward {reward_of_my_completion(service)}, requests {len(service.requests)}")
     try:
         reward_of_my_completion(Stopping())
     except (ConnectionError, ScoringFailedError) as error:
-        print(f"process {me}: {type(error).__name__}: {error}", flush=True)
+        say(f"process {me}: {type(error).__name__}: {error}")
     PartialState().destroy_process_group()
 
 
