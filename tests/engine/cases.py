@@ -31,6 +31,7 @@ def difficult_sequences() -> list[TokenSequence]:
         random_sequence(rng, 3, 0),  # empty completion
         random_sequence(rng, 20, 2),
         TokenSequence((EOS, 5, 5, 5), (EOS, 5, 5, EOS, 9, 5, 5)),  # repeated tokens, padding id inside the text
+        TokenSequence((EOS, 5, 5, 5), (7, 8, 9)),  # the same prompt again
     ]
 
 

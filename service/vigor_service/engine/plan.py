@@ -73,15 +73,16 @@ def hidden_states(decoder: nn.Module, batch: PackedBatch) -> Tensor:
 
 
 def probe_sequences(model: PreTrainedModel) -> list[TokenSequence]:
-    """Return two short sequences whose token count equals no other size in the model's config.
+    """Return two short sequences of one prompt, whose token count equals no other size in the model's config.
 
     So the axis of the tokens can be told from that of heads or features.
     """
     config = model.config.get_text_config()
     sizes = set(_integers(config.to_dict()))
     num_tokens = next(count for count in range(11, 1000) if count not in sizes)
-    ids = [(7919 * position + 13) % config.vocab_size for position in range(num_tokens + 2)]
-    return [TokenSequence(tuple(ids[:2]), tuple(ids[2:6])), TokenSequence(tuple(ids[6:9]), tuple(ids[9:]))]
+    ids = [(7919 * position + 13) % config.vocab_size for position in range(num_tokens)]
+    prompt, rest = tuple(ids[:3]), ids[3:]
+    return [TokenSequence(prompt, tuple(rest[:3])), TokenSequence(prompt, tuple(rest[3 : num_tokens - 4]))]
 
 
 def _integers(value: Any) -> Iterator[int]:  # noqa: ANN401 - a config holds anything

@@ -75,7 +75,10 @@ class _Linear(torch.autograd.Function):
         ctx.measurement, ctx.measures = measurement, (measures_weight, measures_bias)
         if measures_weight:
             measurement.grams.expect(x, num_outputs=len(weight_OI))
-        return F.linear(x, weight_OI, bias_O)
+        shared = measurement.batch.shared
+        if shared is None:
+            return F.linear(x, weight_OI, bias_O)
+        return shared.apply(lambda rows_UI: F.linear(rows_UI, weight_OI, bias_O), x)
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
