@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vigor_service.engine.exact_norms import loss_targets
 from vigor_service.engine.sequences import TokenSequence
 
 
@@ -34,13 +33,13 @@ def ideal_loop(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> li
     norms: list[float] = []
     for sequence in sequences:
         positions = sequence.loss_positions()
-        ids = (sequence.prompt_ids + sequence.completion_ids)[: positions[-1] + 1]
+        ids = sequence.token_ids[: positions[-1] + 1]
         logits_TV = model(
             input_ids=torch.tensor([ids], device=model.device),
             logits_to_keep=torch.tensor(positions, device=model.device),
             use_cache=False,
         ).logits[0]
-        targets_T = torch.tensor(loss_targets(sequence), device=model.device)
+        targets_T = torch.tensor(sequence.loss_targets(), device=model.device)
         gradients = torch.autograd.grad(nn.functional.cross_entropy(logits_TV.float(), targets_T), parameters)
         norms.append(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in gradients])).item())
     return norms

@@ -15,6 +15,8 @@ from vigor_client.schemas import TensorInfo
 if TYPE_CHECKING:
     from typing import Protocol
 
+    import torch
+
     class Hasher(Protocol):
         """What xxhash's streaming hashes offer."""
 
@@ -44,6 +46,17 @@ def checksum(data: Bytes) -> str:
     hasher = new_hasher()
     hasher.update(data)
     return PREFIX + hasher.hexdigest()
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The tensor's elements in row-major order, little-endian, whatever its dtype, strides or device: what is hashed.
+
+    Copies nothing of a contiguous tensor on the CPU. Needs torch.
+    """
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
 
 
 def model_digest(tensors: Iterable[TensorInfo]) -> str:

@@ -54,13 +54,6 @@ def read_checked(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> torch
     return values
 
 
-def raw_bytes(values: torch.Tensor) -> memoryview:
-    """The little-endian bytes of a flat CPU tensor, without a copy."""
-    import torch
-
-    return values.view(torch.uint8).numpy().data
-
-
 def _given_names(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> list[str]:
     return [name for name in (info.name, *info.aliases) if name in tensors]
 

@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vigor_client.digest import PREFIX, checksum, model_digest, new_hasher
+from vigor_client.digest import PREFIX, checksum, model_digest, new_hasher, raw_bytes
 from vigor_client.endpoints import Endpoints
 from vigor_client.errors import PublishError, TensorsRefusedError, VigorError
 from vigor_client.safetensors_file import header, split_into_files, tensor_num_bytes
 from vigor_client.schemas import CommitResponse, TensorInfo, TensorList, UpdateFile, UpdateRequest
-from vigor_client.tensors import raw_bytes, read, read_checked, unknown_names, unsendable
+from vigor_client.tensors import read, read_checked, unknown_names, unsendable
 from vigor_client.wire import Body
 
 if TYPE_CHECKING:

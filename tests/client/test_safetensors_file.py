@@ -8,9 +8,9 @@ import safetensors.torch
 import torch
 
 from tests.client.fake_service import describe
+from vigor_client.digest import raw_bytes
 from vigor_client.safetensors_file import ELEMENT_TYPES, header, split_into_files, tensor_num_bytes
 from vigor_client.schemas import TensorInfo
-from vigor_client.tensors import raw_bytes
 
 
 def written(tensors: dict[str, torch.Tensor]) -> bytes:

@@ -3,8 +3,8 @@ import pytest
 import torch
 
 from tests.fake_scorer import FakeScorer
-from vigor_client.digest import checksum, model_digest
-from vigor_service.weights.fingerprint import describe, initial_weights, is_finite, raw_bytes
+from vigor_client.digest import checksum, model_digest, raw_bytes
+from vigor_service.weights.fingerprint import describe, initial_weights, is_finite
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])

@@ -28,23 +28,17 @@ def exact_score(
     if sequence.num_loss_tokens == 0:
         return EMPTY_SCORE
     with _requiring_grad(model, parameters.values()):
-        logits_TV = _loss_logits(model, sequence)
-        targets_T = torch.tensor(loss_targets(sequence), device=model.device)
+        logits_TV = loss_logits(model, sequence)
+        targets_T = torch.tensor(sequence.loss_targets(), device=model.device)
         loss = nn.functional.cross_entropy(logits_TV, targets_T)
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     squared_norm = sum(gradient.double().square().sum().item() for gradient in gradients if gradient is not None)
     return SequenceScore(sequence.num_loss_tokens, sqrt(squared_norm), -loss.item(), *_signals(logits_TV.detach()))
 
 
-def loss_targets(sequence: TokenSequence) -> list[int]:
-    """Return the token that each loss position must predict."""
-    token_ids = sequence.prompt_ids + sequence.completion_ids
-    return [token_ids[position + 1] for position in sequence.loss_positions()]
-
-
-def _loss_logits(model: PreTrainedModel, sequence: TokenSequence) -> Tensor:
+def loss_logits(model: PreTrainedModel, sequence: TokenSequence) -> Tensor:
     """Return the logits (T, V) of the loss positions in float32."""
-    input_ids = torch.tensor([sequence.prompt_ids + sequence.completion_ids], device=model.device)
+    input_ids = torch.tensor([sequence.token_ids], device=model.device)
     logits_LV = model(input_ids=input_ids, use_cache=False).logits[0]
     return logits_LV[sequence.loss_positions()].float()
 

@@ -73,18 +73,15 @@ def pack(sequences: Sequence[TokenSequence], device: torch.device) -> PackedBatc
     loss_positions = [sequence.loss_positions() for sequence in sequences]
     lengths = [positions[-1] + 1 for positions in loss_positions]
     token_slices = _slices(lengths)
-    token_ids = [sequence.prompt_ids + sequence.completion_ids for sequence in sequences]
     return PackedBatch(
-        input_ids_1N=_row([ids[:length] for ids, length in zip(token_ids, lengths, strict=True)], device)[None],
+        input_ids_1N=_row([s.token_ids[:length] for s, length in zip(sequences, lengths, strict=True)], device)[None],
         position_ids_1N=_row([range(length) for length in lengths], device)[None],
         token_slices=token_slices,
         loss_rows_M=_row(
             [[rows.start + p for p in positions] for rows, positions in zip(token_slices, loss_positions, strict=True)],
             device,
         ),
-        targets_M=_row(
-            [[ids[p + 1] for p in positions] for ids, positions in zip(token_ids, loss_positions, strict=True)], device
-        ),
+        targets_M=_row([sequence.loss_targets() for sequence in sequences], device),
         loss_slices=_slices([len(positions) for positions in loss_positions]),
         shared=_shared_rows(sequences, token_slices, device),
     )

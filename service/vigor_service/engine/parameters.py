@@ -18,7 +18,8 @@ def measured_parameters(model: nn.Module, selection: str | None = None) -> dict[
         ValueError: the selection is no regular expression, or selects no parameter.
     """
     named = dict(model.named_parameters())
-    selected = {name: parameter for name, parameter in named.items() if _predicate(selection, named)(name)}
+    is_selected = _predicate(selection, named)
+    selected = {name: parameter for name, parameter in named.items() if is_selected(name)}
     if not selected:
         raise ValueError(f"parameters={selection!r} selects none of the model's {len(named)} parameters")
     return selected

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vigor_service.engine.attention import UnsupportedAttentionError, packed_attention
+from vigor_service.engine.exact_norms import loss_logits
 from vigor_service.engine.interception import Claim, Tracing
 from vigor_service.engine.packing import PackedBatch, pack
 from vigor_service.engine.rules.head import Head, logit_transform
@@ -105,15 +106,10 @@ def _make_head(model: PreTrainedModel, parameters: Mapping[str, nn.Parameter]) -
 def _check_logits(model: PreTrainedModel, sequences: list[TokenSequence], logits_MV: Tensor) -> None:
     """Make sure that packing, positions, attention and head give what the model itself gives, one by one."""
     with torch.no_grad():
-        own_MV = torch.cat([_own_logits(model, sequence) for sequence in sequences])
+        own_MV = torch.cat([loss_logits(model, sequence) for sequence in sequences])
     error = ((own_MV - logits_MV).abs().max() / own_MV.abs().max()).item()
     if not error <= _TOLERANCES[model.dtype]:
         raise UnsupportedModelError(f"packed logits differ from the model's own by {error:.1e} of the largest")
-
-
-def _own_logits(model: PreTrainedModel, sequence: TokenSequence) -> Tensor:
-    input_ids = torch.tensor([sequence.prompt_ids + sequence.completion_ids], device=model.device)
-    return model(input_ids=input_ids, use_cache=False).logits[0][sequence.loss_positions()].float()
 
 
 def _assign(parameters: Mapping[str, nn.Parameter], tracing: Tracing, decoder: nn.Module, head: Head) -> Plan:

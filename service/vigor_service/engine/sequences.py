@@ -41,11 +41,21 @@ class TokenSequence:
         """T: the completion tokens that count in the loss."""
         return len(self.completion_ids) if self.loss_mask is None else sum(self.loss_mask)
 
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """The prompt's ids, then the completion's."""
+        return self.prompt_ids + self.completion_ids
+
     def loss_positions(self) -> list[int]:
         """Positions in the sequence whose next-token prediction counts in the loss."""
         first = len(self.prompt_ids) - 1
         mask = self.loss_mask or (True,) * len(self.completion_ids)
         return [first + offset for offset, counts in enumerate(mask) if counts]
+
+    def loss_targets(self) -> list[int]:
+        """The token that each loss position must predict."""
+        token_ids = self.token_ids
+        return [token_ids[position + 1] for position in self.loss_positions()]
 
 
 @dataclass(frozen=True, slots=True)

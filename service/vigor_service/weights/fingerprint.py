@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import torch
 
-from vigor_client.digest import checksum, model_digest
+from vigor_client.digest import checksum, model_digest, raw_bytes
 from vigor_client.schemas import TensorInfo
 from vigor_service.engine.engine import Scorer
 from vigor_service.weights.weights import Weights
@@ -36,12 +36,6 @@ def describe(name: str, tensor: torch.Tensor, aliases: Sequence[str] = ()) -> Te
         checksum=checksum(raw_bytes(tensor)),
         aliases=list(aliases),
     )
-
-
-def raw_bytes(tensor: torch.Tensor) -> memoryview:
-    """Return the tensor's elements in row-major order, little-endian, whatever its dtype, strides or device."""
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().data
 
 
 def is_finite(tensor: torch.Tensor) -> bool:

@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vigor_client.digest import checksum, model_digest
+from vigor_client.digest import checksum, model_digest, raw_bytes
 from vigor_client.schemas import FieldError, TensorInfo
 from vigor_service.errors import invalid_request
-from vigor_service.weights.fingerprint import is_finite, raw_bytes
+from vigor_service.weights.fingerprint import is_finite
 
 # safetensors' names of dtypes -> torch's, which are the ones on the wire
 _DTYPES = {

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vigor_service.engine.measurement import Measurement
-from vigor_service.engine.rules.linear import squared_norm
+from vigor_service.engine.rules.linear import row_sum_shares
 
 Elementwise = Literal["multiply", "add"]
 
@@ -116,4 +116,4 @@ class _Affine(torch.autograd.Function):
 def _shares(products: Tensor, token_axis: int, measurement: Measurement) -> Tensor:
     """``‖Σ_t p_t‖²`` per sequence, shape (B,); what is neither token nor feature, such as heads, is summed too."""
     rows_NXD = products.movedim(token_axis, 0).reshape(measurement.batch.num_tokens, -1, products.shape[-1])
-    return torch.stack([squared_norm(rows_TXD.sum((0, 1))) for rows_TXD in measurement.rows_of_sequences(rows_NXD)])
+    return row_sum_shares(rows_NXD.sum(1), measurement)

@@ -89,7 +89,7 @@ class _Linear(torch.autograd.Function):
         if measures_weight:
             shares_B = shares_B + weight_shares(x.flatten(0, -2), gradient.flatten(0, -2), ctx.measurement)
         if measures_bias:
-            shares_B = shares_B + bias_shares(gradient.flatten(0, -2), ctx.measurement)
+            shares_B = shares_B + row_sum_shares(gradient.flatten(0, -2), ctx.measurement)
         x_gradient = gradient @ weight_OI if ctx.needs_input_grad[0] else None
         return x_gradient, shares_B, None, None, None, None, None
 
@@ -108,7 +108,7 @@ def weight_shares(x_NI: Tensor, gradient_NO: Tensor, measurement: Measurement) -
     return torch.stack(shares)
 
 
-def bias_shares(gradient_NO: Tensor, measurement: Measurement) -> Tensor:
+def row_sum_shares(gradient_NO: Tensor, measurement: Measurement) -> Tensor:
     """``‖Σ_t g_t‖²`` per sequence, shape (B,): the square of the sum."""
     return torch.stack([squared_norm(rows_TO.float().sum(0)) for rows_TO in measurement.rows_of_sequences(gradient_NO)])
 
