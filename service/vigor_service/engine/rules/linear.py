@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from vigor_service.engine import gemm
 from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float32
 from vigor_service.engine.measurement import Measurement
 
@@ -77,8 +77,8 @@ class _Linear(torch.autograd.Function):
             measurement.grams.expect(x, num_outputs=len(weight_OI))
         shared = measurement.batch.shared
         if shared is None:
-            return F.linear(x, weight_OI, bias_O)
-        return shared.apply(lambda rows_UI: F.linear(rows_UI, weight_OI, bias_O), x)
+            return gemm.linear(x, weight_OI, bias_O)
+        return shared.apply(lambda rows_UI: gemm.linear(rows_UI, weight_OI, bias_O), x)
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
@@ -90,7 +90,7 @@ class _Linear(torch.autograd.Function):
             shares_B = shares_B + weight_shares(x.flatten(0, -2), gradient.flatten(0, -2), ctx.measurement)
         if measures_bias:
             shares_B = shares_B + row_sum_shares(gradient.flatten(0, -2), ctx.measurement)
-        x_gradient = gradient @ weight_OI if ctx.needs_input_grad[0] else None
+        x_gradient = gemm.linear(gradient, weight_OI.T) if ctx.needs_input_grad[0] else None
         return x_gradient, shares_B, None, None, None, None, None
 
 
