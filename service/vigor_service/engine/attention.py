@@ -29,15 +29,23 @@ class UnsupportedAttentionError(Exception):
 
 
 @contextmanager
-def packed_attention(model: PreTrainedModel, batch: PackedBatch) -> Iterator[None]:
-    """Let the model attend within the sequences of the batch, and restore its own attention afterwards."""
+def packed_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let the model attend within the sequences of the batch it is given, and restore its own attention afterwards."""
     own_implementation = model.config._attn_implementation or "eager"
-    token = _packed_batch.set(batch)
     model.set_attn_implementation(IMPLEMENTATION)
     try:
         yield
     finally:
         model.set_attn_implementation(own_implementation)
+
+
+@contextmanager
+def attending_within(batch: PackedBatch) -> Iterator[None]:
+    """On this thread, the model is given this batch."""
+    token = _packed_batch.set(batch)
+    try:
+        yield
+    finally:
         _packed_batch.reset(token)
 
 
@@ -56,6 +64,8 @@ def _attend_packed(
     """Equal causal attention run sequence by sequence; returns (1, N, H, d)."""
     _refuse_unknown(module, attention_mask, dropout, others)
     lengths = [rows.stop - rows.start for rows in _packed_batch.get().token_slices]
+    if len(lengths) == 1:
+        return _attend_one(query_1HNd, key_1hNd, value_1hNd, scaling, sliding_window, softcap).transpose(1, 2), None
     # split, not slices: the backward pass of a slice fills a tensor of all N tokens with zeros
     pieces = [tensor.split(lengths, dim=2) for tensor in (query_1HNd, key_1hNd, value_1hNd)]
     outputs = [_attend_one(q, k, v, scaling, sliding_window, softcap) for q, k, v in zip(*pieces, strict=True)]

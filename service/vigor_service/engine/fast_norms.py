@@ -7,19 +7,23 @@ claims are exact all the same: autograd gives their gradient, one sequence at a 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vigor_service.engine.attention import packed_attention
-from vigor_service.engine.interception import Measuring
+from vigor_service.engine.attention import attending_within, packed_attention
+from vigor_service.engine.batches import TOKENS_AT_FULL_RATE, queues, small_batches
+from vigor_service.engine.interception import Measuring, RecordingLinears
 from vigor_service.engine.measurement import Measurement
-from vigor_service.engine.packing import PackedBatch, pack
+from vigor_service.engine.packing import pack, pack_prompts
 from vigor_service.engine.plan import causal_model, hidden_states, make_plan
+from vigor_service.engine.prompts import PromptRows, shared_prompts
 from vigor_service.engine.rules.head import HeadSignals, head_loss
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
+from vigor_service.engine.workers import Workers
 
 
 class FastNorms:
@@ -32,48 +36,91 @@ class FastNorms:
     def __init__(self, model: PreTrainedModel, parameters: Mapping[str, nn.Parameter]) -> None:
         model.requires_grad_(False).eval()
         self._model = causal_model(model)
+        self._workers = Workers() if self._model.device.type == "cpu" else None
         self.plan = make_plan(self._model, parameters)
 
     def score(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
         """Equal ``[exact_score(model, sequence, parameters) for sequence in sequences]``."""
-        scorable = [sequence for sequence in sequences if sequence.num_loss_tokens]
-        batches = [[sequence] for sequence in scorable] if self.plan.fallback else [scorable]
-        scores = iter([score for batch in batches if batch for score in self._score_batch(batch)])
-        return [next(scores) if sequence.num_loss_tokens else EMPTY_SCORE for sequence in sequences]
+        distinct = [sequence for sequence in dict.fromkeys(sequences) if sequence.num_loss_tokens]
+        scores: dict[TokenSequence, SequenceScore] = {}
+        if distinct:
+            with packed_attention(self._model), self._fallback_requiring_grad():
+                scores = self._score_distinct(distinct)
+        return [scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
 
-    def _score_batch(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
-        batch = pack(sequences, self._model.device)
-        with torch.enable_grad():
-            squared_norms_B, signals = self._measure(batch)
-        norms_B = squared_norms_B.sqrt().tolist()
-        rows = batch.loss_slices
-        return [
-            SequenceScore(
-                num_loss_tokens=rows[b].stop - rows[b].start,
-                grad_norm=norms_B[b] / (rows[b].stop - rows[b].start),  # of the mean, where NLL was summed
-                mean_logprob=-signals.nll_M[rows[b]].mean().item(),
-                mean_entropy=signals.entropy_M[rows[b]].mean().item(),
-                self_certainty=signals.self_certainty_M[rows[b]].mean().item(),
+    def _score_distinct(self, sequences: Sequence[TokenSequence]) -> dict[TokenSequence, SequenceScore]:
+        prompt_rows = self._prompt_rows(shared_prompts(sequences))
+        batches = self._batches(sequences)
+        if self._workers is None or len(batches) == 1:
+            scored = [[self._score_batch(batch, prompt_rows) for batch in batches]]
+        else:
+            scored = self._workers.run(
+                lambda batch: self._score_batch(batch, prompt_rows), queues(batches, num_queues=self._workers.count)
             )
-            for b in range(batch.num_sequences)
-        ]
+        return {sequence: score for queue in scored for batch in queue for sequence, score in batch.items()}
 
-    def _measure(self, batch: PackedBatch) -> tuple[Tensor, HeadSignals]:
+    def _batches(self, sequences: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
+        if self.plan.fallback:
+            return [[sequence] for sequence in sequences]  # autograd adds up what it gives for several
+        if self._workers is None:
+            return [list(sequences)]
+        return small_batches(sequences, num_tokens=TOKENS_AT_FULL_RATE)
+
+    @torch.no_grad()
+    def _prompt_rows(self, prompts: Sequence[tuple[int, ...]]) -> PromptRows:
+        if not prompts:
+            return PromptRows({}, {})
+        batch = pack_prompts(prompts, self._model.device)
+        recording = RecordingLinears(self.plan.claims)
+        with attending_within(batch), recording:
+            hidden_states(self.plan.decoder, batch)
+        return PromptRows(dict(zip(prompts, batch.token_slices, strict=True)), recording.outputs)
+
+    def _score_batch(
+        self, sequences: Sequence[TokenSequence], prompt_rows: PromptRows
+    ) -> dict[TokenSequence, SequenceScore]:
+        batch = pack(sequences, self._model.device)
+        measurement = Measurement(
+            batch, tied_weight_VD=self.plan.tied_weight_VD, known_rows=prompt_rows.in_batch(sequences, batch)
+        )
+        with torch.enable_grad():
+            squared_norms_B, signals = self._measure(measurement)
+        norms = squared_norms_B.sqrt().tolist()
+        rows = batch.loss_slices
+        return {
+            sequence: _score(norm, signals, rows) for sequence, norm, rows in zip(sequences, norms, rows, strict=True)
+        }
+
+    def _measure(self, measurement: Measurement) -> tuple[Tensor, HeadSignals]:
         """Return ``‖∇θ Σ_t NLL_t‖²`` per sequence, shape (B,), float64, and the signals."""
-        measurement = Measurement(batch, tied_weight_VD=self.plan.tied_weight_VD)
-        fallback = list(self.plan.fallback.values())
-        for parameter in fallback:
-            parameter.requires_grad_(True)
-        try:
-            measuring = Measuring(self.plan.claims, measurement)
-            with packed_attention(self._model, batch), measuring:
-                hidden_ND = hidden_states(self.plan.decoder, batch)
-            measuring.check_all_seen()
-            total, signals = head_loss(hidden_ND[batch.loss_rows_M], self.plan.head, measurement)
-            leaves = [measurement.squared_norms_B, *fallback]
-            squared_norms_B, *gradients = torch.autograd.grad(total, leaves, allow_unused=True)
-        finally:
-            for parameter in fallback:
-                parameter.requires_grad_(False)
+        batch = measurement.batch
+        measuring = Measuring(self.plan.claims, measurement)
+        with attending_within(batch), measurement.keeping_little(), measuring:
+            hidden_ND = hidden_states(self.plan.decoder, batch)
+        measuring.check_all_seen()
+        total, signals = head_loss(hidden_ND[batch.loss_rows_M], self.plan.head, measurement)
+        leaves = [measurement.squared_norms_B, *self.plan.fallback.values()]
+        squared_norms_B, *gradients = torch.autograd.grad(total, leaves, allow_unused=True)
         fallback_share = sum(gradient.double().square().sum() for gradient in gradients if gradient is not None)
         return squared_norms_B + fallback_share, signals
+
+    @contextmanager
+    def _fallback_requiring_grad(self) -> Iterator[None]:
+        for parameter in self.plan.fallback.values():
+            parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for parameter in self.plan.fallback.values():
+                parameter.requires_grad_(False)
+
+
+def _score(norm_of_sum: float, signals: HeadSignals, rows: slice) -> SequenceScore:
+    num_loss_tokens = rows.stop - rows.start
+    return SequenceScore(
+        num_loss_tokens=num_loss_tokens,
+        grad_norm=norm_of_sum / num_loss_tokens,  # of the mean, where NLL was summed
+        mean_logprob=-signals.nll_M[rows].mean().item(),
+        mean_entropy=signals.entropy_M[rows].mean().item(),
+        self_certainty=signals.self_certainty_M[rows].mean().item(),
+    )

@@ -5,8 +5,6 @@ A Gram matrix is symmetric: on a CPU only its lower triangle is computed, in blo
 
 from __future__ import annotations
 
-from collections import Counter
-
 import torch
 from torch import Tensor
 
@@ -49,33 +47,3 @@ def matmul_float32(left: Tensor, right: Tensor) -> Tensor:
     if left.is_cuda:
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
-
-
-class GramCache:
-    """AAᵀ per sequence for the last input A seen: q, k and v share theirs, and so do gate and up."""
-
-    def __init__(self) -> None:
-        self._input: Tensor | None = None
-        self._grams: dict[int, list[Tensor]] = {}
-        self._num_outputs: Counter[int] = Counter()  # address of an input -> outputs of all that take it
-
-    def expect(self, input_ND: Tensor, *, num_outputs: int) -> None:
-        """Tell, in the forward pass, that a layer with so many outputs takes this input and keeps it."""
-        self._num_outputs[input_ND.data_ptr()] += num_outputs
-
-    def num_outputs(self, input_ND: Tensor) -> int:
-        """Return the outputs of all layers that take this input."""
-        return self._num_outputs[input_ND.data_ptr()]
-
-    def blocks(self, input_ND: Tensor, sequence: int, rows_TD: Tensor) -> list[Tensor]:
-        """Return ``weighted_gram_blocks(rows_TD)``, where ``rows_TD`` are the input's rows of that sequence."""
-        if not self._is_last_input(input_ND):
-            # Holding the tensor keeps its address from being reused while the cache is alive.
-            self._input, self._grams = input_ND, {}
-        if sequence not in self._grams:
-            self._grams[sequence] = weighted_gram_blocks(rows_TD)
-        return self._grams[sequence]
-
-    def _is_last_input(self, input_ND: Tensor) -> bool:
-        last = self._input
-        return last is not None and last.data_ptr() == input_ND.data_ptr() and last.shape == input_ND.shape

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.rules import Call, recognize
+from vigor_service.engine.rules.linear import LinearCall
 
 # A vector that was cast, or to which a number was added, has the same gradient as the vector itself.
 _DERIVING = (torch.Tensor.float, torch.Tensor.to, torch.Tensor.add, torch.add)
@@ -109,6 +110,23 @@ class Tracing(_Interception):
         return result
 
 
+class RecordingLinears(_Interception):
+    """Runs the model as it is, and keeps what its measured linear layers return."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__(parameters)
+        self.outputs: dict[int, Tensor] = {}  # id of the weight -> (rows, O)
+
+    def run_call(self, call: Call, plain: Callable[[], Any]) -> Any:  # noqa: ANN401
+        output = plain()
+        if isinstance(call, LinearCall):
+            self.outputs[id(call.weight)] = output.flatten(0, -2)
+        return output
+
+    def run_other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        return function(*args, **kwargs)
+
+
 class Measuring(_Interception):
     """Runs the claimed calls under their rules; ``claims`` has exactly one claim for each parameter."""
 
@@ -139,6 +157,7 @@ class Measuring(_Interception):
         result = function(*args, **kwargs)
         if any(id(arg) in self._vectors or id(arg) in self._measured for arg in args) and _holds_tensor(result):
             raise UnclaimedCallError(f"{resolve_name(function)} takes a parameter that a rule claims")
+        self._measurement.rematerialization.note(function, args, kwargs, result)
         return result
 
 

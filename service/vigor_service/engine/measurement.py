@@ -6,12 +6,16 @@ Shapes: B sequences, N tokens, D features.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
+from torch.autograd.graph import saved_tensors_hooks
 
-from vigor_service.engine.grams import GramCache
+from vigor_service.engine.linear_input import LinearInputs
 from vigor_service.engine.packing import PackedBatch
+from vigor_service.engine.prompts import KnownRows
+from vigor_service.engine.rematerialization import Rematerialization, restore
 
 
 class Measurement:
@@ -21,16 +25,24 @@ class Measurement:
     if it were the gradient of ``squared_norms_B``; autograd adds the shares up in float64.
     """
 
-    def __init__(self, batch: PackedBatch, *, tied_weight_VD: Tensor | None = None) -> None:
+    def __init__(
+        self, batch: PackedBatch, *, tied_weight_VD: Tensor | None = None, known_rows: KnownRows | None = None
+    ) -> None:
         self.batch = batch
+        self.known_rows = known_rows
         self.tied_weight_VD = tied_weight_VD
         self.squared_norms_B = torch.zeros(
             batch.num_sequences, dtype=torch.float64, device=batch.input_ids_1N.device, requires_grad=True
         )
-        self.grams = GramCache()
+        self.rematerialization = Rematerialization()
+        self.linear_inputs = LinearInputs(self.rematerialization)
         self.tied_head_rows_UD: Tensor | None = (
             None  # the head's gradient at the ids that the prompt and completion hold
         )
+
+    def keeping_little(self) -> AbstractContextManager[None]:
+        """In the forward pass, have autograd keep how a cheap result is computed, not the result."""
+        return saved_tensors_hooks(self.rematerialization.keep, restore)
 
     def rows_of_sequences(self, tensor_ND: Tensor) -> Iterator[Tensor]:
         """Yield the rows (T, D) of each sequence in turn."""

@@ -5,7 +5,7 @@ Shapes: B sequences, N tokens in all, M loss rows in all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
@@ -13,22 +13,6 @@ import torch
 from torch import Tensor
 
 from vigor_service.engine.sequences import TokenSequence
-
-
-@dataclass(frozen=True, slots=True)
-class SharedRows:
-    """Rows of equal prompts: what an operation computes row by row in the forward pass, it computes once for them.
-
-    In a causal model a token's row depends on what precedes it alone. Gradients differ, so the backward pass has all N.
-    """
-
-    distinct_rows_U: Tensor  # rows of N: the first of each
-    distinct_of_token_N: Tensor  # which of them each token's row equals
-
-    def apply(self, operation: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """``operation(x)`` for an operation on rows and an x of shape (..., N, features)."""
-        rows_UO = operation(x.flatten(0, -2).index_select(0, self.distinct_rows_U))
-        return rows_UO.index_select(0, self.distinct_of_token_N).view(*x.shape[:-1], -1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +28,6 @@ class PackedBatch:
     loss_rows_M: Tensor  # rows of N whose prediction counts
     targets_M: Tensor  # the token each of them must predict
     loss_slices: list[slice]
-    shared: SharedRows | None  # where sequences have the same prompt
 
     @property
     def num_sequences(self) -> int:
@@ -83,26 +66,20 @@ def pack(sequences: Sequence[TokenSequence], device: torch.device) -> PackedBatc
         ),
         targets_M=_row([sequence.loss_targets() for sequence in sequences], device),
         loss_slices=_slices([len(positions) for positions in loss_positions]),
-        shared=_shared_rows(sequences, token_slices, device),
     )
 
 
-def _shared_rows(
-    sequences: Sequence[TokenSequence], token_slices: Sequence[slice], device: torch.device
-) -> SharedRows | None:
-    distinct: list[int] = []
-    distinct_of_token: list[int] = []
-    first_of_prompt: dict[tuple[int, ...], int] = {}
-    for sequence, rows in zip(sequences, token_slices, strict=True):
-        num_shared = len(sequence.prompt_ids) if sequence.prompt_ids in first_of_prompt else 0
-        start = first_of_prompt.setdefault(sequence.prompt_ids, len(distinct))
-        distinct_of_token += range(start, start + num_shared)
-        own = range(rows.start + num_shared, rows.stop)
-        distinct_of_token += range(len(distinct), len(distinct) + len(own))
-        distinct += own
-    if len(distinct) == len(distinct_of_token):
-        return None
-    return SharedRows(torch.tensor(distinct, device=device), torch.tensor(distinct_of_token, device=device))
+def pack_prompts(prompts: Sequence[tuple[int, ...]], device: torch.device) -> PackedBatch:
+    """Lay prompts end to end; nothing of them counts in a loss."""
+    none = torch.tensor([], dtype=torch.long, device=device)
+    return PackedBatch(
+        input_ids_1N=_row(prompts, device)[None],
+        position_ids_1N=_row([range(len(prompt)) for prompt in prompts], device)[None],
+        token_slices=_slices([len(prompt) for prompt in prompts]),
+        loss_rows_M=none,
+        targets_M=none,
+        loss_slices=[],
+    )
 
 
 def _slices(lengths: Sequence[int]) -> list[slice]:

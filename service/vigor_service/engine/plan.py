@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vigor_service.engine.attention import UnsupportedAttentionError, packed_attention
+from vigor_service.engine.attention import UnsupportedAttentionError, attending_within, packed_attention
 from vigor_service.engine.exact_norms import loss_logits
 from vigor_service.engine.interception import Claim, Tracing
 from vigor_service.engine.packing import PackedBatch, pack
@@ -53,7 +53,7 @@ def make_plan(model: PreTrainedModel, parameters: Mapping[str, nn.Parameter]) ->
     batch = pack(sequences, model.device)
     tracing = Tracing(parameters, batch.num_tokens)
     try:
-        with torch.no_grad(), packed_attention(model, batch), tracing:
+        with torch.no_grad(), packed_attention(model), attending_within(batch), tracing:
             hidden_ND = hidden_states(decoder, batch)
     except UnsupportedAttentionError as error:
         raise UnsupportedModelError(str(error)) from error

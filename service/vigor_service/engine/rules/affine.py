@@ -42,8 +42,9 @@ class AffineCall:
         return [axis for axis, size in enumerate(leading) if size == num_tokens and (axis < 2 or leading[0] == 1)]
 
     def run(self, measurement: Measurement, is_measured: Callable[[Tensor], bool], token_axis: int) -> Tensor:
-        return _Affine.apply(  # pyright: ignore[reportReturnType] - apply is untyped
-            self.x if self.normalize is None else self.normalize(self.x),
+        x = self._normalized(measurement)
+        output: Tensor = _Affine.apply(  # pyright: ignore[reportAssignmentType] - apply is untyped
+            x,
             measurement.squared_norms_B,
             self.factor,
             self.shift,
@@ -52,6 +53,15 @@ class AffineCall:
             self.weight is not None and is_measured(self.weight),
             self.bias is not None and is_measured(self.bias),
         )
+        measurement.rematerialization.note_cheap(_scale_and_shift, (x, self.factor, self.shift), {}, output)
+        return output
+
+    def _normalized(self, measurement: Measurement) -> Tensor:
+        if self.normalize is None:
+            return self.x
+        normalized = self.normalize(self.x)
+        measurement.rematerialization.note_cheap(self.normalize, (self.x,), {}, normalized)
+        return normalized
 
 
 def from_elementwise(
@@ -96,8 +106,7 @@ class _Affine(torch.autograd.Function):
         ctx.save_for_backward(x, factor)
         ctx.measurement, ctx.token_axis = measurement, token_axis
         ctx.measures = (measures_weight, measures_bias)
-        scaled = x if factor is None else x * factor
-        return scaled if shift is None else scaled + shift
+        return _scale_and_shift(x, factor, shift)
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
@@ -111,6 +120,11 @@ class _Affine(torch.autograd.Function):
             shares_B = shares_B + _shares(gradient.float(), ctx.token_axis, ctx.measurement)
         x_gradient = gradient if factor is None else (gradient * factor).to(x.dtype)
         return x_gradient, shares_B, None, None, None, None, None, None
+
+
+def _scale_and_shift(x: Tensor, factor: Tensor | None, shift: Tensor | None) -> Tensor:
+    scaled = x if factor is None else x * factor
+    return scaled if shift is None else scaled + shift
 
 
 def _shares(products: Tensor, token_axis: int, measurement: Measurement) -> Tensor:

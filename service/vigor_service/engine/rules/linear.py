@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vigor_service.engine import gemm
 from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float32
+from vigor_service.engine.linear_input import LinearInput
 from vigor_service.engine.measurement import Measurement
 
 
@@ -41,6 +42,7 @@ class LinearCall:
         return _Linear.apply(  # pyright: ignore[reportReturnType] - apply is untyped
             self.x,
             measurement.squared_norms_B,
+            self.weight,
             self.weight_OI,
             self.bias,
             measurement,
@@ -65,44 +67,42 @@ class _Linear(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401 - torch's context
         x: Tensor,
         squared_norms_B: Tensor,  # noqa: ARG004 - its gradient is the result
+        weight: Tensor,
         weight_OI: Tensor,
         bias_O: Tensor | None,
         measurement: Measurement,
         measures_weight: bool,
         measures_bias: bool,
     ) -> Tensor:
-        ctx.save_for_backward(x, weight_OI)
-        ctx.measurement, ctx.measures = measurement, (measures_weight, measures_bias)
+        ctx.weight_OI, ctx.measurement, ctx.measures_bias = weight_OI, measurement, measures_bias
+        ctx.input = measurement.linear_inputs.of(x) if measures_weight else None
         if measures_weight:
-            measurement.grams.expect(x, num_outputs=len(weight_OI))
-        shared = measurement.batch.shared
-        if shared is None:
+            ctx.input.add_layer(len(weight_OI))
+        known_rows = measurement.known_rows
+        if known_rows is None:
             return gemm.linear(x, weight_OI, bias_O)
-        return shared.apply(lambda rows_UI: gemm.linear(rows_UI, weight_OI, bias_O), x)
+        return known_rows.complete(lambda rows_UI: gemm.linear(rows_UI, weight_OI, bias_O), x, weight)
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         (gradient,) = output_gradients
-        x, weight_OI = ctx.saved_tensors
-        measures_weight, measures_bias = ctx.measures
         shares_B = torch.zeros_like(ctx.measurement.squared_norms_B)
-        if measures_weight:
-            shares_B = shares_B + weight_shares(x.flatten(0, -2), gradient.flatten(0, -2), ctx.measurement)
-        if measures_bias:
+        if ctx.input is not None:
+            shares_B = shares_B + weight_shares(ctx.input, gradient.flatten(0, -2), ctx.measurement)
+            ctx.input.release()
+        if ctx.measures_bias:
             shares_B = shares_B + row_sum_shares(gradient.flatten(0, -2), ctx.measurement)
-        x_gradient = gemm.linear(gradient, weight_OI.T) if ctx.needs_input_grad[0] else None
-        return x_gradient, shares_B, None, None, None, None, None
+        x_gradient = gemm.linear(gradient, ctx.weight_OI.T) if ctx.needs_input_grad[0] else None
+        return x_gradient, shares_B, None, None, None, None, None, None
 
 
-def weight_shares(x_NI: Tensor, gradient_NO: Tensor, measurement: Measurement) -> Tensor:
+def weight_shares(layer_input: LinearInput, gradient_NO: Tensor, measurement: Measurement) -> Tensor:
     """``‖GᵀA‖²`` per sequence, shape (B,)."""
-    num_outputs = measurement.grams.num_outputs(x_NI)  # of all layers that share AAᵀ
-    pairs = zip(measurement.rows_of_sequences(x_NI), measurement.rows_of_sequences(gradient_NO), strict=True)
     shares: list[Tensor] = []
-    for b, (x_TI, gradient_TO) in enumerate(pairs):
-        if gram_is_cheaper(len(x_TI), x_TI.shape[1], num_outputs):
-            input_blocks = measurement.grams.blocks(x_NI, b, x_TI)
-            shares.append(inner_product_(gram_blocks(gradient_TO), input_blocks))
+    for b, rows in enumerate(measurement.batch.token_slices):
+        x_TI, gradient_TO = layer_input.rows_NI()[rows], gradient_NO[rows]
+        if gram_is_cheaper(len(x_TI), x_TI.shape[1], layer_input.num_outputs):
+            shares.append(inner_product_(gram_blocks(gradient_TO), layer_input.gram_blocks(b, rows)))
         else:
             shares.append(squared_norm(weight_gradient(x_TI, gradient_TO)))
     return torch.stack(shares)

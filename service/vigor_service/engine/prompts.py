@@ -1,0 +1,71 @@
+"""Prompts that several sequences have: what linear layers give for their rows is computed once.
+
+In a causal model a token's row depends on what precedes it alone, so the rows of a prompt are the same in all of its
+sequences, in whichever batch. Gradients differ: the backward pass has all rows of all sequences.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from vigor_service.engine.packing import PackedBatch
+from vigor_service.engine.sequences import TokenSequence
+
+MIN_TOKENS = 16  # a pass of fewer rows costs about what it saves
+
+Prompt = tuple[int, ...]
+
+
+def shared_prompts(sequences: Sequence[TokenSequence]) -> list[Prompt]:
+    """Return the prompts that are worth a pass of their own: of several sequences, and not very short."""
+    counts = Counter(sequence.prompt_ids for sequence in sequences)
+    return [prompt for prompt, count in counts.items() if count > 1 and len(prompt) >= MIN_TOKENS]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptRows:
+    """Outputs of linear layers for the rows of some prompts, laid end to end."""
+
+    slices: Mapping[Prompt, slice]  # of each prompt, in the outputs
+    outputs: Mapping[int, Tensor]  # id of the weight -> (rows, O)
+
+    def in_batch(self, sequences: Sequence[TokenSequence], batch: PackedBatch) -> KnownRows:
+        """Return which rows of a batch of these sequences are known."""
+        places = zip(sequences, batch.token_slices, strict=True)
+        known = [
+            (slice(rows.start, rows.start + len(sequence.prompt_ids)), self.slices[sequence.prompt_ids])
+            for sequence, rows in places
+            if sequence.prompt_ids in self.slices
+        ]
+        return KnownRows(self.outputs, known, batch.num_tokens)
+
+
+class KnownRows:
+    """The rows of one batch: some are known, some are to be computed."""
+
+    def __init__(self, outputs: Mapping[int, Tensor], known: Sequence[tuple[slice, slice]], num_rows: int) -> None:
+        self._outputs = outputs
+        self._known = known
+        ends = [slice(0, 0), *(rows for rows, _ in known), slice(num_rows, num_rows)]
+        self._unknown = [slice(left.stop, right.start) for left, right in pairwise(ends)]  # before each known, and last
+
+    def complete(self, operation: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:
+        """``operation(x)``, for an operation on rows, and an x of shape (..., N, features)."""
+        if id(weight) not in self._outputs or not self._known:
+            return operation(x)
+        x_NI = x.flatten(0, -2)
+        computed_UO = operation(_joined([x_NI[rows] for rows in self._unknown if rows.start < rows.stop]))
+        computed = computed_UO.split([rows.stop - rows.start for rows in self._unknown])
+        known = [self._outputs[id(weight)][source] for _, source in self._known]
+        pieces = [piece for pair in zip(computed, known, strict=False) for piece in pair]
+        return torch.cat([*pieces, computed[-1]]).view(*x.shape[:-1], -1)
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))

@@ -1,0 +1,116 @@
+"""Cheap results are computed again in the backward pass instead of being kept until then.
+
+What an elementwise operation returns is a function of tensors that are kept anyway, mostly outputs of linear layers: a
+normalised hidden state, the activation of a gate, its product with another layer's output. Half of what autograd keeps
+of a transformer is such. No matrix product and no attention is ever computed twice here.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Out of place, without randomness, and cheap. Sums of two tensors are not among them: their operands are not kept.
+_CHEAP = {
+    F.silu,
+    F.gelu,
+    F.relu,
+    torch.relu,
+    torch.tanh,
+    torch.Tensor.tanh,
+    torch.sigmoid,
+    torch.Tensor.sigmoid,
+    torch.mul,
+    torch.Tensor.mul,
+    torch.pow,
+    torch.Tensor.pow,
+    torch.Tensor.to,
+    torch.Tensor.float,
+}
+
+
+class ChangedOperandError(Exception):
+    """A tensor was changed in place after something was computed from it that has to be computed again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How to compute a tensor again: ``operation(*operands, **options)``."""
+
+    operation: Callable[..., Tensor]
+    operands: tuple[Any, ...]  # tensors, recipes, or plain values
+    versions: tuple[int, ...]  # of those operands that are tensors
+    options: dict[str, Any]
+
+    def compute(self) -> Tensor:
+        """Compute the tensor, without a graph.
+
+        Raises:
+            ChangedOperandError: an operand is no longer what it was.
+        """
+        if self.versions != _versions(self.operands):
+            raise ChangedOperandError(f"an operand of {self.operation} was changed in place")
+        with torch.no_grad():
+            return self.operation(*(restore(operand) for operand in self.operands), **self.options)
+
+
+Kept: TypeAlias = Tensor | Recipe
+
+
+def restore(kept: Any) -> Any:  # noqa: ANN401 - plain values pass through
+    """Return the tensor that was kept, or computed from what was."""
+    return kept.compute() if isinstance(kept, Recipe) else kept
+
+
+class Rematerialization:
+    """Knows how each cheap result that is still alive in the forward pass was computed."""
+
+    def __init__(self) -> None:
+        self._recipes: dict[int, tuple[weakref.ref[Tensor], int, Recipe]] = {}  # by address
+
+    def note(
+        self, operation: Callable[..., Any], operands: tuple[Any, ...], options: dict[str, Any], result: object
+    ) -> None:
+        """Learn how ``result`` came about, if the operation is cheap."""
+        if operation in _CHEAP:
+            self.note_cheap(operation, operands, options, result)
+
+    def note_cheap(
+        self, operation: Callable[..., Any], operands: tuple[Any, ...], options: dict[str, Any], result: object
+    ) -> None:
+        """Learn how ``result`` came about, by an operation that is out of place, without randomness and cheap."""
+        tensors = [operand for operand in operands if isinstance(operand, Tensor)]
+        if not isinstance(result, Tensor) or any(isinstance(value, Tensor) for value in options.values()):
+            return
+        address = result.data_ptr()
+        if result.numel() <= 1 or any(tensor.data_ptr() == address for tensor in tensors):
+            return  # a view or the operand itself
+        kept = tuple(self.keep(operand) if isinstance(operand, Tensor) else operand for operand in operands)
+        recipe = Recipe(operation, kept, _versions(kept), options)
+        reference = weakref.ref(result, lambda _: self._recipes.pop(address, None))
+        self._recipes[address] = (reference, result._version, recipe)
+
+    def keep(self, tensor: Tensor) -> Kept:
+        """Return what to keep of a tensor until the backward pass: how to compute it, or the tensor."""
+        reference, version, recipe = self._recipes.get(tensor.data_ptr(), (None, 0, None))
+        result = None if reference is None else reference()
+        if recipe is None or result is None or not _is_same(tensor, result) or tensor._version != version:
+            return tensor.detach()
+        return recipe
+
+
+def _is_same(tensor: Tensor, other: Tensor) -> bool:
+    """Whether two tensors at one address are one: of the same type, shape and strides."""
+    return (
+        tensor.dtype == other.dtype and tensor.shape == other.shape and tensor.stride() == other.stride()
+    )
+
+
+def _versions(operands: tuple[Any, ...]) -> tuple[int, ...]:
+    return tuple(operand._version for operand in operands if isinstance(operand, Tensor))

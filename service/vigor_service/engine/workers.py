@@ -1,0 +1,45 @@
+"""Several batches at once on a CPU, each on a thread of its own.
+
+Two threads with a batch each do more than two threads that share every operation: nothing is forked and joined, and one
+core's caches hold one batch (docs/decisions/0009-a-batch-a-thread.md).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import TypeVar
+
+import torch
+
+MAX_WORKERS = 8  # each keeps the activations of a batch in memory
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Workers:
+    """Threads that each run torch's operations by themselves; as many as torch would give one operation, or fewer."""
+
+    def __init__(self) -> None:
+        num_threads = torch.get_num_threads()
+        self.count = min(num_threads, MAX_WORKERS)
+        self._executor = ThreadPoolExecutor(self.count, thread_name_prefix="engine")
+        barrier = threading.Barrier(self.count)  # so that every thread comes to it
+        list(self._executor.map(lambda _: _compute_alone(barrier), range(self.count)))
+        torch.set_num_threads(num_threads)  # threads that start later take the number that was set last
+
+    def run(self, function: Callable[[T], R], queues: Sequence[Sequence[T]]) -> list[list[R]]:
+        """Return ``[[function(item) for item in queue] for queue in queues]``, with a thread for each queue.
+
+        An error ends its own queue. It is raised when all queues have ended.
+        """
+        futures = [self._executor.submit(lambda items: [function(item) for item in items], queue) for queue in queues]
+        wait(futures)
+        return [future.result() for future in futures]
+
+
+def _compute_alone(barrier: threading.Barrier) -> None:
+    barrier.wait()
+    torch.set_num_threads(1)
