@@ -13,12 +13,13 @@ from torch.nn import functional as F
 
 def linear(x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """``F.linear(x_MI, weight_OI, bias_O)``; the weight may be any view, such as a transposed matrix."""
-    if not _prefers_onednn(x_MI, weight_OI):
+    if not prefers_onednn(x_MI, weight_OI):
         return F.linear(x_MI, weight_OI, bias_O)
     return torch.ops.mkldnn._linear_pointwise(x_MI, weight_OI, bias_O, "none", [], "")
 
 
-def _prefers_onednn(x_MI: Tensor, weight_OI: Tensor) -> bool:
+def prefers_onednn(x_MI: Tensor, weight_OI: Tensor) -> bool:
+    """Whether ``linear`` is oneDNN's."""
     is_plain = x_MI.device.type == "cpu" and x_MI.dtype == weight_OI.dtype == torch.float32
     return is_plain and _HAS_ONEDNN and x_MI.numel() > 0
 
