@@ -24,6 +24,7 @@ from vigor_service.engine.sequences import SequenceScore, TokenSequence
 
 FP32_TOLERANCE = 1e-5
 HALF_TOLERANCE = 2e-2
+WITH_FALLBACK = {"gpt_oss", "mamba", "falcon_h1"}  # attention sinks; state-space mixers
 
 
 def reference(
@@ -43,7 +44,7 @@ def assert_fast_equals_exact(model: Any, selection: str | None = None) -> FastNo
 @pytest.mark.parametrize("family", FAMILIES)
 def test_norms_equal_the_reference(family: str) -> None:
     fast = assert_fast_equals_exact(tiny_model(family))
-    assert not fast.plan.fallback
+    assert bool(fast.plan.fallback) == (family in WITH_FALLBACK)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -182,7 +183,7 @@ class Mixed(nn.Module):
         self.vector = nn.Parameter(torch.full((32,), 0.5))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.inner(x + x @ self.matrix) * self.vector + self.vector
+        return self.inner(x + torch.einsum("bti,ij->btj", x, self.matrix)) * self.vector + self.vector
 
 
 def wrap_mlp(wrapper: Callable[[nn.Module], nn.Module], layer: int = 0) -> PreTrainedModel:

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vigor_service.engine.attention import packed_attention
 from vigor_service.engine.interception import Measuring
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.packing import PackedBatch, pack
-from vigor_service.engine.plan import causal_model, hidden_states, make_plan
+from vigor_service.engine.plan import causal_model, make_plan
 from vigor_service.engine.rules.head import HeadSignals, head_loss
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
 
@@ -26,7 +25,7 @@ class FastNorms:
     """Scores batches of one model. The model's parameters are frozen and the model is in eval mode from here on.
 
     Raises:
-        UnsupportedModelError: the model's attention, decoder or head is not understood.
+        UnsupportedModelError: the model's decoder, experts or head are not understood.
     """
 
     def __init__(self, model: PreTrainedModel, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -37,7 +36,7 @@ class FastNorms:
     def score(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
         """Equal ``[exact_score(model, sequence, parameters) for sequence in sequences]``."""
         scorable = [sequence for sequence in sequences if sequence.num_loss_tokens]
-        batches = [[sequence] for sequence in scorable] if self.plan.fallback else [scorable]
+        batches = [[sequence] for sequence in scorable] if self.plan.one_at_a_time else [scorable]
         scores = iter([score for batch in batches if batch for score in self._score_batch(batch)])
         return [next(scores) if sequence.num_loss_tokens else EMPTY_SCORE for sequence in sequences]
 
@@ -66,8 +65,8 @@ class FastNorms:
             parameter.requires_grad_(True)
         try:
             measuring = Measuring(self.plan.claims, measurement)
-            with packed_attention(self._model, batch), measuring:
-                hidden_ND = hidden_states(self.plan.decoder, batch)
+            with self.plan.decoder.prepared(batch), measuring:
+                hidden_ND = self.plan.decoder.hidden_states(batch)
             measuring.check_all_seen()
             total, signals = head_loss(hidden_ND[batch.loss_rows_M], self.plan.head, measurement)
             leaves = [measurement.squared_norms_B, *fallback]
