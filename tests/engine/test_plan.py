@@ -48,6 +48,6 @@ def test_the_single_layout_refuses_several_sequences() -> None:
     batch = pack([TokenSequence((1,), (2,)), TokenSequence((3,), (4,))], torch.device("cpu"))
     with (
         pytest.raises(ValueError, match="2 sequences in the single layout"),
-        Decoder(model, model.transformer, "single").prepared(batch),
+        Decoder(model, model.get_submodule("transformer"), "single").prepared(batch),
     ):
         pass

@@ -30,7 +30,7 @@ def experts_as_operations(model: PreTrainedModel) -> Iterator[None]:
     if not model._can_set_experts_implementation():
         yield
         return
-    own_implementation = model.config._experts_implementation
+    own_implementation = model.config._experts_implementation or "eager"
     model.set_experts_implementation(IMPLEMENTATION)
     try:
         yield

@@ -26,7 +26,7 @@ _DERIVING = (
     torch.Tensor.type,
     torch.Tensor.add,
     torch.add,
-    torch.Tensor.T.__get__,
+    torch.Tensor.T.__get__,  # pyright: ignore[reportAttributeAccessIssue] - a property's getter
     torch.Tensor.t,
 )
 

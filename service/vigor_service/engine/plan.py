@@ -173,10 +173,10 @@ def _make_head(model: PreTrainedModel, parameters: Mapping[str, nn.Parameter]) -
     return Head(module.weight, module.bias, scale, softcap, id(module.weight) in measured, id(module.bias) in measured)
 
 
-def _own_or_trained(module: nn.Module) -> nn.Module:
+def _own_or_trained(module: Any) -> Any:  # noqa: ANN401 - PEFT's wrapper is untyped
     """Return the copy of a module that PEFT trains in its place (``modules_to_save``), or the module itself."""
     copies = getattr(module, "modules_to_save", None)
-    return copies[module.active_adapter] if copies else module  # pyright: ignore[reportArgumentType, reportIndexIssue] - PEFT's wrapper is untyped
+    return copies[module.active_adapter] if copies else module
 
 
 def _check_logits(model: PreTrainedModel, sequences: list[TokenSequence], logits_MV: Tensor, layout: Layout) -> None:
