@@ -151,7 +151,7 @@ def test_any_selection_of_parameters_equals_the_reference(selection: str) -> Non
     assert_fast_equals_exact(tiny_model("qwen2"), selection)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "qwen2-tied", "gpt2", "qwen3_moe", "bloom", "mamba"])
 def test_the_last_layer_alone_equals_the_reference_and_no_gradient_reaches_below_it(family: str) -> None:
     model = tiny_model(family)
     fast = FastNorms(model, measured_parameters(model, "last-1-layers"))
