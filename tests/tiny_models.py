@@ -29,6 +29,7 @@ _SIZES: dict[str, Any] = {
     "pad_token_id": 257,
     "initializer_range": 0.2,  # far from the uniform distribution, so that no term of the norm is negligible
 }
+_EXPERTS: dict[str, Any] = {"num_experts_per_tok": 2, "moe_intermediate_size": 16}
 _GPT2_SIZES: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "n_embd": 32,
@@ -53,14 +54,64 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("gpt2", {}),
     "gpt_neox": ("gpt_neox", {}),
     "opt": ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+    "stablelm": ("stablelm", {"use_qkv_bias": True, "qk_layernorm": True}),
+    "cohere": ("cohere", {"logit_scale": 0.25, "use_qk_norm": True}),
+    "granite": (
+        "granite",
+        {
+            "tie_word_embeddings": True,
+            "logits_scaling": 4.0,
+            "residual_multiplier": 0.5,
+            "embedding_multiplier": 3.0,
+            "attention_multiplier": 0.2,
+        },
+    ),
+    "starcoder2": ("starcoder2", {"sliding_window": 8}),
+    "olmo2": ("olmo2", {}),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "qwen2_moe": ("qwen2_moe", {"num_experts": 6, "shared_expert_intermediate_size": 24, **_EXPERTS}),
+    "qwen3_moe": ("qwen3_moe", {"num_experts": 6, "norm_topk_prob": True, **_EXPERTS}),
+    "granitemoe": ("granitemoe", {"num_local_experts": 4, "num_experts_per_tok": 2, "tie_word_embeddings": True}),
+    "deepseek_v3": (
+        "deepseek_v3",
+        {
+            "n_routed_experts": 8,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "n_group": 2,
+            "topk_group": 1,
+            "q_lora_rank": 12,
+            "kv_lora_rank": 10,
+            "qk_rope_head_dim": 4,
+            "head_dim": 4,
+            "qk_nope_head_dim": 6,
+            "v_head_dim": 8,
+            "num_key_value_heads": 4,
+            **_EXPERTS,
+        },
+    ),
+    "gpt_oss": ("gpt_oss", {"num_local_experts": 4, "sliding_window": 8, "rope_parameters": {"rope_type": "default"}}),
+    "falcon": ("falcon", {}),
+    "falcon-alibi": ("falcon", {"alibi": True, "multi_query": False, "parallel_attn": False, "bias": True}),
+    "gptj": ("gptj", {"rotary_dim": 4}),
+    "bloom": ("bloom", {}),
+    "mamba": ("mamba", {"state_size": 4}),
+    "falcon_h1": (
+        "falcon_h1",
+        {"mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8, "mamba_d_state": 4, "mamba_n_groups": 1},
+    ),
 }
+_WITHOUT_HEAD_DIM = ("falcon",)  # its config derives the number and refuses to be told
 
 
 def tiny_model(family: str = "llama", *, dtype: torch.dtype = torch.float32, **overrides: Any) -> PreTrainedModel:  # noqa: ANN401 - whatever the family's config takes
     """Return a random model of the family, the same every time, in eval mode."""
     model_type, differences = FAMILIES[family]
     sizes = _GPT2_SIZES if model_type == "gpt2" else _SIZES
-    config = AutoConfig.for_model(model_type, **{**sizes, **differences, **overrides})
+    settings = {**sizes, **differences, **overrides}
+    if model_type in _WITHOUT_HEAD_DIM:
+        del settings["head_dim"]
+    config = AutoConfig.for_model(model_type, **settings)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from torch import nn
 
@@ -31,6 +33,70 @@ def test_a_selection_of_nothing_is_refused(selection: str) -> None:
         measured_parameters(tiny_model(), selection)
 
 
+@pytest.mark.parametrize(
+    ("family", "selected"),
+    [
+        ("llama", {"model.layers.*.input_layernorm", "model.layers.*.post_attention_layernorm", "model.norm"}),
+        ("gpt2", {"transformer.h.*.ln_1", "transformer.h.*.ln_2", "transformer.ln_f"}),
+        (
+            "gemma3",
+            {
+                *(f"model.layers.*.{name}_layernorm" for name in ("input", "post_attention")),
+                *(f"model.layers.*.{name}_feedforward_layernorm" for name in ("pre", "post")),
+                *(f"model.layers.*.self_attn.{name}_norm" for name in "qk"),
+                "model.norm",
+            },
+        ),
+        ("mamba", {"backbone.layers.*.norm", "backbone.norm_f"}),
+    ],
+)
+def test_norms_are_the_parameters_of_norm_layers_alone(family: str, selected: set[str]) -> None:
+    names = measured_parameters(tiny_model(family), "norms")
+    assert {
+        re.sub(r"\d+", "*", name.rpartition(".")[0], count=1)
+        if "layers" in name or ".h." in name
+        else name.rpartition(".")[0]
+        for name in names
+    } == selected
+
+
+@pytest.mark.parametrize(
+    ("family", "beside_the_layers"),
+    [
+        ("llama", {"model.norm.weight", "lm_head.weight"}),
+        ("qwen2-tied", {"model.norm.weight"}),  # the head is the input embedding
+        ("gpt2", {"transformer.ln_f.weight", "transformer.ln_f.bias"}),
+        ("opt", {"model.decoder.final_layer_norm.weight", "model.decoder.final_layer_norm.bias"}),
+        ("bloom", {"transformer.ln_f.weight", "transformer.ln_f.bias"}),  # not the norm behind its embedding
+        ("gptj", {"transformer.ln_f.weight", "transformer.ln_f.bias", "lm_head.weight", "lm_head.bias"}),
+        ("mamba", {"backbone.norm_f.weight"}),
+    ],
+)
+def test_last_layers_come_with_what_runs_after_them_and_without_what_also_runs_before(
+    family: str, beside_the_layers: set[str]
+) -> None:
+    model = tiny_model(family)
+    names = set(measured_parameters(model, "last-1-layers"))
+    last = {name for name, _ in model.named_parameters() if re.search(r"\.(layers|h)\.1\.", name)}
+    assert names == last | beside_the_layers
+    assert set(measured_parameters(model, "last-2-layers")) - names == {name.replace(".1.", ".0.") for name in last}
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_number_of_layers_that_the_model_does_not_have_is_refused_by_name(count: int) -> None:
+    with pytest.raises(ValueError, match=f"'last-{count}-layers': the model has 2 layers, K is from 1 to that"):
+        measured_parameters(tiny_model(), f"last-{count}-layers")
+
+
+def test_what_peft_saves_beside_lora_belongs_to_the_adapter() -> None:
+    model = nn.ModuleDict({"lora_A": nn.Linear(2, 2), "head": nn.ModuleDict({"modules_to_save": nn.Linear(2, 2)})})
+    assert set(measured_parameters(model)) == {
+        f"{name}.{kind}" for name in ("lora_A", "head.modules_to_save") for kind in ("weight", "bias")
+    }
+
+
 def test_a_broken_expression_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"'\(' is neither 'all', 'lora' nor a regular expression"):
+    with pytest.raises(
+        ValueError, match=r"'\(' is neither 'all', 'lora', 'norms', 'last-K-layers' nor a regular expression"
+    ):
         measured_parameters(tiny_model(), "(")

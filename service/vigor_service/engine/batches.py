@@ -1,7 +1,7 @@
 """Which sequences of a request share a forward and backward pass, and which thread runs it.
 
-On a CPU a batch is small: matrix products reach the processor's rate at about 200 rows, and what a batch keeps in memory
-grows with it.
+On a CPU a batch is small: matrix products reach the processor's rate at about 200 rows, and what a batch keeps in
+memory grows with it.
 """
 
 from __future__ import annotations

@@ -102,7 +102,7 @@ class Engine:
             max_sequence_tokens=getattr(config, "max_position_embeddings", None) or 2**20,
             vocab_size=model.get_input_embeddings().get_parameter("weight").shape[0],
             tied_embeddings=bool(self.aliases()),
-            layout="single" if self._fast is None or self._fast.plan.fallback else "packed",
+            layout="single" if self._fast is None or self._fast.plan.one_at_a_time else "packed",
             rules={"exact": list(self._measured)} if self._fast is None else self._fast.plan.rules,
         )
 

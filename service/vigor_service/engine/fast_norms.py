@@ -14,12 +14,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vigor_service.engine.attention import attending_within, packed_attention
 from vigor_service.engine.batches import TOKENS_AT_FULL_RATE, queues, small_batches
 from vigor_service.engine.interception import Measuring, RecordingLinears
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.packing import pack, pack_prompts
-from vigor_service.engine.plan import causal_model, hidden_states, make_plan
+from vigor_service.engine.plan import causal_model, make_plan
 from vigor_service.engine.prompts import PromptRows, shared_prompts
 from vigor_service.engine.rules.head import HeadSignals, head_loss
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
@@ -30,7 +29,7 @@ class FastNorms:
     """Scores batches of one model. The model's parameters are frozen and the model is in eval mode from here on.
 
     Raises:
-        UnsupportedModelError: the model's attention, decoder or head is not understood.
+        UnsupportedModelError: the model's decoder, experts or head are not understood.
     """
 
     def __init__(self, model: PreTrainedModel, parameters: Mapping[str, nn.Parameter]) -> None:
@@ -44,12 +43,13 @@ class FastNorms:
         distinct = [sequence for sequence in dict.fromkeys(sequences) if sequence.num_loss_tokens]
         scores: dict[TokenSequence, SequenceScore] = {}
         if distinct:
-            with packed_attention(self._model), self._fallback_requiring_grad():
+            with self.plan.decoder.prepared(), self._fallback_requiring_grad():
                 scores = self._score_distinct(distinct)
         return [scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
 
     def _score_distinct(self, sequences: Sequence[TokenSequence]) -> dict[TokenSequence, SequenceScore]:
-        prompt_rows = self._prompt_rows(shared_prompts(sequences))
+        prompts = shared_prompts(sequences) if self.plan.decoder.layout == "packed" else []
+        prompt_rows = self._prompt_rows(prompts)
         batches = self._batches(sequences)
         if self._workers is None or len(batches) == 1:
             scored = [[self._score_batch(batch, prompt_rows) for batch in batches]]
@@ -60,8 +60,8 @@ class FastNorms:
         return {sequence: score for queue in scored for batch in queue for sequence, score in batch.items()}
 
     def _batches(self, sequences: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
-        if self.plan.fallback:
-            return [[sequence] for sequence in sequences]  # autograd adds up what it gives for several
+        if self.plan.one_at_a_time:
+            return [[sequence] for sequence in sequences]
         if self._workers is None:
             return [list(sequences)]
         return small_batches(sequences, num_tokens=TOKENS_AT_FULL_RATE)
@@ -72,8 +72,8 @@ class FastNorms:
             return PromptRows({}, {})
         batch = pack_prompts(prompts, self._model.device)
         recording = RecordingLinears(self.plan.claims)
-        with attending_within(batch), recording:
-            hidden_states(self.plan.decoder, batch)
+        with self.plan.decoder.given(batch), recording:
+            self.plan.decoder.hidden_states(batch)
         return PromptRows(dict(zip(prompts, batch.token_slices, strict=True)), recording.outputs)
 
     def _score_batch(
@@ -95,8 +95,8 @@ class FastNorms:
         """Return ``‖∇θ Σ_t NLL_t‖²`` per sequence, shape (B,), float64, and the signals."""
         batch = measurement.batch
         measuring = Measuring(self.plan.claims, measurement)
-        with attending_within(batch), measurement.keeping_little(), measuring:
-            hidden_ND = hidden_states(self.plan.decoder, batch)
+        with self.plan.decoder.given(batch), measurement.keeping_little(), measuring:
+            hidden_ND = self.plan.decoder.hidden_states(batch)
         measuring.check_all_seen()
         total, signals = head_loss(hidden_ND[batch.loss_rows_M], self.plan.head, measurement)
         leaves = [measurement.squared_norms_B, *self.plan.fallback.values()]

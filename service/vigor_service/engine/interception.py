@@ -20,8 +20,16 @@ from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.rules import Call, recognize
 from vigor_service.engine.rules.linear import LinearCall
 
-# A vector that was cast, or to which a number was added, has the same gradient as the vector itself.
-_DERIVING = (torch.Tensor.float, torch.Tensor.to, torch.Tensor.add, torch.add)
+# What was cast or transposed, or to which a number was added, has a gradient of the same norm as the parameter itself.
+_DERIVING = (
+    torch.Tensor.float,
+    torch.Tensor.to,
+    torch.Tensor.type,
+    torch.Tensor.add,
+    torch.add,
+    torch.Tensor.T.__get__,  # pyright: ignore[reportAttributeAccessIssue] - a property's getter
+    torch.Tensor.t,
+)
 
 
 class UnclaimedCallError(Exception):
@@ -42,8 +50,8 @@ class _Interception(TorchFunctionMode):
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         super().__init__()
-        self._measured = {id(parameter): parameter for parameter in parameters}
-        self._vectors = {key: parameter for key, parameter in self._measured.items() if parameter.dim() == 1}
+        # id of each measured parameter, and of what was derived from it -> the parameter
+        self._sources = {id(parameter): parameter for parameter in parameters}
         self._derived: list[Tensor] = []  # kept alive, so that their ids stay theirs
 
     @abstractmethod
@@ -64,20 +72,25 @@ class _Interception(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _DERIVING and self._is_derivation(args):
             return self._derive(func, args, kwargs)
-        call = recognize(func, args, kwargs, self._vectors)
-        if call is None or not any(id(parameter) in self._measured for parameter in call.parameters()):
+        call = recognize(func, args, kwargs, self._sources)
+        if call is None or not self.measured(call):
             return self.run_other(func, args, kwargs)
         return self.run_call(call, lambda: func(*args, **kwargs))
 
+    def measured(self, call: Call) -> list[nn.Parameter]:
+        """Return the measured parameters that the call takes as they are, or derived from them."""
+        return [self._sources[id(tensor)] for tensor in call.parameters() if id(tensor) in self._sources]
+
     def _is_derivation(self, args: tuple[Any, ...]) -> bool:
         tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        return len(tensors) == 1 and id(tensors[0]) in self._vectors
+        return len(tensors) == 1 and id(tensors[0]) in self._sources
 
-    def _derive(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        (parameter,) = (self._vectors[id(arg)] for arg in args if isinstance(arg, Tensor))
+    def _derive(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        (parameter,) = (self._sources[id(arg)] for arg in args if isinstance(arg, Tensor))
         derived = function(*args, **kwargs)
-        self._vectors[id(derived)] = parameter
-        self._derived.append(derived)
+        if isinstance(derived, Tensor):  # Tensor.type() is a name
+            self._sources[id(derived)] = parameter
+            self._derived.append(derived)
         return derived
 
 
@@ -92,7 +105,7 @@ class Tracing(_Interception):
         self.refusals: dict[str, str] = {}  # parameter name -> the use that no rule understands
 
     def run_call(self, call: Call, plain: Callable[[], Any]) -> Any:  # noqa: ANN401
-        names = tuple(self._names[id(tensor)] for tensor in call.parameters() if id(tensor) in self._names)
+        names = tuple(self._names[id(parameter)] for parameter in self.measured(call))
         token_axes = call.token_axes(self._num_tokens)
         if len(token_axes) == 1:
             self.claims.append(Claim(call.rule, names, token_axes[0]))
@@ -104,9 +117,9 @@ class Tracing(_Interception):
         result = function(*args, **kwargs)
         if _holds_tensor(result):  # what returns none, such as a dtype or a shape, is no use of the parameter
             for leaf in tree_leaves((args, kwargs)):
-                parameter = self._vectors.get(id(leaf), self._measured.get(id(leaf)))
-                if parameter is not None:
-                    self.refusals[self._names[id(parameter)]] = f"no rule for {resolve_name(function)}"
+                if id(leaf) in self._sources:
+                    name = self._names[id(self._sources[id(leaf)])]
+                    self.refusals[name] = f"no rule for {resolve_name(function)}"
         return result
 
 
@@ -119,8 +132,8 @@ class RecordingLinears(_Interception):
 
     def run_call(self, call: Call, plain: Callable[[], Any]) -> Any:  # noqa: ANN401
         output = plain()
-        if isinstance(call, LinearCall):
-            self.outputs[id(call.weight)] = output.flatten(0, -2)
+        if isinstance(call, LinearCall) and isinstance(call.weight, nn.Parameter):  # what is derived from one has no id
+            self.outputs[id(call.weight)] = output.flatten(0, -2).clone()  # some models add to it in place
         return output
 
     def run_other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -146,16 +159,16 @@ class Measuring(_Interception):
             raise UnclaimedCallError(f"{len(self._unseen)} parameters were not used as in the trace")
 
     def run_call(self, call: Call, plain: Callable[[], Any]) -> Any:  # noqa: ANN401, ARG002
-        keys = [id(parameter) for parameter in call.parameters() if id(parameter) in self._claims]
+        keys = [id(parameter) for parameter in self.measured(call)]
         (token_axis,) = {self._claims[key].token_axis for key in keys}
         if not self._unseen.issuperset(keys) or token_axis not in call.token_axes(self._measurement.batch.num_tokens):
             raise UnclaimedCallError(f"a {call.rule} call differs from the one in the trace")
         self._unseen.difference_update(keys)
-        return call.run(self._measurement, lambda parameter: id(parameter) in self._claims, token_axis)
+        return call.run(self._measurement, lambda tensor: id(tensor) in self._sources, token_axis)
 
     def run_other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         result = function(*args, **kwargs)
-        if any(id(arg) in self._vectors or id(arg) in self._measured for arg in args) and _holds_tensor(result):
+        if any(id(arg) in self._sources for arg in args) and _holds_tensor(result):
             raise UnclaimedCallError(f"{resolve_name(function)} takes a parameter that a rule claims")
         self._measurement.rematerialization.note(function, args, kwargs, result)
         return result

@@ -5,41 +5,104 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 
+import torch
 from torch import nn
+
+from vigor_service.engine.plan import causal_model
+
+_LAST_LAYERS = re.compile(r"last-(\d+)-layers")
+_WORDS = "'all', 'lora', 'norms', 'last-K-layers'"
 
 
 def measured_parameters(model: nn.Module, selection: str | None = None) -> dict[str, nn.Parameter]:
     """Return name -> parameter for the selected parameters, each tied parameter once, under its first name.
 
-    ``selection`` is ``"all"``, ``"lora"``, a regular expression searched in parameter names, or None: the LoRA
-    parameters if there are any, else all, as the reference implementation does.
+    ``selection`` is one of
+
+    - ``"all"``;
+    - ``"lora"``: what a PEFT adapter trains: LoRA matrices, DoRA magnitudes and the modules of ``modules_to_save``;
+    - ``"norms"``: the parameters of modules whose class has "norm" in its name, such as LayerNorm or Qwen2RMSNorm;
+    - ``"last-K-layers"``, for example ``"last-4-layers"``: those of the last K decoder layers and of what runs after
+      them (final norm, head), without those that run before them too: a head that is tied to the input embedding
+      is left out, because its gradient would have to flow through all layers;
+    - a regular expression searched in parameter names;
+    - None: ``"lora"`` if there are LoRA parameters, else ``"all"``, as the reference implementation does.
 
     Raises:
-        ValueError: the selection is no regular expression, or selects no parameter.
+        ValueError: the selection is none of these, selects no parameter, or K is not between 1 and the number of
+            layers.
     """
     named = dict(model.named_parameters())
-    is_selected = _predicate(selection, named)
+    is_selected = _predicate(model, selection, named)
     selected = {name: parameter for name, parameter in named.items() if is_selected(name)}
     if not selected:
         raise ValueError(f"parameters={selection!r} selects none of the model's {len(named)} parameters")
     return selected
 
 
-def _predicate(selection: str | None, names: dict[str, nn.Parameter]) -> Callable[[str], bool]:
+def _predicate(model: nn.Module, selection: str | None, named: dict[str, nn.Parameter]) -> Callable[[str], bool]:
     if selection is None:
-        selection = "lora" if any(map(_is_lora, names)) else "all"
+        selection = "lora" if any("lora_" in name for name in named) else "all"
     if selection == "all":
         return lambda _: True
     if selection == "lora":
-        return _is_lora
+        return lambda name: "lora_" in name or ".modules_to_save." in name
+    if selection == "norms":
+        return _is_one_of(_norm_parameters(model), named)
+    if match := _LAST_LAYERS.fullmatch(selection):
+        return _is_one_of(_last_parameters(model, int(match[1])), named)
     try:
         pattern = re.compile(selection)
     except re.error as error:
-        raise ValueError(
-            f"parameters={selection!r} is neither 'all', 'lora' nor a regular expression: {error}"
-        ) from error
+        raise ValueError(f"parameters={selection!r} is neither {_WORDS} nor a regular expression: {error}") from error
     return lambda name: pattern.search(name) is not None
 
 
-def _is_lora(name: str) -> bool:
-    return "lora_" in name
+def _is_one_of(parameters: set[nn.Parameter], named: dict[str, nn.Parameter]) -> Callable[[str], bool]:
+    return lambda name: named[name] in parameters
+
+
+def _norm_parameters(model: nn.Module) -> set[nn.Parameter]:
+    norms = [module for module in model.modules() if "norm" in type(module).__name__.lower()]
+    return {parameter for norm in norms for parameter in norm.parameters(recurse=False)}
+
+
+def _last_parameters(model: nn.Module, count: int) -> set[nn.Parameter]:
+    """Return the parameters of the last ``count`` layers and of what runs later, less those of what runs earlier."""
+    layers = _decoder_layers(model)
+    if not 1 <= count <= len(layers):
+        raise ValueError(f"parameters='last-{count}-layers': the model has {len(layers)} layers, K is from 1 to that")
+    order = _run_order(model)
+    earlier, later = order[: order.index(layers[-count])], order[order.index(layers[-1]) :]
+    before = {parameter for module in [*earlier, *layers[:-count]] for parameter in _used_by(module, layers)}
+    behind = {parameter for module in [*later, *layers[-count:]] for parameter in _used_by(module, layers)}
+    return behind - before
+
+
+def _used_by(module: nn.Module, layers: nn.ModuleList) -> list[nn.Parameter]:
+    """Return all parameters of a layer, and of any other module those that are not a submodule's."""
+    return list(module.parameters(recurse=any(module is layer for layer in layers)))
+
+
+def _decoder_layers(model: nn.Module) -> nn.ModuleList:
+    num_layers = causal_model(model).config.get_text_config().num_hidden_layers
+    for module in model.modules():  # outer modules first
+        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
+            return module
+    raise ValueError(f"{type(model).__name__} has no list of {num_layers} layers, so that 'last-K-layers' says nothing")
+
+
+def _run_order(model: nn.Module) -> list[nn.Module]:
+    """Return the modules in the order in which the forward pass of one token starts them."""
+    order: list[nn.Module] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _inputs: order.append(module)) for module in model.modules()
+    ]
+    try:
+        with torch.no_grad():
+            device = causal_model(model).device
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return order

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,54 +12,121 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vigor_service.engine.attention import UnsupportedAttentionError, attending_within, packed_attention
+from vigor_service.engine.attention import UnsupportedAttentionError
+from vigor_service.engine.decoder import Decoder, Layout
 from vigor_service.engine.exact_norms import loss_logits
+from vigor_service.engine.experts import UnsupportedExpertsError
 from vigor_service.engine.interception import Claim, Tracing
 from vigor_service.engine.packing import PackedBatch, pack
+from vigor_service.engine.prompts import MIN_TOKENS
 from vigor_service.engine.rules.head import Head, logit_transform
 from vigor_service.engine.sequences import TokenSequence
 
-# How far packed logits may be from the model's own, relative to the largest logit: rounding, and nothing else.
+logger = logging.getLogger(__name__)
+
+# How far logits may be from the model's own, relative to the largest logit: rounding, and nothing else.
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+_PROBE_PROMPT = MIN_TOKENS + 1  # tokens of a prompt whose rows are shared
 
 
 class UnsupportedModelError(Exception):
     """The fast path does not understand this model; the message says what it met."""
 
 
+class UnpackableModelError(UnsupportedModelError):
+    """Sequences of this model cannot lie end to end; the message says why."""
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """How each measured parameter of a model is measured."""
 
-    decoder: nn.Module  # from ids to final hidden states
+    decoder: Decoder
     head: Head
     tied_weight_VD: Tensor | None  # measured, and used by both embedding and head
     claims: Mapping[nn.Parameter, Claim]
     fallback: Mapping[str, nn.Parameter]  # left to autograd
     rules: Mapping[str, list[str]]  # rule -> names of its parameters, for people
 
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether a batch must hold one sequence: what autograd finds of a parameter is the gradient of all of them."""
+        return self.decoder.layout == "single" or bool(self.fallback)
+
 
 def make_plan(model: PreTrainedModel, parameters: Mapping[str, nn.Parameter]) -> Plan:
     """Trace the model and let rules claim its parameters.
 
+    The layout is packed, or single for a model that cannot be packed: the log says why.
+
     Raises:
-        UnsupportedModelError: the decoder, the head or the attention is not understood, or packed logits are not the
+        UnsupportedModelError: the decoder, the head or the experts are not understood, or the logits are not the
             model's own.
     """
-    decoder = getattr(model, model.base_model_prefix, None)
-    if not isinstance(decoder, nn.Module) or decoder is model:
-        raise UnsupportedModelError(f"{type(model).__name__} has no decoder beside its head")
+    try:
+        return _make_plan(model, parameters, "packed")
+    except UnpackableModelError as error:
+        logger.info("batches of one sequence under the model's own attention: %s", error)
+        return _make_plan(model, parameters, "single")
+
+
+def _make_plan(model: PreTrainedModel, parameters: Mapping[str, nn.Parameter], layout: Layout) -> Plan:
+    decoder = _make_decoder(model, layout)
     head = _make_head(model, parameters)
-    sequences = probe_sequences(model)
+    sequences = probe_sequences(model) if layout == "packed" else [_single_probe(model)]
     batch = pack(sequences, model.device)
     tracing = Tracing(parameters, batch.num_tokens)
     try:
-        with torch.no_grad(), packed_attention(model), attending_within(batch), tracing:
-            hidden_ND = hidden_states(decoder, batch)
+        hidden_ND = _trace(decoder, batch, tracing)
     except UnsupportedAttentionError as error:
+        raise UnpackableModelError(str(error)) from error
+    except UnsupportedExpertsError as error:
         raise UnsupportedModelError(str(error)) from error
-    _check_logits(model, sequences, head.logits(hidden_ND[batch.loss_rows_M]))
+    _check_logits(model, sequences, head.logits(hidden_ND[batch.loss_rows_M]), layout)
     return _assign(parameters, tracing, decoder, head)
+
+
+def _make_decoder(model: PreTrainedModel, layout: Layout) -> Decoder:
+    module = getattr(model, model.base_model_prefix, None)
+    if not isinstance(module, nn.Module) or module is model:
+        raise UnsupportedModelError(f"{type(model).__name__} has no decoder beside its head")
+    if layout == "packed" and not model._can_set_attn_implementation():
+        raise UnpackableModelError(f"{type(model).__name__} does not attend through transformers' attention interface")
+    return Decoder(model, module, layout)
+
+
+def _trace(decoder: Decoder, batch: PackedBatch, tracing: Tracing) -> Tensor:
+    """Run the decoder under the trace and return its hidden states, after a look at what conditions what."""
+    embedded: list[Tensor] = []
+
+    def require_gradient(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
+        embedded.append(output.detach().requires_grad_())
+        return embedded[-1]
+
+    hook = decoder.model.get_input_embeddings().register_forward_hook(require_gradient)
+    try:
+        with torch.enable_grad(), decoder.prepared(), decoder.given(batch):
+            with tracing:
+                hidden_ND = decoder.hidden_states(batch)
+            if batch.num_sequences > 1:
+                _check_independence(hidden_ND, embedded[0], batch)
+    finally:
+        hook.remove()
+    return hidden_ND.detach()
+
+
+def _check_independence(hidden_ND: Tensor, embedded_1ND: Tensor, batch: PackedBatch) -> None:
+    """Make sure that nothing mixes tokens of different sequences: such gradients are exactly zero, in any type.
+
+    Logits alone would not show a small leak in 16 bits.
+    """
+    for rows in batch.token_slices:
+        own_TD = hidden_ND[rows]
+        direction_TD = torch.linspace(-1, 1, own_TD.numel(), dtype=own_TD.dtype, device=own_TD.device).view_as(own_TD)
+        (gradient_1ND,) = torch.autograd.grad(own_TD, embedded_1ND, direction_TD, retain_graph=True)
+        gradient_1ND[:, rows] = 0
+        if gradient_1ND.count_nonzero():
+            raise UnpackableModelError("tokens of one packed sequence reach another")
 
 
 def causal_model(model: nn.Module) -> PreTrainedModel:
@@ -67,23 +135,28 @@ def causal_model(model: nn.Module) -> PreTrainedModel:
     return unwrap() if unwrap is not None else model  # pyright: ignore[reportReturnType] - PEFT's wrapper is untyped
 
 
-def hidden_states(decoder: nn.Module, batch: PackedBatch) -> Tensor:
-    """Return the final hidden states (N, D) of a packed batch."""
-    output = decoder(input_ids=batch.input_ids_1N, position_ids=batch.position_ids_1N, use_cache=False)
-    return output.last_hidden_state[0]
-
-
 def probe_sequences(model: PreTrainedModel) -> list[TokenSequence]:
     """Return two short sequences of one prompt, whose token count equals no other size in the model's config.
 
     So the axis of the tokens can be told from that of heads or features.
     """
+    ids = _probe_ids(model)
+    prompt, rest = tuple(ids[:_PROBE_PROMPT]), tuple(ids[_PROBE_PROMPT:])
+    num_second = len(ids) - 2 * _PROBE_PROMPT - 1  # the last token of each conditions nothing
+    return [TokenSequence(prompt, rest[:3]), TokenSequence(prompt, rest[3 : 3 + num_second])]
+
+
+def _single_probe(model: PreTrainedModel) -> TokenSequence:
+    """Return one sequence of as many tokens that condition its loss."""
+    ids = _probe_ids(model)
+    return TokenSequence(tuple(ids[:_PROBE_PROMPT]), tuple(ids[_PROBE_PROMPT:] + ids[:1]))
+
+
+def _probe_ids(model: PreTrainedModel) -> list[int]:
     config = model.config.get_text_config()
     sizes = set(_integers(config.to_dict()))
-    num_tokens = next(count for count in range(11, 1000) if count not in sizes)
-    ids = [(7919 * position + 13) % config.vocab_size for position in range(num_tokens)]
-    prompt, rest = tuple(ids[:3]), ids[3:]
-    return [TokenSequence(prompt, tuple(rest[:3])), TokenSequence(prompt, tuple(rest[3 : num_tokens - 4]))]
+    num_tokens = next(count for count in range(2 * _PROBE_PROMPT + 9, 1000) if count not in sizes)
+    return [(7919 * position + 13) % config.vocab_size for position in range(num_tokens)]
 
 
 def _integers(value: Any) -> Iterator[int]:  # noqa: ANN401 - a config holds anything
@@ -95,7 +168,7 @@ def _integers(value: Any) -> Iterator[int]:  # noqa: ANN401 - a config holds any
 
 
 def _make_head(model: PreTrainedModel, parameters: Mapping[str, nn.Parameter]) -> Head:
-    module = model.get_output_embeddings()
+    module = _own_or_trained(model.get_output_embeddings())
     if type(module) is not nn.Linear:
         raise UnsupportedModelError(f"the output head is a {type(module).__name__}, not a linear layer")
     measured = {id(parameter) for parameter in parameters.values()}
@@ -103,16 +176,23 @@ def _make_head(model: PreTrainedModel, parameters: Mapping[str, nn.Parameter]) -
     return Head(module.weight, module.bias, scale, softcap, id(module.weight) in measured, id(module.bias) in measured)
 
 
-def _check_logits(model: PreTrainedModel, sequences: list[TokenSequence], logits_MV: Tensor) -> None:
-    """Make sure that packing, positions, attention and head give what the model itself gives, one by one."""
+def _own_or_trained(module: Any) -> Any:  # noqa: ANN401 - PEFT's wrapper is untyped
+    """Return the copy of a module that PEFT trains in its place (``modules_to_save``), or the module itself."""
+    copies = getattr(module, "modules_to_save", None)
+    return copies[module.active_adapter] if copies else module
+
+
+def _check_logits(model: PreTrainedModel, sequences: list[TokenSequence], logits_MV: Tensor, layout: Layout) -> None:
+    """Make sure that layout, positions, attention and head give what the model itself gives, one by one."""
     with torch.no_grad():
         own_MV = torch.cat([loss_logits(model, sequence) for sequence in sequences])
     error = ((own_MV - logits_MV).abs().max() / own_MV.abs().max()).item()
     if not error <= _TOLERANCES[model.dtype]:
-        raise UnsupportedModelError(f"packed logits differ from the model's own by {error:.1e} of the largest")
+        refusal = UnpackableModelError if layout == "packed" else UnsupportedModelError
+        raise refusal(f"{layout} logits differ from the model's own by {error:.1e} of the largest")
 
 
-def _assign(parameters: Mapping[str, nn.Parameter], tracing: Tracing, decoder: nn.Module, head: Head) -> Plan:
+def _assign(parameters: Mapping[str, nn.Parameter], tracing: Tracing, decoder: Decoder, head: Head) -> Plan:
     claims = _claimable(tracing)
     head_names = {
         name for name, parameter in parameters.items() if parameter is head.weight_VD or parameter is head.bias_V

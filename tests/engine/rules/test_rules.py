@@ -14,6 +14,7 @@ from vigor_service.engine.interception import Claim, Measuring, UnclaimedCallErr
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.packing import PackedBatch, pack
 from vigor_service.engine.rules.embedding import DistinctIds
+from vigor_service.engine.rules.experts import Routing, experts_linear
 from vigor_service.engine.rules.head import Head, head_loss, hidden_gradient
 from vigor_service.engine.rules.linear import gram_is_cheaper
 from vigor_service.engine.sequences import TokenSequence
@@ -94,6 +95,41 @@ def test_norm_weights_with_and_without_heads_on_either_side_of_the_tokens() -> N
     heads_last = torch.randn(1, batch.num_tokens, 3, 6)
     assert_shares(lambda x: weight * x, [weight], heads_last, batch)
     assert_shares(lambda x: weight * x, [weight], heads_last.transpose(1, 2), batch, token_axis=2)
+
+
+def test_a_norm_of_each_head_with_features_of_its_own() -> None:
+    batch = batch_of(7, 1, 20)
+    weight = matrix(3, 6)
+    assert_shares(lambda x: weight.float() * x, [weight], torch.randn(1, batch.num_tokens, 3, 6), batch)
+
+
+def test_a_transposed_weight_in_a_matrix_product() -> None:
+    batch = batch_of(7, 1, 20)
+    weight, bias = matrix(5, 6), vector(5)
+    x = torch.randn(1, batch.num_tokens, 6)
+    assert_shares(lambda x: x @ weight.T + bias, [weight, bias], x, batch)
+    assert_shares(lambda x: torch.matmul(x, weight.t().type(torch.float32)), [weight], x, batch)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(3, 5), (64, 48)])  # the gradient itself; Gram matrices
+def test_experts_that_several_sequences_share_and_one_that_none_uses(
+    num_inputs: int, num_outputs: int, transposed: bool
+) -> None:
+    batch = batch_of(7, 1, 20)
+    shape = (num_inputs, num_outputs) if transposed else (num_outputs, num_inputs)
+    weight, bias = nn.Parameter(torch.randn(4, *shape)), nn.Parameter(torch.randn(4, num_outputs))
+    experts = [range(0, 28, 2), range(28), [], [3, 7, 8]]  # the tokens of each, in order; sequences are 0:7, 7:8, 8:28
+    token_S = torch.tensor([token for tokens in experts for token in tokens])
+    routing = Routing(token_S, [len(tokens) for tokens in experts], batch.num_tokens)
+
+    def mix(x: Tensor, bias_EO: Tensor | None) -> Tensor:
+        outputs_SO = experts_linear(x[token_S], weight, bias_EO, routing, transposed=transposed)
+        return torch.zeros(batch.num_tokens, num_outputs).index_add(0, token_S, outputs_SO)
+
+    x = torch.randn(batch.num_tokens, num_inputs)
+    assert_shares(lambda x: mix(x, bias), [weight, bias], x, batch, token_axis=0)
+    assert_shares(lambda x: mix(x, None), [weight], x, batch, token_axis=0)
 
 
 def test_layer_norm_weight_and_bias() -> None:
@@ -186,8 +222,8 @@ def test_gram_matrices_of_another_input_are_not_reused() -> None:
 def test_a_claimed_parameter_in_a_call_that_no_rule_knows_is_refused_by_name() -> None:
     weight = matrix(3, 3)
     measuring = Measuring({weight: Claim("linear", ("weight",), 1)}, Measurement(batch_of(2)))
-    with measuring, pytest.raises(UnclaimedCallError, match="matmul"):
-        torch.matmul(torch.ones(1, 2, 3), weight)
+    with measuring, pytest.raises(UnclaimedCallError, match="einsum"):
+        torch.einsum("bti,ij->btj", torch.ones(1, 2, 3), weight)
 
 
 def test_a_claimed_parameter_that_is_used_twice_or_never_is_refused() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vigor_service.engine.measurement import Measurement
-from vigor_service.engine.rules import affine, embedding, linear
+from vigor_service.engine.rules import affine, embedding, experts, linear
 
 
 class Call(Protocol):
@@ -39,22 +39,26 @@ class Call(Protocol):
 
 
 def recognize(
-    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], vectors: Mapping[int, nn.Parameter]
+    function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], sources: Mapping[int, nn.Parameter]
 ) -> Call | None:
     """Return the call if a rule knows the function, else None.
 
-    ``vectors`` maps the id of each measured 1-D parameter, and of what was derived from it by a cast or by adding a
-    constant, to the parameter.
+    ``sources`` maps the id of each measured parameter, and of what was derived from it by a cast, a transposition or
+    by adding a constant, to the parameter.
     """
     if function in _ELEMENTWISE:
-        return affine.from_elementwise(_ELEMENTWISE[function], args, vectors)
+        return affine.from_elementwise(_ELEMENTWISE[function], args, sources)
     parse = _FUNCTIONS.get(function)
     return None if parse is None else parse(*args, **kwargs)
 
 
 _FUNCTIONS: dict[Callable[..., Any], Callable[..., Call | None]] = {
     F.linear: linear.from_linear,
+    torch.matmul: linear.from_matmul,
+    torch.Tensor.matmul: linear.from_matmul,
+    torch.Tensor.__matmul__: linear.from_matmul,
     torch.addmm: linear.from_addmm,
+    experts.experts_linear: experts.from_experts_linear,
     F.embedding: embedding.from_embedding,
     F.layer_norm: affine.from_layer_norm,
 }

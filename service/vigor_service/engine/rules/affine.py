@@ -1,7 +1,8 @@
 """Scale and shift, feature by feature: the parameters of LayerNorm and of every RMSNorm.
 
 ``y = x ⊙ w + b``: per sequence the gradients are Σ_t g_t ⊙ x_t and Σ_t g_t, summed over heads too where x has heads.
-Gemma's ``x ⊙ (1 + w)`` is the same with another factor.
+Gemma's ``x ⊙ (1 + w)`` is the same with another factor. Where each head has features of its own (Cohere's norms of
+queries and keys), the parameter has the shape of x's last two axes.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ class AffineCall:
         return [parameter for parameter in (self.weight, self.bias) if parameter is not None]
 
     def token_axes(self, num_tokens: int) -> list[int]:
-        if any(parameter.shape != self.x.shape[-1:] for parameter in self.parameters()):
+        (shape,) = {parameter.shape for parameter in self.parameters()}
+        num_leading = self.x.dim() - len(shape)
+        leading, features = self.x.shape[:num_leading], self.x.shape[num_leading:]
+        if features != shape:
             return []
-        leading = self.x.shape[:-1]
         return [axis for axis, size in enumerate(leading) if size == num_tokens and (axis < 2 or leading[0] == 1)]
 
     def run(self, measurement: Measurement, is_measured: Callable[[Tensor], bool], token_axis: int) -> Tensor:
@@ -65,18 +68,18 @@ class AffineCall:
 
 
 def from_elementwise(
-    operation: Elementwise, args: tuple[Any, ...], vectors: Mapping[int, nn.Parameter]
+    operation: Elementwise, args: tuple[Any, ...], sources: Mapping[int, nn.Parameter]
 ) -> AffineCall | None:
-    """Recognise ``x * w``, ``w * x``, ``x + b`` and ``b + x`` with exactly one measured vector."""
+    """Recognise ``x * w``, ``w * x``, ``x + b`` and ``b + x`` with exactly one measured parameter."""
     tensors = [arg for arg in args if isinstance(arg, Tensor)]
-    found = [tensor for tensor in tensors if id(tensor) in vectors]
+    found = [tensor for tensor in tensors if id(tensor) in sources]
     if len(args) != 2 or len(tensors) != 2 or len(found) != 1:
         return None
-    (vector,) = found
-    x = tensors[1] if tensors[0] is vector else tensors[0]
+    (derived,) = found
+    x = tensors[1] if tensors[0] is derived else tensors[0]
     if operation == "multiply":
-        return AffineCall(x, vector, vectors[id(vector)], None, None)
-    return AffineCall(x, None, None, vector, vectors[id(vector)])
+        return AffineCall(x, derived, sources[id(derived)], None, None)
+    return AffineCall(x, None, None, derived, sources[id(derived)])
 
 
 def from_layer_norm(
@@ -105,6 +108,7 @@ class _Affine(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(x, factor)
         ctx.measurement, ctx.token_axis = measurement, token_axis
+        ctx.num_features = next(vector.numel() for vector in (factor, shift) if vector is not None)
         ctx.measures = (measures_weight, measures_bias)
         return _scale_and_shift(x, factor, shift)
 
@@ -115,9 +119,9 @@ class _Affine(torch.autograd.Function):
         measures_weight, measures_bias = ctx.measures
         shares_B = torch.zeros_like(ctx.measurement.squared_norms_B)
         if measures_weight:
-            shares_B = shares_B + _shares(gradient.float() * x.float(), ctx.token_axis, ctx.measurement)
+            shares_B = shares_B + _shares(gradient.float() * x.float(), ctx)
         if measures_bias:
-            shares_B = shares_B + _shares(gradient.float(), ctx.token_axis, ctx.measurement)
+            shares_B = shares_B + _shares(gradient.float(), ctx)
         x_gradient = gradient if factor is None else (gradient * factor).to(x.dtype)
         return x_gradient, shares_B, None, None, None, None, None, None
 
@@ -127,7 +131,8 @@ def _scale_and_shift(x: Tensor, factor: Tensor | None, shift: Tensor | None) -> 
     return scaled if shift is None else scaled + shift
 
 
-def _shares(products: Tensor, token_axis: int, measurement: Measurement) -> Tensor:
+def _shares(products: Tensor, ctx: Any) -> Tensor:  # noqa: ANN401 - torch's context
     """``‖Σ_t p_t‖²`` per sequence, shape (B,); what is neither token nor feature, such as heads, is summed too."""
-    rows_NXD = products.movedim(token_axis, 0).reshape(measurement.batch.num_tokens, -1, products.shape[-1])
-    return row_sum_shares(rows_NXD.sum(1), measurement)
+    num_tokens = ctx.measurement.batch.num_tokens
+    rows_NXD = products.movedim(ctx.token_axis, 0).reshape(num_tokens, -1, ctx.num_features)
+    return row_sum_shares(rows_NXD.sum(1), ctx.measurement)

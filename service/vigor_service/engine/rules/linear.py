@@ -34,7 +34,8 @@ class LinearCall:
         return [self.weight] if self.bias is None else [self.weight, self.bias]
 
     def token_axes(self, num_tokens: int) -> list[int]:
-        fits = self.weight.dim() == 2 and tuple(self.x.shape[:-1]) in ((num_tokens,), (1, num_tokens))
+        *outer, rows = self.x.shape[:-1] or (0,)
+        fits = self.weight.dim() == 2 and rows == num_tokens and all(size == 1 for size in outer)
         return [self.x.dim() - 2] if fits else []
 
     def run(self, measurement: Measurement, is_measured: Callable[[Tensor], bool], token_axis: int) -> Tensor:  # noqa: ARG002
@@ -54,6 +55,11 @@ class LinearCall:
 def from_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> LinearCall:
     """Recognise ``F.linear``."""
     return LinearCall(input, weight, weight, bias)
+
+
+def from_matmul(input: Tensor, other: Tensor) -> LinearCall | None:
+    """Recognise ``x @ weight.T`` and ``x @ weight``: Falcon's linear layers, LoRA on an embedding."""
+    return LinearCall(input, other, other.T, None) if other.dim() == 2 else None
 
 
 def from_addmm(input: Tensor, mat1: Tensor, mat2: Tensor, *, beta: float = 1, alpha: float = 1) -> LinearCall | None:
@@ -80,8 +86,10 @@ class _Linear(torch.autograd.Function):
             ctx.input.add_layer(len(weight_OI))
         known_rows = measurement.known_rows
         if known_rows is None:
-            return gemm.linear(x, weight_OI, bias_O)
-        return known_rows.complete(lambda rows_UI: gemm.linear(rows_UI, weight_OI, bias_O), x, weight)
+            output = gemm.linear(x, weight_OI, bias_O)
+        else:
+            output = known_rows.complete(lambda rows_UI: gemm.linear(rows_UI, weight_OI, bias_O), x, weight)
+        return torch.ops.aten._unsafe_view(output, output.shape)  # some models add to it in place: no view may do that
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401

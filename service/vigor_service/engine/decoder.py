@@ -1,0 +1,54 @@
+"""A model's decoder, from ids to final hidden states, in one of two layouts.
+
+Packed, sequences lie end to end and attend through packed attention. Single, one sequence runs under the model's own
+attention or other mixer of tokens, whatever that is. Experts run as operations that a rule knows in either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from vigor_service.engine.attention import attending_within, packed_attention
+from vigor_service.engine.experts import experts_as_operations
+from vigor_service.engine.packing import PackedBatch
+
+Layout = Literal["packed", "single"]
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """The part of ``model`` that ends before its output head."""
+
+    model: PreTrainedModel
+    module: nn.Module
+    layout: Layout
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Let the model run as the layout asks, and restore its own ways afterwards."""
+        attention = packed_attention(self.model) if self.layout == "packed" else nullcontext()
+        with attention, experts_as_operations(self.model):
+            yield
+
+    def given(self, batch: PackedBatch) -> AbstractContextManager[None]:
+        """On this thread, let the model know the batch that it is given next; within ``prepared``.
+
+        Raises:
+            ValueError: the layout is single and the batch holds several sequences.
+        """
+        if self.layout == "single" and batch.num_sequences != 1:
+            raise ValueError(f"a batch of {batch.num_sequences} sequences in the single layout")
+        return attending_within(batch) if self.layout == "packed" else nullcontext()
+
+    def hidden_states(self, batch: PackedBatch) -> Tensor:
+        """Return the final hidden states (N, D); within ``prepared`` and ``given``."""
+        # alone, a sequence has the positions that the model itself counts, as in the reference
+        positions = {"position_ids": batch.position_ids_1N} if self.layout == "packed" else {}
+        output = self.module(input_ids=batch.input_ids_1N, use_cache=False, **positions)
+        return output.last_hidden_state[0].to(self.model.dtype)  # Mamba keeps its residual in float32

@@ -1,0 +1,140 @@
+"""Experts of a mixture: one linear layer for each of E experts in one 3-D parameter, each run on the rows routed to it.
+
+Rows are sorted by expert, then by token, so that the rows R of one expert and one sequence lie together. With A (R, I)
+their inputs and G (R, O) their output gradients, the sequence's gradient of that expert is GᵀA, and its share of
+``‖∇‖²`` is Σ over experts of ``‖GᵀA‖²``: of experts that no row reached, nothing. Shapes: S routed rows of N tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.overrides import handle_torch_function, has_torch_function
+
+from vigor_service.engine.grams import gram_blocks, inner_product_, weighted_gram_blocks
+from vigor_service.engine.measurement import Measurement
+from vigor_service.engine.rules.linear import gram_is_cheaper, squared_norm, weight_gradient
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """Which of N tokens each of the S rows belongs to, and how many rows each expert has, in the order of experts."""
+
+    token_S: Tensor
+    num_rows_E: list[int]
+    num_tokens: int
+
+
+def experts_linear(
+    x_SI: Tensor, weight_E: Tensor, bias_EO: Tensor | None, routing: Routing, *, transposed: bool = False
+) -> Tensor:
+    """``x_SI[rows of e] @ weight_E[e].T + bias_EO[e]`` for every expert e, shape (S, O).
+
+    ``weight_E`` is (E, O, I), or (E, I, O) where ``transposed``. A torch function mode sees it as one operation.
+    """
+    tensors = (x_SI, weight_E) if bias_EO is None else (x_SI, weight_E, bias_EO)
+    if has_torch_function(tensors):
+        return handle_torch_function(experts_linear, tensors, x_SI, weight_E, bias_EO, routing, transposed=transposed)
+    biases = [None] * len(weight_E) if bias_EO is None else bias_EO.unbind()
+    weights = (weight_E.transpose(1, 2) if transposed else weight_E).unbind()
+    pieces = zip(x_SI.split(routing.num_rows_E), weights, biases, strict=True)
+    return torch.cat([F.linear(x_RI, weight_OI, bias_O) for x_RI, weight_OI, bias_O in pieces])
+
+
+@dataclass(frozen=True, slots=True)
+class ExpertsCall:
+    """A call of ``experts_linear``."""
+
+    x_SI: Tensor
+    weight_E: Tensor
+    bias_EO: Tensor | None
+    routing: Routing
+    transposed: bool
+    rule: str = "experts"
+
+    def parameters(self) -> list[Tensor]:
+        return [self.weight_E] if self.bias_EO is None else [self.weight_E, self.bias_EO]
+
+    def token_axes(self, num_tokens: int) -> list[int]:
+        return [0] if self.routing.num_tokens == num_tokens else []
+
+    def run(self, measurement: Measurement, is_measured: Callable[[Tensor], bool], token_axis: int) -> Tensor:  # noqa: ARG002
+        measures = (is_measured(self.weight_E), self.bias_EO is not None and is_measured(self.bias_EO))
+        return _Experts.apply(  # pyright: ignore[reportReturnType] - apply is untyped
+            self.x_SI, measurement.squared_norms_B, self, measurement, measures
+        )
+
+
+def from_experts_linear(
+    x_SI: Tensor, weight_E: Tensor, bias_EO: Tensor | None, routing: Routing, *, transposed: bool = False
+) -> ExpertsCall:
+    """Recognise ``experts_linear``."""
+    return ExpertsCall(x_SI, weight_E, bias_EO, routing, transposed)
+
+
+class _Experts(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's context
+        x_SI: Tensor,
+        squared_norms_B: Tensor,  # noqa: ARG004 - its gradient is the result
+        call: ExpertsCall,
+        measurement: Measurement,
+        measures: tuple[bool, bool],
+    ) -> Tensor:
+        ctx.save_for_backward(x_SI, call.weight_E)
+        ctx.routing, ctx.transposed, ctx.measurement, ctx.measures = (
+            call.routing,
+            call.transposed,
+            measurement,
+            measures,
+        )
+        return experts_linear(x_SI, call.weight_E, call.bias_EO, call.routing, transposed=call.transposed)
+
+    @staticmethod
+    def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        (gradient_SO,) = output_gradients
+        x_SI, weight_E = ctx.saved_tensors
+        shares_B = _shares(x_SI, gradient_SO, ctx.routing, ctx.measurement, ctx.measures)
+        x_gradient_SI = None
+        if ctx.needs_input_grad[0]:
+            x_gradient_SI = experts_linear(gradient_SO, weight_E, None, ctx.routing, transposed=not ctx.transposed)
+        return x_gradient_SI, shares_B, None, None, None
+
+
+def _shares(
+    x_SI: Tensor, gradient_SO: Tensor, routing: Routing, measurement: Measurement, measures: tuple[bool, bool]
+) -> Tensor:
+    """``Σ_e ‖∇_e‖²`` per sequence, shape (B,), float64."""
+    sequence_G, num_rows_G = _groups(routing, measurement)
+    groups = zip(x_SI.split(num_rows_G), gradient_SO.split(num_rows_G), strict=True)
+    shares_G = torch.stack([_group_share(x_RI, gradient_RO, measures) for x_RI, gradient_RO in groups])
+    return torch.zeros_like(measurement.squared_norms_B).index_add_(0, sequence_G, shares_G)
+
+
+def _groups(routing: Routing, measurement: Measurement) -> tuple[Tensor, list[int]]:
+    """Return the sequence and the number of rows of each (expert, sequence) that has any, in the order of the rows."""
+    num_sequences = measurement.batch.num_sequences
+    sequence_S = measurement.batch.sequence_of_token_N()[routing.token_S]
+    num_rows_E = torch.tensor(routing.num_rows_E, device=sequence_S.device)
+    expert_S = torch.arange(len(num_rows_E), device=sequence_S.device).repeat_interleave(num_rows_E)
+    group_G, num_rows_G = torch.unique_consecutive(expert_S * num_sequences + sequence_S, return_counts=True)
+    return group_G % num_sequences, num_rows_G.tolist()
+
+
+def _group_share(x_RI: Tensor, gradient_RO: Tensor, measures: tuple[bool, bool]) -> Tensor:
+    """The share of one expert and one sequence, a float64 scalar."""
+    measures_weight, measures_bias = measures
+    share = torch.zeros((), dtype=torch.float64, device=x_RI.device)
+    if measures_weight and gram_is_cheaper(len(x_RI), x_RI.shape[1], gradient_RO.shape[1]):
+        share = share + inner_product_(gram_blocks(gradient_RO), weighted_gram_blocks(x_RI))
+    elif measures_weight:
+        share = share + squared_norm(weight_gradient(x_RI, gradient_RO))
+    if measures_bias:
+        share = share + squared_norm(gradient_RO.float().sum(0))
+    return share

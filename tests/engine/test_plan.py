@@ -1,0 +1,53 @@
+"""Which layout a model gets, and why."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+
+from tests.tiny_models import tiny_model
+from vigor_service.engine.decoder import Decoder
+from vigor_service.engine.packing import pack
+from vigor_service.engine.parameters import measured_parameters
+from vigor_service.engine.plan import UnpackableModelError, _make_plan, make_plan
+from vigor_service.engine.sequences import TokenSequence
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("bloom", "BloomForCausalLM does not attend through transformers' attention interface"),
+        ("gpt_oss", "GptOssAttention asks for s_aux"),
+        ("mamba", "tokens of one packed sequence reach another"),
+        ("falcon_h1", "tokens of one packed sequence reach another"),
+    ],
+)
+def test_a_model_that_cannot_be_packed_runs_one_sequence_at_a_time_and_the_log_says_why(
+    family: str, reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = tiny_model(family).requires_grad_(False)
+    with caplog.at_level(logging.INFO, "vigor_service"):
+        plan = make_plan(model, measured_parameters(model))
+    assert plan.decoder.layout == "single"
+    assert plan.one_at_a_time
+    assert reason in caplog.text
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_leak_between_sequences_that_logits_would_not_show_is_refused(dtype: torch.dtype) -> None:
+    model = tiny_model("llama", dtype=dtype).requires_grad_(False)
+    model.model.layers[0].register_forward_hook(lambda _module, _inputs, output: output + 1e-3 * output.roll(1, 1))
+    with pytest.raises(UnpackableModelError, match="reach another"):
+        _make_plan(model, measured_parameters(model), "packed")
+
+
+def test_the_single_layout_refuses_several_sequences() -> None:
+    model = tiny_model("bloom")
+    batch = pack([TokenSequence((1,), (2,)), TokenSequence((3,), (4,))], torch.device("cpu"))
+    with (
+        pytest.raises(ValueError, match="2 sequences in the single layout"),
+        Decoder(model, model.get_submodule("transformer"), "single").given(batch),
+    ):
+        pass
