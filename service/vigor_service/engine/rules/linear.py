@@ -17,6 +17,7 @@ from torch import Tensor
 from vigor_service.engine import gemm
 from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float32
 from vigor_service.engine.measurement import Measurement
+from vigor_service.engine.weight_norms_cuda import weight_norms
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +97,8 @@ class _Linear(torch.autograd.Function):
 
 def weight_shares(x_NI: Tensor, gradient_NO: Tensor, measurement: Measurement) -> Tensor:
     """``‖GᵀA‖²`` per sequence, shape (B,)."""
+    if x_NI.is_cuda:
+        return weight_norms(x_NI, gradient_NO, measurement.batch.token_slices)
     num_outputs = measurement.grams.num_outputs(x_NI)  # of all layers that share AAᵀ
     pairs = zip(measurement.rows_of_sequences(x_NI), measurement.rows_of_sequences(gradient_NO), strict=True)
     shares: list[Tensor] = []
