@@ -132,7 +132,7 @@ def _gram_tile(
     """``matrix[upper] @ matrix[lower].T`` in float32, with rows from ``stop`` on taken as zeros."""
     tile = tl.zeros((ROWS, ROWS), dtype=tl.float32)
     for first in range(0, num_features, FEATURES):
-        features = first + tl.arange(0, FEATURES)
+        features = (first + tl.arange(0, FEATURES)).to(tl.int64)
         left = tl.load(
             matrix + upper[:, None] * row_stride + features[None, :] * column_stride,
             mask=(upper < stop)[:, None] & (features < num_features)[None, :],

@@ -99,8 +99,8 @@ def product_norm_kernel(
     output_tile, input_tile = tl.swizzle2d(
         number // tiles_of_inputs, number % tiles_of_inputs, tl.cdiv(num_outputs, OUTPUTS), tiles_of_inputs, GROUP
     )
-    outputs = output_tile * OUTPUTS + tl.arange(0, OUTPUTS)
-    inputs = input_tile * INPUTS + tl.arange(0, INPUTS)
+    outputs = (output_tile * OUTPUTS + tl.arange(0, OUTPUTS)).to(tl.int64)
+    inputs = (input_tile * INPUTS + tl.arange(0, INPUTS)).to(tl.int64)
     tile = tl.zeros((OUTPUTS, INPUTS), dtype=tl.float32)
     for first in range(start, stop, ROWS):
         rows = first + tl.arange(0, ROWS)
