@@ -76,7 +76,8 @@ def weight_norms(
             name: lambda way=way, ranges=group.ranges: way(x_NI, gradient_NO, ranges)
             for name, way in (norm_ways(work) if ways is None else ways).items()
         }
-        shares_B.index_copy_(0, group.members_b, fastest.run(work, calls))
+        with torch.cuda.device_of(x_NI):  # times are taken, and kernels launched, on the current device
+            shares_B.index_copy_(0, group.members_b, fastest.run(work, calls))
     return shares_B
 
 
