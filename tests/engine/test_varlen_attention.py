@@ -19,10 +19,13 @@ LENGTHS = [7, 1, 12]
 CPU = torch.device("cpu")
 
 
-def attention_tensors(device: torch.device, dtype: torch.dtype) -> list[Tensor]:
+def attention_tensors(device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    tensors = (torch.randn(1, heads, sum(LENGTHS), 16, generator=generator) for heads in (4, 2, 2))
-    return [tensor.to(device, dtype) for tensor in tensors]
+    query, key, value = (
+        torch.randn(1, heads, sum(LENGTHS), 16, generator=generator).to(device, dtype).requires_grad_()
+        for heads in (4, 2, 2)
+    )
+    return query, key, value
 
 
 def plain_kernel(
@@ -56,7 +59,7 @@ def plain_kernel(
     return torch.cat(outputs)
 
 
-def by_sequence(tensors: list[Tensor], scaling: float | None, window: int | None) -> Tensor:
+def by_sequence(tensors: tuple[Tensor, Tensor, Tensor], scaling: float | None, window: int | None) -> Tensor:
     pieces = zip(*(tensor.split(LENGTHS, dim=2) for tensor in tensors), strict=True)
     return torch.cat([_attend_one(q, k, v, scaling, window, None) for q, k, v in pieces], dim=2).transpose(1, 2)
 
@@ -75,11 +78,11 @@ def test_its_arguments_mean_attention_within_each_sequence(window: int | None, s
 def test_on_a_device_outputs_and_gradients_are_those_of_each_sequence(
     window: int | None, dtype: torch.dtype, device: str
 ) -> None:
-    tensors = [tensor.requires_grad_() for tensor in attention_tensors(torch.device(device), dtype)]
+    tensors = attention_tensors(torch.device(device), dtype)
     assert varlen_attention.serves(tensors[0], tensors[2])
     output_1NHd = varlen_attention.attend(*tensors, LENGTHS, 0.3, window)
     expected = by_sequence(tensors, 0.3, window)
-    torch.testing.assert_close(output_1NHd, expected)
+    torch.testing.assert_close(output_1NHd, expected, rtol=2e-2, atol=2e-2)
     gradient = torch.randn_like(expected)
     for own, wanted in zip(
         *(torch.autograd.grad(out, tensors, gradient) for out in (output_1NHd, expected)), strict=True

@@ -22,8 +22,7 @@ def gram_norms(x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges) -> Tensor:
     float64.
     """
     size = max(1, _GRAM_ELEMENTS_AT_ONCE // ranges.longest**2)
-    pieces = zip(ranges.split(x_NI), ranges.split(gradient_NO), strict=True)
-    rows, gradients = zip(*pieces, strict=True)
+    rows, gradients = ranges.split(x_NI), ranges.split(gradient_NO)
     shares = [
         _padded_gram_norms(pad_sequence(rows[b : b + size], True), pad_sequence(gradients[b : b + size], True))
         for b in range(0, len(rows), size)

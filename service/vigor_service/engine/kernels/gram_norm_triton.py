@@ -55,8 +55,10 @@ def gram_norms(x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges, *, tile: Ti
             partials_BP,
             x_NI.shape[1],
             gradient_NO.shape[1],
-            *x_NI.stride(),
-            *gradient_NO.stride(),
+            x_NI.stride(0),
+            x_NI.stride(1),
+            gradient_NO.stride(0),
+            gradient_NO.stride(1),
             **constants(tile),
         )
     return partials_BP.sum(1, dtype=torch.float64)

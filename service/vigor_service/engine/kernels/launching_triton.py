@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
+from triton import knobs
 from triton.errors import TritonError
 
 from vigor_service.engine.costs import UnavailableError
@@ -37,7 +37,7 @@ def check_inputs(x_NI: Tensor, gradient_NO: Tensor) -> None:
 def compile_options(num_warps: int, num_stages: int) -> dict[str, Any]:
     """What all kernels are compiled with. Triton's interpreter multiplies no bfloat16: operands are widened for it."""
     return {
-        "WIDEN": triton.knobs.runtime.interpret,
+        "WIDEN": knobs.runtime.interpret,
         "num_warps": num_warps,
         "num_stages": num_stages,
         "enable_fp_fusion": True,

@@ -56,8 +56,10 @@ def product_norms(x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges, *, tile:
             partials_BP,
             num_inputs,
             num_outputs,
-            *x_NI.stride(),
-            *gradient_NO.stride(),
+            x_NI.stride(0),
+            x_NI.stride(1),
+            gradient_NO.stride(0),
+            gradient_NO.stride(1),
             **constants(tile),
         )
     return partials_BP.sum(1, dtype=torch.float64)
