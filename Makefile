@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # Processes that share cores must sleep while they wait, not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test check benchmark clean
+.PHONY: setup demo test test-gpu check benchmark clean
 
 setup: $(VENV)/.ready
 
@@ -22,6 +22,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+test-gpu: setup
+	$(BIN)/python -m pytest -m gpu
 
 check: setup
 	$(BIN)/ruff format --check .

@@ -150,6 +150,14 @@ def test_the_engine_knows_no_web_no_schemas_and_no_settings() -> None:
     )
 
 
+def test_triton_is_imported_by_its_kernels_alone_and_they_only_when_a_device_asks() -> None:
+    engine = imports_under("vigor_service")
+    refuse([found for found in engine if found.top == "triton" and not found.importer.endswith("_triton")])
+    kernels = [found for found in engine if found.module.endswith("_triton")]
+    assert kernels
+    refuse([found for found in kernels if found.at_import_time and not found.importer.endswith("_triton")])
+
+
 def test_the_embedded_model_is_imported_only_when_it_is_asked_for() -> None:
     refuse(
         [

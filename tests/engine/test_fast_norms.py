@@ -27,6 +27,10 @@ HALF_TOLERANCE = 2e-2
 WITH_FALLBACK = {"gpt_oss", "mamba", "falcon_h1"}  # attention sinks; state-space mixers
 
 
+def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    return model.to(device)  # pyright: ignore[reportArgumentType] - transformers wraps torch's own method
+
+
 def reference(
     model: nn.Module, sequences: list[TokenSequence], parameters: dict[str, nn.Parameter]
 ) -> list[SequenceScore]:
@@ -42,14 +46,14 @@ def assert_fast_equals_exact(model: Any, selection: str | None = None) -> FastNo
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_norms_equal_the_reference(family: str) -> None:
-    fast = assert_fast_equals_exact(tiny_model(family))
+def test_norms_equal_the_reference(family: str, device: torch.device) -> None:
+    fast = assert_fast_equals_exact(on_device(tiny_model(family), device))
     assert bool(fast.plan.fallback) == (family in WITH_FALLBACK)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_signals_equal_the_reference(family: str) -> None:
-    model, sequences = tiny_model(family), difficult_sequences()
+def test_signals_equal_the_reference(family: str, device: torch.device) -> None:
+    model, sequences = on_device(tiny_model(family), device), difficult_sequences()
     parameters = measured_parameters(model)
     expected = reference(model, sequences, parameters)
     for score, wanted in zip(FastNorms(model, parameters).score(sequences), expected, strict=True):
@@ -59,9 +63,11 @@ def test_signals_equal_the_reference(family: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_16_bit_norms_are_near_the_reference_and_keep_its_order(family: str, dtype: torch.dtype) -> None:
+def test_16_bit_norms_are_near_the_reference_and_keep_its_order(
+    family: str, dtype: torch.dtype, device: torch.device
+) -> None:
     sequences = [sequence for sequence in difficult_sequences() if sequence.num_loss_tokens]
-    model = tiny_model(family, dtype=dtype)
+    model = on_device(tiny_model(family, dtype=dtype), device)
     parameters = measured_parameters(model)
     expected = reference(model, sequences, parameters)
     scores = FastNorms(model, parameters).score(sequences)
@@ -85,8 +91,8 @@ def test_dropping_the_cross_term_of_tied_weights_is_seen(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2", "gemma2"])
-def test_a_norm_depends_neither_on_the_batch_nor_on_the_order(family: str) -> None:
-    model, sequences = tiny_model(family), difficult_sequences()
+def test_a_norm_depends_neither_on_the_batch_nor_on_the_order(family: str, device: torch.device) -> None:
+    model, sequences = on_device(tiny_model(family), device), difficult_sequences()
     fast = FastNorms(model, measured_parameters(model))
     alone = [fast.score([sequence])[0] for sequence in sequences]
     assert largest_error(fast.score(sequences), alone) <= FP32_TOLERANCE
@@ -175,8 +181,8 @@ def differentiable(output: object) -> list[bool]:
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen2-tied", "gpt2"])
-def test_lora_parameters_alone_are_measured_by_default(family: str) -> None:
-    fast = assert_fast_equals_exact(with_lora(tiny_model(family)))
+def test_lora_parameters_alone_are_measured_by_default(family: str, device: torch.device) -> None:
+    fast = assert_fast_equals_exact(with_lora(on_device(tiny_model(family), device)))
     assert not fast.plan.fallback
     assert all("lora_" in name for names in fast.plan.rules.values() for name in names)
 

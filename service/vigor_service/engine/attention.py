@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
+from vigor_service.engine import varlen_attention
 from vigor_service.engine.packing import PackedBatch
 
 IMPLEMENTATION = "vigor_packed"
@@ -64,6 +65,9 @@ def _attend_packed(
     """Equal causal attention run sequence by sequence; returns (1, N, H, d)."""
     _refuse_unknown(module, attention_mask, dropout, others)
     lengths = [rows.stop - rows.start for rows in _packed_batch.get().token_slices]
+    if softcap is None and varlen_attention.serves(query_1HNd, value_1hNd):
+        output_1NHd = varlen_attention.attend(query_1HNd, key_1hNd, value_1hNd, lengths, scaling, sliding_window)
+        return output_1NHd, None
     if len(lengths) == 1:
         return _attend_one(query_1HNd, key_1hNd, value_1hNd, scaling, sliding_window, softcap).transpose(1, 2), None
     # split, not slices: the backward pass of a slice fills a tensor of all N tokens with zeros

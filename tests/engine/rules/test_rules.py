@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -19,12 +19,20 @@ from vigor_service.engine.rules.head import Head, head_loss, hidden_gradient
 from vigor_service.engine.rules.linear import gram_is_cheaper
 from vigor_service.engine.sequences import TokenSequence
 
-CPU = torch.device("cpu")
+
+@pytest.fixture(autouse=True)
+def _default_device(device: torch.device) -> Iterator[None]:
+    """Let tensors of this module's tests be made on the device."""
+    torch.set_default_device(None if device.type == "cpu" else device)
+    yield
+    torch.set_default_device(None)
 
 
 def batch_of(*num_tokens: int) -> PackedBatch:
     """Return a batch of sequences that condition so many tokens each; ids repeat."""
-    return pack([TokenSequence(tuple(t % 5 for t in range(count)), (3,)) for count in num_tokens], CPU)
+    return pack(
+        [TokenSequence(tuple(t % 5 for t in range(count)), (3,)) for count in num_tokens], torch.get_default_device()
+    )
 
 
 def assert_shares(
@@ -165,7 +173,8 @@ def test_the_input_gradient_is_that_of_the_plain_operation() -> None:
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 @pytest.mark.parametrize("num_features", [4, 300])  # the gradient itself; Gram matrices
 def test_head_loss_signals_and_shares(softcap: float | None, scale: float, num_features: int) -> None:
-    batch = pack([TokenSequence((1,), tuple(range(9))), TokenSequence((2, 3), (7, 7, 1), (True, False, True))], CPU)
+    sequences = [TokenSequence((1,), tuple(range(9))), TokenSequence((2, 3), (7, 7, 1), (True, False, True))]
+    batch = pack(sequences, torch.get_default_device())
     weight, bias = matrix(11, num_features), vector(11)
     hidden_MD = torch.randn(len(batch.targets_M), num_features, requires_grad=True)
     measurement = Measurement(batch)

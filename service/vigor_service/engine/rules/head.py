@@ -21,6 +21,7 @@ from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.rules.embedding import DistinctIds
 from vigor_service.engine.rules.linear import gram_is_cheaper, squared_norm, weight_gradient
+from vigor_service.engine.weight_norms_cuda import weight_norms
 
 _SLICE = 1024  # vocabulary entries
 _ROWS_IN_CACHE = 8
@@ -172,7 +173,9 @@ def hidden_gradient(gradient_TV: Tensor, weight_VD: Tensor) -> Tensor:
 def _share(head: Head, hidden_TD: Tensor, gradient_TV: Tensor) -> Tensor:
     """The head's share of ``‖∇‖²`` for one sequence, a float64 scalar."""
     share = torch.zeros((), dtype=torch.float64, device=hidden_TD.device)
-    if head.measures_weight and gram_is_cheaper(len(hidden_TD), hidden_TD.shape[1], gradient_TV.shape[1]):
+    if head.measures_weight and hidden_TD.is_cuda:
+        share = share + weight_norms(hidden_TD, gradient_TV, [slice(0, len(hidden_TD))])[0]
+    elif head.measures_weight and gram_is_cheaper(len(hidden_TD), hidden_TD.shape[1], gradient_TV.shape[1]):
         share = share + inner_product_(gram_blocks(gradient_TV), weighted_gram_blocks(hidden_TD))
     elif head.measures_weight:
         share = share + squared_norm(weight_gradient(hidden_TD, gradient_TV))

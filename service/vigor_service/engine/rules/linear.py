@@ -18,6 +18,7 @@ from vigor_service.engine import gemm
 from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float32
 from vigor_service.engine.linear_input import LinearInput
 from vigor_service.engine.measurement import Measurement
+from vigor_service.engine.weight_norms_cuda import weight_norms
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,8 @@ class _Linear(torch.autograd.Function):
 
 def weight_shares(layer_input: LinearInput, gradient_NO: Tensor, measurement: Measurement) -> Tensor:
     """``‖GᵀA‖²`` per sequence, shape (B,)."""
+    if gradient_NO.is_cuda:
+        return weight_norms(layer_input.rows_NI(), gradient_NO, measurement.batch.token_slices)
     shares: list[Tensor] = []
     for b, rows in enumerate(measurement.batch.token_slices):
         x_TI, gradient_TO = layer_input.rows_NI()[rows], gradient_NO[rows]

@@ -1,0 +1,165 @@
+"""Norms of weight gradients, every way against every other: ``python -m benchmarks.kernels``, on a CUDA device.
+
+For the linear layers of Qwen2.5 and several lengths, all in one run: the time of each way, Triton's kernels against
+their twins in torch, and the fastest, which is what the engine would take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.metadata
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from benchmarks.measuring import hardware
+from vigor_service.engine.costs import UnavailableError, Way, device_seconds
+from vigor_service.engine.kernels import gram_norm, product_norm
+from vigor_service.engine.kernels.row_ranges import RowRanges, row_ranges
+
+NormWay = Callable[[Tensor, Tensor, RowRanges], Tensor]
+_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+_LENGTHS = (128, 256, 512, 1024, 2048)
+# model -> features, features of keys (and of values), features inside the MLP
+_QWEN = {
+    "0.5B": (896, 128, 4864),
+    "1.5B": (1536, 256, 8960),
+    "3B": (2048, 256, 11008),
+    "7B": (3584, 512, 18944),
+}
+_TEMPLATE = """\
+# Kernels for norms of weight gradients
+
+- date: {date}
+- hardware: {hardware}
+- software: {software}
+- command: `{command}`
+- work: {sequences} sequences of one length, {dtype}; milliseconds, medians of 5
+- ratios: torch / Triton of the same way; above 1 the kernel wins
+- error: the largest relative difference of a kernel's norm from float64's, of the first sequence
+
+| Qwen2.5 | matrix | tokens | {ways} | Gram ratio | product ratio | fastest | error |
+|---|---|---|{rules}|---|---|---|---|
+{rows}
+"""
+
+
+def main() -> None:
+    """Measure, print the report, and write it where ``--out`` says."""
+    options = _parse(sys.argv[1:])
+    device = torch.device("cuda")
+    rows = [
+        row(name, matrix, length, options.sequences, _DTYPES[options.dtype], device)
+        for name in options.models
+        for matrix in matrices(*_QWEN[name]).items()
+        for length in options.lengths
+    ]
+    report = _TEMPLATE.format(
+        date=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
+        hardware=hardware(device),
+        software=f"torch {torch.__version__}, triton {importlib.metadata.version('triton')}",
+        command=" ".join(["python -m benchmarks.kernels", *sys.argv[1:]]),
+        sequences=options.sequences,
+        dtype=options.dtype,
+        ways=" | ".join(norm_ways()),
+        rules="|".join("---" for _ in norm_ways()),
+        rows="\n".join(rows),
+    )
+    print(report)
+    if options.out is not None:
+        options.out.write_text(report)
+
+
+def matrices(num_features: int, num_key_features: int, num_inner: int) -> dict[str, tuple[int, int]]:
+    """Return the inputs and outputs of the distinct linear layers of a model."""
+    return {
+        "q, o": (num_features, num_features),
+        "k, v": (num_features, num_key_features),
+        "gate, up": (num_features, num_inner),
+        "down": (num_inner, num_features),
+    }
+
+
+def norm_ways() -> dict[str, NormWay]:
+    """Return every way, whether the engine would time it or not."""
+    from vigor_service.engine.kernels import gram_norm_triton, product_norm_triton
+
+    return {
+        "Gram in torch": gram_norm.gram_norms,
+        "Gram in Triton": gram_norm_triton.gram_norms,
+        "product in torch": product_norm.product_norms,
+        "product in Triton": product_norm_triton.product_norms,
+    }
+
+
+def row(
+    model: str,
+    matrix: tuple[str, tuple[int, int]],
+    length: int,
+    num_sequences: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    seconds: Callable[[Way], float] = device_seconds,
+) -> str:
+    """Time every way on one matrix and one length; return a row of the table."""
+    name, sizes = matrix
+    generator = torch.Generator(device).manual_seed(0)
+    x_NI, gradient_NO = (
+        torch.randn(num_sequences * length, size, generator=generator, device=device, dtype=dtype) for size in sizes
+    )
+    ranges = row_ranges([(b * length, (b + 1) * length) for b in range(num_sequences)], device)
+    times = {name: _seconds(way, x_NI, gradient_NO, ranges, seconds) for name, way in norm_ways().items()}
+    error = max(_errors(x_NI, gradient_NO, ranges))
+    cells = [model, name, str(length), *(f"{1000 * time:.3f}" for time in times.values()), *_ratios(times)]
+    return f"| {' | '.join(cells)} | {min(times, key=lambda way: times[way])} | {error:.0e} |"
+
+
+def _seconds(
+    way: NormWay, x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges, seconds: Callable[[Way], float]
+) -> float:
+    """Return the time of one way; infinity where it does not run, with the reason on the standard error."""
+    try:
+        return seconds(lambda: way(x_NI, gradient_NO, ranges))
+    except (UnavailableError, torch.OutOfMemoryError) as error:
+        print(error, file=sys.stderr)
+        return float("inf")
+
+
+def _ratios(times: Mapping[str, float]) -> list[str]:
+    return [f"{times[f'{way} in torch'] / times[f'{way} in Triton']:.2f}" for way in ("Gram", "product")]
+
+
+def _errors(x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges) -> Iterator[float]:
+    """Yield the relative error of each kernel's norm of the first sequence, where the kernel runs."""
+    first = row_ranges(ranges.bounds[:1], x_NI.device)
+    (x_TI,), (gradient_TO,) = first.split(x_NI), first.split(gradient_NO)
+    expected = (gradient_TO.double().T @ x_TI.double()).square().sum()
+    for name, way in norm_ways().items():
+        if name.endswith("Triton"):
+            try:
+                norm = way(x_NI, gradient_NO, first)[0]
+            except UnavailableError:
+                yield float("nan")
+            else:
+                yield (norm / expected - 1).abs().item()
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
+    parser.add_argument("--models", nargs="+", choices=_QWEN, default=list(_QWEN))
+    parser.add_argument("--lengths", nargs="+", type=int, default=list(_LENGTHS))
+    parser.add_argument("--sequences", type=int, default=8)
+    parser.add_argument("--dtype", choices=_DTYPES, default="bfloat16")
+    parser.add_argument("--out", type=Path, help="also write the report to this file")
+    options = parser.parse_args(arguments)
+    if not torch.cuda.is_available():
+        parser.error("kernels are timed on a CUDA device, and there is none")
+    return options
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""Attention of all packed sequences in one call of FlashAttention, on a CUDA device.
+
+``torch.nn.attention.varlen`` is young: a torch whose function lacks a scale, windows or grouped heads does without.
+Shapes: N tokens, H query heads, h key and value heads, d features of a head, B sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from inspect import signature
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+_NEEDED = {"scale", "window_size", "enable_gqa"}
+_IS_COMPLETE = signature(varlen_attn).parameters.keys() >= _NEEDED
+_DTYPES = (torch.bfloat16, torch.float16)
+_LARGEST_HEAD = 256
+_FIRST_CAPABILITY = (8, 0)  # of FlashAttention 2: Ampere
+
+
+def serves(query_1HNd: Tensor, value_1hNd: Tensor) -> bool:
+    """Whether FlashAttention takes these tensors on their device."""
+    if not (_IS_COMPLETE and query_1HNd.is_cuda and takes(query_1HNd, value_1hNd)):
+        return False
+    return torch.cuda.get_device_capability(query_1HNd.device) >= _FIRST_CAPABILITY
+
+
+def takes(query_1HNd: Tensor, value_1hNd: Tensor) -> bool:
+    """Whether FlashAttention takes this dtype and this size of heads: 16 bits, up to 256 features by eights."""
+    num_features = query_1HNd.shape[-1]
+    fits = num_features == value_1hNd.shape[-1] and num_features <= _LARGEST_HEAD and num_features % 8 == 0
+    return fits and query_1HNd.dtype in _DTYPES
+
+
+def attend(
+    query_1HNd: Tensor,
+    key_1hNd: Tensor,
+    value_1hNd: Tensor,
+    lengths: Sequence[int],
+    scaling: float | None,
+    sliding_window: int | None,
+    *,
+    kernel: Callable[..., Tensor] = varlen_attn,  # pyright: ignore[reportArgumentType] - a pair only with return_aux
+) -> Tensor:
+    """Equal causal attention run sequence by sequence; returns (1, N, H, d)."""
+    query_NHd, key_Nhd, value_Nhd = (tensor[0].transpose(0, 1) for tensor in (query_1HNd, key_1hNd, value_1hNd))
+    starts = sequence_starts(tuple(lengths), query_1HNd.device)
+    output_NHd = kernel(
+        query_NHd,
+        key_Nhd,
+        value_Nhd,
+        starts,
+        starts,
+        max(lengths),
+        max(lengths),
+        scale=scaling,
+        window_size=(-1 if sliding_window is None else sliding_window - 1, 0),  # tokens before, tokens after
+        enable_gqa=True,
+    )
+    return output_NHd[None]
+
+
+@lru_cache(maxsize=16)
+def sequence_starts(lengths: tuple[int, ...], device: torch.device) -> Tensor:
+    """Return each sequence's first row and N, int32, shape (B + 1,). Kept, so that a batch goes to the device once."""
+    return torch.tensor(list(accumulate(lengths, initial=0)), dtype=torch.int32, device=device)
