@@ -115,10 +115,12 @@ def run_contest(
 
 
 def attempt(call: Callable[[], object]) -> str | None:
-    """Run the call; return None, or why it refused or ran out of memory."""
+    """Run the call; return None, or why it refused, ran out of memory, or is not there."""
     try:
         call()
-    except (RuntimeError, ValueError, MemoryError, ImportError) as error:
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
+    except (RuntimeError, ValueError, MemoryError) as error:
         lines = str(error).splitlines()
         return f"{type(error).__name__}: {lines[0][:240] if lines else 'without a message'}"
     return None

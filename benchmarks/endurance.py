@@ -97,7 +97,7 @@ def _through_service(options: argparse.Namespace) -> Samples:
         arguments: list[str] = []
         if options.model is not None:
             arguments = ["--model", str(_saved(options.model, directory / "checkpoint"))]
-        with service_process(directory, "--log-level", "warning", *arguments) as service:
+        with service_process(directory, *arguments) as service:
             client = VigorClient(str(service.http.base_url))
             groups = mixed_groups(options.requests, client.model().vocab_size)
             pid = service.process.pid

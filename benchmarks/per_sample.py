@@ -37,7 +37,7 @@ def opacus_norms(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> 
     """Return gradient norms from the first backward pass of Opacus's ghost clipping.
 
     Raises:
-        ImportError: Opacus is not installed.
+        ModuleNotFoundError: Opacus is not installed.
         NotImplementedError: it does not take the model; tied weights, for one.
     """
     wrapper = importlib.import_module("opacus.grad_sample").GradSampleModuleFastGradientClipping

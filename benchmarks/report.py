@@ -23,8 +23,7 @@ _TEMPLATE = """\
 - date: {date}
 - hardware: {hardware}
 - software: {software}
-- command: `{command}`
-{notes}
+- command: `{command}`{notes}
 
 {tables}
 """
@@ -63,7 +62,7 @@ class Report:
         """Render the whole page."""
         return _TEMPLATE.format(
             **{name: getattr(self, name) for name in ("title", "date", "hardware", "software", "command")},
-            notes="\n".join(f"- {note}" for note in self.notes),
+            notes="".join(f"\n- {note}" for note in self.notes),
             tables="\n\n".join(map(_section, self.tables)),
         )
 
