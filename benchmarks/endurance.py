@@ -98,10 +98,12 @@ def _through_service(options: argparse.Namespace) -> Samples:
         if options.model is not None:
             arguments = ["--model", str(_saved(options.model, directory / "checkpoint"))]
         with service_process(directory, *arguments) as service:
-            client = VigorClient(str(service.http.base_url))
-            groups = mixed_groups(options.requests, client.model().vocab_size)
             pid = service.process.pid
-            return _sampled(groups, lambda g: client.score([_body(g)]), lambda: resident_bytes(pid=pid), options.every)
+            with VigorClient(str(service.http.base_url)) as client:
+                groups = mixed_groups(options.requests, client.model().vocab_size)
+                return _sampled(
+                    groups, lambda g: client.score([_body(g)]), lambda: resident_bytes(pid=pid), options.every
+                )
 
 
 def _saved(model: str, directory: Path) -> Path:

@@ -38,13 +38,16 @@ def sizes_of(model: PreTrainedModel) -> Sizes:
     """Read the sizes of a decoder that attends to everything before.
 
     Raises:
-        ValueError: a layer of it does not (its attention would be counted too high).
+        ValueError: a layer of it does not (its attention would be counted too high), or it has no head.
     """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         raise ValueError(f"the floor is known for full attention alone, not for {', '.join(sorted(kinds))}")
-    head = model.get_output_embeddings().get_parameter("weight")
+    output = model.get_output_embeddings()
+    if output is None:
+        raise ValueError(f"{type(model).__name__} has no output head")
+    head = output.get_parameter("weight")
     lookups = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)}
     outside = {head, *lookups}  # one tensor where they are tied
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

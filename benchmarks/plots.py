@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -15,7 +16,7 @@ from benchmarks.report import Report, Table
 
 _GREY = "#808080"
 _BLUE, _ORANGE = "#3b82c4", "#d9772b"
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.hashsalt": "vigor",
     "svg.fonttype": "none",
     "font.size": 9,

@@ -35,16 +35,14 @@ def test_a_report_survives_its_json(tmp_path: Path) -> None:
     assert read_report(tmp_path / "result.json").markdown() == (tmp_path / "result.md").read_text()
 
 
-@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
-def test_every_stored_page_is_that_of_its_json(path: Path) -> None:
-    assert path.with_suffix(".md").read_text() == read_report(path).markdown()
+def test_every_stored_page_is_that_of_its_json() -> None:
+    different = [p.stem for p in STORED if p.with_suffix(".md").read_text() != read_report(p).markdown()]
+    assert different == []
 
 
-@pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
-def test_every_stored_result_is_drawn_as_it_is_and_shown(path: Path) -> None:
-    plot = plot_of(path)
-    assert digest(path) in plot.read_text()
-    assert f"(plots/{plot.name})" in PAGE
+def test_every_stored_result_is_drawn_as_it_is_and_shown() -> None:
+    assert [path.stem for path in STORED if digest(path) not in plot_of(path).read_text()] == []
+    assert [path.stem for path in STORED if f"(plots/{plot_of(path).name})" not in PAGE] == []
 
 
 def test_the_docs_show_the_tables_of_the_results() -> None:
