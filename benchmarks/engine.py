@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> Report:
     options = _parse(arguments)
     tables = [_measure(workload, options) for workload in options.workload or _default_workloads(options.device)]
     device = torch.device(_device(options.device))
-    notes = list(_NOTES)
+    notes = [*_NOTES, f"the engine's batches hold up to {options.max_batch_tokens} tokens"]
     if device.type == "cpu":
         notes.append("on a GPU: not measured, this was run on a CPU")
     report = new_report("The engine and what else there is", "benchmarks.engine", arguments, device, tables, notes)
