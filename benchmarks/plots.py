@@ -54,7 +54,7 @@ def _engine(report: Report) -> Figure:
     axes = figure.subplots(len(tables), 2, squeeze=False)
     for (time, memory), table in zip(axes, tables, strict=True):
         _bars(time, table, "times_engine", f"{table.name}: time / engine")
-        _bars(memory, table, "peak_mib", f"{table.name}: peak MiB above weights")
+        _bars(memory, table, "peak_mib", f"{table.name}: peak MiB")
     return figure
 
 
