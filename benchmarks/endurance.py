@@ -152,7 +152,7 @@ def _sample_rows(in_process: Samples, over_http: Samples) -> list[dict[str, Cell
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.endurance", description=__doc__)
-    parser.add_argument("--model", default="llama-6m", help="a shape of benchmarks/models.py (default: %(default)s)")
+    parser.add_argument("--model", default="llama-1m", help="a shape of benchmarks/models.py (default: %(default)s)")
     parser.add_argument("--embedded", dest="model", action="store_const", const=None, help="the embedded model instead")
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--warm", type=int, default=100, help="requests before memory must be flat")

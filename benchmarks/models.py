@@ -44,7 +44,7 @@ def _shape(
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": _shape("llama", 2, 32, 48, 4, 2, 320, tied=True),
     "tiny-untied": _shape("qwen2", 2, 32, 48, 4, 2, 320, tied=False),
-    "llama-6m": _shape("llama", 6, 256, 704, 4, 2, 8192, tied=True),
+    "llama-1m": _shape("llama", 4, 128, 352, 4, 2, 4096, tied=True),
     "llama-26m": _shape("llama", 8, 320, 896, 5, 5, 49_152, tied=True),
     "llama-61m": _shape("llama", 16, 448, 1216, 7, 7, 49_152, tied=True),
     "llama-61m-untied": _shape("llama", 16, 448, 1216, 7, 7, 49_152, tied=False),
