@@ -37,7 +37,7 @@ benchmark: setup
 	$(BIN)/python -m pip install --quiet --editable '.[dev,benchmarks]'
 	$(BIN)/python -m benchmarks.engine --repeats 5 --out $(RESULTS)/engine_$(WHERE)
 	$(BIN)/python -m benchmarks.growth --out $(RESULTS)/growth_$(WHERE)
-	$(BIN)/python -m benchmarks.endurance --out $(RESULTS)/endurance_$(WHERE)
+	$(BIN)/python -m benchmarks.endurance --out $(RESULTS)/endurance_cpu
 	$(BIN)/python -m benchmarks.long_sequences $(LONG) --out $(RESULTS)/long-sequences_$(WHERE)
 	$(BIN)/python -m benchmarks.publish
 
