@@ -4,6 +4,10 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 VENV ?= .venv
 BIN := $(VENV)/bin
+# `make benchmark WHERE=gpu LONG=` on a GPU; a CPU takes SmolLM2's shapes with six of its thirty layers to 32,768 tokens.
+WHERE ?= cpu
+LONG ?= --layers 6
+RESULTS := benchmarks/results
 # Processes that share cores must sleep while they wait, not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -33,7 +37,12 @@ check: setup
 	$(BIN)/python -m pytest --quiet tests/test_architecture.py tests/test_exported_members.py
 
 benchmark: setup
-	$(BIN)/python -m benchmarks.engine
+	$(BIN)/python -m pip install --quiet --editable '.[dev,benchmarks]'
+	$(BIN)/python -m benchmarks.engine --repeats 5 --out $(RESULTS)/engine_$(WHERE)
+	$(BIN)/python -m benchmarks.growth --out $(RESULTS)/growth_$(WHERE)
+	$(BIN)/python -m benchmarks.endurance --out $(RESULTS)/endurance_cpu
+	$(BIN)/python -m benchmarks.long_sequences $(LONG) --out $(RESULTS)/long-sequences_$(WHERE)
+	$(BIN)/python -m benchmarks.publish
 
 clean:
 	rm -rf $(VENV) demo dist

@@ -12,6 +12,8 @@ from typing import TypeVar
 
 import torch
 
+from vigor_service.engine.gemm import linear
+
 T = TypeVar("T")
 _PROCESS = Path("/proc/self")
 
@@ -36,7 +38,7 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     before = _reset_peak_resident_bytes()
     call()
-    return _resident_bytes("VmHWM") - before
+    return resident_bytes("VmHWM") - before
 
 
 def _synchronize(device: torch.device) -> None:
@@ -48,22 +50,29 @@ def _reset_peak_resident_bytes() -> int:
     """Give freed memory back to the system, start the peak anew, and return what is resident now."""
     ctypes.CDLL(None).malloc_trim(0)
     (_PROCESS / "clear_refs").write_text("5")
-    return _resident_bytes("VmRSS")
+    return resident_bytes()
 
 
-def _resident_bytes(field: str) -> int:
-    for line in (_PROCESS / "status").read_text().splitlines():
+def resident_bytes(field: str = "VmRSS", *, pid: int | None = None) -> int:
+    """Return what a process (None: this one) has in memory now, or (``VmHWM``) had at most."""
+    status = Path("/proc") / ("self" if pid is None else str(pid)) / "status"
+    for line in status.read_text().splitlines():
         if line.startswith(f"{field}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError(f"/proc/self/status has no {field}: peak memory is measured on Linux only")
+    raise RuntimeError(f"{status} has no {field}: memory is measured on Linux only")
 
 
 def gemm_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the rate of large matrix products, the best of a few, as the ceiling of everything else."""
+    """Return the rate of large matrix products, the best of a few by either library, as the ceiling of all else.
+
+    The libraries are torch's own product and that of the engine's linear layers.
+    """
     size = 8192 if device.type == "cuda" else 1536
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
-    _ = left @ right
-    seconds = min(timed(lambda: left @ right, device)[1] for _ in range(8))
+    products = (lambda: left @ right, lambda: linear(left, right))
+    for product in products:
+        product()  # warms up
+    seconds = min(timed(product, device)[1] for _ in range(8) for product in products)
     return 2 * size**3 / seconds
 
 

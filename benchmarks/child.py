@@ -1,0 +1,44 @@
+"""A process of its own for one measurement: clean memory, and a bound on it."""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+import torch
+
+P = ParamSpec("P")
+R = TypeVar("R")
+_PART_OF_MEMORY = 0.85
+
+
+def in_child(task: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | str:
+    """Return ``task(*args, **kwargs)`` from a fresh process, or, if the system ended that process, why.
+
+    On a machine without a GPU an allocation beyond 85 % of the memory that is free now fails in the process, before the
+    system has to end it.
+    """
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_bound_memory) as pool:
+        try:
+            return pool.submit(task, *args, **kwargs).result()
+        except BrokenProcessPool:
+            return "the process was ended by the system, most likely for its memory"
+
+
+def _bound_memory() -> None:
+    if torch.cuda.is_available():
+        return  # the driver maps more than it uses
+    limit = int(_PART_OF_MEMORY * _available_bytes())
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+
+
+def _available_bytes() -> int:
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    raise RuntimeError("/proc/meminfo has no MemAvailable: memory is bounded on Linux only")

@@ -1,0 +1,121 @@
+"""Plots of results, as SVG that reads on light and dark pages and is the same for the same numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.contest import ENGINE
+from benchmarks.report import Report, Table
+
+_GREY = "#808080"
+_BLUE, _ORANGE = "#3b82c4", "#d9772b"
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "vigor",
+    "svg.fonttype": "none",
+    "font.size": 9,
+    "text.color": _GREY,
+    "axes.labelcolor": _GREY,
+    "axes.edgecolor": _GREY,
+    "xtick.color": _GREY,
+    "ytick.color": _GREY,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+def draw(kind: str, report: Report, source: Path, target: Path) -> None:
+    """Draw a report of one kind (a key of ``PLOTS``) into an SVG file that names the digest of its source."""
+    with mpl.rc_context(_STYLE):
+        figure = PLOTS[kind](report)
+        figure.savefig(
+            target,
+            format="svg",
+            transparent=True,
+            metadata={"Date": None, "Creator": None, "Description": digest(source)},
+        )
+
+
+def digest(source: Path) -> str:
+    """Return what a plot is marked with: the digest of the JSON that it shows."""
+    return f"sha256 of {source.name}: {hashlib.sha256(source.read_bytes()).hexdigest()}"
+
+
+def _engine(report: Report) -> Figure:
+    tables = [table for table in report.tables if table.rows]
+    figure = Figure(figsize=(8, 1 + 1.5 * len(tables)), layout="constrained")
+    axes = figure.subplots(len(tables), 2, squeeze=False)
+    for (time, memory), table in zip(axes, tables, strict=True):
+        _bars(time, table, "times_engine", f"{table.name}: time / engine")
+        _bars(memory, table, "peak_mib", f"{table.name}: peak MiB")
+    return figure
+
+
+def _bars(axes: Axes, table: Table, key: str, title: str) -> None:
+    rows = [row for row in reversed(table.rows) if row[key] is not None]
+    names, values = [str(row["contestant"]) for row in rows], _numbers(Table("", {}, rows), key)
+    bars = axes.barh(names, values, color=[_ORANGE if name == ENGINE else _BLUE for name in names])
+    axes.bar_label(bars, fmt=table.columns[key][1].format, padding=3, color=_GREY)
+    axes.set_title(title, loc="left", fontsize=9)
+    axes.margins(x=0.2)
+    axes.xaxis.set_visible(False)
+
+
+def _growth(report: Report) -> Figure:
+    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    axes = figure.subplots(2, len(report.tables), squeeze=False)
+    for time, memory, table in zip(*axes, report.tables, strict=True):
+        time.set_title(table.name, fontsize=9)
+        _loop_and_engine(time, table, "seconds")
+        _loop_and_engine(memory, table, "mib")
+        memory.set_xlabel(table.columns["x"][0])
+    axes[0][0].set_ylabel("seconds")
+    axes[1][0].set_ylabel("peak MiB above weights")
+    axes[0][0].legend()
+    return figure
+
+
+def _loop_and_engine(axes: Axes, table: Table, unit: str) -> None:
+    axes.plot(_numbers(table, "x"), _numbers(table, f"loop_{unit}"), "o-", color=_BLUE, label="ideal loop")
+    axes.plot(_numbers(table, "x"), _numbers(table, f"engine_{unit}"), "o-", color=_ORANGE, label="engine")
+    axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
+
+
+def _endurance(report: Report) -> Figure:
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.subplots()
+    table = report.table("samples")
+    for key, colour in (("engine_mib", _ORANGE), ("http_mib", _BLUE)):
+        axes.plot(_numbers(table, "requests"), _numbers(table, key), color=colour, label=table.columns[key][0])
+    axes.set(xlabel="requests", ylabel="resident MiB", ylim=(0, None))
+    axes.legend()
+    return figure
+
+
+def _long_sequences(report: Report) -> Figure:
+    figure = Figure(figsize=(7, 2.8), layout="constrained")
+    (table,) = report.tables
+    for axes, key in zip(figure.subplots(1, 2), ("peak_mib", "seconds"), strict=True):
+        axes.plot(_numbers(table, "tokens"), _numbers(table, key), "o-", color=_ORANGE)
+        axes.set(xlabel="tokens", ylabel=table.columns[key][0], xlim=(0, None), ylim=(0, None))
+    return figure
+
+
+def _numbers(table: Table, key: str) -> list[float]:
+    return [float(value) for row in table.rows if (value := row[key]) is not None]
+
+
+PLOTS: dict[str, Callable[[Report], Figure]] = {
+    "engine": _engine,
+    "growth": _growth,
+    "endurance": _endurance,
+    "long-sequences": _long_sequences,
+}

@@ -1,0 +1,61 @@
+"""Bring docs/benchmarks.md up to date with benchmarks/results: ``python -m benchmarks.publish``.
+
+Every result is drawn, and each place of the page is filled with a table of the result it names, or with its plot:
+
+    <!-- RESULT: TABLE -->
+    the table
+    <!-- end -->
+
+    <!-- RESULT: plot -->
+    the plot
+    <!-- end -->
+
+A result that is not there is said to be not measured.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from benchmarks.plots import PLOTS, draw
+from benchmarks.report import RESULTS, read_report
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
+PLACE = re.compile(r"<!-- (?P<result>[\w-]+): (?P<what>[^>]+?) -->\n(?P<shown>.*?)<!-- end -->", re.DOTALL)
+
+
+def main(results: Path = RESULTS, docs: Path = DOCS) -> None:
+    """Draw the results and fill the page's places."""
+    for kind in PLOTS:
+        for source in sorted(results.glob(f"{kind}_*.json")):
+            draw(kind, read_report(source), source, plot_of(source, docs))
+    page = docs / "benchmarks.md"
+    page.write_text(PLACE.sub(lambda place: _filled(place, results), page.read_text()))
+
+
+def plot_of(source: Path, docs: Path = DOCS) -> Path:
+    """Return where the plot of a result is."""
+    return docs / "plots" / f"{source.stem}.svg"
+
+
+def shown(result: str, what: str, results: Path = RESULTS) -> str:
+    """Return what the page shows of a result: its plot, or one table and where it was measured."""
+    source = results / f"{result}.json"
+    if not source.is_file():
+        return f"Not measured: there is no benchmarks/results/{source.name}.\n"
+    report = read_report(source)
+    if what == "plot":
+        return f"![{report.title}](plots/{plot_of(source).name})\n"
+    table = report.table(what)
+    notes = "".join(f"{note}.\n" for note in table.notes)
+    return f"{notes}{report.hardware}, {report.date}, `{report.command}`\n\n{table.markdown()}\n"
+
+
+def _filled(place: re.Match[str], results: Path) -> str:
+    filling = shown(place["result"], place["what"], results)
+    return f"<!-- {place['result']}: {place['what']} -->\n{filling}<!-- end -->"
+
+
+if __name__ == "__main__":
+    main()

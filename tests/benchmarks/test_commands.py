@@ -1,0 +1,82 @@
+"""Every benchmark runs, on a tiny model, and its result can be published."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks import endurance, engine, growth, long_sequences
+from benchmarks.contest import CONTESTANTS, ENGINE
+from benchmarks.plots import PLOTS, digest
+from benchmarks.publish import PLACE, main
+
+PAGE = """
+<!-- engine_try: tiny-untied,3,6,4,9 -->
+<!-- end -->
+and
+<!-- growth_try: size of the model -->
+old
+<!-- end -->
+<!-- growth_try: plot -->
+<!-- end -->
+<!-- engine_elsewhere: plot -->
+<!-- end -->
+"""
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("results")
+
+
+def test_the_engine_is_compared(results: Path) -> None:
+    workload = "tiny-untied,3,6,4,9"
+    report = engine.main(["--workload", workload, "--repeats", "2", "--out", str(results / "engine_try")])
+    rows = {row["contestant"]: row for row in report.table(workload).rows}
+    assert tuple(rows) == CONTESTANTS
+    for name in (name for name in CONTESTANTS if "Opacus" not in name):
+        assert rows[name]["difference"] == pytest.approx(0, abs=1e-4), name
+    assert rows[ENGINE]["times_engine"] == 1.0
+    assert "on a GPU: not measured, this was run on a CPU" in report.notes
+
+
+def test_growth_has_a_row_for_each_point(results: Path) -> None:
+    sizes = "--groups 2 --lengths 8 --models tiny --completions 2 --length 8 --prompt-tokens 6 --repeats 1"
+    report = growth.main(["--model", "tiny", *sizes.split(), "--out", str(results / "growth_try")])
+    assert [[row["x"] for row in table.rows[:2]] for table in report.tables[:2]] == [[2], [8]]
+    assert all(row["ratio"] for table in report.tables for row in table.rows)
+
+
+def test_a_long_sequence_is_scored(results: Path) -> None:
+    arguments = ["--model", "tiny", "--layers", "1", "--lengths", "300", "--prompt-tokens", "20"]
+    report = long_sequences.main([*arguments, "--out", str(results / "long-sequences_try")])
+    (row,) = report.table("one sequence").rows
+    assert (row["tokens"], row["loss_tokens"]) == (300, 280)
+    assert row["grad_norm"]
+
+
+def test_endurance_samples_both_paths(results: Path) -> None:
+    arguments = ["--model", "tiny", "--requests", "20", "--warm", "10", "--every", "5"]
+    report = endurance.main([*arguments, "--out", str(results / "endurance_try")])
+    assert [row["path"] for row in report.table("resident memory").rows] == ["engine in process", "service over HTTP"]
+    assert [row["requests"] for row in report.table("samples").rows] == [5, 10, 15, 20]
+
+
+def test_results_are_published(results: Path, tmp_path: Path) -> None:
+    (tmp_path / "plots").mkdir()
+    (tmp_path / "benchmarks.md").write_text(PAGE)
+    main(results, tmp_path)
+    page = (tmp_path / "benchmarks.md").read_text()
+    compared, grown, plotted, missing = (place["shown"] for place in PLACE.finditer(page))
+    assert compared.count("\n| ") == 2 + len(CONTESTANTS)
+    assert grown.count("\n| ") == 2 + 1
+    assert plotted == "![How time and memory grow](plots/growth_try.svg)\n"
+    assert missing == "Not measured: there is no benchmarks/results/engine_elsewhere.json.\n"
+    plots = {kind: tmp_path / "plots" / f"{kind}_try.svg" for kind in PLOTS}
+    for kind, plot in plots.items():
+        assert digest(results / f"{kind}_try.json") in plot.read_text()
+    before = [plot.read_bytes() for plot in plots.values()]
+    main(results, tmp_path)
+    assert [plot.read_bytes() for plot in plots.values()] == before
+    assert (tmp_path / "benchmarks.md").read_text() == page
