@@ -193,6 +193,7 @@ def test_status_shows_model_weights_and_queue(
         "state     ready",
         "model     tiny (LlamaForCausalLM, float32 on cpu)",
         "measured  1,234 of 1,234 parameters, packed",
+        "norms     exact",
         "weights   version 0, ready, since 2026-01-01T00:00:00Z",
         f"digest    {fake.tensor_list().weight_digest}",
         "queue     2 requests, 34 tokens",

@@ -16,6 +16,7 @@ from vigor_service.engine.exact_norms import exact_score
 from vigor_service.engine.fast_norms import FastNorms
 from vigor_service.engine.parameters import measured_parameters
 from vigor_service.engine.plan import UnsupportedModelError, causal_model, probe_sequences
+from vigor_service.engine.probes import Probes
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 
 logger = logging.getLogger(__name__)
@@ -49,6 +50,7 @@ class EngineInfo:
     vocab_size: int
     tied_embeddings: bool
     layout: str
+    norm_probes: int | None  # None: every norm is exact
     rules: Mapping[str, Sequence[str]]  # rule -> names of the parameters it claims
 
 
@@ -78,15 +80,23 @@ class Scorer(Protocol):
 class Engine:
     """Scores with a transformers model: by the fast path where it proves exact on a probe, else by the reference.
 
+    With ``norm_probes`` the fast path estimates what matrices add to a norm (see ``Probes``), after its exact norms
+    have proved right; the reference never estimates.
+
     Raises:
-        ValueError: ``parameters`` selects nothing (see ``measured_parameters``).
+        ValueError: ``parameters`` selects nothing (see ``measured_parameters``), or ``norm_probes`` is not above 0.
     """
 
-    def __init__(self, model: PreTrainedModel, *, name: str, parameters: str | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, name: str, parameters: str | None = None, norm_probes: int | None = None
+    ) -> None:
         self._model = model.eval()
         self._name = name
         self._measured = measured_parameters(model, parameters)
+        probes = None if norm_probes is None else Probes(self._measured, norm_probes)
         self._fast = _trusted_fast_norms(model, self._measured)
+        if self._fast is not None:
+            self._fast.probes = probes
 
     @property
     def info(self) -> EngineInfo:
@@ -103,6 +113,7 @@ class Engine:
             vocab_size=model.get_input_embeddings().get_parameter("weight").shape[0],
             tied_embeddings=bool(self.aliases()),
             layout="single" if self._fast is None or self._fast.plan.fallback else "packed",
+            norm_probes=None if self._fast is None or self._fast.probes is None else self._fast.probes.num_probes,
             rules={"exact": list(self._measured)} if self._fast is None else self._fast.plan.rules,
         )
 

@@ -18,6 +18,7 @@ from vigor_service.engine.interception import Measuring
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.packing import PackedBatch, pack
 from vigor_service.engine.plan import causal_model, hidden_states, make_plan
+from vigor_service.engine.probes import Probes
 from vigor_service.engine.rules.head import HeadSignals, head_loss
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
 
@@ -33,6 +34,7 @@ class FastNorms:
         model.requires_grad_(False).eval()
         self._model = causal_model(model)
         self.plan = make_plan(self._model, parameters)
+        self.probes: Probes | None = None  # None: every norm is exact
 
     def score(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
         """Equal ``[exact_score(model, sequence, parameters) for sequence in sequences]``."""
@@ -60,7 +62,7 @@ class FastNorms:
 
     def _measure(self, batch: PackedBatch) -> tuple[Tensor, HeadSignals]:
         """Return ``‖∇θ Σ_t NLL_t‖²`` per sequence, shape (B,), float64, and the signals."""
-        measurement = Measurement(batch, tied_weight_VD=self.plan.tied_weight_VD)
+        measurement = Measurement(batch, tied_weight_VD=self.plan.tied_weight_VD, probes=self.probes)
         fallback = list(self.plan.fallback.values())
         for parameter in fallback:
             parameter.requires_grad_(True)

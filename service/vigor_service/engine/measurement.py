@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vigor_service.engine.grams import GramCache
 from vigor_service.engine.packing import PackedBatch
+from vigor_service.engine.probes import Probes
 
 
 class Measurement:
@@ -21,9 +22,12 @@ class Measurement:
     if it were the gradient of ``squared_norms_B``; autograd adds the shares up in float64.
     """
 
-    def __init__(self, batch: PackedBatch, *, tied_weight_VD: Tensor | None = None) -> None:
+    def __init__(
+        self, batch: PackedBatch, *, tied_weight_VD: Tensor | None = None, probes: Probes | None = None
+    ) -> None:
         self.batch = batch
         self.tied_weight_VD = tied_weight_VD
+        self._probes = probes
         self.squared_norms_B = torch.zeros(
             batch.num_sequences, dtype=torch.float64, device=batch.input_ids_1N.device, requires_grad=True
         )
@@ -35,3 +39,7 @@ class Measurement:
     def rows_of_sequences(self, tensor_ND: Tensor) -> Iterator[Tensor]:
         """Yield the rows (T, D) of each sequence in turn."""
         return (tensor_ND[rows] for rows in self.batch.token_slices)
+
+    def signs_of(self, parameter: Tensor, weight_OI: Tensor) -> Tensor | None:
+        """Return the probes (P, I) that estimate the weight's share; None: it is exact."""
+        return None if self._probes is None else self._probes.of(parameter, weight_OI)

@@ -19,6 +19,7 @@ from transformers import PreTrainedConfig
 
 from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float32, weighted_gram_blocks
 from vigor_service.engine.measurement import Measurement
+from vigor_service.engine.probes import estimated_share
 from vigor_service.engine.rules.embedding import DistinctIds
 from vigor_service.engine.rules.linear import gram_is_cheaper, squared_norm, weight_gradient
 
@@ -100,6 +101,7 @@ class _HeadLoss(torch.autograd.Function):
         tied = _TiedRows(measurement) if measurement.tied_weight_VD is not None else None
         bundles = _bundles(measurement.batch.loss_slices)
         workspace_RV = hidden_MD.new_empty(max(map(_num_rows, bundles)), len(head.weight_VD))  # for all in turn
+        signs_PD = measurement.signs_of(head.weight_VD, head.weight_VD)
         shares: list[Tensor] = []
         for bundle in bundles:
             rows = slice(bundle[0].start, bundle[-1].stop)
@@ -108,7 +110,7 @@ class _HeadLoss(torch.autograd.Function):
             hidden_gradient_MD[rows] = hidden_gradient(gradient_RV, head.weight_VD)
             for own in bundle:
                 hidden_TD, gradient_TV = hidden_MD[own], gradient_RV[own.start - rows.start : own.stop - rows.start]
-                shares.append(_share(head, hidden_TD, gradient_TV))
+                shares.append(_share(head, hidden_TD, gradient_TV, signs_PD))
                 if tied is not None:
                     tied.add(hidden_TD, gradient_TV)
         if tied is not None:
@@ -172,10 +174,12 @@ def hidden_gradient(gradient_TV: Tensor, weight_VD: Tensor) -> Tensor:
     return hidden_gradient_TD.to(gradient_TV.dtype)
 
 
-def _share(head: Head, hidden_TD: Tensor, gradient_TV: Tensor) -> Tensor:
-    """The head's share of ``‖∇‖²`` for one sequence, a float64 scalar."""
+def _share(head: Head, hidden_TD: Tensor, gradient_TV: Tensor, signs_PD: Tensor | None) -> Tensor:
+    """The head's share of ``‖∇‖²`` for one sequence, a float64 scalar; an estimate if the weight has probes."""
     share = torch.zeros((), dtype=torch.float64, device=hidden_TD.device)
-    if head.measures_weight and gram_is_cheaper(len(hidden_TD), hidden_TD.shape[1], gradient_TV.shape[1]):
+    if head.measures_weight and signs_PD is not None:
+        share = share + estimated_share(hidden_TD, gradient_TV, signs_PD)
+    elif head.measures_weight and gram_is_cheaper(len(hidden_TD), hidden_TD.shape[1], gradient_TV.shape[1]):
         share = share + inner_product_(gram_blocks(gradient_TV), weighted_gram_blocks(hidden_TD))
     elif head.measures_weight:
         share = share + squared_norm(weight_gradient(hidden_TD, gradient_TV))

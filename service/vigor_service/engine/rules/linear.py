@@ -17,6 +17,7 @@ from torch import Tensor
 from vigor_service.engine import gemm
 from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float32
 from vigor_service.engine.measurement import Measurement
+from vigor_service.engine.probes import estimated_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class LinearCall:
             measurement,
             is_measured(self.weight),
             measures_bias,
+            measurement.signs_of(self.weight, self.weight_OI),
         )
 
 
@@ -70,9 +72,10 @@ class _Linear(torch.autograd.Function):
         measurement: Measurement,
         measures_weight: bool,
         measures_bias: bool,
+        signs_PI: Tensor | None,
     ) -> Tensor:
         ctx.save_for_backward(x, weight_OI)
-        ctx.measurement, ctx.measures = measurement, (measures_weight, measures_bias)
+        ctx.measurement, ctx.measures, ctx.signs_PI = measurement, (measures_weight, measures_bias), signs_PI
         if measures_weight:
             measurement.grams.expect(x, num_outputs=len(weight_OI))
         shared = measurement.batch.shared
@@ -87,17 +90,23 @@ class _Linear(torch.autograd.Function):
         measures_weight, measures_bias = ctx.measures
         shares_B = torch.zeros_like(ctx.measurement.squared_norms_B)
         if measures_weight:
-            shares_B = shares_B + weight_shares(x.flatten(0, -2), gradient.flatten(0, -2), ctx.measurement)
+            shares_B = shares_B + weight_shares(
+                x.flatten(0, -2), gradient.flatten(0, -2), ctx.measurement, ctx.signs_PI
+            )
         if measures_bias:
             shares_B = shares_B + row_sum_shares(gradient.flatten(0, -2), ctx.measurement)
         x_gradient = gemm.linear(gradient, weight_OI.T) if ctx.needs_input_grad[0] else None
-        return x_gradient, shares_B, None, None, None, None, None
+        return x_gradient, shares_B, None, None, None, None, None, None
 
 
-def weight_shares(x_NI: Tensor, gradient_NO: Tensor, measurement: Measurement) -> Tensor:
-    """``‖GᵀA‖²`` per sequence, shape (B,)."""
-    num_outputs = measurement.grams.num_outputs(x_NI)  # of all layers that share AAᵀ
+def weight_shares(
+    x_NI: Tensor, gradient_NO: Tensor, measurement: Measurement, signs_PI: Tensor | None = None
+) -> Tensor:
+    """``‖GᵀA‖²`` per sequence, shape (B,); an estimate if there are probes (P, I)."""
     pairs = zip(measurement.rows_of_sequences(x_NI), measurement.rows_of_sequences(gradient_NO), strict=True)
+    if signs_PI is not None:
+        return torch.stack([estimated_share(x_TI, gradient_TO, signs_PI) for x_TI, gradient_TO in pairs])
+    num_outputs = measurement.grams.num_outputs(x_NI)  # of all layers that share AAᵀ
     shares: list[Tensor] = []
     for b, (x_TI, gradient_TO) in enumerate(pairs):
         if gram_is_cheaper(len(x_TI), x_TI.shape[1], num_outputs):
