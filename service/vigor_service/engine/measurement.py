@@ -40,6 +40,6 @@ class Measurement:
         """Yield the rows (T, D) of each sequence in turn."""
         return (tensor_ND[rows] for rows in self.batch.token_slices)
 
-    def signs_of(self, parameter: Tensor, weight_OI: Tensor) -> Tensor | None:
-        """Return the probes (P, I) that estimate the weight's share; None: it is exact."""
-        return None if self._probes is None else self._probes.of(parameter, weight_OI)
+    def signs_of(self, parameter: Tensor, weight_OI: Tensor, times: int = 1) -> Tensor | None:
+        """Return the probes (times P, I) that estimate the weight's share; None: it is exact."""
+        return None if self._probes is None else self._probes.of(parameter, weight_OI, times)

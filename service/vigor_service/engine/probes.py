@@ -6,7 +6,8 @@ probes cost ``2 T P (I + O)`` operations, where the gradient costs ``2 T I O`` a
 
 The mean over P probes has the variance ``(2 / P) (‖MᵀM‖² - Σ_i (MᵀM)²_ii)``, below ``(2 / P) ‖M‖⁴ / r`` with the
 effective rank ``r = ‖M‖⁴ / ‖MᵀM‖²``. Every matrix has probes of its own, so that the errors of a model's matrices are
-independent and their sum is relatively much closer than each of them.
+independent and their sum is relatively much closer than each of them. ``‖Mᵀz‖²`` costs the same; on real text its
+variance was larger for every kind of matrix (docs/decisions/0010-approximations.md).
 
 Shapes: P probes, T tokens of a sequence, N of all, I inputs, O outputs.
 """
@@ -39,14 +40,15 @@ class Probes:
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._signs: dict[str, Tensor] = {}
 
-    def of(self, parameter: Tensor, weight_OI: Tensor) -> Tensor | None:
-        """Return signs (P, I) for the weight; None where it is not measured or its gradient costs no more."""
+    def of(self, parameter: Tensor, weight_OI: Tensor, times: int = 1) -> Tensor | None:
+        """Return signs (times P, I) for the weight; None where it is not measured or its gradient costs no more."""
         num_outputs, num_inputs = weight_OI.shape
+        num_probes = self.num_probes * times
         name = self._names.get(id(parameter))
-        if name is None or self.num_probes * (num_inputs + num_outputs) >= num_inputs * num_outputs:
+        if name is None or num_probes * (num_inputs + num_outputs) >= num_inputs * num_outputs:
             return None
         if name not in self._signs:
-            self._signs[name] = random_signs(name, self.num_probes, num_inputs).to(weight_OI)
+            self._signs[name] = random_signs(name, num_probes, num_inputs).to(weight_OI)
         return self._signs[name]
 
 

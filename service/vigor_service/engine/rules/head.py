@@ -25,6 +25,7 @@ from vigor_service.engine.rules.linear import gram_is_cheaper, squared_norm, wei
 
 _SLICE = 1024  # vocabulary entries
 _ROWS_IN_CACHE = 8
+_PROBES_TIMES = 16  # the head alone has a quarter of the squared norm: its error would be all the error there is
 _ROWS_AT_ONCE = 384  # a matrix product of fewer rows with the vocabulary runs below the machine's rate
 
 
@@ -101,7 +102,7 @@ class _HeadLoss(torch.autograd.Function):
         tied = _TiedRows(measurement) if measurement.tied_weight_VD is not None else None
         bundles = _bundles(measurement.batch.loss_slices)
         workspace_RV = hidden_MD.new_empty(max(map(_num_rows, bundles)), len(head.weight_VD))  # for all in turn
-        signs_PD = measurement.signs_of(head.weight_VD, head.weight_VD)
+        signs_PD = measurement.signs_of(head.weight_VD, head.weight_VD, times=_PROBES_TIMES)
         shares: list[Tensor] = []
         for bundle in bundles:
             rows = slice(bundle[0].start, bundle[-1].stop)
