@@ -118,9 +118,9 @@ def make_engine(policy: Policy, variant: Variant) -> Engine:
 
 
 def measure(engines: Mapping[Variant, Engine], groups: Sequence[SampledGroup]) -> dict[Variant, Outcome]:
-    """Score every group with every engine, in turn, after one group to warm up."""
+    """Score every group with every engine, in turn, after one sequence to warm up."""
     for engine in engines.values():
-        _score(engine, groups[0])
+        engine.score(groups[0].sequences[:1])
     outcomes = {variant: Outcome([], []) for variant in engines}
     for group in groups:
         for variant, engine in engines.items():
