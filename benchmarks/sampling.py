@@ -75,9 +75,10 @@ def _sample_group(policy: Policy, question: str, num_completions: int, max_new_t
     return SampledGroup(question, tuple(TokenSequence(prompt_ids, completion) for completion in completions))
 
 
-def _until(ids: list[int], end_id: int | list[int] | None) -> tuple[int, ...]:
+def _until(ids: list[int], end_id: object) -> tuple[int, ...]:
     """Return the ids up to and with the first end token: what follows is padding."""
-    return tuple(ids[: ids.index(end_id) + 1] if end_id in ids else ids)  # pyright: ignore[reportArgumentType] - it is in the list
+    length = next((index + 1 for index, token_id in enumerate(ids) if token_id == end_id), len(ids))
+    return tuple(ids[:length])
 
 
 def save_groups(path: Path, groups: Sequence[SampledGroup], *, model: str, how: str) -> None:

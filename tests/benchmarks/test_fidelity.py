@@ -51,7 +51,9 @@ def test_every_group_is_scored_by_every_variant_in_its_own_order() -> None:
 
 def test_a_model_that_only_the_reference_scores_is_refused() -> None:
     policy = tiny_policy()
-    policy.model.set_output_embeddings(nn.Sequential(policy.model.get_output_embeddings()))
+    head = policy.model.get_output_embeddings()
+    assert head is not None
+    policy.model.set_output_embeddings(nn.Sequential(head))
     with pytest.raises(RuntimeError, match=r"--dtype float32: the fast path does not score tiny"):
         make_engine(policy, EXACT)
 

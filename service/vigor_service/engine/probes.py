@@ -27,7 +27,8 @@ class Probes:
     """The probes of every matrix of a model.
 
     They follow from the parameter's name alone: the same request has the same estimate, whatever else is in the batch,
-    and the errors of a group's completions, whose gradients are alike, have much in common.
+    and the errors of a group's completions, whose gradients are alike, have much in common. Made when first asked for;
+    threads that ask at once make the same.
 
     Raises:
         ValueError: ``num_probes`` is not above 0.
