@@ -49,6 +49,7 @@ class FakeScorer:
             vocab_size=VOCAB_SIZE,
             tied_embeddings=True,
             layout="packed",
+            norm_probes=5,
             rules={"embedding": ["embed.weight"], "vector": ["norm.weight"]},
         )
 

@@ -145,6 +145,24 @@ def _shown(default: object) -> str:
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
 
 
+# ------------------------------------------------------------------------------------- approximations.md
+
+
+def test_the_numbers_of_the_approximations_are_those_of_the_result() -> None:
+    page = (DOCS / "approximations.md").read_text()
+    (link,) = set(re.findall(r"\]\((\S*results/fidelity_\S*\.md)\)", page))
+    assert _tables((DOCS / link).read_text()) == _tables(page)[:1]
+
+
+def test_every_approximation_on_the_page_is_a_setting() -> None:
+    flags = set(re.findall(r"--([a-z-]+)", (DOCS / "approximations.md").read_text()))
+    assert {flag.replace("-", "_") for flag in flags} <= set(Settings.model_fields)
+
+
+def _tables(text: str) -> list[str]:
+    return re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+
+
 # ------------------------------------------------------------------------------------------- http-api.md
 
 

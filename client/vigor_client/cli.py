@@ -87,6 +87,7 @@ def status(arguments: argparse.Namespace) -> int:
         "state": "ready" if ready.status == "ok" else f"not ready: {ready.reason}",
         "model": f"{model.model} ({model.architecture}, {model.dtype} on {model.device})",
         "measured": f"{model.num_measured_parameters:,} of {model.num_parameters:,} parameters, {model.layout}",
+        "norms": "exact" if model.norm_probes is None else f"estimated with {model.norm_probes} random probes",
         "weights": f"version {weights.weight_version}, {weights.state}, since {weights.published_at}",
         "digest": weights.weight_digest,
         "queue": ", ".join(queued) or "not reported",

@@ -299,6 +299,9 @@ class ModelInfo(WireModel):
     vocab_size: int
     tied_embeddings: bool
     layout: str = Field(description="How sequences share a batch: packed, padded or single.")
+    norm_probes: int | None = Field(
+        default=None, description="Random probes that estimate every norm; null: every norm is exact."
+    )
     rules: list[ParameterRules]
 
 

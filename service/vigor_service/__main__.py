@@ -74,7 +74,9 @@ def _load_model(settings: Settings) -> LoadedModel:
             device=settings.device,
             trust_remote_code=settings.trust_remote_code,
         )
-        engine = Engine(policy.model, name=policy.name, parameters=settings.parameters)
+        engine = Engine(
+            policy.model, name=policy.name, parameters=settings.parameters, norm_probes=settings.norm_probes
+        )
     except (ModelLoadError, ValueError) as error:
         raise StartupError(str(error)) from error
     # transformers gives a tokenizer its special tokens at run time, where no type checker sees them.

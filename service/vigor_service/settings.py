@@ -52,6 +52,10 @@ class Settings(BaseSettings):
     """Whose gradient is measured: all, lora, or a regular expression over parameter names.
     Default: lora if the model has LoRA parameters, else all."""
 
+    norm_probes: int | None = Field(default=None, gt=0)
+    """Estimate norms with so many random probes for each weight matrix: cheaper, for those who need only the ranks.
+    Default: no estimate, every norm is exact."""
+
     trust_remote_code: bool = False
     """Run code that comes with the checkpoint. Only for checkpoints that you trust as you trust a program."""
 

@@ -70,6 +70,7 @@ MODEL = ModelInfo(
     vocab_size=320,
     tied_embeddings=False,
     layout="packed",
+    norm_probes=16,
     rules=[],
 )
 
@@ -193,6 +194,7 @@ def test_status_shows_model_weights_and_queue(
         "state     ready",
         "model     tiny (LlamaForCausalLM, float32 on cpu)",
         "measured  1,234 of 1,234 parameters, packed",
+        "norms     estimated with 16 random probes",
         "weights   version 0, ready, since 2026-01-01T00:00:00Z",
         f"digest    {fake.tensor_list().weight_digest}",
         "queue     2 requests, 34 tokens",

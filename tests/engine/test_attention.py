@@ -7,7 +7,12 @@ import torch
 from torch import Tensor
 
 from tests.tiny_models import tiny_model
-from vigor_service.engine.attention import UnsupportedAttentionError, _attend_packed, packed_attention
+from vigor_service.engine.attention import (
+    UnsupportedAttentionError,
+    _attend_packed,
+    attending_within,
+    packed_attention,
+)
 from vigor_service.engine.packing import pack
 from vigor_service.engine.sequences import TokenSequence
 
@@ -36,7 +41,7 @@ def test_each_sequence_attends_to_its_own_past_alone(window: int | None, softcap
     generator = torch.Generator().manual_seed(0)
     query, key, value = (torch.randn(1, heads, batch.num_tokens, 8, generator=generator) for heads in (4, 2, 2))
     model = tiny_model()
-    with packed_attention(model, batch):
+    with attending_within(batch):
         output, _ = _attend_packed(model, query, key, value, None, scaling=0.3, sliding_window=window, softcap=softcap)
     for rows in batch.token_slices:
         expected = naive_attention(
@@ -49,13 +54,13 @@ def test_each_sequence_attends_to_its_own_past_alone(window: int | None, softcap
 def test_what_packed_attention_does_not_do_is_refused_by_name(unknown: dict[str, object]) -> None:
     model, batch = tiny_model(), pack(SEQUENCES, torch.device("cpu"))
     query = torch.ones(1, 4, batch.num_tokens, 8)
-    with packed_attention(model, batch), pytest.raises(UnsupportedAttentionError, match=next(iter(unknown))):
+    with attending_within(batch), pytest.raises(UnsupportedAttentionError, match=next(iter(unknown))):
         _attend_packed(model, query, query, query, None, **unknown)  # pyright: ignore[reportArgumentType] - on purpose
 
 
 def test_the_models_own_attention_comes_back_even_after_an_error() -> None:
-    model, batch = tiny_model(), pack(SEQUENCES, torch.device("cpu"))
+    model = tiny_model()
     before = model.config._attn_implementation
-    with pytest.raises(RuntimeError, match="on purpose"), packed_attention(model, batch):
+    with pytest.raises(RuntimeError, match="on purpose"), packed_attention(model):
         raise RuntimeError("on purpose")
     assert model.config._attn_implementation == before

@@ -75,3 +75,27 @@ def test_a_fast_norm_that_disagrees_with_the_reference_is_not_trusted(caplog: py
         engine = Engine(model, name="tiny")
     assert "the fast norm of a probe is" in caplog.text
     assert engine.info.layout == "single"
+
+
+def test_estimated_norms_are_told_from_exact_ones() -> None:
+    sequences = difficult_sequences()
+    exact = Engine(tiny_model("llama"), name="tiny")
+    estimating = Engine(tiny_model("llama"), name="tiny", norm_probes=3)
+    assert (exact.info.norm_probes, estimating.info.norm_probes) == (None, 3)
+    assert estimating.info.layout == "packed"
+    assert 1e-3 < largest_error(estimating.score(sequences).scores, exact.score(sequences).scores) < 0.5
+
+
+def test_the_reference_never_estimates() -> None:
+    model, sequences = tiny_model("llama"), difficult_sequences()
+    model.lm_head = nn.Sequential(model.lm_head)
+    engine = Engine(model, name="tiny", norm_probes=3)
+    assert engine.info.norm_probes is None
+    expected = [exact_score(model, sequence, measured_parameters(model)) for sequence in sequences]
+    assert largest_error(engine.score(sequences).scores, expected) == 0
+
+
+@pytest.mark.parametrize("norm_probes", [0, -3])
+def test_no_probes_are_refused(norm_probes: int) -> None:
+    with pytest.raises(ValueError, match="must be above 0"):
+        Engine(tiny_model("llama"), name="tiny", norm_probes=norm_probes)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from vigor_service.engine.packing import pack
+from vigor_service.engine.packing import pack, pack_prompts
 from vigor_service.engine.sequences import TokenSequence
 
 CPU = torch.device("cpu")
@@ -46,19 +46,10 @@ def test_a_mask_of_another_length_is_refused() -> None:
         TokenSequence((1,), (2,), (True, True))
 
 
-def test_rows_of_equal_prompts_are_computed_once_and_all_others_each() -> None:
-    first, other = TokenSequence((1, 2), (3, 4, 5)), TokenSequence((9,), (2, 3))
-    batch = pack([first, other, TokenSequence((1, 2), (6, 7)), first], CPU)
-    assert batch.shared is not None
-    assert batch.shared.distinct_rows_U.tolist() == [0, 1, 2, 3, 4, 5, 8, 11, 12]
-    x = torch.randn(1, batch.num_tokens, 3)
-    for row, distinct in enumerate(batch.shared.distinct_of_token_N.tolist()):
-        x[0, row] = x[0, batch.shared.distinct_rows_U[distinct]]
-    calls: list[int] = []
-    doubled = batch.shared.apply(lambda rows: (calls.append(len(rows)), 2 * rows)[1], x)
-    assert torch.equal(doubled, 2 * x)
-    assert calls == [9]
-
-
-def test_different_prompts_share_nothing() -> None:
-    assert pack([TokenSequence((1, 2), (3,)), TokenSequence((1, 3), (3,))], CPU).shared is None
+def test_prompts_lie_end_to_end_and_have_no_loss() -> None:
+    batch = pack_prompts([(1, 2, 3), (4, 5)], CPU)
+    assert batch.input_ids_1N.tolist() == [[1, 2, 3, 4, 5]]
+    assert batch.position_ids_1N.tolist() == [[0, 1, 2, 0, 1]]
+    assert batch.token_slices == [slice(0, 3), slice(3, 5)]
+    assert batch.loss_slices == []
+    assert batch.loss_rows_M.tolist() == []

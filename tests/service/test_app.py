@@ -67,7 +67,7 @@ def test_draining_refuses_new_requests_with_retry_after(tmp_path: Path) -> None:
 def test_what_is_served_is_described(service: LiveService) -> None:
     assert Health.model_validate(service.http.get("/healthz").json()).status == "ok"
     model = ModelInfo.model_validate(service.http.get("/v1/model").json())
-    assert (model.model, model.num_parameters) == ("fake", 643)
+    assert (model.model, model.num_parameters, model.norm_probes) == ("fake", 643, 5)
     assert [(rule.rule, rule.num_parameters) for rule in model.rules] == [("embedding", 1), ("vector", 1)]
     weights = WeightsInfo.model_validate(service.http.get("/v1/weights").json())
     assert (weights.weight_version, weights.state, weights.num_tensors, weights.dtype) == (0, "ready", 2, "float32")

@@ -16,6 +16,8 @@ from vigor_service.engine.exact_norms import exact_score
 from vigor_service.engine.fast_norms import FastNorms
 from vigor_service.engine.parameters import measured_parameters
 from vigor_service.engine.plan import UnsupportedModelError, causal_model, probe_sequences
+from vigor_service.engine.probes import Probes
+from vigor_service.engine.rematerialization import ChangedOperandError
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 
 logger = logging.getLogger(__name__)
@@ -49,6 +51,7 @@ class EngineInfo:
     vocab_size: int
     tied_embeddings: bool
     layout: str
+    norm_probes: int | None  # None: every norm is exact
     rules: Mapping[str, Sequence[str]]  # rule -> names of the parameters it claims
 
 
@@ -78,15 +81,23 @@ class Scorer(Protocol):
 class Engine:
     """Scores with a transformers model: by the fast path where it proves exact on a probe, else by the reference.
 
+    With ``norm_probes`` the fast path estimates what matrices add to a norm (see ``Probes``), after its exact norms
+    have proved right; the reference never estimates.
+
     Raises:
-        ValueError: ``parameters`` selects nothing (see ``measured_parameters``).
+        ValueError: ``parameters`` selects nothing (see ``measured_parameters``), or ``norm_probes`` is not above 0.
     """
 
-    def __init__(self, model: PreTrainedModel, *, name: str, parameters: str | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, name: str, parameters: str | None = None, norm_probes: int | None = None
+    ) -> None:
         self._model = model.eval()
         self._name = name
         self._measured = measured_parameters(model, parameters)
+        probes = None if norm_probes is None else Probes(self._measured, norm_probes)
         self._fast = _trusted_fast_norms(model, self._measured)
+        if self._fast is not None:
+            self._fast.probes = probes
 
     @property
     def info(self) -> EngineInfo:
@@ -103,6 +114,7 @@ class Engine:
             vocab_size=model.get_input_embeddings().get_parameter("weight").shape[0],
             tied_embeddings=bool(self.aliases()),
             layout="single" if self._fast is None or self._fast.plan.one_at_a_time else "packed",
+            norm_probes=None if self._fast is None or self._fast.probes is None else self._fast.probes.num_probes,
             rules={"exact": list(self._measured)} if self._fast is None else self._fast.plan.rules,
         )
 
@@ -155,7 +167,12 @@ def _trusted_fast_norms(model: PreTrainedModel, measured: Mapping[str, nn.Parame
         return None
     tolerance = _TOLERANCES[causal_model(model).dtype]
     probes = probe_sequences(causal_model(model))
-    for probe, score in zip(probes, fast.score(probes), strict=True):
+    try:
+        scores = fast.score(probes)
+    except ChangedOperandError as error:
+        logger.warning("scoring one sequence at a time: %s", error)
+        return None
+    for probe, score in zip(probes, scores, strict=True):
         exact_norm = _exact_norm(model, probe, measured)
         if not abs(score.grad_norm - exact_norm) <= tolerance * exact_norm:
             logger.warning(

@@ -19,6 +19,7 @@ from vigor_service.engine.interception import Measuring, RecordingLinears
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.packing import pack, pack_prompts
 from vigor_service.engine.plan import causal_model, make_plan
+from vigor_service.engine.probes import Probes
 from vigor_service.engine.prompts import PromptRows, shared_prompts
 from vigor_service.engine.rules.head import HeadSignals, head_loss
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
@@ -37,6 +38,7 @@ class FastNorms:
         self._model = causal_model(model)
         self._workers = Workers() if self._model.device.type == "cpu" else None
         self.plan = make_plan(self._model, parameters)
+        self.probes: Probes | None = None  # None: every norm is exact
 
     def score(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
         """Equal ``[exact_score(model, sequence, parameters) for sequence in sequences]``."""
@@ -81,7 +83,10 @@ class FastNorms:
     ) -> dict[TokenSequence, SequenceScore]:
         batch = pack(sequences, self._model.device)
         measurement = Measurement(
-            batch, tied_weight_VD=self.plan.tied_weight_VD, known_rows=prompt_rows.in_batch(sequences, batch)
+            batch,
+            tied_weight_VD=self.plan.tied_weight_VD,
+            known_rows=prompt_rows.in_batch(sequences, batch),
+            probes=self.probes,
         )
         with torch.enable_grad():
             squared_norms_B, signals = self._measure(measurement)

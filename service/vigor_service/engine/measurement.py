@@ -14,6 +14,7 @@ from torch.autograd.graph import saved_tensors_hooks
 
 from vigor_service.engine.linear_input import LinearInputs
 from vigor_service.engine.packing import PackedBatch
+from vigor_service.engine.probes import Probes
 from vigor_service.engine.prompts import KnownRows
 from vigor_service.engine.rematerialization import Rematerialization, restore
 
@@ -26,11 +27,17 @@ class Measurement:
     """
 
     def __init__(
-        self, batch: PackedBatch, *, tied_weight_VD: Tensor | None = None, known_rows: KnownRows | None = None
+        self,
+        batch: PackedBatch,
+        *,
+        tied_weight_VD: Tensor | None = None,
+        known_rows: KnownRows | None = None,
+        probes: Probes | None = None,
     ) -> None:
         self.batch = batch
         self.known_rows = known_rows
         self.tied_weight_VD = tied_weight_VD
+        self._probes = probes
         self.squared_norms_B = torch.zeros(
             batch.num_sequences, dtype=torch.float64, device=batch.input_ids_1N.device, requires_grad=True
         )
@@ -47,3 +54,7 @@ class Measurement:
     def rows_of_sequences(self, tensor_ND: Tensor) -> Iterator[Tensor]:
         """Yield the rows (T, D) of each sequence in turn."""
         return (tensor_ND[rows] for rows in self.batch.token_slices)
+
+    def signs_of(self, parameter: Tensor, weight_OI: Tensor, times: int = 1) -> Tensor | None:
+        """Return the probes (times P, I) that estimate the weight's share; None: it is exact."""
+        return None if self._probes is None else self._probes.of(parameter, weight_OI, times)

@@ -42,4 +42,5 @@ class Workers:
 
 def _compute_alone(barrier: threading.Barrier) -> None:
     barrier.wait()
+    torch.get_num_threads()  # the first question sets a thread's number to that of the process
     torch.set_num_threads(1)

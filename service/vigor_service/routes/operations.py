@@ -53,6 +53,7 @@ async def model(serving: ServingDependency) -> ModelInfo:
         vocab_size=info.vocab_size,
         tied_embeddings=info.tied_embeddings,
         layout=info.layout,
+        norm_probes=info.norm_probes,
         rules=[
             ParameterRules(rule=rule, num_parameters=len(names), parameters=list(names))
             for rule, names in info.rules.items()

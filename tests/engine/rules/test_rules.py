@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vigor_service.engine.grams import GramCache, gram_blocks, inner_product_, weighted_gram_blocks
+from vigor_service.engine.grams import gram_blocks, inner_product_, weighted_gram_blocks
 from vigor_service.engine.interception import Claim, Measuring, UnclaimedCallError
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.packing import PackedBatch, pack
@@ -219,13 +219,6 @@ def test_the_inner_product_of_two_grams_needs_only_their_lower_blocks(num_rows: 
     expected = ((left @ left.T).double() * (right @ right.T)).sum()
     product = inner_product_(gram_blocks(left), weighted_gram_blocks(right))
     torch.testing.assert_close(product, expected, rtol=1e-5, atol=1e-4)
-
-
-def test_gram_matrices_of_another_input_are_not_reused() -> None:
-    cache = GramCache()
-    first, second = torch.randn(4, 3), torch.randn(4, 3)
-    assert cache.blocks(first, 0, first) is cache.blocks(first, 0, first)
-    torch.testing.assert_close(cache.blocks(second, 0, second)[0], second @ second.T)
 
 
 def test_a_claimed_parameter_in_a_call_that_no_rule_knows_is_refused_by_name() -> None:

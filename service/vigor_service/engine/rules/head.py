@@ -19,12 +19,14 @@ from transformers import PreTrainedConfig
 from vigor_service.engine import gemm
 from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float32, weighted_gram_blocks
 from vigor_service.engine.measurement import Measurement
+from vigor_service.engine.probes import estimated_share
 from vigor_service.engine.rules.embedding import DistinctIds
 from vigor_service.engine.rules.linear import gram_is_cheaper, squared_norm, weight_gradient
 from vigor_service.engine.weight_norms_cuda import weight_norms
 
 _SLICE = 1024  # vocabulary entries
 _ROWS_IN_CACHE = 8
+_PROBES_TIMES = 16  # the head alone has a quarter of the squared norm: its error would be all the error there is
 _ROWS_AT_ONCE = 384  # a matrix product of fewer rows with the vocabulary runs below the machine's rate
 
 
@@ -98,6 +100,7 @@ class _HeadLoss(torch.autograd.Function):
         signals_3M = hidden_MD.new_empty(3, len(hidden_MD), dtype=torch.float32)
         tied = _TiedRows(measurement) if measurement.tied_weight_VD is not None else None
         bundles = _bundles(measurement.batch.loss_slices)
+        signs_PD = measurement.signs_of(head.weight_VD, head.weight_VD, times=_PROBES_TIMES)
         shares: list[Tensor] = []
         for bundle in bundles:
             rows = slice(bundle[0].start, bundle[-1].stop)
@@ -106,7 +109,7 @@ class _HeadLoss(torch.autograd.Function):
             hidden_gradient_MD[rows] = hidden_gradient(gradient_RV, head.weight_VD)
             for own in bundle:
                 hidden_TD, gradient_TV = hidden_MD[own], gradient_RV[own.start - rows.start : own.stop - rows.start]
-                shares.append(_share(head, hidden_TD, gradient_TV))
+                shares.append(_share(head, hidden_TD, gradient_TV, signs_PD))
                 if tied is not None:
                     tied.add(hidden_TD, gradient_TV)
         if tied is not None:
@@ -170,10 +173,12 @@ def hidden_gradient(gradient_TV: Tensor, weight_VD: Tensor) -> Tensor:
     return hidden_gradient_TD.to(gradient_TV.dtype)
 
 
-def _share(head: Head, hidden_TD: Tensor, gradient_TV: Tensor) -> Tensor:
-    """The head's share of ``‖∇‖²`` for one sequence, a float64 scalar."""
+def _share(head: Head, hidden_TD: Tensor, gradient_TV: Tensor, signs_PD: Tensor | None) -> Tensor:
+    """The head's share of ``‖∇‖²`` for one sequence, a float64 scalar; an estimate if the weight has probes."""
     share = torch.zeros((), dtype=torch.float64, device=hidden_TD.device)
-    if head.measures_weight and hidden_TD.is_cuda:
+    if head.measures_weight and signs_PD is not None:
+        share = share + estimated_share(hidden_TD, gradient_TV, signs_PD)
+    elif head.measures_weight and hidden_TD.is_cuda:
         share = share + weight_norms(hidden_TD, gradient_TV, [slice(0, len(hidden_TD))])[0]
     elif head.measures_weight and gram_is_cheaper(len(hidden_TD), hidden_TD.shape[1], gradient_TV.shape[1]):
         share = share + inner_product_(gram_blocks(gradient_TV), weighted_gram_blocks(hidden_TD))

@@ -18,6 +18,7 @@ from vigor_service.engine import gemm
 from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float32
 from vigor_service.engine.linear_input import LinearInput
 from vigor_service.engine.measurement import Measurement
+from vigor_service.engine.probes import estimated_share
 from vigor_service.engine.weight_norms_cuda import weight_norms
 
 
@@ -50,6 +51,7 @@ class LinearCall:
             measurement,
             is_measured(self.weight),
             measures_bias,
+            measurement.signs_of(self.weight, self.weight_OI),
         )
 
 
@@ -80,9 +82,10 @@ class _Linear(torch.autograd.Function):
         measurement: Measurement,
         measures_weight: bool,
         measures_bias: bool,
+        signs_PI: Tensor | None,
     ) -> Tensor:
         ctx.weight_OI, ctx.measurement, ctx.measures_bias = weight_OI, measurement, measures_bias
-        ctx.input = measurement.linear_inputs.of(x) if measures_weight else None
+        ctx.input, ctx.signs_PI = measurement.linear_inputs.of(x) if measures_weight else None, signs_PI
         if measures_weight:
             ctx.input.add_layer(len(weight_OI))
         known_rows = measurement.known_rows
@@ -97,16 +100,21 @@ class _Linear(torch.autograd.Function):
         (gradient,) = output_gradients
         shares_B = torch.zeros_like(ctx.measurement.squared_norms_B)
         if ctx.input is not None:
-            shares_B = shares_B + weight_shares(ctx.input, gradient.flatten(0, -2), ctx.measurement)
+            shares_B = shares_B + weight_shares(ctx.input, gradient.flatten(0, -2), ctx.measurement, ctx.signs_PI)
             ctx.input.release()
         if ctx.measures_bias:
             shares_B = shares_B + row_sum_shares(gradient.flatten(0, -2), ctx.measurement)
         x_gradient = gemm.linear(gradient, ctx.weight_OI.T) if ctx.needs_input_grad[0] else None
-        return x_gradient, shares_B, None, None, None, None, None, None
+        return x_gradient, shares_B, None, None, None, None, None, None, None
 
 
-def weight_shares(layer_input: LinearInput, gradient_NO: Tensor, measurement: Measurement) -> Tensor:
-    """``‖GᵀA‖²`` per sequence, shape (B,)."""
+def weight_shares(
+    layer_input: LinearInput, gradient_NO: Tensor, measurement: Measurement, signs_PI: Tensor | None
+) -> Tensor:
+    """``‖GᵀA‖²`` per sequence, shape (B,); an estimate if there are probes (P, I)."""
+    if signs_PI is not None:
+        x_NI, slices = layer_input.rows_NI(), measurement.batch.token_slices
+        return torch.stack([estimated_share(x_NI[rows], gradient_NO[rows], signs_PI) for rows in slices])
     if gradient_NO.is_cuda:
         return weight_norms(layer_input.rows_NI(), gradient_NO, measurement.batch.token_slices)
     shares: list[Tensor] = []
