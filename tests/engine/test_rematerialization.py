@@ -29,7 +29,8 @@ def test_a_cheap_result_is_kept_as_its_recipe_and_computed_again() -> None:
 
 
 def test_recipes_are_made_of_recipes() -> None:
-    known, x, y = Rematerialization(), torch.randn(5, 3), torch.randn(5, 3)
+    known = Rematerialization()
+    x, y = torch.randn(5, 3, requires_grad=True), torch.randn(5, 3, requires_grad=True)
     gate = noted(known, x)
     product = gate * y
     known.note(torch.Tensor.mul, (gate, y), {}, product)
@@ -39,6 +40,13 @@ def test_recipes_are_made_of_recipes() -> None:
     assert isinstance(kept, Recipe)
     assert isinstance(kept.operands[0], Recipe)
     assert torch.equal(restore(kept), product)
+
+
+def test_a_product_is_no_recipe_where_autograd_would_not_keep_its_factors() -> None:
+    known, x = Rematerialization(), torch.randn(5, 3, requires_grad=True)
+    rotated = x * torch.ones(3)
+    known.note(torch.Tensor.mul, (x, torch.ones(3)), {}, rotated)
+    assert isinstance(known.keep(rotated), Tensor)
 
 
 def test_what_no_cheap_operation_returned_is_kept_as_it_is() -> None:

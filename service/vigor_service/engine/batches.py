@@ -1,6 +1,6 @@
 """Which sequences of a request share a forward and backward pass, and which thread runs it.
 
-On a CPU a batch is small: matrix products reach the processor's rate at about 200 rows, and what a batch keeps in
+On a CPU a batch is small: matrix products come near one core's rate at about 128 rows, and what a batch keeps in
 memory grows with it.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from vigor_service.engine.sequences import TokenSequence
 
-TOKENS_AT_FULL_RATE = 192  # rows at which one core's matrix products reach their rate
+TOKENS_AT_FULL_RATE = 128  # rows at which one core's matrix products come near their rate
 
 
 def small_batches(sequences: Sequence[TokenSequence], *, num_tokens: int) -> list[list[TokenSequence]]:

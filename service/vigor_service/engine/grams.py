@@ -5,6 +5,8 @@ A Gram matrix is symmetric: on a CPU only its lower triangle is computed, in blo
 
 from __future__ import annotations
 
+from math import ceil
+
 import torch
 from torch import Tensor
 
@@ -16,10 +18,10 @@ def gram_blocks(rows_TD: Tensor) -> list[Tensor]:
 
     Block i holds rows ``start_i:stop_i`` and columns ``:stop_i``; on a CUDA device one block holds all.
     """
-    size = len(rows_TD) if rows_TD.is_cuda else _BLOCK_ROWS
+    num_rows = len(rows_TD)
+    size = num_rows if rows_TD.is_cuda else ceil(num_rows / ceil(num_rows / _BLOCK_ROWS))  # no small block is left over
     return [
-        matmul_float32(rows_TD[start : start + size], rows_TD[: start + size].T)
-        for start in range(0, len(rows_TD), size)
+        matmul_float32(rows_TD[start : start + size], rows_TD[: start + size].T) for start in range(0, num_rows, size)
     ]
 
 

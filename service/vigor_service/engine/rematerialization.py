@@ -33,6 +33,7 @@ _CHEAP = {
     torch.Tensor.to,
     torch.Tensor.float,
 }
+_PRODUCTS = {torch.mul, torch.Tensor.mul}
 
 
 class ChangedOperandError(Exception):
@@ -91,6 +92,8 @@ class Rematerialization:
         address = result.data_ptr()
         if result.numel() <= 1 or any(tensor.data_ptr() == address for tensor in tensors):
             return  # a view or the operand itself
+        if operation in _PRODUCTS and not all(tensor.requires_grad for tensor in tensors):
+            return  # autograd keeps a factor only for the other's gradient: nothing else would keep these operands
         kept = tuple(self.keep(operand) if isinstance(operand, Tensor) else operand for operand in operands)
         recipe = Recipe(operation, kept, _versions(kept), options)
         reference = weakref.ref(result, lambda _: self._recipes.pop(address, None))
