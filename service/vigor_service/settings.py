@@ -34,7 +34,8 @@ class Settings(BaseSettings):
     )
 
     model: str | None = None
-    """A local directory, a hub name or a GGUF file. Default: the embedded SmolLM2-135M-Instruct."""
+    """A local directory (of a model, or of a PEFT adapter, which names its base), a hub name or a GGUF file.
+    Default: the embedded SmolLM2-135M-Instruct."""
 
     host: str = "127.0.0.1"
     """Address to listen on. One that other machines reach needs --allow-anonymous."""
@@ -49,8 +50,8 @@ class Settings(BaseSettings):
     """Type of the weights; auto is float32 on a CPU and the checkpoint's own elsewhere."""
 
     parameters: str | None = None
-    """Whose gradient is measured: all, lora, or a regular expression over parameter names.
-    Default: lora if the model has LoRA parameters, else all."""
+    """Whose gradient is measured: all, lora, norms, last-K-layers (such as last-4-layers), or a regular expression
+    over parameter names. Default: lora if the model has LoRA parameters, else all."""
 
     norm_probes: int | None = Field(default=None, gt=0)
     """Estimate norms with so many random probes for each weight matrix: cheaper, for those who need only the ranks.
@@ -99,7 +100,7 @@ class Settings(BaseSettings):
         try:
             re.compile(value or "")
         except re.error as error:
-            raise ValueError(f"{value!r} is neither all nor lora nor a regular expression: {error}") from error
+            raise ValueError(f"{value!r} is neither all, lora, norms, last-K-layers nor a regular expression: {error}") from error
         return value
 
     @model_validator(mode="after")

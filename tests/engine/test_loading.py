@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from tests.tiny_models import save_tiny_checkpoint, tiny_model
+from tests.tiny_models import save_tiny_checkpoint, tiny_model, tiny_tokenizer
+from vigor_service.engine.engine import Engine
 from vigor_service.engine.loading import ModelLoadError, load_policy
 
 
@@ -43,6 +47,65 @@ def test_code_from_a_checkpoint_is_not_run(tmp_path: Path) -> None:
     (directory / "evil.py").write_text(f"open({str(witness)!r}, 'w')")
     load_policy(str(directory))
     assert not witness.exists()
+
+
+def save_adapter(directory: Path, base: str, **options: Any) -> Path:  # noqa: ANN401 - what PEFT's config takes
+    """Write an adapter of the tiny llama that names ``base``, as PEFT saves it; returns the directory."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, **options)
+    model = get_peft_model(tiny_model(), config)
+    model.peft_config["default"].base_model_name_or_path = base
+    model.save_pretrained(directory)
+    return directory
+
+
+@pytest.mark.parametrize("options", [{}, {"use_dora": True}, {"modules_to_save": ["lm_head"]}])
+def test_an_adapter_is_loaded_over_the_base_that_it_names_and_measured_alone(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    base = save_tiny_checkpoint(tmp_path / "base")
+    policy = load_policy(str(save_adapter(tmp_path / "adapter", str(base), **options)))
+    assert policy.name == "adapter"
+    assert policy.tokenizer.eos_token == "<|im_end|>"
+    engine = Engine(policy.model, name=policy.name)
+    names = [name for group in engine.info.rules.values() for name in group]
+    assert names
+    assert all("lora_" in name or "modules_to_save" in name for name in names)
+    saved = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    assert engine.info.num_measured_parameters == sum(tensor.numel() for tensor in saved.values())
+
+
+def test_a_relative_base_is_found_beside_the_adapter_and_the_adapters_own_tokenizer_wins(tmp_path: Path) -> None:
+    base = save_tiny_checkpoint(tmp_path / "base")
+    adapter = save_adapter(tmp_path / "adapter", str(base))
+    config = adapter / "adapter_config.json"
+    config.write_text(config.read_text().replace(json.dumps(str(base)), '"../base"'))
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens(["extra"])
+    tokenizer.save_pretrained(adapter)
+    assert len(load_policy(str(adapter)).tokenizer) == len(tokenizer)
+
+
+def test_an_adapter_that_cannot_be_loaded_is_refused_by_name(tmp_path: Path) -> None:
+    base = save_tiny_checkpoint(tmp_path / "base")
+    adapter = save_adapter(tmp_path / "adapter", str(base))
+    config = adapter / "adapter_config.json"
+    text = config.read_text()
+    for changed, message in [
+        (text.replace('"LORA"', '"PREFIX_TUNING"'), "is of type 'PREFIX_TUNING': only LORA"),
+        (text.replace(json.dumps(str(base)), "null"), "names no base model"),
+        (text.replace(json.dumps(str(base)), '"/no/such/base"'), "/no/such/base"),
+        ("{", "cannot read"),
+        ("[]", "cannot read"),
+    ]:
+        config.write_text(changed)
+        with pytest.raises(ModelLoadError, match=message):
+            load_policy(str(adapter))
+    config.write_text(text)
+    (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
+    with pytest.raises(ModelLoadError, match="has no adapter_model"):
+        load_policy(str(adapter))
 
 
 @pytest.mark.parametrize("source", ["/no/such/directory", "/no/such/file.gguf"])

@@ -1,11 +1,13 @@
 """From a checkpoint to a model and its tokenizer: a directory, a hub name, a GGUF file, or the embedded default.
 
-Never loads a pickle, and never runs code from a checkpoint unless told to.
+A directory with an adapter_config.json is a PEFT adapter: it is loaded over the base model that it names. Never loads a
+pickle, and never runs code from a checkpoint unless told to.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
+_ADAPTER_CONFIG = "adapter_config.json"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -34,13 +38,19 @@ def load_policy(
 ) -> Policy:
     """Load a directory with safetensors, a ``.gguf`` file, a hub name, or (None) the embedded model.
 
+    A directory that holds a PEFT adapter gives its base model with the adapter in it, and the adapter's tokenizer if
+    there is one; the base is a directory (a relative one is looked for from the adapter's, too), a file or a name.
+
     ``dtype`` "auto" is float32 on a CPU and the checkpoint's own dtype elsewhere; ``device`` "auto" is a CUDA device
     where there is one.
 
     Raises:
-        ModelLoadError: there is no such model, it has no safetensors, it would need its own code, or the dtype or the
-            device is not known.
+        ModelLoadError: there is no such model, it has no safetensors, it would need its own code, it is an adapter of
+            another kind than LoRA or PEFT is not installed, or the dtype or the device is not known.
     """
+    if source is not None and (Path(source) / _ADAPTER_CONFIG).is_file():
+        base = load_policy(_adapter_base(Path(source)), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        return _with_adapter(base, Path(source))
     torch_device = _device(device)
     torch_dtype = _dtype(dtype, torch_device)
     location, name, options = _locate(source)
@@ -53,6 +63,39 @@ def load_policy(
         raise ModelLoadError(f"cannot load model {name!r}: {error}") from error
     model.eval().to(torch_device)  # pyright: ignore[reportArgumentType] - transformers wraps torch's own method
     return Policy(model, tokenizer, name)
+
+
+def _adapter_base(adapter: Path) -> str:
+    """Return what the adapter's base model is loaded from."""
+    try:
+        config = json.loads((adapter / _ADAPTER_CONFIG).read_text())
+        kind, base = config["peft_type"], config["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelLoadError(f"cannot read {str(adapter / _ADAPTER_CONFIG)!r}: {error!r}") from error
+    if kind != "LORA":
+        raise ModelLoadError(f"adapter {str(adapter)!r} is of type {kind!r}: only LORA (with DoRA) is understood")
+    if not isinstance(base, str) or not base:
+        raise ModelLoadError(f"adapter {str(adapter)!r} names no base model: set base_model_name_or_path in its config")
+    if not (adapter / "adapter_model.safetensors").is_file():
+        raise ModelLoadError(f"adapter {str(adapter)!r} has no adapter_model.safetensors")
+    beside = adapter / base
+    return str(beside) if not Path(base).exists() and beside.exists() else base
+
+
+def _with_adapter(base: Policy, adapter: Path) -> Policy:
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise ModelLoadError(f"adapter {str(adapter)!r} needs peft: pip install peft") from error
+    try:
+        model = PeftModel.from_pretrained(base.model, str(adapter))
+        tokenizer = (
+            AutoTokenizer.from_pretrained(adapter) if (adapter / _TOKENIZER_CONFIG).is_file() else base.tokenizer
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelLoadError(f"cannot load adapter {str(adapter)!r}: {error}") from error
+    model.eval()
+    return replace(base, model=model, tokenizer=tokenizer, name=adapter.name)  # pyright: ignore[reportArgumentType] - PEFT's wrapper serves as a model
 
 
 def _locate(source: str | None) -> tuple[str, str, dict[str, Any]]:
