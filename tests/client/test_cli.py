@@ -70,6 +70,7 @@ MODEL = ModelInfo(
     vocab_size=320,
     tied_embeddings=False,
     layout="packed",
+    max_batch_tokens=2048,
     rules=[],
 )
 

@@ -107,9 +107,7 @@ class Rematerialization:
 
 def _is_same(tensor: Tensor, other: Tensor) -> bool:
     """Whether two tensors at one address are one: of the same type, shape and strides."""
-    return (
-        tensor.dtype == other.dtype and tensor.shape == other.shape and tensor.stride() == other.stride()
-    )
+    return tensor.dtype == other.dtype and tensor.shape == other.shape and tensor.stride() == other.stride()
 
 
 def _versions(operands: tuple[Any, ...]) -> tuple[int, ...]:

@@ -53,6 +53,7 @@ async def model(serving: ServingDependency) -> ModelInfo:
         vocab_size=info.vocab_size,
         tied_embeddings=info.tied_embeddings,
         layout=info.layout,
+        max_batch_tokens=serving.scheduler.max_batch_tokens,
         rules=[
             ParameterRules(rule=rule, num_parameters=len(names), parameters=list(names))
             for rule, names in info.rules.items()
