@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from tests.engine.cases import largest_error
-from tests.tiny_models import VOCAB_SIZE, tiny_model
+from tests.engine.short_of_memory import long_sequence, prompt_heavy_model, prompt_heavy_sequences
 from vigor_service.engine.engine import Engine
-from vigor_service.engine.memory import FittingScorer, is_out_of_memory, num_tokens
+from vigor_service.engine.memory import FittingScorer, NoMemoryLeftError, is_out_of_memory, num_tokens, release_memory
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 
 ROOT = Path(__file__).parents[2]
@@ -97,11 +97,11 @@ def test_a_length_that_fitted_once_is_forgotten_when_memory_has_become_less() ->
     assert scored.fitting_tokens is None  # one sequence is no batch that could be smaller
 
 
-def test_without_any_memory_every_sequence_is_too_long_and_the_end_is_reached() -> None:
-    memory = LimitedMemory(0)
-    scored = memory.scorer().score([_sequence(9), _sequence(5)])
-    assert scored.too_long == {_sequence(9): 0, _sequence(5): 0}
-    assert scored.fitting_tokens == 0
+def test_without_any_memory_no_sequence_is_called_too_long() -> None:
+    memory = LimitedMemory(1)
+    with pytest.raises(NoMemoryLeftError):
+        memory.scorer().score([_sequence(9), _sequence(5)])
+    assert memory.tries == [14, 5, 2]
 
 
 def test_a_failed_try_holds_no_tensor_when_the_next_begins() -> None:
@@ -127,6 +127,7 @@ def test_a_failed_try_holds_no_tensor_when_the_next_begins() -> None:
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
         MemoryError(),
+        RuntimeError("could not create a primitive"),
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
         RuntimeError(
             "[enforce fail at alloc_cpu.cpp:128] err == 0. DefaultCPUAllocator: can't allocate memory: "
@@ -163,25 +164,33 @@ def test_the_allocators_own_error_is_recognised() -> None:
     assert is_out_of_memory(raised.value)
 
 
-FORCED = """
-import resource
-from pathlib import Path
-from tests.engine.test_memory import engine_and_sequences
-engine, sequences = engine_and_sequences()
-expected = engine.score(sequences).scores
-assert engine.score(sequences).fitting_tokens is None
-size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-resource.setrlimit(resource.RLIMIT_AS, (size + {headroom}, resource.RLIM_INFINITY))
-result = engine.score(sequences)
-resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-assert max(abs(a.grad_norm / b.grad_norm - 1) for a, b in zip(result.scores, expected, strict=True)) < 1e-5
-print(result.fitting_tokens, dict(result.too_long), sum(s.num_tokens for s in sequences))
-"""
+def test_a_process_whose_allocator_refuses_halves_the_batch_and_answers() -> None:
+    result = subprocess.run(
+        [sys.executable, "-m", "tests.engine.short_of_memory"], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert result.returncode == 0, result.stderr
+    fitting_tokens, batch_tokens, largest_error, length, limit = map(float, result.stdout.split())
+    assert 0 < fitting_tokens < batch_tokens
+    assert largest_error < 1e-5
+    assert 0 < limit < length
 
 
-def engine_and_sequences() -> tuple[Engine, list[TokenSequence]]:
-    """An engine, and a batch whose linear layers' outputs for its prompts take about 200 MB."""
-    model = tiny_model("llama", hidden_size=256, intermediate_size=2048, num_hidden_layers=4)
-    prompts = [tuple((7 * index + position) % VOCAB_SIZE for position in range(120)) for index in range(32)]
-    sequences = [TokenSequence(prompt, (ending,) * 3) for prompt in prompts for ending in (1, 2)]
-    return Engine(model, name="tiny"), sequences
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_that_is_full_is_survived() -> None:
+    engine = Engine(prompt_heavy_model().to("cuda"), name="tiny")
+    sequences = prompt_heavy_sequences()
+    expected = engine.score(sequences)
+    assert expected.fitting_tokens is None
+    release_memory()
+    allowed = torch.cuda.memory_allocated() + (32 << 20)
+    torch.cuda.set_per_process_memory_fraction(allowed / torch.cuda.get_device_properties(0).total_memory)
+    try:
+        result = engine.score(sequences)
+        alone = engine.score([long_sequence()])
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert result.fitting_tokens is not None
+    assert result.fitting_tokens < num_tokens(sequences)
+    assert largest_error(result.scores, expected.scores) < 1e-5
+    assert 0 < alone.too_long[long_sequence()] < long_sequence().num_tokens

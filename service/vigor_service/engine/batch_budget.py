@@ -39,7 +39,7 @@ CUDA_SIZES = ProbeSizes(first=512, last=4096, max_batch=16384)
 
 @dataclass(frozen=True, slots=True)
 class PeakMemory:
-    """The most bytes in use: on CUDA what torch allocated, on a CPU the resident memory of the process, as Linux counts.
+    """The most bytes in use: on CUDA what torch allocated, on a CPU what Linux counts as resident in this process.
 
     ``start`` forgets the peak so far and returns what is in use; ``read`` returns the peak since. None: nobody knows.
     """
@@ -78,7 +78,7 @@ def measure_batch_tokens(
     budget = fitting_tokens if ran_out else _affordable_tokens(bytes_per_token, free_bytes, sizes.max_batch)
     budget = max(budget, sizes.first)
     logger.info(
-        "batch_budget max_batch_tokens=%d most=%d free_bytes=%s share=%g bytes_per_token=%s probed_tokens=%d ran_out=%s",
+        "batch_budget max_batch_tokens=%d most=%d free_bytes=%s share=%g bytes_per_token=%s probe_tokens=%d ran_out=%s",
         *(budget, sizes.max_batch, free_bytes, SAFE_SHARE, bytes_per_token, fitting_tokens, ran_out),
     )
     return budget

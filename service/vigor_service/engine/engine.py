@@ -35,7 +35,7 @@ class BatchResult:
     """Scores of one batch in the order of its sequences, and the padding the layout cost.
 
     ``too_long`` has the sequences that did not fit into memory even alone, each with the longest length that is known
-    to fit (0: none is); their score is ``EMPTY_SCORE``. ``fitting_tokens`` is None unless the batch had to be halved:
+    to fit; their score is ``EMPTY_SCORE``. ``fitting_tokens`` is None unless the batch had to be halved:
     the most tokens that did fit at once.
     """
 
@@ -69,7 +69,11 @@ class Scorer(Protocol):
     def info(self) -> EngineInfo: ...
 
     def score(self, sequences: Sequence[TokenSequence]) -> BatchResult:
-        """Score one batch; the caller keeps it within its token budget."""
+        """Score one batch; the caller keeps it within its token budget.
+
+        Raises:
+            NoMemoryLeftError: nothing can be scored, however short.
+        """
         ...
 
     def measure_batch_tokens(self) -> int:
@@ -125,6 +129,9 @@ class Engine:
         """Return the norms and signals of the sequences, in their order, under the current weights.
 
         Where they do not fit into memory together they are scored in parts.
+
+        Raises:
+            NoMemoryLeftError: nothing can be scored, however short.
         """
         scored = self._fitting.score(list(dict.fromkeys(sequences)))
         scores = [scored.scores.get(sequence, EMPTY_SCORE) for sequence in sequences]

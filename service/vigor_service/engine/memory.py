@@ -6,6 +6,7 @@ What has run is remembered, so that the caller hears of a length that does fit.
 from __future__ import annotations
 
 import gc
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,18 @@ import torch
 
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 
-_ALLOCATION_FAILURES = ("DefaultCPUAllocator: can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED", "std::bad_alloc")
+logger = logging.getLogger(__name__)
+
+_ALLOCATION_FAILURES = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "could not create a primitive",  # oneDNN has no other words for it; where memory is not the reason nothing fits
+)
+
+
+class NoMemoryLeftError(MemoryError):
+    """Not even two tokens could be scored: the length of a sequence is not the reason."""
+
 
 Score = Callable[[Sequence[TokenSequence]], list[SequenceScore]]
 
@@ -57,6 +69,9 @@ class FittingScorer:
         """Score them together if they fit, else in parts. Makes fewer tries than twice the number of sequences.
 
         Errors that are not about memory pass through.
+
+        Raises:
+            NoMemoryLeftError: nothing can be scored, however short.
         """
         scores: dict[TokenSequence, SequenceScore] = {}
         too_long: dict[TokenSequence, int] = {}
@@ -72,7 +87,7 @@ class FittingScorer:
                 num_halved += 1
             else:
                 too_long[part[0]] = self._length_that_fits(part[0])
-        fitting_tokens = max(fitting_tokens, *too_long.values(), 0)
+        fitting_tokens = max([fitting_tokens, *too_long.values()])
         return Scored(scores, too_long, fitting_tokens if num_halved else None)
 
     def try_together(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore] | None:
@@ -90,16 +105,19 @@ class FittingScorer:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
+            logger.info("out_of_memory sequences=%d tokens=%d error=%s", len(sequences), num_tokens(sequences), error)
             return None
 
     def _length_that_fits(self, sequence: TokenSequence) -> int:
-        """Return the longest length that has run, after trying halves of this sequence; 0 if not even two tokens do."""
+        """Return the longest length that has run, after trying halves of this sequence."""
         if self._longest_tokens >= sequence.num_tokens:
             self._longest_tokens = 0  # there was more memory then
         length = sequence.num_tokens // 2
         while length > max(self._longest_tokens, 1):
             self.try_together([_shortened(sequence, length)])
             length //= 2
+        if not self._longest_tokens:
+            raise NoMemoryLeftError("there is no memory for two tokens")
         return self._longest_tokens
 
 
