@@ -8,17 +8,20 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from vigor_service.engine.engine import BatchResult, EngineInfo
+from vigor_service.engine.memory import FittingScorer, num_tokens
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
 
 VOCAB_SIZE = 320
 MAX_SEQUENCE_TOKENS = 64
 PADDING_PER_BATCH = 6
+MEASURED_BATCH_TOKENS = 1024
 WAIT_SECONDS = 20.0
 
 
 class FakeScorer:
     """Implements `Scorer`. ``gate`` holds batches back while it is clear, ``is_scoring`` tells that one is held.
 
+    More than ``fitting_tokens`` at once do not fit into its memory; ``tries`` keeps the tokens of every try.
     ``fail_scoring`` and ``fail_loading`` are raised when set. ``batches`` keeps what was scored.
     """
 
@@ -33,6 +36,9 @@ class FakeScorer:
         self.gate = threading.Event()
         self.gate.set()
         self.is_scoring = threading.Event()
+        self.fitting_tokens = 2**20
+        self.tries: list[int] = []
+        self._fitting = FittingScorer(self._score_together, release=lambda: None)
         self.fail_scoring: Exception | None = None
         self.fail_loading: Exception | None = None
 
@@ -61,7 +67,13 @@ class FakeScorer:
         if self.fail_scoring is not None:
             raise self.fail_scoring
         self.batches.append(list(sequences))
-        return BatchResult([self._score(sequence) for sequence in sequences], PADDING_PER_BATCH)
+        scored = self._fitting.score(sequences)
+        scores = [scored.scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
+        return BatchResult(scores, PADDING_PER_BATCH, scored.too_long, scored.fitting_tokens)
+
+    def measure_batch_tokens(self) -> int:
+        self.thread_names.add(threading.current_thread().name)
+        return MEASURED_BATCH_TOKENS
 
     def tensors(self) -> dict[str, torch.Tensor]:
         return self.parameters
@@ -75,6 +87,12 @@ class FakeScorer:
             self.parameters[name].copy_(tensor)
             if self.fail_loading is not None:
                 raise self.fail_loading
+
+    def _score_together(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
+        self.tries.append(num_tokens(sequences))
+        if self.tries[-1] > self.fitting_tokens:
+            raise MemoryError
+        return [self._score(sequence) for sequence in sequences]
 
     def _score(self, sequence: TokenSequence) -> SequenceScore:
         if sequence.num_loss_tokens == 0:

@@ -166,7 +166,7 @@ class PayloadTooLargeError(ProblemError):
 
 
 class SequenceTooLongError(ProblemError):
-    """A prompt with its completion is longer than the model takes; ``data`` and ``errors`` name it."""
+    """A prompt with its completion is longer than the model or its memory takes; ``data`` and ``errors`` name it."""
 
 
 class QueueFullError(ProblemError):

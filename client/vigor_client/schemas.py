@@ -299,6 +299,7 @@ class ModelInfo(WireModel):
     vocab_size: int
     tied_embeddings: bool
     layout: str = Field(description="How sequences share a batch: packed, padded or single.")
+    max_batch_tokens: int = Field(description="Tokens that a batch may have now: less after memory ran out.")
     norm_probes: int | None = Field(
         default=None, description="Random probes that estimate every norm; null: every norm is exact."
     )

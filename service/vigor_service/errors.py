@@ -8,6 +8,7 @@ ServiceError                    a request that is not answered as it was meant
 ├── InvalidRequestError         understood, and wrong: every offending place is listed
 ├── PayloadTooLargeError        more bytes than the limit
 ├── SequenceTooLongError        a prompt with a completion that the model cannot take
+├── SequenceExceedsMemoryError  a prompt with a completion that does not fit into memory, not even alone
 ├── UpdateNotFoundError         no such weight update: never opened, dropped, refused or expired
 ├── UpdateConflictError         the update is not in a state that allows this
 ├── WeightVersionMismatchError  the score was asked from another version of the weights
@@ -81,6 +82,10 @@ class PayloadTooLargeError(ServiceError):
 
 class SequenceTooLongError(ServiceError):
     """A prompt with a completion that the model cannot take."""
+
+
+class SequenceExceedsMemoryError(ServiceError):
+    """A prompt with a completion that does not fit into memory, not even alone."""
 
 
 class UpdateNotFoundError(ServiceError):

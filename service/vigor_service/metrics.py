@@ -24,6 +24,7 @@ class Metrics:
         self.tokens = Counter("vigor_tokens", "Tokens that were scored.", ["kind"], registry=self.registry)
         self.batch_sequences = self._sizes("vigor_batch_sequences", "Sequences of a batch.", _SEQUENCES)
         self.batch_tokens = self._sizes("vigor_batch_tokens", "Tokens of a batch, without padding.", _TOKENS)
+        self.max_batch_tokens = self._gauge("vigor_max_batch_tokens", "Tokens that a batch may have now.")
         self.queued_requests = self._gauge("vigor_queued_requests", "Score requests admitted and not yet answered.")
         self.queued_tokens = self._gauge("vigor_queued_tokens", "Tokens admitted and not yet answered.")
         self.weight_version = self._gauge("vigor_weight_version", "The version that is served.")

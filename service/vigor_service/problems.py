@@ -39,6 +39,7 @@ PROBLEMS: Mapping[type[ServiceError], ProblemKind] = {
     errors.WeightBaseMismatchError: ProblemKind(409, "weight_base_mismatch", "The update has another base"),
     errors.PayloadTooLargeError: ProblemKind(413, "payload_too_large", "Too many bytes"),
     errors.SequenceTooLongError: ProblemKind(413, "sequence_too_long", "A sequence is too long for the model"),
+    errors.SequenceExceedsMemoryError: ProblemKind(413, "sequence_too_long", "A sequence is too long for the memory"),
     errors.UnsupportedMediaTypeError: ProblemKind(415, "unsupported_media_type", "The body must be JSON"),
     errors.InvalidRequestError: ProblemKind(422, "invalid_request", "The request is wrong"),
     errors.QueueFullError: ProblemKind(429, "queue_full", "The queue is full"),

@@ -136,7 +136,10 @@ class Runtime:
     async def _load(self) -> Serving:
         self._staging = await asyncio.to_thread(StagingArea, self.settings.staging_dir or default_staging_root())
         model, weights = await self._compute.run(_load_and_describe, self._load_model)
-        return self._assemble(model, weights, self._staging)
+        budget = self.settings.max_batch_tokens
+        if budget == "auto":
+            budget = await self._compute.run(model.scorer.measure_batch_tokens)
+        return self._assemble(model, weights, self._staging, max_batch_tokens=budget)
 
     def _finish_loading(self, loading: asyncio.Task[Serving]) -> None:
         if loading.cancelled():
@@ -150,7 +153,9 @@ class Runtime:
         info, weights = self._serving.info, self._serving.publication.weights
         _logger.info("ready model=%s device=%s dtype=%s digest=%s", info.model, info.device, info.dtype, weights.digest)
 
-    def _assemble(self, model: LoadedModel, weights: Weights, staging: StagingArea) -> Serving:
+    def _assemble(
+        self, model: LoadedModel, weights: Weights, staging: StagingArea, *, max_batch_tokens: int
+    ) -> Serving:
         settings, metrics, info = self.settings, self.metrics, model.scorer.info
         publication = Publication(weights, load=model.scorer.load, compute=self._compute, metrics=metrics)
         admission = Admission(
@@ -161,7 +166,7 @@ class Runtime:
             compute=self._compute,
             weights_for=publication.require,
             admission=admission,
-            max_batch_tokens=settings.max_batch_tokens,
+            max_batch_tokens=max_batch_tokens,
             metrics=metrics,
         )
         scoring = Scoring(

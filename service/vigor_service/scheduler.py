@@ -9,14 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from vigor_service.admission import Admission
-from vigor_service.batching import Pool
+from vigor_service.batching import BatchBudget, Pool
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 from vigor_service.errors import EngineFailedError, ServiceError
 from vigor_service.metrics import Metrics
@@ -70,6 +70,17 @@ class _Epoch:
     barrier: _Barrier | None = None
 
 
+class DoesNotFitError(Exception):
+    """Sequences of a request ran out of memory though they were scored alone.
+
+    ``too_long`` has them, each with the longest length that is known to fit.
+    """
+
+    def __init__(self, too_long: Mapping[TokenSequence, int]) -> None:
+        super().__init__(f"{len(too_long)} sequences do not fit into memory")
+        self.too_long = too_long
+
+
 _Batch = dict[TokenSequence, list[_Job]]
 
 
@@ -94,8 +105,9 @@ class Scheduler:
         self._compute = compute
         self._weights_for = weights_for
         self._admission = admission
-        self._max_batch_tokens = max_batch_tokens
+        self._budget = BatchBudget(max_batch_tokens)
         self._metrics = metrics
+        self._metrics.max_batch_tokens.set(max_batch_tokens)
         self._epochs = deque([_Epoch()])
         self._has_work = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
@@ -114,11 +126,17 @@ class Scheduler:
         """Whether batches are taken from the queue."""
         return self._runner is not None and not self._runner.done()
 
+    @property
+    def max_batch_tokens(self) -> int:
+        """Tokens that a batch may have: what was given, or less after memory ran out."""
+        return self._budget.max_tokens
+
     async def score(self, sequences: Collection[TokenSequence], requirement: WeightRequirement) -> Scored:
         """Score distinct sequences under one version of the weights. Cancelling takes its work out of the queue.
 
         Raises:
             EngineFailedError: the engine raised on a batch that held a part of it.
+            DoesNotFitError: sequences of it are too long for the memory.
             ServiceError: the weights were others, or poisoned, when its turn came.
         """
         job = _Job(sequences, requirement, asyncio.get_running_loop().create_future())
@@ -178,7 +196,7 @@ class Scheduler:
 
     async def _run_batch(self, pool: Pool[_Job]) -> None:
         weights = self._weights_for(WeightRequirement())  # no barrier is passed while this batch runs
-        batch = pool.take_batch(self._max_batch_tokens)
+        batch = pool.take_batch(self._budget.max_tokens)
         started_at = perf_counter()
         for job in _jobs_of(batch):
             job.started_at = job.started_at or started_at
@@ -188,7 +206,22 @@ class Scheduler:
             self._fail(batch, pool, error)
         else:
             self._measure(batch, perf_counter() - started_at)
+            self._learn(scoring.result())
+            self._refuse(batch, pool, scoring.result().too_long)
             self._deliver(batch, scoring.result(), weights)
+
+    def _learn(self, result: BatchResult) -> None:
+        if result.fitting_tokens is not None:
+            self._budget.lower(result.fitting_tokens)
+            self._metrics.max_batch_tokens.set(self._budget.max_tokens)
+
+    def _refuse(self, batch: _Batch, pool: Pool[_Job], too_long: Mapping[TokenSequence, int]) -> None:
+        """Fail the jobs that hold a sequence that did not fit, and no others."""
+        for job in {job for sequence in too_long for job in batch[sequence]}:
+            pool.remove(job)
+            own = {sequence: length for sequence, length in too_long.items() if job in batch[sequence]}
+            if not job.answer.done():
+                job.answer.set_exception(DoesNotFitError(own))
 
     def _fail(self, batch: _Batch, pool: Pool[_Job], error: BaseException) -> None:
         _logger.error("batch_failed sequences=%d", len(batch), exc_info=error)

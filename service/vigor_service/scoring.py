@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from vigor_client.schemas import ScoreRequest, Usage
+from vigor_client.schemas import FieldError, ScoreRequest, Usage
 from vigor_service.admission import Admission
 from vigor_service.engine.sequences import TokenSequence
-from vigor_service.errors import DeadlineExceededError
+from vigor_service.errors import DeadlineExceededError, SequenceExceedsMemoryError
 from vigor_service.grading import grade, sequences_to_score
 from vigor_service.metrics import Metrics
-from vigor_service.scheduler import Scheduler, Scored
+from vigor_service.scheduler import DoesNotFitError, Scheduler, Scored
 from vigor_service.tokenization import EncodedGroup, Encoder
 from vigor_service.weights.publication import Publication
 from vigor_service.weights.weights import WeightRequirement
@@ -50,7 +50,10 @@ class Scoring:
         requirement = WeightRequirement(request.weight_version, request.weight_digest)
         with self.admission.hold(sum(sequence.num_tokens for sequence in sequences)):
             await self.publication.wait_for(requirement, wait_seconds=request.wait_seconds)
-            scored = await self.scheduler.score(sequences, requirement)
+            try:
+                scored = await self.scheduler.score(sequences, requirement)
+            except DoesNotFitError as error:
+                raise _exceeds_memory(groups, error.too_long) from error
         return await self.preparation.run(self._answer, request, groups, scored)
 
     def _encode(self, request: ScoreRequest) -> tuple[list[EncodedGroup], list[TokenSequence]]:
@@ -66,3 +69,30 @@ class Scoring:
         self.metrics.tokens.labels("prompt").inc(usage.prompt_tokens)
         self.metrics.tokens.labels("completion").inc(usage.completion_tokens)
         self.metrics.tokens.labels("padding").inc(usage.padding_tokens)
+
+
+def _exceeds_memory(
+    groups: Sequence[EncodedGroup], too_long: Mapping[TokenSequence, int]
+) -> SequenceExceedsMemoryError:
+    """Return the error that names every place of the request with such a sequence."""
+    places = [
+        (group_index, completion_index, sequence)
+        for group_index, group in enumerate(groups)
+        for completion_index, sequence in enumerate(group.sequences)
+        if sequence in too_long
+    ]
+    group, completion, sequence = places[0]
+    return SequenceExceedsMemoryError(
+        f"{len(places)} sequences do not fit into memory, not even alone; nothing of this request was scored",
+        errors=[
+            FieldError(
+                loc=["groups", group, "completions", completion],
+                msg=f"{sequence.num_tokens} tokens with its prompt, {too_long[sequence]} are known to fit",
+            )
+            for group, completion, sequence in places
+        ],
+        group=group,
+        completion=completion,
+        length=sequence.num_tokens,
+        limit=too_long[sequence],
+    )

@@ -60,9 +60,10 @@ class Settings(BaseSettings):
     trust_remote_code: bool = False
     """Run code that comes with the checkpoint. Only for checkpoints that you trust as you trust a program."""
 
-    max_batch_tokens: int = Field(default=2048, gt=0)
-    """Tokens of one batch, padding included; a longer sequence runs alone. Peak memory grows with it: about 1.5 MiB a
-    token for a model of 135 M parameters in float32. Raise it until the device is busy."""
+    max_batch_tokens: int | Literal["auto"] = "auto"
+    """Tokens of one batch, all its sequences together; a longer sequence runs alone. auto measures at start-up what
+    fits into memory, and takes at most 16384 on a GPU and 2048 on a CPU. Where memory runs out all the same, the batch
+    is halved and later ones are smaller."""
 
     max_queued_tokens: int = Field(default=4_194_304, gt=0)
     """Tokens that may wait or be computed at once; more is answered with 429."""
@@ -94,13 +95,25 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged, to standard error."""
 
+    @field_validator("max_batch_tokens", mode="before")
+    @classmethod
+    def _check_batch_tokens(cls, value: object) -> int | str:
+        text = str(value)
+        if text == "auto":
+            return text
+        if not (text.isascii() and text.isdecimal() and int(text) > 0):
+            raise ValueError(f"{value!r} is neither auto nor a whole number above 0")
+        return int(text)
+
     @field_validator("parameters")
     @classmethod
     def _check_expression(cls, value: str | None) -> str | None:
         try:
             re.compile(value or "")
         except re.error as error:
-            raise ValueError(f"{value!r} is neither all, lora, norms, last-K-layers nor a regular expression: {error}") from error
+            raise ValueError(
+                f"{value!r} is neither all, lora, norms, last-K-layers nor a regular expression: {error}"
+            ) from error
         return value
 
     @model_validator(mode="after")

@@ -71,6 +71,7 @@ MODEL = ModelInfo(
     tied_embeddings=False,
     layout="packed",
     norm_probes=16,
+    max_batch_tokens=2048,
     rules=[],
 )
 

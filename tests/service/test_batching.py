@@ -1,4 +1,8 @@
-from vigor_service.batching import Pool
+import logging
+
+import pytest
+
+from vigor_service.batching import BatchBudget, Pool
 from vigor_service.engine.sequences import TokenSequence
 
 
@@ -14,16 +18,29 @@ def test_the_longest_sequence_leads_and_the_next_longest_fill_the_batch() -> Non
     pool = Pool[str]()
     pool.add("a", [_sequence(length) for length in (3, 9, 5, 8)])
     assert _lengths(pool.take_batch(18)) == [9, 8]
-    assert _lengths(pool.take_batch(18)) == [5, 3]
+    assert _lengths(pool.take_batch(8)) == [5, 3]
     assert len(pool) == 0
 
 
-def test_a_batch_stays_within_its_budget_with_padding() -> None:
+def test_the_lengths_of_a_batch_add_up_to_its_budget_at_most() -> None:
     pool = Pool[str]()
     pool.add("a", [_sequence(length, length) for length in range(2, 40)])
     while pool:
         batch = pool.take_batch(64)
-        assert max(_lengths(batch)) * len(batch) <= 64
+        assert sum(_lengths(batch)) <= 64
+
+
+def test_what_does_not_fit_any_more_leaves_its_room_to_shorter_ones() -> None:
+    pool = Pool[str]()
+    pool.add("a", [_sequence(length) for length in (3, 9, 5, 8)])
+    assert _lengths(pool.take_batch(20)) == [9, 8, 3]
+
+
+def test_sequences_with_the_leaders_prompt_come_before_longer_ones() -> None:
+    pool = Pool[str]()
+    pool.add("old", [_sequence(9, 1), _sequence(7, 2), _sequence(4, 1)])
+    pool.add("new", [_sequence(5, 1)])
+    assert list(pool.take_batch(18)) == [_sequence(9, 1), _sequence(5, 1), _sequence(4, 1)]
 
 
 def test_a_sequence_longer_than_the_budget_runs_alone() -> None:
@@ -70,3 +87,29 @@ def test_removing_an_unknown_owner_does_nothing() -> None:
     pool.add("a", [_sequence(4)])
     pool.remove("b")
     assert len(pool) == 1
+
+
+def test_a_budget_is_lowered_to_what_did_fit_but_at_once_only_to_half() -> None:
+    budget = BatchBudget(1000)
+    budget.lower(700)
+    assert budget.max_tokens == 700
+    budget.lower(10)
+    assert budget.max_tokens == 350
+
+
+def test_a_budget_is_never_raised_and_never_lowered_to_nothing() -> None:
+    budget = BatchBudget(160)
+    budget.lower(500)
+    assert budget.max_tokens == 160
+    for _ in range(20):
+        budget.lower(0)
+    assert budget.max_tokens == 10
+
+
+def test_only_the_first_lowering_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    budget = BatchBudget(1000)
+    with caplog.at_level(logging.INFO):
+        for fitting_tokens in (800, 600):
+            budget.lower(fitting_tokens)
+    assert [record.levelno for record in caplog.records] == [logging.WARNING, logging.INFO]
+    assert "max_batch_tokens=800 before=1000" in caplog.text

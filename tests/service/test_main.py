@@ -40,7 +40,7 @@ def test_help_names_every_setting_and_imports_no_torch() -> None:
         (["--port", "70000"], "--port (VIGOR_PORT): Input should be less than or equal to 65535"),
         (
             ["--max-batch-tokens", "many"],
-            "--max-batch-tokens (VIGOR_MAX_BATCH_TOKENS): Input should be a valid integer",
+            "--max-batch-tokens (VIGOR_MAX_BATCH_TOKENS): 'many' is neither auto nor a whole number above 0",
         ),
         (["--host", "0.0.0.0"], "--allow-anonymous"),  # noqa: S104 - what is refused
     ],

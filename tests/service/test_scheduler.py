@@ -9,7 +9,7 @@ from vigor_service.admission import Admission
 from vigor_service.engine.sequences import TokenSequence
 from vigor_service.errors import EngineFailedError, WeightsPoisonedError, WeightVersionMismatchError
 from vigor_service.metrics import Metrics
-from vigor_service.scheduler import Scheduler
+from vigor_service.scheduler import DoesNotFitError, Scheduler
 from vigor_service.weights.fingerprint import initial_weights
 from vigor_service.weights.publication import Publication
 from vigor_service.weights.weights import WeightRequirement
@@ -139,6 +139,44 @@ def test_a_failed_request_leaves_nothing_behind() -> None:
 
     bench = _run(test, max_batch_tokens=4)
     assert bench.scorer.batches == [[_sequence(100)]]
+
+
+def test_a_batch_that_does_not_fit_is_answered_and_the_next_are_smaller() -> None:
+    async def test(bench: Bench) -> None:
+        bench.scorer.fitting_tokens = 7
+        sequences = [_sequence(n) for n in range(12)]
+        scored = await bench.scheduler.score(sequences, ANY)
+        assert [scored.scores[item] for item in sequences] == bench.scorer.score(sequences).scores
+        assert bench.scheduler.max_batch_tokens == 4
+        bench.scorer.tries.clear()
+        await bench.scheduler.score([_sequence(n) for n in range(100, 112)], ANY)
+
+    bench = _run(test, max_batch_tokens=16)
+    assert bench.scorer.tries == [4] * 6
+    assert bench.metrics.registry.get_sample_value("vigor_max_batch_tokens") == 4
+
+
+def test_a_sequence_that_does_not_fit_alone_fails_its_own_request_only() -> None:
+    async def test(bench: Bench) -> None:
+        bench.scorer.fitting_tokens = 10
+        bench.scorer.gate.clear()
+        first = asyncio.ensure_future(bench.scheduler.score([_sequence(1)], ANY))
+        await bench.held()
+        long, short = _sequence(*range(20)), _sequence(3, 4)
+        failing = asyncio.ensure_future(bench.scheduler.score([long, *(_sequence(n) for n in range(50))], ANY))
+        neighbour = asyncio.ensure_future(bench.scheduler.score([short], ANY))
+        await asyncio.sleep(0)
+        bench.scorer.gate.set()
+        await first
+        assert (await neighbour).scores == {short: bench.scorer.score([short]).scores[0]}
+        with pytest.raises(DoesNotFitError) as raised:
+            await failing
+        assert raised.value.too_long == {long: 10}
+
+    bench = _run(test, max_batch_tokens=30)
+    first, shared, alone = bench.scorer.batches  # the rest of the request that failed left the queue
+    assert {_sequence(*range(20)), _sequence(3, 4)} < set(shared)
+    assert (first, alone) == ([_sequence(1)], [_sequence(3, 4)])
 
 
 def test_cancelled_work_leaves_the_queue() -> None:

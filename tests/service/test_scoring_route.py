@@ -6,7 +6,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.fake_scorer import MAX_SEQUENCE_TOKENS, WAIT_SECONDS
+from tests.fake_scorer import MAX_SEQUENCE_TOKENS, MEASURED_BATCH_TOKENS, WAIT_SECONDS
 from tests.live_service import LiveService, live_service
 from tests.pushing import push
 from tests.tiny_models import tiny_tokenizer
@@ -51,6 +51,28 @@ def test_text_and_messages_equal_the_ids_they_stand_for(service: LiveService) ->
     as_text = {"messages": messages, "completions": [{"text": "7", "finish_reason": "stop"}, "8"]}
     answers = [service.score(groups=[group]).json()["groups"] for group in (by_hand, as_text)]
     assert answers[0] == answers[1]
+
+
+def test_a_sequence_that_does_not_fit_into_memory_is_413_and_its_neighbours_are_answered(tmp_path: Path) -> None:
+    with live_service(tmp_path, max_batch_tokens=100) as service, ThreadPoolExecutor(2) as pool:
+        service.scorer.fitting_tokens = 20
+        long = {"prompt_ids": [1, 2], "completions": [[2], [3] * 30, [3] * 30]}
+        refused, answered = pool.map(lambda groups: service.score(groups=groups), ([GROUP, long], [GROUP]))
+        assert answered.status_code == 200
+        assert refused.status_code == 413
+        problem = refused.json()
+        assert (problem["code"], problem["title"]) == ("sequence_too_long", "A sequence is too long for the memory")
+        assert [problem[name] for name in ("group", "completion", "length", "limit")] == [1, 1, 32, 16]
+        assert [error["loc"] for error in problem["errors"]] == [["groups", 1, "completions", n] for n in (1, 2)]
+        assert problem["errors"][0]["msg"] == "32 tokens with its prompt, 16 are known to fit"
+
+
+def test_the_batch_budget_is_measured_where_the_model_computes_and_shown(tmp_path: Path) -> None:
+    with live_service(tmp_path) as service:
+        assert service.http.get("/v1/model").json()["max_batch_tokens"] == MEASURED_BATCH_TOKENS
+        assert service.scorer.thread_names == {"compute_0"}
+    with live_service(tmp_path, max_batch_tokens=77) as service:
+        assert service.http.get("/v1/model").json()["max_batch_tokens"] == 77
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,13 @@ def test_an_environment_variable_sets_its_field(monkeypatch: pytest.MonkeyPatch)
     assert Settings(max_batch_tokens=7).max_batch_tokens == 7
 
 
+def test_the_batch_budget_is_measured_unless_a_number_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().max_batch_tokens == Settings(max_batch_tokens="auto").max_batch_tokens == "auto"
+    monkeypatch.setenv("VIGOR_MAX_BATCH_TOKENS", "many")
+    with pytest.raises(ValidationError, match="'many' is neither auto nor a whole number above 0"):
+        Settings()
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
 def test_loopback_needs_no_permission(host: str) -> None:
     assert Settings(host=host).host == host
@@ -31,6 +38,9 @@ def test_a_host_that_others_reach_is_refused_by_name_unless_allowed(host: str) -
     [
         {"port": 70000},
         {"max_batch_tokens": 0},
+        {"max_batch_tokens": "-5"},
+        {"max_batch_tokens": 1.5},
+        {"max_batch_tokens": True},
         {"dtype": "int8"},
         {"drain_seconds": 0},
         {"parameters": "("},

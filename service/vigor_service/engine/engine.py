@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import hypot
 from typing import Protocol
 
@@ -12,13 +12,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from vigor_service.engine.batch_budget import CPU_SIZES, CUDA_SIZES, measure_batch_tokens, peak_memory
 from vigor_service.engine.exact_norms import exact_score
 from vigor_service.engine.fast_norms import FastNorms
+from vigor_service.engine.free_memory import free_bytes
+from vigor_service.engine.memory import FittingScorer
 from vigor_service.engine.parameters import measured_parameters
 from vigor_service.engine.plan import UnsupportedModelError, causal_model, probe_sequences
 from vigor_service.engine.probes import Probes
 from vigor_service.engine.rematerialization import ChangedOperandError
-from vigor_service.engine.sequences import SequenceScore, TokenSequence
+from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +34,17 @@ _VERIFIED_ELEMENTS_AT_ONCE = 2**28  # gradients of so many elements are held whi
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """Scores of one batch in the order of its sequences, and the padding the layout cost."""
+    """Scores of one batch in the order of its sequences, and the padding the layout cost.
+
+    ``too_long`` has the sequences that did not fit into memory even alone, each with the longest length that is known
+    to fit; their score is ``EMPTY_SCORE``. ``fitting_tokens`` is None unless the batch had to be halved:
+    the most tokens that did fit at once.
+    """
 
     scores: list[SequenceScore]
     padding_tokens: int
+    too_long: Mapping[TokenSequence, int] = field(default_factory=dict)
+    fitting_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +72,15 @@ class Scorer(Protocol):
     def info(self) -> EngineInfo: ...
 
     def score(self, sequences: Sequence[TokenSequence]) -> BatchResult:
-        """Score one batch; the caller keeps it within its token budget."""
+        """Score one batch; the caller keeps it within its token budget.
+
+        Raises:
+            NoMemoryLeftError: nothing can be scored, however short.
+        """
+        ...
+
+    def measure_batch_tokens(self) -> int:
+        """Measure how many tokens a batch may have, on probes."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
@@ -98,6 +116,7 @@ class Engine:
         self._fast = _trusted_fast_norms(model, self._measured)
         if self._fast is not None:
             self._fast.probes = probes
+        self._fitting = FittingScorer(self._score)
 
     @property
     def info(self) -> EngineInfo:
@@ -119,11 +138,33 @@ class Engine:
         )
 
     def score(self, sequences: Sequence[TokenSequence]) -> BatchResult:
-        """Return the norms and signals of the sequences, in their order, under the current weights."""
+        """Return the norms and signals of the sequences, in their order, under the current weights.
+
+        Where they do not fit into memory together they are scored in parts.
+
+        Raises:
+            NoMemoryLeftError: nothing can be scored, however short.
+        """
+        scored = self._fitting.score(list(dict.fromkeys(sequences)))
+        scores = [scored.scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
+        return BatchResult(scores, padding_tokens=0, too_long=scored.too_long, fitting_tokens=scored.fitting_tokens)
+
+    def measure_batch_tokens(self) -> int:
+        """Measure how many tokens a batch may have (``engine/batch_budget.py``); logs what it found in one line."""
+        device, info = self._model.device, self.info
+        return measure_batch_tokens(
+            lambda sequences: self._fitting.try_together(sequences) is not None,
+            sizes=CUDA_SIZES if device.type == "cuda" else CPU_SIZES,
+            max_sequence_tokens=info.max_sequence_tokens,
+            vocab_size=info.vocab_size,
+            peak=peak_memory(device),
+            free_bytes=free_bytes(device),
+        )
+
+    def _score(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
         if self._fast is not None:
-            return BatchResult(self._fast.score(sequences), padding_tokens=0)
-        scores = [exact_score(self._model, sequence, self._measured) for sequence in sequences]
-        return BatchResult(scores, padding_tokens=0)
+            return self._fast.score(sequences)
+        return [exact_score(self._model, sequence, self._measured) for sequence in sequences]
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the model's parameters and persistent buffers, tied ones once, under their first name."""

@@ -54,6 +54,7 @@ async def model(serving: ServingDependency) -> ModelInfo:
         tied_embeddings=info.tied_embeddings,
         layout=info.layout,
         norm_probes=info.norm_probes,
+        max_batch_tokens=serving.scheduler.max_batch_tokens,
         rules=[
             ParameterRules(rule=rule, num_parameters=len(names), parameters=list(names))
             for rule, names in info.rules.items()

@@ -29,6 +29,7 @@ _T = TypeVar("_T")
         errors.UnsupportedMediaTypeError,
         errors.PayloadTooLargeError,
         errors.SequenceTooLongError,
+        errors.SequenceExceedsMemoryError,
         errors.WeightVersionMismatchError,
         errors.WeightDigestMismatchError,
         errors.QueueFullError,
