@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import resource
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -18,7 +19,7 @@ from vigor_service.engine.memory import num_tokens
 from vigor_service.engine.sequences import TokenSequence
 
 HEADROOM_BYTES = 24 << 20
-SIZES = {"hidden_size": 256, "intermediate_size": 2048, "num_hidden_layers": 4}
+SIZES: dict[str, Any] = {"hidden_size": 256, "intermediate_size": 2048, "num_hidden_layers": 4}
 
 
 def prompt_heavy_model() -> PreTrainedModel:

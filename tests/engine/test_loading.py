@@ -56,7 +56,7 @@ def save_adapter(directory: Path, base: str, **options: Any) -> Path:  # noqa: A
     config = LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False, **options)
     model = get_peft_model(tiny_model(), config)
     model.peft_config["default"].base_model_name_or_path = base
-    model.save_pretrained(directory)
+    model.save_pretrained(str(directory))
     return directory
 
 

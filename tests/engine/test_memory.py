@@ -178,7 +178,8 @@ def test_a_process_whose_allocator_refuses_halves_the_batch_and_answers() -> Non
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_that_is_full_is_survived() -> None:
-    engine = Engine(prompt_heavy_model().to("cuda"), name="tiny")
+    model = prompt_heavy_model()
+    engine = Engine(model.to(torch.device("cuda")), name="tiny")  # pyright: ignore[reportArgumentType] - transformers wraps torch's own method
     sequences = prompt_heavy_sequences()
     expected = engine.score(sequences)
     assert expected.fitting_tokens is None

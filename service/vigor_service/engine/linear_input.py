@@ -27,9 +27,9 @@ class LinearInput:
 
     def rows_NI(self) -> Tensor:
         """Return the input's rows."""
-        if self._rows_NI is None:
-            self._rows_NI = restore(self._kept).flatten(0, -2)
-        return self._rows_NI
+        rows_NI = restore(self._kept).flatten(0, -2) if self._rows_NI is None else self._rows_NI
+        self._rows_NI = rows_NI
+        return rows_NI
 
     def gram_blocks(self, sequence: int, rows: slice) -> list[Tensor]:
         """Return ``weighted_gram_blocks`` of a sequence's rows."""

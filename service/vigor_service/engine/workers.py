@@ -1,7 +1,7 @@
 """Several batches at once on a CPU, each on a thread of its own.
 
 Two threads with a batch each do more than two threads that share every operation: nothing is forked and joined, and one
-core's caches hold one batch (docs/decisions/0009-a-batch-a-thread.md).
+core's caches hold one batch (docs/decisions/0012-a-batch-a-thread.md).
 """
 
 from __future__ import annotations

@@ -85,8 +85,9 @@ class _Linear(torch.autograd.Function):
         signs_PI: Tensor | None,
     ) -> Tensor:
         ctx.weight_OI, ctx.measurement, ctx.measures_bias = weight_OI, measurement, measures_bias
-        ctx.input, ctx.signs_PI = measurement.linear_inputs.of(x) if measures_weight else None, signs_PI
+        ctx.input, ctx.signs_PI = None, signs_PI
         if measures_weight:
+            ctx.input = measurement.linear_inputs.of(x)
             ctx.input.add_layer(len(weight_OI))
         known_rows = measurement.known_rows
         if known_rows is None:
