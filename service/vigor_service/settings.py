@@ -92,11 +92,15 @@ class Settings(BaseSettings):
 
     @field_validator("parameters")
     @classmethod
-    def _check_expression(cls, value: str | None) -> str | None:
+    def _check_selection(cls, value: str | None) -> str | None:
+        if re.fullmatch("last-0+-layers", value or ""):
+            raise ValueError(f"{value!r} selects nothing: last-1-layers is the least")
         try:
             re.compile(value or "")
         except re.error as error:
-            raise ValueError(f"{value!r} is neither all, lora, norms, last-K-layers nor a regular expression: {error}") from error
+            raise ValueError(
+                f"{value!r} is neither all, lora, norms, last-K-layers nor a regular expression: {error}"
+            ) from error
         return value
 
     @model_validator(mode="after")

@@ -28,7 +28,14 @@ def test_a_host_that_others_reach_is_refused_by_name_unless_allowed(host: str) -
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"port": 70000}, {"max_batch_tokens": 0}, {"dtype": "int8"}, {"drain_seconds": 0}, {"parameters": "("}],
+    [
+        {"port": 70000},
+        {"max_batch_tokens": 0},
+        {"dtype": "int8"},
+        {"drain_seconds": 0},
+        {"parameters": "("},
+        {"parameters": "last-0-layers"},
+    ],
 )
 def test_a_wrong_value_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):

@@ -140,7 +140,7 @@ def probe_sequences(model: PreTrainedModel) -> list[TokenSequence]:
     """
     ids = _probe_ids(model)
     prompt, rest = tuple(ids[:3]), ids[3:]
-    return [TokenSequence(prompt, tuple(rest[:3])), TokenSequence(prompt, tuple(rest[3:-4]))]
+    return [TokenSequence(prompt, tuple(rest[:3])), TokenSequence(prompt, tuple(rest[3:-1]))]
 
 
 def _single_probe(model: PreTrainedModel) -> TokenSequence:
