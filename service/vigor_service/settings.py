@@ -107,7 +107,9 @@ class Settings(BaseSettings):
 
     @field_validator("parameters")
     @classmethod
-    def _check_expression(cls, value: str | None) -> str | None:
+    def _check_selection(cls, value: str | None) -> str | None:
+        if re.fullmatch("last-0+-layers", value or ""):
+            raise ValueError(f"{value!r} selects nothing: last-1-layers is the least")
         try:
             re.compile(value or "")
         except re.error as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,13 @@ def test_an_adapter_that_cannot_be_loaded_is_refused_by_name(tmp_path: Path) -> 
     config.write_text(text)
     (adapter / "adapter_model.safetensors").rename(adapter / "adapter_model.bin")
     with pytest.raises(ModelLoadError, match="has no adapter_model"):
+        load_policy(str(adapter))
+
+
+def test_an_adapter_without_peft_is_refused_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapter = save_adapter(tmp_path / "adapter", str(save_tiny_checkpoint(tmp_path / "base")))
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(ModelLoadError, match="needs peft: pip install peft"):
         load_policy(str(adapter))
 
 

@@ -11,7 +11,14 @@ from tests.tiny_models import tiny_model
 from vigor_service.engine.decoder import Decoder
 from vigor_service.engine.packing import pack
 from vigor_service.engine.parameters import measured_parameters
-from vigor_service.engine.plan import UnpackableModelError, _make_plan, make_plan
+from vigor_service.engine.plan import (
+    UnpackableModelError,
+    _integers,
+    _make_plan,
+    _single_probe,
+    make_plan,
+    probe_sequences,
+)
 from vigor_service.engine.sequences import TokenSequence
 
 
@@ -51,3 +58,13 @@ def test_the_single_layout_refuses_several_sequences() -> None:
         Decoder(model, model.get_submodule("transformer"), "single").given(batch),
     ):
         pass
+
+
+@pytest.mark.parametrize("num_heads", [8, 11, 12])
+def test_either_trace_has_as_many_tokens_as_no_size_of_the_model(num_heads: int) -> None:
+    model = tiny_model("qwen3", num_attention_heads=num_heads, num_key_value_heads=1)
+    sizes = set(_integers(model.config.to_dict()))
+    for sequences in (probe_sequences(model), [_single_probe(model)]):
+        assert pack(sequences, torch.device("cpu")).num_tokens not in sizes
+    plan = make_plan(model.requires_grad_(False), measured_parameters(model))
+    assert not plan.fallback

@@ -45,6 +45,7 @@ def test_a_host_that_others_reach_is_refused_by_name_unless_allowed(host: str) -
         {"drain_seconds": 0},
         {"parameters": "("},
         {"norm_probes": 0},
+        {"parameters": "last-0-layers"},
     ],
 )
 def test_a_wrong_value_is_refused(wrong: dict[str, object]) -> None:
