@@ -12,6 +12,12 @@ INTERPRETED = pytest.param(
 )
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """Every test sees the same random numbers each time it runs."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=["cpu", CUDA])
 def device(request: pytest.FixtureRequest) -> torch.device:
     return torch.device(request.param)

@@ -53,7 +53,8 @@ class FastNorms:
         prompts = shared_prompts(sequences) if self.plan.decoder.layout == "packed" else []
         prompt_rows = self._prompt_rows(prompts)
         batches = self._batches(sequences)
-        if self._workers is None or len(batches) == 1:
+        if self._workers is None or len(batches) == 1 or self.plan.one_at_a_time:
+            # what no rule knows may change the model while it runs, as PEFT does for experts: one thread at a time
             scored = [[self._score_batch(batch, prompt_rows) for batch in batches]]
         else:
             scored = self._workers.run(

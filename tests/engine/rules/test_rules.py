@@ -176,7 +176,8 @@ def test_head_loss_signals_and_shares(softcap: float | None, scale: float, num_f
     sequences = [TokenSequence((1,), tuple(range(9))), TokenSequence((2, 3), (7, 7, 1), (True, False, True))]
     batch = pack(sequences, torch.get_default_device())
     weight, bias = matrix(11, num_features), vector(11)
-    hidden_MD = torch.randn(len(batch.targets_M), num_features, requires_grad=True)
+    # logits of about one, as models have: large ones differ between libraries by more than their rounding
+    hidden_MD = (torch.randn(len(batch.targets_M), num_features) * num_features**-0.5).requires_grad_()
     measurement = Measurement(batch)
     total, signals = head_loss(hidden_MD, Head(weight, bias, scale, softcap, True, True), measurement)
     measured = torch.autograd.grad(total, [hidden_MD, measurement.squared_norms_B])
