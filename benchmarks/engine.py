@@ -20,7 +20,7 @@ from benchmarks.contest import CONTESTANTS, ENGINE, PUBLISHED, Contest, run_cont
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from benchmarks.workloads import ON_A_CPU, ON_A_GPU, Workload, parse_workload
 
-MAX_BATCH_TOKENS = 2048  # what the service takes on a CPU that has the memory
+MAX_BATCH_TOKENS = 4096  # what the service takes on a CPU that has the memory
 _COLUMNS = {
     "contestant": ("", "{}"),
     "seconds": ("seconds", "{:.2f}"),

@@ -62,7 +62,7 @@ class Settings(BaseSettings):
 
     max_batch_tokens: int | Literal["auto"] = "auto"
     """Tokens of one batch, all its sequences together; a longer sequence runs alone. auto measures at start-up what
-    fits into memory, and takes at most 16384 on a GPU and 2048 on a CPU. Where memory runs out all the same, the batch
+    fits into memory, and takes at most 16384 on a GPU and 4096 on a CPU. Where memory runs out all the same, the batch
     is halved and later ones are smaller."""
 
     max_queued_tokens: int = Field(default=4_194_304, gt=0)

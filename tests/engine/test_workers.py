@@ -22,10 +22,10 @@ def test_queues_run_at_once_and_answer_in_their_order() -> None:
     assert workers.run(meet, queues) == [[2 * item for item in queue] for queue in queues]
 
 
-def test_a_worker_computes_on_one_thread_and_others_on_as_many_as_before() -> None:
+def test_workers_share_out_the_threads_and_others_have_as_many_as_before() -> None:
     before = torch.get_num_threads()
     workers = Workers()
-    assert workers.run(lambda _: torch.get_num_threads(), [[None]]) == [[1]]
+    assert workers.run(lambda _: torch.get_num_threads(), [[None]]) == [[before // workers.count]]
     assert torch.get_num_threads() == before
     seen: list[int] = []
     thread = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))

@@ -20,14 +20,14 @@ R = TypeVar("R")
 
 
 class Workers:
-    """Threads that each run torch's operations by themselves; as many as torch would give one operation, or fewer."""
+    """Threads that share out those that torch would give one operation: one each, or more where there are many."""
 
     def __init__(self) -> None:
         num_threads = torch.get_num_threads()
         self.count = min(num_threads, MAX_WORKERS)
         self._executor = ThreadPoolExecutor(self.count, thread_name_prefix="engine")
         barrier = threading.Barrier(self.count)  # so that every thread comes to it
-        list(self._executor.map(lambda _: _compute_alone(barrier), range(self.count)))
+        list(self._executor.map(lambda _: _take_share(barrier, num_threads // self.count), range(self.count)))
         torch.set_num_threads(num_threads)  # threads that start later take the number that was set last
 
     def run(self, function: Callable[[T], R], queues: Sequence[Sequence[T]]) -> list[list[R]]:
@@ -40,7 +40,7 @@ class Workers:
         return [future.result() for future in futures]
 
 
-def _compute_alone(barrier: threading.Barrier) -> None:
+def _take_share(barrier: threading.Barrier, num_threads: int) -> None:
     barrier.wait()
     torch.get_num_threads()  # the first question sets a thread's number to that of the process
-    torch.set_num_threads(1)
+    torch.set_num_threads(num_threads)
