@@ -33,6 +33,7 @@ def test_a_prompt_is_shared_by_several_sequences_and_is_not_very_short() -> None
         [TokenSequence(PROMPT, (1, 2, 3))],
         [TokenSequence((7,), (1, 2)), TokenSequence(PROMPT, (1, 2, 3)), TokenSequence(PROMPT, (4, 5))],
         [TokenSequence(PROMPT, (1,)), TokenSequence(OTHER, (1, 2, 3)), TokenSequence((7,), (1, 2))],
+        [TokenSequence(PROMPT, (1,)), TokenSequence(PROMPT, (2,))],  # nothing is left to compute
     ],
 )
 def test_known_rows_are_taken_and_all_others_computed(sequences: list[TokenSequence]) -> None:
@@ -59,6 +60,14 @@ def test_a_weight_without_known_rows_is_computed_whole() -> None:
     known = PromptRows({PROMPT: slice(0, len(PROMPT))}, {}).in_batch(sequences, batch)
     x = torch.randn(1, batch.num_tokens, 3)
     assert torch.equal(known.complete(lambda rows: 2 * rows, x, torch.randn(3, 3)), 2 * x)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])
+def test_norms_of_one_token_completions_equal_the_reference(family: str) -> None:
+    model, sequences = tiny_model(family), [TokenSequence(PROMPT, (index,)) for index in range(12)]
+    parameters = measured_parameters(model)
+    expected = [exact_score(model, sequence, parameters) for sequence in sequences]
+    assert largest_error(FastNorms(model, parameters).score(sequences), expected) <= 1e-5
 
 
 @pytest.mark.parametrize("family", FAMILIES)

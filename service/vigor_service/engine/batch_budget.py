@@ -32,7 +32,8 @@ class ProbeSizes:
     max_batch: int
 
 
-# On a CPU what runs at once is small anyway, but a group that is not torn apart shares its prompt. On a GPU more than 16,384 tokens only delay a weight swap.
+# On a CPU what runs at once is small anyway, but a group that is not torn apart shares its prompt. On a GPU more than
+# 16,384 tokens only delay a weight swap.
 CPU_SIZES = ProbeSizes(first=64, last=512, max_batch=4096)
 CUDA_SIZES = ProbeSizes(first=512, last=4096, max_batch=16384)
 

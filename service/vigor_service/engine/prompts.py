@@ -60,12 +60,9 @@ class KnownRows:
         if id(weight) not in self._outputs or not self._known:
             return operation(x)
         x_NI = x.flatten(0, -2)
-        computed_UO = operation(_joined([x_NI[rows] for rows in self._unknown if rows.start < rows.stop]))
+        unknown = [x_NI[rows] for rows in self._unknown if rows.start < rows.stop] or [x_NI[:0]]
+        computed_UO = operation(unknown[0] if len(unknown) == 1 else torch.cat(unknown))
         computed = computed_UO.split([rows.stop - rows.start for rows in self._unknown])
         known = [self._outputs[id(weight)][source] for _, source in self._known]
         pieces = [piece for pair in zip(computed, known, strict=False) for piece in pair]
         return torch.cat([*pieces, computed[-1]]).view(*x.shape[:-1], -1)
-
-
-def _joined(pieces: Sequence[Tensor]) -> Tensor:
-    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
