@@ -27,6 +27,7 @@ PLACE = re.compile(r"<!-- (?P<result>[\w-]+): (?P<what>[^>]+?) -->\n(?P<shown>.*
 
 def main(results: Path = RESULTS, docs: Path = DOCS) -> None:
     """Draw the results and fill the page's places."""
+    (docs / "plots").mkdir(exist_ok=True)
     for kind in PLOTS:
         for source in sorted(results.glob(f"{kind}_*.json")):
             draw(kind, read_report(source), source, plot_of(source, docs))
