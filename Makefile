@@ -2,8 +2,11 @@
 PYTHON ?= python3
 # The build of torch: a CPU build here; on a GPU machine for example TORCH="torch --index-url URL-OF-YOUR-CUDA-BUILDS".
 TORCH ?= torch==2.13.0
+# The versions that the tests were written against; empty for the newest that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS))
 # `make benchmark WHERE=gpu LONG=` on a GPU; a CPU takes SmolLM2's shapes with six of its thirty layers to 32,768 tokens.
 WHERE ?= cpu
 LONG ?= --layers 6
@@ -15,10 +18,10 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 setup: $(VENV)/.ready
 
-$(VENV)/.ready: pyproject.toml
+$(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet $(TORCH)
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(PIP_INSTALL) $(TORCH)
+	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 
 demo: setup
@@ -37,7 +40,7 @@ check: setup
 	$(BIN)/python -m pytest --quiet tests/test_architecture.py tests/test_exported_members.py
 
 benchmark: setup
-	$(BIN)/python -m pip install --quiet --editable '.[dev,benchmarks]'
+	$(PIP_INSTALL) --editable '.[dev,benchmarks]'
 	$(BIN)/python -m benchmarks.engine --repeats 5 --out $(RESULTS)/engine_$(WHERE)
 	$(BIN)/python -m benchmarks.growth --out $(RESULTS)/growth_$(WHERE)
 	$(BIN)/python -m benchmarks.endurance --out $(RESULTS)/endurance_cpu
