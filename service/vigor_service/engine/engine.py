@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vigor_service.engine.batch_budget import CPU_SIZES, CUDA_SIZES, measure_batch_tokens, peak_memory
+from vigor_service.engine.checkpoints import UncheckpointableLayerError
 from vigor_service.engine.exact_norms import exact_score
 from vigor_service.engine.fast_norms import FastNorms
 from vigor_service.engine.free_memory import free_bytes
@@ -30,6 +31,10 @@ logger = logging.getLogger(__name__)
 # A missing or wrong term is off by a percent or more.
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 1e-1, torch.float16: 5e-2}
 _VERIFIED_ELEMENTS_AT_ONCE = 2**28  # gradients of so many elements are held while the engine checks itself
+
+
+class UntrustedNormError(Exception):
+    """The fast norm of a probe is not the exact one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +121,8 @@ class Engine:
         self._fast = _trusted_fast_norms(model, self._measured)
         if self._fast is not None:
             self._fast.probes = probes
-        self._fitting = FittingScorer(self._score)
+        checkpointable = self._fast is not None and self._fast.layers
+        self._fitting = FittingScorer(self._score, score_frugally=self._score_frugally if checkpointable else None)
 
     @property
     def info(self) -> EngineInfo:
@@ -166,6 +172,11 @@ class Engine:
             return self._fast.score(sequences)
         return [exact_score(self._model, sequence, self._measured) for sequence in sequences]
 
+    def _score_frugally(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
+        if self._fast is not None:
+            return self._fast.score(sequences, checkpointed=True)
+        return self._score(sequences)
+
     def tensors(self) -> dict[str, Tensor]:
         """Return the model's parameters and persistent buffers, tied ones once, under their first name."""
         return {names[0]: tensor for names, tensor in _named_once(self._model)}
@@ -206,23 +217,25 @@ def _trusted_fast_norms(model: PreTrainedModel, measured: Mapping[str, nn.Parame
     except UnsupportedModelError as error:
         logger.warning("scoring one sequence at a time: %s", error)
         return None
-    tolerance = _TOLERANCES[causal_model(model).dtype]
     probes = probe_sequences(causal_model(model))
+    exact_norms = [_exact_norm(model, probe, measured) for probe in probes]
     try:
-        scores = fast.score(probes)
-    except ChangedOperandError as error:
+        _check(fast.score(probes, checkpointed=False), exact_norms, causal_model(model).dtype)
+    except (ChangedOperandError, UntrustedNormError) as error:
         logger.warning("scoring one sequence at a time: %s", error)
         return None
-    for probe, score in zip(probes, scores, strict=True):
-        exact_norm = _exact_norm(model, probe, measured)
-        if not abs(score.grad_norm - exact_norm) <= tolerance * exact_norm:
-            logger.warning(
-                "scoring one sequence at a time: the fast norm of a probe is %.7g, the exact %.7g",
-                score.grad_norm,
-                exact_norm,
-            )
-            return None
+    try:
+        _check(fast.score(probes, checkpointed=True), exact_norms, causal_model(model).dtype)
+    except (UncheckpointableLayerError, UntrustedNormError) as error:
+        logger.info("long sequences will not be checkpointed: %s", error)
+        fast.layers = []
     return fast
+
+
+def _check(scores: Sequence[SequenceScore], exact_norms: Sequence[float], dtype: torch.dtype) -> None:
+    for score, exact_norm in zip(scores, exact_norms, strict=True):
+        if not abs(score.grad_norm - exact_norm) <= _TOLERANCES[dtype] * exact_norm:
+            raise UntrustedNormError(f"the fast norm of a probe is {score.grad_norm:.7g}, the exact {exact_norm:.7g}")
 
 
 def _exact_norm(model: PreTrainedModel, sequence: TokenSequence, measured: Mapping[str, nn.Parameter]) -> float:

@@ -7,7 +7,8 @@ claims which parameter, and then runs the claimed calls under their rules. The m
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -148,6 +149,27 @@ class Measuring(_Interception):
         self._claims = {id(parameter): claim for parameter, claim in claims.items()}
         self._unseen = set(self._claims)
         self._measurement = measurement
+        self._rehearses = False
+
+    @contextmanager
+    def rehearsing(self) -> Iterator[None]:
+        """Run what follows as the model meant it: it will run again, and is measured then."""
+        self._rehearses = True
+        try:
+            yield
+        finally:
+            self._rehearses = False
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        if self._rehearses:
+            return func(*args, **(kwargs or {}))
+        return super().__torch_function__(func, types, args, kwargs)
 
     def check_all_seen(self) -> None:
         """Make sure that every claimed parameter was measured.

@@ -58,10 +58,16 @@ def release_memory() -> None:
 
 
 class FittingScorer:
-    """Scores distinct sequences with ``score``, in halves when memory runs out."""
+    """Scores distinct sequences with ``score``, in halves when memory runs out.
 
-    def __init__(self, score: Score, *, release: Callable[[], None] = release_memory) -> None:
+    ``score_frugally`` takes less memory and more time: what a single sequence that does not fit is tried with.
+    """
+
+    def __init__(
+        self, score: Score, *, score_frugally: Score | None = None, release: Callable[[], None] = release_memory
+    ) -> None:
         self._score = score
+        self._score_frugally = score_frugally
         self._release = release
         self._longest_tokens = 0  # the longest sequence that has been scored
 
@@ -92,16 +98,19 @@ class FittingScorer:
 
     def try_together(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore] | None:
         """Return their scores, or None when memory ran out; then everything that the try held is free again."""
-        scores = self._score_or_none(sequences)
-        if scores is None:
+        scores = self._score_or_none(sequences, self._score)
+        if scores is None and len(sequences) == 1 and self._score_frugally is not None:
             self._release()  # only here: inside the except block the traceback keeps tensors alive
+            scores = self._score_or_none(sequences, self._score_frugally)
+        if scores is None:
+            self._release()
         else:
             self._longest_tokens = max([self._longest_tokens, *(sequence.num_tokens for sequence in sequences)])
         return scores
 
-    def _score_or_none(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore] | None:
+    def _score_or_none(self, sequences: Sequence[TokenSequence], score: Score) -> list[SequenceScore] | None:
         try:
-            return self._score(sequences)
+            return score(sequences)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

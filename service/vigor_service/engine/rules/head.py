@@ -1,9 +1,9 @@
 """The output head with the loss: logits, gradient and norm, a few sequences at a time.
 
 The gradient of a loss row at its logits is softmax - onehot, known as soon as the logits are; so the head needs no
-graph, and the logits of no more than a few hundred rows, or of one longer sequence, exist at a time. With H (T, D) the
-head's input rows and K (T, V) the logit gradients, the weight's gradient is KᵀH; a head tied to the embedding leaves
-(KᵀH)_u for the ids u of the sequence to the embedding's rule.
+graph, and the logits of a bounded number of rows exist at a time. With H (T, D) the head's input rows and K (T, V) the
+logit gradients, the weight's gradient is KᵀH; a head tied to the embedding leaves (KᵀH)_u for the ids u of the sequence
+to the embedding's rule.
 """
 
 from __future__ import annotations
@@ -22,12 +22,16 @@ from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.probes import estimated_share
 from vigor_service.engine.rules.embedding import DistinctIds
 from vigor_service.engine.rules.linear import gram_is_cheaper, squared_norm, weight_gradient
+from vigor_service.engine.rules.long_head import LongSequence
 from vigor_service.engine.weight_norms_cuda import weight_norms
 
 _SLICE = 1024  # vocabulary entries
 _ROWS_IN_CACHE = 8
+_ROWS_ON_GPU = 256  # of which float32 copies exist
 _PROBES_TIMES = 16  # the head alone has a quarter of the squared norm: its error would be all the error there is
-_ROWS_AT_ONCE = 384  # a matrix product of fewer rows with the vocabulary runs below the machine's rate
+# A matrix product of fewer rows with the vocabulary runs below the machine's rate.
+_ROWS_AT_ONCE_CPU = 384
+_ROWS_AT_ONCE_GPU = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,23 +102,17 @@ class _HeadLoss(torch.autograd.Function):
     ) -> tuple[Tensor, ...]:
         hidden_gradient_MD = torch.empty_like(hidden_MD)
         signals_3M = hidden_MD.new_empty(3, len(hidden_MD), dtype=torch.float32)
-        tied = _TiedRows(measurement) if measurement.tied_weight_VD is not None else None
-        bundles = _bundles(measurement.batch.loss_slices)
-        signs_PD = measurement.signs_of(head.weight_VD, head.weight_VD, times=_PROBES_TIMES)
-        shares: list[Tensor] = []
-        for bundle in bundles:
-            rows = slice(bundle[0].start, bundle[-1].stop)
+        shares = _Shares(head, measurement)
+        for bundle in _bundles(measurement.batch.loss_slices, head, hidden_MD.device):
+            rows = slice(bundle[0].rows.start, bundle[-1].rows.stop)
             gradient_RV = head.raw_logits(hidden_MD[rows])
             signals_3M[:, rows] = _to_gradient_(head, gradient_RV, measurement.batch.targets_M[rows])
             hidden_gradient_MD[rows] = hidden_gradient(gradient_RV, head.weight_VD)
-            for own in bundle:
-                hidden_TD, gradient_TV = hidden_MD[own], gradient_RV[own.start - rows.start : own.stop - rows.start]
-                shares.append(_share(head, hidden_TD, gradient_TV, signs_PD))
-                if tied is not None:
-                    tied.add(hidden_TD, gradient_TV)
-        if tied is not None:
-            measurement.tied_head_rows_UD = tied.rows_UD()
-        ctx.save_for_backward(hidden_gradient_MD, torch.stack(shares))
+            for piece in bundle:
+                own = slice(piece.rows.start - rows.start, piece.rows.stop - rows.start)
+                shares.add(piece, hidden_MD[piece.rows], gradient_RV[own])
+        measurement.tied_head_rows_UD = shares.tied_rows_UD()
+        ctx.save_for_backward(hidden_gradient_MD, shares.total_B())
         ctx.mark_non_differentiable(*signals_3M.unbind())
         return signals_3M[0].sum(), *signals_3M.unbind()
 
@@ -124,18 +122,43 @@ class _HeadLoss(torch.autograd.Function):
         return output_gradients[0].to(hidden_gradient_MD.dtype) * hidden_gradient_MD, shares_B, None, None
 
 
-def _bundles(loss_slices: list[slice]) -> list[list[slice]]:
-    """Split sequences, in order, into bundles of a bounded number of loss rows, or of one sequence that has more."""
-    bundles: list[list[slice]] = [[]]
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Loss rows of one sequence: all of them, or a chunk of a long one's."""
+
+    rows: slice
+    is_chunk: bool = False
+    is_last: bool = True
+
+
+def _bundles(loss_slices: list[slice], head: Head, device: torch.device) -> list[list[_Piece]]:
+    """Split all loss rows, in order, into bundles: whole sequences together, or one chunk of a long sequence.
+
+    A bundle has a bounded number of rows, or one sequence whose norm costs less from Gram matrices of all its rows.
+    """
+    most = _ROWS_AT_ONCE_CPU if device.type == "cpu" else _ROWS_AT_ONCE_GPU
+    bundles: list[list[_Piece]] = []
+    room = 0
     for rows in loss_slices:
-        if bundles[-1] and _num_rows([*bundles[-1], rows]) > _ROWS_AT_ONCE:
-            bundles.append([])
-        bundles[-1].append(rows)
+        num_rows = rows.stop - rows.start
+        if num_rows > most and not gram_is_cheaper(num_rows, *head.weight_VD.shape):
+            bundles += [[piece] for piece in _chunks(rows, most)]
+            room = 0
+        elif num_rows > room:
+            bundles.append([_Piece(rows)])
+            room = most - num_rows
+        else:
+            bundles[-1].append(_Piece(rows))
+            room -= num_rows
     return bundles
 
 
-def _num_rows(bundle: list[slice]) -> int:
-    return bundle[-1].stop - bundle[0].start
+def _chunks(rows: slice, size: int) -> list[_Piece]:
+    starts = range(rows.start, rows.stop, size)
+    return [
+        _Piece(slice(start, min(start + size, rows.stop)), is_chunk=True, is_last=start == starts[-1])
+        for start in starts
+    ]
 
 
 def _to_gradient_(head: Head, raw_TV: Tensor, targets_T: Tensor) -> Tensor:
@@ -143,7 +166,7 @@ def _to_gradient_(head: Head, raw_TV: Tensor, targets_T: Tensor) -> Tensor:
 
     A few rows at a time on a CPU: what is computed of them stays in its cache.
     """
-    num_rows = len(raw_TV) if raw_TV.is_cuda else _ROWS_IN_CACHE
+    num_rows = _ROWS_ON_GPU if raw_TV.is_cuda else _ROWS_IN_CACHE
     signals: list[Tensor] = []
     for raw_RV, targets_R in zip(raw_TV.split(num_rows), targets_T.split(num_rows), strict=True):
         logits_RV = head.transform(raw_RV.float())
@@ -189,19 +212,43 @@ def _share(head: Head, hidden_TD: Tensor, gradient_TV: Tensor, signs_PD: Tensor 
     return share
 
 
-class _TiedRows:
-    """Collects (KᵀH)_u for the distinct ids u of every sequence, where the embedding's rule looks for them."""
+class _Shares:
+    """Collects each sequence's share, and where the embedding's rule looks for them (KᵀH)_u of its distinct ids u."""
 
-    def __init__(self, measurement: Measurement) -> None:
-        distinct = DistinctIds(measurement.batch.input_ids_1N[0], measurement.batch)
-        self._ids = distinct.id_U.split(distinct.sequence_U.bincount().tolist())
-        self._rows: list[Tensor] = []
+    def __init__(self, head: Head, measurement: Measurement) -> None:
+        self._head = head
+        self._signs_PD = measurement.signs_of(head.weight_VD, head.weight_VD, times=_PROBES_TIMES)
+        self._ids: list[Tensor] | None = None
+        if measurement.tied_weight_VD is not None:
+            distinct = DistinctIds(measurement.batch.input_ids_1N[0], measurement.batch)
+            self._ids = list(distinct.id_U.split(distinct.sequence_U.bincount().tolist()))
+        self._shares: list[Tensor] = []
+        self._tied_rows: list[Tensor] = []
+        self._long: LongSequence | None = None
 
-    def add(self, hidden_TD: Tensor, gradient_TV: Tensor) -> None:
-        """Add the next sequence."""
-        ids_u = self._ids[len(self._rows)]
-        self._rows.append(matmul_float32(gradient_TV[:, ids_u].T, hidden_TD))
+    def add(self, piece: _Piece, hidden_RD: Tensor, gradient_RV: Tensor) -> None:
+        """Add the next sequence, or the next chunk of one."""
+        if not piece.is_chunk:
+            if self._ids is not None:
+                ids_u = self._ids[len(self._shares)]
+                self._tied_rows.append(matmul_float32(gradient_RV[:, ids_u].T, hidden_RD))
+            self._shares.append(_share(self._head, hidden_RD, gradient_RV, self._signs_PD))
+            return
+        self._long = self._long or LongSequence(self._head.weight_VD)
+        self._long.add(hidden_RD, gradient_RV)
+        if piece.is_last:
+            self._finish(self._long)
+            self._long = None
 
-    def rows_UD(self) -> Tensor:
-        """Return the rows of all sequences, in the order of ``DistinctIds``."""
-        return torch.cat(self._rows)
+    def _finish(self, sequence: LongSequence) -> None:
+        if self._ids is not None:
+            self._tied_rows.append(sequence.tied_rows(self._ids[len(self._shares)]))
+        self._shares.append(sequence.share(of_weight=self._head.measures_weight, of_bias=self._head.measures_bias))
+
+    def total_B(self) -> Tensor:
+        """Return the share of each sequence, in order."""
+        return torch.stack(self._shares)
+
+    def tied_rows_UD(self) -> Tensor | None:
+        """Return the rows of all sequences, in the order of ``DistinctIds``; None where no embedding asks."""
+        return None if self._ids is None else torch.cat(self._tied_rows)

@@ -1,0 +1,103 @@
+"""Checkpointed layers: the same norms, and what they keep and run."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.engine.cases import difficult_sequences, largest_error
+from tests.tiny_models import FAMILIES, tiny_model
+from vigor_service.engine.engine import Engine
+from vigor_service.engine.exact_norms import exact_score
+from vigor_service.engine.fast_norms import FastNorms
+from vigor_service.engine.parameters import measured_parameters
+from vigor_service.engine.probes import Probes
+from vigor_service.engine.sequences import TokenSequence
+
+ROOT = Path(__file__).parents[2]
+FP32_TOLERANCE = 1e-5
+LONG = TokenSequence(tuple(range(10, 40)), tuple(range(5, 60)))
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "bloom"])
+def test_norms_with_checkpoints_equal_the_reference(family: str, device: torch.device) -> None:
+    model = tiny_model(family).to(device)  # pyright: ignore[reportArgumentType] - transformers wraps torch's own method
+    parameters, sequences = measured_parameters(model), difficult_sequences()
+    expected = [exact_score(model, sequence, parameters) for sequence in sequences]
+    fast = FastNorms(model, parameters)
+    assert len(fast.layers) == model.config.get_text_config().num_hidden_layers
+    assert largest_error(fast.score(sequences, checkpointed=True), expected) <= FP32_TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gemma2", "cohere"])
+def test_norms_of_a_sequence_whose_logits_come_in_chunks_equal_the_reference(family: str, device: torch.device) -> None:
+    overrides = {"n_positions": 4096} if family == "gpt2" else {"max_position_embeddings": 4096}
+    model = tiny_model(family, **overrides).to(device)  # pyright: ignore[reportArgumentType] - as above
+    parameters = measured_parameters(model)
+    long = TokenSequence((1, 2, 3), tuple((5 * index + index // 7) % 300 for index in range(2500)))
+    sequences = [long, LONG, TokenSequence((4,), long.completion_ids[:400])]
+    expected = [exact_score(model, sequence, parameters) for sequence in sequences]
+    fast = FastNorms(model, parameters)
+    assert largest_error(fast.score(sequences, checkpointed=True), expected) <= FP32_TOLERANCE
+    assert largest_error(fast.score(sequences, checkpointed=False), expected) <= FP32_TOLERANCE
+
+
+@pytest.mark.parametrize("selection", ["last-1-layers", "norms", r".*layers\.1\.mlp.*"])
+@pytest.mark.parametrize("family", ["qwen3", "gemma3"])
+def test_norms_of_some_parameters_with_checkpoints_equal_the_reference(family: str, selection: str) -> None:
+    model = tiny_model(family)
+    parameters, sequences = measured_parameters(model, selection), difficult_sequences()
+    expected = [exact_score(model, sequence, parameters) for sequence in sequences]
+    assert largest_error(FastNorms(model, parameters).score(sequences, checkpointed=True), expected) <= FP32_TOLERANCE
+
+
+def test_estimates_are_the_same_with_checkpoints() -> None:
+    model = tiny_model()
+    parameters = measured_parameters(model)
+    fast = FastNorms(model, parameters)
+    fast.probes = Probes(parameters, 4)
+    assert (
+        largest_error(fast.score([LONG], checkpointed=True), fast.score([LONG], checkpointed=False)) <= FP32_TOLERANCE
+    )
+
+
+@pytest.mark.parametrize(("free_bytes", "times"), [(2**40, 1), (2**10, 2), (None, 1)])
+def test_layers_run_twice_where_free_memory_asks_for_it(free_bytes: int | None, times: int) -> None:
+    model = tiny_model()
+    fast = FastNorms(model, measured_parameters(model), free_bytes=lambda _: free_bytes)
+    runs: list[nn.Module] = []
+    for layer in fast.layers:
+        layer.get_submodule("mlp").register_forward_hook(lambda module, *_: runs.append(module))
+    fast.score([LONG])
+    assert len(runs) == times * len(fast.layers)
+
+
+def peak_bytes(way: str) -> int:
+    """Return the peak of a process in which every larger tensor is mapped: no holes in a heap."""
+    command = [sys.executable, "-m", "tests.engine.peak_of_checkpoints", way]
+    environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    return int(subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def test_checkpoints_take_a_fraction_of_the_memory() -> None:
+    assert 0 < peak_bytes("checkpointed") * 3 < peak_bytes("not checkpointed")
+
+
+def test_layers_that_return_two_tensors_are_not_checkpointed(caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model("bloom")  # they return attention weights, too
+    with caplog.at_level("INFO"):
+        engine = Engine(model, name="bloom")
+    assert "will not be checkpointed: a decoder layer returns more than one tensor" in caplog.text
+    assert engine.score([LONG]).scores[0].num_loss_tokens == len(LONG.completion_ids)
+
+
+def test_the_layers_are_what_they_were_afterwards() -> None:
+    model = tiny_model()
+    FastNorms(model, measured_parameters(model)).score([LONG], checkpointed=True)
+    assert all("forward" not in vars(module) for module in model.modules())
