@@ -14,7 +14,7 @@ from vigor_service.engine.exact_norms import exact_score
 from vigor_service.engine.fast_norms import FastNorms
 from vigor_service.engine.packing import pack
 from vigor_service.engine.parameters import measured_parameters
-from vigor_service.engine.prompts import MIN_TOKENS, PromptRows, shared_prompts
+from vigor_service.engine.prompts import MIN_TOKENS, PromptRows, join_rows, shared_prompts
 from vigor_service.engine.sequences import TokenSequence
 
 PROMPT = tuple(range(MIN_TOKENS))
@@ -49,7 +49,9 @@ def test_known_rows_are_taken_and_all_others_computed(sequences: list[TokenSeque
         return rows_UI @ weight.T
 
     known = rows.in_batch(sequences, batch)
-    torch.testing.assert_close(known.complete(operation, x, weight), x @ weight.T)
+    output, pieces = known.complete(operation, x, weight)
+    torch.testing.assert_close(output, x @ weight.T)
+    assert torch.equal(join_rows(*pieces, shape=output.shape), output)
     num_known = sum(len(PROMPT) for sequence in sequences if sequence.prompt_ids == PROMPT)
     assert computed == [batch.num_tokens - num_known]
 
@@ -59,7 +61,9 @@ def test_a_weight_without_known_rows_is_computed_whole() -> None:
     batch = pack(sequences, torch.device("cpu"))
     known = PromptRows({PROMPT: slice(0, len(PROMPT))}, {}).in_batch(sequences, batch)
     x = torch.randn(1, batch.num_tokens, 3)
-    assert torch.equal(known.complete(lambda rows: 2 * rows, x, torch.randn(3, 3)), 2 * x)
+    output, pieces = known.complete(lambda rows: 2 * rows, x, torch.randn(3, 3))
+    assert torch.equal(output, 2 * x)
+    assert pieces == []
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "qwen3_moe"])

@@ -17,6 +17,7 @@ from vigor_service.engine.checkpoints import UncheckpointableLayerError
 from vigor_service.engine.exact_norms import exact_score
 from vigor_service.engine.fast_norms import FastNorms
 from vigor_service.engine.free_memory import free_bytes
+from vigor_service.engine.heap import HeapTrimming
 from vigor_service.engine.memory import FittingScorer
 from vigor_service.engine.parameters import measured_parameters
 from vigor_service.engine.plan import UnsupportedModelError, causal_model, probe_sequences
@@ -121,6 +122,7 @@ class Engine:
         self._fast = _trusted_fast_norms(model, self._measured)
         if self._fast is not None:
             self._fast.probes = probes
+        self._heap = HeapTrimming()
         checkpointable = self._fast is not None and self._fast.layers
         self._fitting = FittingScorer(self._score, score_frugally=self._score_frugally if checkpointable else None)
 
@@ -152,6 +154,8 @@ class Engine:
             NoMemoryLeftError: nothing can be scored, however short.
         """
         scored = self._fitting.score(list(dict.fromkeys(sequences)))
+        if self._model.device.type == "cpu":
+            self._heap.after_batch()
         scores = [scored.scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
         return BatchResult(scores, padding_tokens=0, too_long=scored.too_long, fitting_tokens=scored.fitting_tokens)
 

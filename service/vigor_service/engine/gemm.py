@@ -6,9 +6,15 @@ uses oneDNN for 16-bit types only (docs/decisions/0008-onednn-for-float32.md).
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+# One primitive of oneDNN, tens to hundreds of kB, serves one shape; a batch has about ten, and as many batches run at
+# once as there are cores. The default of 1,024 only keeps shapes that never come again. Read at oneDNN's first use.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 
 def linear(x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:

@@ -55,14 +55,22 @@ class KnownRows:
         ends = [slice(0, 0), *(rows for rows, _ in known), slice(num_rows, num_rows)]
         self._unknown = [slice(left.stop, right.start) for left, right in pairwise(ends)]  # before each known, and last
 
-    def complete(self, operation: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> Tensor:
-        """``operation(x)``, for an operation on rows, and an x of shape (..., N, features)."""
+    def complete(self, operation: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """``operation(x)``, for an operation on rows and an x of shape (..., N, features), and what it is joined from.
+
+        ``join_rows(*pieces)`` gives its rows again; there are no pieces if all rows were computed.
+        """
         if id(weight) not in self._outputs or not self._known:
-            return operation(x)
+            return operation(x), []
         x_NI = x.flatten(0, -2)
         unknown = [x_NI[rows] for rows in self._unknown if rows.start < rows.stop] or [x_NI[:0]]
         computed_UO = operation(unknown[0] if len(unknown) == 1 else torch.cat(unknown))
         computed = computed_UO.split([rows.stop - rows.start for rows in self._unknown])
         known = [self._outputs[id(weight)][source] for _, source in self._known]
-        pieces = [piece for pair in zip(computed, known, strict=False) for piece in pair]
-        return torch.cat([*pieces, computed[-1]]).view(*x.shape[:-1], -1)
+        pieces = [*(piece for pair in zip(computed, known, strict=False) for piece in pair), computed[-1]]
+        return join_rows(*pieces, shape=(*x.shape[:-1], -1)), pieces
+
+
+def join_rows(*pieces: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Return the rows of all pieces, in order, as a tensor of this shape."""
+    return torch.cat(pieces).view(shape)

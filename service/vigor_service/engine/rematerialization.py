@@ -40,14 +40,19 @@ class ChangedOperandError(Exception):
     """A tensor was changed in place after something was computed from it that has to be computed again."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Recipe:
-    """How to compute a tensor again: ``operation(*operands, **options)``."""
+    """How to compute a tensor again: ``operation(*operands, **options)``.
+
+    Once computed, the tensor lives as long as the recipe: autograd and the rules let go of that when they are done with
+    the layer, and ask for the same few tensors until then.
+    """
 
     operation: Callable[..., Tensor]
     operands: tuple[Any, ...]  # tensors, recipes, or plain values
     versions: tuple[int, ...]  # of those operands that are tensors
     options: dict[str, Any]
+    _result: Tensor | None = None
 
     def compute(self) -> Tensor:
         """Compute the tensor, without a graph.
@@ -55,10 +60,12 @@ class Recipe:
         Raises:
             ChangedOperandError: an operand is no longer what it was.
         """
-        if self.versions != _versions(self.operands):
-            raise ChangedOperandError(f"an operand of {self.operation} was changed in place")
-        with torch.no_grad():
-            return self.operation(*(restore(operand) for operand in self.operands), **self.options)
+        if self._result is None:
+            if self.versions != _versions(self.operands):
+                raise ChangedOperandError(f"an operand of {self.operation} was changed in place")
+            with torch.no_grad():
+                self._result = self.operation(*(restore(operand) for operand in self.operands), **self.options)
+        return self._result
 
 
 Kept: TypeAlias = Tensor | Recipe

@@ -19,6 +19,7 @@ from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float
 from vigor_service.engine.linear_input import LinearInput
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.probes import estimated_share
+from vigor_service.engine.prompts import KnownRows, join_rows
 from vigor_service.engine.weight_norms_cuda import weight_norms
 
 
@@ -42,17 +43,26 @@ class LinearCall:
 
     def run(self, measurement: Measurement, is_measured: Callable[[Tensor], bool], token_axis: int) -> Tensor:  # noqa: ARG002
         measures_bias = self.bias is not None and is_measured(self.bias)
-        return _Linear.apply(  # pyright: ignore[reportReturnType] - apply is untyped
+        with torch.no_grad():
+            plain, pieces = self._forward(measurement.known_rows)
+        output = _Linear.apply(
             self.x,
             measurement.squared_norms_B,
-            self.weight,
+            plain,
             self.weight_OI,
-            self.bias,
             measurement,
             is_measured(self.weight),
             measures_bias,
             measurement.signs_of(self.weight, self.weight_OI),
         )
+        if pieces:
+            measurement.rematerialization.note_cheap(join_rows, tuple(pieces), {"shape": output.shape}, output)
+        return output
+
+    def _forward(self, known_rows: KnownRows | None) -> tuple[Tensor, list[Tensor]]:
+        if known_rows is None:
+            return gemm.linear(self.x, self.weight_OI, self.bias), []
+        return known_rows.complete(lambda rows_UI: gemm.linear(rows_UI, self.weight_OI, self.bias), self.x, self.weight)
 
 
 def from_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> LinearCall:
@@ -76,9 +86,8 @@ class _Linear(torch.autograd.Function):
         ctx: Any,  # noqa: ANN401 - torch's context
         x: Tensor,
         squared_norms_B: Tensor,  # noqa: ARG004 - its gradient is the result
-        weight: Tensor,
+        output: Tensor,
         weight_OI: Tensor,
-        bias_O: Tensor | None,
         measurement: Measurement,
         measures_weight: bool,
         measures_bias: bool,
@@ -89,11 +98,6 @@ class _Linear(torch.autograd.Function):
         if measures_weight:
             ctx.input = measurement.linear_inputs.of(x)
             ctx.input.add_layer(len(weight_OI))
-        known_rows = measurement.known_rows
-        if known_rows is None:
-            output = gemm.linear(x, weight_OI, bias_O)
-        else:
-            output = known_rows.complete(lambda rows_UI: gemm.linear(rows_UI, weight_OI, bias_O), x, weight)
         return torch.ops.aten._unsafe_view(output, output.shape)  # some models add to it in place: no view may do that
 
     @staticmethod
@@ -106,7 +110,7 @@ class _Linear(torch.autograd.Function):
         if ctx.measures_bias:
             shares_B = shares_B + row_sum_shares(gradient.flatten(0, -2), ctx.measurement)
         x_gradient = gemm.linear(gradient, ctx.weight_OI.T) if ctx.needs_input_grad[0] else None
-        return x_gradient, shares_B, None, None, None, None, None, None, None
+        return x_gradient, shares_B, None, None, None, None, None, None
 
 
 def weight_shares(

@@ -1,0 +1,49 @@
+"""Memory that glibc's heap holds and nobody uses goes back to the system between requests.
+
+Batches of ever new shapes leave holes in the heap, which serve later tensors only in part: without this, the resident
+size of a service grows for hundreds of requests (docs/decisions/0014-flat-memory-on-a-cpu.md).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+SLACK_BYTES = 256 << 20
+"""Growth of the resident size that is left alone: pages that go back have to be faulted in again."""
+
+
+def resident_bytes(proc: Path = Path("/proc")) -> int | None:
+    """Return what this process has in memory; None where the kernel does not tell."""
+    try:
+        return int((proc / "self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return None
+
+
+def trim() -> None:
+    """Give free pages of the heap back to the system; does nothing where the C library is not glibc."""
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)
+
+
+class HeapTrimming:
+    """Trims the heap when the process has grown by more than the slack since it last did."""
+
+    def __init__(
+        self, *, trim: Callable[[], None] = trim, resident_bytes: Callable[[], int | None] = resident_bytes
+    ) -> None:
+        self._trim = trim
+        self._resident_bytes = resident_bytes
+        self._least_bytes = resident_bytes()
+
+    def after_batch(self) -> None:
+        """Trim if it is time to."""
+        now = self._resident_bytes()
+        if now is None or self._least_bytes is None or now - self._least_bytes <= SLACK_BYTES:
+            return
+        self._trim()
+        self._least_bytes = self._resident_bytes()

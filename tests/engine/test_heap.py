@@ -1,0 +1,55 @@
+"""When free memory of the heap goes back to the system."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from vigor_service.engine.heap import SLACK_BYTES, HeapTrimming, resident_bytes, trim
+
+
+class Process:
+    """A process whose resident size is told, and whose heap gives back what is told."""
+
+    def __init__(self, resident: int | None) -> None:
+        self.resident = resident
+        self.num_trims = 0
+
+    def trim(self) -> None:
+        self.num_trims += 1
+        assert self.resident is not None
+        self.resident -= SLACK_BYTES
+
+    def trimming(self) -> HeapTrimming:
+        return HeapTrimming(trim=self.trim, resident_bytes=lambda: self.resident)
+
+
+def test_the_heap_is_trimmed_when_the_process_has_grown_by_more_than_the_slack() -> None:
+    process = Process(1000)
+    trimming = process.trimming()
+    for grown, num_trims in ((SLACK_BYTES, 0), (1, 1), (SLACK_BYTES, 1), (1, 2)):
+        process.resident = (process.resident or 0) + grown
+        trimming.after_batch()
+        assert process.num_trims == num_trims
+
+
+def test_a_size_that_nobody_knows_is_left_alone() -> None:
+    process = Process(None)
+    process.trimming().after_batch()
+    assert process.num_trims == 0
+
+
+def test_a_trim_gives_freed_pages_back() -> None:
+    blocks = [bytearray(b"x" * 60_000) for _ in range(4000)]  # from the heap, not mapped
+    kept = blocks[-1]
+    before = resident_bytes()
+    del blocks
+    trim()
+    after = resident_bytes()
+    assert len(kept) == 60_000
+    assert before is not None
+    assert after is not None
+    assert before - after > 100 << 20
+
+
+def test_the_resident_size_is_unknown_without_a_proc_file_system(tmp_path: Path) -> None:
+    assert resident_bytes(tmp_path) is None
