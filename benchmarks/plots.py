@@ -103,9 +103,14 @@ def _endurance(report: Report) -> Figure:
 def _long_sequences(report: Report) -> Figure:
     figure = Figure(figsize=(7, 2.8), layout="constrained")
     (table,) = report.tables
-    for axes, key in zip(figure.subplots(1, 2), ("peak_mib", "seconds"), strict=True):
-        axes.plot(_numbers(table, "tokens"), _numbers(table, key), "o-", color=_ORANGE)
-        axes.set(xlabel="tokens", ylabel=table.columns[key][0], xlim=(0, None), ylim=(0, None))
+    memory, time = figure.subplots(1, 2)
+    for way, label, colour in (("once", "layers run once", _BLUE), ("twice", "checkpointed", _ORANGE)):
+        rows = Table("", {}, [row for row in table.rows if row[f"{way}_mib"] is not None])
+        memory.plot(_numbers(rows, "tokens"), _numbers(rows, f"{way}_mib"), "o-", color=colour, label=label)
+        time.plot(_numbers(rows, "tokens"), _numbers(rows, f"{way}_seconds"), "o-", color=colour, label=label)
+    memory.set(xlabel="tokens", ylabel="peak MiB above weights", xlim=(0, None), ylim=(0, None))
+    time.set(xlabel="tokens", ylabel="seconds", xlim=(0, None), ylim=(0, None))
+    memory.legend()
     return figure
 
 

@@ -54,6 +54,14 @@ def test_a_long_sequence_is_scored(results: Path) -> None:
     (row,) = report.table("one sequence").rows
     assert (row["tokens"], row["loss_tokens"]) == (300, 280)
     assert row["grad_norm"]
+    assert row["once_seconds"]
+    assert row["twice_seconds"]
+
+
+def test_a_length_above_the_limit_is_scored_with_checkpoints_only() -> None:
+    arguments = ["--model", "tiny", "--layers", "1", "--lengths", "100,300", "--prompt-tokens", "20"]
+    report = long_sequences.main([*arguments, "--once-up-to", "100"])
+    assert [row["once_seconds"] is None for row in report.table("one sequence").rows] == [False, True]
 
 
 def test_endurance_samples_both_paths(results: Path) -> None:
