@@ -1,8 +1,8 @@
 """One sequence, longer and longer: ``python -m benchmarks.long_sequences``.
 
 The engine scores one prompt with one completion, in a process of its own for each length, once: with layers that run
-once and keep what their backward pass needs, and with layers that run twice (checkpoints). Reports the time and the peak
-memory above the weights, or why a length could not be scored.
+once and keep what their backward pass needs, and with layers that run twice (checkpoints). Reports the time and the
+peak memory above the weights, or why a length could not be scored.
 """
 
 from __future__ import annotations
