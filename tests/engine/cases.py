@@ -5,7 +5,12 @@ from __future__ import annotations
 import random
 from math import isnan
 
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
 from tests.tiny_models import VOCAB_SIZE
+from vigor_service.engine.exact_norms import exact_score
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 
 EOS = 257
@@ -33,6 +38,18 @@ def difficult_sequences() -> list[TokenSequence]:
         TokenSequence((EOS, 5, 5, 5), (EOS, 5, 5, EOS, 9, 5, 5)),  # repeated tokens, padding id inside the text
         TokenSequence((EOS, 5, 5, 5), (7, 8, 9)),  # the same prompt again
     ]
+
+
+def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """Move a model."""
+    return model.to(device)  # pyright: ignore[reportArgumentType] - transformers wraps torch's own method
+
+
+def reference(
+    model: nn.Module, sequences: list[TokenSequence], parameters: dict[str, nn.Parameter]
+) -> list[SequenceScore]:
+    """Score one sequence at a time, by autograd."""
+    return [exact_score(model, sequence, parameters) for sequence in sequences]  # pyright: ignore[reportArgumentType] - a PEFT model serves too
 
 
 def largest_error(scores: list[SequenceScore], expected: list[SequenceScore]) -> float:

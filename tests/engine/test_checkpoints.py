@@ -6,15 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from tests.engine.cases import difficult_sequences, largest_error
+from tests.engine.cases import difficult_sequences, largest_error, on_device, reference
 from tests.tiny_models import FAMILIES, tiny_model
 from vigor_service.engine.engine import Engine
-from vigor_service.engine.exact_norms import exact_score
 from vigor_service.engine.fast_norms import FastNorms
 from vigor_service.engine.parameters import measured_parameters
 from vigor_service.engine.probes import Probes
@@ -27,9 +27,9 @@ LONG = TokenSequence(tuple(range(10, 40)), tuple(range(5, 60)))
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "bloom"])
 def test_norms_with_checkpoints_equal_the_reference(family: str, device: torch.device) -> None:
-    model = tiny_model(family).to(device)  # pyright: ignore[reportArgumentType] - transformers wraps torch's own method
+    model = on_device(tiny_model(family), device)
     parameters, sequences = measured_parameters(model), difficult_sequences()
-    expected = [exact_score(model, sequence, parameters) for sequence in sequences]
+    expected = reference(model, sequences, parameters)
     fast = FastNorms(model, parameters)
     assert len(fast.layers) == model.config.get_text_config().num_hidden_layers
     assert largest_error(fast.score(sequences, checkpointed=True), expected) <= FP32_TOLERANCE
@@ -37,12 +37,12 @@ def test_norms_with_checkpoints_equal_the_reference(family: str, device: torch.d
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gemma2", "cohere"])
 def test_norms_of_a_sequence_whose_logits_come_in_chunks_equal_the_reference(family: str, device: torch.device) -> None:
-    overrides = {"n_positions": 4096} if family == "gpt2" else {"max_position_embeddings": 4096}
-    model = tiny_model(family, **overrides).to(device)  # pyright: ignore[reportArgumentType] - as above
+    overrides: dict[str, Any] = {"n_positions": 4096} if family == "gpt2" else {"max_position_embeddings": 4096}
+    model = on_device(tiny_model(family, **overrides), device)
     parameters = measured_parameters(model)
     long = TokenSequence((1, 2, 3), tuple((5 * index + index // 7) % 300 for index in range(2500)))
     sequences = [long, LONG, TokenSequence((4,), long.completion_ids[:400])]
-    expected = [exact_score(model, sequence, parameters) for sequence in sequences]
+    expected = reference(model, sequences, parameters)
     fast = FastNorms(model, parameters)
     assert largest_error(fast.score(sequences, checkpointed=True), expected) <= FP32_TOLERANCE
     assert largest_error(fast.score(sequences, checkpointed=False), expected) <= FP32_TOLERANCE
@@ -53,8 +53,18 @@ def test_norms_of_a_sequence_whose_logits_come_in_chunks_equal_the_reference(fam
 def test_norms_of_some_parameters_with_checkpoints_equal_the_reference(family: str, selection: str) -> None:
     model = tiny_model(family)
     parameters, sequences = measured_parameters(model, selection), difficult_sequences()
-    expected = [exact_score(model, sequence, parameters) for sequence in sequences]
+    expected = reference(model, sequences, parameters)
     assert largest_error(FastNorms(model, parameters).score(sequences, checkpointed=True), expected) <= FP32_TOLERANCE
+
+
+@pytest.mark.parametrize("selection", ["norms", "last-1-layers"])
+def test_chunks_of_a_head_that_is_not_measured_add_nothing(selection: str) -> None:
+    model = tiny_model("qwen3", tie_word_embeddings=False, max_position_embeddings=4096)
+    parameters = measured_parameters(model, selection)
+    sequences = [TokenSequence((1, 2, 3), tuple((5 * index + index // 7) % 300 for index in range(500)))]
+    expected = reference(model, sequences, parameters)
+    assert "lm_head.weight" not in parameters
+    assert largest_error(FastNorms(model, parameters).score(sequences), expected) <= FP32_TOLERANCE
 
 
 def test_estimates_are_the_same_with_checkpoints() -> None:

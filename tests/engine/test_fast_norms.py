@@ -14,27 +14,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tests.engine.cases import difficult_sequences, largest_error, random_sequence
+from tests.engine.cases import difficult_sequences, largest_error, on_device, random_sequence, reference
 from tests.tiny_models import FAMILIES, tiny_model
-from vigor_service.engine.exact_norms import exact_score
 from vigor_service.engine.fast_norms import FastNorms
 from vigor_service.engine.parameters import measured_parameters
 from vigor_service.engine.plan import UnsupportedModelError
-from vigor_service.engine.sequences import SequenceScore, TokenSequence
+from vigor_service.engine.sequences import TokenSequence
 
 FP32_TOLERANCE = 1e-5
 HALF_TOLERANCE = 2e-2
 WITH_FALLBACK = {"gpt_oss", "mamba", "falcon_h1"}  # attention sinks; state-space mixers
-
-
-def on_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
-    return model.to(device)  # pyright: ignore[reportArgumentType] - transformers wraps torch's own method
-
-
-def reference(
-    model: nn.Module, sequences: list[TokenSequence], parameters: dict[str, nn.Parameter]
-) -> list[SequenceScore]:
-    return [exact_score(model, sequence, parameters) for sequence in sequences]  # pyright: ignore[reportArgumentType] - a PEFT model serves too
 
 
 def assert_fast_equals_exact(model: Any, selection: str | None = None) -> FastNorms:  # noqa: ANN401 - transformers or PEFT

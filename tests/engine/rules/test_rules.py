@@ -193,7 +193,7 @@ def test_head_loss_signals_and_shares(softcap: float | None, scale: float, num_f
     torch.testing.assert_close(signals.nll_M, nll_M)
     torch.testing.assert_close(signals.entropy_M, torch.distributions.Categorical(logits=logits_MV).entropy())
     torch.testing.assert_close(measured[0], torch.autograd.grad(nll_M.sum(), hidden_MD)[0], rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(measured[1], torch.tensor(shares, dtype=torch.float64), rtol=2e-5, atol=1e-6)
+    torch.testing.assert_close(measured[1], torch.tensor(shares, dtype=torch.float64), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 6, 9])
