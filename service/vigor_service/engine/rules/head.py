@@ -234,16 +234,20 @@ class _Shares:
                 self._tied_rows.append(matmul_float32(gradient_RV[:, ids_u].T, hidden_RD))
             self._shares.append(_share(self._head, hidden_RD, gradient_RV, self._signs_PD))
             return
-        self._long = self._long or LongSequence(self._head.weight_VD)
+        self._long = self._long or self._long_sequence()
         self._long.add(hidden_RD, gradient_RV)
         if piece.is_last:
             self._finish(self._long)
             self._long = None
 
+    def _long_sequence(self) -> LongSequence:
+        head = self._head
+        return LongSequence(head.weight_VD, measures_weight=head.measures_weight, measures_bias=head.measures_bias)
+
     def _finish(self, sequence: LongSequence) -> None:
         if self._ids is not None:
             self._tied_rows.append(sequence.tied_rows(self._ids[len(self._shares)]))
-        self._shares.append(sequence.share(of_weight=self._head.measures_weight, of_bias=self._head.measures_bias))
+        self._shares.append(sequence.share())
 
     def total_B(self) -> Tensor:
         """Return the share of each sequence, in order."""

@@ -13,28 +13,40 @@ from vigor_service.engine.rules.linear import squared_norm
 
 
 class LongSequence:
-    """Sums over the chunks of one sequence, in float32 or better."""
+    """Sums over the chunks of one sequence, in float32 or better, of what is measured."""
 
-    def __init__(self, weight_VD: Tensor) -> None:
+    def __init__(self, weight_VD: Tensor, *, measures_weight: bool, measures_bias: bool) -> None:
         dtype = torch.promote_types(weight_VD.dtype, torch.float32)
-        self._weight_gradient_VD = torch.zeros_like(weight_VD, dtype=dtype)
-        self._bias_gradient_V = weight_VD.new_zeros(len(weight_VD), dtype=dtype)
+        self._weight_gradient_VD = torch.zeros_like(weight_VD, dtype=dtype) if measures_weight else None
+        self._bias_gradient_V = weight_VD.new_zeros(len(weight_VD), dtype=dtype) if measures_bias else None
+        self._device = weight_VD.device
 
     def add(self, hidden_RD: Tensor, gradient_RV: Tensor) -> None:
         """Add the next R rows: the head's inputs, and the loss's gradient at its logits."""
-        if hidden_RD.dtype == self._weight_gradient_VD.dtype:
-            self._weight_gradient_VD.addmm_(gradient_RV.T, hidden_RD)
-        else:
-            self._weight_gradient_VD += matmul_float32(gradient_RV.T, hidden_RD)
-        self._bias_gradient_V += gradient_RV.sum(0, dtype=self._bias_gradient_V.dtype)
+        if self._weight_gradient_VD is not None:
+            _add_product_(self._weight_gradient_VD, gradient_RV.T, hidden_RD)
+        if self._bias_gradient_V is not None:
+            self._bias_gradient_V += gradient_RV.sum(0, dtype=self._bias_gradient_V.dtype)
 
-    def share(self, *, of_weight: bool, of_bias: bool) -> Tensor:
-        """``‖KᵀH‖²``, ``‖Σ_t k_t‖²`` or both, a float64 scalar; exact even under probes: the gradient is there."""
-        share = torch.zeros((), dtype=torch.float64, device=self._bias_gradient_V.device)
-        if of_weight:
-            share = share + squared_norm(self._weight_gradient_VD)
-        return share + squared_norm(self._bias_gradient_V) if of_bias else share
+    def share(self) -> Tensor:
+        """``‖KᵀH‖² + ‖Σ_t k_t‖²``, a float64 scalar; exact even under probes: the gradient is there."""
+        gradients = (self._weight_gradient_VD, self._bias_gradient_V)
+        none = torch.zeros((), dtype=torch.float64, device=self._device)
+        return sum((squared_norm(gradient) for gradient in gradients if gradient is not None), none)
 
     def tied_rows(self, ids_U: Tensor) -> Tensor:
-        """Return ``(KᵀH)_u`` for each id u, shape (U, D)."""
+        """Return ``(KᵀH)_u`` for each id u, shape (U, D).
+
+        Raises:
+            ValueError: the weight is not measured; one that is tied always is.
+        """
+        if self._weight_gradient_VD is None:
+            raise ValueError("the head's weight is not measured")
         return self._weight_gradient_VD[ids_U]
+
+
+def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:
+    if right.dtype == total.dtype:
+        total.addmm_(left, right)  # without a tensor for the product
+    else:
+        total += matmul_float32(left, right)
