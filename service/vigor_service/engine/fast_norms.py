@@ -150,7 +150,7 @@ class FastNorms:
             with self.plan.decoder.given(batch), measurement.keeping_little(), measuring:
                 yield
 
-        checkpoints = Checkpoints(measuring.rehearsing, observed, measurement.squared_norms_B, fallback)
+        checkpoints = Checkpoints(measuring.suspended, observed, measurement.squared_norms_B, fallback)
         with checkpointing(checkpoints) if checkpointed else nullcontext(), observed():
             hidden_ND = self.plan.decoder.hidden_states(batch)
         total, signals = head_loss(hidden_ND[batch.loss_rows_M], self.plan.head, measurement)

@@ -54,6 +54,16 @@ class _Interception(TorchFunctionMode):
         # id of each measured parameter, and of what was derived from it -> the parameter
         self._sources = {id(parameter): parameter for parameter in parameters}
         self._derived: list[Tensor] = []  # kept alive, so that their ids stay theirs
+        self._is_suspended = False
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Let what follows run unseen, as the model meant it."""
+        self._is_suspended = True
+        try:
+            yield
+        finally:
+            self._is_suspended = False
 
     @abstractmethod
     def run_call(self, call: Call, plain: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever torch returns
@@ -71,6 +81,8 @@ class _Interception(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401
         kwargs = kwargs or {}
+        if self._is_suspended:
+            return func(*args, **kwargs)
         if func in _DERIVING and self._is_derivation(args):
             return self._derive(func, args, kwargs)
         call = recognize(func, args, kwargs, self._sources)
@@ -149,27 +161,6 @@ class Measuring(_Interception):
         self._claims = {id(parameter): claim for parameter, claim in claims.items()}
         self._unseen = set(self._claims)
         self._measurement = measurement
-        self._rehearses = False
-
-    @contextmanager
-    def rehearsing(self) -> Iterator[None]:
-        """Run what follows as the model meant it: it will run again, and is measured then."""
-        self._rehearses = True
-        try:
-            yield
-        finally:
-            self._rehearses = False
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401
-        if self._rehearses:
-            return func(*args, **(kwargs or {}))
-        return super().__torch_function__(func, types, args, kwargs)
 
     def check_all_seen(self) -> None:
         """Make sure that every claimed parameter was measured.
