@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from math import hypot
 from typing import Protocol
 
@@ -18,7 +19,7 @@ from vigor_service.engine.exact_norms import exact_score
 from vigor_service.engine.fast_norms import FastNorms
 from vigor_service.engine.free_memory import free_bytes
 from vigor_service.engine.heap import HeapTrimming
-from vigor_service.engine.memory import FittingScorer
+from vigor_service.engine.memory import FittingScorer, Score
 from vigor_service.engine.parameters import measured_parameters
 from vigor_service.engine.plan import UnsupportedModelError, causal_model, probe_sequences
 from vigor_service.engine.probes import Probes
@@ -123,8 +124,7 @@ class Engine:
         if self._fast is not None:
             self._fast.probes = probes
         self._heap = HeapTrimming()
-        checkpointable = self._fast is not None and self._fast.layers
-        self._fitting = FittingScorer(self._score, score_frugally=self._score_frugally if checkpointable else None)
+        self._fitting = FittingScorer(self._score, score_frugally=_frugal_score(self._fast))
 
     @property
     def info(self) -> EngineInfo:
@@ -175,11 +175,6 @@ class Engine:
         if self._fast is not None:
             return self._fast.score(sequences)
         return [exact_score(self._model, sequence, self._measured) for sequence in sequences]
-
-    def _score_frugally(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
-        if self._fast is not None:
-            return self._fast.score(sequences, checkpointed=True)
-        return self._score(sequences)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the model's parameters and persistent buffers, tied ones once, under their first name."""
@@ -234,6 +229,11 @@ def _trusted_fast_norms(model: PreTrainedModel, measured: Mapping[str, nn.Parame
         logger.info("long sequences will not be checkpointed: %s", error)
         fast.layers = []
     return fast
+
+
+def _frugal_score(fast: FastNorms | None) -> Score | None:
+    """Return how to score with checkpoints, where layers can be checkpointed."""
+    return partial(fast.score, checkpointed=True) if fast is not None and fast.layers else None
 
 
 def _check(scores: Sequence[SequenceScore], exact_norms: Sequence[float], dtype: torch.dtype) -> None:

@@ -35,7 +35,7 @@ class Measurement:
         probes: Probes | None = None,
     ) -> None:
         self.batch = batch
-        self.known_rows = known_rows
+        self.known_rows = known_rows or KnownRows({}, [], batch.num_tokens)
         self.tied_weight_VD = tied_weight_VD
         self._probes = probes
         self.squared_norms_B = torch.zeros(

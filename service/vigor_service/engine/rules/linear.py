@@ -19,7 +19,7 @@ from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float
 from vigor_service.engine.linear_input import LinearInput
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.probes import estimated_share
-from vigor_service.engine.prompts import KnownRows, join_rows
+from vigor_service.engine.prompts import join_rows
 from vigor_service.engine.weight_norms_cuda import weight_norms
 
 
@@ -44,7 +44,9 @@ class LinearCall:
     def run(self, measurement: Measurement, is_measured: Callable[[Tensor], bool], token_axis: int) -> Tensor:  # noqa: ARG002
         measures_bias = self.bias is not None and is_measured(self.bias)
         with torch.no_grad():
-            plain, pieces = self._forward(measurement.known_rows)
+            plain, pieces = measurement.known_rows.complete(
+                lambda rows_UI: gemm.linear(rows_UI, self.weight_OI, self.bias), self.x, self.weight
+            )
         output = _Linear.apply(
             self.x,
             measurement.squared_norms_B,
@@ -58,11 +60,6 @@ class LinearCall:
         if pieces:
             measurement.rematerialization.note_cheap(join_rows, tuple(pieces), {"shape": output.shape}, output)
         return output
-
-    def _forward(self, known_rows: KnownRows | None) -> tuple[Tensor, list[Tensor]]:
-        if known_rows is None:
-            return gemm.linear(self.x, self.weight_OI, self.bias), []
-        return known_rows.complete(lambda rows_UI: gemm.linear(rows_UI, self.weight_OI, self.bias), self.x, self.weight)
 
 
 def from_linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> LinearCall:
