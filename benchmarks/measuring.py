@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import platform
 import time
@@ -13,6 +12,8 @@ from typing import TypeVar
 import torch
 
 from vigor_service.engine.gemm import linear
+from vigor_service.engine.heap import trim
+from vigor_service.engine.proc import bytes_of
 
 T = TypeVar("T")
 _PROCESS = Path("/proc/self")
@@ -48,7 +49,7 @@ def _synchronize(device: torch.device) -> None:
 
 def _reset_peak_resident_bytes() -> int:
     """Give freed memory back to the system, start the peak anew, and return what is resident now."""
-    ctypes.CDLL(None).malloc_trim(0)
+    trim()
     (_PROCESS / "clear_refs").write_text("5")
     return resident_bytes()
 
@@ -56,10 +57,10 @@ def _reset_peak_resident_bytes() -> int:
 def resident_bytes(field: str = "VmRSS", *, pid: int | None = None) -> int:
     """Return what a process (None: this one) has in memory now, or (``VmHWM``) had at most."""
     status = Path("/proc") / ("self" if pid is None else str(pid)) / "status"
-    for line in status.read_text().splitlines():
-        if line.startswith(f"{field}:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError(f"{status} has no {field}: memory is measured on Linux only")
+    num_bytes = bytes_of(field, status)
+    if num_bytes is None:
+        raise RuntimeError(f"{status} has no {field}: memory is measured on Linux only")
+    return num_bytes
 
 
 def gemm_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:

@@ -10,6 +10,7 @@ from time import perf_counter
 
 import torch
 
+from vigor_service.engine.proc import bytes_of
 from vigor_service.engine.sequences import TokenSequence
 
 logger = logging.getLogger(__name__)
@@ -101,8 +102,7 @@ def resident_peak(proc: Path = Path("/proc")) -> PeakMemory:
         return read()
 
     def read() -> int | None:
-        lines = (proc / "self/status").read_text().splitlines()
-        return next((int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:")), None)
+        return bytes_of("VmHWM", proc / "self/status")
 
     return PeakMemory(start, read)
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from vigor_service.engine.proc import bytes_of
+
 CUDA_RESERVE_BYTES = 512 << 20  # left alone: library workspaces, fragmentation
 
 # The files of one control group: limit, use, and in the statistics the file cache that the kernel gives back.
@@ -24,7 +26,8 @@ def free_host_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cg
 
     None where the kernel tells neither.
     """
-    limits = [*_available(proc / "meminfo"), *_left_in_groups(proc / "self/cgroup", cgroups)]
+    available = bytes_of("MemAvailable", proc / "meminfo")
+    limits = [*_left_in_groups(proc / "self/cgroup", cgroups), *([] if available is None else [available])]
     return max(0, min(limits)) if limits else None
 
 
@@ -34,12 +37,6 @@ def _free_cuda_bytes(device: torch.device) -> int:
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     allowed = int(total * torch.cuda.get_per_process_memory_fraction(device)) - torch.cuda.memory_allocated(device)
     return max(0, min(free + unused, allowed) - CUDA_RESERVE_BYTES)
-
-
-def _available(meminfo: Path) -> Iterator[int]:
-    for line in _lines(meminfo):
-        if line.startswith("MemAvailable:"):
-            yield int(line.split()[1]) * 1024
 
 
 def _left_in_groups(membership: Path, cgroups: Path) -> Iterator[int]:

@@ -7,9 +7,10 @@ size of a service grows for hundreds of requests (docs/decisions/0015-flat-memor
 from __future__ import annotations
 
 import ctypes
-import os
 from collections.abc import Callable
 from pathlib import Path
+
+from vigor_service.engine.proc import bytes_of
 
 SLACK_BYTES = 256 << 20
 """Growth of the resident size that is left alone: pages that go back have to be faulted in again."""
@@ -17,10 +18,7 @@ SLACK_BYTES = 256 << 20
 
 def resident_bytes(proc: Path = Path("/proc")) -> int | None:
     """Return what this process has in memory; None where the kernel does not tell."""
-    try:
-        return int((proc / "self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return None
+    return bytes_of("VmRSS", proc / "self/status")
 
 
 def trim() -> None:
@@ -38,12 +36,12 @@ class HeapTrimming:
     ) -> None:
         self._trim = trim
         self._resident_bytes = resident_bytes
-        self._least_bytes = resident_bytes()
+        self._baseline_bytes = resident_bytes()
 
     def after_batch(self) -> None:
         """Trim if it is time to."""
         now = self._resident_bytes()
-        if now is None or self._least_bytes is None or now - self._least_bytes <= SLACK_BYTES:
+        if now is None or self._baseline_bytes is None or now - self._baseline_bytes <= SLACK_BYTES:
             return
         self._trim()
-        self._least_bytes = self._resident_bytes()
+        self._baseline_bytes = self._resident_bytes()
