@@ -41,16 +41,8 @@ class Checkpoints:
 _active: ContextVar[Checkpoints | None] = ContextVar("checkpoints", default=None)
 
 
-def measured_layers(
-    model: PreTrainedModel, decoder: nn.Module, measured: Iterable[nn.Parameter]
-) -> Sequence[nn.Module]:
-    """Return the layers that run one after the other, none where they cannot be told.
-
-    What lies below the first measured parameter needs no graph: such layers are left out.
-    """
-    num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    lists = (module for module in decoder.modules() if isinstance(module, nn.ModuleList))
-    layers = next((list(layers) for layers in lists if len(layers) == num_layers), [])
+def measured_layers(layers: Iterable[nn.Module], measured: Iterable[nn.Parameter]) -> list[nn.Module]:
+    """Return the layers from the first with a measured parameter on: what lies below needs no graph."""
     ids = {id(parameter) for parameter in measured}
     return list(dropwhile(lambda layer: ids.isdisjoint(map(id, layer.parameters())), layers))
 

@@ -21,6 +21,13 @@ from vigor_service.engine.packing import PackedBatch
 Layout = Literal["packed", "single"]
 
 
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:
+    """Return the layers that run one after the other; None where they cannot be told."""
+    num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))  # outer modules first
+    return next((layers for layers in lists if len(layers) == num_layers), None)
+
+
 @dataclass(frozen=True, slots=True)
 class Decoder:
     """The part of ``model`` that ends before its output head."""

@@ -22,6 +22,7 @@ from vigor_service.engine.checkpoints import (
     checkpointing,
     measured_layers,
 )
+from vigor_service.engine.decoder import decoder_layers
 from vigor_service.engine.free_memory import free_bytes
 from vigor_service.engine.interception import Measuring, RecordingLinears
 from vigor_service.engine.measurement import Measurement
@@ -56,7 +57,7 @@ class FastNorms:
         self._workers = Workers() if self._model.device.type == "cpu" else None
         self.plan = make_plan(self._model, parameters)
         self.probes: Probes | None = None  # None: every norm is exact
-        self.layers = measured_layers(self._model, self.plan.decoder.module, parameters.values())
+        self.layers = measured_layers(decoder_layers(self._model) or [], parameters.values())
         self._bytes_kept_per_token = bytes_kept_per_token(self._model, self.layers)
         self._free_bytes = free_bytes
 

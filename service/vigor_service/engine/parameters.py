@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+from vigor_service.engine.decoder import decoder_layers
 from vigor_service.engine.plan import causal_model
 
 _LAST_LAYERS = re.compile(r"last-(\d+)-layers")
@@ -69,7 +70,12 @@ def _norm_parameters(model: nn.Module) -> set[nn.Parameter]:
 
 def _last_parameters(model: nn.Module, count: int) -> set[nn.Parameter]:
     """Return the parameters of the last ``count`` layers and of what runs later, less those of what runs earlier."""
-    layers = _decoder_layers(model)
+    layers = decoder_layers(causal_model(model))
+    if layers is None:
+        num_layers = getattr(causal_model(model).config.get_text_config(), "num_hidden_layers", None)
+        raise ValueError(
+            f"{type(model).__name__} has no list of {num_layers} layers, so that 'last-K-layers' says nothing"
+        )
     if not 1 <= count <= len(layers):
         raise ValueError(f"parameters='last-{count}-layers': the model has {len(layers)} layers, K is from 1 to that")
     order = _run_order(model)
@@ -82,14 +88,6 @@ def _last_parameters(model: nn.Module, count: int) -> set[nn.Parameter]:
 def _used_by(module: nn.Module, layers: nn.ModuleList) -> list[nn.Parameter]:
     """Return all parameters of a layer, and of any other module those that are not a submodule's."""
     return list(module.parameters(recurse=any(module is layer for layer in layers)))
-
-
-def _decoder_layers(model: nn.Module) -> nn.ModuleList:
-    num_layers = causal_model(model).config.get_text_config().num_hidden_layers
-    for module in model.modules():  # outer modules first
-        if isinstance(module, nn.ModuleList) and len(module) == num_layers:
-            return module
-    raise ValueError(f"{type(model).__name__} has no list of {num_layers} layers, so that 'last-K-layers' says nothing")
 
 
 def _run_order(model: nn.Module) -> list[nn.Module]:
