@@ -1,7 +1,7 @@
 """Memory that glibc's heap holds and nobody uses goes back to the system between requests.
 
-Batches of ever new shapes leave holes in the heap, which serve later tensors only in part: without this, the resident
-size of a service grows for hundreds of requests (docs/decisions/0015-flat-memory-on-a-cpu.md).
+Batches of ever new shapes leave holes in the heap, which serve later tensors only in part, so that the resident size of
+a service grows for hundreds of requests (docs/decisions/0015-memory-over-many-requests.md).
 """
 
 from __future__ import annotations
