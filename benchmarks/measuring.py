@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import torch
 
+from benchmarks.allocator import allocator_name, give_back
 from vigor_service.engine.gemm import linear
-from vigor_service.engine.heap import trim
 from vigor_service.engine.proc import bytes_of
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ def _synchronize(device: torch.device) -> None:
 
 def _reset_peak_resident_bytes() -> int:
     """Give freed memory back to the system, start the peak anew, and return what is resident now."""
-    trim()
+    give_back()
     (_PROCESS / "clear_refs").write_text("5")
     return resident_bytes()
 
@@ -78,7 +78,7 @@ def gemm_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def hardware(device: torch.device) -> str:
-    """Name the processor or the card."""
+    """Name the processor or the card; with a processor, what serves its memory."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     names = [
@@ -86,4 +86,4 @@ def hardware(device: torch.device) -> str:
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if "model name" in line
     ]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads"
+    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads, {allocator_name()}"

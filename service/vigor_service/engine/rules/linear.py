@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vigor_service.engine import gemm
-from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float32
+from vigor_service.engine.grams import TRIANGLE_SHARE, gram_blocks, inner_product_, matmul_float32
 from vigor_service.engine.linear_input import LinearInput
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.probes import estimated_share
@@ -135,8 +135,11 @@ def row_sum_shares(gradient_NO: Tensor, measurement: Measurement) -> Tensor:
 
 
 def gram_is_cheaper(num_tokens: int, num_inputs: int, num_outputs: int) -> bool:
-    """Whether ``2 T² (I + O)`` FLOPs for two Gram matrices are fewer than ``2 T I O`` for the gradient itself."""
-    return num_tokens * (num_inputs + num_outputs) < num_inputs * num_outputs
+    """Whether ``2 T² (I + O)`` FLOPs for two Gram matrices cost less than ``2 T I O`` for the gradient itself.
+
+    Gram matrices need fewer: only a triangle of each is computed.
+    """
+    return TRIANGLE_SHARE * num_tokens * (num_inputs + num_outputs) < num_inputs * num_outputs
 
 
 def weight_gradient(x_TI: Tensor, gradient_TO: Tensor) -> Tensor:

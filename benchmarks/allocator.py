@@ -1,0 +1,30 @@
+"""The C library's heap, or another one in its place: how much is resident depends on it as much as on the code."""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+
+from vigor_service.engine.heap import trim
+
+_ALL_ARENAS = 4096  # jemalloc's MALLCTL_ARENAS_ALL
+
+
+def allocator_name() -> str:
+    """Name what serves malloc in this process: jemalloc where it is preloaded, or the C library."""
+    if _jemalloc_control() is not None:
+        return "jemalloc"
+    return " ".join(platform.libc_ver()).strip() or "the C library's malloc"
+
+
+def give_back() -> None:
+    """Give free memory of the heap back to the system, so that what is resident is what is in use."""
+    control = _jemalloc_control()
+    if control is None:
+        trim()
+    elif control(f"arena.{_ALL_ARENAS}.purge".encode(), None, None, None, ctypes.c_size_t(0)):
+        raise RuntimeError("jemalloc refused to purge its arenas")
+
+
+def _jemalloc_control() -> ctypes._NamedFuncPointer | None:
+    return getattr(ctypes.CDLL(None), "mallctl", None)
