@@ -180,10 +180,11 @@ def _time_a_round(
     model: PreTrainedModel,
     first: int,
 ) -> float:
-    """Time each contestant once, another one first in each round; return the rate of products in this round."""
+    """Time each contestant once, warm, another one first in each round; return the rate of products in this round."""
     names = list(contestants)
     for index in range(len(names)):
         name = names[(first + index) % len(names)]
+        contestants[name](sequences[-1:])  # warms up: the heap and the caches are as the one before left them
         outcomes[name].norms, seconds = timed(lambda name=name: contestants[name](sequences), model.device)
         outcomes[name].seconds.append(seconds)
     return gemm_flops_per_second(model.device, model.dtype)
