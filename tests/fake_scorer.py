@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
-from vigor_service.engine.engine import BatchResult, EngineInfo
+from vigor_service.engine.engine import BatchResult, EngineInfo, Write
 from vigor_service.engine.memory import FittingScorer, num_tokens
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
 
@@ -81,10 +81,10 @@ class FakeScorer:
     def aliases(self) -> dict[str, list[str]]:
         return {"embed.weight": ["head.weight"]}
 
-    def load(self, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    def load(self, writes: Iterable[tuple[str, Write]]) -> None:
         self.thread_names.add(threading.current_thread().name)
-        for name, tensor in tensors:
-            self.parameters[name].copy_(tensor)
+        for name, write in writes:
+            write(self.parameters[name])
             if self.fail_loading is not None:
                 raise self.fail_loading
 

@@ -106,7 +106,8 @@ def test_the_client_never_imports_a_server_or_the_other_packages() -> None:
 
 
 def test_the_service_takes_the_contract_from_the_client_and_nothing_else() -> None:
-    shared = {f"vigor_client.{name}" for name in ("schemas", "ranking", "digest", "embedded")}
+    names = ("schemas", "ranking", "digest", "embedded", "changes", "delta_index", "errors")
+    shared = {f"vigor_client.{name}" for name in names}
     refuse(
         [
             found

@@ -21,6 +21,7 @@ from tests.live_service import LiveService, live_service
 from vigor_client import errors, ranking, retry, schemas, wire
 from vigor_client.cli import main
 from vigor_client.client import DEFAULT_TIMEOUT_SECONDS
+from vigor_client.delta_index import DeltaIndex
 from vigor_client.schemas import ScoreRequest, ScoreResponse
 from vigor_service import problems
 from vigor_service.app import create_app
@@ -47,6 +48,7 @@ HTTP_EXAMPLES: list[type[BaseModel]] = [
     schemas.UpdateRequest,
     schemas.UpdateStatus,
     schemas.CommitResponse,
+    DeltaIndex,
     schemas.ModelInfo,
     schemas.Health,
     schemas.Health,
@@ -278,13 +280,19 @@ def policy() -> torch.nn.Module:
     return torch.nn.ModuleDict({"embed": torch.nn.Embedding(VOCAB_SIZE, 2), "norm": torch.nn.RMSNorm(3)})
 
 
+def train_one_step(model: torch.nn.Module) -> None:
+    """Change a little, as training does."""
+    with torch.no_grad():
+        model.get_parameter("norm.weight").add_(0.5)
+
+
 @pytest.mark.usefixtures("workplace")
 def test_the_python_examples_run_in_order(service: LiveService) -> None:
-    namespace: dict[str, object] = {"model": policy()}
+    namespace: dict[str, object] = {"model": policy(), "train_one_step": train_one_step}
     for number, source in enumerate(blocks(CLIENT, "python"), start=1):
         code = source.replace(DOCUMENTED_URL, str(service.http.base_url))
         exec(compile(code, f"client.md, example {number}", "exec"), namespace)  # noqa: S102 - our own documentation
-    assert service.http.get("/v1/weights").json()["weight_version"] == 100
+    assert service.http.get("/v1/weights").json()["weight_version"] == 103
 
 
 def test_the_command_lines_run_in_order(

@@ -14,6 +14,7 @@ from vigor_client.errors import (
     ForbiddenError,
     GroupIncompleteError,
     InputError,
+    InvalidDeltaError,
     InvalidRequestError,
     LoadingError,
     MissingDependencyError,
@@ -54,6 +55,7 @@ from vigor_client.schemas import (
     Usage,
     WeightsInfo,
 )
+from vigor_client.snapshot import WeightSnapshot
 from vigor_client.weights import Publication, digest_of_tensors
 
 __all__ = [
@@ -73,6 +75,7 @@ __all__ = [
     "GroupScore",
     "Health",
     "InputError",
+    "InvalidDeltaError",
     "InvalidRequestError",
     "LoadingError",
     "Message",
@@ -102,6 +105,7 @@ __all__ = [
     "WeightBaseMismatchError",
     "WeightDigestMismatchError",
     "WeightMismatchError",
+    "WeightSnapshot",
     "WeightVersionMismatchError",
     "WeightsInfo",
     "WeightsPoisonedError",

@@ -28,6 +28,7 @@ from vigor_client.schemas import (
     TruncatedRule,
     WeightsInfo,
 )
+from vigor_client.snapshot import WeightSnapshot
 from vigor_client.weights import Publication, publish
 from vigor_client.wire import AsyncWire, BlockingWire, Wire, run_blocking
 
@@ -129,17 +130,27 @@ class VigorClient:
         """
         run_blocking(self._endpoints.wait_until_ready(timeout_seconds))
 
-    def publish_weights(self, tensors: Mapping[str, torch.Tensor], *, weight_version: int) -> Publication:
+    def publish_weights(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        weight_version: int,
+        snapshot: WeightSnapshot | None = None,
+    ) -> Publication:
         """Bring ``tensors`` (a whole state dict) into service as ``weight_version``.
 
         Nothing is sent if they serve already. Each tensor is cast to the service's dtype on its own; a tied one may be
         given under any of its names. Do not change the tensors while this runs: the checksums would no longer fit.
 
+        With a ``snapshot``, one for all publications of a run, only what changed is sent, unless all is smaller,
+        the service holds other weights than the snapshot, or it is time for an anchor. It takes a model's memory on the
+        host.
+
         Raises:
             TensorsRefusedError: they do not fit the service's; every fault is named and nothing was sent.
             PublishError: the service ended with other weights.
         """
-        return run_blocking(publish(self._endpoints, tensors, weight_version=weight_version))
+        return run_blocking(publish(self._endpoints, tensors, weight_version=weight_version, snapshot=snapshot))
 
     def close(self) -> None:
         """Close the connections."""
@@ -215,9 +226,15 @@ class AsyncVigorClient:
         """As ``VigorClient.wait_until_ready``."""
         await self._endpoints.wait_until_ready(timeout_seconds)
 
-    async def publish_weights(self, tensors: Mapping[str, torch.Tensor], *, weight_version: int) -> Publication:
+    async def publish_weights(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        weight_version: int,
+        snapshot: WeightSnapshot | None = None,
+    ) -> Publication:
         """As ``VigorClient.publish_weights``; casts and checksums run on threads."""
-        return await publish(self._endpoints, tensors, weight_version=weight_version)
+        return await publish(self._endpoints, tensors, weight_version=weight_version, snapshot=snapshot)
 
     async def aclose(self) -> None:
         """Close the connections."""

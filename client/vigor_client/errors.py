@@ -26,6 +26,7 @@
     │   └── GroupIncompleteError          group_incomplete
     ├── NotReadyError                     wait_until_ready ran out of time (also a TimeoutError)
     ├── TensorsRefusedError               the tensors do not fit the service's (also a ValueError); carries faults
+    ├── InvalidDeltaError                 bytes that are no delta of a tensor (also a ValueError)
     ├── PublishError                      the service ended with other weights than were sent
     ├── InputError                        a line of a JSONL file is not a group
     ├── CheckpointError                   a directory holds no checkpoint that can be read
@@ -229,6 +230,10 @@ class TensorsRefusedError(VigorError, ValueError):
         lines = [f"{name}: {fault}" for name, fault in sorted(faults.items())]
         super().__init__("\n  ".join(["these tensors do not fit the service's:", *_shortened(lines)]))
         self.faults = dict(faults)
+
+
+class InvalidDeltaError(VigorError, ValueError):
+    """Bytes are not the changes of a tensor that they claim to be; says why."""
 
 
 class PublishError(VigorError):

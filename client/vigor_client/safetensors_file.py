@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from vigor_client.schemas import TensorInfo
@@ -35,6 +35,7 @@ ELEMENT_TYPES = {
     "bool": ElementType("BOOL", 1),
 }
 _HEADER_ALIGNMENT_BYTES = 8
+_METADATA = {"format": "pt"}
 
 
 def tensor_num_bytes(tensor: TensorInfo) -> int:
@@ -58,9 +59,9 @@ def split_into_files(tensors: Iterable[TensorInfo], *, max_file_bytes: int) -> l
     return files
 
 
-def header(tensors: Sequence[TensorInfo]) -> bytes:
+def header(tensors: Sequence[TensorInfo], metadata: Mapping[str, str] = _METADATA) -> bytes:
     """The first bytes of a file that holds ``tensors`` in this order, without gaps."""
-    entries: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    entries: dict[str, object] = {"__metadata__": dict(metadata)}
     start = 0
     for tensor in tensors:
         stop = start + tensor_num_bytes(tensor)

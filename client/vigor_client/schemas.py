@@ -33,7 +33,7 @@ TruncatedRule = Literal["score", "worst"]
 CompletionStatus = Literal["ok", "empty", "truncated", "nonfinite"]
 WeightState = Literal["ready", "applying", "poisoned"]
 UpdateState = Literal["receiving", "committing", "committed"]
-UpdateEncoding = Literal["full"]
+UpdateEncoding = Literal["full", "delta"]
 
 
 class WireModel(BaseModel):
@@ -244,7 +244,8 @@ class UpdateRequest(WireModel):
 
     weight_version: WeightVersion
     base_version: WeightVersion | None = Field(default=None, description="The version the update was made from.")
-    encoding: UpdateEncoding = "full"
+    base_digest: Checksum | None = Field(default=None, description="The digest of the weights it was made from.")
+    encoding: UpdateEncoding = Field(default="full", description="`delta` holds only what changed since the base.")
     files: list[UpdateFile] = Field(min_length=1, max_length=4096)
 
     @model_validator(mode="after")
@@ -252,6 +253,12 @@ class UpdateRequest(WireModel):
         names = [file.name for file in self.files]
         if len(set(names)) != len(names):
             raise ValueError("two files have the same name")
+        return self
+
+    @model_validator(mode="after")
+    def _check_delta_names_its_base(self) -> Self:
+        if self.encoding == "delta" and (self.base_version is None or self.base_digest is None):
+            raise ValueError("a delta needs `base_version` and `base_digest`: without its base it means nothing")
         return self
 
 

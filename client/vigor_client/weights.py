@@ -1,7 +1,8 @@
 """Publish the weights of a trainer: check them, name them by their digest, and send what the service does not have.
 
 The bytes of a tensor are made twice, once for the checksums and once for the stream, so that neither a second model nor
-a file ever exists: the peak is one tensor. Knows nothing about when to publish.
+a file ever exists: the peak is one tensor. With a snapshot of what was published last, which is a second model on the
+host, only changes are sent. Knows nothing about when to publish.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vigor_client.delta_plan import make_delta_plan
 from vigor_client.digest import PREFIX, checksum, model_digest, new_hasher, raw_bytes
 from vigor_client.endpoints import Endpoints
-from vigor_client.errors import PublishError, TensorsRefusedError, VigorError
+from vigor_client.errors import PublishError, TensorsRefusedError, VigorError, WeightBaseMismatchError
+from vigor_client.plan import Plan, PlannedFile, refuse
 from vigor_client.safetensors_file import header, split_into_files, tensor_num_bytes
-from vigor_client.schemas import CommitResponse, TensorInfo, TensorList, UpdateFile, UpdateRequest
+from vigor_client.schemas import CommitResponse, TensorInfo, TensorList, UpdateEncoding, UpdateFile, UpdateStatus
+from vigor_client.snapshot import WeightSnapshot
 from vigor_client.tensors import read, read_checked, unknown_names, unsendable
-from vigor_client.wire import Body
 
 if TYPE_CHECKING:
     import torch
@@ -39,26 +42,7 @@ class Publication:
     weight_digest: str
     sent_bytes: int
     num_changed_tensors: int
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedFile:
-    """One safetensors file that is to be sent; its tensors carry the checksums of the new values."""
-
-    announced: UpdateFile
-    tensors: list[TensorInfo]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """A full update, ready to be sent."""
-
-    weight_digest: str
-    files: list[PlannedFile]
-
-    @property
-    def num_bytes(self) -> int:
-        return sum(file.announced.num_bytes for file in self.files)
+    encoding: UpdateEncoding | None = "full"  # None: nothing was sent
 
 
 def make_plan(tensors: Mapping[str, torch.Tensor], wanted: TensorList, *, max_file_bytes: int = MAX_FILE_BYTES) -> Plan:
@@ -68,13 +52,14 @@ def make_plan(tensors: Mapping[str, torch.Tensor], wanted: TensorList, *, max_fi
         TensorsRefusedError: they do not fit; every tensor that does not is named.
         MissingDependencyError: xxhash is not installed.
     """
-    _refuse(unsendable(wanted))
+    refuse(unsendable(wanted))
     faults = unknown_names(tensors, wanted)
     parts = split_into_files(wanted.tensors, max_file_bytes=max_file_bytes)
     names = [f"model-{number:05}-of-{len(parts):05}.safetensors" for number in range(1, len(parts) + 1)]
-    files = [_plan_file(name, tensors, infos, faults) for name, infos in zip(names, parts, strict=True)]
-    _refuse(faults)
-    return Plan(model_digest(info for file in files for info in file.tensors), files)
+    described: list[TensorInfo] = []
+    files = [_plan_file(name, tensors, infos, described, faults) for name, infos in zip(names, parts, strict=True)]
+    refuse(faults)
+    return Plan(model_digest(described), files)
 
 
 def digest_of_tensors(tensors: Mapping[str, torch.Tensor], wanted: TensorList) -> str:
@@ -82,8 +67,16 @@ def digest_of_tensors(tensors: Mapping[str, torch.Tensor], wanted: TensorList) -
     return make_plan(tensors, wanted).weight_digest
 
 
-async def publish(endpoints: Endpoints, tensors: Mapping[str, torch.Tensor], *, weight_version: int) -> Publication:
+async def publish(
+    endpoints: Endpoints,
+    tensors: Mapping[str, torch.Tensor],
+    *,
+    weight_version: int,
+    snapshot: WeightSnapshot | None = None,
+) -> Publication:
     """Bring ``tensors`` into service as ``weight_version``, unless the service has them already.
+
+    With a snapshot of what the service holds, changes alone are sent where they are smaller; it is brought up to date.
 
     Raises:
         TensorsRefusedError: they do not fit; nothing was sent.
@@ -91,27 +84,67 @@ async def publish(endpoints: Endpoints, tensors: Mapping[str, torch.Tensor], *, 
         ProblemError, TransportError, UnexpectedAnswerError: the update was dropped; the old weights serve on.
     """
     wanted = await endpoints.tensors()
-    plan = await endpoints.wire.compute(lambda: make_plan(tensors, wanted))
+    plan = await endpoints.wire.compute(lambda: _smallest_plan(tensors, wanted, snapshot, weight_version))
     serving = await endpoints.weights()
     if serving.state == "ready" and serving.weight_digest == plan.weight_digest:
-        return Publication(serving.weight_version, serving.weight_digest, sent_bytes=0, num_changed_tensors=0)
-    served = await _send(endpoints, tensors, plan, weight_version)
+        publication = Publication(serving.weight_version, serving.weight_digest, 0, 0, encoding=None)
+    else:
+        try:
+            publication = await _send(endpoints, plan, weight_version)
+        except WeightBaseMismatchError:
+            if plan.changes is None:
+                raise
+            plan = await endpoints.wire.compute(lambda: make_plan(tensors, wanted))
+            publication = await _send(endpoints, plan, weight_version)
+    if snapshot is not None:
+        await endpoints.wire.compute(lambda: _bring_up_to_date(snapshot, tensors, wanted, plan, publication))
+    return publication
+
+
+def _smallest_plan(
+    tensors: Mapping[str, torch.Tensor],
+    wanted: TensorList,
+    snapshot: WeightSnapshot | None,
+    weight_version: int,
+) -> Plan:
+    if snapshot is not None and snapshot.is_base(wanted):
+        plan = make_delta_plan(tensors, wanted, snapshot, weight_version=weight_version)
+        if plan is not None:
+            return plan
+    return make_plan(tensors, wanted)
+
+
+def _bring_up_to_date(
+    snapshot: WeightSnapshot,
+    tensors: Mapping[str, torch.Tensor],
+    wanted: TensorList,
+    plan: Plan,
+    publication: Publication,
+) -> None:
+    version, digest = publication.weight_version, publication.weight_digest
+    if publication.encoding == "delta" and plan.changes is not None:
+        snapshot.take_changes(plan.changes, weight_version=version, weight_digest=digest)
+    elif publication.encoding == "full" or snapshot.weight_digest != digest:
+        snapshot.take_all(tensors, wanted, weight_version=version, weight_digest=digest)
+
+
+async def _send(endpoints: Endpoints, plan: Plan, weight_version: int) -> Publication:
+    request = plan.request(weight_version)
+    served = await _send_files(endpoints, plan, await endpoints.open_update(request))
     if (served.weight_version, served.weight_digest) != (weight_version, plan.weight_digest):
         raise PublishError(
             f"sent weights {weight_version} ({plan.weight_digest}), but the service committed "
             f"{served.weight_version} ({served.weight_digest})"
         )
-    return Publication(weight_version, plan.weight_digest, plan.num_bytes, served.num_changed_tensors)
+    return Publication(
+        weight_version, plan.weight_digest, plan.num_bytes, served.num_changed_tensors, encoding=request.encoding
+    )
 
 
-async def _send(
-    endpoints: Endpoints, tensors: Mapping[str, torch.Tensor], plan: Plan, weight_version: int
-) -> CommitResponse:
-    announced = [file.announced for file in plan.files]
-    update = await endpoints.open_update(UpdateRequest(weight_version=weight_version, files=announced))
+async def _send_files(endpoints: Endpoints, plan: Plan, update: UpdateStatus) -> CommitResponse:
     try:
         for file in plan.files:
-            await endpoints.put_file(update.update_id, file.announced.name, _body(tensors, file))
+            await endpoints.put_file(update.update_id, file.announced.name, file.body())
         return await endpoints.commit(update.update_id, num_bytes=plan.num_bytes)
     except BaseException:  # also Ctrl-C and a cancelled task: nothing half-sent is left behind
         with contextlib.suppress(VigorError):
@@ -120,20 +153,24 @@ async def _send(
 
 
 def _plan_file(
-    name: str, tensors: Mapping[str, torch.Tensor], infos: list[TensorInfo], faults: dict[str, str]
+    name: str,
+    tensors: Mapping[str, torch.Tensor],
+    infos: list[TensorInfo],
+    described: list[TensorInfo],
+    faults: dict[str, str],
 ) -> PlannedFile:
-    """Hash one file and its tensors in one pass over the bytes; what does not fit is added to ``faults``."""
+    """Hash one file and its tensors in one pass over the bytes, and describe these; what does not fit is a fault."""
     first_bytes = header(infos)
     hasher = new_hasher()
     hasher.update(first_bytes)
-    described: list[TensorInfo] = []
     for info in infos:
         try:
             described.append(_hash_tensor(tensors, info, hasher))
         except TensorsRefusedError as error:
             faults.update(error.faults)
     num_bytes = len(first_bytes) + sum(map(tensor_num_bytes, infos))
-    return PlannedFile(UpdateFile(name=name, num_bytes=num_bytes, checksum=PREFIX + hasher.hexdigest()), described)
+    announced = UpdateFile(name=name, num_bytes=num_bytes, checksum=PREFIX + hasher.hexdigest())
+    return PlannedFile(announced, lambda: _file_chunks(first_bytes, tensors, infos))
 
 
 def _hash_tensor(tensors: Mapping[str, torch.Tensor], info: TensorInfo, file_hasher: Hasher) -> TensorInfo:
@@ -142,21 +179,13 @@ def _hash_tensor(tensors: Mapping[str, torch.Tensor], info: TensorInfo, file_has
     return info.model_copy(update={"checksum": checksum(data)})
 
 
-def _body(tensors: Mapping[str, torch.Tensor], file: PlannedFile) -> Body:
-    def chunks() -> Iterator[bytes]:
-        yield header(file.tensors)
-        for info in file.tensors:
-            yield from _tensor_chunks(tensors, info)
-
-    return Body("application/octet-stream", file.announced.num_bytes, chunks)
+def _file_chunks(first_bytes: bytes, tensors: Mapping[str, torch.Tensor], infos: list[TensorInfo]) -> Iterator[bytes]:
+    yield first_bytes
+    for info in infos:
+        yield from _tensor_chunks(tensors, info)
 
 
 def _tensor_chunks(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> Iterator[bytes]:
     data = raw_bytes(read(tensors, info))
     for start in range(0, len(data), CHUNK_BYTES):
         yield bytes(data[start : start + CHUNK_BYTES])
-
-
-def _refuse(faults: Mapping[str, str]) -> None:
-    if faults:
-        raise TensorsRefusedError(faults)

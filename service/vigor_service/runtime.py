@@ -181,7 +181,7 @@ class Runtime:
         )
         updates = Updates(
             publication,
-            Committer(publication, exclusive=scheduler.exclusive, metrics=metrics),
+            Committer(publication, tensors=model.scorer.tensors, exclusive=scheduler.exclusive, metrics=metrics),
             staging=staging,
             metrics=metrics,
             timeout_seconds=settings.update_timeout_seconds,

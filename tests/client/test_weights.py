@@ -74,7 +74,9 @@ def test_weights_that_serve_already_are_not_sent() -> None:
     fake.weight_version = 4
     published = publish(fake, old_weights())
     assert fake.calls == ["GET /v1/weights/tensors", "GET /v1/weights"]
-    assert published == Publication(4, fake.tensor_list().weight_digest, sent_bytes=0, num_changed_tensors=0)
+    assert published == Publication(
+        4, fake.tensor_list().weight_digest, sent_bytes=0, num_changed_tensors=0, encoding=None
+    )
 
 
 @pytest.mark.parametrize("state", ["poisoned", "applying"])

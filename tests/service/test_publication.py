@@ -3,6 +3,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
+import torch
 
 from tests.fake_scorer import FakeScorer
 from vigor_service.errors import (
@@ -34,8 +35,13 @@ class Bench:
         return replace(self.publication.weights, version=version, digest=digest)
 
     async def swap(self, version: int, digest: str = OTHER_DIGEST) -> None:
-        tensors = {name: tensor + 1 for name, tensor in self.scorer.parameters.items()}
-        await self.publication.swap(self.weights(version, digest), iter(tensors.items()))
+        await self.publication.swap(
+            self.weights(version, digest), ((name, _add_one) for name in self.scorer.parameters)
+        )
+
+
+def _add_one(tensor: torch.Tensor) -> None:
+    tensor += 1
 
 
 def _run(test: Callable[[Bench], Awaitable[None]]) -> Bench:

@@ -10,7 +10,7 @@ import torch
 from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
 from tests.tiny_models import tiny_model, tiny_tokenizer
-from vigor_client import Publication
+from vigor_client import Publication, WeightSnapshot
 from vigor_client.digest import checksum
 from vigor_client.ranking import rank_rewards, ranks
 from vigor_client.schemas import CompletionScore, Group, GroupScore, ScoreRequest, ScoreResponse, Timing, Usage
@@ -39,7 +39,13 @@ class FakeService:
         self.requests: list[ScoreRequest] = []
         self.on_score: Callable[[ScoreRequest], None] = lambda _: None
 
-    def publish_weights(self, tensors: Mapping[str, torch.Tensor], *, weight_version: int) -> Publication:
+    def publish_weights(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        weight_version: int,
+        snapshot: WeightSnapshot | None = None,  # noqa: ARG002 - as VigorClient's
+    ) -> Publication:
         self.asked_versions.append(weight_version)
         digest = digest_of(tensors)
         if digest == self.weight_digest:

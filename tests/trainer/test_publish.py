@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.trainer.fake_service import FakeService
-from vigor_client.weights import Publication
+from vigor_client import Publication, WeightSnapshot
 from vigor_trainer.publish import Publisher
 
 WEIGHTS = {"weight": torch.ones(2)}
@@ -23,13 +23,21 @@ class SlowService(FakeService):
         super().__init__()
         self.may_end = Event()
 
-    def publish_weights(self, tensors: Mapping[str, torch.Tensor], *, weight_version: int) -> Publication:
+    def publish_weights(
+        self, tensors: Mapping[str, torch.Tensor], *, weight_version: int, snapshot: WeightSnapshot | None = None
+    ) -> Publication:
         assert self.may_end.wait(PATIENCE_SECONDS)
-        return super().publish_weights(tensors, weight_version=weight_version)
+        return super().publish_weights(tensors, weight_version=weight_version, snapshot=snapshot)
 
 
 class RefusingService(FakeService):
-    def publish_weights(self, tensors: Mapping[str, torch.Tensor], *, weight_version: int) -> Publication:
+    def publish_weights(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        weight_version: int,
+        snapshot: WeightSnapshot | None = None,  # noqa: ARG002 - as VigorClient's
+    ) -> Publication:
         raise ConnectionError(f"no room for {len(tensors)} tensors of version {weight_version}")
 
 
@@ -41,6 +49,24 @@ def test_publishing_does_not_hold_up_whoever_begins_it() -> None:
         service.may_end.set()
         assert publisher.wait().weight_version == 3
         assert publisher.wait().weight_version == 3, "several requests may use one publication"
+
+
+def test_one_snapshot_serves_all_publications() -> None:
+    seen: list[WeightSnapshot | None] = []
+
+    class Watched(FakeService):
+        def publish_weights(
+            self, tensors: Mapping[str, torch.Tensor], *, weight_version: int, snapshot: WeightSnapshot | None = None
+        ) -> Publication:
+            seen.append(snapshot)
+            return super().publish_weights(tensors, weight_version=weight_version, snapshot=snapshot)
+
+    snapshot = WeightSnapshot()
+    with Publisher(Watched(), snapshot) as publisher:
+        for version in (1, 2):
+            publisher.begin(WEIGHTS, version)
+            publisher.wait()
+    assert seen == [snapshot, snapshot]
 
 
 def test_what_stopped_a_publication_is_raised_where_it_is_waited_for() -> None:

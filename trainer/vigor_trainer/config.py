@@ -62,6 +62,10 @@ class VigorArguments:
     ties: Literal["average", "ordinal"] = field(
         default="average", metadata={"help": "Equal values share their mean rank, or rank by index"}
     )
+    deltas: bool = field(
+        default=False,
+        metadata={"help": "Send what changed alone: for services in 16 bits; keeps a copy of the model on the host"},
+    )
     wait_seconds: float = field(
         default=30.0, metadata={"help": "Seconds a score request may wait in the service for this step's weights"}
     )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import hypot
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,10 @@ logger = logging.getLogger(__name__)
 # A missing or wrong term is off by a percent or more.
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 1e-1, torch.float16: 5e-2}
 _VERIFIED_ELEMENTS_AT_ONCE = 2**28  # gradients of so many elements are held while the engine checks itself
+
+
+Write: TypeAlias = Callable[[Tensor], None]
+"""Gives a tensor new values, in place."""
 
 
 class UntrustedNormError(Exception):
@@ -98,8 +102,8 @@ class Scorer(Protocol):
         """Canonical name of a tied tensor -> its other names."""
         ...
 
-    def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Copy verified tensors into the model, in place."""
+    def load(self, writes: Iterable[tuple[str, Write]]) -> None:
+        """Write verified values into the named tensors of the model, in place."""
         ...
 
 
@@ -184,16 +188,16 @@ class Engine:
         """Return the other names of tied tensors."""
         return {names[0]: names[1:] for names, _ in _named_once(self._model) if len(names) > 1}
 
-    def load(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Copy the tensors into the model's, in place.
+    def load(self, writes: Iterable[tuple[str, Write]]) -> None:
+        """Call each write with the model's tensor of that name, which it changes in place.
 
         Raises:
             KeyError, RuntimeError: a name is unknown, or a shape does not fit; what came before is applied already.
         """
         own = self.tensors()
         with torch.no_grad():
-            for name, tensor in tensors:
-                own[name].copy_(tensor)
+            for name, write in writes:
+                write(own[name])
 
 
 def _named_once(model: nn.Module) -> list[tuple[list[str], Tensor]]:

@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from dataclasses import replace
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from vigor_client.schemas import CommitResponse
 from vigor_service.errors import ServiceError
 from vigor_service.metrics import Metrics
 from vigor_service.weights.publication import Publication
 from vigor_service.weights.update import Update
+from vigor_service.weights.weights import Weights
+
+if TYPE_CHECKING:
+    import torch
+
+    from vigor_service.weights.delta import VerifiedDelta
+    from vigor_service.weights.verification import VerifiedUpdate
 
 _logger = logging.getLogger(__name__)
 
 
 class Committer:
-    """Commits one update at a time. ``exclusive`` keeps batches away from the compute thread."""
+    """Commits one update at a time. ``tensors`` are the model's own; ``exclusive`` keeps batches away from them."""
 
     def __init__(
         self,
         publication: Publication,
         *,
+        tensors: Callable[[], Mapping[str, torch.Tensor]],
         exclusive: Callable[[], AbstractAsyncContextManager[None]],
         metrics: Metrics,
     ) -> None:
         self._publication = publication
+        self._tensors = tensors
         self._exclusive = exclusive
         self._metrics = metrics
 
@@ -39,17 +49,14 @@ class Committer:
             InvalidRequestError: names all that is wrong; the old weights serve on.
             WeightsPoisonedError: the swap failed half-way.
         """
-        # It brings torch along: imported here, so that the socket opens before torch is loaded.
-        from vigor_service.weights.verification import verify_full_update
-
         before = self._publication.weights
         started = perf_counter()
-        verified = await asyncio.to_thread(verify_full_update, update.paths, before.tensors)
+        verified = await asyncio.to_thread(self._verify, update, before)
         verify_seconds = self._observe("verify", started)
         after = replace(before, version=update.request.weight_version, digest=verified.digest, tensors=verified.tensors)
         async with self._exclusive():
             started = perf_counter()
-            await self._publication.swap(after, verified.read())
+            await self._publication.swap(after, verified.writes())
             swap_seconds = self._observe("swap", started)
         return CommitResponse(
             weight_version=after.version,
@@ -57,6 +64,21 @@ class Committer:
             num_changed_tensors=verified.num_changed_tensors,
             verify_seconds=verify_seconds,
             swap_seconds=swap_seconds,
+        )
+
+    def _verify(self, update: Update, before: Weights) -> VerifiedUpdate | VerifiedDelta:
+        # They bring torch along: imported here, so that the socket opens before torch is loaded.
+        from vigor_service.weights.delta import verify_delta
+        from vigor_service.weights.verification import verify_full_update
+
+        if update.request.encoding == "full":
+            return verify_full_update(update.paths, before.tensors)
+        return verify_delta(
+            update.paths,
+            before.tensors,
+            self._tensors(),
+            base_version=before.version,
+            version=update.request.weight_version,
         )
 
     def _observe(self, phase: str, started: float) -> float:

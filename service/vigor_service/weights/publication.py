@@ -17,7 +17,7 @@ from vigor_service.weights.weights import WeightRequirement, Weights
 from vigor_service.worker import WorkerThread
 
 if TYPE_CHECKING:
-    import torch
+    from vigor_service.engine.engine import Write
 
 _logger = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ class Publication:
         self,
         weights: Weights,
         *,
-        load: Callable[[Iterable[tuple[str, torch.Tensor]]], None],
+        load: Callable[[Iterable[tuple[str, Write]]], None],
         compute: WorkerThread,
         metrics: Metrics,
     ) -> None:
@@ -79,14 +79,14 @@ class Publication:
                     await self._wait_for_change()
         self.require(requirement)
 
-    async def swap(self, weights: Weights, tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Load verified tensors into the model and serve them as ``weights``. The caller keeps batches away.
+    async def swap(self, weights: Weights, writes: Iterable[tuple[str, Write]]) -> None:
+        """Write verified values into the model and serve them as ``weights``. The caller keeps batches away.
 
         Raises:
             WeightsPoisonedError: the engine failed while it loaded; the model may hold a mixture.
         """
         self.state = "applying"
-        loading = asyncio.ensure_future(self._compute.run(self._load, tensors))
+        loading = asyncio.ensure_future(self._compute.run(self._load, writes))
         await asyncio.wait([loading])
         if (error := loading.exception()) is not None:
             self._poison(weights.version, error)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from vigor_client.digest import checksum, model_digest, raw_bytes
 from vigor_client.schemas import FieldError, TensorInfo
+from vigor_service.engine.engine import Write
 from vigor_service.errors import invalid_request
 from vigor_service.weights.fingerprint import is_finite
 
@@ -39,13 +41,17 @@ class VerifiedUpdate:
     num_changed_tensors: int
     paths: Mapping[str, Path]
 
-    def read(self) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield every tensor under its canonical name, mapped from its file."""
+    def writes(self) -> Iterator[tuple[str, Write]]:
+        """Yield every tensor's canonical name, with what copies its new values to where it is."""
         for path in set(self.paths.values()):
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
                     if name in self.paths:
-                        yield name, file.get_tensor(name)
+                        yield name, partial(_copy, values=file.get_tensor(name))
+
+
+def _copy(tensor: torch.Tensor, values: torch.Tensor) -> None:
+    tensor.copy_(values)
 
 
 def verify_full_update(files: Mapping[str, Path], served: Sequence[TensorInfo]) -> VerifiedUpdate:

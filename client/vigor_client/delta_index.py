@@ -1,0 +1,40 @@
+"""The index of a directory of changes, as slime publishes them: which version, from which, and which file has what."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+INDEX_NAME = "model.safetensors.index.json"
+
+
+class DeltaMetadata(BaseModel):
+    """How the changes are written, and between which versions. Versions are numbers in six digits or more."""
+
+    model_config = ConfigDict(frozen=True)
+
+    version: str = Field(pattern=r"^\d{1,16}$")
+    base_version: str = Field(pattern=r"^\d{1,16}$")
+    delta_encoding: Literal["overwrite"] = "overwrite"
+    compression_format: Literal["zstd"] = "zstd"
+    checksum_format: Literal["xxh3-128"] = "xxh3-128"
+
+
+class DeltaIndex(BaseModel):
+    """``model.safetensors.index.json`` of a directory of changes. Members that are not known are let be.
+
+    Each file is a safetensors file with one list of bytes per tensor that changed (see ``encode_changes``) and, in its
+    metadata, the checksum of that tensor's new bytes: the hexadecimal digits alone.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    metadata: DeltaMetadata
+    weight_map: dict[str, str] = Field(description="Name of a tensor that changed -> the file with its changes.")
+
+    @classmethod
+    def between(cls, base_version: int, version: int, weight_map: dict[str, str]) -> DeltaIndex:
+        """Return the index of the changes from one version to another."""
+        metadata = DeltaMetadata(version=f"{version:06d}", base_version=f"{base_version:06d}")
+        return cls(metadata=metadata, weight_map=weight_map)

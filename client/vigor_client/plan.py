@@ -1,0 +1,66 @@
+"""An update that is ready to be sent: its files, made anew as a stream each time one is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from vigor_client.digest import PREFIX, new_hasher
+from vigor_client.errors import TensorsRefusedError
+from vigor_client.schemas import UpdateFile, UpdateRequest
+from vigor_client.wire import Body
+
+Chunks = Callable[[], Iterator[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedFile:
+    """One file that is to be sent: its name, size and checksum, and its bytes."""
+
+    announced: UpdateFile
+    chunks: Chunks
+
+    def body(self) -> Body:
+        """Return the request's body."""
+        return Body("application/octet-stream", self.announced.num_bytes, self.chunks)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """An update. ``changes`` by tensor, where it holds only these; then it has a base."""
+
+    weight_digest: str
+    files: list[PlannedFile]
+    changes: Mapping[str, bytes] | None = None
+    base_version: int | None = None
+    base_digest: str | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all files together."""
+        return sum(file.announced.num_bytes for file in self.files)
+
+    def request(self, weight_version: int) -> UpdateRequest:
+        """Return what opens the update."""
+        return UpdateRequest(
+            weight_version=weight_version,
+            base_version=self.base_version,
+            base_digest=self.base_digest,
+            encoding="full" if self.changes is None else "delta",
+            files=[file.announced for file in self.files],
+        )
+
+
+def planned_file(name: str, chunks: Chunks) -> PlannedFile:
+    """Read the chunks once to announce a file."""
+    hasher, num_bytes = new_hasher(), 0
+    for chunk in chunks():
+        hasher.update(chunk)
+        num_bytes += len(chunk)
+    return PlannedFile(UpdateFile(name=name, num_bytes=num_bytes, checksum=PREFIX + hasher.hexdigest()), chunks)
+
+
+def refuse(faults: Mapping[str, str]) -> None:
+    """Raise TensorsRefusedError if there are any."""
+    if faults:
+        raise TensorsRefusedError(faults)

@@ -1,0 +1,139 @@
+"""Whether the files of a delta turn the tensors that are served into exactly what they promise.
+
+A tensor that changed is patched in a copy on the host and compared with its promised checksum, one tensor at a time;
+those that serve are only read. Knows neither HTTP nor the engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from pydantic import ValidationError
+from safetensors import SafetensorError, safe_open
+
+from vigor_client.changes import Changes, apply_changes_, decode_changes
+from vigor_client.delta_index import INDEX_NAME, DeltaIndex
+from vigor_client.digest import PREFIX, checksum, model_digest, raw_bytes
+from vigor_client.errors import InvalidDeltaError
+from vigor_client.schemas import FieldError, TensorInfo
+from vigor_service.engine.engine import Write
+from vigor_service.errors import invalid_request
+from vigor_service.weights.fingerprint import is_finite
+
+_MAX_INDEX_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedDelta:
+    """A delta that may be applied to the weights it was made from."""
+
+    tensors: tuple[TensorInfo, ...]
+    digest: str
+    num_changed_tensors: int
+    _changed: Mapping[str, tuple[Path, str, int]]  # canonical name -> file, name in it, bytes of the tensor
+
+    def writes(self) -> Iterator[tuple[str, Write]]:
+        """Yield every changed tensor's canonical name, with what patches it where it is."""
+        for name, (path, key, num_bytes) in self._changed.items():
+            with safe_open(path, framework="pt") as file:
+                changes = decode_changes(raw_bytes(file.get_tensor(key)), num_bytes=num_bytes)
+            yield name, partial(apply_changes_, changes=changes)
+
+
+def verify_delta(
+    files: Mapping[str, Path],
+    served: Sequence[TensorInfo],
+    values: Mapping[str, torch.Tensor],
+    *,
+    base_version: int,
+    version: int,
+) -> VerifiedDelta:
+    """Check a directory of changes against the tensors that are served, whose ``values`` are read alone.
+
+    Raises:
+        InvalidRequestError: lists what is wrong with the index or with any tensor's changes.
+    """
+    check = _Check(files, served, values)
+    index = check.read_index(base_version, version)
+    for name, file_name in index.weight_map.items() if index else ():
+        check.read_changes(name, file_name)
+    if check.errors:
+        raise invalid_request(check.errors, consequence="nothing was applied and the update is dropped")
+    tensors = tuple(
+        info.model_copy(update={"checksum": check.checksums.get(info.name, info.checksum)}) for info in served
+    )
+    return VerifiedDelta(tensors, model_digest(tensors), len(check.changed), check.changed)
+
+
+class _Check:
+    """One pass over the files of a delta."""
+
+    def __init__(
+        self, files: Mapping[str, Path], served: Sequence[TensorInfo], values: Mapping[str, torch.Tensor]
+    ) -> None:
+        self._files = files
+        self._expected = {name: info for info in served for name in (info.name, *info.aliases)}
+        self._values = values
+        self.changed: dict[str, tuple[Path, str, int]] = {}
+        self.checksums: dict[str, str] = {}
+        self.errors: list[FieldError] = []
+
+    def read_index(self, base_version: int, version: int) -> DeltaIndex | None:
+        path = self._files.get(INDEX_NAME)
+        if path is None:
+            return self._refuse("is missing: a delta has an index", INDEX_NAME)
+        if path.stat().st_size > _MAX_INDEX_BYTES:
+            return self._refuse(f"is larger than {_MAX_INDEX_BYTES} bytes", INDEX_NAME)
+        try:
+            index = DeltaIndex.model_validate_json(path.read_bytes())
+        except ValidationError as error:
+            for fault in error.errors():
+                self._refuse(fault["msg"], INDEX_NAME, *fault["loc"])
+            return None
+        told = (int(index.metadata.base_version), int(index.metadata.version))
+        if told != (base_version, version):
+            self._refuse(f"leads from {told[0]} to {told[1]}, not from {base_version} to {version}", INDEX_NAME)
+        for name in self._files.keys() - {INDEX_NAME, *index.weight_map.values()}:
+            self._refuse("is not in the index", name)
+        return index
+
+    def read_changes(self, name: str, file_name: str) -> None:
+        info, path = self._expected.get(name), self._files.get(file_name)
+        if info is None:
+            self._refuse("the model has no such tensor", file_name, name)
+        elif path is None:
+            self._refuse("was not sent", file_name, name)
+        elif info.name in self.changed:
+            self._refuse(f"changes {info.name} again, to which it is tied", file_name, name)
+        else:
+            try:
+                self._verify(info, name, file_name, path)
+            except (SafetensorError, InvalidDeltaError) as error:
+                self._refuse(str(error), file_name, name)
+
+    def _verify(self, info: TensorInfo, name: str, file_name: str, path: Path) -> None:
+        old = self._values[info.name]
+        with safe_open(path, framework="pt") as file:
+            promised = (file.metadata() or {}).get(name)
+            changes = decode_changes(raw_bytes(file.get_tensor(name)), num_bytes=old.nbytes)
+        new = _patched(old, changes)
+        checksum_of_new = checksum(raw_bytes(new))
+        if promised is None or PREFIX + promised != checksum_of_new:
+            self._refuse(f"has checksum {checksum_of_new} once changed, {promised} was promised", file_name, name)
+        elif not is_finite(new):
+            self._refuse("has values that are not finite (NaN or infinite) once changed", file_name, name)
+        self.changed[info.name] = (path, name, old.nbytes)
+        self.checksums[info.name] = checksum_of_new
+
+    def _refuse(self, message: str, *place: str | int) -> None:
+        self.errors.append(FieldError(loc=["files", *place], msg=message))
+
+
+def _patched(old: torch.Tensor, changes: Changes) -> torch.Tensor:
+    new = old.detach().to("cpu", copy=True)
+    apply_changes_(new, changes)
+    return new
