@@ -11,6 +11,10 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet $(addprefix --constraint ,$(
 WHERE ?= cpu
 LONG ?= --layers 6
 RESULTS := benchmarks/results
+# Where Debian's libjemalloc2 is installed, the loops and the engine are measured with it, too.
+JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
+LOOPS_AND_ENGINE := --workload short --workload long \
+	--contestant "published loop" --contestant "ideal loop" --contestant engine
 # Processes that share cores must sleep while they wait, not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -42,6 +46,8 @@ check: setup
 benchmark: setup
 	$(PIP_INSTALL) --editable '.[dev,benchmarks]'
 	$(BIN)/python -m benchmarks.engine --repeats 5 --out $(RESULTS)/engine_$(WHERE)
+	$(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) $(BIN)/python -m benchmarks.engine --repeats 2 $(LOOPS_AND_ENGINE) \
+		--out $(RESULTS)/engine-jemalloc_cpu)
 	$(BIN)/python -m benchmarks.growth --out $(RESULTS)/growth_$(WHERE)
 	$(BIN)/python -m benchmarks.endurance --out $(RESULTS)/endurance_cpu
 	$(BIN)/python -m benchmarks.long_sequences $(LONG) --out $(RESULTS)/long-sequences_$(WHERE)
