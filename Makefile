@@ -47,7 +47,7 @@ benchmark: setup
 	$(PIP_INSTALL) --editable '.[dev,benchmarks]'
 	$(BIN)/python -m benchmarks.engine --repeats 5 --out $(RESULTS)/engine_$(WHERE)
 	$(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) $(BIN)/python -m benchmarks.engine --repeats 2 $(LOOPS_AND_ENGINE) \
-		--out $(RESULTS)/engine-jemalloc_cpu)
+		--out $(RESULTS)/engine_cpu-jemalloc)
 	$(BIN)/python -m benchmarks.growth --out $(RESULTS)/growth_$(WHERE)
 	$(BIN)/python -m benchmarks.endurance --out $(RESULTS)/endurance_cpu
 	$(BIN)/python -m benchmarks.long_sequences $(LONG) --out $(RESULTS)/long-sequences_$(WHERE)
