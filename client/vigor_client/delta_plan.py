@@ -31,7 +31,8 @@ def make_delta_plan(
 ) -> Plan | None:
     """Return what turns the snapshot into ``tensors``; None if a full update is no larger, or a tensor is too large.
 
-    Tensors are compared and compressed by a few threads, which hold one tensor each.
+    ``wanted`` describes the tensors of the snapshot. They are compared and compressed by a few threads, which hold one
+    tensor each.
 
     Raises:
         TensorsRefusedError: they do not fit what the service wants; every tensor that does not is named.
@@ -49,7 +50,7 @@ def make_delta_plan(
         return None
     refuse(comparison.faults)
     in_order = {info.name: comparison.changes[info.name] for info in described if info.name in comparison.changes}
-    return _plan(described, in_order, snapshot, weight_version)
+    return _plan(described, in_order, wanted, weight_version)
 
 
 class _Comparison:
@@ -86,17 +87,18 @@ class _Comparison:
         return info.model_copy(update={"checksum": checksum(data)})
 
 
-def _plan(
-    described: list[TensorInfo], changes: dict[str, bytes], snapshot: WeightSnapshot, weight_version: int
-) -> Plan | None:
-    base_version, base_digest = snapshot.weight_version, snapshot.weight_digest
-    if base_version is None or base_digest is None:
-        return None
+def _plan(described: list[TensorInfo], changes: dict[str, bytes], base: TensorList, weight_version: int) -> Plan:
     checksums = {info.name: info.checksum.removeprefix(PREFIX) for info in described if info.name in changes}
     files = [_changes_file(changes, checksums)] if changes else []
-    index = DeltaIndex.between(base_version, weight_version, dict.fromkeys(changes, _FILE_NAME))
-    files.append(_bytes_file(INDEX_NAME, index.model_dump_json().encode()))
-    return Plan(model_digest(described), files, changes=changes, base_version=base_version, base_digest=base_digest)
+    index = DeltaIndex.between(base.weight_version, weight_version, dict.fromkeys(changes, _FILE_NAME))
+    files.append(planned_file(INDEX_NAME, lambda: iter([index.model_dump_json().encode()])))
+    return Plan(
+        model_digest(described),
+        files,
+        changes=changes,
+        base_version=base.weight_version,
+        base_digest=base.weight_digest,
+    )
 
 
 def _changes_file(changes: Mapping[str, bytes], checksums: Mapping[str, str]) -> PlannedFile:
@@ -106,7 +108,3 @@ def _changes_file(changes: Mapping[str, bytes], checksums: Mapping[str, str]) ->
     ]
     first_bytes = header(entries, checksums)
     return planned_file(_FILE_NAME, lambda: iter([first_bytes, *changes.values()]))
-
-
-def _bytes_file(name: str, data: bytes) -> PlannedFile:
-    return planned_file(name, lambda: iter([data]))

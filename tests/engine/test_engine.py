@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import logging
-from functools import partial
+from operator import methodcaller
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tests.engine.cases import difficult_sequences, largest_error
 from tests.tiny_models import tiny_model
 from vigor_service.engine.engine import Engine
 from vigor_service.engine.exact_norms import exact_score
 from vigor_service.engine.parameters import measured_parameters
-
-
-def _copy(tensor: Tensor, values: Tensor) -> None:
-    tensor.copy_(values)
 
 
 def test_the_info_says_what_is_measured_and_how() -> None:
@@ -52,7 +48,7 @@ def test_loading_tensors_changes_scores_to_those_of_the_other_model() -> None:
     sequences = difficult_sequences()
     expected = Engine(other, name="other").score(sequences).scores
     assert largest_error(engine.score(sequences).scores, expected) > 1e-3
-    engine.load((name, partial(_copy, values=values)) for name, values in Engine(other, name="other").tensors().items())
+    engine.load((name, methodcaller("copy_", values)) for name, values in Engine(other, name="other").tensors().items())
     assert largest_error(engine.score(sequences).scores, expected) <= 1e-6
 
 

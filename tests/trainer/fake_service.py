@@ -37,15 +37,15 @@ class FakeService:
         self.sent_versions: list[int] = []
         self.asked_versions: list[int] = []
         self.requests: list[ScoreRequest] = []
+        self.snapshots: list[WeightSnapshot | None] = []
         self.on_score: Callable[[ScoreRequest], None] = lambda _: None
+        self.on_publish: Callable[[int], None] = lambda _: None
 
     def publish_weights(
-        self,
-        tensors: Mapping[str, torch.Tensor],
-        *,
-        weight_version: int,
-        snapshot: WeightSnapshot | None = None,  # noqa: ARG002 - as VigorClient's
+        self, tensors: Mapping[str, torch.Tensor], *, weight_version: int, snapshot: WeightSnapshot | None = None
     ) -> Publication:
+        self.on_publish(weight_version)
+        self.snapshots.append(snapshot)
         self.asked_versions.append(weight_version)
         digest = digest_of(tensors)
         if digest == self.weight_digest:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 
 import torch
@@ -28,20 +29,29 @@ _MAX_INDEX_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a tensor's changes are: the file, the name in it; and the bytes of the tensor."""
+
+    path: Path
+    key: str
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class VerifiedDelta:
     """A delta that may be applied to the weights it was made from."""
 
     tensors: tuple[TensorInfo, ...]
     digest: str
     num_changed_tensors: int
-    _changed: Mapping[str, tuple[Path, str, int]]  # canonical name -> file, name in it, bytes of the tensor
+    _changed: Mapping[str, _Place]  # by canonical name, file after file
 
     def writes(self) -> Iterator[tuple[str, Write]]:
         """Yield every changed tensor's canonical name, with what patches it where it is."""
-        for name, (path, key, num_bytes) in self._changed.items():
+        for path, places in groupby(self._changed.items(), key=lambda item: item[1].path):
             with safe_open(path, framework="pt") as file:
-                changes = decode_changes(raw_bytes(file.get_tensor(key)), num_bytes=num_bytes)
-            yield name, partial(apply_changes_, changes=changes)
+                for name, place in places:
+                    yield name, partial(apply_changes_, changes=_read(file, place.key, place.num_bytes))
 
 
 def verify_delta(
@@ -59,14 +69,21 @@ def verify_delta(
     """
     check = _Check(files, served, values)
     index = check.read_index(base_version, version)
-    for name, file_name in index.weight_map.items() if index else ():
-        check.read_changes(name, file_name)
+    for file_name, names in _names_by_file(index).items() if index else ():
+        check.read_file(file_name, names)
     if check.errors:
         raise invalid_request(check.errors, consequence="nothing was applied and the update is dropped")
     tensors = tuple(
         info.model_copy(update={"checksum": check.checksums.get(info.name, info.checksum)}) for info in served
     )
     return VerifiedDelta(tensors, model_digest(tensors), len(check.changed), check.changed)
+
+
+def _names_by_file(index: DeltaIndex) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for name, file_name in index.weight_map.items():
+        names.setdefault(file_name, []).append(name)
+    return names
 
 
 class _Check:
@@ -78,7 +95,7 @@ class _Check:
         self._files = files
         self._expected = {name: info for info in served for name in (info.name, *info.aliases)}
         self._values = values
-        self.changed: dict[str, tuple[Path, str, int]] = {}
+        self.changed: dict[str, _Place] = {}
         self.checksums: dict[str, str] = {}
         self.errors: list[FieldError] = []
 
@@ -101,39 +118,54 @@ class _Check:
             self._refuse("is not in the index", name)
         return index
 
-    def read_changes(self, name: str, file_name: str) -> None:
-        info, path = self._expected.get(name), self._files.get(file_name)
-        if info is None:
-            self._refuse("the model has no such tensor", file_name, name)
-        elif path is None:
-            self._refuse("was not sent", file_name, name)
-        elif info.name in self.changed:
-            self._refuse(f"changes {info.name} again, to which it is tied", file_name, name)
-        else:
-            try:
-                self._verify(info, name, file_name, path)
-            except (SafetensorError, InvalidDeltaError) as error:
-                self._refuse(str(error), file_name, name)
+    def read_file(self, file_name: str, names: Sequence[str]) -> None:
+        path = self._files.get(file_name)
+        known = [name for name in names if name in self._expected]
+        unknown = [name for name in names if name not in self._expected]
+        self._refuse_all("the model has no such tensor", file_name, unknown)
+        if path is None:
+            self._refuse_all("was not sent", file_name, known)
+            return
+        try:
+            with safe_open(path, framework="pt") as file:
+                checksums = file.metadata() or {}
+                for name in known:
+                    self._read_changes(file, name, checksums.get(name), file_name, path)
+        except SafetensorError as error:
+            self._refuse_all(str(error), file_name, known)
 
-    def _verify(self, info: TensorInfo, name: str, file_name: str, path: Path) -> None:
-        old = self._values[info.name]
-        with safe_open(path, framework="pt") as file:
-            promised = (file.metadata() or {}).get(name)
-            changes = decode_changes(raw_bytes(file.get_tensor(name)), num_bytes=old.nbytes)
-        new = _patched(old, changes)
+    def _read_changes(self, file: safe_open, name: str, promised: str | None, file_name: str, path: Path) -> None:
+        info = self._expected[name]
+        if info.name in self.changed:
+            self._refuse(f"changes {info.name} again, to which it is tied", file_name, name)
+            return
+        try:
+            new = _patched(self._values[info.name], file, name)
+        except (SafetensorError, InvalidDeltaError) as error:
+            self._refuse(str(error), file_name, name)
+            return
         checksum_of_new = checksum(raw_bytes(new))
         if promised is None or PREFIX + promised != checksum_of_new:
             self._refuse(f"has checksum {checksum_of_new} once changed, {promised} was promised", file_name, name)
         elif not is_finite(new):
             self._refuse("has values that are not finite (NaN or infinite) once changed", file_name, name)
-        self.changed[info.name] = (path, name, old.nbytes)
+        self.changed[info.name] = _Place(path, name, new.nbytes)
         self.checksums[info.name] = checksum_of_new
+
+    def _refuse_all(self, message: str, file_name: str, names: Sequence[str]) -> None:
+        for name in names:
+            self._refuse(message, file_name, name)
 
     def _refuse(self, message: str, *place: str | int) -> None:
         self.errors.append(FieldError(loc=["files", *place], msg=message))
 
 
-def _patched(old: torch.Tensor, changes: Changes) -> torch.Tensor:
+def _read(file: safe_open, key: str, num_bytes: int) -> Changes:
+    return decode_changes(raw_bytes(file.get_tensor(key)), num_bytes=num_bytes)
+
+
+def _patched(old: torch.Tensor, file: safe_open, key: str) -> torch.Tensor:
+    changes = _read(file, key, old.nbytes)
     new = old.detach().to("cpu", copy=True)
     apply_changes_(new, changes)
     return new

@@ -181,18 +181,12 @@ class Updates:
 
     def _refuse_other_base(self, request: UpdateRequest) -> None:
         serving = self._publication.weights
-        if request.base_version not in (None, serving.version):
-            raise WeightBaseMismatchError(
-                f"the update was made from version {request.base_version}, version {serving.version} is served",
-                have=serving.version,
-                want=request.base_version,
-            )
-        if request.base_digest not in (None, serving.digest):
-            raise WeightBaseMismatchError(
-                f"the update was made from digest {request.base_digest}, {serving.digest} is served",
-                have=serving.digest,
-                want=request.base_digest,
-            )
+        bases = ("version", serving.version, request.base_version), ("digest", serving.digest, request.base_digest)
+        for kind, have, want in bases:
+            if want not in (None, have):
+                raise WeightBaseMismatchError(
+                    f"the update was made from {kind} {want}, {kind} {have} is served", have=have, want=want
+                )
         if request.encoding == "delta" and self._publication.state == "poisoned":
             raise WeightBaseMismatchError(
                 "a swap failed half-way: there is no base; send a full update", have=None, want=request.base_version

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from operator import methodcaller
 from pathlib import Path
 
 import torch
@@ -47,11 +47,7 @@ class VerifiedUpdate:
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
                     if name in self.paths:
-                        yield name, partial(_copy, values=file.get_tensor(name))
-
-
-def _copy(tensor: torch.Tensor, values: torch.Tensor) -> None:
-    tensor.copy_(values)
+                        yield name, methodcaller("copy_", file.get_tensor(name))
 
 
 def verify_full_update(files: Mapping[str, Path], served: Sequence[TensorInfo]) -> VerifiedUpdate:
