@@ -40,7 +40,7 @@ class LiveService:
 
 @contextmanager
 def live_service(
-    staging_dir: Path,
+    staging_dir: Path | None,
     *,
     load_model: Callable[[], LoadedModel] | None = None,
     wait_ready: bool = True,

@@ -41,10 +41,12 @@ def service_process(
 ) -> Iterator[ServiceProcess]:
     """Start the service on a free port, wait until it is ready, and end it with the block.
 
-    ``python`` is what the interpreter runs; it takes the service's arguments.
+    ``python`` is what the interpreter runs; it takes the service's arguments. The log begins anew.
     """
     log = directory / "service.log"
-    command = [sys.executable, *python, "--port", "0", "--staging-dir", str(directory / "staging")]
+    command = [sys.executable, *python, "--port", "0"]
+    if "--state-dir" not in arguments:
+        command += ["--staging-dir", str(directory / "staging")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     with log.open("wb") as stderr:
         process = subprocess.Popen([*command, *arguments], stderr=stderr, env=environment, cwd=REPOSITORY)

@@ -31,7 +31,7 @@ class Metrics:
         self.weight_update_seconds = self._seconds("vigor_weight_update_seconds", "Parts of an update.", ["phase"])
         for kind in ("prompt", "completion", "padding"):
             self.tokens.labels(kind)
-        for phase in ("receive", "verify", "swap"):
+        for phase in ("receive", "verify", "store", "swap"):
             self.weight_update_seconds.labels(phase)
 
     def expect_routes(self, routes: Iterable[str]) -> None:

@@ -92,6 +92,8 @@ async def _handle_service_error(_request: Request, error: ServiceError) -> Respo
     headers = {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(ceil(error.retry_after_seconds))
+    if isinstance(error, errors.DeadlineExceededError):
+        headers["Connection"] = "close"  # or a body that trickles would be read, and thrown away, to its end
     return _response(problem_of(error), headers)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vigor_service.admission import Admission
@@ -18,12 +19,13 @@ from vigor_service.tokenization import Encoder, Tokenizer
 from vigor_service.weights.committing import Committer
 from vigor_service.weights.publication import Publication
 from vigor_service.weights.staging import StagingArea, default_staging_root
+from vigor_service.weights.state_directory import StateDirectory
 from vigor_service.weights.updates import Updates
 from vigor_service.worker import WorkerThread
 
 if TYPE_CHECKING:
     from vigor_service.engine.engine import EngineInfo, Scorer
-    from vigor_service.weights.weights import Weights
+    from vigor_service.weights.replay import Replayed
 
 _logger = logging.getLogger(__name__)
 
@@ -73,6 +75,7 @@ class Runtime:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loading: asyncio.Task[Serving] | None = None
         self._staging: StagingArea | None = None
+        self._state: StateDirectory | None = None
         self._serving: Serving | None = None
         self._is_draining = False
 
@@ -132,14 +135,23 @@ class Runtime:
         self.preparation.close()
         if self._staging is not None:
             await asyncio.to_thread(self._staging.close)
+        if self._state is not None:
+            self._state.close()
 
     async def _load(self) -> Serving:
-        self._staging = await asyncio.to_thread(StagingArea, self.settings.staging_dir or default_staging_root())
-        model, weights = await self._compute.run(_load_and_describe, self._load_model)
+        if self.settings.state_dir is not None:
+            self._state = await asyncio.to_thread(StateDirectory, self.settings.state_dir)
+        self._staging = await asyncio.to_thread(StagingArea, self._staging_root())
+        model, replayed = await self._compute.run(_load_and_replay, self._load_model, self._state)
         budget = self.settings.max_batch_tokens
         if budget == "auto":
             budget = await self._compute.run(model.scorer.measure_batch_tokens)
-        return self._assemble(model, weights, self._staging, max_batch_tokens=budget)
+        return self._assemble(model, replayed, self._staging, max_batch_tokens=budget)
+
+    def _staging_root(self) -> Path:
+        if self._state is not None:
+            return self._state.staging_root
+        return self.settings.staging_dir or default_staging_root()
 
     def _finish_loading(self, loading: asyncio.Task[Serving]) -> None:
         if loading.cancelled():
@@ -154,10 +166,12 @@ class Runtime:
         _logger.info("ready model=%s device=%s dtype=%s digest=%s", info.model, info.device, info.dtype, weights.digest)
 
     def _assemble(
-        self, model: LoadedModel, weights: Weights, staging: StagingArea, *, max_batch_tokens: int
+        self, model: LoadedModel, replayed: Replayed, staging: StagingArea, *, max_batch_tokens: int
     ) -> Serving:
         settings, metrics, info = self.settings, self.metrics, model.scorer.info
-        publication = Publication(weights, load=model.scorer.load, compute=self._compute, metrics=metrics)
+        publication = Publication(
+            replayed.weights, load=model.scorer.load, compute=self._compute, metrics=metrics, damage=replayed.damage
+        )
         admission = Admission(
             max_tokens=settings.max_queued_tokens, max_requests=settings.max_queued_requests, metrics=metrics
         )
@@ -181,8 +195,15 @@ class Runtime:
         )
         updates = Updates(
             publication,
-            Committer(publication, tensors=model.scorer.tensors, exclusive=scheduler.exclusive, metrics=metrics),
+            Committer(
+                publication,
+                tensors=model.scorer.tensors,
+                exclusive=scheduler.exclusive,
+                state=self._state,
+                metrics=metrics,
+            ),
             staging=staging,
+            state=self._state,
             metrics=metrics,
             timeout_seconds=settings.update_timeout_seconds,
             max_upload_bytes=settings.max_upload_bytes,
@@ -190,9 +211,13 @@ class Runtime:
         return Serving(info, publication, scheduler, scoring, updates)
 
 
-def _load_and_describe(load_model: Callable[[], LoadedModel]) -> tuple[LoadedModel, Weights]:
+def _load_and_replay(
+    load_model: Callable[[], LoadedModel], state: StateDirectory | None
+) -> tuple[LoadedModel, Replayed]:
     model = load_model()
-    # It brings torch along: imported here, so that the socket opens before torch is loaded.
+    # They bring torch along: imported here, so that the socket opens before torch is loaded.
     from vigor_service.weights.fingerprint import initial_weights
+    from vigor_service.weights.replay import Replayed, replay
 
-    return model, initial_weights(model.scorer)
+    weights = initial_weights(model.scorer)
+    return model, Replayed(weights) if state is None else replay(state, model.scorer, weights)

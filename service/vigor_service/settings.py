@@ -78,7 +78,12 @@ class Settings(BaseSettings):
     """Bytes of a weight update, all files together. Default: what the model can need."""
 
     staging_dir: Path | None = None
-    """Directory for updates that are under way. Default: one of this user's under the temporary directory."""
+    """Directory for updates that are under way. Default: within --state-dir, or one of this user's under the temporary
+    directory."""
+
+    state_dir: Path | None = None
+    """Directory that keeps the published weights: a restarted service comes back with them. It holds up to twice the
+    model, and the deltas since the last full update. Default: none, a restart begins with --model."""
 
     update_timeout_seconds: float = Field(default=120.0, gt=0)
     """Seconds after which a weight update that nobody touches is dropped."""
@@ -117,6 +122,15 @@ class Settings(BaseSettings):
                 f"{value!r} is neither all, lora, norms, last-K-layers nor a regular expression: {error}"
             ) from error
         return value
+
+    @model_validator(mode="after")
+    def _check_directories(self) -> Self:
+        if self.state_dir is not None and self.staging_dir is not None:
+            raise ValueError(
+                "--staging-dir (VIGOR_STAGING_DIR) and --state-dir (VIGOR_STATE_DIR): give one of them; with a state "
+                "directory updates are received in it"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_exposure(self) -> Self:

@@ -1,4 +1,4 @@
-"""From received files to serving weights: verify beside the running batches, then swap between two of them."""
+"""From received files to serving weights: verify and store beside the running batches, swap between two of them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from vigor_client.schemas import CommitResponse
 from vigor_service.errors import ServiceError
 from vigor_service.metrics import Metrics
 from vigor_service.weights.publication import Publication
+from vigor_service.weights.state_directory import StateDirectory, UpdateRecord
 from vigor_service.weights.update import Update
 from vigor_service.weights.weights import Weights
 
@@ -27,7 +28,11 @@ _logger = logging.getLogger(__name__)
 
 
 class Committer:
-    """Commits one update at a time. ``tensors`` are the model's own; ``exclusive`` keeps batches away from them."""
+    """Commits one update at a time.
+
+    ``tensors`` are the model's own; ``exclusive`` keeps batches away from them. What is verified is first written to
+    ``state``, if there is one: a process that is killed in the swap comes back with the new weights.
+    """
 
     def __init__(
         self,
@@ -35,24 +40,28 @@ class Committer:
         *,
         tensors: Callable[[], Mapping[str, torch.Tensor]],
         exclusive: Callable[[], AbstractAsyncContextManager[None]],
+        state: StateDirectory | None,
         metrics: Metrics,
     ) -> None:
         self._publication = publication
         self._tensors = tensors
         self._exclusive = exclusive
+        self._state = state
         self._metrics = metrics
 
     async def commit(self, update: Update) -> CommitResponse:
-        """Verify everything, then swap.
+        """Verify everything, store it, then swap.
 
         Raises:
             InvalidRequestError: names all that is wrong; the old weights serve on.
+            StagingFullError: it cannot be stored; the old weights serve on.
             WeightsPoisonedError: the swap failed half-way.
         """
         before = self._publication.weights
         started = perf_counter()
         verified = await asyncio.to_thread(self._verify, update, before)
         verify_seconds = self._observe("verify", started)
+        await self._store(update, before, verified.digest)
         after = replace(before, version=update.request.weight_version, digest=verified.digest, tensors=verified.tensors)
         async with self._exclusive():
             started = perf_counter()
@@ -80,6 +89,20 @@ class Committer:
             base_version=before.version,
             version=update.request.weight_version,
         )
+
+    async def _store(self, update: Update, before: Weights, digest: str) -> None:
+        if self._state is None:
+            return
+        started = perf_counter()
+        record = UpdateRecord(
+            weight_version=update.request.weight_version,
+            weight_digest=digest,
+            base_version=before.version,
+            base_digest=before.digest,
+            encoding=update.request.encoding,
+        )
+        await asyncio.to_thread(self._state.store, record, update.paths)
+        self._observe("store", started)
 
     def _observe(self, phase: str, started: float) -> float:
         seconds = perf_counter() - started

@@ -26,7 +26,10 @@ APPLYING_RETRY_SECONDS = 1.0
 
 
 class Publication:
-    """The weights that serve. Every change wakes those who wait for it."""
+    """The weights that serve. Every change wakes those who wait for it.
+
+    With ``damage`` the model holds weights that must not serve: the state is ``poisoned`` from the start.
+    """
 
     def __init__(
         self,
@@ -35,9 +38,11 @@ class Publication:
         load: Callable[[Iterable[tuple[str, Write]]], None],
         compute: WorkerThread,
         metrics: Metrics,
+        damage: str | None = None,
     ) -> None:
         self.weights = weights
-        self.state: WeightState = "ready"
+        self.state: WeightState = "ready" if damage is None else "poisoned"
+        self._poisoned_because = damage
         self._load = load
         self._compute = compute
         self._metrics = metrics
@@ -49,12 +54,12 @@ class Publication:
         """Return the weights that serve, if they meet the requirement.
 
         Raises:
-            WeightsPoisonedError: a swap failed; nothing can be scored.
+            WeightsPoisonedError: the model holds weights that nobody published; nothing can be scored.
             WeightVersionMismatchError, WeightDigestMismatchError: others are served.
         """
         if self.state == "poisoned":
             raise WeightsPoisonedError(
-                "a swap of weights failed half-way; nothing is scored until a full update lands",
+                f"{self._poisoned_because}; nothing is scored until a full update lands",
                 retry_after_seconds=POISONED_RETRY_SECONDS,
             )
         if (unmet := requirement.unmet_by(self.weights)) is not None:
@@ -127,6 +132,7 @@ class Publication:
 
     def _poison(self, version: int, error: BaseException) -> None:
         self.state = "poisoned"
+        self._poisoned_because = "a swap of weights failed half-way"
         _logger.error("weights_poisoned version=%d", version, exc_info=error)
         raise WeightsPoisonedError(
             f"the swap to version {version} failed half-way ({type(error).__name__}); send a full update"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import os
 import secrets
 import shutil
@@ -15,8 +14,8 @@ import tempfile
 from pathlib import Path
 
 from vigor_service.errors import StagingFullError, StartupError
+from vigor_service.weights.locking import LOCK_NAME, try_lock
 
-_LOCK = "lock"
 FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -39,7 +38,7 @@ class StagingArea:
             _remove_stale(root)
             self._directory = root / secrets.token_hex(8)
             self._directory.mkdir(mode=0o700)
-            self._lock = _try_lock(self._directory)
+            self._lock = try_lock(self._directory)
         except OSError as error:
             raise StartupError(f"staging directory {root}: {error.strerror}") from error
 
@@ -78,19 +77,8 @@ def _refuse_foreign(root: Path) -> None:
 
 def _remove_stale(root: Path) -> None:
     """Remove the directories whose process is gone: their lock is free."""
-    for directory in (path for path in root.iterdir() if path.is_dir() and (path / _LOCK).exists()):
-        lock = _try_lock(directory)
+    for directory in (path for path in root.iterdir() if path.is_dir() and (path / LOCK_NAME).exists()):
+        lock = try_lock(directory)
         if lock is not None:
             shutil.rmtree(directory, ignore_errors=True)
             os.close(lock)
-
-
-def _try_lock(directory: Path) -> int | None:
-    """Return the open lock of a directory, None if another process holds it."""
-    descriptor = os.open(directory / _LOCK, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor

@@ -19,6 +19,7 @@ from vigor_service.weights.committing import Committer, log_refusal
 from vigor_service.weights.publication import Publication
 from vigor_service.weights.receiving import receive_file
 from vigor_service.weights.staging import StagingArea
+from vigor_service.weights.state_directory import StateDirectory
 from vigor_service.weights.update import Update
 
 _logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Updates:
         committer: Committer,
         *,
         staging: StagingArea,
+        state: StateDirectory | None,
         metrics: Metrics,
         timeout_seconds: float,
         max_upload_bytes: int | None,
@@ -45,6 +47,7 @@ class Updates:
         self._publication = publication
         self._committer = committer
         self._staging = staging
+        self._state = state
         self._metrics = metrics
         self._timeout_seconds = timeout_seconds
         self._max_upload_bytes = max_upload_bytes
@@ -57,7 +60,7 @@ class Updates:
 
         Raises:
             UpdateConflictError: another one is open.
-            WeightBaseMismatchError: it was made from another version than the one that serves.
+            WeightBaseMismatchError: it was made from other weights than those that serve, or a full update is due.
             PayloadTooLargeError: it announces more bytes than the model can need.
             StagingFullError: the disk has too little space.
         """
@@ -189,8 +192,10 @@ class Updates:
                 )
         if request.encoding == "delta" and self._publication.state == "poisoned":
             raise WeightBaseMismatchError(
-                "a swap failed half-way: there is no base; send a full update", have=None, want=request.base_version
+                "the weights are poisoned: there is no base; send a full update", have=None, want=request.base_version
             )
+        if request.encoding == "delta" and self._state is not None:
+            self._state.require_room_for_delta(model_bytes=serving.num_bytes)
 
     def _refuse_oversize(self, request: UpdateRequest) -> None:
         num_bytes = sum(file.num_bytes for file in request.files)
