@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 
 from vigor_service.engine.heap import trim
 
+_TUNED_BY = ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_")
 _ALL_ARENAS = 4096  # jemalloc's MALLCTL_ARENAS_ALL
 
 
 def allocator_name() -> str:
-    """Name what serves malloc in this process: jemalloc where it is preloaded, or the C library."""
+    """Name what serves malloc in this process, and how the environment tunes it: jemalloc where it is preloaded."""
     if _jemalloc_control() is not None:
         return "jemalloc"
-    return " ".join(platform.libc_ver()).strip() or "the C library's malloc"
+    name = " ".join(platform.libc_ver()).strip() or "the C library's malloc"
+    return " ".join([name, *(f"{key}={value}" for key, value in sorted(os.environ.items()) if key in _TUNED_BY)])
 
 
 def give_back() -> None:

@@ -11,6 +11,8 @@ from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NoReturn, cast
 
+from vigor_service.engine.heap import keep_compact
+
 if TYPE_CHECKING:
     from vigor_service.runtime import LoadedModel
     from vigor_service.settings import Settings
@@ -29,6 +31,7 @@ def main() -> None:
         _exit(2, f"{', '.join(missing)} not installed: pip install 'vigor-rl[service]'")
     settings = _read_settings()
     _configure_logging(settings.log_level.upper())
+    keep_compact()
 
     from vigor_service.server import serve
 

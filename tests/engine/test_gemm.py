@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -39,3 +42,15 @@ def test_a_few_rows_of_a_long_sum_are_exact() -> None:
     expected = x_MI.double() @ weight_OI.double().T
     error = (gemm.linear(x_MI, weight_OI).double() - expected).norm() / expected.norm()
     assert error <= 1e-5
+
+
+def test_every_number_of_rows_does_not_leave_code_of_its_own_behind() -> None:
+    """Without rows in eights the process grows by 170 MiB, with them by 31."""
+    program = (
+        "import torch; from vigor_service.engine.gemm import linear;"
+        "from vigor_service.engine.heap import resident_bytes;"
+        "weight = torch.randn(96, 64); linear(torch.randn(8, 64), weight); before = resident_bytes();"
+        "[linear(torch.randn(num_rows, 64), weight) for num_rows in range(1, 401)]; print(resident_bytes() - before)"
+    )
+    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=120).stdout
+    assert int(output) < 80 << 20

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
+
+import pytest
 
 from vigor_service.engine.heap import SLACK_BYTES, HeapTrimming, resident_bytes, trim
 
@@ -53,3 +58,33 @@ def test_a_trim_gives_freed_pages_back() -> None:
 
 def test_the_resident_size_is_unknown_without_a_proc_file_system(tmp_path: Path) -> None:
     assert resident_bytes(tmp_path) is None
+
+
+MAPPED_BLOCKS = """
+import ctypes
+from vigor_service.engine.heap import keep_compact
+
+class Mallinfo2(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")] + [
+        ("rest", ctypes.c_size_t * 5)
+    ]
+
+mallinfo2 = ctypes.CDLL(None).mallinfo2
+mallinfo2.restype = Mallinfo2
+keep_compact()
+large = bytearray(24 << 20)
+del large  # from here on glibc takes blocks of up to this size from its heap
+before = mallinfo2().hblks
+block = bytearray(2 << 20)
+print(mallinfo2().hblks - before)
+"""
+
+
+@pytest.mark.parametrize(("tuning", "num_mapped"), [({}, 1), ({"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}, 0)])
+def test_large_blocks_stay_mapped_unless_the_environment_tunes_the_heap(
+    tuning: dict[str, str], num_mapped: int
+) -> None:
+    untuned = {name: value for name, value in os.environ.items() if not name.startswith(("GLIBC_", "MALLOC_"))}
+    command = [sys.executable, "-c", MAPPED_BLOCKS]
+    output = subprocess.run(command, check=True, capture_output=True, timeout=60, env=untuned | tuning).stdout
+    assert int(output) == num_mapped

@@ -12,16 +12,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-# One primitive of oneDNN, tens to hundreds of kB, serves one shape; a batch has about ten, and as many batches run at
-# once as there are cores. The default of 1,024 only keeps shapes that never come again. Read at oneDNN's first use.
+# A primitive of oneDNN serves one shape; a batch has about ten, and as many batches run at once as there are cores.
+# The default of 1,024 only keeps shapes that never come again. Read at oneDNN's first use.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
+
+_ROWS_OF_A_KERNEL = 8
+"""oneDNN generates code for every other number of rows, 256 KiB for each weight's shape, and keeps it until the process
+ends (docs/decisions/0015-memory-over-many-requests.md)."""
 
 
 def linear(x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
     """``F.linear(x_MI, weight_OI, bias_O)``; the weight may be any view, such as a transposed matrix."""
     if not prefers_onednn(x_MI, weight_OI):
         return F.linear(x_MI, weight_OI, bias_O)
-    return torch.ops.mkldnn._linear_pointwise(x_MI, weight_OI, bias_O, "none", [], "")
+    return _by_onednn(x_MI.flatten(0, -2), weight_OI, bias_O).view(*x_MI.shape[:-1], -1)
+
+
+def _by_onednn(x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    num_rows = len(x_MI)
+    num_missing = -num_rows % _ROWS_OF_A_KERNEL
+    padded_MI = F.pad(x_MI, (0, 0, 0, num_missing)) if num_missing else x_MI
+    return torch.ops.mkldnn._linear_pointwise(padded_MI, weight_OI, bias_O, "none", [], "")[:num_rows]
 
 
 def prefers_onednn(x_MI: Tensor, weight_OI: Tensor) -> bool:
