@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -33,8 +33,26 @@ class DeltaIndex(BaseModel):
     metadata: DeltaMetadata
     weight_map: dict[str, str] = Field(description="Name of a tensor that changed -> the file with its changes.")
 
+    @property
+    def file_names(self) -> list[str]:
+        """Every file that the index names, once."""
+        return sorted(set(self.weight_map.values()))
+
     @classmethod
     def between(cls, base_version: int, version: int, weight_map: dict[str, str]) -> DeltaIndex:
         """Return the index of the changes from one version to another."""
         metadata = DeltaMetadata(version=f"{version:06d}", base_version=f"{base_version:06d}")
         return cls(metadata=metadata, weight_map=weight_map)
+
+
+def is_index_of_delta(data: bytes) -> bool:
+    """Whether an index says that its files are changes; that of a whole checkpoint has no ``delta_encoding``."""
+    try:
+        index = _AnyIndex.model_validate_json(data)
+    except ValidationError:
+        return True  # to be refused with its fault, not taken for a checkpoint
+    return "delta_encoding" in index.metadata
+
+
+class _AnyIndex(BaseModel):
+    metadata: dict[str, object] = {}

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from vigor_client.delta_plan import make_delta_plan
@@ -36,6 +37,8 @@ class Publication:
     """What the service scores with after ``publish_weights``.
 
     When the service had these very weights already, nothing was sent and ``weight_version`` is the service's own.
+    ``plan_seconds`` went to hashing the tensors and, for changes alone, comparing and compressing them;
+    ``verify_seconds`` and ``swap_seconds`` are the service's: it scores on while it verifies.
     """
 
     weight_version: int
@@ -43,6 +46,10 @@ class Publication:
     sent_bytes: int
     num_changed_tensors: int
     encoding: UpdateEncoding | None = "full"  # None: nothing was sent
+    plan_seconds: float = field(default=0.0, compare=False)
+    send_seconds: float = field(default=0.0, compare=False)
+    verify_seconds: float = field(default=0.0, compare=False)
+    swap_seconds: float = field(default=0.0, compare=False)
 
 
 def make_plan(tensors: Mapping[str, torch.Tensor], wanted: TensorList, *, max_file_bytes: int = MAX_FILE_BYTES) -> Plan:
@@ -84,7 +91,9 @@ async def publish(
         ProblemError, TransportError, UnexpectedAnswerError: the update was dropped; the old weights serve on.
     """
     wanted = await endpoints.tensors()
+    started = perf_counter()
     plan = await endpoints.wire.compute(lambda: _smallest_plan(tensors, wanted, snapshot, weight_version))
+    plan_seconds = perf_counter() - started
     serving = await endpoints.weights()
     if serving.state == "ready" and serving.weight_digest == plan.weight_digest:
         publication = Publication(serving.weight_version, serving.weight_digest, 0, 0, encoding=None)
@@ -98,7 +107,7 @@ async def publish(
             publication = await _send(endpoints, plan, weight_version)
     if snapshot is not None:
         await endpoints.wire.compute(lambda: _bring_up_to_date(snapshot, tensors, wanted, plan, publication))
-    return publication
+    return replace(publication, plan_seconds=plan_seconds)
 
 
 def _smallest_plan(
@@ -129,7 +138,7 @@ def _bring_up_to_date(
 
 
 async def _send(endpoints: Endpoints, plan: Plan, weight_version: int) -> Publication:
-    request = plan.request(weight_version)
+    request, started = plan.request(weight_version), perf_counter()
     served = await _send_files(endpoints, plan, await endpoints.open_update(request))
     if (served.weight_version, served.weight_digest) != (weight_version, plan.weight_digest):
         raise PublishError(
@@ -137,7 +146,14 @@ async def _send(endpoints: Endpoints, plan: Plan, weight_version: int) -> Public
             f"{served.weight_version} ({served.weight_digest})"
         )
     return Publication(
-        weight_version, plan.weight_digest, plan.num_bytes, served.num_changed_tensors, encoding=request.encoding
+        weight_version,
+        plan.weight_digest,
+        plan.num_bytes,
+        served.num_changed_tensors,
+        encoding=request.encoding,
+        send_seconds=perf_counter() - started - served.verify_seconds - served.swap_seconds,
+        verify_seconds=served.verify_seconds,
+        swap_seconds=served.swap_seconds,
     )
 
 

@@ -17,6 +17,7 @@ from vigor_service.scoring import Scoring
 from vigor_service.settings import Settings
 from vigor_service.tokenization import Encoder, Tokenizer
 from vigor_service.weights.committing import Committer
+from vigor_service.weights.local_files import LocalFiles
 from vigor_service.weights.publication import Publication
 from vigor_service.weights.staging import StagingArea, default_staging_root
 from vigor_service.weights.state_directory import StateDirectory
@@ -50,6 +51,7 @@ class Serving:
     scheduler: Scheduler
     scoring: Scoring
     updates: Updates
+    local_files: LocalFiles
 
 
 class Runtime:
@@ -208,7 +210,8 @@ class Runtime:
             timeout_seconds=settings.update_timeout_seconds,
             max_upload_bytes=settings.max_upload_bytes,
         )
-        return Serving(info, publication, scheduler, scoring, updates)
+        local_files = LocalFiles(updates, publication, root=settings.weights_root)
+        return Serving(info, publication, scheduler, scoring, updates, local_files)
 
 
 def _load_and_replay(

@@ -85,6 +85,10 @@ class Settings(BaseSettings):
     """Directory that keeps the published weights: a restarted service comes back with them. It holds up to twice the
     model, and the deltas since the last full update. Default: none, a restart begins with --model."""
 
+    weights_root: Path | None = None
+    """Directory below which checkpoints and published versions may be loaded from this machine's disk, through
+    /update_weights_from_disk and /pull_weights. Default: none, nothing is."""
+
     update_timeout_seconds: float = Field(default=120.0, gt=0)
     """Seconds after which a weight update that nobody touches is dropped."""
 

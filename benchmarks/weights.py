@@ -1,0 +1,215 @@
+"""A full update of two gigabytes, beside a bare copy of as many bytes: ``python -m benchmarks.weights``.
+
+In each round a process sends the bytes through a socket to another one, which writes them to a file; then the client
+publishes all weights of a model to the real service. Meanwhile the service's memory is watched and ``/healthz`` is
+asked every few milliseconds. In a last round one short group is scored over and over as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median, quantiles
+from time import perf_counter
+
+import httpx
+import torch
+
+from benchmarks.measuring import resident_bytes
+from benchmarks.models import load_subject
+from benchmarks.report import Cell, Report, Table, finish, new_report
+from tests.service_process import ServiceProcess, service_process
+from tests.tiny_models import tiny_tokenizer
+from vigor_client import Publication, VigorClient
+
+_CHUNK_BYTES = 1 << 20
+_GROUP = {"prompt_ids": [1, 2], "completions": [[3, 4, 5]]}
+_COLUMNS = {
+    "round": ("round", "{}"),
+    "copy_mb_per_second": ("bare copy, MB/s", "{:.0f}"),
+    "upload_mb_per_second": ("upload, MB/s", "{:.0f}"),
+    "ratio": ("upload / copy", "{:.0%}"),
+    "plan_seconds": ("hash before sending, s", "{:.2f}"),
+    "send_seconds": ("send, s", "{:.2f}"),
+    "verify_seconds": ("verify, s", "{:.2f}"),
+    "swap_seconds": ("swap, s", "{:.2f}"),
+    "memory_mb": ("service's memory above before, MB", "{:.0f}"),
+    "healthz_p99_ms": ("/healthz p99, ms", "{:.1f}"),
+    "healthz_max_ms": ("longest, ms", "{:.1f}"),
+}
+_SCORING = _COLUMNS | {
+    "score_before_seconds": ("a score before, s", "{:.2f}"),
+    "score_meanwhile_seconds": ("median meanwhile, s", "{:.2f}"),
+    "longest_score_seconds": ("longest meanwhile, s", "{:.2f}"),
+}
+
+
+def main(arguments: Sequence[str]) -> Report:
+    """Measure, print the page, and write it where ``--out`` says."""
+    options = _parse(arguments)
+    with tempfile.TemporaryDirectory(dir=options.directory) as name:
+        directory = Path(name)
+        tensors = _saved(options.model, directory / "checkpoint")
+        given = ["--model", str(directory / "checkpoint"), "--dtype", "float32", "--max-batch-tokens", "1024"]
+        with service_process(directory, *given) as service:
+            bench = _Bench(service, directory / "copy", tensors)
+            rounds = [bench.round(number, scoring=False) for number in range(1, options.rounds + 1)]
+            scored = bench.round(options.rounds + 1, scoring=True)
+    tables = [Table("rounds", _COLUMNS, [*rounds, _medians(rounds)]), Table("while scoring", _SCORING, [scored])]
+    notes = [
+        f"{options.model} in float32, random weights, in files of up to 1 GiB; one machine",
+        "memory is what the service's process has for itself (RssAnon), without pages of files that it maps; it, "
+        "/healthz and scores are watched from the first request to the answer of the commit",
+    ]
+    report = new_report("Publishing weights", "benchmarks.weights", arguments, torch.device("cpu"), tables, notes)
+    finish(report, options.out)
+    return report
+
+
+def _saved(model: str, directory: Path) -> dict[str, torch.Tensor]:
+    """Write random weights, with a tokenizer that nothing asks; return them."""
+    subject = load_subject(model, dtype="float32", device="cpu")
+    subject.model.save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return {name: parameter.detach().clone() for name, parameter in subject.model.named_parameters()}
+
+
+def _medians(rows: Sequence[dict[str, Cell]]) -> dict[str, Cell]:
+    middle = {key: median(float(row[key] or 0) for row in rows) for key in _COLUMNS if key != "round"}
+    return {"round": "median", **middle}
+
+
+class _Bench:
+    """A service, and the weights that are published to it again and again, each time other ones."""
+
+    def __init__(self, service: ServiceProcess, copy: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        self._service = service
+        self._copy = copy
+        self._tensors = tensors
+        self._num_bytes = sum(tensor.nbytes for tensor in tensors.values())
+
+    def round(self, number: int, *, scoring: bool) -> dict[str, Cell]:
+        copy_seconds = bare_copy_seconds(self._copy, self._num_bytes)
+        for tensor in self._tensors.values():
+            tensor.neg_()
+        before_bytes = resident_bytes("RssAnon", pid=self._service.process.pid)
+        score_before_seconds = median(_asked(lambda: _score(self._service)) for _ in range(5))
+        with _watched(self._service, scoring=scoring) as seen:
+            published = _publish(self._service, self._tensors, number)
+        copy, upload = self._num_bytes / copy_seconds / 1e6, published.sent_bytes / published.send_seconds / 1e6
+        healthz_ms = [seconds * 1000 for seconds in seen.healthz_seconds]
+        return {
+            "round": number,
+            "copy_mb_per_second": copy,
+            "upload_mb_per_second": upload,
+            "ratio": upload / copy,
+            "plan_seconds": published.plan_seconds,
+            "send_seconds": published.send_seconds,
+            "verify_seconds": published.verify_seconds,
+            "swap_seconds": published.swap_seconds,
+            "memory_mb": (max(seen.memory_bytes) - before_bytes) / 1e6,
+            "healthz_p99_ms": quantiles(healthz_ms, n=100)[-1],
+            "healthz_max_ms": max(healthz_ms),
+            "score_before_seconds": score_before_seconds,
+            "score_meanwhile_seconds": median(seen.score_seconds) if scoring else None,
+            "longest_score_seconds": max(seen.score_seconds) if scoring else None,
+        }
+
+
+def bare_copy_seconds(path: Path, num_bytes: int) -> float:
+    """Return how long another process takes to send so many bytes to a file of this one, through a socket."""
+    buffer = bytearray(_CHUNK_BYTES)
+    with socket.create_server(("127.0.0.1", 0)) as listener, path.open("wb", buffering=0) as file:
+        sender = get_context("spawn").Process(target=_send, args=(listener.getsockname()[1], num_bytes))
+        sender.start()
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1)  # it is ready
+            started = perf_counter()
+            while received := connection.recv_into(buffer):
+                file.write(memoryview(buffer)[:received])
+            seconds = perf_counter() - started
+        sender.join()
+    path.unlink()
+    return seconds
+
+
+def _send(port: int, num_bytes: int) -> None:
+    data = memoryview(bytes(_CHUNK_BYTES))
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        for start in range(0, num_bytes, _CHUNK_BYTES):
+            connection.sendall(data[: num_bytes - start])
+
+
+class _Seen:
+    def __init__(self) -> None:
+        self.memory_bytes: list[int] = []
+        self.healthz_seconds: list[float] = []
+        self.score_seconds: list[float] = []
+
+
+@contextmanager
+def _watched(service: ServiceProcess, *, scoring: bool) -> Iterator[_Seen]:
+    """Look at the service, each way on a thread of its own, until the block ends."""
+    seen, ends = _Seen(), threading.Event()
+    watches: list[tuple[Callable[[], None], float]] = [
+        (lambda: seen.memory_bytes.append(resident_bytes("RssAnon", pid=service.process.pid)), 0.02),
+        (lambda: seen.healthz_seconds.append(_asked(lambda: _healthz(service))), 0.005),
+    ]
+    if scoring:
+        watches.append((lambda: seen.score_seconds.append(_asked(lambda: _score(service))), 0.0))
+    threads = [threading.Thread(target=_until, args=(ends, *watch)) for watch in watches]
+    for thread in threads:
+        thread.start()
+    try:
+        yield seen
+    finally:
+        ends.set()
+        for thread in threads:
+            thread.join()
+
+
+def _until(ends: threading.Event, look: Callable[[], None], pause_seconds: float) -> None:
+    while not ends.wait(pause_seconds):
+        look()
+
+
+def _asked(question: Callable[[], httpx.Response]) -> float:
+    started = perf_counter()
+    question().raise_for_status()
+    return perf_counter() - started
+
+
+def _healthz(service: ServiceProcess) -> httpx.Response:
+    return service.http.get("/healthz")
+
+
+def _score(service: ServiceProcess) -> httpx.Response:
+    return service.http.post("/v1/score", json={"groups": [_GROUP]})
+
+
+def _publish(service: ServiceProcess, tensors: Mapping[str, torch.Tensor], version: int) -> Publication:
+    with VigorClient(str(service.http.base_url)) as client:
+        return client.publish_weights(tensors, weight_version=version)
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.weights", description=__doc__)
+    parser.add_argument(
+        "--model", default="qwen2.5-0.5b", help="a shape of benchmarks/models.py (default: %(default)s)"
+    )
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--directory", type=Path, help="on the disk to be measured (default: the temporary directory)")
+    parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,79 @@
+"""Calls that refresh an inference engine, as SGLang and slime make them: the same ones refresh this service.
+
+Answers are theirs as well: ``{"success", "message"}``, and 400 where nothing was done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+
+from fastapi import APIRouter, Request, Response
+
+from vigor_service import errors
+from vigor_service.body import parse_json
+from vigor_service.compatible_schemas import Outcome, PullWeights, SGLangModelInfo, UpdateFromDisk
+from vigor_service.errors import ServiceError
+from vigor_service.openapi import json_body, problems
+from vigor_service.problems import problem_of
+from vigor_service.routes.dependencies import BodiesDependency, ServingDependency
+
+router = APIRouter(tags=["compatible"])
+_UNAVAILABLE = (errors.LoadingError, errors.DrainingError, errors.StagingFullError, errors.WeightsPoisonedError)
+
+
+@router.get(
+    "/model_info",
+    summary="What is served, in SGLang's fields",
+    responses=problems(errors.LoadingError, errors.DrainingError),
+)
+async def model_info(serving: ServingDependency) -> SGLangModelInfo:
+    weights, name = serving.publication.weights, serving.info.model
+    return SGLangModelInfo(
+        model_path=name, tokenizer_path=name, weight_version=str(weights.version), weight_digest=weights.digest
+    )
+
+
+@router.post(
+    "/update_weights_from_disk",
+    summary="Serve a checkpoint under --weights-root",
+    response_model=Outcome,
+    responses={400: {"model": Outcome}, **problems(*_UNAVAILABLE)},
+    openapi_extra=json_body(UpdateFromDisk),
+)
+async def update_weights_from_disk(request: Request, serving: ServingDependency, bodies: BodiesDependency) -> Response:
+    async def update() -> str:
+        async with bodies.receive(request) as body:
+            asked = parse_json(UpdateFromDisk, body, consequence="nothing was loaded")
+        served = await serving.local_files.load(asked.model_path, asked.weight_version)
+        return f"version {served.weight_version} is served, digest {served.weight_digest}"
+
+    return await _outcome(update())
+
+
+@router.post(
+    "/pull_weights",
+    summary="Serve a version that slime published under --weights-root",
+    response_model=Outcome,
+    responses={400: {"model": Outcome}, **problems(*_UNAVAILABLE)},
+    openapi_extra=json_body(PullWeights),
+)
+async def pull_weights(request: Request, serving: ServingDependency, bodies: BodiesDependency) -> Response:
+    async def pull() -> str:
+        async with bodies.receive(request) as body:
+            asked = parse_json(PullWeights, body, consequence="nothing was pulled")
+        served = await serving.local_files.pull(asked.source_dir, asked.target_version)
+        return f"version {served.version} is served, digest {served.digest}"
+
+    return await _outcome(pull())
+
+
+async def _outcome(work: Awaitable[str]) -> Response:
+    """Answer as SGLang does; what may be cured by waiting stays a problem with its own status."""
+    try:
+        outcome, status = Outcome(success=True, message=await work), 200
+    except ServiceError as error:
+        if problem_of(error).status >= 500:
+            raise
+        places = [f"{'/'.join(map(str, place.loc))} {place.msg}" for place in error.errors]
+        outcome, status = Outcome(success=False, message="; ".join([error.detail, *places])), 400
+    return Response(outcome.model_dump_json(), status, media_type="application/json")

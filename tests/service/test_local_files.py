@@ -1,0 +1,302 @@
+"""Weights from this machine's own disk, by the calls that refresh SGLang and slime's engines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.live_service import LiveService, live_service
+from vigor_client.delta_index import INDEX_NAME
+from vigor_client.delta_plan import make_delta_plan
+from vigor_client.digest import model_digest
+from vigor_client.schemas import TensorList
+from vigor_client.snapshot import WeightSnapshot
+from vigor_service.weights.fingerprint import initial_weights
+
+Tensors = dict[str, torch.Tensor]
+
+
+class Published:
+    """A directory of versions, as slime writes them."""
+
+    def __init__(self, directory: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+        self.directory = directory
+        self._base = {name: tensor.clone() for name, tensor in tensors.items()}
+
+    def at(self, version: int) -> Tensors:
+        """The weights of a version: each changes a row more."""
+        tensors = {name: tensor.clone() for name, tensor in self._base.items()}
+        for row in range(1, version + 1):
+            tensors["embed.weight"][row] += 0.5
+        return tensors
+
+    def path(self, version: int) -> Path:
+        path = self.directory / f"weight_v{version:06d}"
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def full(self, version: int) -> None:
+        save_file(self.at(version), self.path(version) / "model.safetensors")
+
+    def delta(self, version: int, base_version: int | None = None) -> None:
+        base_version = version - 1 if base_version is None else base_version
+        scorer = _Holding(self.at(base_version))
+        served = initial_weights(scorer)  # pyright: ignore[reportArgumentType] - tensors and aliases are all it asks for
+        wanted = TensorList(
+            weight_version=base_version, weight_digest=model_digest(served.tensors), tensors=list(served.tensors)
+        )
+        snapshot = WeightSnapshot()
+        snapshot.take_all(
+            self.at(base_version), wanted, weight_version=base_version, weight_digest=wanted.weight_digest
+        )
+        plan = make_delta_plan(self.at(version), wanted, snapshot, weight_version=version)
+        assert plan is not None
+        for file in plan.files:
+            (self.path(version) / file.announced.name).write_bytes(b"".join(file.chunks()))
+
+
+class _Holding:
+    def __init__(self, tensors: Tensors) -> None:
+        self._tensors = tensors
+
+    def tensors(self) -> Tensors:
+        return self._tensors
+
+    def aliases(self) -> dict[str, list[str]]:
+        return {"embed.weight": ["head.weight"]}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "root").mkdir()
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def service(tmp_path: Path, root: Path) -> Iterator[LiveService]:
+    with live_service(tmp_path / "staging", weights_root=root) as running:
+        yield running
+
+
+@pytest.fixture
+def published(root: Path, service: LiveService) -> Published:
+    return Published(root / "run", service.scorer.parameters)
+
+
+def pull(service: LiveService, source: Path, version: int | str) -> dict[str, Any]:
+    body = {"source_dir": str(source), "target_version": version, "local_checkpoint_dir": "/anywhere"}
+    return outcome(service, "/pull_weights", body)
+
+
+def outcome(service: LiveService, path: str, body: dict[str, object]) -> dict[str, Any]:
+    answer = service.http.post(path, json=body)
+    told = answer.json()
+    assert answer.status_code == (200 if told["success"] else 400), answer.text
+    return told
+
+
+def holds(service: LiveService, tensors: Tensors, version: int) -> None:
+    assert service.http.get("/v1/weights").json()["weight_version"] == version
+    assert service.http.get("/model_info").json()["weight_version"] == str(version)
+    torch.testing.assert_close(service.scorer.parameters, tensors, rtol=0, atol=0)
+
+
+# ------------------------------------------------------------------------------------------ from disk
+
+
+@pytest.mark.parametrize("version", [7, "7", "000007"])
+def test_a_checkpoint_is_served(service: LiveService, published: Published, version: int | str) -> None:
+    published.full(3)
+    body = {"model_path": str(published.path(3)), "weight_version": version, "flush_cache": True}
+    told = outcome(service, "/update_weights_from_disk", body)
+    assert told["success"], told
+    assert told["num_paused_requests"] == 0
+    holds(service, published.at(3), 7)
+
+
+def test_a_checkpoint_that_does_not_fit_is_refused_by_name(service: LiveService, root: Path) -> None:
+    norms = service.norms()
+    save_file({"embed.weight": torch.zeros(2, 2)}, root / "model.safetensors")
+    told = outcome(service, "/update_weights_from_disk", {"model_path": str(root), "weight_version": 1})
+    assert not told["success"]
+    assert "norm.weight is missing" in told["message"]
+    assert service.norms() == norms
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"weight_version": 1}, "model_path"),
+        ({"model_path": "x"}, "weight_version"),
+        ({"model_path": "x", "weight_version": "default"}, "weight_version"),
+        ({"model_path": "x", "weight_version": 1, "load_format": "dummy"}, "load_format"),
+        ({"model_path": "x", "weight_version": 1, "abort_all_requests": True}, "abort_all_requests"),
+        ({"model_path": "x", "weight_version": 1, "is_async": True}, "is_async"),
+        ({"model_path": "x", "weight_version": 1, "unheard_of": True}, "unheard_of"),
+        ({"model_path": "/", "weight_version": 1}, "weights-root"),
+        ({"model_path": "/nowhere", "weight_version": 1}, "weights-root"),
+    ],
+)
+def test_what_is_not_understood_is_refused_by_name(service: LiveService, body: dict[str, object], message: str) -> None:
+    told = outcome(service, "/update_weights_from_disk", body)
+    assert not told["success"]
+    assert message in told["message"]
+
+
+def test_paths_and_links_that_lead_out_of_the_root_are_refused(
+    service: LiveService, root: Path, tmp_path: Path
+) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    save_file({"x": torch.zeros(1)}, outside / "model.safetensors")
+    (root / "link").symlink_to(outside)
+    (root / "linked").mkdir()
+    (root / "linked" / "model.safetensors").symlink_to(outside / "model.safetensors")
+    for path in (root / ".." / "outside", root / "link", root / "linked"):
+        told = outcome(service, "/update_weights_from_disk", {"model_path": str(path), "weight_version": 1})
+        assert "weights-root" in told["message"], told
+
+
+def test_nothing_is_taken_without_a_root(tmp_path: Path) -> None:
+    with live_service(tmp_path / "staging") as service:
+        told = outcome(service, "/update_weights_from_disk", {"model_path": str(tmp_path), "weight_version": 1})
+    assert "start it with --weights-root" in told["message"]
+
+
+# ---------------------------------------------------------------------------------------------- pulls
+
+
+def test_a_version_is_reached_from_the_newest_full_one(service: LiveService, published: Published) -> None:
+    published.full(1)
+    published.delta(2)
+    published.full(3)
+    published.delta(4)
+    published.delta(5)
+    assert pull(service, published.directory, "000005")["success"]
+    holds(service, published.at(5), 5)
+
+
+def test_the_next_version_takes_its_changes_alone(service: LiveService, published: Published) -> None:
+    published.full(1)
+    assert pull(service, published.directory, 1)["success"]
+    (published.path(1) / "model.safetensors").unlink()
+    for version in (2, 3):
+        published.delta(version)
+        assert pull(service, published.directory, version)["success"]
+        holds(service, published.at(version), version)
+
+
+def test_a_version_that_is_served_already_changes_nothing(service: LiveService, published: Published) -> None:
+    published.full(1)
+    assert pull(service, published.directory, 1)["success"]
+    before = service.http.get("/v1/weights").json()
+    assert pull(service, published.directory, 1)["success"]
+    assert service.http.get("/v1/weights").json() == before
+
+
+def test_an_older_version_is_out_of_order(service: LiveService, published: Published) -> None:
+    published.full(1)
+    published.delta(2)
+    assert pull(service, published.directory, 2)["success"]
+    told = pull(service, published.directory, 1)
+    assert "out of order" in told["message"]
+    holds(service, published.at(2), 2)
+
+
+def test_a_gap_is_named(service: LiveService, published: Published) -> None:
+    published.full(1)
+    assert pull(service, published.directory, 1)["success"]
+    published.delta(3)
+    told = pull(service, published.directory, 3)
+    assert "weight_v000002 is not there" in told["message"]
+    holds(service, published.at(1), 1)
+
+
+def test_weights_that_came_otherwise_are_no_base(service: LiveService, published: Published) -> None:
+    """Two runs may both have a version 1: changes count only from weights that came from the same directory."""
+    published.full(1)
+    published.delta(2)
+    other = published.at(9)
+    save_file(other, published.path(77) / "model.safetensors")
+    body: dict[str, object] = {"model_path": str(published.path(77)), "weight_version": 1}
+    assert outcome(service, "/update_weights_from_disk", body)["success"]
+    assert pull(service, published.directory, 2)["success"]
+    holds(service, published.at(2), 2)
+
+
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("delta_encoding", "xor"),
+        ("compression_format", "lz4"),
+        ("checksum_format", "adler32"),
+        ("version", "000009"),
+        ("base_version", "000002"),
+    ],
+)
+def test_an_index_that_says_something_else_is_refused(
+    service: LiveService, published: Published, member: str, value: str
+) -> None:
+    published.full(1)
+    published.delta(2)
+    index_path = published.path(2) / INDEX_NAME
+    index = json.loads(index_path.read_text())
+    index["metadata"][member] = value
+    index_path.write_text(json.dumps(index))
+    told = pull(service, published.directory, 2)
+    assert not told["success"]
+    assert INDEX_NAME in told["message"]
+    holds(service, published.at(0), 0)
+
+
+def test_a_damaged_index_is_not_taken_for_a_checkpoint(service: LiveService, published: Published) -> None:
+    published.full(1)
+    published.delta(2)
+    (published.path(2) / INDEX_NAME).write_text('{"metadata": {"delta')
+    told = pull(service, published.directory, 2)
+    assert INDEX_NAME in told["message"]
+
+
+def test_a_flipped_byte_is_found_by_the_tensors_checksum(service: LiveService, published: Published) -> None:
+    published.full(1)
+    published.delta(2)
+    (path,) = published.path(2).glob("*.safetensors")
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    told = pull(service, published.directory, 2)
+    assert not told["success"]
+    assert "embed.weight" in told["message"]
+    holds(service, published.at(1), 1)  # the full version before it was served
+    assert not list(path.parent.parent.rglob("*.part"))
+
+
+@pytest.mark.parametrize("name", ["../weight_v000001/model.safetensors", "/etc/passwd", "gone.safetensors"])
+def test_files_that_an_index_must_not_name_are_refused(service: LiveService, published: Published, name: str) -> None:
+    published.full(1)
+    published.delta(2)
+    index_path = published.path(2) / INDEX_NAME
+    index = json.loads(index_path.read_text())
+    index["weight_map"] = {"embed.weight": name}
+    index_path.write_text(json.dumps(index))
+    told = pull(service, published.directory, 2)
+    assert not told["success"]
+    assert name in told["message"]
+
+
+def test_model_info_has_sglangs_fields(service: LiveService) -> None:
+    info = service.http.get("/model_info").json()
+    assert info | {"weight_digest": ""} == {
+        "model_path": "fake",
+        "tokenizer_path": "fake",
+        "is_generation": False,
+        "preferred_sampling_params": None,
+        "weight_version": "0",
+        "weight_digest": "",
+    }
