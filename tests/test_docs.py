@@ -26,6 +26,7 @@ from vigor_client.schemas import ScoreRequest, ScoreResponse
 from vigor_service import problems
 from vigor_service.app import create_app
 from vigor_service.body import MAX_BODIES_IN_FLIGHT
+from vigor_service.compatible_schemas import PullWeights, SGLangModelInfo, UpdateFromDisk
 from vigor_service.errors import MAX_LISTED_ERRORS
 from vigor_service.metrics import Metrics
 from vigor_service.runtime import LoadedModel
@@ -49,6 +50,9 @@ HTTP_EXAMPLES: list[type[BaseModel]] = [
     schemas.UpdateStatus,
     schemas.CommitResponse,
     DeltaIndex,
+    SGLangModelInfo,
+    UpdateFromDisk,
+    PullWeights,
     schemas.ModelInfo,
     schemas.Health,
     schemas.Health,
