@@ -1,6 +1,6 @@
 """Training steps that are published one by one: ``python -m benchmarks.deltas``.
 
-The embedded model is trained with AdamW on VIGOR's own rewards of a fixed group: weights in bfloat16, masters in
+A model is trained with AdamW on VIGOR's own rewards of a fixed group: weights in bfloat16, masters in
 float32. Each step is published to the real service, which serves bfloat16, as changes against the step before. The
 digest that the service answers is compared with one that is computed anew from the trainer's tensors.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from benchmarks.models import load_subject
+from benchmarks.models import load_subject, save_random_weights
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from benchmarks.workloads import Workload
 from tests.service_process import service_process
@@ -73,12 +73,15 @@ def main(arguments: Sequence[str]) -> Report:
     options = _parse(arguments)
     with tempfile.TemporaryDirectory() as directory:
         served = ["--dtype", "bfloat16", "--state-dir", str(Path(directory) / "state")]
+        if options.model is not None:
+            save_random_weights(options.model, Path(directory) / "checkpoint", dtype="bfloat16")
+            served += ["--model", str(Path(directory) / "checkpoint")]
         with service_process(Path(directory), *served) as service, VigorClient(str(service.http.base_url)) as client:
-            rows = list(_steps(client, options.steps, options.learning_rate))
+            rows = list(_steps(client, options))
     tables = [Table("steps", _COLUMNS, rows), _summary(rows)]
     notes = [
-        f"the embedded model in bfloat16, masters in float32; AdamW, learning rate {options.learning_rate:g}, on the "
-        f"rewards of one group of {_GROUP.num_completions}: {_GROUP.describe()}",
+        f"{options.model or 'the embedded model'} in bfloat16, masters in float32; AdamW, learning rate "
+        f"{options.learning_rate:g}, on the rewards of one group of {_GROUP.num_completions}: {_GROUP.describe()}",
         "digest: whether the service's equals the trainer's, computed anew from all of its tensors",
     ]
     report = new_report("Deltas", "benchmarks.deltas", arguments, torch.device("cpu"), tables, notes)
@@ -86,19 +89,19 @@ def main(arguments: Sequence[str]) -> Report:
     return report
 
 
-def _steps(client: VigorClient, num_steps: int, learning_rate: float) -> Iterator[dict[str, Cell]]:
-    subject = load_subject(None, dtype="bfloat16", device="cpu")
+def _steps(client: VigorClient, options: argparse.Namespace) -> Iterator[dict[str, Cell]]:
+    subject = load_subject(options.model, dtype="bfloat16", device="cpu")
     subject.model.requires_grad_(True)
-    masters, snapshot = Masters(subject.model, learning_rate), WeightSnapshot()
+    masters, snapshot = Masters(subject.model, options.learning_rate), WeightSnapshot()
     sequences = _GROUP.sequences(subject.ids)
     tensors, num_bytes = subject.model.state_dict(), client.weights().num_bytes
-    for step in range(1, num_steps + 1):
+    for step in range(1, options.steps + 1):
         _backward(subject.model, sequences, _rewards(client, sequences))
         changed = masters.step()
         published = client.publish_weights(tensors, weight_version=step, snapshot=snapshot)
         of_full = published.sent_bytes / num_bytes
         yield _row(step, changed, published, of_full, is_right=_is_right(client, tensors, published))
-        print(f"step {step} of {num_steps}", file=sys.stderr)
+        print(f"step {step} of {options.steps}", file=sys.stderr)
 
 
 def _rewards(client: VigorClient, sequences: Sequence[TokenSequence]) -> list[float]:
@@ -146,6 +149,7 @@ def _summary(rows: Sequence[dict[str, Cell]]) -> Table:
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.deltas", description=__doc__)
+    parser.add_argument("--model", help="a shape of benchmarks/models.py (default: the embedded model)")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--learning-rate", type=float, default=1e-6)
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")

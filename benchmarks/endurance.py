@@ -18,10 +18,9 @@ import torch
 
 from benchmarks.child import in_child
 from benchmarks.measuring import resident_bytes
-from benchmarks.models import load_subject
+from benchmarks.models import load_subject, save_random_weights
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from tests.service_process import service_process
-from tests.tiny_models import tiny_tokenizer
 from vigor_client import VigorClient
 from vigor_service.engine.engine import Engine
 from vigor_service.engine.heap import keep_compact
@@ -98,7 +97,8 @@ def _through_service(options: argparse.Namespace) -> Samples:
         directory = Path(name)
         arguments: list[str] = []
         if options.model is not None:
-            arguments = ["--model", str(_saved(options.model, directory / "checkpoint"))]
+            save_random_weights(options.model, directory / "checkpoint")
+            arguments = ["--model", str(directory / "checkpoint")]
         with service_process(directory, *arguments) as service:
             pid = service.process.pid
             with VigorClient(str(service.http.base_url)) as client:
@@ -106,13 +106,6 @@ def _through_service(options: argparse.Namespace) -> Samples:
                 return _sampled(
                     groups, lambda g: client.score([_body(g)]), lambda: resident_bytes(pid=pid), options.every
                 )
-
-
-def _saved(model: str, directory: Path) -> Path:
-    """Write random weights, with a tokenizer that nothing asks: requests carry token ids."""
-    load_subject(model, dtype="float32", device="cpu").model.save_pretrained(directory)
-    tiny_tokenizer().save_pretrained(directory)
-    return directory
 
 
 def _body(group: Sequence[TokenSequence]) -> dict[str, object]:

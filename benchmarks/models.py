@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from tests.tiny_models import tiny_tokenizer
 from vigor_service.engine.loading import load_policy
 
 _ROOT = Path(__file__).resolve().parent.parent
@@ -85,3 +86,11 @@ def _random_subject(name: str, dtype: str, device: str, num_layers: int | None) 
     layers = "" if num_layers is None else f", {num_layers} layers"
     ids = torch.randint(config.vocab_size, (_NUM_RANDOM_IDS,), generator=torch.Generator().manual_seed(0))
     return Subject(model, f"{name} (random weights{layers})", ids.tolist())
+
+
+def save_random_weights(shape: str, directory: Path, *, dtype: str = "float32") -> PreTrainedModel:
+    """Write a checkpoint of this shape, with a tokenizer that nothing asks: requests carry token ids."""
+    model = load_subject(shape, dtype=dtype, device="cpu").model
+    model.save_pretrained(directory)
+    tiny_tokenizer().save_pretrained(directory)
+    return model

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from benchmarks.contest import ENGINE
 from benchmarks.report import Report, Table
 
 _GREY = "#808080"
-_BLUE, _ORANGE = "#3b82c4", "#d9772b"
+_BLUE, _ORANGE, _GREEN, _RED = "#3b82c4", "#d9772b", "#4a9a5b", "#b84a62"
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "vigor",
     "svg.fonttype": "none",
@@ -114,6 +114,50 @@ def _long_sequences(report: Report) -> Figure:
     return figure
 
 
+def _weights(report: Report) -> Figure:
+    figure = Figure(figsize=(8, 2.8), layout="constrained")
+    speed, parts = figure.subplots(1, 2)
+    table = report.table("rounds")
+    rows = Table("", table.columns, [row for row in table.rows if row["round"] != "median"])
+    names = [str(row["round"]) for row in rows.rows]
+    for key, offset, colour in (("copy_mb_per_second", -0.2, _BLUE), ("upload_mb_per_second", 0.2, _ORANGE)):
+        positions = [index + offset for index in range(len(names))]
+        speed.bar(positions, _numbers(rows, key), 0.4, color=colour, label=rows.columns[key][0])
+    _stacked(parts, rows, names, ("plan_seconds", "send_seconds", "verify_seconds", "swap_seconds"))
+    speed.set_xticks(range(len(names)), names)
+    speed.set(xlabel="round", ylabel="MB/s")
+    parts.set(xlabel="round", ylabel="seconds")
+    for axes in (speed, parts):
+        axes.legend()
+    return figure
+
+
+def _deltas(report: Report) -> Figure:
+    figure = Figure(figsize=(8, 2.8), layout="constrained")
+    share, parts = figure.subplots(1, 2)
+    table = report.table("steps")
+    rows = Table("", table.columns, [row for row in table.rows if row["encoding"] == "delta"])
+    steps = [str(row["step"]) for row in rows.rows]
+    share.plot(steps, [100 * value for value in _numbers(rows, "of_full")], "o-", color=_ORANGE, label="of all bytes")
+    changed = [100 * value for value in _numbers(rows, "changed")]
+    share.plot(steps, changed, "o-", color=_BLUE, label="values that changed")
+    share.set(xlabel="step", ylabel="percent", ylim=(0, None))
+    _stacked(parts, rows, steps, ("plan_seconds", "send_seconds", "verify_seconds", "swap_seconds"))
+    parts.set(xlabel="step", ylabel="seconds")
+    for axes in (share, parts):
+        axes.legend()
+        axes.set_xticks(range(0, len(steps), 2), steps[::2])
+    return figure
+
+
+def _stacked(axes: Axes, table: Table, names: list[str], keys: Sequence[str]) -> None:
+    bottoms = [0.0] * len(names)
+    for key, colour in zip(keys, (_BLUE, _ORANGE, _GREEN, _RED), strict=True):
+        values = _numbers(table, key)
+        axes.bar(names, values, bottom=bottoms, color=colour, label=table.columns[key][0].removesuffix(", s"))
+        bottoms = [bottom + value for bottom, value in zip(bottoms, values, strict=True)]
+
+
 def _numbers(table: Table, key: str) -> list[float]:
     return [float(value) for row in table.rows if (value := row[key]) is not None]
 
@@ -123,4 +167,6 @@ PLOTS: dict[str, Callable[[Report], Figure]] = {
     "growth": _growth,
     "endurance": _endurance,
     "long-sequences": _long_sequences,
+    "weights": _weights,
+    "deltas": _deltas,
 }

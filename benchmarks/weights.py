@@ -23,10 +23,9 @@ import httpx
 import torch
 
 from benchmarks.measuring import resident_bytes
-from benchmarks.models import load_subject
+from benchmarks.models import save_random_weights
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from tests.service_process import ServiceProcess, service_process
-from tests.tiny_models import tiny_tokenizer
 from vigor_client import Publication, VigorClient
 
 _CHUNK_BYTES = 1 << 20
@@ -56,7 +55,8 @@ def main(arguments: Sequence[str]) -> Report:
     options = _parse(arguments)
     with tempfile.TemporaryDirectory(dir=options.directory) as name:
         directory = Path(name)
-        tensors = _saved(options.model, directory / "checkpoint")
+        model = save_random_weights(options.model, directory / "checkpoint")
+        tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
         given = ["--model", str(directory / "checkpoint"), "--dtype", "float32", "--max-batch-tokens", "1024"]
         with service_process(directory, *given) as service:
             bench = _Bench(service, directory / "copy", tensors)
@@ -66,19 +66,12 @@ def main(arguments: Sequence[str]) -> Report:
     notes = [
         f"{options.model} in float32, random weights, in files of up to 1 GiB; one machine",
         "memory is what the service's process has for itself (RssAnon), without pages of files that it maps; it, "
-        "/healthz and scores are watched from the first request to the answer of the commit",
+        "/healthz and scores are watched from the first request to the answer of the commit. What is loaded from a "
+        "checkpoint is mapped from its file: with the first swap these pages become the process's own",
     ]
     report = new_report("Publishing weights", "benchmarks.weights", arguments, torch.device("cpu"), tables, notes)
     finish(report, options.out)
     return report
-
-
-def _saved(model: str, directory: Path) -> dict[str, torch.Tensor]:
-    """Write random weights, with a tokenizer that nothing asks; return them."""
-    subject = load_subject(model, dtype="float32", device="cpu")
-    subject.model.save_pretrained(directory)
-    tiny_tokenizer().save_pretrained(directory)
-    return {name: parameter.detach().clone() for name, parameter in subject.model.named_parameters()}
 
 
 def _medians(rows: Sequence[dict[str, Cell]]) -> dict[str, Cell]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import endurance, engine, growth, long_sequences
+from benchmarks import deltas, endurance, engine, growth, long_sequences, weights
 from benchmarks.contest import CONTESTANTS, ENGINE
 from benchmarks.plots import PLOTS, digest
 from benchmarks.publish import PLACE, main
@@ -69,6 +69,25 @@ def test_endurance_samples_both_paths(results: Path) -> None:
     report = endurance.main([*arguments, "--out", str(results / "endurance_try")])
     assert [row["path"] for row in report.table("resident memory").rows] == ["engine in process", "service over HTTP"]
     assert [row["requests"] for row in report.table("samples").rows] == [5, 10, 15, 20]
+
+
+def test_full_updates_are_compared_with_a_bare_copy(results: Path) -> None:
+    report = weights.main(["--model", "tiny", "--rounds", "2", "--out", str(results / "weights_try")])
+    rounds = report.table("rounds").rows
+    assert [row["round"] for row in rounds] == [1, 2, "median"]
+    (scored,) = report.table("while scoring").rows
+    for row in (*rounds, scored):
+        assert row["ratio"]
+        assert row["healthz_p99_ms"]
+    assert scored["longest_score_seconds"]
+
+
+def test_steps_are_published_as_deltas_with_the_trainers_digest(results: Path) -> None:
+    report = deltas.main(["--model", "tiny", "--steps", "3", "--out", str(results / "deltas_try")])
+    rows = report.table("steps").rows
+    assert [row["encoding"] for row in rows] == ["full", "delta", "delta"]
+    assert [row["digest"] for row in rows] == ["equal"] * 3
+    assert all(row["changed"] for row in rows)
 
 
 def test_results_are_published(results: Path, tmp_path: Path) -> None:
