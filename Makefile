@@ -18,7 +18,7 @@ LOOPS_AND_ENGINE := --workload short --workload long \
 # Processes that share cores must sleep while they wait, not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-gpu check benchmark clean
+.PHONY: setup demo test test-all test-gpu check benchmark clean
 
 setup: $(VENV)/.ready
 
@@ -32,6 +32,10 @@ demo: setup
 	$(BIN)/python examples/demo.py
 
 test: setup
+	$(BIN)/python -m pytest -m "not slow"
+
+# Also what takes minutes: a service that is killed at every stage of an update, and starts again.
+test-all: setup
 	$(BIN)/python -m pytest
 
 test-gpu: setup
@@ -50,6 +54,8 @@ benchmark: setup
 		--out $(RESULTS)/engine_cpu-jemalloc)
 	$(BIN)/python -m benchmarks.growth --out $(RESULTS)/growth_$(WHERE)
 	$(BIN)/python -m benchmarks.endurance --out $(RESULTS)/endurance_cpu
+	$(BIN)/python -m benchmarks.weights --out $(RESULTS)/weights_cpu
+	$(BIN)/python -m benchmarks.deltas --out $(RESULTS)/deltas_cpu
 	$(BIN)/python -m benchmarks.long_sequences $(LONG) --out $(RESULTS)/long-sequences_$(WHERE)
 	$(BIN)/python -m benchmarks.publish
 

@@ -84,6 +84,7 @@ def begin(service: ServiceProcess, tensors: Tensors, version: int = 2) -> tuple[
 # ---------------------------------------------------------------------------------------- kill -9 of the service
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_service_that_is_killed_in_a_commit_comes_back_with_the_old_or_the_new_weights(
     tmp_path: Path, checkpoint: Path, tensors: Tensors, stage: str
@@ -106,6 +107,7 @@ def test_a_service_that_is_killed_in_a_commit_comes_back_with_the_old_or_the_new
             assert (digest, norms) == new
 
 
+@pytest.mark.slow
 def test_a_service_that_is_killed_while_it_receives_comes_back_with_the_old_weights(
     tmp_path: Path, checkpoint: Path, tensors: Tensors
 ) -> None:
@@ -134,6 +136,7 @@ def test_a_service_that_is_killed_after_a_commit_comes_back_with_the_new_weights
         assert new[0] == _digest(service, trained(tensors, 1))
 
 
+@pytest.mark.slow
 def test_without_a_state_directory_a_restart_refuses_to_score_for_what_was_published(
     tmp_path: Path, checkpoint: Path, tensors: Tensors
 ) -> None:

@@ -9,19 +9,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
 from vigor_client import Publication
+from vigor_trainer.gathering import gathered_weights
 from vigor_trainer.processes import on_main_process
 from vigor_trainer.publish import Publisher
 
 if TYPE_CHECKING:
     import torch
-
-TORCH_COMPILE_PREFIX = "_orig_mod."
 
 
 class VigorTrainer(GRPOTrainer):
@@ -59,12 +57,7 @@ class VigorTrainer(GRPOTrainer):
 
     def _begin_publication(self) -> None:
         # Sharded weights are gathered from all processes, so all of them come here.
-        weights = cast("dict[str, torch.Tensor]", self.accelerator.get_state_dict(self.model_wrapped))
+        weights = gathered_weights(self.accelerator, cast("torch.nn.Module", self.model_wrapped))
         if self.accelerator.is_main_process:
-            self._publisher.begin(with_plain_names(weights), self.state.global_step)
+            self._publisher.begin(weights, self.state.global_step)
         self._published_step = self.state.global_step
-
-
-def with_plain_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights under the names of their model, which `torch.compile` puts a prefix to."""
-    return {name.replace(TORCH_COMPILE_PREFIX, ""): tensor for name, tensor in weights.items()}
