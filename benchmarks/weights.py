@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import argparse
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from multiprocessing import get_context
 from pathlib import Path
 from statistics import median, quantiles
 from time import perf_counter
@@ -29,6 +29,14 @@ from tests.service_process import ServiceProcess, service_process
 from vigor_client import Publication, VigorClient
 
 _CHUNK_BYTES = 1 << 20
+_SENDER = """
+import socket, sys
+data, left = memoryview(bytes(1 << 20)), int(sys.argv[2])
+with socket.create_connection(("127.0.0.1", int(sys.argv[1]))) as connection:
+    while left:
+        connection.sendall(data[:left])
+        left -= min(left, len(data))
+"""
 _GROUP = {"prompt_ids": [1, 2], "completions": [[3, 4, 5]]}
 _COLUMNS = {
     "round": ("round", "{}"),
@@ -120,25 +128,17 @@ def bare_copy_seconds(path: Path, num_bytes: int) -> float:
     """Return how long another process takes to send so many bytes to a file of this one, through a socket."""
     buffer = bytearray(_CHUNK_BYTES)
     with socket.create_server(("127.0.0.1", 0)) as listener, path.open("wb", buffering=0) as file:
-        sender = get_context("spawn").Process(target=_send, args=(listener.getsockname()[1], num_bytes))
-        sender.start()
+        command = [sys.executable, "-c", _SENDER, str(listener.getsockname()[1]), str(num_bytes)]
+        sender = subprocess.Popen(command)
         connection, _ = listener.accept()
         with connection:
-            connection.recv(1)  # it is ready
             started = perf_counter()
             while received := connection.recv_into(buffer):
                 file.write(memoryview(buffer)[:received])
             seconds = perf_counter() - started
-        sender.join()
+        sender.wait()
     path.unlink()
     return seconds
-
-
-def _send(port: int, num_bytes: int) -> None:
-    data = memoryview(bytes(_CHUNK_BYTES))
-    with socket.create_connection(("127.0.0.1", port)) as connection:
-        for start in range(0, num_bytes, _CHUNK_BYTES):
-            connection.sendall(data[: num_bytes - start])
 
 
 class _Seen:

@@ -72,9 +72,9 @@ def test_endurance_samples_both_paths(results: Path) -> None:
 
 
 def test_full_updates_are_compared_with_a_bare_copy(results: Path) -> None:
-    report = weights.main(["--model", "tiny", "--rounds", "2", "--out", str(results / "weights_try")])
+    report = weights.main(["--model", "tiny", "--rounds", "1", "--out", str(results / "weights_try")])
     rounds = report.table("rounds").rows
-    assert [row["round"] for row in rounds] == [1, 2, "median"]
+    assert [row["round"] for row in rounds] == [1, "median"]
     (scored,) = report.table("while scoring").rows
     for row in (*rounds, scored):
         assert row["ratio"]

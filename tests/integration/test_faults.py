@@ -124,6 +124,7 @@ def test_a_service_that_is_killed_while_it_receives_comes_back_with_the_old_weig
         assert publish(service, tensors, 2) != old
 
 
+@pytest.mark.slow
 def test_a_service_that_is_killed_after_a_commit_comes_back_with_the_new_weights(
     tmp_path: Path, checkpoint: Path, tensors: Tensors
 ) -> None:

@@ -60,6 +60,7 @@ def test_two_processes_publish_the_digest_of_one(service: ServiceProcess, checkp
         assert served.weight_version == STEP or kind != KINDS[0]  # the second finds the weights served already
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_service_that_is_lost_in_the_middle_ends_both_processes(
     service: ServiceProcess, checkpoint: Path, kind: str
