@@ -113,7 +113,7 @@ def _rewards(client: VigorClient, sequences: Sequence[TokenSequence]) -> list[fl
 def _backward(model: PreTrainedModel, sequences: Sequence[TokenSequence], rewards: Sequence[float]) -> None:
     for sequence, reward in zip(sequences, rewards, strict=True):
         targets = torch.tensor(sequence.completion_ids)
-        loss = nn.functional.cross_entropy(loss_logits(model, sequence).float(), targets)
+        loss = nn.functional.cross_entropy(loss_logits(model, sequence), targets)
         (loss * reward).backward()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from vigor_client.errors import MissingDependencyError
-from vigor_client.schemas import TensorInfo
+from vigor_client.schemas import TensorInfo, UpdateFile
 
 if TYPE_CHECKING:
     from typing import Protocol
@@ -46,6 +46,15 @@ def checksum(data: Bytes) -> str:
     hasher = new_hasher()
     hasher.update(data)
     return PREFIX + hasher.hexdigest()
+
+
+def announce(name: str, chunks: Iterable[Bytes]) -> UpdateFile:
+    """A file of an update as it is announced: the chunks are read once for its size and checksum."""
+    hasher, num_bytes = new_hasher(), 0
+    for chunk in chunks:
+        hasher.update(chunk)
+        num_bytes += len(chunk)
+    return UpdateFile(name=name, num_bytes=num_bytes, checksum=PREFIX + hasher.hexdigest())
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
-from vigor_client.digest import PREFIX, new_hasher
+from vigor_client.digest import announce
 from vigor_client.errors import TensorsRefusedError
 from vigor_client.schemas import UpdateFile, UpdateRequest
 from vigor_client.wire import Body
@@ -53,11 +53,7 @@ class Plan:
 
 def planned_file(name: str, chunks: Chunks) -> PlannedFile:
     """Read the chunks once to announce a file."""
-    hasher, num_bytes = new_hasher(), 0
-    for chunk in chunks():
-        hasher.update(chunk)
-        num_bytes += len(chunk)
-    return PlannedFile(UpdateFile(name=name, num_bytes=num_bytes, checksum=PREFIX + hasher.hexdigest()), chunks)
+    return PlannedFile(announce(name, chunks()), chunks)
 
 
 def refuse(faults: Mapping[str, str]) -> None:

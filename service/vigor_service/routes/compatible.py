@@ -6,11 +6,13 @@ Answers are theirs as well: ``{"success", "message"}``, and 400 where nothing wa
 from __future__ import annotations
 
 from collections.abc import Awaitable
+from typing import TypeVar
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel
 
 from vigor_service import errors
-from vigor_service.body import parse_json
+from vigor_service.body import BodyReader, parse_json
 from vigor_service.compatible_schemas import Outcome, PullWeights, SGLangModelInfo, UpdateFromDisk
 from vigor_service.errors import ServiceError
 from vigor_service.openapi import json_body, problems
@@ -18,6 +20,7 @@ from vigor_service.problems import problem_of
 from vigor_service.routes.dependencies import BodiesDependency, ServingDependency
 
 router = APIRouter(tags=["compatible"])
+_Model = TypeVar("_Model", bound=BaseModel)
 _UNAVAILABLE = (errors.LoadingError, errors.DrainingError, errors.StagingFullError, errors.WeightsPoisonedError)
 
 
@@ -42,8 +45,7 @@ async def model_info(serving: ServingDependency) -> SGLangModelInfo:
 )
 async def update_weights_from_disk(request: Request, serving: ServingDependency, bodies: BodiesDependency) -> Response:
     async def update() -> str:
-        async with bodies.receive(request) as body:
-            asked = parse_json(UpdateFromDisk, body, consequence="nothing was loaded")
+        asked = await _asked(UpdateFromDisk, request, bodies)
         served = await serving.local_files.load(asked.model_path, asked.weight_version)
         return f"version {served.weight_version} is served, digest {served.weight_digest}"
 
@@ -59,12 +61,16 @@ async def update_weights_from_disk(request: Request, serving: ServingDependency,
 )
 async def pull_weights(request: Request, serving: ServingDependency, bodies: BodiesDependency) -> Response:
     async def pull() -> str:
-        async with bodies.receive(request) as body:
-            asked = parse_json(PullWeights, body, consequence="nothing was pulled")
+        asked = await _asked(PullWeights, request, bodies)
         served = await serving.local_files.pull(asked.source_dir, asked.target_version)
         return f"version {served.version} is served, digest {served.digest}"
 
     return await _outcome(pull())
+
+
+async def _asked(model: type[_Model], request: Request, bodies: BodyReader) -> _Model:
+    async with bodies.receive(request) as body:
+        return parse_json(model, body, consequence="nothing was loaded")
 
 
 async def _outcome(work: Awaitable[str]) -> Response:

@@ -21,8 +21,7 @@ from vigor_service.weights.weights import Weights
 if TYPE_CHECKING:
     import torch
 
-    from vigor_service.weights.delta import VerifiedDelta
-    from vigor_service.weights.verification import VerifiedUpdate
+    from vigor_service.weights.verifying import Verified
 
 _logger = logging.getLogger(__name__)
 
@@ -75,15 +74,13 @@ class Committer:
             swap_seconds=swap_seconds,
         )
 
-    def _verify(self, update: Update, before: Weights) -> VerifiedUpdate | VerifiedDelta:
-        # They bring torch along: imported here, so that the socket opens before torch is loaded.
-        from vigor_service.weights.delta import verify_delta
-        from vigor_service.weights.verification import verify_full_update
+    def _verify(self, update: Update, before: Weights) -> Verified:
+        # It brings torch along: imported here, so that the socket opens before torch is loaded.
+        from vigor_service.weights.verifying import verify
 
-        if update.request.encoding == "full":
-            return verify_full_update(update.paths, before.tensors)
-        return verify_delta(
+        return verify(
             update.paths,
+            update.request.encoding,
             before.tensors,
             self._tensors(),
             base_version=before.version,

@@ -15,7 +15,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from vigor_client.delta_index import INDEX_NAME, DeltaIndex, is_index_of_delta
-from vigor_client.digest import PREFIX, new_hasher
+from vigor_client.digest import announce
 from vigor_client.schemas import CommitResponse, FieldError, UpdateFile, UpdateRequest
 from vigor_service.errors import InvalidRequestError, ServiceError, WeightBaseMismatchError, invalid_request
 from vigor_service.weights.publication import Publication
@@ -128,10 +128,11 @@ def _read_version(directory: Path, number: int) -> _Version:
     index_path = path / INDEX_NAME
     if not path.is_dir():
         raise _refuse(f"{path.name} is not there", "source_dir")
-    if not index_path.is_file() or not is_index_of_delta(index_path.read_bytes()):
+    data = index_path.read_bytes() if index_path.is_file() else None
+    if data is None or not is_index_of_delta(data):
         return _Version(number, _all_weights(path))
     try:
-        index = DeltaIndex.model_validate_json(index_path.read_bytes())
+        index = DeltaIndex.model_validate_json(data)
     except ValidationError as error:
         faults = [FieldError(loc=[path.name, INDEX_NAME, *fault["loc"]], msg=fault["msg"]) for fault in error.errors()]
         raise invalid_request(faults, consequence=_NOTHING_APPLIED) from error
@@ -149,12 +150,9 @@ def _all_weights(directory: Path) -> dict[str, Path]:
 
 
 def _announce(name: str, path: Path) -> UpdateFile:
-    hasher = new_hasher()
     try:
         with path.open("rb") as file:
-            while data := file.read(BUFFER_BYTES):
-                hasher.update(data)
-            return UpdateFile(name=name, num_bytes=file.tell(), checksum=PREFIX + hasher.hexdigest())
+            return announce(name, iter(lambda: file.read(BUFFER_BYTES), b""))
     except OSError as error:
         raise _refuse(f"cannot be read: {error.strerror}", path.parent.name, name) from error
     except ValidationError as error:

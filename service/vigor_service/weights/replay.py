@@ -7,9 +7,8 @@ from dataclasses import dataclass, replace
 
 from vigor_service.engine.engine import Scorer
 from vigor_service.errors import InvalidRequestError
-from vigor_service.weights.delta import VerifiedDelta, verify_delta
 from vigor_service.weights.state_directory import DamagedStateError, StateDirectory, StoredUpdate
-from vigor_service.weights.verification import VerifiedUpdate, verify_full_update
+from vigor_service.weights.verifying import Verified, verify
 from vigor_service.weights.weights import Weights
 
 _logger = logging.getLogger(__name__)
@@ -38,30 +37,22 @@ def replay(state: StateDirectory, scorer: Scorer, weights: Weights) -> Replayed:
     return Replayed(weights)
 
 
-def _verified(update: StoredUpdate, scorer: Scorer, weights: Weights) -> VerifiedUpdate | VerifiedDelta:
-    record, place = update.record, f"{update.number:08d}"
+def _verified(update: StoredUpdate, scorer: Scorer, weights: Weights) -> Verified:
+    record = update.record
+    if record.encoding == "delta" and record.base_digest != weights.digest:
+        raise DamagedStateError(f"{update.name} was made from weights {record.base_digest}, not {weights.digest}")
     try:
-        if record.encoding == "full":
-            verified = verify_full_update(update.files, weights.tensors)
-        else:
-            _require_base(update, weights)
-            verified = verify_delta(
-                update.files,
-                weights.tensors,
-                scorer.tensors(),
-                base_version=record.base_version,
-                version=record.weight_version,
-            )
+        verified = verify(
+            update.files,
+            record.encoding,
+            weights.tensors,
+            scorer.tensors(),
+            base_version=record.base_version,
+            version=record.weight_version,
+        )
     except InvalidRequestError as error:
         fault = error.errors[0]
-        raise DamagedStateError(f"{place}/{'/'.join(map(str, fault.loc))} {fault.msg}") from error
+        raise DamagedStateError(f"{update.name}/{'/'.join(map(str, fault.loc))} {fault.msg}") from error
     if verified.digest != record.weight_digest:
-        raise DamagedStateError(f"{place} makes weights {verified.digest}, not {record.weight_digest}")
+        raise DamagedStateError(f"{update.name} makes weights {verified.digest}, not {record.weight_digest}")
     return verified
-
-
-def _require_base(update: StoredUpdate, weights: Weights) -> None:
-    if update.record.base_digest != weights.digest:
-        raise DamagedStateError(
-            f"{update.number:08d} was made from weights {update.record.base_digest}, the model has {weights.digest}"
-        )

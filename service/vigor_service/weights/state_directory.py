@@ -40,9 +40,9 @@ class UpdateRecord(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class StoredUpdate:
-    """An update on the disk."""
+    """An update on the disk, in the directory of that name."""
 
-    number: int
+    name: str
     record: UpdateRecord
     files: Mapping[str, Path]
     num_bytes: int
@@ -152,7 +152,7 @@ def _read(directory: Path) -> StoredUpdate:
     except ValidationError as error:
         fault = error.errors()[0]
         raise DamagedStateError(f"{directory.name}/{_RECORD}: {fault['msg']}") from error
-    return StoredUpdate(int(directory.name), record, files, num_bytes)
+    return StoredUpdate(directory.name, record, files, num_bytes)
 
 
 def _sync(path: Path) -> None:

@@ -1,0 +1,34 @@
+"""The one way from received files to an update that may be swapped in, whatever its encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from vigor_client.schemas import TensorInfo, UpdateEncoding
+from vigor_service.weights.delta import VerifiedDelta, verify_delta
+from vigor_service.weights.verification import VerifiedUpdate, verify_full_update
+
+Verified: TypeAlias = VerifiedUpdate | VerifiedDelta
+
+
+def verify(
+    files: Mapping[str, Path],
+    encoding: UpdateEncoding,
+    served: Sequence[TensorInfo],
+    values: Mapping[str, torch.Tensor],
+    *,
+    base_version: int,
+    version: int,
+) -> Verified:
+    """Check the files against the tensors that are served; only a delta reads their ``values``.
+
+    Raises:
+        InvalidRequestError: lists all that is wrong.
+    """
+    if encoding == "full":
+        return verify_full_update(files, served)
+    return verify_delta(files, served, values, base_version=base_version, version=version)
