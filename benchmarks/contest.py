@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 
 from benchmarks.floor import floor_flops, sizes_of
 from benchmarks.loops import ideal_loop, published_loop
-from benchmarks.measuring import gemm_flops_per_second, peak_bytes, timed
+from benchmarks.measuring import bound_gpu_memory, card_bytes, gemm_flops_per_second, peak_bytes, timed
 from benchmarks.models import Subject, load_subject
 from benchmarks.per_sample import opacus_norms, vmap_norms
 from benchmarks.workloads import Workload
@@ -51,6 +51,7 @@ class Contest:
     floor_flops_prompts_once: int
     flops_per_second: list[float]  # of large matrix products, in each round
     outcomes: dict[str, Outcome]
+    card_bytes: int | None = None  # in use on the GPU when all was done: by this process, where it is alone there
 
     def seconds(self, name: str) -> float | None:
         """Median over the rounds."""
@@ -93,9 +94,20 @@ def median_of_ratios(numerators: Sequence[float], denominators: Sequence[float])
 
 
 def run_contest(
-    workload: Workload, names: Sequence[str], *, device: str, repeats: int, max_batch_tokens: int
+    workload: Workload,
+    names: Sequence[str],
+    *,
+    device: str,
+    repeats: int,
+    max_batch_tokens: int,
+    gpu_gib: float | None = None,
 ) -> Contest:
-    """Let the named contestants score the workload: once to warm up, once for memory, ``repeats`` times for time."""
+    """Let the named contestants score the workload: once to warm up, once for memory, ``repeats`` times for time.
+
+    ``gpu_gib`` bounds what torch may take of a GPU, the weights included.
+    """
+    if gpu_gib is not None:
+        bound_gpu_memory(int(gpu_gib * 2**30))
     subject = load_subject(workload.model, dtype=workload.dtype, device=device)
     contestants = _contestants(subject, names, max_batch_tokens)
     sequences = workload.sequences(subject.ids)
@@ -111,6 +123,7 @@ def run_contest(
         floor_flops_prompts_once=floor_flops(sizes, sequences, prompts_once=True),
         flops_per_second=rates,
         outcomes=outcomes,
+        card_bytes=card_bytes(subject.model.device),
     )
 
 

@@ -19,8 +19,8 @@ from benchmarks.child import in_child
 from benchmarks.contest import CONTESTANTS, ENGINE, PUBLISHED, Contest, run_contest
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from benchmarks.workloads import ON_A_CPU, ON_A_GPU, Workload, parse_workload
+from vigor_service.engine.batch_budget import probe_sizes
 
-MAX_BATCH_TOKENS = 4096  # what the service takes on a CPU that has the memory
 _COLUMNS = {
     "contestant": ("", "{}"),
     "seconds": ("seconds", "{:.2f}"),
@@ -64,6 +64,7 @@ def _measure(workload: Workload, options: argparse.Namespace) -> Table:
         device=options.device,
         repeats=options.repeats,
         max_batch_tokens=options.max_batch_tokens,
+        gpu_gib=options.gpu_gib,
     )
     if isinstance(contest, str):
         return Table(workload.name, _COLUMNS, [], [f"not measured: {contest}"])
@@ -91,6 +92,7 @@ def _notes(contest: Contest, workload: Workload) -> list[str]:
         f"{len(contest.flops_per_second)} rounds",
         f"the floor is {contest.floor_flops / 1e12:.3f} TFLOP, with prompts once "
         f"{contest.floor_flops_prompts_once / 1e12:.3f}; the rate of products up to {rate / 1e12:.3f} TFLOP/s",
+        *([] if contest.card_bytes is None else [f"in use on the card in the end: {contest.card_bytes / 1e9:.1f} GB"]),
         *(f"{name} did not run: {o.refusal}" for name, o in contest.outcomes.items() if o.refusal is not None),
     ]
 
@@ -113,10 +115,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--contestant", choices=CONTESTANTS, action="append", help="may be repeated (default: all)")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--max-batch-tokens", type=int, default=MAX_BATCH_TOKENS, help="of the engine")
+    parser.add_argument("--max-batch-tokens", type=int, help="of the engine (default: the service's most)")
+    parser.add_argument("--gpu-gib", type=float, help="what torch may take of a GPU, the weights included")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    device = torch.device(_device(options.device))
+    options.max_batch_tokens = options.max_batch_tokens or probe_sizes(device).max_batch
+    return options
 
 
 if __name__ == "__main__":

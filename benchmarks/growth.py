@@ -15,9 +15,9 @@ import torch
 
 from benchmarks.child import in_child
 from benchmarks.contest import ENGINE, IDEAL, run_contest
-from benchmarks.engine import MAX_BATCH_TOKENS
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from benchmarks.workloads import Workload
+from vigor_service.engine.batch_budget import probe_sizes
 
 _COLUMNS = {
     "loop_seconds": ("ideal loop, s", "{:.2f}"),
@@ -120,7 +120,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=128, help="where it does not grow (default: %(default)s)")
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--dtype", default="bfloat16" if on_a_gpu else "float32")
-    parser.add_argument("--max-batch-tokens", type=int, default=MAX_BATCH_TOKENS)
+    batch_tokens = probe_sizes(torch.device("cuda" if on_a_gpu else "cpu")).max_batch
+    parser.add_argument("--max-batch-tokens", type=int, default=batch_tokens)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
     return parser.parse_args(arguments)

@@ -21,6 +21,7 @@ from benchmarks.models import load_subject
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from benchmarks.workloads import Workload
 from vigor_service.engine.fast_norms import FastNorms
+from vigor_service.engine.keeping import Keep
 from vigor_service.engine.parameters import measured_parameters
 
 _COLUMNS = {
@@ -66,12 +67,11 @@ def score_one(
     fast = FastNorms(subject.model, measured_parameters(subject.model))
     length = num_tokens - num_prompt_tokens
     sequences = Workload("", model, 1, num_prompt_tokens, length, length).sequences(subject.ids)
+    keep = Keep.LAYER_INPUTS if way == "twice" else Keep.LITTLE
     cells: dict[str, Cell] = {"tokens": num_tokens, "loss_tokens": length}
 
     def run() -> None:
-        scores, cells[f"{way}_seconds"] = timed(
-            lambda: fast.score(sequences, checkpointed=way == "twice"), subject.model.device
-        )
+        scores, cells[f"{way}_seconds"] = timed(lambda: fast.score(sequences, keep=keep), subject.model.device)
         cells["grad_norm"] = scores[0].grad_norm
 
     def measure() -> None:

@@ -42,6 +42,19 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
     return resident_bytes("VmHWM") - before
 
 
+def bound_gpu_memory(most_bytes: int) -> None:
+    """Let torch take so much of the current GPU and no more; its context, half a GiB or so, comes on top."""
+    torch.cuda.set_per_process_memory_fraction(most_bytes / torch.cuda.get_device_properties().total_memory)
+
+
+def card_bytes(device: torch.device) -> int | None:
+    """Return what all processes together have of a GPU; None of a CPU."""
+    if device.type != "cuda":
+        return None
+    free, total = torch.cuda.mem_get_info(device)
+    return total - free
+
+
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -7,21 +7,22 @@ import sys
 from tests.tiny_models import tiny_model
 from vigor_service.engine.batch_budget import resident_peak
 from vigor_service.engine.fast_norms import FastNorms
+from vigor_service.engine.keeping import Keep
 from vigor_service.engine.parameters import measured_parameters
 from vigor_service.engine.sequences import TokenSequence
 
 _PROMPT = tuple(range(64))
 
 
-def main(checkpointed: bool) -> None:
+def main(keep: Keep) -> None:
     model = tiny_model(hidden_size=256, intermediate_size=512, num_hidden_layers=24, max_position_embeddings=4096)
     fast = FastNorms(model, measured_parameters(model))
-    fast.score([TokenSequence(_PROMPT, _PROMPT)], checkpointed=checkpointed)  # libraries take memory of their own once
+    fast.score([TokenSequence(_PROMPT, _PROMPT)], keep=keep)  # libraries take memory of their own once
     peak = resident_peak()
     before = peak.start()
-    fast.score([TokenSequence(_PROMPT, tuple(index % 300 for index in range(2048)))], checkpointed=checkpointed)
+    fast.score([TokenSequence(_PROMPT, tuple(index % 300 for index in range(2048)))], keep=keep)
     print((peak.read() or 0) - (before or 0))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] == "checkpointed")
+    main(Keep[sys.argv[1]])

@@ -10,8 +10,8 @@ import pytest
 
 from tests.tiny_models import tiny_model
 from vigor_service.engine.batch_budget import (
-    CPU_SIZES,
-    CUDA_SIZES,
+    _CPU_SIZES,
+    _CUDA_SIZES,
     MAX_PROBE_SECONDS,
     SAFE_SHARE,
     PeakMemory,
@@ -96,7 +96,7 @@ def test_the_decision_is_one_line_with_its_inputs(caplog: pytest.LogCaptureFixtu
     ]
 
 
-@pytest.mark.parametrize("total", [CPU_SIZES.first, CPU_SIZES.last, CUDA_SIZES.first, CUDA_SIZES.last])
+@pytest.mark.parametrize("total", [_CPU_SIZES.first, _CPU_SIZES.last, _CUDA_SIZES.first, _CUDA_SIZES.last])
 @pytest.mark.parametrize("longest", [2, 17, 256, 100_000])
 def test_probes_have_the_tokens_that_were_asked_for_and_are_distinct(total: int, longest: int) -> None:
     sequences = probes(total, max_sequence_tokens=longest, vocab_size=100_003)
@@ -112,4 +112,4 @@ def test_the_resident_peak_is_unknown_where_it_cannot_be_reset(tmp_path: Path) -
 
 def test_an_engine_on_a_cpu_measures_at_least_its_smallest_and_at_most_its_largest_batch() -> None:
     budget = Engine(tiny_model("llama"), name="tiny").measure_batch_tokens()
-    assert CPU_SIZES.first <= budget <= CPU_SIZES.max_batch
+    assert _CPU_SIZES.first <= budget <= _CPU_SIZES.max_batch

@@ -16,6 +16,7 @@ from tests.engine.cases import difficult_sequences, largest_error, on_device, re
 from tests.tiny_models import FAMILIES, tiny_model
 from vigor_service.engine.engine import Engine
 from vigor_service.engine.fast_norms import FastNorms
+from vigor_service.engine.keeping import Keep
 from vigor_service.engine.parameters import measured_parameters
 from vigor_service.engine.probes import Probes
 from vigor_service.engine.sequences import TokenSequence
@@ -32,7 +33,7 @@ def test_norms_with_checkpoints_equal_the_reference(family: str, device: torch.d
     expected = reference(model, sequences, parameters)
     fast = FastNorms(model, parameters)
     assert len(fast.layers) == model.config.get_text_config().num_hidden_layers
-    assert largest_error(fast.score(sequences, checkpointed=True), expected) <= FP32_TOLERANCE
+    assert largest_error(fast.score(sequences, keep=Keep.LAYER_INPUTS), expected) <= FP32_TOLERANCE
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gemma2", "cohere"])
@@ -44,8 +45,8 @@ def test_norms_of_a_sequence_whose_logits_come_in_chunks_equal_the_reference(fam
     sequences = [long, LONG, TokenSequence((4,), long.completion_ids[:400])]
     expected = reference(model, sequences, parameters)
     fast = FastNorms(model, parameters)
-    assert largest_error(fast.score(sequences, checkpointed=True), expected) <= FP32_TOLERANCE
-    assert largest_error(fast.score(sequences, checkpointed=False), expected) <= FP32_TOLERANCE
+    assert largest_error(fast.score(sequences, keep=Keep.LAYER_INPUTS), expected) <= FP32_TOLERANCE
+    assert largest_error(fast.score(sequences, keep=Keep.LITTLE), expected) <= FP32_TOLERANCE
 
 
 @pytest.mark.parametrize("selection", ["last-1-layers", "norms", r".*layers\.1\.mlp.*"])
@@ -54,7 +55,9 @@ def test_norms_of_some_parameters_with_checkpoints_equal_the_reference(family: s
     model = tiny_model(family)
     parameters, sequences = measured_parameters(model, selection), difficult_sequences()
     expected = reference(model, sequences, parameters)
-    assert largest_error(FastNorms(model, parameters).score(sequences, checkpointed=True), expected) <= FP32_TOLERANCE
+    assert (
+        largest_error(FastNorms(model, parameters).score(sequences, keep=Keep.LAYER_INPUTS), expected) <= FP32_TOLERANCE
+    )
 
 
 @pytest.mark.parametrize("selection", ["norms", r".*layers\.1\.mlp.*"])
@@ -73,7 +76,8 @@ def test_estimates_are_the_same_with_checkpoints() -> None:
     fast = FastNorms(model, parameters)
     fast.probes = Probes(parameters, 4)
     assert (
-        largest_error(fast.score([LONG], checkpointed=True), fast.score([LONG], checkpointed=False)) <= FP32_TOLERANCE
+        largest_error(fast.score([LONG], keep=Keep.LAYER_INPUTS), fast.score([LONG], keep=Keep.LITTLE))
+        <= FP32_TOLERANCE
     )
 
 
@@ -88,15 +92,15 @@ def test_layers_run_twice_where_free_memory_asks_for_it(free_bytes: int | None, 
     assert len(runs) == times * len(fast.layers)
 
 
-def peak_bytes(way: str) -> int:
+def peak_bytes(keep: Keep) -> int:
     """Return the peak of a process in which every larger tensor is mapped: no holes in a heap."""
-    command = [sys.executable, "-m", "tests.engine.peak_of_checkpoints", way]
+    command = [sys.executable, "-m", "tests.engine.peak_of_checkpoints", keep.name]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     return int(subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
 
 
 def test_checkpoints_take_a_fraction_of_the_memory() -> None:
-    assert 0 < peak_bytes("checkpointed") * 3 < peak_bytes("not checkpointed")
+    assert 0 < peak_bytes(Keep.LAYER_INPUTS) * 3 < peak_bytes(Keep.LITTLE)
 
 
 def test_layers_that_return_two_tensors_are_not_checkpointed(caplog: pytest.LogCaptureFixture) -> None:
@@ -109,5 +113,5 @@ def test_layers_that_return_two_tensors_are_not_checkpointed(caplog: pytest.LogC
 
 def test_the_layers_are_what_they_were_afterwards() -> None:
     model = tiny_model()
-    FastNorms(model, measured_parameters(model)).score([LONG], checkpointed=True)
+    FastNorms(model, measured_parameters(model)).score([LONG], keep=Keep.LAYER_INPUTS)
     assert all("forward" not in vars(module) for module in model.modules())

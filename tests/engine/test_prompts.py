@@ -24,7 +24,9 @@ OTHER = tuple(range(5, 6 + MIN_TOKENS))
 def test_a_prompt_is_shared_by_several_sequences_and_is_not_very_short() -> None:
     short = (1, 2, 3)
     prompts = [PROMPT, short, OTHER, PROMPT, short]
-    assert shared_prompts([TokenSequence(prompt, (index,)) for index, prompt in enumerate(prompts)]) == [PROMPT]
+    sequences = [TokenSequence(prompt, (index,)) for index, prompt in enumerate(prompts)]
+    assert shared_prompts(sequences, torch.device("cpu")) == [PROMPT]
+    assert shared_prompts(sequences, torch.device("cuda")) == []  # too short to be worth copies there
 
 
 @pytest.mark.parametrize(

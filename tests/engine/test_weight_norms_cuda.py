@@ -9,7 +9,7 @@ from tests.engine.conftest import HAS_CUDA
 from vigor_service.engine.costs import FastestWays, Way
 from vigor_service.engine.kernels.gram_norm import gram_norms
 from vigor_service.engine.kernels.product_norm import product_norms
-from vigor_service.engine.weight_norms_cuda import WeightWork, length_groups, norm_ways, rounded_length, weight_norms
+from vigor_service.engine.weight_norms_cuda import WeightWork, norm_ways, rounded_length, typical_length, weight_norms
 
 SLICES = [slice(0, 1), slice(1, 150), slice(150, 167), slice(167, 300)]
 
@@ -37,7 +37,7 @@ def test_norms_equal_those_of_the_gradients_whichever_way_wins(winner: int, devi
     for _ in range(2):
         norms_B = weight_norms(x_NI, gradient_NO, SLICES, fastest=fastest, ways=ways)
         torch.testing.assert_close(norms_B, torch.stack(expected), rtol=1e-5, atol=0)
-    assert stopwatch.num_timed == 2 * len(ways)  # for each of two lengths
+    assert stopwatch.num_timed == len(ways)  # the first time
 
 
 @pytest.mark.gpu
@@ -91,9 +91,7 @@ def test_lengths_are_rounded_up_by_less_than_a_half() -> None:
     assert all(length <= rounded_length(length) < 1.5 * length for length in range(64, 5000))
 
 
-def test_sequences_are_grouped_by_length_and_kept_for_the_batch() -> None:
-    bounds = ((0, 70), (70, 71), (71, 161), (161, 361))
-    groups = length_groups(bounds, torch.device("cpu"))
-    assert [(group.length, group.members_b.tolist()) for group in groups] == [(64, [1]), (96, [0, 2]), (256, [3])]
-    assert groups[1].ranges.bounds == ((0, 70), (71, 161))
-    assert length_groups(bounds, torch.device("cpu")) is groups
+def test_the_length_that_stands_for_a_batch_is_that_of_most_of_its_tokens() -> None:
+    assert typical_length([70]) == 96
+    assert typical_length([1000, 10, 10, 10]) == 1024
+    assert typical_length([1000, *[100] * 40]) == 384  # (1000² + 40 · 100²) / 5000 = 280

@@ -35,8 +35,13 @@ class ProbeSizes:
 
 # On a CPU what runs at once is small anyway, but a group that is not torn apart shares its prompt. On a GPU more than
 # 16,384 tokens only delay a weight swap.
-CPU_SIZES = ProbeSizes(first=64, last=512, max_batch=4096)
-CUDA_SIZES = ProbeSizes(first=512, last=4096, max_batch=16384)
+_CPU_SIZES = ProbeSizes(first=64, last=512, max_batch=4096)
+_CUDA_SIZES = ProbeSizes(first=512, last=4096, max_batch=16384)
+
+
+def probe_sizes(device: torch.device) -> ProbeSizes:
+    """Return the sizes that suit a CPU or a CUDA device."""
+    return _CUDA_SIZES if device.type == "cuda" else _CPU_SIZES
 
 
 @dataclass(frozen=True, slots=True)

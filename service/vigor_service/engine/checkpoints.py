@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedModel
 
 
 class UncheckpointableLayerError(Exception):
@@ -67,19 +66,6 @@ def checkpointing(checkpoints: Checkpoints) -> Iterator[None]:
         yield
     finally:
         _active.reset(token)
-
-
-def bytes_kept_per_token(model: PreTrainedModel, layers: Iterable[nn.Module]) -> int:
-    """Return about how much autograd keeps of a token in these layers: for each matrix the larger of its two sides.
-
-    That is more than is kept: rules keep the inputs of matrices, and layers share some.
-    """
-    experts_per_token = getattr(model.config.get_text_config(), "num_experts_per_tok", None) or 1
-    matrices = [parameter for layer in layers for parameter in layer.parameters() if parameter.dim() > 1]
-    return sum(
-        max(matrix.shape[-2:]) * matrix.element_size() * (experts_per_token if matrix.dim() > 2 else 1)
-        for matrix in matrices
-    )
 
 
 def _run(forward: Callable[..., Any], hidden_1ND: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401

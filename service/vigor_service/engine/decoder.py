@@ -6,9 +6,9 @@ attention or other mixer of tokens, whatever that is. Experts run as operations 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from vigor_service.engine.attention import attending_within, packed_attention
 from vigor_service.engine.experts import experts_as_operations
 from vigor_service.engine.packing import PackedBatch
+from vigor_service.engine.rms_norms import fused
 
 Layout = Literal["packed", "single"]
 
@@ -35,12 +36,13 @@ class Decoder:
     model: PreTrainedModel
     module: nn.Module
     layout: Layout
+    norms: Mapping[nn.Module, float] = field(default_factory=dict)  # that run by the fused kernel
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
         """Let the model run as the layout asks, and restore its own ways afterwards."""
         attention = packed_attention(self.model) if self.layout == "packed" else nullcontext()
-        with attention, experts_as_operations(self.model):
+        with attention, experts_as_operations(self.model), fused(self.norms):
             yield
 
     def given(self, batch: PackedBatch) -> AbstractContextManager[None]:

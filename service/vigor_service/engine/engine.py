@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vigor_service.engine.batch_budget import CPU_SIZES, CUDA_SIZES, measure_batch_tokens, peak_memory
+from vigor_service.engine.batch_budget import measure_batch_tokens, peak_memory, probe_sizes
 from vigor_service.engine.checkpoints import UncheckpointableLayerError
 from vigor_service.engine.exact_norms import exact_score
 from vigor_service.engine.fast_norms import FastNorms
 from vigor_service.engine.free_memory import free_bytes
 from vigor_service.engine.heap import HeapTrimming
+from vigor_service.engine.keeping import Keep, ways_to_keep
 from vigor_service.engine.memory import FittingScorer, Score
 from vigor_service.engine.parameters import measured_parameters
 from vigor_service.engine.plan import UnsupportedModelError, causal_model, probe_sequences
@@ -168,7 +169,7 @@ class Engine:
         device, info = self._model.device, self.info
         return measure_batch_tokens(
             lambda sequences: self._fitting.try_together(sequences) is not None,
-            sizes=CUDA_SIZES if device.type == "cuda" else CPU_SIZES,
+            sizes=probe_sizes(device),
             max_sequence_tokens=info.max_sequence_tokens,
             vocab_size=info.vocab_size,
             peak=peak_memory(device),
@@ -223,12 +224,13 @@ def _trusted_fast_norms(model: PreTrainedModel, measured: Mapping[str, nn.Parame
     probes = probe_sequences(causal_model(model))
     exact_norms = [_exact_norm(model, probe, measured) for probe in probes]
     try:
-        _check(fast.score(probes, checkpointed=False), exact_norms, causal_model(model).dtype)
+        for keep in ways_to_keep(causal_model(model).device):
+            _check(fast.score(probes, keep=keep), exact_norms, causal_model(model).dtype)
     except (ChangedOperandError, UntrustedNormError) as error:
         logger.warning("scoring one sequence at a time: %s", error)
         return None
     try:
-        _check(fast.score(probes, checkpointed=True), exact_norms, causal_model(model).dtype)
+        _check(fast.score(probes, keep=Keep.LAYER_INPUTS), exact_norms, causal_model(model).dtype)
     except (UncheckpointableLayerError, UntrustedNormError) as error:
         logger.info("long sequences will not be checkpointed: %s", error)
         fast.layers = []
@@ -237,7 +239,7 @@ def _trusted_fast_norms(model: PreTrainedModel, measured: Mapping[str, nn.Parame
 
 def _frugal_score(fast: FastNorms | None) -> Score | None:
     """Return how to score with checkpoints, where layers can be checkpointed."""
-    return partial(fast.score, checkpointed=True) if fast is not None and fast.layers else None
+    return partial(fast.score, keep=Keep.LAYER_INPUTS) if fast is not None and fast.layers else None
 
 
 def _check(scores: Sequence[SequenceScore], exact_norms: Sequence[float], dtype: torch.dtype) -> None:

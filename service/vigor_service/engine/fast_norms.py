@@ -15,16 +15,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vigor_service.engine.batches import TOKENS_AT_FULL_RATE, queues, small_batches
-from vigor_service.engine.checkpoints import (
-    Checkpoints,
-    bytes_kept_per_token,
-    checkpointable,
-    checkpointing,
-    measured_layers,
-)
+from vigor_service.engine.checkpoints import Checkpoints, checkpointable, checkpointing, measured_layers
 from vigor_service.engine.decoder import decoder_layers
 from vigor_service.engine.free_memory import free_bytes
 from vigor_service.engine.interception import Measuring, RecordingLinears
+from vigor_service.engine.keeping import Keep, bytes_kept_per_token, choose_keep
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.memory import num_tokens
 from vigor_service.engine.packing import pack, pack_prompts
@@ -34,8 +29,6 @@ from vigor_service.engine.prompts import PromptRows, shared_prompts
 from vigor_service.engine.rules.head import HeadSignals, head_loss
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
 from vigor_service.engine.workers import Workers
-
-_KEPT_SHARE = 0.5  # of the free memory: where autograd would keep more, layers are checkpointed
 
 
 class FastNorms:
@@ -61,31 +54,30 @@ class FastNorms:
         self._bytes_kept_per_token = bytes_kept_per_token(self._model, self.layers)
         self._free_bytes = free_bytes
 
-    def score(self, sequences: Sequence[TokenSequence], *, checkpointed: bool | None = None) -> list[SequenceScore]:
+    def score(self, sequences: Sequence[TokenSequence], *, keep: Keep | None = None) -> list[SequenceScore]:
         """Equal ``[exact_score(model, sequence, parameters) for sequence in sequences]``.
 
-        Layers are checkpointed or not as told, or as free memory asks for; never if there are no ``layers``.
+        ``keep`` None: what free memory allows; layers run again only if there are ``layers``.
         """
         distinct = [sequence for sequence in dict.fromkeys(sequences) if sequence.num_loss_tokens]
-        batches = self._batches(distinct)
-        if checkpointed is None:
-            checkpointed = self._memory_asks_for_checkpoints(batches)
-        layers = self.layers if checkpointed else []
         scores: dict[TokenSequence, SequenceScore] = {}
         if distinct:
+            batches = self._batches(distinct)
+            keep = keep or self._choose_keep(batches)
+            layers = self.layers if keep is Keep.LAYER_INPUTS else []
             with self.plan.decoder.prepared(), checkpointable(layers), self._fallback_requiring_grad():
-                scores = self._score_batches(batches, checkpointed=bool(layers))
+                scores = self._score_batches(batches, keep)
         return [scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
 
-    def _score_batches(
-        self, batches: Sequence[list[TokenSequence]], *, checkpointed: bool
-    ) -> dict[TokenSequence, SequenceScore]:
+    def _score_batches(self, batches: Sequence[list[TokenSequence]], keep: Keep) -> dict[TokenSequence, SequenceScore]:
         sequences = [sequence for batch in batches for sequence in batch]
-        shares_prompts = self.plan.decoder.layout == "packed" and not checkpointed  # all layers' rows would be kept
-        prompt_rows = self._prompt_rows(shared_prompts(sequences) if shares_prompts else [])
+        # All layers' rows of a shared prompt are kept until the batches are done.
+        shares_prompts = self.plan.decoder.layout == "packed" and keep is not Keep.LAYER_INPUTS
+        prompts = shared_prompts(sequences, self._model.device) if shares_prompts else []
+        prompt_rows = self._prompt_rows(prompts)
 
         def score_batch(batch: list[TokenSequence]) -> dict[TokenSequence, SequenceScore]:
-            return self._score_batch(batch, prompt_rows, checkpointed=checkpointed)
+            return self._score_batch(batch, prompt_rows, keep)
 
         if self._workers is None or self._num_at_once(batches) == 1:
             scored = [list(map(score_batch, batches))]
@@ -98,13 +90,15 @@ class FastNorms:
             return 1  # what no rule knows may change the model while it runs, as PEFT does for experts
         return min(self._workers.count, len(batches))
 
-    def _memory_asks_for_checkpoints(self, batches: Sequence[list[TokenSequence]]) -> bool:
-        if not self.layers or not batches:
-            return False
+    def _choose_keep(self, batches: Sequence[list[TokenSequence]]) -> Keep:
         largest_first = sorted((num_tokens(batch) for batch in batches), reverse=True)
-        num_tokens_at_once = sum(largest_first[: self._num_at_once(batches)])
-        free = self._free_bytes(self._model.device)
-        return free is not None and num_tokens_at_once * self._bytes_kept_per_token > _KEPT_SHARE * free
+        return choose_keep(
+            self._model.device,
+            num_tokens=sum(largest_first[: self._num_at_once(batches)]),
+            bytes_per_token=self._bytes_kept_per_token,
+            free_bytes=self._free_bytes(self._model.device),
+            can_checkpoint=bool(self.layers),
+        )
 
     def _batches(self, sequences: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
         if self.plan.one_at_a_time:
@@ -124,7 +118,7 @@ class FastNorms:
         return PromptRows(dict(zip(prompts, batch.token_slices, strict=True)), recording.outputs)
 
     def _score_batch(
-        self, sequences: Sequence[TokenSequence], prompt_rows: PromptRows, *, checkpointed: bool
+        self, sequences: Sequence[TokenSequence], prompt_rows: PromptRows, keep: Keep
     ) -> dict[TokenSequence, SequenceScore]:
         batch = pack(sequences, self._model.device)
         measurement = Measurement(
@@ -132,16 +126,13 @@ class FastNorms:
             tied_weight_VD=self.plan.tied_weight_VD,
             known_rows=prompt_rows.in_batch(sequences, batch),
             probes=self.probes,
+            keeps_everything=keep is Keep.EVERYTHING,
         )
         with torch.enable_grad():
-            squared_norms_B, signals = self._measure(measurement, checkpointed=checkpointed)
-        norms = squared_norms_B.sqrt().tolist()
-        rows = batch.loss_slices
-        return {
-            sequence: _score(norm, signals, rows) for sequence, norm, rows in zip(sequences, norms, rows, strict=True)
-        }
+            squared_norms_B, signals = self._measure(measurement, keep)
+        return dict(zip(sequences, _scores(squared_norms_B.sqrt(), signals, batch.loss_slices), strict=True))
 
-    def _measure(self, measurement: Measurement, *, checkpointed: bool) -> tuple[Tensor, HeadSignals]:
+    def _measure(self, measurement: Measurement, keep: Keep) -> tuple[Tensor, HeadSignals]:
         """Return ``‖∇θ Σ_t NLL_t‖²`` per sequence, shape (B,), float64, and the signals."""
         batch, fallback = measurement.batch, list(self.plan.fallback.values())
         measuring = Measuring(self.plan.claims, measurement)
@@ -152,7 +143,7 @@ class FastNorms:
                 yield
 
         checkpoints = Checkpoints(measuring.suspended, observed, measurement.squared_norms_B, fallback)
-        with checkpointing(checkpoints) if checkpointed else nullcontext(), observed():
+        with checkpointing(checkpoints) if keep is Keep.LAYER_INPUTS else nullcontext(), observed():
             hidden_ND = self.plan.decoder.hidden_states(batch)
         total, signals = head_loss(hidden_ND[batch.loss_rows_M], self.plan.head, measurement)
         leaves = [measurement.squared_norms_B, *fallback]
@@ -172,12 +163,19 @@ class FastNorms:
                 parameter.requires_grad_(False)
 
 
-def _score(norm_of_sum: float, signals: HeadSignals, rows: slice) -> SequenceScore:
-    num_loss_tokens = rows.stop - rows.start
-    return SequenceScore(
-        num_loss_tokens=num_loss_tokens,
-        grad_norm=norm_of_sum / num_loss_tokens,  # of the mean, where NLL was summed
-        mean_logprob=-signals.nll_M[rows].mean().item(),
-        mean_entropy=signals.entropy_M[rows].mean().item(),
-        self_certainty=signals.self_certainty_M[rows].mean().item(),
-    )
+def _scores(norms_of_sums_B: Tensor, signals: HeadSignals, loss_slices: Sequence[slice]) -> list[SequenceScore]:
+    """Return the scores in the order of the sequences; what is on a device is fetched from there at once."""
+    lengths = [rows.stop - rows.start for rows in loss_slices]
+    signals_3M = torch.stack([signals.nll_M, signals.entropy_M, signals.self_certainty_M])
+    means_B3 = torch.stack([signals_3T.mean(-1) for signals_3T in signals_3M.split(lengths, dim=1)])
+    rows = torch.cat([norms_of_sums_B[:, None], means_B3.double()], dim=1).tolist()
+    return [
+        SequenceScore(
+            num_loss_tokens=length,
+            grad_norm=norm_of_sum / length,  # of the mean, where NLL was summed
+            mean_logprob=-nll,
+            mean_entropy=entropy,
+            self_certainty=self_certainty,
+        )
+        for length, (norm_of_sum, nll, entropy, self_certainty) in zip(lengths, rows, strict=True)
+    ]

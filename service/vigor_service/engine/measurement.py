@@ -6,7 +6,7 @@ Shapes: B sequences, N tokens, D features.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ class Measurement:
         tied_weight_VD: Tensor | None = None,
         known_rows: KnownRows | None = None,
         probes: Probes | None = None,
+        keeps_everything: bool = False,
     ) -> None:
         self.batch = batch
         self.known_rows = known_rows or KnownRows({}, [], batch.num_tokens)
@@ -41,14 +42,16 @@ class Measurement:
         self.squared_norms_B = torch.zeros(
             batch.num_sequences, dtype=torch.float64, device=batch.input_ids_1N.device, requires_grad=True
         )
-        self.rematerialization = Rematerialization()
+        self.rematerialization = Rematerialization(is_off=keeps_everything)
         self.linear_inputs = LinearInputs(self.rematerialization)
         self.tied_head_rows_UD: Tensor | None = (
             None  # the head's gradient at the ids that the prompt and completion hold
         )
 
     def keeping_little(self) -> AbstractContextManager[None]:
-        """In the forward pass, have autograd keep how a cheap result is computed, not the result."""
+        """In the forward pass, have autograd keep how a cheap result is computed, not the result, if so wished."""
+        if self.rematerialization.is_off:
+            return nullcontext()
         return saved_tensors_hooks(self.rematerialization.keep, restore)
 
     def rows_of_sequences(self, tensor_ND: Tensor) -> Iterator[Tensor]:

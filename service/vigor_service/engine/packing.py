@@ -6,7 +6,7 @@ Shapes: B sequences, N tokens in all, M loss rows in all.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
 
 import torch
@@ -28,6 +28,7 @@ class PackedBatch:
     loss_rows_M: Tensor  # rows of N whose prediction counts
     targets_M: Tensor  # the token each of them must predict
     loss_slices: list[slice]
+    _memberships: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     @property
     def num_sequences(self) -> int:
@@ -43,6 +44,13 @@ class PackedBatch:
         """Return for each of the N tokens the index of its sequence."""
         lengths = torch.tensor([rows.stop - rows.start for rows in self.token_slices])
         return torch.arange(self.num_sequences).repeat_interleave(lengths).to(self.input_ids_1N.device)
+
+    def membership_BN(self, dtype: torch.dtype) -> Tensor:
+        """Return 1 where a token belongs to a sequence, else 0. Made once for each dtype."""
+        if dtype not in self._memberships:
+            sequence_B1 = torch.arange(self.num_sequences, device=self.input_ids_1N.device)[:, None]
+            self._memberships[dtype] = (sequence_B1 == self.sequence_of_token_N()).to(dtype)
+        return self._memberships[dtype]
 
 
 def pack(sequences: Sequence[TokenSequence], device: torch.device) -> PackedBatch:

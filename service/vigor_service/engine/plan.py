@@ -19,6 +19,7 @@ from vigor_service.engine.experts import UnsupportedExpertsError
 from vigor_service.engine.interception import Claim, Tracing
 from vigor_service.engine.packing import PackedBatch, pack
 from vigor_service.engine.prompts import MIN_TOKENS
+from vigor_service.engine.rms_norms import usual_rms_norms
 from vigor_service.engine.rules.head import Head, logit_transform
 from vigor_service.engine.sequences import TokenSequence
 
@@ -92,7 +93,8 @@ def _make_decoder(model: PreTrainedModel, layout: Layout) -> Decoder:
         raise UnsupportedModelError(f"{type(model).__name__} has no decoder beside its head")
     if layout == "packed" and not model._can_set_attn_implementation():
         raise UnpackableModelError(f"{type(model).__name__} does not attend through transformers' attention interface")
-    return Decoder(model, module, layout)
+    norms = usual_rms_norms(module) if model.device.type == "cuda" else {}  # on a CPU the fused one is no faster
+    return Decoder(model, module, layout, norms)
 
 
 def _trace(decoder: Decoder, batch: PackedBatch, tracing: Tracing) -> Tensor:

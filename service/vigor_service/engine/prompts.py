@@ -18,14 +18,16 @@ from vigor_service.engine.packing import PackedBatch
 from vigor_service.engine.sequences import TokenSequence
 
 MIN_TOKENS = 16  # a pass of fewer rows costs about what it saves
+_MIN_TOKENS_ON_GPU = 2048  # there the copies into each layer's output cost as much as shorter products
 
 Prompt = tuple[int, ...]
 
 
-def shared_prompts(sequences: Sequence[TokenSequence]) -> list[Prompt]:
-    """Return the prompts that are worth a pass of their own: of several sequences, and not very short."""
+def shared_prompts(sequences: Sequence[TokenSequence], device: torch.device) -> list[Prompt]:
+    """Return the prompts that are worth a pass of their own: of several sequences, and not too short for the device."""
+    shortest = _MIN_TOKENS_ON_GPU if device.type == "cuda" else MIN_TOKENS
     counts = Counter(sequence.prompt_ids for sequence in sequences)
-    return [prompt for prompt, count in counts.items() if count > 1 and len(prompt) >= MIN_TOKENS]
+    return [prompt for prompt, count in counts.items() if count > 1 and len(prompt) >= shortest]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ _CHEAP = {
     F.silu,
     F.gelu,
     F.relu,
+    F.rms_norm,
     torch.relu,
     torch.tanh,
     torch.Tensor.tanh,
@@ -77,9 +78,10 @@ def restore(kept: Any) -> Any:  # noqa: ANN401 - plain values pass through
 
 
 class Rematerialization:
-    """Knows how each cheap result that is still alive in the forward pass was computed."""
+    """Knows how each cheap result that is still alive in the forward pass was computed; nothing if it is off."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_off: bool = False) -> None:
+        self.is_off = is_off
         self._recipes: dict[int, tuple[weakref.ref[Tensor], int, Recipe]] = {}  # by address
 
     def note(
@@ -93,9 +95,9 @@ class Rematerialization:
         self, operation: Callable[..., Any], operands: tuple[Any, ...], options: dict[str, Any], result: object
     ) -> None:
         """Learn how ``result`` came about, by an operation that is out of place, without randomness and cheap."""
-        tensors = [operand for operand in operands if isinstance(operand, Tensor)]
-        if not isinstance(result, Tensor) or any(isinstance(value, Tensor) for value in options.values()):
+        if self.is_off or not isinstance(result, Tensor) or any(isinstance(v, Tensor) for v in options.values()):
             return
+        tensors = [operand for operand in operands if isinstance(operand, Tensor)]
         address = result.data_ptr()
         if result.numel() <= 1 or any(tensor.data_ptr() == address for tensor in tensors):
             return  # a view or the operand itself

@@ -1,6 +1,7 @@
 """Attention of all packed sequences in one call of FlashAttention, on a CUDA device.
 
-``torch.nn.attention.varlen`` is young: a torch whose function lacks a scale, windows or grouped heads does without.
+``torch.nn.attention.varlen`` is young: a torch whose function lacks a scale or windows does without. Grouped heads are
+what FlashAttention takes anyway; later versions of torch (2.12) want to be told.
 Shapes: N tokens, H query heads, h key and value heads, d features of a head, B sequences.
 """
 
@@ -15,8 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
-_NEEDED = {"scale", "window_size", "enable_gqa"}
-_IS_COMPLETE = signature(varlen_attn).parameters.keys() >= _NEEDED
+_PARAMETERS = signature(varlen_attn).parameters.keys()
+_IS_COMPLETE = {"scale", "window_size"} <= _PARAMETERS
+_GROUPED_HEADS = {"enable_gqa": True} if "enable_gqa" in _PARAMETERS else {}
 _DTYPES = (torch.bfloat16, torch.float16)
 _LARGEST_HEAD = 256
 _FIRST_CAPABILITY = (8, 0)  # of FlashAttention 2: Ampere
@@ -59,7 +61,7 @@ def attend(
         max(lengths),
         scale=scaling,
         window_size=(-1 if sliding_window is None else sliding_window - 1, 0),  # tokens before, tokens after
-        enable_gqa=True,
+        **_GROUPED_HEADS,
     )
     return output_NHd[None]
 

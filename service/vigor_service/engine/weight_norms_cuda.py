@@ -1,13 +1,13 @@
 """Squared norms of weight gradients on a CUDA device, each by the way that measured fastest there.
 
 There are four: through Gram matrices or through the gradient itself, in torch or by a Triton kernel. Which one wins
-depends on the matrix, the dtype, the length and the card; so each is timed on the first work of its kind.
+depends on the matrix, the dtype, the lengths and the card; so each is timed on the first work of its kind, and takes
+all sequences of a batch at once: in a language model there are more launches than a host has time for.
 """
 
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -36,21 +36,12 @@ class WeightWork:
     num_inputs: int
     num_outputs: int
     dtype: torch.dtype
-    length: int  # of the longest sequence of this kind, in tokens
+    length: int  # Σ T² / Σ T of its sequences, in tokens: the ways differ by T² and T
     device: torch.device
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
         return f"norms of {self.num_outputs} × {self.num_inputs} in {dtype}, up to {self.length} tokens, {self.device}"
-
-
-@dataclass(frozen=True, slots=True)
-class LengthGroup:
-    """The sequences of a batch that are of about one length."""
-
-    length: int
-    members_b: Tensor  # which of the B sequences, on the device
-    ranges: RowRanges
 
 
 _FASTEST = FastestWays()
@@ -69,16 +60,14 @@ def weight_norms(
     Raises:
         UnavailableError, torch.OutOfMemoryError: no way works; the reason of the last.
     """
-    shares_B = torch.zeros(len(slices), dtype=torch.float64, device=x_NI.device)
-    for group in length_groups(tuple((rows.start, rows.stop) for rows in slices), x_NI.device):
-        work = WeightWork(x_NI.shape[1], gradient_NO.shape[1], x_NI.dtype, group.length, x_NI.device)
-        calls = {
-            name: lambda way=way, ranges=group.ranges: way(x_NI, gradient_NO, ranges)
-            for name, way in (norm_ways(work) if ways is None else ways).items()
-        }
-        with torch.cuda.device_of(x_NI):  # times are taken, and kernels launched, on the current device
-            shares_B.index_copy_(0, group.members_b, fastest.run(work, calls))
-    return shares_B
+    ranges, length = _ranges(tuple((rows.start, rows.stop) for rows in slices), x_NI.device)
+    work = WeightWork(x_NI.shape[1], gradient_NO.shape[1], x_NI.dtype, length, x_NI.device)
+    calls = {
+        name: lambda way=way: way(x_NI, gradient_NO, ranges)
+        for name, way in (norm_ways(work) if ways is None else ways).items()
+    }
+    with torch.cuda.device_of(x_NI):  # times are taken, and kernels launched, on the current device
+        return fastest.run(work, calls)
 
 
 def norm_ways(work: WeightWork) -> dict[str, NormWay]:
@@ -120,15 +109,14 @@ def _triton_product_norms(x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges) 
 
 
 @lru_cache(maxsize=64)
-def length_groups(bounds: tuple[tuple[int, int], ...], device: torch.device) -> tuple[LengthGroup, ...]:
-    """Group sequences, given as ranges of rows, by length. Kept, so that a batch goes to the device once."""
-    members: defaultdict[int, list[int]] = defaultdict(list)
-    for index, (start, stop) in enumerate(bounds):
-        members[rounded_length(stop - start)].append(index)
-    return tuple(
-        LengthGroup(length, torch.tensor(group, device=device), row_ranges([bounds[b] for b in group], device))
-        for length, group in sorted(members.items())
-    )
+def _ranges(bounds: tuple[tuple[int, int], ...], device: torch.device) -> tuple[RowRanges, int]:
+    """Return the ranges, and the length that stands for theirs. Kept, so that a batch goes to the device once."""
+    return row_ranges(bounds, device), typical_length([stop - start for start, stop in bounds])
+
+
+def typical_length(lengths: Sequence[int]) -> int:
+    """Return ``Σ T² / Σ T``, rounded as ``rounded_length`` does."""
+    return rounded_length(sum(length**2 for length in lengths) // sum(lengths))
 
 
 def rounded_length(num_tokens: int) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -117,13 +118,13 @@ class _Affine(torch.autograd.Function):
         (gradient,) = output_gradients
         x, factor = ctx.saved_tensors
         measures_weight, measures_bias = ctx.measures
-        shares_B = torch.zeros_like(ctx.measurement.squared_norms_B)
+        shares: list[Tensor] = []
         if measures_weight:
-            shares_B = shares_B + _shares(gradient.float() * x.float(), ctx)
+            shares.append(_shares(_products(gradient, x), ctx))
         if measures_bias:
-            shares_B = shares_B + _shares(gradient.float(), ctx)
+            shares.append(_shares(gradient, ctx))
         x_gradient = gradient if factor is None else (gradient * factor).to(x.dtype)
-        return x_gradient, shares_B, None, None, None, None, None, None
+        return x_gradient, reduce(torch.add, shares), None, None, None, None, None, None
 
 
 def _scale_and_shift(x: Tensor, factor: Tensor | None, shift: Tensor | None) -> Tensor:
@@ -131,8 +132,20 @@ def _scale_and_shift(x: Tensor, factor: Tensor | None, shift: Tensor | None) -> 
     return scaled if shift is None else scaled + shift
 
 
+def _products(gradient: Tensor, x: Tensor) -> Tensor:
+    """``g_t ⊙ x_t``: in float32, or on a CUDA device in bfloat16, which has its range; the sums are float32's.
+
+    Rounding each product adds no more than the gradient's own rounding did.
+    """
+    if gradient.is_cuda and gradient.dtype == x.dtype == torch.bfloat16:
+        return gradient * x
+    return gradient.float() * x
+
+
 def _shares(products: Tensor, ctx: Any) -> Tensor:  # noqa: ANN401 - torch's context
     """``‖Σ_t p_t‖²`` per sequence, shape (B,); what is neither token nor feature, such as heads, is summed too."""
     num_tokens = ctx.measurement.batch.num_tokens
     rows_NXD = products.movedim(ctx.token_axis, 0).reshape(num_tokens, -1, ctx.num_features)
-    return row_sum_shares(rows_NXD.sum(1), ctx.measurement)
+    if rows_NXD.shape[1] == 1:
+        return row_sum_shares(rows_NXD.squeeze(1), ctx.measurement)
+    return row_sum_shares(rows_NXD.sum(1, dtype=torch.promote_types(products.dtype, torch.float32)), ctx.measurement)

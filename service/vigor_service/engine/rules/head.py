@@ -27,7 +27,7 @@ from vigor_service.engine.weight_norms_cuda import weight_norms
 
 _SLICE = 1024  # vocabulary entries
 _ROWS_IN_CACHE = 8
-_ROWS_ON_GPU = 256  # of which float32 copies exist
+_ROWS_ON_GPU = 512  # of which float32 copies exist
 _PROBES_TIMES = 16  # the head alone has a quarter of the squared norm: its error would be all the error there is
 # A matrix product of fewer rows with the vocabulary runs below the machine's rate.
 _ROWS_AT_ONCE_CPU = 384

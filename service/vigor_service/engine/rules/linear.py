@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 import torch
@@ -100,14 +101,14 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         (gradient,) = output_gradients
-        shares_B = torch.zeros_like(ctx.measurement.squared_norms_B)
+        shares: list[Tensor] = []
         if ctx.input is not None:
-            shares_B = shares_B + weight_shares(ctx.input, gradient.flatten(0, -2), ctx.measurement, ctx.signs_PI)
+            shares.append(weight_shares(ctx.input, gradient.flatten(0, -2), ctx.measurement, ctx.signs_PI))
             ctx.input.release()
         if ctx.measures_bias:
-            shares_B = shares_B + row_sum_shares(gradient.flatten(0, -2), ctx.measurement)
+            shares.append(row_sum_shares(gradient.flatten(0, -2), ctx.measurement))
         x_gradient = gemm.linear(gradient, ctx.weight_OI.T) if ctx.needs_input_grad[0] else None
-        return x_gradient, shares_B, None, None, None, None, None, None
+        return x_gradient, reduce(torch.add, shares), None, None, None, None, None, None
 
 
 def weight_shares(
@@ -130,7 +131,13 @@ def weight_shares(
 
 
 def row_sum_shares(gradient_NO: Tensor, measurement: Measurement) -> Tensor:
-    """``‖Σ_t g_t‖²`` per sequence, shape (B,): the square of the sum."""
+    """``‖Σ_t g_t‖²`` per sequence, shape (B,): the square of the sum.
+
+    On a CUDA device by a product with zeros and ones, which is exact: one launch for all sequences.
+    """
+    if gradient_NO.is_cuda:
+        sums_BO = matmul_float32(measurement.batch.membership_BN(gradient_NO.dtype), gradient_NO)
+        return torch.linalg.vector_norm(sums_BO, dim=-1, dtype=torch.float64).square()
     return torch.stack([squared_norm(rows_TO.float().sum(0)) for rows_TO in measurement.rows_of_sequences(gradient_NO)])
 
 

@@ -1,0 +1,80 @@
+"""RMSNorm by torch's fused kernel, where a model's module is the usual one: on a CUDA device two launches for nine.
+
+The usual one is Llama's: ``weight * (x / sqrt(mean(x²) + eps))``, normalised in float32. Whether a module is usual is
+found by trying it on random numbers, not by its name alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_MOST_ROUNDINGS = 8  # of the dtype: two orders of summation, two roundings
+
+
+def usual_rms_norms(model: nn.Module) -> dict[nn.Module, float]:
+    """Return the model's usual RMSNorm modules, each with its epsilon."""
+    named = (module for module in model.modules() if type(module).__name__.endswith("RMSNorm"))
+    found = ((module, _epsilon(module)) for module in named)
+    return {module: epsilon for module, epsilon in found if epsilon is not None and _is_usual(module, epsilon)}
+
+
+@contextmanager
+def fused(norms: Mapping[nn.Module, float]) -> Iterator[None]:
+    """Let these modules run by the fused kernel, and restore their own ways afterwards."""
+    for module, epsilon in norms.items():
+        module.forward = partial(_run, module, module.forward, epsilon)
+    try:
+        yield
+    finally:
+        for module in norms:
+            del module.forward  # the instance's: the class's is seen again
+
+
+def _run(
+    module: nn.Module,
+    forward: Callable[..., Tensor],
+    epsilon: float,
+    x: Tensor,
+    *others: object,  # a gate, say
+    **options: object,
+) -> Tensor:
+    if others or options:
+        return forward(x, *others, **options)
+    return _fused(x, module.get_parameter("weight"), epsilon)
+
+
+def _fused(x: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
+    return weight_D * F.rms_norm(x, weight_D.shape, None, epsilon)
+
+
+def _epsilon(module: nn.Module) -> float | None:
+    """Return the epsilon of a module whose one parameter is a weight vector and whose forward is its class's."""
+    epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    parameters = dict(module.named_parameters())
+    is_plain = list(parameters) == ["weight"] and parameters["weight"].dim() == 1 and "forward" not in vars(module)
+    return epsilon if is_plain and isinstance(epsilon, float) and parameters["weight"].dtype in _DTYPES else None
+
+
+def _is_usual(module: nn.Module, epsilon: float) -> bool:
+    """Whether the module does with random rows and weights what the fused kernel does, but for rounding."""
+    weight_D = module.get_parameter("weight")
+    generator = torch.Generator().manual_seed(0)
+    x, other_D = (
+        torch.randn(*shape, generator=generator).to(weight_D) for shape in ((1, 4, len(weight_D)), weight_D.shape)
+    )
+    with torch.no_grad():
+        try:
+            own = functional_call(module, {"weight": other_D}, (x,))
+        except TypeError:
+            return False  # it takes more than rows
+        expected = _fused(x, other_D, epsilon)
+    rounding = _MOST_ROUNDINGS * torch.finfo(weight_D.dtype).eps
+    return isinstance(own, Tensor) and own.dtype == x.dtype and torch.allclose(own, expected, rtol=rounding, atol=0)
