@@ -193,5 +193,7 @@ def test_a_gpu_that_is_full_is_survived() -> None:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert result.fitting_tokens is not None
     assert result.fitting_tokens < num_tokens(sequences)
-    assert largest_error(result.scores, expected.scores) < 3e-5  # other batches are summed in another order
+    assert (
+        largest_error(result.scores, expected.scores) < 1e-4
+    )  # other batches, other kernels, another order of summation
     assert 0 < alone.too_long[long_sequence()] < long_sequence().num_tokens

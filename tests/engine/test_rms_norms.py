@@ -37,6 +37,12 @@ class OtherEpsilonRMSNorm(UsualRMSNorm):
         return super().forward(x + 0.1)
 
 
+class OnceRoundedRMSNorm(UsualRMSNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        normalized = x.float() * torch.rsqrt(x.float().square().mean(-1, keepdim=True) + self.variance_epsilon)
+        return (self.weight * normalized).to(x.dtype)  # gpt-oss's
+
+
 class GatedRMSNorm(UsualRMSNorm):
     def forward(self, x: Tensor, gate: Tensor | None = None) -> Tensor:
         normalized = super().forward(x)
@@ -59,6 +65,13 @@ def test_only_norms_that_do_the_usual_are_taken(dtype: torch.dtype) -> None:
     others = [ShiftedRMSNorm(), OtherEpsilonRMSNorm(), BiasedRMSNorm(), UsualLayerNorm()]
     model = nn.Sequential(usual, gated, *others).to(dtype)
     assert usual_rms_norms(model) == {usual: 1e-6, gated: 1e-6}
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_norm_that_rounds_elsewhere_is_taken_only_where_nothing_is_rounded(dtype: torch.dtype) -> None:
+    model = nn.Sequential(OnceRoundedRMSNorm())
+    assert usual_rms_norms(model)
+    assert not usual_rms_norms(model.to(dtype))
 
 
 def test_a_norm_in_float64_is_left_alone() -> None:

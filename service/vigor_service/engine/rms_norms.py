@@ -16,7 +16,8 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-_MOST_ROUNDINGS = 8  # of the dtype: two orders of summation, two roundings
+_MOST_ROUNDINGS = 8  # in float32: two orders of summation, two roundings
+_EQUAL_SHARE = 0.98  # in 16 bits
 
 
 def usual_rms_norms(model: nn.Module) -> dict[nn.Module, float]:
@@ -64,17 +65,25 @@ def _epsilon(module: nn.Module) -> float | None:
 
 
 def _is_usual(module: nn.Module, epsilon: float) -> bool:
-    """Whether the module does with random rows and weights what the fused kernel does, but for rounding."""
+    """Whether the module does with random rows and weights what the fused kernel does."""
     weight_D = module.get_parameter("weight")
     generator = torch.Generator().manual_seed(0)
-    x, other_D = (
-        torch.randn(*shape, generator=generator).to(weight_D) for shape in ((1, 4, len(weight_D)), weight_D.shape)
-    )
+    x_TD, other_D = (torch.randn(*shape, len(weight_D), generator=generator).to(weight_D) for shape in ((64,), ()))
     with torch.no_grad():
         try:
-            own = functional_call(module, {"weight": other_D}, (x,))
+            own = functional_call(module, {"weight": other_D}, (x_TD,))
         except TypeError:
             return False  # it takes more than rows
-        expected = _fused(x, other_D, epsilon)
-    rounding = _MOST_ROUNDINGS * torch.finfo(weight_D.dtype).eps
-    return isinstance(own, Tensor) and own.dtype == x.dtype and torch.allclose(own, expected, rtol=rounding, atol=0)
+        return isinstance(own, Tensor) and _are_alike(own, _fused(x_TD, other_D, epsilon))
+
+
+def _are_alike(own_TD: Tensor, fused_TD: Tensor) -> bool:
+    """Whether the numbers are the same but for the order of a sum; in 16 bits that shows in hardly any of them.
+
+    A module that multiplies before it rounds differs there in every fourth number.
+    """
+    if own_TD.dtype != fused_TD.dtype:
+        return False
+    if own_TD.dtype == torch.float32:
+        return torch.allclose(own_TD, fused_TD, rtol=_MOST_ROUNDINGS * torch.finfo(torch.float32).eps, atol=0)
+    return (own_TD == fused_TD).double().mean().item() >= _EQUAL_SHARE
