@@ -52,7 +52,10 @@ def service_process(
         process = subprocess.Popen([*command, *arguments], stderr=stderr, env=environment, cwd=REPOSITORY)
     try:
         wait_until(lambda: _url(log) is not None or process.poll() is not None, deadline_seconds=START_SECONDS)
-        with httpx.Client(base_url=_url(log) or "", timeout=60) as http:
+        url = _url(log)
+        if url is None:
+            raise RuntimeError(f"the service ended before it listened:\n{log.read_text()}")
+        with httpx.Client(base_url=url, timeout=60) as http:
             if wait_ready:
                 wait_until(lambda: http.get("/readyz").status_code == 200, deadline_seconds=START_SECONDS)
             yield ServiceProcess(process, http, log)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import log, sqrt
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tests.tiny_models import VOCAB_SIZE, tiny_model
-from vigor_service.engine.exact_norms import exact_score
+from vigor_service.engine.exact_norms import _ELEMENTS_AT_ONCE, exact_score, sum_of_squares
 from vigor_service.engine.parameters import measured_parameters
 from vigor_service.engine.sequences import TokenSequence
 
@@ -51,3 +55,29 @@ def test_dropout_is_off_even_when_the_model_was_training() -> None:
     sequence = TokenSequence((7, 8), (9, 10))
     scores = {exact_score(model.train(), sequence, measured_parameters(model)).grad_norm for _ in range(2)}
     assert len(scores) == 1
+
+
+class LargestFloat64(TorchDispatchMode):
+    """Remembers how many elements the largest float64 tensor had that an operation returned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_elements = 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:  # noqa: ANN401 - whatever torch returns
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.dtype == torch.float64:
+                self.num_elements = max(self.num_elements, leaf.numel())
+        return result
+
+
+@pytest.mark.parametrize("shape", [(), (0, 3), (7,), (4097, 4099)])
+def test_a_gradient_is_squared_without_a_float64_copy_of_all_of_it(shape: tuple[int, ...]) -> None:
+    gradient = torch.randn(shape)
+    with LargestFloat64() as largest:
+        squared = sum_of_squares(gradient)
+    assert largest.num_elements <= _ELEMENTS_AT_ONCE
+    torch.testing.assert_close(squared, gradient.double().square().sum())

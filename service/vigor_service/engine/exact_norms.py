@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
 
+_ELEMENTS_AT_ONCE = 2**24
+
 
 def exact_score(
     model: PreTrainedModel, sequence: TokenSequence, parameters: Mapping[str, nn.Parameter]
@@ -32,8 +34,14 @@ def exact_score(
         targets_T = torch.tensor(sequence.loss_targets(), device=model.device)
         loss = nn.functional.cross_entropy(logits_TV, targets_T)
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    squared_norm = sum(gradient.double().square().sum().item() for gradient in gradients if gradient is not None)
+    squared_norm = sum(sum_of_squares(gradient).item() for gradient in gradients if gradient is not None)
     return SequenceScore(sequence.num_loss_tokens, sqrt(squared_norm), -loss.item(), *_signals(logits_TV.detach()))
+
+
+def sum_of_squares(gradient: Tensor) -> Tensor:
+    """``(gradient.double() ** 2).sum()``, in parts: no float64 copy of a whole matrix is ever there."""
+    parts = gradient.flatten().split(_ELEMENTS_AT_ONCE)
+    return torch.stack([part.double().square().sum() for part in parts]).sum()
 
 
 def loss_logits(model: PreTrainedModel, sequence: TokenSequence) -> Tensor:

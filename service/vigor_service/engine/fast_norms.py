@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from vigor_service.engine.batches import TOKENS_AT_FULL_RATE, queues, small_batches
 from vigor_service.engine.checkpoints import Checkpoints, checkpointable, checkpointing, measured_layers
 from vigor_service.engine.decoder import decoder_layers
+from vigor_service.engine.exact_norms import sum_of_squares
 from vigor_service.engine.free_memory import free_bytes
 from vigor_service.engine.interception import Measuring, RecordingLinears
 from vigor_service.engine.keeping import Keep, bytes_kept_per_token, choose_keep
@@ -71,10 +72,7 @@ class FastNorms:
 
     def _score_batches(self, batches: Sequence[list[TokenSequence]], keep: Keep) -> dict[TokenSequence, SequenceScore]:
         sequences = [sequence for batch in batches for sequence in batch]
-        # All layers' rows of a shared prompt are kept until the batches are done.
-        shares_prompts = self.plan.decoder.layout == "packed" and keep is not Keep.LAYER_INPUTS
-        prompts = shared_prompts(sequences, self._model.device) if shares_prompts else []
-        prompt_rows = self._prompt_rows(prompts)
+        prompt_rows = self._prompt_rows(shared_prompts(sequences) if self._shares_prompts(keep) else [])
 
         def score_batch(batch: list[TokenSequence]) -> dict[TokenSequence, SequenceScore]:
             return self._score_batch(batch, prompt_rows, keep)
@@ -84,6 +82,11 @@ class FastNorms:
         else:
             scored = self._workers.run(score_batch, queues(batches, num_queues=self._workers.count))
         return {sequence: score for queue in scored for batch in queue for sequence, score in batch.items()}
+
+    def _shares_prompts(self, keep: Keep) -> bool:
+        """Whether prompts are run once; all layers' rows of them are then kept until the batches are done."""
+        is_cpu = self._model.device.type == "cpu"
+        return is_cpu and self.plan.decoder.layout == "packed" and keep is not Keep.LAYER_INPUTS
 
     def _num_at_once(self, batches: Sequence[list[TokenSequence]]) -> int:
         if self._workers is None or self.plan.one_at_a_time:
@@ -149,7 +152,7 @@ class FastNorms:
         leaves = [measurement.squared_norms_B, *fallback]
         squared_norms_B, *gradients = torch.autograd.grad(total, leaves, allow_unused=True)
         measuring.check_all_seen()
-        fallback_share = sum(gradient.double().square().sum() for gradient in gradients if gradient is not None)
+        fallback_share = sum(sum_of_squares(gradient) for gradient in gradients if gradient is not None)
         return squared_norms_B + fallback_share, signals
 
     @contextmanager

@@ -2,6 +2,9 @@
 
 In a causal model a token's row depends on what precedes it alone, so the rows of a prompt are the same in all of its
 sequences, in whichever batch. Gradients differ: the backward pass has all rows of all sequences.
+
+Only on a CPU. A GPU would spend on copying the rows into every layer's output what it saves on shorter products, up to
+prompts of 4,096 tokens at least (docs/decisions/0020-on-a-gpu.md).
 """
 
 from __future__ import annotations
@@ -18,16 +21,14 @@ from vigor_service.engine.packing import PackedBatch
 from vigor_service.engine.sequences import TokenSequence
 
 MIN_TOKENS = 16  # a pass of fewer rows costs about what it saves
-_MIN_TOKENS_ON_GPU = 2048  # there the copies into each layer's output cost as much as shorter products
 
 Prompt = tuple[int, ...]
 
 
-def shared_prompts(sequences: Sequence[TokenSequence], device: torch.device) -> list[Prompt]:
-    """Return the prompts that are worth a pass of their own: of several sequences, and not too short for the device."""
-    shortest = _MIN_TOKENS_ON_GPU if device.type == "cuda" else MIN_TOKENS
+def shared_prompts(sequences: Sequence[TokenSequence]) -> list[Prompt]:
+    """Return the prompts that are worth a pass of their own: of several sequences, and not very short."""
     counts = Counter(sequence.prompt_ids for sequence in sequences)
-    return [prompt for prompt, count in counts.items() if count > 1 and len(prompt) >= shortest]
+    return [prompt for prompt, count in counts.items() if count > 1 and len(prompt) >= MIN_TOKENS]
 
 
 @dataclass(frozen=True, slots=True)
