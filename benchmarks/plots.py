@@ -150,6 +150,23 @@ def _deltas(report: Report) -> Figure:
     return figure
 
 
+def _overlap(report: Report) -> Figure:
+    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    axes = figure.subplots()
+    table = report.table("rounds")
+    names = [f"up to {row['tokens']} tokens" for row in table.rows]
+    parts = ("generate_seconds", "publish_seconds", "wait_seconds")
+    for offset, key, colour in zip((-0.25, 0, 0.25), parts, (_BLUE, _ORANGE, _RED), strict=True):
+        positions = [index + offset for index in range(len(names))]
+        bars = axes.bar(positions, _numbers(table, key), 0.25, color=colour, label=table.columns[key][0])
+        axes.bar_label(bars, fmt="{:.2f}", padding=2, color=_GREY)
+    axes.set_xticks(range(len(names)), names)
+    axes.set(ylabel="seconds")
+    axes.margins(y=0.2)
+    axes.legend()
+    return figure
+
+
 def _stacked(axes: Axes, table: Table, names: list[str], keys: Sequence[str]) -> None:
     bottoms = [0.0] * len(names)
     for key, colour in zip(keys, (_BLUE, _ORANGE, _GREEN, _RED), strict=True):
@@ -169,4 +186,5 @@ PLOTS: dict[str, Callable[[Report], Figure]] = {
     "long-sequences": _long_sequences,
     "weights": _weights,
     "deltas": _deltas,
+    "overlap": _overlap,
 }

@@ -51,6 +51,11 @@ class Publication:
     verify_seconds: float = field(default=0.0, compare=False)
     swap_seconds: float = field(default=0.0, compare=False)
 
+    @property
+    def seconds(self) -> float:
+        """All of it, from the first hash to the answer that the weights serve."""
+        return self.plan_seconds + self.send_seconds + self.verify_seconds + self.swap_seconds
+
 
 def make_plan(tensors: Mapping[str, torch.Tensor], wanted: TensorList, *, max_file_bytes: int = MAX_FILE_BYTES) -> Plan:
     """Check ``tensors`` against what the service wants and compute all checksums, one tensor at a time.

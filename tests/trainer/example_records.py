@@ -24,6 +24,8 @@ def example_record(step: int, **changes: object) -> RoundRecord:
         "mean_entropy": 0.75,
         "self_certainty": 12.0,
         "sent_bytes": 538_000_000,
+        "generate_seconds": 6.0,
+        "publish_seconds": 3.0,
         "wait_seconds": 0.5,
         "score_seconds": 4.0,
     }

@@ -52,7 +52,14 @@ class FakeService:
             return Publication(self.weight_version, digest, sent_bytes=0, num_changed_tensors=0)
         self.weight_version, self.weight_digest = weight_version, digest
         self.sent_versions.append(weight_version)
-        return Publication(weight_version, digest, sent_bytes=1000, num_changed_tensors=len(tensors))
+        return Publication(
+            weight_version,
+            digest,
+            sent_bytes=1000,
+            num_changed_tensors=len(tensors),
+            plan_seconds=0.5,
+            send_seconds=0.25,
+        )
 
     def score(self, groups: Sequence[Group], **insisted: Any) -> ScoreResponse:  # noqa: ANN401 - as VigorClient.score
         request = ScoreRequest(groups=list(groups), **insisted)

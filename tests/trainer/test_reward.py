@@ -38,6 +38,7 @@ class Call:
             "finish_reason": ["stop", "length", "stop", "stop"],
             "group_size": [2] * 4,
             "mode": ["train"] * 4,
+            "generate_seconds": [2.5] * 4,
             "trainer_state": SimpleNamespace(global_step=5),
             "log_metric": self.metrics.__setitem__,
             "log_extra": None,
@@ -88,6 +89,7 @@ def test_a_round_is_recorded_and_logged() -> None:
     assert record.reward_length_correlation == pytest.approx(0.3162, abs=1e-4)
     assert record.accuracy is None
     assert record.sent_bytes == 1000
+    assert (record.generate_seconds, record.publish_seconds) == (2.5, 0.75)
     assert call.metrics["vigor/mean_length"] == 7 / 4
     assert "vigor/accuracy" not in call.metrics
 

@@ -39,6 +39,7 @@ def reward_of_my_completion(service: FakeService) -> float:
             finish_reason=["stop"],
             group_size=[2],
             mode=["train"],
+            generate_seconds=[1.0],
             trainer_state=TrainerState(),
             log_metric=lambda _name, _value: None,
         )

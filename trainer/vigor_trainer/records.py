@@ -29,7 +29,9 @@ class RoundRecord:
     mean_entropy: float | None  # nats
     self_certainty: float | None  # nats
     sent_bytes: int  # of weights; 0 when the service had them already
-    wait_seconds: float  # spent waiting for the publication after generation had ended
+    generate_seconds: float
+    publish_seconds: float  # beside the generation
+    wait_seconds: float  # what is left of the publication after generation had ended
     score_seconds: float
 
 

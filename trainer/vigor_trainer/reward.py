@@ -37,6 +37,8 @@ LOGGED = (
     "self_certainty",
     "num_unscored",
     "sent_bytes",
+    "generate_seconds",
+    "publish_seconds",
     "wait_seconds",
     "score_seconds",
 )
@@ -85,6 +87,7 @@ class ServiceReward:
         finish_reason: Sequence[FinishReason],
         group_size: Sequence[int],
         mode: Sequence[Literal["train", "eval"]],
+        generate_seconds: Sequence[float],
         trainer_state: TrainerState,
         log_metric: Callable[[str, float], None],
         answer: Sequence[str | None] | None = None,
@@ -104,30 +107,30 @@ class ServiceReward:
         groups = complete_groups(everyone, group_size[0])
 
         def score() -> list[float]:
-            return self._score(groups, step=trainer_state.global_step, mode=mode[0], log_metric=log_metric)
+            scored, record = self._score(groups, trainer_state.global_step, mode[0], generate_seconds[0])
+            self._record(record)
+            _log(record, log_metric)
+            return [score.reward for group in scored for score in group.completions]
 
         start = PartialState().process_index * len(samples)
         return on_main_process(score)[start : start + len(samples)]
 
     def _score(
-        self,
-        groups: Sequence[Sequence[Sample]],
-        *,
-        step: int,
-        mode: Literal["train", "eval"],
-        log_metric: Callable[[str, float], None],
-    ) -> list[float]:
+        self, groups: Sequence[Sequence[Sample]], step: int, mode: Literal["train", "eval"], generate_seconds: float
+    ) -> tuple[list[GroupScore], RoundRecord]:
         started = perf_counter()
         publication = self._publisher.wait()
         published = perf_counter()
         scored = [
             score for portion in in_portions(question(groups, step=step)) for score in self._ask(portion, publication)
         ]
-        seconds = {"wait_seconds": published - started, "score_seconds": perf_counter() - published}
-        record = _round_record(groups, scored, publication, step=step, mode=mode, seconds=seconds)
-        self._record(record)
-        _log(record, log_metric)
-        return [score.reward for group in scored for score in group.completions]
+        seconds = {
+            "generate_seconds": generate_seconds,
+            "publish_seconds": publication.seconds,
+            "wait_seconds": published - started,
+            "score_seconds": perf_counter() - published,
+        }
+        return scored, _round_record(groups, scored, publication, step=step, mode=mode, seconds=seconds)
 
     def _ask(self, groups: Sequence[Group], publication: Publication) -> list[GroupScore]:
         """Ask for scores under exactly the published weights."""

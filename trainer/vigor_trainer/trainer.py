@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage] - exported lazily
@@ -38,7 +39,9 @@ class VigorTrainer(GRPOTrainer):
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         if self._published_step != self.state.global_step:
             self._begin_publication()
+        started = perf_counter()
         rollout = super()._generate(prompts)
+        generate_seconds = perf_counter() - started
         prompt_ids, completion_ids, loss_mask, extra_fields = rollout[0], rollout[1], rollout[2], rollout[5]
         training = self.model.training  # pyright: ignore[reportOptionalMemberAccess] - there is one by now
         extra_fields |= {
@@ -47,6 +50,7 @@ class VigorTrainer(GRPOTrainer):
             "finish_reason": [self._finish_reason(ids) for ids in completion_ids],
             "group_size": self.num_generations if training else self.num_generations_eval,
             "mode": "train" if training else "eval",
+            "generate_seconds": generate_seconds,
         }
         return rollout
 
