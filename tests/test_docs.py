@@ -48,6 +48,7 @@ HTTP_EXAMPLES: list[type[BaseModel]] = [
     schemas.TensorList,
     schemas.UpdateRequest,
     schemas.UpdateStatus,
+    schemas.TakeRequest,
     schemas.CommitResponse,
     DeltaIndex,
     SGLangModelInfo,

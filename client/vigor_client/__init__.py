@@ -24,6 +24,7 @@ from vigor_client.errors import (
     PublishError,
     QueueFullError,
     SequenceTooLongError,
+    SharedDirectoryError,
     TensorsRefusedError,
     TransportError,
     UnauthenticatedError,
@@ -55,6 +56,7 @@ from vigor_client.schemas import (
     Usage,
     WeightsInfo,
 )
+from vigor_client.shared_directory import SharedDirectory
 from vigor_client.snapshot import WeightSnapshot
 from vigor_client.weights import Publication, digest_of_tensors
 
@@ -90,6 +92,8 @@ __all__ = [
     "QueueFullError",
     "ScoreResponse",
     "SequenceTooLongError",
+    "SharedDirectory",
+    "SharedDirectoryError",
     "TensorInfo",
     "TensorList",
     "TensorsRefusedError",

@@ -28,6 +28,7 @@ from vigor_client.schemas import (
     TruncatedRule,
     WeightsInfo,
 )
+from vigor_client.shared_directory import SharedDirectory
 from vigor_client.snapshot import WeightSnapshot
 from vigor_client.weights import Publication, publish
 from vigor_client.wire import AsyncWire, BlockingWire, Wire, run_blocking
@@ -136,6 +137,7 @@ class VigorClient:
         *,
         weight_version: int,
         snapshot: WeightSnapshot | None = None,
+        through: SharedDirectory | None = None,
     ) -> Publication:
         """Bring ``tensors`` (a whole state dict) into service as ``weight_version``.
 
@@ -144,13 +146,16 @@ class VigorClient:
 
         With a ``snapshot``, one for all publications of a run, only what changed is sent, unless all is smaller,
         the service holds other weights than the snapshot, or it is time for an anchor. It takes a model's memory on the
-        host.
+        host. Bytes go ``through`` a directory that the service sees as its ``--weights-root``, or else over HTTP.
 
         Raises:
             TensorsRefusedError: they do not fit the service's; every fault is named and nothing was sent.
             PublishError: the service ended with other weights.
+            SharedDirectoryError: the update cannot be written there.
         """
-        return run_blocking(publish(self._endpoints, tensors, weight_version=weight_version, snapshot=snapshot))
+        return run_blocking(
+            publish(self._endpoints, tensors, weight_version=weight_version, snapshot=snapshot, through=through)
+        )
 
     def close(self) -> None:
         """Close the connections."""
@@ -232,9 +237,12 @@ class AsyncVigorClient:
         *,
         weight_version: int,
         snapshot: WeightSnapshot | None = None,
+        through: SharedDirectory | None = None,
     ) -> Publication:
         """As ``VigorClient.publish_weights``; casts and checksums run on threads."""
-        return await publish(self._endpoints, tensors, weight_version=weight_version, snapshot=snapshot)
+        return await publish(
+            self._endpoints, tensors, weight_version=weight_version, snapshot=snapshot, through=through
+        )
 
     async def aclose(self) -> None:
         """Close the connections."""

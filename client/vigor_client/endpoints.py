@@ -14,6 +14,7 @@ from vigor_client.schemas import (
     ModelInfo,
     ScoreRequest,
     ScoreResponse,
+    TakeRequest,
     TensorList,
     UpdateRequest,
     UpdateStatus,
@@ -109,6 +110,15 @@ class Endpoints:
         path = f"{UPDATES}/{update_id}/files/{name}"
         timeout_seconds = self._timeout_seconds + body.num_bytes / SLOWEST_VERIFICATION_BYTES_PER_SECOND
         call = Call(method="PUT", path=path, body=body, timeout_seconds=timeout_seconds)
+        await self._exchange.send(call)
+
+    async def take(self, update_id: str, directory: str, *, num_bytes: int) -> None:
+        call = Call(
+            method="POST",
+            path=f"{UPDATES}/{update_id}/take",
+            body=Body.json(TakeRequest(directory=directory).model_dump_json()),
+            timeout_seconds=self._timeout_seconds + num_bytes / SLOWEST_VERIFICATION_BYTES_PER_SECOND,
+        )
         await self._exchange.send(call)
 
     async def commit(self, update_id: str, *, num_bytes: int) -> CommitResponse:

@@ -240,6 +240,10 @@ class PublishError(VigorError):
     """The service committed an update but serves other weights than were sent."""
 
 
+class SharedDirectoryError(VigorError):
+    """An update cannot be written to the directory that is shared with the service."""
+
+
 class InputError(VigorError):
     """Lines of a JSONL file are not groups, or the service refused them; the message names file and line."""
 

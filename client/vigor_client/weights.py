@@ -20,6 +20,7 @@ from vigor_client.errors import PublishError, TensorsRefusedError, VigorError, W
 from vigor_client.plan import Plan, PlannedFile, refuse
 from vigor_client.safetensors_file import header, split_into_files, tensor_num_bytes
 from vigor_client.schemas import CommitResponse, TensorInfo, TensorList, UpdateEncoding, UpdateFile, UpdateStatus
+from vigor_client.shared_directory import SharedDirectory
 from vigor_client.snapshot import WeightSnapshot
 from vigor_client.tensors import read, read_checked, unknown_names, unsendable
 
@@ -85,13 +86,16 @@ async def publish(
     *,
     weight_version: int,
     snapshot: WeightSnapshot | None = None,
+    through: SharedDirectory | None = None,
 ) -> Publication:
     """Bring ``tensors`` into service as ``weight_version``, unless the service has them already.
 
     With a snapshot of what the service holds, changes alone are sent where they are smaller; it is brought up to date.
+    The bytes go through a shared directory, or else over HTTP.
 
     Raises:
         TensorsRefusedError: they do not fit; nothing was sent.
+        SharedDirectoryError: they cannot be written there.
         PublishError: the service ended with other weights.
         ProblemError, TransportError, UnexpectedAnswerError: the update was dropped; the old weights serve on.
     """
@@ -104,12 +108,12 @@ async def publish(
         publication = Publication(serving.weight_version, serving.weight_digest, 0, 0, encoding=None)
     else:
         try:
-            publication = await _send(endpoints, plan, weight_version)
+            publication = await _send(endpoints, plan, weight_version, through)
         except WeightBaseMismatchError:
             if plan.changes is None:
                 raise
             plan = await endpoints.wire.compute(lambda: make_plan(tensors, wanted))
-            publication = await _send(endpoints, plan, weight_version)
+            publication = await _send(endpoints, plan, weight_version, through)
     if snapshot is not None:
         await endpoints.wire.compute(lambda: _bring_up_to_date(snapshot, tensors, wanted, plan, publication))
     return replace(publication, plan_seconds=plan_seconds)
@@ -142,9 +146,9 @@ def _bring_up_to_date(
         snapshot.take_all(tensors, wanted, weight_version=version, weight_digest=digest)
 
 
-async def _send(endpoints: Endpoints, plan: Plan, weight_version: int) -> Publication:
+async def _send(endpoints: Endpoints, plan: Plan, weight_version: int, through: SharedDirectory | None) -> Publication:
     request, started = plan.request(weight_version), perf_counter()
-    served = await _send_files(endpoints, plan, await endpoints.open_update(request))
+    served = await _send_files(endpoints, plan, await endpoints.open_update(request), through)
     if (served.weight_version, served.weight_digest) != (weight_version, plan.weight_digest):
         raise PublishError(
             f"sent weights {weight_version} ({plan.weight_digest}), but the service committed "
@@ -162,10 +166,15 @@ async def _send(endpoints: Endpoints, plan: Plan, weight_version: int) -> Public
     )
 
 
-async def _send_files(endpoints: Endpoints, plan: Plan, update: UpdateStatus) -> CommitResponse:
+async def _send_files(
+    endpoints: Endpoints, plan: Plan, update: UpdateStatus, through: SharedDirectory | None
+) -> CommitResponse:
     try:
-        for file in plan.files:
-            await endpoints.put_file(update.update_id, file.announced.name, file.body())
+        if through is not None:
+            await through.send(endpoints, update.update_id, plan.files)
+        else:
+            for file in plan.files:
+                await endpoints.put_file(update.update_id, file.announced.name, file.body())
         return await endpoints.commit(update.update_id, num_bytes=plan.num_bytes)
     except BaseException:  # also Ctrl-C and a cancelled task: nothing half-sent is left behind
         with contextlib.suppress(VigorError):

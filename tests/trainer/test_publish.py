@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from threading import Event
 
 import pytest
 import torch
 
 from tests.trainer.fake_service import FakeService
-from vigor_client import WeightSnapshot
+from vigor_client import SharedDirectory, WeightSnapshot
 from vigor_trainer.publish import Publisher
 
 WEIGHTS = {"weight": torch.ones(2)}
@@ -43,6 +44,15 @@ def test_one_snapshot_serves_all_publications() -> None:
             publisher.begin(WEIGHTS, version)
             publisher.wait()
     assert service.snapshots == [snapshot, snapshot]
+
+
+def test_all_publications_go_through_the_shared_directory() -> None:
+    service, through = FakeService(), SharedDirectory(Path("shared"))
+    with Publisher(service, through=through) as publisher:
+        for version in (1, 2):
+            publisher.begin(WEIGHTS, version)
+            publisher.wait()
+    assert service.directories == [through, through]
 
 
 def test_what_stopped_a_publication_is_raised_where_it_is_waited_for() -> None:

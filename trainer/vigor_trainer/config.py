@@ -66,6 +66,10 @@ class VigorArguments:
         default=False,
         metadata={"help": "Send what changed alone: for services in 16 bits; keeps a copy of the model on the host"},
     )
+    shared_directory: str | None = field(
+        default=None,
+        metadata={"help": "The service's --weights-root as this machine sees it: weights go through it, not over HTTP"},
+    )
     wait_seconds: float = field(
         default=30.0, metadata={"help": "Seconds a score request may wait in the service for this step's weights"}
     )

@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig, ModelConfig  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
-from vigor_client import VigorClient, WeightSnapshot
+from vigor_client import SharedDirectory, VigorClient, WeightSnapshot
 from vigor_client.embedded import embedded_model_dir
 from vigor_trainer.config import Arguments, VigorArguments
 from vigor_trainer.errors import InvalidModelError, UnsupportedSettingError
@@ -33,7 +33,8 @@ def run(arguments: Arguments) -> None:
     tokenizer = _load_tokenizer(model_name, grpo, model)
     tasks = _load_tasks(vigor, grpo, tokenizer)
     snapshot = WeightSnapshot() if vigor.deltas else None
-    with _client(vigor) as client, Publisher(client, snapshot) as publisher:
+    through = None if vigor.shared_directory is None else SharedDirectory(Path(vigor.shared_directory))
+    with _client(vigor) as client, Publisher(client, snapshot, through=through) as publisher:
         print(f"waiting for the service at {vigor.reward_url}", flush=True)
         client.wait_until_ready(vigor.ready_timeout_seconds)
         grpo.model_init_kwargs = _model_init_kwargs(grpo, model)

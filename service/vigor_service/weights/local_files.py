@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from vigor_client.delta_index import INDEX_NAME, DeltaIndex, is_index_of_delta
 from vigor_client.digest import announce
-from vigor_client.schemas import CommitResponse, FieldError, UpdateFile, UpdateRequest
+from vigor_client.schemas import CommitResponse, FieldError, UpdateFile, UpdateRequest, UpdateStatus
 from vigor_service.errors import InvalidRequestError, ServiceError, WeightBaseMismatchError, invalid_request
 from vigor_service.weights.publication import Publication
 from vigor_service.weights.receiving import BUFFER_BYTES
@@ -43,6 +43,15 @@ class LocalFiles:
         self._publication = publication
         self._root = None if root is None else root.resolve()
         self._pulled: tuple[Path, str] | None = None  # from where what serves was pulled, and its digest
+
+    async def take(self, update_id: str, directory: str) -> UpdateStatus:
+        """Take what an open update lacks from a directory, which is emptied of it.
+
+        Raises:
+            InvalidRequestError: the directory is not under the root, or as `Updates.take`.
+            ServiceError: as `Updates.take`.
+        """
+        return await self._updates.take(update_id, self._inside(directory, "directory"))
 
     async def load(self, directory: str, weight_version: int) -> CommitResponse:
         """Serve the weights of a checkpoint's directory.
@@ -89,7 +98,7 @@ class LocalFiles:
     def _inside(self, directory: str, field: str) -> Path:
         if self._root is None:
             raise _refuse("the service takes no files of its own machine: start it with --weights-root", field)
-        path = Path(directory).resolve()
+        path = (self._root / directory).resolve()
         if not path.is_relative_to(self._root) or not path.is_dir():
             raise _refuse(f"{directory[:200]} is no directory under the service's --weights-root", field)
         return path

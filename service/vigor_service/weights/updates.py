@@ -10,9 +10,11 @@ import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
 from time import perf_counter
 
-from vigor_client.schemas import CommitResponse, UpdateRequest, UpdateStatus
+from vigor_client.schemas import CommitResponse, UpdateFile, UpdateRequest, UpdateStatus
 from vigor_service.errors import PayloadTooLargeError, UpdateConflictError, UpdateNotFoundError, WeightBaseMismatchError
 from vigor_service.metrics import Metrics
 from vigor_service.weights.committing import Committer, log_refusal
@@ -20,6 +22,7 @@ from vigor_service.weights.publication import Publication
 from vigor_service.weights.receiving import receive_file
 from vigor_service.weights.staging import StagingArea
 from vigor_service.weights.state_directory import StateDirectory
+from vigor_service.weights.taking import take_file
 from vigor_service.weights.update import Update
 
 _logger = logging.getLogger(__name__)
@@ -83,11 +86,32 @@ class Updates:
             UpdateNotFoundError, UpdateConflictError: the update takes no file now.
             InvalidRequestError, DeadlineExceededError, StagingFullError: as `receive_file`; nothing of it stays.
         """
+        async with self._receiving(update_id, name, content_length) as (update, announced):
+            path, limit = update.paths[name], self._timeout_seconds
+            await receive_file(chunks, path, announced, stall_seconds=limit, on_progress=update.touch)
+        return update.status()
+
+    async def take(self, update_id: str, directory: Path) -> UpdateStatus:
+        """Take the announced files that have not come yet from a directory of this machine.
+
+        Raises:
+            UpdateNotFoundError, UpdateConflictError: the update takes no file now.
+            InvalidRequestError, StagingFullError: as `take_file`; files taken before stay.
+        """
+        for name in self._require_receiving(update_id).status().missing_files:
+            async with self._receiving(update_id, name) as (update, announced):
+                await asyncio.to_thread(take_file, directory / name, update.paths[name], announced)
+        return self.status(update_id)
+
+    @asynccontextmanager
+    async def _receiving(
+        self, update_id: str, name: str, content_length: int | None = None
+    ) -> AsyncIterator[tuple[Update, UpdateFile]]:
+        """Note that a file is on its way, and at the end that it has come."""
         update = self._require_receiving(update_id)
-        announced = update.begin_receiving(name, content_length)
-        path, started = update.paths[name], perf_counter()
+        announced, started = update.begin_receiving(name, content_length), perf_counter()
         try:
-            await receive_file(chunks, path, announced, stall_seconds=self._timeout_seconds, on_progress=update.touch)
+            yield update, announced
         except FileNotFoundError as error:  # dropped meanwhile, directory and all
             raise _not_found(update_id) from error
         finally:
@@ -95,7 +119,6 @@ class Updates:
         self._require_receiving(update_id).received.add(name)
         update.touch()
         self._metrics.weight_update_seconds.labels("receive").observe(perf_counter() - started)
-        return update.status()
 
     async def commit(self, update_id: str) -> CommitResponse:
         """Verify the update and serve it. Asking again gives the same answer, whatever it was.

@@ -1,0 +1,97 @@
+"""Files of an update that lie on this machine: moved or copied, and only if they are what was announced."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from vigor_client.digest import announce
+from vigor_service.errors import InvalidRequestError
+from vigor_service.weights.taking import take_file
+
+DATA = bytes(range(256)) * 40
+ANNOUNCED = announce("model.safetensors", [DATA])
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    source = tmp_path / "given" / ANNOUNCED.name
+    source.parent.mkdir()
+    source.write_bytes(DATA)
+    return source
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    (tmp_path / "staging").mkdir()
+    return tmp_path / "staging" / ANNOUNCED.name
+
+
+def test_a_file_on_the_same_disk_is_moved(source: Path, target: Path) -> None:
+    inode = source.stat().st_ino
+    take_file(source, target, ANNOUNCED)
+    assert target.read_bytes() == DATA
+    assert target.stat().st_ino == inode
+    assert not source.exists()
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="there is no second disk to take a file from")  # noqa: S108
+def test_a_file_on_another_disk_is_copied(target: Path) -> None:
+    source = Path("/dev/shm") / f"vigor-{os.getpid()}.safetensors"  # noqa: S108
+    source.write_bytes(DATA)
+    try:
+        take_file(source, target, ANNOUNCED)
+        assert target.read_bytes() == DATA
+        assert source.exists()
+    finally:
+        source.unlink()
+
+
+def replace_by_other_bytes(source: Path) -> None:
+    source.write_bytes(DATA[::-1])
+
+
+def replace_by_a_part(source: Path) -> None:
+    source.write_bytes(DATA[:-1])
+
+
+def replace_by_a_link(source: Path) -> None:
+    secret = source.with_name("secret")
+    source.rename(secret)
+    source.symlink_to(secret)
+
+
+def replace_by_a_pipe(source: Path) -> None:
+    source.unlink()
+    os.mkfifo(source)
+
+
+def replace_by_a_directory(source: Path) -> None:
+    source.unlink()
+    source.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (Path.unlink, "cannot be taken: No such file or directory"),
+        (replace_by_other_bytes, f"{ANNOUNCED.checksum} was announced"),
+        (replace_by_a_part, "has 10239 bytes, 10240 were announced"),
+        (replace_by_a_link, "is no plain file"),
+        (replace_by_a_pipe, "is no plain file"),
+        (replace_by_a_directory, "is no plain file"),
+    ],
+)
+def test_what_was_not_announced_is_refused_and_leaves_nothing(
+    spoil: Callable[[Path], None], message: str, source: Path, target: Path
+) -> None:
+    spoil(source)
+    with pytest.raises(InvalidRequestError) as caught:
+        take_file(source, target, ANNOUNCED)
+    [place] = caught.value.errors
+    assert place.loc == ["files", ANNOUNCED.name]
+    assert message in place.msg
+    assert list(target.parent.iterdir()) == []
