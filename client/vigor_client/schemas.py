@@ -32,7 +32,7 @@ TieRule = Literal["average", "ordinal"]
 TruncatedRule = Literal["score", "worst"]
 CompletionStatus = Literal["ok", "empty", "truncated", "nonfinite"]
 WeightState = Literal["ready", "applying", "poisoned"]
-UpdateState = Literal["receiving", "committing", "committed"]
+UpdateState = Literal["receiving", "verifying", "applying", "committed"]
 UpdateEncoding = Literal["full", "delta"]
 
 

@@ -250,7 +250,7 @@ def test_scoring_goes_on_while_an_update_is_received_and_verified(service: LiveS
         scoring = pool.submit(service.norms)
         wait_until(service.scorer.is_scoring.is_set)
         committing = pool.submit(service.http.post, f"{path}/commit")
-        wait_until(lambda: service.http.get(path).json()["state"] == "committing")
+        wait_until(lambda: service.http.get(path).json()["state"] == "applying")
         repeated = pool.submit(service.http.post, f"{path}/commit")
         assert service.http.delete(path).json()["code"] == "update_state"
         service.scorer.gate.set()

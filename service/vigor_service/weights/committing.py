@@ -61,6 +61,7 @@ class Committer:
         verified = await asyncio.to_thread(self._verify, update, before)
         verify_seconds = self._observe("verify", started)
         await self._store(update, before, verified.digest)
+        update.is_verified = True
         after = replace(before, version=update.request.weight_version, digest=verified.digest, tensors=verified.tensors)
         async with self._exclusive():
             started = perf_counter()

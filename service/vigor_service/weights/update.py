@@ -6,7 +6,7 @@ import asyncio
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vigor_client.schemas import CommitResponse, FieldError, UpdateFile, UpdateRequest, UpdateStatus
+from vigor_client.schemas import CommitResponse, FieldError, UpdateFile, UpdateRequest, UpdateState, UpdateStatus
 from vigor_service.errors import UpdateConflictError, invalid_request
 
 
@@ -21,6 +21,7 @@ class Update:
     received: set[str] = field(default_factory=set)
     receiving: set[str] = field(default_factory=set)
     commit: asyncio.Task[CommitResponse] | None = None
+    is_verified: bool = False
 
     @property
     def num_bytes(self) -> int:
@@ -47,10 +48,17 @@ class Update:
         return UpdateStatus(
             update_id=self.update_id,
             weight_version=self.request.weight_version,
-            state="receiving" if self.commit is None else "committed" if self.commit.done() else "committing",
+            state=self._state(),
             received_files=[name for name in names if name in self.received],
             missing_files=[name for name in names if name not in self.received],
         )
+
+    def _state(self) -> UpdateState:
+        if self.commit is None:
+            return "receiving"
+        if self.commit.done():
+            return "committed"
+        return "applying" if self.is_verified else "verifying"
 
     def begin_receiving(self, name: str, content_length: int | None) -> UpdateFile:
         """Return what was announced of this file; what was received of it before no longer counts.
