@@ -62,9 +62,12 @@ class VigorArguments:
     ties: Literal["average", "ordinal"] = field(
         default="average", metadata={"help": "Equal values share their mean rank, or rank by index"}
     )
-    deltas: bool = field(
-        default=False,
-        metadata={"help": "Send what changed alone: for services in 16 bits; keeps a copy of the model on the host"},
+    deltas: Literal["auto", "on", "off"] = field(
+        default="auto",
+        metadata={
+            "help": "Send what changed alone, which keeps a copy of the model on the host; auto: if the service has "
+            "weights in 16 bits, where little changes"
+        },
     )
     shared_directory: str | None = field(
         default=None,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +22,8 @@ from vigor_trainer.scoring import ScoreOptions
 from vigor_trainer.tasks import TaskSource, load_task
 from vigor_trainer.trainer import VigorTrainer
 
+_DTYPES_OF_16_BITS = ("bfloat16", "float16")
+
 
 def run(arguments: Arguments) -> None:
     """Train, publish the weights that training ended with, and save them with the tokenizer to `output_dir`.
@@ -32,11 +36,7 @@ def run(arguments: Arguments) -> None:
     model_name = vigor.model or model.model_name_or_path or str(embedded_model_dir())
     tokenizer = _load_tokenizer(model_name, grpo, model)
     tasks = _load_tasks(vigor, grpo, tokenizer)
-    snapshot = WeightSnapshot() if vigor.deltas else None
-    through = None if vigor.shared_directory is None else SharedDirectory(Path(vigor.shared_directory))
-    with _client(vigor) as client, Publisher(client, snapshot, through=through) as publisher:
-        print(f"waiting for the service at {vigor.reward_url}", flush=True)
-        client.wait_until_ready(vigor.ready_timeout_seconds)
+    with _client(vigor) as client, _publisher(vigor, client) as publisher:
         grpo.model_init_kwargs = _model_init_kwargs(grpo, model)
         trainer = VigorTrainer(
             publisher=publisher,
@@ -54,11 +54,26 @@ def run(arguments: Arguments) -> None:
     )
 
 
-def _client(vigor: VigorArguments) -> VigorClient:
+@contextmanager
+def _client(vigor: VigorArguments) -> Iterator[VigorClient]:
+    """Yield a client of a service that is ready."""
     try:
-        return VigorClient(vigor.reward_url, timeout_seconds=vigor.score_timeout_seconds)
+        client = VigorClient(vigor.reward_url, timeout_seconds=vigor.score_timeout_seconds)
     except ValueError as error:
         raise UnsupportedSettingError(f"--reward_url, --score_timeout_seconds: {error}") from error
+    with client:
+        print(f"waiting for the service at {vigor.reward_url}", flush=True)
+        client.wait_until_ready(vigor.ready_timeout_seconds)
+        yield client
+
+
+def _publisher(vigor: VigorArguments, client: VigorClient) -> Publisher:
+    sends_deltas = vigor.deltas == "on" or (vigor.deltas == "auto" and client.weights().dtype in _DTYPES_OF_16_BITS)
+    return Publisher(
+        client,
+        WeightSnapshot() if sends_deltas else None,
+        through=None if vigor.shared_directory is None else SharedDirectory(Path(vigor.shared_directory)),
+    )
 
 
 def _reward(vigor: VigorArguments, grpo: GRPOConfig, client: VigorClient, publisher: Publisher) -> ServiceReward:
