@@ -19,6 +19,7 @@ class Keep(Enum):
 
 
 _SHARE_OF_FREE = 0.7
+# Peaks above the weights, logits included, were 1.55 to 1.73 and 0.81 to 0.99 times the estimate (Qwen2.5, 0.5B to 7B).
 _TIMES_ESTIMATE = {Keep.EVERYTHING: 2.0, Keep.LITTLE: 1.0}
 
 
