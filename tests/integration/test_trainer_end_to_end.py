@@ -9,6 +9,8 @@ import pytest
 from tests.tiny_models import save_tiny_checkpoint
 from tests.trainer.running import running_service, started, trainer_flags, wait_for
 from vigor_client import checkpoint_tensors, digest_of_tensors
+from vigor_service.engine.engine import Engine
+from vigor_service.engine.loading import load_policy
 from vigor_trainer.records import read_records
 
 RUN_SECONDS = 150.0
@@ -39,6 +41,34 @@ def test_each_step_is_scored_by_the_weights_of_that_step(model: Path, tmp_path: 
     assert [record.sent_bytes > 0 for record in records] == [False, True, True]
     assert (served.weight_version, served.weight_digest) == (3, of_step[3])
     assert digest_of_tensors(checkpoint_tensors(output), wanted) == served.weight_digest
+
+
+@pytest.mark.slow
+def test_an_adapter_is_trained_by_a_service_that_holds_it(model: Path, tmp_path: Path) -> None:
+    adapter, output, log = save_adapter(tmp_path / "adapter", model), tmp_path / "run", tmp_path / "trainer.log"
+    with running_service(adapter, tmp_path / "service.log") as service:
+        lora = ["--use_peft", "--lora_r", "2", "--lora_alpha", "4", "--lora_target_modules", "q_proj", "v_proj"]
+        flags = [*trainer_flags(service.url, model, output), *lora, "--max_steps", "3", "--save_strategy", "no"]
+        with started("vigor_trainer", *flags, log=log) as trainer:
+            assert trainer.wait(RUN_SECONDS) == 0, log.read_text()[-2000:]
+        served, wanted = service.client.weights(), service.client.tensors()
+    records = read_records(output)
+    assert [record.weight_version for record in records] == [0, 1, 2]
+    assert all(0 < record.sent_bytes < records[0].sent_bytes / 4 for record in records[1:]), "the adapter alone"
+    # What the trainer saved, loaded over its base: an account of the weights that the service had no part in.
+    saved = Engine(load_policy(str(output), device="cpu").model, name="saved").tensors()
+    assert (served.weight_version, served.weight_digest) == (3, digest_of_tensors(saved, wanted))
+
+
+def save_adapter(directory: Path, base: Path) -> Path:
+    """An adapter of a checkpoint as PEFT saves it, for the service to start with."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    adapted = get_peft_model(load_policy(str(base), device="cpu").model, config)
+    adapted.peft_config["default"].base_model_name_or_path = str(base)
+    adapted.save_pretrained(str(directory))
+    return directory
 
 
 def test_a_service_that_stops_ends_the_run_with_one_message(model: Path, tmp_path: Path) -> None:

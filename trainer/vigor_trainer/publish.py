@@ -9,20 +9,31 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from vigor_client import Publication, WeightSnapshot
+from vigor_client.schemas import TensorList
 
 if TYPE_CHECKING:
     import torch
+
+    from vigor_trainer.adapters import AdaptedModel
 
 
 class PublishingClient(Protocol):
     """What is needed of `VigorClient`."""
 
+    def tensors(self) -> TensorList: ...
+
     def publish_weights(
-        self, tensors: Mapping[str, torch.Tensor], *, weight_version: int, snapshot: WeightSnapshot | None = None
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        weight_version: int,
+        snapshot: WeightSnapshot | None = None,
+        partial: bool = False,
     ) -> Publication: ...
 
 
@@ -35,14 +46,17 @@ class Publisher:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish-weights")
         self._publication: Future[Publication] | None = None
 
-    def begin(self, state_dict: Mapping[str, torch.Tensor], weight_version: int) -> None:
+    def begin(self, weights: Mapping[str, torch.Tensor] | AdaptedModel, weight_version: int) -> None:
         """Start to publish; nothing is sent when the service has these weights already.
 
         The tensors must not change before `wait` has returned.
         """
-        self._publication = self._worker.submit(
-            self._client.publish_weights, state_dict, weight_version=weight_version, snapshot=self._snapshot
+        publish = (
+            partial(self._client.publish_weights, weights)
+            if isinstance(weights, Mapping)
+            else partial(weights.publish, self._client)
         )
+        self._publication = self._worker.submit(publish, weight_version=weight_version, snapshot=self._snapshot)
 
     def wait(self) -> Publication:
         """Return the publication begun last, once it serves.
