@@ -38,6 +38,7 @@ class Publication:
     """What the service scores with after ``publish_weights``.
 
     When the service had these very weights already, nothing was sent and ``weight_version`` is the service's own.
+    ``base_digest`` names the weights that parts or changes were made from.
     ``plan_seconds`` went to hashing the tensors and, for changes alone, comparing and compressing them;
     ``verify_seconds`` and ``swap_seconds`` are the service's: it scores on while it verifies.
     """
@@ -47,6 +48,7 @@ class Publication:
     sent_bytes: int
     num_changed_tensors: int
     encoding: UpdateEncoding | None = "full"  # None: nothing was sent
+    base_digest: str | None = None
     plan_seconds: float = field(default=0.0, compare=False)
     send_seconds: float = field(default=0.0, compare=False)
     verify_seconds: float = field(default=0.0, compare=False)
@@ -137,7 +139,7 @@ async def publish(
             publication = await _send(endpoints, plan, weight_version)
     if snapshot is not None:
         await endpoints.wire.compute(lambda: _bring_up_to_date(snapshot, tensors, wanted, plan, publication))
-    return replace(publication, plan_seconds=plan_seconds)
+    return replace(publication, base_digest=plan.base_digest, plan_seconds=plan_seconds)
 
 
 def _check_partial(tensors: Mapping[str, torch.Tensor], snapshot: WeightSnapshot | None) -> None:

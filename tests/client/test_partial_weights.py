@@ -57,6 +57,7 @@ def test_a_part_is_sent_with_its_base_and_serves_under_the_digest_of_all() -> No
     assert published.weight_digest == digest_of_tensors({**served_weights(), "scale": scale}, before)
     assert (published.encoding, published.num_changed_tensors) == ("partial", 1)
     assert (opened(fake).base_version, opened(fake).base_digest) == (0, before.weight_digest)
+    assert published.base_digest == before.weight_digest
     assert torch.equal(fake.tensors["scale"], scale)
     assert torch.equal(fake.tensors["embed"], served_weights()["embed"])
 
@@ -74,7 +75,8 @@ def test_nothing_is_sent_when_nothing_differs() -> None:
     fake.weight_version = 4
     published = publish(fake, {"scale": torch.ones(2)})
     assert fake.calls == ASKING
-    assert published == Publication(4, fake.tensor_list().weight_digest, 0, 0, encoding=None)
+    digest = fake.tensor_list().weight_digest
+    assert published == Publication(4, digest, 0, 0, encoding=None, base_digest=digest)
 
 
 class OnlyGiven(Mapping[str, torch.Tensor]):

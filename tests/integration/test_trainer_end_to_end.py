@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.tiny_models import save_tiny_checkpoint
 from tests.trainer.running import running_service, started, trainer_flags, wait_for
 from vigor_client import checkpoint_tensors, digest_of_tensors
-from vigor_service.engine.engine import Engine
 from vigor_service.engine.loading import load_policy
 from vigor_trainer.records import read_records
 
@@ -44,9 +44,11 @@ def test_each_step_is_scored_by_the_weights_of_that_step(model: Path, tmp_path: 
 
 
 @pytest.mark.slow
-def test_an_adapter_is_trained_by_a_service_that_holds_it(model: Path, tmp_path: Path) -> None:
-    adapter, output, log = save_adapter(tmp_path / "adapter", model), tmp_path / "run", tmp_path / "trainer.log"
-    with running_service(adapter, tmp_path / "service.log") as service:
+@pytest.mark.parametrize("form", ["adapter", "base"])
+def test_an_adapter_is_trained_by_a_service_that_holds_it_or_its_base(model: Path, tmp_path: Path, form: str) -> None:
+    output, log = tmp_path / "run", tmp_path / "trainer.log"
+    served_model = model if form == "base" else save_adapter(tmp_path / "adapter", model)
+    with running_service(served_model, tmp_path / "service.log") as service:
         lora = ["--use_peft", "--lora_r", "2", "--lora_alpha", "4", "--lora_target_modules", "q_proj", "v_proj"]
         flags = [*trainer_flags(service.url, model, output), *lora, "--max_steps", "3", "--save_strategy", "no"]
         with started("vigor_trainer", *flags, log=log) as trainer:
@@ -54,10 +56,13 @@ def test_an_adapter_is_trained_by_a_service_that_holds_it(model: Path, tmp_path:
         served, wanted = service.client.weights(), service.client.tensors()
     records = read_records(output)
     assert [record.weight_version for record in records] == [0, 1, 2]
-    assert all(0 < record.sent_bytes < records[0].sent_bytes / 4 for record in records[1:]), "the adapter alone"
+    assert (records[0].sent_bytes > 0) == (form == "adapter"), "an adapter that changes nothing yet leaves the base"
+    model_bytes = (model / "model.safetensors").stat().st_size
+    assert all(0 < record.sent_bytes < model_bytes / 4 for record in records[1:]), "what is trained alone"
     # What the trainer saved, loaded over its base: an account of the weights that the service had no part in.
-    saved = Engine(load_policy(str(output), device="cpu").model, name="saved").tensors()
-    assert (served.weight_version, served.weight_digest) == (3, digest_of_tensors(saved, wanted))
+    saved: Any = load_policy(str(output), device="cpu").model
+    weights = saved.state_dict() if form == "adapter" else saved.merge_and_unload().state_dict()
+    assert (served.weight_version, served.weight_digest) == (3, digest_of_tensors(weights, wanted))
 
 
 def save_adapter(directory: Path, base: Path) -> Path:

@@ -78,21 +78,20 @@ class AdaptedModel:
     def publish(
         self, client: PublishingClient, *, weight_version: int, snapshot: WeightSnapshot | None = None
     ) -> Publication:
-        """Bring the weights into service. The first time the names of the service's tensors decide on the form.
+        """Bring the weights into service: all of them at first, then those that training changes.
 
-        With a snapshot changes are found by bytes, as in any other model.
+        The names of the service's tensors decide on the form, once. With a snapshot changes are found by bytes, as in
+        any other model.
 
         Raises:
             UnsupportedSettingError: the service holds another model, or the adapter cannot be merged.
             whatever the client raises.
         """
-        served = client.tensors()
         if self._form is None:
-            self._form = _form_of(self._model, served)
-        weights = self._form(self._model)
-        publication = None
-        if snapshot is None and served.weight_digest == self._published_digest:
-            publication = _publish_trained(weights, client, weight_version)
+            self._form = _form_of(self._model, client.tensors())
+        weights, publication = self._form(self._model), None
+        if snapshot is None and self._published_digest is not None:
+            publication = _publish_trained(client, weights.trained, weight_version, base_digest=self._published_digest)
         if publication is None:
             publication = client.publish_weights(weights.all, weight_version=weight_version, snapshot=snapshot)
         self._published_digest = publication.weight_digest
@@ -191,8 +190,11 @@ def _form_of(model: PeftModel, served: TensorList) -> Callable[[PeftModel], Adap
     return form
 
 
-def _publish_trained(weights: AdaptedWeights, client: PublishingClient, weight_version: int) -> Publication | None:
-    """None: the service does not take parts now, as when it is poisoned or is due for all that a restart needs."""
+def _publish_trained(
+    client: PublishingClient, trained: Mapping[str, torch.Tensor], weight_version: int, *, base_digest: str
+) -> Publication | None:
+    """None: all weights are due: the service takes no parts now, or they landed on others than were published last."""
     with suppress(WeightBaseMismatchError):
-        return client.publish_weights(weights.trained, weight_version=weight_version, partial=True)
+        publication = client.publish_weights(trained, weight_version=weight_version, partial=True)
+        return publication if publication.base_digest == base_digest else None
     return None
