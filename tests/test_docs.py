@@ -297,7 +297,7 @@ def test_the_python_examples_run_in_order(service: LiveService) -> None:
     for number, source in enumerate(blocks(CLIENT, "python"), start=1):
         code = source.replace(DOCUMENTED_URL, str(service.http.base_url))
         exec(compile(code, f"client.md, example {number}", "exec"), namespace)  # noqa: S102 - our own documentation
-    assert service.http.get("/v1/weights").json()["weight_version"] == 103
+    assert service.http.get("/v1/weights").json()["weight_version"] == 104
 
 
 def test_the_command_lines_run_in_order(

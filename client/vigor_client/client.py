@@ -137,6 +137,7 @@ class VigorClient:
         *,
         weight_version: int,
         snapshot: WeightSnapshot | None = None,
+        partial: bool = False,
         through: SharedDirectory | None = None,
     ) -> Publication:
         """Bring ``tensors`` (a whole state dict) into service as ``weight_version``.
@@ -148,14 +149,26 @@ class VigorClient:
         the service holds other weights than the snapshot, or it is time for an anchor. It takes a model's memory on the
         host. Bytes go ``through`` a directory that the service sees as its ``--weights-root``, or else over HTTP.
 
+        With ``partial``, ``tensors`` are some of the model's, such as those of an adapter: those that differ from the
+        served ones are sent, and all others stay as they are served. Only what is given is checked and hashed.
+
         Raises:
+            ValueError: ``partial`` without a tensor, or with a snapshot.
+            WeightBaseMismatchError: ``partial``, and the service has got other weights meanwhile, is poisoned, or needs
+                all once again; publish all.
             TensorsRefusedError: they do not fit the service's; every fault is named and nothing was sent.
             PublishError: the service ended with other weights.
             SharedDirectoryError: the update cannot be written there.
         """
-        return run_blocking(
-            publish(self._endpoints, tensors, weight_version=weight_version, snapshot=snapshot, through=through)
+        publication = publish(
+            self._endpoints,
+            tensors,
+            weight_version=weight_version,
+            snapshot=snapshot,
+            partial=partial,
+            through=through,
         )
+        return run_blocking(publication)
 
     def close(self) -> None:
         """Close the connections."""
@@ -237,11 +250,17 @@ class AsyncVigorClient:
         *,
         weight_version: int,
         snapshot: WeightSnapshot | None = None,
+        partial: bool = False,
         through: SharedDirectory | None = None,
     ) -> Publication:
         """As ``VigorClient.publish_weights``; casts and checksums run on threads."""
         return await publish(
-            self._endpoints, tensors, weight_version=weight_version, snapshot=snapshot, through=through
+            self._endpoints,
+            tensors,
+            weight_version=weight_version,
+            snapshot=snapshot,
+            partial=partial,
+            through=through,
         )
 
     async def aclose(self) -> None:

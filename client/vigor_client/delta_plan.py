@@ -95,6 +95,7 @@ def _plan(described: list[TensorInfo], changes: dict[str, bytes], base: TensorLi
     return Plan(
         model_digest(described),
         files,
+        encoding="delta",
         changes=changes,
         base_version=base.weight_version,
         base_digest=base.weight_digest,

@@ -28,6 +28,7 @@
     ├── TensorsRefusedError               the tensors do not fit the service's (also a ValueError); carries faults
     ├── InvalidDeltaError                 bytes that are no delta of a tensor (also a ValueError)
     ├── PublishError                      the service ended with other weights than were sent
+    ├── SharedDirectoryError              an update cannot be written where both ends see it
     ├── InputError                        a line of a JSONL file is not a group
     ├── CheckpointError                   a directory holds no checkpoint that can be read
     └── EmbeddedModelError                the embedded model could not be fetched or converted

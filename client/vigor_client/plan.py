@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from vigor_client.digest import announce
 from vigor_client.errors import TensorsRefusedError
-from vigor_client.schemas import UpdateFile, UpdateRequest
+from vigor_client.schemas import UpdateEncoding, UpdateFile, UpdateRequest
 from vigor_client.wire import Body
 
 Chunks = Callable[[], Iterator[bytes]]
@@ -27,10 +27,11 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """An update. ``changes`` by tensor, where it holds only these; then it has a base."""
+    """An update. One that is not ``full`` has a base; a delta has its ``changes`` by tensor, too."""
 
     weight_digest: str
     files: list[PlannedFile]
+    encoding: UpdateEncoding = "full"
     changes: Mapping[str, bytes] | None = None
     base_version: int | None = None
     base_digest: str | None = None
@@ -46,7 +47,7 @@ class Plan:
             weight_version=weight_version,
             base_version=self.base_version,
             base_digest=self.base_digest,
-            encoding="full" if self.changes is None else "delta",
+            encoding=self.encoding,
             files=[file.announced for file in self.files],
         )
 

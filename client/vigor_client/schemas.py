@@ -33,7 +33,7 @@ TruncatedRule = Literal["score", "worst"]
 CompletionStatus = Literal["ok", "empty", "truncated", "nonfinite"]
 WeightState = Literal["ready", "applying", "poisoned"]
 UpdateState = Literal["receiving", "verifying", "applying", "committed"]
-UpdateEncoding = Literal["full", "delta"]
+UpdateEncoding = Literal["full", "partial", "delta"]
 
 
 class WireModel(BaseModel):
@@ -245,7 +245,9 @@ class UpdateRequest(WireModel):
     weight_version: WeightVersion
     base_version: WeightVersion | None = Field(default=None, description="The version the update was made from.")
     base_digest: Checksum | None = Field(default=None, description="The digest of the weights it was made from.")
-    encoding: UpdateEncoding = Field(default="full", description="`delta` holds only what changed since the base.")
+    encoding: UpdateEncoding = Field(
+        default="full", description="`partial` holds some of the base's tensors anew, `delta` the bytes that changed."
+    )
     files: list[UpdateFile] = Field(min_length=1, max_length=4096)
 
     @model_validator(mode="after")
@@ -256,9 +258,11 @@ class UpdateRequest(WireModel):
         return self
 
     @model_validator(mode="after")
-    def _check_delta_names_its_base(self) -> Self:
-        if self.encoding == "delta" and (self.base_version is None or self.base_digest is None):
-            raise ValueError("a delta needs `base_version` and `base_digest`: without its base it means nothing")
+    def _check_base_is_named(self) -> Self:
+        if self.encoding != "full" and (self.base_version is None or self.base_digest is None):
+            raise ValueError(
+                f"a {self.encoding} update needs `base_version` and `base_digest`: without its base it means nothing"
+            )
         return self
 
 

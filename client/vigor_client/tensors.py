@@ -29,9 +29,14 @@ def unsendable(wanted: TensorList) -> dict[str, str]:
     return {info.name: f"the service holds {info.dtype}, which this client cannot send" for info in unknown}
 
 
+def given_names(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> list[str]:
+    """The names under which a tensor is given, its canonical one first."""
+    return [name for name in (info.name, *info.aliases) if name in tensors]
+
+
 def read(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> torch.Tensor:
     """One tensor as the service holds it: on the CPU, in its dtype, contiguous, flat. Checks nothing."""
-    return _cast(tensors[_given_names(tensors, info)[0]], info)
+    return _cast(tensors[given_names(tensors, info)[0]], info)
 
 
 def read_checked(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> torch.Tensor:
@@ -43,7 +48,7 @@ def read_checked(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> torch
     """
     import torch
 
-    if not (names := _given_names(tensors, info)):
+    if not (names := given_names(tensors, info)):
         raise TensorsRefusedError({info.name: "missing"})
     first, *others = names
     values = _fitting(first, tensors[first], info)
@@ -52,10 +57,6 @@ def read_checked(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> torch
             fault = f"differs from {first}, to which it is tied: one of the two is stale"
             raise TensorsRefusedError({name: fault})
     return values
-
-
-def _given_names(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> list[str]:
-    return [name for name in (info.name, *info.aliases) if name in tensors]
 
 
 def _fitting(name: str, tensor: torch.Tensor, info: TensorInfo) -> torch.Tensor:

@@ -1,8 +1,9 @@
 """Publish the weights of a trainer: check them, name them by their digest, and send what the service does not have.
 
 The bytes of a tensor are made twice, once for the checksums and once for the stream, so that neither a second model nor
-a file ever exists: the peak is one tensor. With a snapshot of what was published last, which is a second model on the
-host, only changes are sent. Knows nothing about when to publish.
+a file ever exists: the peak is one tensor. Of a model of which only parts are trained, these parts alone may be given.
+With a snapshot of what was published last, which is a second model on the host, only changes are sent. Knows nothing
+about when to publish.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from vigor_client.safetensors_file import header, split_into_files, tensor_num_b
 from vigor_client.schemas import CommitResponse, TensorInfo, TensorList, UpdateEncoding, UpdateFile, UpdateStatus
 from vigor_client.shared_directory import SharedDirectory
 from vigor_client.snapshot import WeightSnapshot
-from vigor_client.tensors import read, read_checked, unknown_names, unsendable
+from vigor_client.tensors import given_names, read, read_checked, unknown_names, unsendable
 
 if TYPE_CHECKING:
     import torch
@@ -38,6 +39,7 @@ class Publication:
     """What the service scores with after ``publish_weights``.
 
     When the service had these very weights already, nothing was sent and ``weight_version`` is the service's own.
+    ``base_digest`` names the weights that parts or changes were made from.
     ``plan_seconds`` went to hashing the tensors and, for changes alone, comparing and compressing them;
     ``verify_seconds`` and ``swap_seconds`` are the service's: it scores on while it verifies.
     """
@@ -47,6 +49,7 @@ class Publication:
     sent_bytes: int
     num_changed_tensors: int
     encoding: UpdateEncoding | None = "full"  # None: nothing was sent
+    base_digest: str | None = None
     plan_seconds: float = field(default=0.0, compare=False)
     send_seconds: float = field(default=0.0, compare=False)
     verify_seconds: float = field(default=0.0, compare=False)
@@ -67,12 +70,36 @@ def make_plan(tensors: Mapping[str, torch.Tensor], wanted: TensorList, *, max_fi
     """
     refuse(unsendable(wanted))
     faults = unknown_names(tensors, wanted)
-    parts = split_into_files(wanted.tensors, max_file_bytes=max_file_bytes)
-    names = [f"model-{number:05}-of-{len(parts):05}.safetensors" for number in range(1, len(parts) + 1)]
     described: list[TensorInfo] = []
-    files = [_plan_file(name, tensors, infos, described, faults) for name, infos in zip(names, parts, strict=True)]
+    files = _plan_files(tensors, wanted.tensors, described, faults, max_file_bytes)
     refuse(faults)
     return Plan(model_digest(described), files)
+
+
+def make_partial_plan(
+    tensors: Mapping[str, torch.Tensor], wanted: TensorList, *, max_file_bytes: int = MAX_FILE_BYTES
+) -> Plan:
+    """As ``make_plan`` of a model that has ``tensors`` and all others as they are served; those that differ are sent.
+
+    Where none differs all of ``tensors`` are planned: the service may hold others by the time it is asked.
+    """
+    given = wanted.model_copy(update={"tensors": [info for info in wanted.tensors if given_names(tensors, info)]})
+    refuse(unsendable(given))
+    faults = unknown_names(tensors, wanted)
+    described: list[TensorInfo] = []
+    files = _plan_files(tensors, given.tensors, described, faults, max_file_bytes)
+    refuse(faults)
+    new = {info.name: info for info in described}
+    differing = [info for info in given.tensors if new[info.name] != info]
+    if 0 < len(differing) < len(given.tensors):
+        files = _plan_files(tensors, differing, described, faults, max_file_bytes)
+    return Plan(
+        model_digest(new.get(info.name, info) for info in wanted.tensors),
+        files,
+        encoding="partial",
+        base_version=wanted.weight_version,
+        base_digest=wanted.weight_digest,
+    )
 
 
 def digest_of_tensors(tensors: Mapping[str, torch.Tensor], wanted: TensorList) -> str:
@@ -86,22 +113,27 @@ async def publish(
     *,
     weight_version: int,
     snapshot: WeightSnapshot | None = None,
+    partial: bool = False,
     through: SharedDirectory | None = None,
 ) -> Publication:
     """Bring ``tensors`` into service as ``weight_version``, unless the service has them already.
 
     With a snapshot of what the service holds, changes alone are sent where they are smaller; it is brought up to date.
+    With ``partial`` the tensors are some of the model's, and all others stay as they are served.
     The bytes go through a shared directory, or else over HTTP.
 
     Raises:
+        ValueError: ``partial`` without a tensor, or with a snapshot.
         TensorsRefusedError: they do not fit; nothing was sent.
         SharedDirectoryError: they cannot be written there.
         PublishError: the service ended with other weights.
         ProblemError, TransportError, UnexpectedAnswerError: the update was dropped; the old weights serve on.
     """
+    if partial:
+        _check_partial(tensors, snapshot)
     wanted = await endpoints.tensors()
     started = perf_counter()
-    plan = await endpoints.wire.compute(lambda: _smallest_plan(tensors, wanted, snapshot, weight_version))
+    plan = await endpoints.wire.compute(lambda: _smallest_plan(tensors, wanted, snapshot, weight_version, partial))
     plan_seconds = perf_counter() - started
     serving = await endpoints.weights()
     if serving.state == "ready" and serving.weight_digest == plan.weight_digest:
@@ -110,13 +142,20 @@ async def publish(
         try:
             publication = await _send(endpoints, plan, weight_version, through)
         except WeightBaseMismatchError:
-            if plan.changes is None:
+            if plan.encoding != "delta":  # of parts alone nobody can make a whole
                 raise
             plan = await endpoints.wire.compute(lambda: make_plan(tensors, wanted))
             publication = await _send(endpoints, plan, weight_version, through)
     if snapshot is not None:
         await endpoints.wire.compute(lambda: _bring_up_to_date(snapshot, tensors, wanted, plan, publication))
-    return replace(publication, plan_seconds=plan_seconds)
+    return replace(publication, base_digest=plan.base_digest, plan_seconds=plan_seconds)
+
+
+def _check_partial(tensors: Mapping[str, torch.Tensor], snapshot: WeightSnapshot | None) -> None:
+    if snapshot is not None:
+        raise ValueError("partial and snapshot exclude each other: a snapshot is of the whole model")
+    if not tensors:
+        raise ValueError("partial needs at least one tensor")
 
 
 def _smallest_plan(
@@ -124,7 +163,10 @@ def _smallest_plan(
     wanted: TensorList,
     snapshot: WeightSnapshot | None,
     weight_version: int,
+    partial: bool,
 ) -> Plan:
+    if partial:
+        return make_partial_plan(tensors, wanted)
     if snapshot is not None and snapshot.is_base(wanted):
         plan = make_delta_plan(tensors, wanted, snapshot, weight_version=weight_version)
         if plan is not None:
@@ -180,6 +222,19 @@ async def _send_files(
         with contextlib.suppress(VigorError):
             await endpoints.abandon(update.update_id)
         raise
+
+
+def _plan_files(
+    tensors: Mapping[str, torch.Tensor],
+    wanted: list[TensorInfo],
+    described: list[TensorInfo],
+    faults: dict[str, str],
+    max_file_bytes: int,
+) -> list[PlannedFile]:
+    """Hash tensors file by file, and describe them; what does not fit is a fault."""
+    parts = split_into_files(wanted, max_file_bytes=max_file_bytes)
+    names = [f"model-{number:05}-of-{len(parts):05}.safetensors" for number in range(1, len(parts) + 1)]
+    return [_plan_file(name, tensors, infos, described, faults) for name, infos in zip(names, parts, strict=True)]
 
 
 def _plan_file(

@@ -83,7 +83,7 @@ class Settings(BaseSettings):
 
     state_dir: Path | None = None
     """Directory that keeps the published weights: a restarted service comes back with them. It holds up to twice the
-    model, and the deltas since the last full update. Default: none, a restart begins with --model."""
+    model, and the smaller updates since the last full one. Default: none, a restart begins with --model."""
 
     weights_root: Path | None = None
     """Directory below which checkpoints and published versions may be loaded from this machine's disk, through

@@ -110,6 +110,11 @@ class FakeService:
         )
 
     def _open(self, update: UpdateRequest) -> httpx.Response:
+        served = self.tensor_list()
+        if update.base_digest not in (None, served.weight_digest) or (
+            update.encoding != "full" and self.state == "poisoned"
+        ):
+            return problem(409, "weight_base_mismatch", have=served.weight_digest, want=update.base_digest)
         self._update, self._files = update, {}
         status = UpdateStatus(update_id="u1", weight_version=update.weight_version, state="receiving")
         return answer(status, status=201)
@@ -128,6 +133,10 @@ class FakeService:
         assert self._update is not None
         assert sorted(self._files) == sorted(file.name for file in self._update.files)
         new = {name: tensor for data in self._files.values() for name, tensor in safetensors.torch.load(data).items()}
+        if self._update.encoding == "partial":
+            assert new
+            assert new.keys() <= self.tensors.keys()
+            new = self.tensors | new
         assert new.keys() == self.tensors.keys()
         changed = sum(not torch.equal(new[name], self.tensors[name]) for name in new)
         self.tensors, self.weight_version, self.state = new, self._update.weight_version, "ready"

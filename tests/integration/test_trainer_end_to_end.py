@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.tiny_models import save_tiny_checkpoint
 from tests.trainer.running import running_service, started, trainer_flags, wait_for
 from vigor_client import checkpoint_tensors, digest_of_tensors
+from vigor_service.engine.loading import load_policy
 from vigor_trainer.records import read_records
 
 RUN_SECONDS = 150.0
@@ -39,6 +41,39 @@ def test_each_step_is_scored_by_the_weights_of_that_step(model: Path, tmp_path: 
     assert [record.sent_bytes > 0 for record in records] == [False, True, True]
     assert (served.weight_version, served.weight_digest) == (3, of_step[3])
     assert digest_of_tensors(checkpoint_tensors(output), wanted) == served.weight_digest
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["adapter", "base"])
+def test_an_adapter_is_trained_by_a_service_that_holds_it_or_its_base(model: Path, tmp_path: Path, form: str) -> None:
+    output, log = tmp_path / "run", tmp_path / "trainer.log"
+    served_model = model if form == "base" else save_adapter(tmp_path / "adapter", model)
+    with running_service(served_model, tmp_path / "service.log") as service:
+        lora = ["--use_peft", "--lora_r", "2", "--lora_alpha", "4", "--lora_target_modules", "q_proj", "v_proj"]
+        flags = [*trainer_flags(service.url, model, output), *lora, "--max_steps", "3", "--save_strategy", "no"]
+        with started("vigor_trainer", *flags, log=log) as trainer:
+            assert trainer.wait(RUN_SECONDS) == 0, log.read_text()[-2000:]
+        served, wanted = service.client.weights(), service.client.tensors()
+    records = read_records(output)
+    assert [record.weight_version for record in records] == [0, 1, 2]
+    assert (records[0].sent_bytes > 0) == (form == "adapter"), "an adapter that changes nothing yet leaves the base"
+    model_bytes = (model / "model.safetensors").stat().st_size
+    assert all(0 < record.sent_bytes < model_bytes / 4 for record in records[1:]), "what is trained alone"
+    # What the trainer saved, loaded over its base: an account of the weights that the service had no part in.
+    saved: Any = load_policy(str(output), device="cpu").model
+    weights = saved.state_dict() if form == "adapter" else saved.merge_and_unload().state_dict()
+    assert (served.weight_version, served.weight_digest) == (3, digest_of_tensors(weights, wanted))
+
+
+def save_adapter(directory: Path, base: Path) -> Path:
+    """An adapter of a checkpoint as PEFT saves it, for the service to start with."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    adapted = get_peft_model(load_policy(str(base), device="cpu").model, config)
+    adapted.peft_config["default"].base_model_name_or_path = str(base)
+    adapted.save_pretrained(str(directory))
+    return directory
 
 
 def test_a_service_that_stops_ends_the_run_with_one_message(model: Path, tmp_path: Path) -> None:

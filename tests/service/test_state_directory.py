@@ -12,7 +12,7 @@ import pytest
 
 from vigor_client.schemas import UpdateEncoding
 from vigor_service.errors import StartupError, WeightBaseMismatchError
-from vigor_service.weights.state_directory import MAX_DELTAS, DamagedStateError, StateDirectory, UpdateRecord
+from vigor_service.weights.state_directory import MAX_FOLLOWING, DamagedStateError, StateDirectory, UpdateRecord
 
 FULL_BYTES, DELTA_BYTES = 1000, 10
 
@@ -95,6 +95,18 @@ def test_a_full_update_removes_what_came_before(state: StateDirectory, source: S
     assert [path.name for path in (tmp_path / "state").iterdir() if path.is_dir()] == ["00000004"]
 
 
+def test_partial_updates_follow_the_last_full_one_as_deltas_do(source: Source, tmp_path: Path) -> None:
+    with opened(tmp_path / "state") as state:
+        store(state, source, (1, "full"), (2, "full"), (3, "partial"), (4, "delta"), (5, "partial"))
+    with opened(tmp_path / "state") as state:
+        assert [(version, encoding) for version, encoding, _ in contents(state)] == [
+            (2, "full"),
+            (3, "partial"),
+            (4, "delta"),
+            (5, "partial"),
+        ]
+
+
 def test_deltas_without_a_full_update_follow_what_the_service_was_started_with(
     state: StateDirectory, source: Source
 ) -> None:
@@ -150,15 +162,18 @@ def test_a_damaged_update_is_named(
         state.read()
 
 
-def test_after_many_deltas_a_full_update_is_asked_for(state: StateDirectory, source: Source) -> None:
+@pytest.mark.parametrize("encoding", ["delta", "partial"])
+def test_after_many_updates_that_follow_a_full_one_is_asked_for(
+    state: StateDirectory, source: Source, encoding: UpdateEncoding
+) -> None:
     store(state, source, (1, "full"))
-    for version in range(2, 2 + MAX_DELTAS):
-        state.require_room_for_delta(model_bytes=FULL_BYTES)
-        store(state, source, (version, "delta"))
-    with pytest.raises(WeightBaseMismatchError, match=f"{MAX_DELTAS} deltas"):
-        state.require_room_for_delta(model_bytes=FULL_BYTES)
+    for version in range(2, 2 + MAX_FOLLOWING):
+        state.require_room_to_follow(model_bytes=FULL_BYTES)
+        store(state, source, (version, encoding))
+    with pytest.raises(WeightBaseMismatchError, match=f"{MAX_FOLLOWING} updates follow"):
+        state.require_room_to_follow(model_bytes=FULL_BYTES)
     store(state, source, (99, "full"))
-    state.require_room_for_delta(model_bytes=FULL_BYTES)
+    state.require_room_to_follow(model_bytes=FULL_BYTES)
 
 
 def test_deltas_larger_than_the_model_ask_for_a_full_update_also_after_a_restart(
@@ -168,9 +183,9 @@ def test_deltas_larger_than_the_model_ask_for_a_full_update_also_after_a_restart
         store(state, source, (1, "full"), (2, "delta"), (3, "delta"))
     with opened(tmp_path / "state") as state:
         state.read()
-        state.require_room_for_delta(model_bytes=2 * DELTA_BYTES)
+        state.require_room_to_follow(model_bytes=2 * DELTA_BYTES)
         with pytest.raises(WeightBaseMismatchError):
-            state.require_room_for_delta(model_bytes=2 * DELTA_BYTES - 1)
+            state.require_room_to_follow(model_bytes=2 * DELTA_BYTES - 1)
 
 
 def test_what_cannot_be_stored_leaves_the_last_as_it_was(state: StateDirectory, source: Source, tmp_path: Path) -> None:

@@ -6,10 +6,11 @@ import torch
 from safetensors.torch import save_file
 
 from tests.fake_scorer import FakeScorer
+from vigor_client.digest import model_digest
 from vigor_client.schemas import TensorInfo
 from vigor_service.errors import InvalidRequestError
 from vigor_service.weights.fingerprint import describe, initial_weights
-from vigor_service.weights.verification import VerifiedUpdate, verify_full_update
+from vigor_service.weights.verification import VerifiedUpdate, verify_tensors
 
 Tensors = dict[str, torch.Tensor]
 
@@ -22,16 +23,16 @@ def _new_tensors() -> Tensors:
     return {name: tensor + 1 for name, tensor in FakeScorer().parameters.items()}
 
 
-def _verify(directory: Path, *files: Tensors) -> VerifiedUpdate:
+def _verify(directory: Path, *files: Tensors, partial: bool = False) -> VerifiedUpdate:
     paths = {f"{index}.safetensors": directory / f"{index}.safetensors" for index in range(len(files))}
     for path, tensors in zip(paths.values(), files, strict=True):
         save_file(tensors, path)
-    return verify_full_update(paths, _served())
+    return verify_tensors(paths, _served(), partial=partial)
 
 
-def _refusals(directory: Path, *files: Tensors) -> dict[tuple[str | int, ...], str]:
+def _refusals(directory: Path, *files: Tensors, partial: bool = False) -> dict[tuple[str | int, ...], str]:
     with pytest.raises(InvalidRequestError) as refused:
-        _verify(directory, *files)
+        _verify(directory, *files, partial=partial)
     return {tuple(error.loc): error.msg for error in refused.value.errors}
 
 
@@ -149,6 +150,68 @@ def test_everything_that_is_wrong_is_listed_at_once(tmp_path: Path) -> None:
     }
 
 
+def test_a_partial_update_leaves_the_tensors_that_did_not_come_as_they_are_served(tmp_path: Path) -> None:
+    norm = _new_tensors()["norm.weight"]
+    verified = _verify(tmp_path, {"norm.weight": norm}, partial=True)
+    together = {**FakeScorer().parameters, "norm.weight": norm}
+    assert verified.digest == model_digest([describe(name, tensor) for name, tensor in together.items()])
+    assert verified.num_changed_tensors == 1
+    assert [name for name, _ in verified.writes()] == ["norm.weight"]
+
+
+def test_a_partial_update_may_hold_all_and_then_equals_a_full_one(tmp_path: Path) -> None:
+    tensors = _new_tensors()
+    assert _verify(tmp_path, tensors, partial=True) == _verify(tmp_path, tensors)
+
+
+def test_an_alias_may_come_with_its_canonical_tensor_in_a_partial_update(tmp_path: Path) -> None:
+    embed = _new_tensors()["embed.weight"]
+    verified = _verify(tmp_path, {"embed.weight": embed, "head.weight": embed.clone()}, partial=True)
+    assert [name for name, _ in verified.writes()] == ["embed.weight"]
+
+
+@pytest.mark.parametrize(
+    ("tensors", "place", "message"),
+    [
+        ({}, ("files",), "hold no tensor: a partial update has at least one"),
+        (
+            {"extra.weight": torch.zeros(1)},
+            ("files", "0.safetensors", "extra.weight"),
+            "the model has no such tensor",
+        ),
+        (
+            {"norm.weight": torch.zeros(2)},
+            ("files", "0.safetensors", "norm.weight"),
+            "is float32 [2], the model needs float32 [3]",
+        ),
+        (
+            {"norm.weight": torch.full((3,), float("inf"))},
+            ("files", "0.safetensors", "norm.weight"),
+            "has values that are not finite (NaN or infinite)",
+        ),
+        (
+            {"head.weight": torch.zeros(320, 2)},
+            ("tensors", "embed.weight"),
+            "is missing, the model needs float32 [320, 2]; it came as head.weight, send it under its canonical name",
+        ),
+        (
+            {"embed.weight": torch.zeros(320, 2), "head.weight": torch.ones(320, 2)},
+            ("files", "0.safetensors", "head.weight"),
+            "is tied to embed.weight but has other values",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_partial_update_is_refused_by_name(
+    tmp_path: Path, tensors: Tensors, place: tuple[str, ...], message: str
+) -> None:
+    assert _refusals(tmp_path, tensors, partial=True) == {place: message}
+
+
+def test_a_tensor_that_comes_twice_is_refused_in_a_partial_update_too(tmp_path: Path) -> None:
+    norm = {"norm.weight": torch.zeros(3)}
+    assert set(_refusals(tmp_path, norm, norm, partial=True)) == {("files", "1.safetensors", "norm.weight")}
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -165,7 +228,7 @@ def test_a_file_that_is_no_safetensors_is_refused_by_name(tmp_path: Path, damage
     save_file(_new_tensors(), path)
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(InvalidRequestError) as refused:
-        verify_full_update({"a.safetensors": path}, _served())
+        verify_tensors({"a.safetensors": path}, _served())
     first = refused.value.errors[0]
     assert first.loc == ["files", "a.safetensors"]
     assert first.msg.startswith("not a safetensors file")

@@ -13,7 +13,16 @@ from tests.tiny_models import tiny_model, tiny_tokenizer
 from vigor_client import Publication, SharedDirectory, WeightSnapshot
 from vigor_client.digest import checksum
 from vigor_client.ranking import rank_rewards, ranks
-from vigor_client.schemas import CompletionScore, Group, GroupScore, ScoreRequest, ScoreResponse, Timing, Usage
+from vigor_client.schemas import (
+    CompletionScore,
+    Group,
+    GroupScore,
+    ScoreRequest,
+    ScoreResponse,
+    TensorList,
+    Timing,
+    Usage,
+)
 from vigor_trainer.publish import Publisher
 from vigor_trainer.records import RecordFile
 from vigor_trainer.reward import ServiceReward
@@ -42,14 +51,19 @@ class FakeService:
         self.on_score: Callable[[ScoreRequest], None] = lambda _: None
         self.on_publish: Callable[[int], None] = lambda _: None
 
+    def tensors(self) -> TensorList:
+        return TensorList(weight_version=self.weight_version, weight_digest=self.weight_digest, tensors=[])
+
     def publish_weights(
         self,
         tensors: Mapping[str, torch.Tensor],
         *,
         weight_version: int,
         snapshot: WeightSnapshot | None = None,
+        partial: bool = False,
         through: SharedDirectory | None = None,
     ) -> Publication:
+        assert not partial, "a whole model is published whole"
         self.on_publish(weight_version)
         self.snapshots.append(snapshot)
         self.directories.append(through)
@@ -106,7 +120,9 @@ def score_group(group: Group) -> GroupScore:
     )
 
 
-def tiny_trainer(service: FakeService, publisher: Publisher, directory: Path, **settings: object) -> VigorTrainer:
+def tiny_trainer(
+    service: FakeService, publisher: Publisher, directory: Path, *, peft_config: object = None, **settings: object
+) -> VigorTrainer:
     """A real trainer on a tiny model: one-digit addition, groups of 4, completions of at most 8 tokens."""
     given: dict[str, Any] = {
         "output_dir": str(directory),
@@ -135,6 +151,7 @@ def tiny_trainer(service: FakeService, publisher: Publisher, directory: Path, **
         args=GRPOConfig(**given),
         reward_funcs=ServiceReward(service, publisher, ScoreOptions(), record=records.append),
         processing_class=tiny_tokenizer(),
+        peft_config=peft_config,
         train_dataset=task,
         eval_dataset=task.select(range(4)) if "eval_strategy" in settings else None,
     )

@@ -19,8 +19,9 @@ def parse(*argv: str) -> Arguments:
 
 
 def test_the_recipe_is_the_default() -> None:
-    _, grpo, _ = parse()
-    assert {name: getattr(grpo, name) for name in RECIPE} == RECIPE
+    _, grpo, model = parse()
+    settings = vars(grpo) | vars(model)
+    assert {name: settings[name] for name in RECIPE} == RECIPE
 
 
 def test_a_flag_overrides_the_file_and_the_file_the_recipe(tmp_path: Path) -> None:
@@ -41,6 +42,7 @@ def test_the_file_may_hold_everything(tmp_path: Path) -> None:
 
 def test_any_flag_of_trl_works() -> None:
     _, grpo, model = parse("--loss_type", "dr_grpo", "--model_name_or_path", "some/model", "--dtype", "bfloat16")
+    assert parse("--use_peft", "--lora_r", "4").model.lora_r == 4
     assert (grpo.loss_type, model.model_name_or_path, model.dtype) == ("dr_grpo", "some/model", "bfloat16")
 
 
@@ -50,7 +52,6 @@ def test_any_flag_of_trl_works() -> None:
         (["--rewrad", "entropy"], "not understood: --rewrad entropy"),
         (["--reward", "length"], "argument --reward: invalid choice"),
         (["--model", "a", "--model_name_or_path", "b"], "--model and --model_name_or_path are the same setting"),
-        (["--use_peft"], "--use_peft: publishing adapters is not supported yet"),
         (["--load_in_4bit"], "quantized weights cannot be published"),
         (["--use_transformers_continuous_batching"], "give --bf16 false"),
         (["--eval_strategy", "epoch"], "--eval_strategy needs --eval_dataset"),

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, NoReturn
 
 import yaml
+from transformers.utils.import_utils import is_peft_available
 from trl import GRPOConfig, ModelConfig, TrlParser  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
 from vigor_client.schemas import MAX_WAIT_SECONDS
@@ -28,6 +29,7 @@ RECIPE: dict[str, Any] = {
     "beta": 0.001,
     "logging_steps": 1,
     "output_dir": "runs/vigor",
+    "lora_dropout": 0.0,  # TRL generates with dropout switched on, from other weights than those that are published
 }
 
 USAGE = "vigor-trainer --reward-url URL --dataset DATASET [--model MODEL] [--config FILE.yaml] [any flag of TRL]"
@@ -137,8 +139,8 @@ def _refuse_unsupported(arguments: Arguments) -> None:
     vigor, grpo, model = arguments
     if vigor.model and model.model_name_or_path:
         raise UnsupportedSettingError("--model and --model_name_or_path are the same setting: give one")
-    if model.use_peft:
-        raise UnsupportedSettingError("--use_peft: publishing adapters is not supported yet, train full weights")
+    if model.use_peft and not is_peft_available():
+        raise UnsupportedSettingError("--use_peft needs peft: pip install peft")
     if model.load_in_8bit or model.load_in_4bit:
         raise UnsupportedSettingError("--load_in_8bit, --load_in_4bit: quantized weights cannot be published")
     if grpo.use_transformers_continuous_batching and (grpo.bf16 or grpo.fp16):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
 
 TORCH_COMPILE_PREFIX = "_orig_mod."
+
+Item = TypeVar("Item")
 
 
 def gathered_weights(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -20,6 +22,6 @@ def gathered_weights(accelerator: Accelerator, model: torch.nn.Module) -> dict[s
     return with_plain_names(cast("dict[str, torch.Tensor]", accelerator.get_state_dict(model)))
 
 
-def with_plain_names(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The weights under the names of their model, which `torch.compile` puts a prefix to."""
-    return {name.replace(TORCH_COMPILE_PREFIX, ""): tensor for name, tensor in weights.items()}
+def with_plain_names(items: Mapping[str, Item]) -> dict[str, Item]:
+    """Weights or modules under the names of their model, which `torch.compile` puts a prefix to."""
+    return {name.replace(TORCH_COMPILE_PREFIX, ""): item for name, item in items.items()}

@@ -9,17 +9,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from vigor_client import Publication, SharedDirectory, WeightSnapshot
+from vigor_client.schemas import TensorList
 
 if TYPE_CHECKING:
     import torch
 
+    from vigor_trainer.adapters import AdaptedModel
+
 
 class PublishingClient(Protocol):
     """What is needed of `VigorClient`."""
+
+    def tensors(self) -> TensorList: ...
 
     def publish_weights(
         self,
@@ -27,6 +33,7 @@ class PublishingClient(Protocol):
         *,
         weight_version: int,
         snapshot: WeightSnapshot | None = None,
+        partial: bool = False,
         through: SharedDirectory | None = None,
     ) -> Publication: ...
 
@@ -47,17 +54,18 @@ class Publisher:
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish-weights")
         self._publication: Future[Publication] | None = None
 
-    def begin(self, state_dict: Mapping[str, torch.Tensor], weight_version: int) -> None:
+    def begin(self, weights: Mapping[str, torch.Tensor] | AdaptedModel, weight_version: int) -> None:
         """Start to publish; nothing is sent when the service has these weights already.
 
         The tensors must not change before `wait` has returned.
         """
+        publish = (
+            partial(self._client.publish_weights, weights)
+            if isinstance(weights, Mapping)
+            else partial(weights.publish, self._client)
+        )
         self._publication = self._worker.submit(
-            self._client.publish_weights,
-            state_dict,
-            weight_version=weight_version,
-            snapshot=self._snapshot,
-            through=self._through,
+            publish, weight_version=weight_version, snapshot=self._snapshot, through=self._through
         )
 
     def wait(self) -> Publication:

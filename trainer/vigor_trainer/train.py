@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from trl import GRPOConfig, ModelConfig  # pyright: ignore[reportPrivateImportUsage] - exported lazily
+from trl import GRPOConfig, ModelConfig, get_peft_config  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
 from vigor_client import SharedDirectory, VigorClient, WeightSnapshot
 from vigor_client.embedded import embedded_model_dir
@@ -44,6 +44,7 @@ def run(arguments: Arguments) -> None:
             args=grpo,
             reward_funcs=_reward(vigor, grpo, client, publisher),
             processing_class=tokenizer,
+            peft_config=get_peft_config(model),
             **tasks,
         )
         trainer.train(resume_from_checkpoint=grpo.resume_from_checkpoint)

@@ -15,19 +15,26 @@ from typing import TYPE_CHECKING, Any, cast
 from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
 from vigor_client import Publication
+from vigor_trainer.adapters import adapted_model
 from vigor_trainer.gathering import gathered_weights
 from vigor_trainer.processes import on_main_process
 from vigor_trainer.publish import Publisher
 
 if TYPE_CHECKING:
     import torch
+    from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
 
 class VigorTrainer(GRPOTrainer):
-    """GRPO whose completions are scored by the weights that generated them."""
+    """GRPO whose completions are scored by the weights that generated them.
+
+    Raises:
+        UnsupportedSettingError: the model has an adapter that cannot be published.
+    """
 
     def __init__(self, *, publisher: Publisher, **grpo: Any) -> None:  # noqa: ANN401 - TRL's own arguments
         super().__init__(**grpo)
+        self._adapted = adapted_model(self.accelerator, cast("torch.nn.Module", self.model))
         self._publisher = publisher
         self._published_step: int | None = None
 
@@ -39,6 +46,9 @@ class VigorTrainer(GRPOTrainer):
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         if self._published_step != self.state.global_step:
             self._begin_publication()
+            # TRL merges the adapter in place while it hands the weights to vLLM: they must have been read by then.
+            if self._adapted and cast("GRPOConfig", self.args).use_vllm:
+                on_main_process(self._publisher.wait)
         started = perf_counter()
         rollout = super()._generate(prompts)
         generate_seconds = perf_counter() - started
@@ -61,7 +71,7 @@ class VigorTrainer(GRPOTrainer):
 
     def _begin_publication(self) -> None:
         # Sharded weights are gathered from all processes, so all of them come here.
-        weights = gathered_weights(self.accelerator, cast("torch.nn.Module", self.model_wrapped))
+        weights = self._adapted or gathered_weights(self.accelerator, cast("torch.nn.Module", self.model_wrapped))
         if self.accelerator.is_main_process:
             self._publisher.begin(weights, self.state.global_step)
         self._published_step = self.state.global_step

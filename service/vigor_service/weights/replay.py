@@ -39,7 +39,7 @@ def replay(state: StateDirectory, scorer: Scorer, weights: Weights) -> Replayed:
 
 def _verified(update: StoredUpdate, scorer: Scorer, weights: Weights) -> Verified:
     record = update.record
-    if record.encoding == "delta" and record.base_digest != weights.digest:
+    if record.encoding != "full" and record.base_digest != weights.digest:
         raise DamagedStateError(f"{update.name} was made from weights {record.base_digest}, not {weights.digest}")
     try:
         verified = verify(

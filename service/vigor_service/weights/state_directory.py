@@ -19,8 +19,8 @@ from vigor_service.errors import StagingFullError, StartupError, WeightBaseMisma
 from vigor_service.weights.locking import try_lock
 from vigor_service.weights.staging import FULL_DISK_ERRORS
 
-MAX_DELTAS = 32
-"""After so many deltas a full update is asked for: a restart replays them all."""
+MAX_FOLLOWING = 32
+"""After so many deltas and partial updates a full one is asked for: a restart replays them all."""
 _RECORD = "update.json"
 _FILES = "files"
 _INCOMING = "incoming"
@@ -71,7 +71,7 @@ class StateDirectory:
         self._root = root
         self._lock = lock
         self._last_number = max((int(path.name) for path in self._directories()), default=0)
-        self._deltas_bytes: list[int] = []  # of each delta since the last full update
+        self._following_bytes: list[int] = []  # of each update since the last full one
 
     @property
     def staging_root(self) -> Path:
@@ -79,21 +79,22 @@ class StateDirectory:
         return self._root / "staging"
 
     def read(self) -> list[StoredUpdate]:
-        """Return what has to be replayed, in order: the last full update, if there is one, and the deltas after it.
+        """Return what has to be replayed, in order: the last full update, if there is one, and all that followed it.
 
         Raises:
             DamagedStateError: a record or a file is not there, or cannot be read.
         """
         updates = [_read(path) for path in self._directories()]
         start = max((i for i, update in enumerate(updates) if update.record.encoding == "full"), default=0)
-        self._deltas_bytes = [update.num_bytes for update in updates[start:] if update.record.encoding == "delta"]
+        self._following_bytes = [update.num_bytes for update in updates[start:] if update.record.encoding != "full"]
         return updates[start:]
 
-    def require_room_for_delta(self, *, model_bytes: int) -> None:
-        """Raise WeightBaseMismatchError where a full update has to come first: a restart replays all deltas."""
-        if len(self._deltas_bytes) >= MAX_DELTAS or sum(self._deltas_bytes) > model_bytes:
+    def require_room_to_follow(self, *, model_bytes: int) -> None:
+        """Raise WeightBaseMismatchError where a full update has to come first: a restart replays all since the last."""
+        if len(self._following_bytes) >= MAX_FOLLOWING or sum(self._following_bytes) > model_bytes:
             raise WeightBaseMismatchError(
-                f"{len(self._deltas_bytes)} deltas follow the last full update in the state directory; send all weights"
+                f"{len(self._following_bytes)} updates follow the last full one in the state directory; "
+                "send all weights"
             )
 
     def store(self, record: UpdateRecord, files: Mapping[str, Path]) -> None:
@@ -130,10 +131,10 @@ class StateDirectory:
             _sync(path)
 
     def _note(self, record: UpdateRecord, num_bytes: int) -> None:
-        if record.encoding == "delta":
-            self._deltas_bytes.append(num_bytes)
+        if record.encoding != "full":
+            self._following_bytes.append(num_bytes)
             return
-        self._deltas_bytes.clear()
+        self._following_bytes.clear()
         for path in self._directories():
             if int(path.name) < self._last_number:
                 shutil.rmtree(path, ignore_errors=True)

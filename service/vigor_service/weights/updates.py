@@ -213,12 +213,14 @@ class Updates:
                 raise WeightBaseMismatchError(
                     f"the update was made from {kind} {want}, {kind} {have} is served", have=have, want=want
                 )
-        if request.encoding == "delta" and self._publication.state == "poisoned":
+        if request.encoding == "full":
+            return
+        if self._publication.state == "poisoned":
             raise WeightBaseMismatchError(
                 "the weights are poisoned: there is no base; send a full update", have=None, want=request.base_version
             )
-        if request.encoding == "delta" and self._state is not None:
-            self._state.require_room_for_delta(model_bytes=serving.num_bytes)
+        if self._state is not None:
+            self._state.require_room_to_follow(model_bytes=serving.num_bytes)
 
     def _refuse_oversize(self, request: UpdateRequest) -> None:
         num_bytes = sum(file.num_bytes for file in request.files)

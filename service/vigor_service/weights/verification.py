@@ -1,4 +1,4 @@
-"""Whether the files of a full update are exactly the model's tensors. Reads files; knows neither HTTP nor the engine.
+"""Whether files hold the model's tensors: all of them, or some. Reads files; knows neither HTTP nor the engine.
 
 Everything that is wrong is found before anything is refused, and nothing is held in memory but one tensor's pages.
 """
@@ -34,7 +34,7 @@ _DTYPES = {
 
 @dataclass(frozen=True, slots=True)
 class VerifiedUpdate:
-    """A full update that may be swapped in: its tensors' descriptions, and where their values lie."""
+    """Tensors that may be swapped in: all of the model as it is afterwards, and where the new values lie."""
 
     tensors: tuple[TensorInfo, ...]
     digest: str
@@ -42,7 +42,7 @@ class VerifiedUpdate:
     paths: Mapping[str, Path]
 
     def writes(self) -> Iterator[tuple[str, Write]]:
-        """Yield every tensor's canonical name, with what copies its new values to where it is."""
+        """Yield the canonical name of every tensor that came, with what copies its values to where it is."""
         for path in set(self.paths.values()):
             with safe_open(path, framework="pt") as file:
                 for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
@@ -50,8 +50,10 @@ class VerifiedUpdate:
                         yield name, methodcaller("copy_", file.get_tensor(name))
 
 
-def verify_full_update(files: Mapping[str, Path], served: Sequence[TensorInfo]) -> VerifiedUpdate:
-    """Check the files against the tensors that are served, and describe the new ones.
+def verify_tensors(files: Mapping[str, Path], served: Sequence[TensorInfo], *, partial: bool = False) -> VerifiedUpdate:
+    """Check the files against the tensors that are served, and describe the model with the new ones.
+
+    With ``partial`` they need not be all, but one at least; what did not come stays as it is served.
 
     Raises:
         InvalidRequestError: lists every file that is no safetensors, and every tensor that is unknown, missing, there
@@ -60,16 +62,18 @@ def verify_full_update(files: Mapping[str, Path], served: Sequence[TensorInfo]) 
     check = _Check(served)
     for name, path in files.items():
         check.read_file(name, path)
-    check.find_missing()
+    check.find_missing(partial=partial)
     check.compare_aliases()
     if check.errors:
         raise invalid_request(check.errors, consequence="nothing was applied and the update is dropped")
-    tensors = tuple(info.model_copy(update={"checksum": check.checksums[info.name]}) for info in served)
+    tensors = tuple(
+        info.model_copy(update={"checksum": check.checksums.get(info.name, info.checksum)}) for info in served
+    )
     return VerifiedUpdate(
         tensors=tensors,
         digest=model_digest(tensors),
         num_changed_tensors=sum(new != old for new, old in zip(tensors, served, strict=True)),
-        paths={info.name: check.paths[info.name] for info in served},
+        paths={info.name: check.paths[info.name] for info in served if info.name in check.paths},
     )
 
 
@@ -113,11 +117,13 @@ class _Check:
         self.paths[name] = path
         self.checksums[name] = checksum(raw_bytes(tensor))
 
-    def find_missing(self) -> None:
+    def find_missing(self, *, partial: bool) -> None:
+        if partial and not self._homes and not self.errors:
+            self._refuse("hold no tensor: a partial update has at least one", "files")
         for info in self._served:
-            if info.name in self._homes:
-                continue
             sent = [alias for alias in info.aliases if alias in self._homes]
+            if info.name in self._homes or (partial and not sent):
+                continue
             hint = f"; it came as {sent[0]}, send it under its canonical name" if sent else ""
             self._refuse(f"is missing, the model needs {info.dtype} {info.shape}{hint}", "tensors", info.name)
 

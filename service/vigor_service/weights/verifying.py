@@ -10,7 +10,7 @@ import torch
 
 from vigor_client.schemas import TensorInfo, UpdateEncoding
 from vigor_service.weights.delta import VerifiedDelta, verify_delta
-from vigor_service.weights.verification import VerifiedUpdate, verify_full_update
+from vigor_service.weights.verification import VerifiedUpdate, verify_tensors
 
 Verified: TypeAlias = VerifiedUpdate | VerifiedDelta
 
@@ -29,6 +29,6 @@ def verify(
     Raises:
         InvalidRequestError: lists all that is wrong.
     """
-    if encoding == "full":
-        return verify_full_update(files, served)
-    return verify_delta(files, served, values, base_version=base_version, version=version)
+    if encoding == "delta":
+        return verify_delta(files, served, values, base_version=base_version, version=version)
+    return verify_tensors(files, served, partial=encoding == "partial")
