@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeVar, cast
 
+from accelerate import DistributedType
+
+from vigor_trainer.errors import UnsupportedSettingError
+
 if TYPE_CHECKING:
     import torch
     from accelerate import Accelerator
@@ -18,8 +22,17 @@ def gathered_weights(accelerator: Accelerator, model: torch.nn.Module) -> dict[s
     """The weights of a prepared model under the names of the model itself, complete in the main process.
 
     Sharded parameters are gathered one by one, and wait in the host's memory. All processes must call it.
+
+    Raises:
+        UnsupportedSettingError: DeepSpeed's ZeRO-3 is not set up to gather them; says how to.
     """
-    return with_plain_names(cast("dict[str, torch.Tensor]", accelerator.get_state_dict(model)))
+    try:
+        weights = accelerator.get_state_dict(model)
+    except ValueError as error:
+        if accelerator.distributed_type != DistributedType.DEEPSPEED:
+            raise
+        raise UnsupportedSettingError(str(error)) from error
+    return with_plain_names(cast("dict[str, torch.Tensor]", weights or {}))  # None in ZeRO-3's other processes
 
 
 def with_plain_names(items: Mapping[str, Item]) -> dict[str, Item]:
