@@ -106,7 +106,7 @@ def test_the_client_never_imports_a_server_or_the_other_packages() -> None:
 
 
 def test_the_service_takes_the_contract_from_the_client_and_nothing_else() -> None:
-    names = ("schemas", "ranking", "digest", "embedded", "changes", "delta_index", "errors")
+    names = ("schemas", "ranking", "digest", "embedded", "changes", "delta_index", "errors", "lora")
     shared = {f"vigor_client.{name}" for name in names}
     refuse(
         [
@@ -139,16 +139,13 @@ def test_service_and_trainer_never_import_each_other() -> None:
 def test_the_engine_knows_no_web_no_schemas_and_no_settings() -> None:
     banned = {*WEB, "pydantic", "pydantic_settings", "httpx", "prometheus_client"}
     engine = imports_under("vigor_service.engine")
+    shared = {
+        ("vigor_service.engine.loading", "vigor_client.embedded"),
+        ("vigor_service.engine.engine", "vigor_client.lora"),
+    }
     refuse([found for found in engine if found.top in banned])
     refuse([found for found in engine if found.top == "vigor_service" and ".engine" not in found.module])
-    refuse(
-        [
-            found
-            for found in engine
-            if found.top == "vigor_client"
-            and (found.importer, found.module) != ("vigor_service.engine.loading", "vigor_client.embedded")
-        ]
-    )
+    refuse([found for found in engine if found.top == "vigor_client" and (found.importer, found.module) not in shared])
 
 
 def test_triton_is_imported_by_its_kernels_alone_and_they_only_when_a_device_asks() -> None:

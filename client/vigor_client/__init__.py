@@ -38,6 +38,7 @@ from vigor_client.errors import (
     WeightsPoisonedError,
     WeightVersionMismatchError,
 )
+from vigor_client.lora import lora_scalings
 from vigor_client.ranking import rank_rewards, ranks
 from vigor_client.schemas import (
     Completion,
@@ -115,6 +116,7 @@ __all__ = [
     "WeightsPoisonedError",
     "checkpoint_tensors",
     "digest_of_tensors",
+    "lora_scalings",
     "rank_rewards",
     "ranks",
 ]

@@ -323,6 +323,9 @@ class ModelInfo(WireModel):
         default=None, description="Random probes that estimate every norm; null: every norm is exact."
     )
     rules: list[ParameterRules]
+    lora_scalings: dict[str, float] = Field(
+        default={}, description="Layer with a LoRA adapter -> what its product is multiplied by."
+    )
 
 
 class Health(WireModel):

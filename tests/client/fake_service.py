@@ -16,6 +16,7 @@ from vigor_client.digest import checksum, model_digest
 from vigor_client.schemas import (
     CommitResponse,
     Health,
+    ModelInfo,
     TensorInfo,
     TensorList,
     UpdateRequest,
@@ -25,6 +26,21 @@ from vigor_client.schemas import (
     WireModel,
 )
 
+MODEL = ModelInfo(
+    model="tiny",
+    architecture="LlamaForCausalLM",
+    num_parameters=1234,
+    num_measured_parameters=1234,
+    dtype="float32",
+    device="cpu",
+    max_sequence_tokens=256,
+    vocab_size=320,
+    tied_embeddings=False,
+    layout="packed",
+    norm_probes=16,
+    max_batch_tokens=2048,
+    rules=[],
+)
 Handler = Callable[[httpx.Request], httpx.Response]
 
 
@@ -56,6 +72,7 @@ class FakeService:
         self.weight_version = 0
         self.state: WeightState = "ready"
         self.requests: list[httpx.Request] = []
+        self.lora_scalings: dict[str, float] = {}
         self.instead: dict[str, Handler] = {}  # "METHOD path-prefix" -> handler, used once
         self._update: UpdateRequest | None = None
         self._files: dict[str, bytes] = {}
@@ -67,6 +84,8 @@ class FakeService:
             if request.method == method and request.url.path.startswith(prefix):
                 return self.instead.pop(key)(request)
         match request.method, request.url.path.split("/")[1:]:
+            case "GET", ["v1", "model"]:
+                return answer(MODEL.model_copy(update={"lora_scalings": self.lora_scalings}))
             case "GET", ["v1", "weights", "tensors"]:
                 return answer(self.tensor_list())
             case "GET", ["v1", "weights"]:

@@ -16,10 +16,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.client.fake_service import FakeService, answer, problem
+from tests.client.fake_service import MODEL, FakeService, answer, problem
 from tests.client.test_client import scores
 from vigor_client.cli import main
-from vigor_client.schemas import GroupScore, Health, ModelInfo, ScoreRequest
+from vigor_client.schemas import GroupScore, Health, ScoreRequest
 
 DEADLINE_SECONDS = 30.0
 WEIGHTS = {"a": torch.ones(2)}
@@ -57,23 +57,6 @@ class CommandLineFake(FakeService):
         one = scores(sizes=(1,)).groups[0].completions
         groups = [GroupScore(id=group.id, completions=one * len(group.completions)) for group in request.groups]
         return answer(scores(groups=groups))
-
-
-MODEL = ModelInfo(
-    model="tiny",
-    architecture="LlamaForCausalLM",
-    num_parameters=1234,
-    num_measured_parameters=1234,
-    dtype="float32",
-    device="cpu",
-    max_sequence_tokens=256,
-    vocab_size=320,
-    tied_embeddings=False,
-    layout="packed",
-    norm_probes=16,
-    max_batch_tokens=2048,
-    rules=[],
-)
 
 
 class FakeOnASocket(ThreadingHTTPServer):

@@ -89,5 +89,8 @@ def test_the_engine_measures_an_adapter_and_lists_every_tensor_of_model_and_adap
         for name, parameter in model.named_parameters()
         if "lora_" in name or "modules_to_save" in name
     )
+    assert engine.info.lora_scalings == {  # lora_alpha is 8 unless told
+        f"base_model.model.model.layers.{layer}.self_attn.q_proj": 8 / 3 for layer in (0, 1)
+    }
     assert set(engine.tensors()) == set(model.state_dict())
     assert len(engine.score(difficult_sequences()).scores) == len(difficult_sequences())

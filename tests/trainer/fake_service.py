@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
+from tests.client.fake_service import MODEL
 from tests.tiny_models import tiny_model, tiny_tokenizer
 from vigor_client import Publication, SharedDirectory, WeightSnapshot
 from vigor_client.digest import checksum
@@ -17,6 +18,7 @@ from vigor_client.schemas import (
     CompletionScore,
     Group,
     GroupScore,
+    ModelInfo,
     ScoreRequest,
     ScoreResponse,
     TensorList,
@@ -50,6 +52,9 @@ class FakeService:
         self.directories: list[SharedDirectory | None] = []
         self.on_score: Callable[[ScoreRequest], None] = lambda _: None
         self.on_publish: Callable[[int], None] = lambda _: None
+
+    def model(self) -> ModelInfo:
+        return MODEL
 
     def tensors(self) -> TensorList:
         return TensorList(weight_version=self.weight_version, weight_digest=self.weight_digest, tensors=[])

@@ -14,11 +14,11 @@ import pytest
 import torch
 from accelerate import Accelerator, DistributedType
 
-from tests.client.fake_service import FakeService, problem
+from tests.client.fake_service import MODEL, FakeService, problem
 from tests.tiny_models import tiny_model
 from tests.trainer import fake_service as scoring
-from vigor_client import Publication, TensorsRefusedError, VigorClient, WeightSnapshot
-from vigor_client.schemas import ScoreRequest
+from vigor_client import Publication, TensorsRefusedError, VigorClient, WeightSnapshot, lora_scalings
+from vigor_client.schemas import ModelInfo, ScoreRequest
 from vigor_trainer.adapters import AdaptedModel, MergedTensors, adapted_model, beside_base, merged_into_base
 from vigor_trainer.errors import UnsupportedSettingError
 from vigor_trainer.publish import Publisher
@@ -173,6 +173,9 @@ def test_with_a_snapshot_all_weights_are_compared() -> None:
     class Client:
         """Serves what is published."""
 
+        def model(self) -> ModelInfo:
+            return MODEL
+
         def tensors(self) -> Any:  # noqa: ANN401 - a TensorList
             return fake.tensor_list()
 
@@ -199,6 +202,16 @@ def test_a_service_with_another_model_or_adapter_is_refused_by_name(served: Any,
     with pytest.raises(UnsupportedSettingError, match=rf"({named}).*; start vigor-service with"):
         publish(fake, AdaptedModel(adapted()), 0)
     assert fake.calls == ["GET /v1/weights/tensors"]
+
+
+def test_a_service_that_scales_the_adapter_otherwise_is_refused_by_name() -> None:
+    model = adapted(r=4, lora_alpha=8)
+    fake = FakeService(copied(model.state_dict()))
+    fake.lora_scalings = lora_scalings(adapted(r=4, lora_alpha=8, use_rslora=True))
+    with pytest.raises(UnsupportedSettingError, match=r"o_proj multiplies its adapter by 2, the service's by 4; give"):
+        publish(fake, AdaptedModel(model), 0)
+    fake.lora_scalings = lora_scalings(model)
+    assert publish(fake, AdaptedModel(model), 0) is None
 
 
 @pytest.mark.parametrize(

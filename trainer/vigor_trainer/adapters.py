@@ -16,8 +16,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import is_peft_model
 
-from vigor_client import Publication, SharedDirectory, WeightBaseMismatchError, WeightSnapshot
-from vigor_client.schemas import TensorList
+from vigor_client import Publication, SharedDirectory, WeightBaseMismatchError, WeightSnapshot, lora_scalings
 from vigor_trainer.errors import UnsupportedSettingError
 from vigor_trainer.gathering import with_plain_names
 
@@ -93,7 +92,7 @@ class AdaptedModel:
             whatever the client raises.
         """
         if self._form is None:
-            self._form = _form_of(self._model, client.tensors())
+            self._form = _form_of(self._model, client)
         weights, publication = self._form(self._model), None
         publish = partial(client.publish_weights, weight_version=weight_version, through=through)
         if snapshot is None and self._published_digest is not None:
@@ -181,8 +180,9 @@ def _unmergeable(name: str, kind: str) -> str:
     )
 
 
-def _form_of(model: PeftModel, served: TensorList) -> Callable[[PeftModel], AdaptedWeights]:
+def _form_of(model: PeftModel, client: PublishingClient) -> Callable[[PeftModel], AdaptedWeights]:
     """Return the form whose names are the service's."""
+    served = client.tensors()
     held = {name for info in served.tensors for name in (info.name, *info.aliases)}
     form = beside_base if any("lora_" in name for name in held) else merged_into_base
     names = set(form(model).all)
@@ -193,7 +193,18 @@ def _form_of(model: PeftModel, served: TensorList) -> Callable[[PeftModel], Adap
             f"{', '.join(differing[:_NAMES_IN_MESSAGE])}; start vigor-service with the model that is trained, or with "
             "the directory of an adapter that has the same settings"
         )
+    if form is beside_base:
+        _refuse_other_scalings(with_plain_names(lora_scalings(model)), client.model().lora_scalings)
     return form
+
+
+def _refuse_other_scalings(own: Mapping[str, float], served: Mapping[str, float]) -> None:
+    for name in sorted(own.keys() & served.keys()):
+        if own[name] != served[name]:
+            raise UnsupportedSettingError(
+                f"--lora_alpha, --use_rslora: {name} multiplies its adapter by {own[name]:g}, the service's by "
+                f"{served[name]:g}; give both ends the same settings"
+            )
 
 
 def _publish_trained(

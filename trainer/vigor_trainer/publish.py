@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
 from vigor_client import Publication, SharedDirectory, WeightSnapshot
-from vigor_client.schemas import TensorList
+from vigor_client.schemas import ModelInfo, TensorList
 
 if TYPE_CHECKING:
     import torch
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 class PublishingClient(Protocol):
     """What is needed of `VigorClient`."""
+
+    def model(self) -> ModelInfo: ...
 
     def tensors(self) -> TensorList: ...
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from vigor_client.lora import lora_scalings
 from vigor_service.engine.batch_budget import measure_batch_tokens, peak_memory, probe_sizes
 from vigor_service.engine.checkpoints import UncheckpointableLayerError
 from vigor_service.engine.exact_norms import exact_score
@@ -75,6 +76,7 @@ class EngineInfo:
     layout: str
     norm_probes: int | None  # None: every norm is exact
     rules: Mapping[str, Sequence[str]]  # rule -> names of the parameters it claims
+    lora_scalings: Mapping[str, float] = field(default_factory=dict)  # of each layer that has an adapter
 
 
 class Scorer(Protocol):
@@ -148,6 +150,7 @@ class Engine:
             layout="single" if self._fast is None or self._fast.plan.one_at_a_time else "packed",
             norm_probes=None if self._fast is None or self._fast.probes is None else self._fast.probes.num_probes,
             rules={"exact": list(self._measured)} if self._fast is None else self._fast.plan.rules,
+            lora_scalings=lora_scalings(self._model),
         )
 
     def score(self, sequences: Sequence[TokenSequence]) -> BatchResult:

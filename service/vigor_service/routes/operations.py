@@ -59,6 +59,7 @@ async def model(serving: ServingDependency) -> ModelInfo:
             ParameterRules(rule=rule, num_parameters=len(names), parameters=list(names))
             for rule, names in info.rules.items()
         ],
+        lora_scalings=dict(info.lora_scalings),
     )
 
 
