@@ -2,10 +2,12 @@
 
 __version__ = "0.1.0"
 
+from vigor_client.broadcast import Broadcast
 from vigor_client.checkpoints import checkpoint_tensors
 from vigor_client.client import AsyncVigorClient, VigorClient
 from vigor_client.errors import (
     AnswerTimeoutError,
+    BroadcastError,
     CheckpointError,
     ConnectionLostError,
     DeadlineExceededError,
@@ -61,6 +63,8 @@ from vigor_client.weights import Publication, digest_of_tensors
 __all__ = [
     "AnswerTimeoutError",
     "AsyncVigorClient",
+    "Broadcast",
+    "BroadcastError",
     "CheckpointError",
     "Completion",
     "CompletionScore",

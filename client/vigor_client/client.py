@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 import httpx
 
 from vigor_client import __version__
+from vigor_client.broadcast import Broadcast
 from vigor_client.endpoints import Endpoints
 from vigor_client.exchange import Exchange
 from vigor_client.retry import DEFAULT_MAX_RETRIES, RetryPolicy
@@ -136,6 +137,7 @@ class VigorClient:
         *,
         weight_version: int,
         snapshot: WeightSnapshot | None = None,
+        broadcast: Broadcast | None = None,
     ) -> Publication:
         """Bring ``tensors`` (a whole state dict) into service as ``weight_version``.
 
@@ -146,11 +148,16 @@ class VigorClient:
         the service holds other weights than the snapshot, or it is time for an anchor. It takes a model's memory on the
         host.
 
+        With a ``broadcast`` the same bytes go through torch.distributed, to a service that allows it.
+
         Raises:
             TensorsRefusedError: they do not fit the service's; every fault is named and nothing was sent.
+            BroadcastError: this side of the broadcast cannot begin; the old weights serve on.
             PublishError: the service ended with other weights.
         """
-        return run_blocking(publish(self._endpoints, tensors, weight_version=weight_version, snapshot=snapshot))
+        return run_blocking(
+            publish(self._endpoints, tensors, weight_version=weight_version, snapshot=snapshot, broadcast=broadcast)
+        )
 
     def close(self) -> None:
         """Close the connections."""
@@ -232,9 +239,12 @@ class AsyncVigorClient:
         *,
         weight_version: int,
         snapshot: WeightSnapshot | None = None,
+        broadcast: Broadcast | None = None,
     ) -> Publication:
         """As ``VigorClient.publish_weights``; casts and checksums run on threads."""
-        return await publish(self._endpoints, tensors, weight_version=weight_version, snapshot=snapshot)
+        return await publish(
+            self._endpoints, tensors, weight_version=weight_version, snapshot=snapshot, broadcast=broadcast
+        )
 
     async def aclose(self) -> None:
         """Close the connections."""

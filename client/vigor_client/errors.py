@@ -28,6 +28,7 @@
     ├── TensorsRefusedError               the tensors do not fit the service's (also a ValueError); carries faults
     ├── InvalidDeltaError                 bytes that are no delta of a tensor (also a ValueError)
     ├── PublishError                      the service ended with other weights than were sent
+    ├── BroadcastError                    this side of a broadcast cannot begin or broke off
     ├── InputError                        a line of a JSONL file is not a group
     ├── CheckpointError                   a directory holds no checkpoint that can be read
     └── EmbeddedModelError                the embedded model could not be fetched or converted
@@ -238,6 +239,10 @@ class InvalidDeltaError(VigorError, ValueError):
 
 class PublishError(VigorError):
     """The service committed an update but serves other weights than were sent."""
+
+
+class BroadcastError(VigorError):
+    """One side of a broadcast through torch.distributed cannot begin, or broke off; says why."""
 
 
 class InputError(VigorError):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
+from vigor_client.broadcast import Broadcast, broadcast_files
 from vigor_client.delta_plan import make_delta_plan
 from vigor_client.digest import PREFIX, checksum, model_digest, new_hasher, raw_bytes
 from vigor_client.endpoints import Endpoints
@@ -80,14 +81,17 @@ async def publish(
     *,
     weight_version: int,
     snapshot: WeightSnapshot | None = None,
+    broadcast: Broadcast | None = None,
 ) -> Publication:
     """Bring ``tensors`` into service as ``weight_version``, unless the service has them already.
 
     With a snapshot of what the service holds, changes alone are sent where they are smaller; it is brought up to date.
+    With a broadcast the bytes go through torch.distributed; it never falls back to HTTP without a word.
 
     Raises:
         TensorsRefusedError: they do not fit; nothing was sent.
         PublishError: the service ended with other weights.
+        BroadcastError: this side of the broadcast failed; the update was dropped.
         ProblemError, TransportError, UnexpectedAnswerError: the update was dropped; the old weights serve on.
     """
     wanted = await endpoints.tensors()
@@ -99,12 +103,12 @@ async def publish(
         publication = Publication(serving.weight_version, serving.weight_digest, 0, 0, encoding=None)
     else:
         try:
-            publication = await _send(endpoints, plan, weight_version)
+            publication = await _send(endpoints, plan, weight_version, broadcast)
         except WeightBaseMismatchError:
             if plan.changes is None:
                 raise
             plan = await endpoints.wire.compute(lambda: make_plan(tensors, wanted))
-            publication = await _send(endpoints, plan, weight_version)
+            publication = await _send(endpoints, plan, weight_version, broadcast)
     if snapshot is not None:
         await endpoints.wire.compute(lambda: _bring_up_to_date(snapshot, tensors, wanted, plan, publication))
     return replace(publication, plan_seconds=plan_seconds)
@@ -137,9 +141,9 @@ def _bring_up_to_date(
         snapshot.take_all(tensors, wanted, weight_version=version, weight_digest=digest)
 
 
-async def _send(endpoints: Endpoints, plan: Plan, weight_version: int) -> Publication:
+async def _send(endpoints: Endpoints, plan: Plan, weight_version: int, broadcast: Broadcast | None) -> Publication:
     request, started = plan.request(weight_version), perf_counter()
-    served = await _send_files(endpoints, plan, await endpoints.open_update(request))
+    served = await _send_files(endpoints, plan, await endpoints.open_update(request), broadcast)
     if (served.weight_version, served.weight_digest) != (weight_version, plan.weight_digest):
         raise PublishError(
             f"sent weights {weight_version} ({plan.weight_digest}), but the service committed "
@@ -157,15 +161,24 @@ async def _send(endpoints: Endpoints, plan: Plan, weight_version: int) -> Public
     )
 
 
-async def _send_files(endpoints: Endpoints, plan: Plan, update: UpdateStatus) -> CommitResponse:
+async def _send_files(
+    endpoints: Endpoints, plan: Plan, update: UpdateStatus, broadcast: Broadcast | None
+) -> CommitResponse:
     try:
-        for file in plan.files:
-            await endpoints.put_file(update.update_id, file.announced.name, file.body())
+        if broadcast is not None:
+            await broadcast_files(endpoints, plan, update.update_id, broadcast)
+        else:
+            await _put_files(endpoints, plan, update.update_id)
         return await endpoints.commit(update.update_id, num_bytes=plan.num_bytes)
     except BaseException:  # also Ctrl-C and a cancelled task: nothing half-sent is left behind
         with contextlib.suppress(VigorError):
             await endpoints.abandon(update.update_id)
         raise
+
+
+async def _put_files(endpoints: Endpoints, plan: Plan, update_id: str) -> None:
+    for file in plan.files:
+        await endpoints.put_file(update_id, file.announced.name, file.body())
 
 
 def _plan_file(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from vigor_client.schemas import CommitResponse, TensorList, UpdateRequest, UpdateStatus, WeightsInfo
+from vigor_client.schemas import BroadcastRequest, CommitResponse, TensorList, UpdateRequest, UpdateStatus, WeightsInfo
 from vigor_service import errors
 from vigor_service.body import content_length, parse_json, stream
 from vigor_service.openapi import json_body, problems, raw_body
@@ -66,6 +66,32 @@ async def open_update(request: Request, serving: ServingDependency, bodies: Bodi
 )
 async def receive_file(request: Request, update_id: str, name: str, serving: ServingDependency) -> UpdateStatus:
     return await serving.updates.receive(update_id, name, stream(request), content_length=content_length(request))
+
+
+@router.post(
+    _UPDATE + "/broadcast",
+    summary="Receive the missing files of an update through torch.distributed",
+    response_model=UpdateStatus,
+    responses=problems(
+        errors.MalformedBodyError,
+        errors.UnsupportedMediaTypeError,
+        errors.PayloadTooLargeError,
+        errors.QueueFullError,
+        errors.UpdateNotFoundError,
+        errors.UpdateConflictError,
+        errors.InvalidRequestError,
+        errors.DeadlineExceededError,
+        errors.StagingFullError,
+        *_ALWAYS,
+    ),
+    openapi_extra=json_body(BroadcastRequest),
+)
+async def broadcast(
+    request: Request, update_id: str, serving: ServingDependency, bodies: BodiesDependency
+) -> UpdateStatus:
+    async with bodies.receive(request) as body:
+        asked = parse_json(BroadcastRequest, body, consequence="nothing was received")
+    return await serving.broadcasts.receive(update_id, asked)
 
 
 @router.post(
