@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
@@ -58,7 +59,7 @@ class BroadcastProcess:
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the block; an unread pipe would fill
         self._process = subprocess.Popen(  # noqa: S603 - our own program
             end.command,
-            stdin=subprocess.PIPE if end.rank == SENDER else subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # the process ends when this one is gone
             stdout=subprocess.PIPE if end.rank == RECEIVER else subprocess.DEVNULL,
             stderr=self._errors,
             pass_fds=() if end.listener is None else (end.listener,),
@@ -101,15 +102,17 @@ class BroadcastProcess:
     ) -> None:
         self.kill()
         self._process.wait(_END_SECONDS)
-        if self._process.stdout is not None:
-            self._process.stdout.close()
-        self._errors.close()
+        for pipe in (self._process.stdin, self._process.stdout, self._errors):
+            with suppress(BrokenPipeError):  # closing would send what nobody takes any more
+                if pipe is not None:
+                    pipe.close()
 
     def _write(self, chunks: Iterable[bytes]) -> None:
+        pipe = cast("BufferedWriter", self._process.stdin)
         try:
-            with cast("BufferedWriter", self._process.stdin) as pipe:
-                for chunk in chunks:
-                    pipe.write(chunk)
+            for chunk in chunks:
+                pipe.write(chunk)
+            pipe.flush()
         except BrokenPipeError as error:
             raise BroadcastError(self._reason()) from error
         if self._process.wait() != 0:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import select
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -26,6 +28,7 @@ _RECEIVED = "received"
 def main() -> None:
     """Run the end that the first argument describes; the last line on standard error says why it failed."""
     end = End.parse(sys.argv[1])
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _keep_to_loopback(end.host)
     try:
         _pump(end)
@@ -44,10 +47,9 @@ def _pump(end: End) -> None:
     with _joined(end) as store:
         if end.rank == SENDER:
             _send(end)
-            store.wait([_RECEIVED])  # the store is this process's own: it must outlive the receiver's last byte
+            store.wait([_RECEIVED])  # the store is this process's own, and bytes may be on their way
         else:
-            _receive(end)
-            store.set(_RECEIVED, "")
+            _receive(end, store)
 
 
 @contextmanager
@@ -82,15 +84,20 @@ def _send(end: End) -> None:
             distributed.send(chunk[:size].to(end.device), 1)
 
 
-def _receive(end: End) -> None:
+def _receive(end: End, store: torch.distributed.Store) -> None:
     import torch
     from torch import distributed
 
     landed = _chunk() if end.device == "cpu" else torch.empty(CHUNK_BYTES, dtype=torch.uint8, device=end.device)
     with open(sys.stdout.fileno(), "wb", buffering=0, closefd=False) as pipe:
+        missing_bytes = end.num_bytes
         for size in chunk_sizes(end.num_bytes):
             distributed.recv(landed[:size], SENDER)
-            _drain(pipe, memoryview(landed[:size].cpu().numpy()))
+            view = memoryview(landed[:size].cpu().numpy())
+            missing_bytes -= size
+            if not missing_bytes:
+                store.set(_RECEIVED, "")  # before the last bytes are handed on: whoever has them may end this process
+            _drain(pipe, view)
 
 
 def _chunk() -> torch.Tensor:
@@ -110,6 +117,14 @@ def _fill(pipe: BinaryIO, view: memoryview) -> None:
 def _drain(pipe: BinaryIO, view: memoryview) -> None:
     while view:
         view = view[pipe.write(view) :]
+
+
+def _end_with_parent() -> None:
+    """Whoever started this process holds its standard input open, also when all bytes are through."""
+    hangup = select.poll()
+    hangup.register(sys.stdin.fileno(), 0)
+    hangup.poll()
+    os._exit(1)
 
 
 def _keep_to_loopback(host: str) -> None:
