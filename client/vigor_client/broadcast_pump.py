@@ -9,6 +9,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import select
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -57,6 +58,8 @@ def _joined(end: End) -> Iterator[torch.distributed.Store]:
     """The group of two; whatever waits in it, waits no longer than the limit."""
     from torch import cuda, distributed
 
+    if end.rank != SENDER:
+        _require_sender(end)
     if end.backend == "nccl":
         cuda.set_device(end.device)
     limit = timedelta(seconds=end.timeout_seconds)
@@ -72,6 +75,14 @@ def _joined(end: End) -> Iterator[torch.distributed.Store]:
     distributed.init_process_group(end.backend, store=store, rank=end.rank, world_size=2, timeout=limit)
     yield store
     distributed.destroy_process_group()
+
+
+def _require_sender(end: End) -> None:
+    """Fail at once where nobody listens: the sender listens before it calls, and the store would try to the limit."""
+    try:
+        socket.create_connection((end.host, end.port), timeout=end.timeout_seconds).close()
+    except OSError as error:
+        raise ConnectionError(f"nobody sends at {end.host} port {end.port}: {error}") from error
 
 
 def _send(end: End) -> None:

@@ -264,14 +264,10 @@ def test_other_bytes_than_announced_are_refused_and_may_be_sent_again(service: L
 # -------------------------------------------------------------------------------------------- what is ended
 
 
-@pytest.mark.parametrize("peer", ["nobody", "silent"])
-def test_a_peer_that_never_comes_ends_with_the_limit(impatient: LiveService, peer: str) -> None:
-    """The silent one is accepted, which torch.distributed itself would wait for without a limit."""
-    data = save(trained(impatient))
-    path = opened(impatient, data)
-    with nothing_changes(impatient), listener() as (socket_, request):
-        if peer == "nobody":
-            socket_.close()
+def test_a_peer_that_says_nothing_ends_with_the_limit(impatient: LiveService) -> None:
+    """It is accepted, and torch.distributed itself would wait without a limit."""
+    path = opened(impatient, save(trained(impatient)))
+    with nothing_changes(impatient), listener() as (_, request):
         status, code, message = refusal(impatient.http.post(f"{path}/broadcast", json=request))
         assert (status, code) == (504, "deadline_exceeded")
         assert FILE in message
@@ -280,23 +276,31 @@ def test_a_peer_that_never_comes_ends_with_the_limit(impatient: LiveService, pee
         assert impatient.http.delete(path).status_code == 204
 
 
+def test_a_peer_that_is_not_there_ends_at_once(service: LiveService) -> None:
+    data = save(trained(service))
+    path = opened(service, data)
+    with listener() as (_, request):
+        pass
+    status, code, message = refusal(service.http.post(f"{path}/broadcast", json=request))
+    assert (status, code) == (422, "invalid_request")
+    assert f"{FILE}" in message
+    assert f"nobody sends at 127.0.0.1 port {request['port']}" in message
+    finish_over_http(service, path, data)
+
+
 def test_the_client_drops_an_update_that_the_service_gave_up(impatient: LiveService) -> None:
     """This trainer takes longer to read its tensors than the service waits."""
 
     def given_up() -> None:
-        wait_until(lambda: not staged_files())
-
-    def staged_files() -> list[Path]:
-        staging = impatient.runtime.settings.staging_dir
-        assert staging is not None
-        return list(staging.rglob("*.part"))
+        wait_until(lambda: len(_staged(impatient)) == 1)
+        wait_until(lambda: not _staged(impatient))
 
     with nothing_changes(impatient), pytest.raises(DeadlineExceededError, match=r"model-00001-of-00001"):
         publish(impatient, ReadAgain(trained(impatient), given_up), broadcast=Broadcast())
 
 
 class ReadAgain(dict[str, torch.Tensor]):
-    """Tensors that do something when they are read for the second time, which is in the middle of a broadcast."""
+    """Tensors that do something once one is read for the second time, which is in the middle of a broadcast."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], again: Callable[[], None]) -> None:
         super().__init__(tensors)
@@ -305,7 +309,8 @@ class ReadAgain(dict[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         if name in self._read:
-            self._again()
+            again, self._again = self._again, lambda: None
+            again()
         self._read.add(name)
         return super().__getitem__(name)
 
@@ -356,7 +361,7 @@ def test_a_sender_that_is_killed_half_way_is_named_by_file_and_byte(service: Liv
 
         def half() -> Iterator[bytes]:
             yield data[: len(data) // 2]
-            wait_until(lambda: _staged_bytes(service) > 0)
+            wait_until(lambda: sum(_staged(service)) > 0)
             process.kill()
             yield data[len(data) // 2 :]
 
@@ -371,10 +376,11 @@ def test_a_sender_that_is_killed_half_way_is_named_by_file_and_byte(service: Liv
         assert service.http.delete(path).status_code == 204
 
 
-def _staged_bytes(service: LiveService) -> int:
+def _staged(service: LiveService) -> list[int]:
+    """Bytes of each file that is on its way."""
     staging = service.runtime.settings.staging_dir
     assert staging is not None
-    return sum(path.stat().st_size for path in staging.rglob("*.part"))
+    return [path.stat().st_size for path in staging.rglob("*.part")]
 
 
 @pytest.mark.slow
