@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ async def broadcast_files(endpoints: Endpoints, plan: Plan, update_id: str, broa
 
 
 @contextmanager
-def _listening(broadcast: Broadcast, device: str, num_bytes: int) -> Iterator[tuple[BroadcastProcess, int]]:
+def _listening(broadcast: Broadcast, device: str, num_bytes: int) -> Generator[tuple[BroadcastProcess, int]]:
     """The sender's process and its port: open from the start, so that both ends may start at once."""
     family = socket.AF_INET6 if ":" in broadcast.host else socket.AF_INET
     try:

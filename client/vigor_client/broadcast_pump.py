@@ -12,7 +12,7 @@ import select
 import socket
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, BinaryIO
@@ -21,6 +21,7 @@ from vigor_client.broadcast_process import SENDER, End
 
 if TYPE_CHECKING:
     import torch
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage] - as below
 
 CHUNK_BYTES = 16 << 20
 _RECEIVED = "received"
@@ -54,16 +55,17 @@ def _pump(end: End) -> None:
 
 
 @contextmanager
-def _joined(end: End) -> Iterator[torch.distributed.Store]:
+def _joined(end: End) -> Generator[TCPStore]:
     """The group of two; whatever waits in it, waits no longer than the limit."""
     from torch import cuda, distributed
+    from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage] - documented, but not listed
 
     if end.rank != SENDER:
         _require_sender(end)
     if end.backend == "nccl":
         cuda.set_device(end.device)
     limit = timedelta(seconds=end.timeout_seconds)
-    store = distributed.TCPStore(
+    store = TCPStore(
         end.host,
         end.port,
         2,
@@ -91,11 +93,11 @@ def _send(end: End) -> None:
     chunk = _chunk()
     with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as pipe:
         for size in chunk_sizes(end.num_bytes):
-            _fill(pipe, memoryview(chunk.numpy())[:size])
+            _fill(pipe, chunk[:size].numpy().data)
             distributed.send(chunk[:size].to(end.device), 1)
 
 
-def _receive(end: End, store: torch.distributed.Store) -> None:
+def _receive(end: End, store: TCPStore) -> None:
     import torch
     from torch import distributed
 
@@ -104,7 +106,7 @@ def _receive(end: End, store: torch.distributed.Store) -> None:
         missing_bytes = end.num_bytes
         for size in chunk_sizes(end.num_bytes):
             distributed.recv(landed[:size], SENDER)
-            view = memoryview(landed[:size].cpu().numpy())
+            view = landed[:size].cpu().numpy().data
             missing_bytes -= size
             if not missing_bytes:
                 store.set(_RECEIVED, "")  # before the last bytes are handed on: whoever has them may end this process

@@ -10,7 +10,7 @@ import torch
 from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
 from tests.tiny_models import tiny_model, tiny_tokenizer
-from vigor_client import Publication, WeightSnapshot
+from vigor_client import Broadcast, Publication, WeightSnapshot
 from vigor_client.digest import checksum
 from vigor_client.ranking import rank_rewards, ranks
 from vigor_client.schemas import CompletionScore, Group, GroupScore, ScoreRequest, ScoreResponse, Timing, Usage
@@ -38,14 +38,21 @@ class FakeService:
         self.asked_versions: list[int] = []
         self.requests: list[ScoreRequest] = []
         self.snapshots: list[WeightSnapshot | None] = []
+        self.broadcasts: list[Broadcast | None] = []
         self.on_score: Callable[[ScoreRequest], None] = lambda _: None
         self.on_publish: Callable[[int], None] = lambda _: None
 
     def publish_weights(
-        self, tensors: Mapping[str, torch.Tensor], *, weight_version: int, snapshot: WeightSnapshot | None = None
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        weight_version: int,
+        snapshot: WeightSnapshot | None = None,
+        broadcast: Broadcast | None = None,
     ) -> Publication:
         self.on_publish(weight_version)
         self.snapshots.append(snapshot)
+        self.broadcasts.append(broadcast)
         self.asked_versions.append(weight_version)
         digest = digest_of(tensors)
         if digest == self.weight_digest:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.trainer.fake_service import FakeService
-from vigor_client import WeightSnapshot
+from vigor_client import Broadcast, WeightSnapshot
 from vigor_trainer.publish import Publisher
 
 WEIGHTS = {"weight": torch.ones(2)}
@@ -43,6 +43,15 @@ def test_one_snapshot_serves_all_publications() -> None:
             publisher.begin(WEIGHTS, version)
             publisher.wait()
     assert service.snapshots == [snapshot, snapshot]
+
+
+@pytest.mark.parametrize("broadcast", [None, Broadcast(host="10.0.0.5")])
+def test_every_publication_goes_the_way_that_was_chosen(broadcast: Broadcast | None) -> None:
+    service = FakeService()
+    with Publisher(service, broadcast=broadcast) as publisher:
+        publisher.begin(WEIGHTS, 1)
+        publisher.wait()
+    assert service.broadcasts == [broadcast]
 
 
 def test_what_stopped_a_publication_is_raised_where_it_is_waited_for() -> None:

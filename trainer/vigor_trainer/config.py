@@ -66,6 +66,14 @@ class VigorArguments:
         default=False,
         metadata={"help": "Send what changed alone: for services in 16 bits; keeps a copy of the model on the host"},
     )
+    broadcast: Literal["gloo", "nccl"] | None = field(
+        default=None,
+        metadata={"help": "Send weights through torch.distributed, to a service started with --allow-broadcast"},
+    )
+    broadcast_host: str = field(
+        default="127.0.0.1",
+        metadata={"help": "Address of this machine at which the service reaches it; used with --broadcast"},
+    )
     wait_seconds: float = field(
         default=30.0, metadata={"help": "Seconds a score request may wait in the service for this step's weights"}
     )

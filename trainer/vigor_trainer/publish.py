@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from vigor_client import Publication, WeightSnapshot
+from vigor_client import Broadcast, Publication, WeightSnapshot
 
 if TYPE_CHECKING:
     import torch
@@ -22,16 +22,30 @@ class PublishingClient(Protocol):
     """What is needed of `VigorClient`."""
 
     def publish_weights(
-        self, tensors: Mapping[str, torch.Tensor], *, weight_version: int, snapshot: WeightSnapshot | None = None
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        weight_version: int,
+        snapshot: WeightSnapshot | None = None,
+        broadcast: Broadcast | None = None,
     ) -> Publication: ...
 
 
 class Publisher:
-    """One publication at a time, on a thread of its own; with a snapshot, what changed alone is sent."""
+    """One publication at a time, on a thread of its own; with a snapshot, what changed alone is sent.
 
-    def __init__(self, client: PublishingClient, snapshot: WeightSnapshot | None = None) -> None:
+    With a broadcast it goes through torch.distributed, else over HTTP.
+    """
+
+    def __init__(
+        self,
+        client: PublishingClient,
+        snapshot: WeightSnapshot | None = None,
+        broadcast: Broadcast | None = None,
+    ) -> None:
         self._client = client
         self._snapshot = snapshot
+        self._broadcast = broadcast
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish-weights")
         self._publication: Future[Publication] | None = None
 
@@ -41,7 +55,11 @@ class Publisher:
         The tensors must not change before `wait` has returned.
         """
         self._publication = self._worker.submit(
-            self._client.publish_weights, state_dict, weight_version=weight_version, snapshot=self._snapshot
+            self._client.publish_weights,
+            state_dict,
+            weight_version=weight_version,
+            snapshot=self._snapshot,
+            broadcast=self._broadcast,
         )
 
     def wait(self) -> Publication:

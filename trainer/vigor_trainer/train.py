@@ -9,7 +9,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig, ModelConfig  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
-from vigor_client import VigorClient, WeightSnapshot
+from vigor_client import Broadcast, VigorClient, WeightSnapshot
 from vigor_client.embedded import embedded_model_dir
 from vigor_trainer.config import Arguments, VigorArguments
 from vigor_trainer.errors import InvalidModelError, UnsupportedSettingError
@@ -33,7 +33,7 @@ def run(arguments: Arguments) -> None:
     tokenizer = _load_tokenizer(model_name, grpo, model)
     tasks = _load_tasks(vigor, grpo, tokenizer)
     snapshot = WeightSnapshot() if vigor.deltas else None
-    with _client(vigor) as client, Publisher(client, snapshot) as publisher:
+    with _client(vigor) as client, Publisher(client, snapshot, _broadcast(vigor)) as publisher:
         print(f"waiting for the service at {vigor.reward_url}", flush=True)
         client.wait_until_ready(vigor.ready_timeout_seconds)
         grpo.model_init_kwargs = _model_init_kwargs(grpo, model)
@@ -58,6 +58,15 @@ def _client(vigor: VigorArguments) -> VigorClient:
         return VigorClient(vigor.reward_url, timeout_seconds=vigor.score_timeout_seconds)
     except ValueError as error:
         raise UnsupportedSettingError(f"--reward_url, --score_timeout_seconds: {error}") from error
+
+
+def _broadcast(vigor: VigorArguments) -> Broadcast | None:
+    if vigor.broadcast is None:
+        return None
+    try:
+        return Broadcast(backend=vigor.broadcast, host=vigor.broadcast_host)
+    except ValueError as error:
+        raise UnsupportedSettingError(f"--broadcast_host: {error}") from error
 
 
 def _reward(vigor: VigorArguments, grpo: GRPOConfig, client: VigorClient, publisher: Publisher) -> ServiceReward:
