@@ -47,8 +47,8 @@ async def broadcast_files(endpoints: Endpoints, plan: Plan, update_id: str, broa
     """Send the planned files to an open update, as its ``put_file`` would one by one.
 
     Raises:
-        BroadcastError: this side cannot listen, or failed though the service has all.
-        VigorError: the service refused, or did not get everything in time.
+        BroadcastError: this side cannot begin.
+        VigorError: the service refused, or did not get everything in time; a note says what became of this side.
         Exception: what the tensors raised when they were read.
     """
     device = _device(broadcast)
@@ -56,16 +56,17 @@ async def broadcast_files(endpoints: Endpoints, plan: Plan, update_id: str, broa
         ThreadPoolExecutor(1, thread_name_prefix="broadcast-weights") as threads,
         _listening(broadcast, device, plan.num_bytes) as (process, port),
     ):
-        sending = threads.submit(process.send, (chunk for file in plan.files for chunk in file.chunks()))
         request = BroadcastRequest(backend=broadcast.backend, host=broadcast.host, port=port)
+        sending = threads.submit(process.send, (chunk for file in plan.files for chunk in file.chunks()))
         try:
             await endpoints.broadcast(update_id, request, num_bytes=plan.num_bytes)
-        except VigorError:
+        except VigorError as refusal:
+            if fault := process.fault():
+                refusal.add_note(f"the sending end: {fault}")
             process.kill()
             with suppress(BroadcastError):  # what the tensors raised is the cause, and the refusal what came of it
                 await endpoints.wire.compute(sending.result)
             raise
-        await endpoints.wire.compute(sending.result)
 
 
 @contextmanager

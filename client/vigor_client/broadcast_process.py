@@ -68,13 +68,18 @@ class BroadcastProcess:
         )
 
     def send(self, chunks: Iterable[bytes]) -> None:
-        """Hand everything over and wait until the other end has it; whatever fails ends the process.
+        """Hand everything over; the process then goes on until the other end has it. Whatever fails ends the process.
 
         Raises:
             BroadcastError: the process ended before.
         """
+        pipe = cast("BufferedWriter", self._process.stdin)
         try:
-            self._write(chunks)
+            for chunk in chunks:
+                pipe.write(chunk)
+            pipe.flush()
+        except BrokenPipeError as error:
+            raise BroadcastError(self._reason()) from error
         except BaseException:
             self.kill()
             raise
@@ -89,6 +94,10 @@ class BroadcastProcess:
         if not data:
             raise BroadcastError(self._reason())
         return data
+
+    def fault(self) -> str | None:
+        """Return why the process failed; None while it runs, and where it did not."""
+        return self._reason() if self._process.poll() else None
 
     def kill(self) -> None:
         """End the process at once."""
@@ -106,17 +115,6 @@ class BroadcastProcess:
             with suppress(BrokenPipeError):  # closing would send what nobody takes any more
                 if pipe is not None:
                     pipe.close()
-
-    def _write(self, chunks: Iterable[bytes]) -> None:
-        pipe = cast("BufferedWriter", self._process.stdin)
-        try:
-            for chunk in chunks:
-                pipe.write(chunk)
-            pipe.flush()
-        except BrokenPipeError as error:
-            raise BroadcastError(self._reason()) from error
-        if self._process.wait() != 0:
-            raise BroadcastError(self._reason())
 
     def _reason(self) -> str:
         """The last line that the process wrote, once it has ended."""
