@@ -119,7 +119,7 @@ def listener() -> Iterator[tuple[socket.socket, dict[str, Any]]]:
 
 
 @contextmanager
-def sender(num_bytes: int) -> Iterator[tuple[BroadcastProcess, dict[str, Any]]]:
+def sender(num_bytes: int, timeout_seconds: float = 60.0) -> Iterator[tuple[BroadcastProcess, dict[str, Any]]]:
     """A trainer's end, to be fed by the test."""
     with listener() as (socket_, request):
         end = End(
@@ -128,7 +128,7 @@ def sender(num_bytes: int) -> Iterator[tuple[BroadcastProcess, dict[str, Any]]]:
             host="127.0.0.1",
             port=request["port"],
             num_bytes=num_bytes,
-            timeout_seconds=60.0,
+            timeout_seconds=timeout_seconds,
             listener=socket_.fileno(),
         )
         process = BroadcastProcess(end)
@@ -286,6 +286,15 @@ def test_a_peer_that_is_not_there_ends_at_once(service: LiveService) -> None:
     assert f"{FILE}" in message
     assert f"nobody sends at 127.0.0.1 port {request['port']}" in message
     finish_over_http(service, path, data)
+
+
+def test_a_sender_to_whom_nobody_comes_ends_with_its_limit() -> None:
+    data = bytes(CHUNK_BYTES)  # more than the pipe holds
+    with sender(len(data), timeout_seconds=1.0) as (process, _):
+        with pytest.raises(BroadcastError) as raised:
+            process.send([data])
+        assert process.fault() == str(raised.value)
+        assert "timeout" in str(raised.value).lower()
 
 
 def test_the_client_drops_an_update_that_the_service_gave_up(impatient: LiveService) -> None:
