@@ -103,18 +103,22 @@ class BroadcastProcess:
         """End the process at once."""
         self._process.kill()
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
+    def close(self) -> None:
+        """End the process, and give back what it held."""
         self.kill()
         self._process.wait(_END_SECONDS)
         for pipe in (self._process.stdin, self._process.stdout, self._errors):
             with suppress(BrokenPipeError):  # closing would send what nobody takes any more
                 if pipe is not None:
                     pipe.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _reason(self) -> str:
         """The last line that the process wrote, once it has ended."""

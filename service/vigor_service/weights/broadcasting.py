@@ -77,7 +77,7 @@ async def _running(end: End) -> AsyncIterator[BroadcastProcess]:
         yield process
     finally:
         process.kill()  # before anything is awaited: whoever reads from it goes on
-        await asyncio.to_thread(process.__exit__, None, None, None)
+        await asyncio.to_thread(process.close)
 
 
 async def _chunks(process: BroadcastProcess, file: UpdateFile) -> AsyncIterator[bytes]:
