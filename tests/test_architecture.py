@@ -106,7 +106,17 @@ def test_the_client_never_imports_a_server_or_the_other_packages() -> None:
 
 
 def test_the_service_takes_the_contract_from_the_client_and_nothing_else() -> None:
-    names = ("schemas", "ranking", "digest", "embedded", "changes", "delta_index", "errors", "lora")
+    names = (
+        "schemas",
+        "ranking",
+        "digest",
+        "embedded",
+        "changes",
+        "delta_index",
+        "errors",
+        "lora",
+        "broadcast_process",
+    )
     shared = {f"vigor_client.{name}" for name in names}
     refuse(
         [

@@ -49,6 +49,7 @@ HTTP_EXAMPLES: list[type[BaseModel]] = [
     schemas.UpdateRequest,
     schemas.UpdateStatus,
     schemas.TakeRequest,
+    schemas.BroadcastRequest,
     schemas.CommitResponse,
     DeltaIndex,
     SGLangModelInfo,
@@ -68,6 +69,7 @@ DESCRIBED_IN_TABLES: list[type[BaseModel]] = [
     schemas.Usage,
     schemas.Timing,
     schemas.UpdateRequest,
+    schemas.BroadcastRequest,
 ]
 
 
@@ -266,7 +268,7 @@ def test_every_flag_on_every_page_of_the_service_exists() -> None:
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[LiveService]:
-    with live_service(tmp_path / "staging") as running:
+    with live_service(tmp_path / "staging", allow_broadcast=True) as running:
         yield running
 
 
@@ -297,7 +299,7 @@ def test_the_python_examples_run_in_order(service: LiveService) -> None:
     for number, source in enumerate(blocks(CLIENT, "python"), start=1):
         code = source.replace(DOCUMENTED_URL, str(service.http.base_url))
         exec(compile(code, f"client.md, example {number}", "exec"), namespace)  # noqa: S102 - our own documentation
-    assert service.http.get("/v1/weights").json()["weight_version"] == 104
+    assert service.http.get("/v1/weights").json()["weight_version"] == 105
 
 
 def test_the_command_lines_run_in_order(

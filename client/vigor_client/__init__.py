@@ -2,10 +2,12 @@
 
 __version__ = "0.1.0"
 
+from vigor_client.broadcast import Broadcast
 from vigor_client.checkpoints import checkpoint_tensors
 from vigor_client.client import AsyncVigorClient, VigorClient
 from vigor_client.errors import (
     AnswerTimeoutError,
+    BroadcastError,
     CheckpointError,
     ConnectionLostError,
     DeadlineExceededError,
@@ -59,11 +61,13 @@ from vigor_client.schemas import (
 )
 from vigor_client.shared_directory import SharedDirectory
 from vigor_client.snapshot import WeightSnapshot
-from vigor_client.weights import Publication, digest_of_tensors
+from vigor_client.weights import Publication, Through, digest_of_tensors
 
 __all__ = [
     "AnswerTimeoutError",
     "AsyncVigorClient",
+    "Broadcast",
+    "BroadcastError",
     "CheckpointError",
     "Completion",
     "CompletionScore",
@@ -98,6 +102,7 @@ __all__ = [
     "TensorInfo",
     "TensorList",
     "TensorsRefusedError",
+    "Through",
     "Timing",
     "TransportError",
     "UnauthenticatedError",

@@ -28,9 +28,8 @@ from vigor_client.schemas import (
     TruncatedRule,
     WeightsInfo,
 )
-from vigor_client.shared_directory import SharedDirectory
 from vigor_client.snapshot import WeightSnapshot
-from vigor_client.weights import Publication, publish
+from vigor_client.weights import Publication, Through, publish
 from vigor_client.wire import AsyncWire, BlockingWire, Wire, run_blocking
 
 if TYPE_CHECKING:
@@ -138,7 +137,7 @@ class VigorClient:
         weight_version: int,
         snapshot: WeightSnapshot | None = None,
         partial: bool = False,
-        through: SharedDirectory | None = None,
+        through: Through | None = None,
     ) -> Publication:
         """Bring ``tensors`` (a whole state dict) into service as ``weight_version``.
 
@@ -147,7 +146,8 @@ class VigorClient:
 
         With a ``snapshot``, one for all publications of a run, only what changed is sent, unless all is smaller,
         the service holds other weights than the snapshot, or it is time for an anchor. It takes a model's memory on the
-        host. Bytes go ``through`` a directory that the service sees as its ``--weights-root``, or else over HTTP.
+        host. Bytes go ``through`` a directory that the service sees as its ``--weights-root``, or a broadcast of
+        torch.distributed, or else over HTTP.
 
         With ``partial``, ``tensors`` are some of the model's, such as those of an adapter: those that differ from the
         served ones are sent, and all others stay as they are served. Only what is given is checked and hashed.
@@ -157,8 +157,8 @@ class VigorClient:
             WeightBaseMismatchError: ``partial``, and the service has got other weights meanwhile, is poisoned, or needs
                 all once again; publish all.
             TensorsRefusedError: they do not fit the service's; every fault is named and nothing was sent.
+            SharedDirectoryError, BroadcastError: the bytes cannot go that way; the old weights serve on.
             PublishError: the service ended with other weights.
-            SharedDirectoryError: the update cannot be written there.
         """
         publication = publish(
             self._endpoints,
@@ -251,7 +251,7 @@ class AsyncVigorClient:
         weight_version: int,
         snapshot: WeightSnapshot | None = None,
         partial: bool = False,
-        through: SharedDirectory | None = None,
+        through: Through | None = None,
     ) -> Publication:
         """As ``VigorClient.publish_weights``; casts and checksums run on threads."""
         return await publish(

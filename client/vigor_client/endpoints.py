@@ -9,6 +9,7 @@ from vigor_client.errors import NotReadyError, VigorError
 from vigor_client.exchange import Exchange, failure_of, parse, unexpected
 from vigor_client.retry import Repeat
 from vigor_client.schemas import (
+    BroadcastRequest,
     CommitResponse,
     Health,
     ModelInfo,
@@ -120,6 +121,16 @@ class Endpoints:
             timeout_seconds=self._timeout_seconds + num_bytes / SLOWEST_VERIFICATION_BYTES_PER_SECOND,
         )
         await self._exchange.send(call)
+
+    async def broadcast(self, update_id: str, request: BroadcastRequest, *, num_bytes: int) -> UpdateStatus:
+        call = Call(
+            method="POST",
+            path=f"{UPDATES}/{update_id}/broadcast",
+            body=Body.json(request.model_dump_json()),
+            timeout_seconds=self._timeout_seconds + num_bytes / SLOWEST_VERIFICATION_BYTES_PER_SECOND,
+            repeat=Repeat.NEVER,  # the group of a broadcast is joined once
+        )
+        return await self._exchange.fetch(call, UpdateStatus)
 
     async def commit(self, update_id: str, *, num_bytes: int) -> CommitResponse:
         timeout_seconds = self._timeout_seconds + num_bytes / SLOWEST_VERIFICATION_BYTES_PER_SECOND

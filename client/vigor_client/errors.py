@@ -29,6 +29,7 @@
     ├── InvalidDeltaError                 bytes that are no delta of a tensor (also a ValueError)
     ├── PublishError                      the service ended with other weights than were sent
     ├── SharedDirectoryError              an update cannot be written where both ends see it
+    ├── BroadcastError                    this side of a broadcast cannot begin or broke off
     ├── InputError                        a line of a JSONL file is not a group
     ├── CheckpointError                   a directory holds no checkpoint that can be read
     └── EmbeddedModelError                the embedded model could not be fetched or converted
@@ -243,6 +244,10 @@ class PublishError(VigorError):
 
 class SharedDirectoryError(VigorError):
     """An update cannot be written to the directory that is shared with the service."""
+
+
+class BroadcastError(VigorError):
+    """One side of a broadcast through torch.distributed cannot begin, or broke off; says why."""
 
 
 class InputError(VigorError):

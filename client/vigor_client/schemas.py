@@ -34,6 +34,7 @@ CompletionStatus = Literal["ok", "empty", "truncated", "nonfinite"]
 WeightState = Literal["ready", "applying", "poisoned"]
 UpdateState = Literal["receiving", "verifying", "applying", "committed"]
 UpdateEncoding = Literal["full", "partial", "delta"]
+BroadcastBackend = Literal["gloo", "nccl"]
 
 
 class WireModel(BaseModel):
@@ -282,6 +283,14 @@ class UpdateStatus(WireModel):
     state: UpdateState
     received_files: list[str] = []
     missing_files: list[str] = []
+
+
+class BroadcastRequest(WireModel):
+    """``POST /v1/weights/updates/{id}/broadcast``: where the caller sends the bytes of the missing files."""
+
+    backend: BroadcastBackend
+    host: str = Field(pattern=r"^[A-Za-z0-9._:-]{1,253}$", examples=["10.0.0.5"])
+    port: int = Field(strict=True, ge=1, le=65535)
 
 
 class CommitResponse(WireModel):

@@ -12,8 +12,9 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+from vigor_client.broadcast import Broadcast
 from vigor_client.delta_plan import make_delta_plan
 from vigor_client.digest import PREFIX, checksum, model_digest, new_hasher, raw_bytes
 from vigor_client.endpoints import Endpoints
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
     from vigor_client.digest import Hasher
 
+Through: TypeAlias = SharedDirectory | Broadcast
 MAX_FILE_BYTES = 1 << 30
 CHUNK_BYTES = 1 << 20
 
@@ -114,18 +116,18 @@ async def publish(
     weight_version: int,
     snapshot: WeightSnapshot | None = None,
     partial: bool = False,
-    through: SharedDirectory | None = None,
+    through: Through | None = None,
 ) -> Publication:
     """Bring ``tensors`` into service as ``weight_version``, unless the service has them already.
 
     With a snapshot of what the service holds, changes alone are sent where they are smaller; it is brought up to date.
     With ``partial`` the tensors are some of the model's, and all others stay as they are served.
-    The bytes go through a shared directory, or else over HTTP.
+    The bytes go through a shared directory or a broadcast, or else over HTTP; never over HTTP because that failed.
 
     Raises:
         ValueError: ``partial`` without a tensor, or with a snapshot.
         TensorsRefusedError: they do not fit; nothing was sent.
-        SharedDirectoryError: they cannot be written there.
+        SharedDirectoryError, BroadcastError: they cannot go that way.
         PublishError: the service ended with other weights.
         ProblemError, TransportError, UnexpectedAnswerError: the update was dropped; the old weights serve on.
     """
@@ -188,7 +190,7 @@ def _bring_up_to_date(
         snapshot.take_all(tensors, wanted, weight_version=version, weight_digest=digest)
 
 
-async def _send(endpoints: Endpoints, plan: Plan, weight_version: int, through: SharedDirectory | None) -> Publication:
+async def _send(endpoints: Endpoints, plan: Plan, weight_version: int, through: Through | None) -> Publication:
     request, started = plan.request(weight_version), perf_counter()
     served = await _send_files(endpoints, plan, await endpoints.open_update(request), through)
     if (served.weight_version, served.weight_digest) != (weight_version, plan.weight_digest):
@@ -209,7 +211,7 @@ async def _send(endpoints: Endpoints, plan: Plan, weight_version: int, through: 
 
 
 async def _send_files(
-    endpoints: Endpoints, plan: Plan, update: UpdateStatus, through: SharedDirectory | None
+    endpoints: Endpoints, plan: Plan, update: UpdateStatus, through: Through | None
 ) -> CommitResponse:
     try:
         if through is not None:

@@ -16,6 +16,7 @@ from vigor_service.scheduler import Scheduler
 from vigor_service.scoring import Scoring
 from vigor_service.settings import Settings
 from vigor_service.tokenization import Encoder, Tokenizer
+from vigor_service.weights.broadcasting import Broadcasts
 from vigor_service.weights.committing import Committer
 from vigor_service.weights.local_files import LocalFiles
 from vigor_service.weights.publication import Publication
@@ -52,6 +53,7 @@ class Serving:
     scoring: Scoring
     updates: Updates
     local_files: LocalFiles
+    broadcasts: Broadcasts
 
 
 class Runtime:
@@ -211,7 +213,13 @@ class Runtime:
             max_upload_bytes=settings.max_upload_bytes,
         )
         local_files = LocalFiles(updates, publication, root=settings.weights_root)
-        return Serving(info, publication, scheduler, scoring, updates, local_files)
+        broadcasts = Broadcasts(
+            updates,
+            device=info.device,
+            is_allowed=settings.allow_broadcast,
+            timeout_seconds=settings.update_timeout_seconds,
+        )
+        return Serving(info, publication, scheduler, scoring, updates, local_files, broadcasts)
 
 
 def _load_and_replay(

@@ -89,6 +89,10 @@ class Settings(BaseSettings):
     """Directory below which checkpoints and published versions may be loaded from this machine's disk, through
     /update_weights_from_disk and /pull_weights. Default: none, nothing is."""
 
+    allow_broadcast: bool = False
+    """Receive weight updates through torch.distributed, from any address that a caller names. Its bytes are neither
+    encrypted nor authenticated: only in a network that you trust."""
+
     update_timeout_seconds: float = Field(default=120.0, gt=0)
     """Seconds after which a weight update that nobody touches is dropped."""
 

@@ -11,7 +11,7 @@ from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage] - export
 
 from tests.client.fake_service import MODEL
 from tests.tiny_models import tiny_model, tiny_tokenizer
-from vigor_client import Publication, SharedDirectory, WeightSnapshot
+from vigor_client import Publication, Through, WeightSnapshot
 from vigor_client.digest import checksum
 from vigor_client.ranking import rank_rewards, ranks
 from vigor_client.schemas import (
@@ -49,7 +49,7 @@ class FakeService:
         self.asked_versions: list[int] = []
         self.requests: list[ScoreRequest] = []
         self.snapshots: list[WeightSnapshot | None] = []
-        self.directories: list[SharedDirectory | None] = []
+        self.ways: list[Through | None] = []
         self.on_score: Callable[[ScoreRequest], None] = lambda _: None
         self.on_publish: Callable[[int], None] = lambda _: None
 
@@ -66,12 +66,12 @@ class FakeService:
         weight_version: int,
         snapshot: WeightSnapshot | None = None,
         partial: bool = False,
-        through: SharedDirectory | None = None,
+        through: Through | None = None,
     ) -> Publication:
         assert not partial, "a whole model is published whole"
         self.on_publish(weight_version)
         self.snapshots.append(snapshot)
-        self.directories.append(through)
+        self.ways.append(through)
         self.asked_versions.append(weight_version)
         digest = digest_of(tensors)
         if digest == self.weight_digest:

@@ -40,6 +40,12 @@ def test_the_file_may_hold_everything(tmp_path: Path) -> None:
     assert parse_arguments(["--config", str(path)]).vigor.reward_url == "http://127.0.0.1:1"
 
 
+def test_weights_go_over_http_unless_a_broadcast_is_asked_for() -> None:
+    assert parse().vigor.broadcast is None
+    vigor = parse("--broadcast", "nccl", "--broadcast-host", "10.0.0.5").vigor
+    assert (vigor.broadcast, vigor.broadcast_host) == ("nccl", "10.0.0.5")
+
+
 def test_any_flag_of_trl_works() -> None:
     _, grpo, model = parse("--loss_type", "dr_grpo", "--model_name_or_path", "some/model", "--dtype", "bfloat16")
     assert parse("--use_peft", "--lora_r", "4").model.lora_r == 4
@@ -56,6 +62,8 @@ def test_any_flag_of_trl_works() -> None:
         (["--use_transformers_continuous_batching"], "give --bf16 false"),
         (["--eval_strategy", "epoch"], "--eval_strategy needs --eval_dataset"),
         (["--num_generations", "1"], "at least 2 generations"),
+        (["--broadcast", "mpi"], "argument --broadcast: invalid choice"),
+        (["--broadcast", "gloo", "--shared_directory", "x"], "--broadcast and --shared_directory are two ways"),
         (["--wait_seconds", "601"], "--wait_seconds is 601: give 0 to 600"),
         (["--dataset_size", "0"], "--dataset_size is 0: give more than 0"),
         (["--config", "nowhere.yaml"], "No such file or directory: 'nowhere.yaml'"),

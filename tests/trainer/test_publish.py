@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.trainer.fake_service import FakeService
-from vigor_client import SharedDirectory, WeightSnapshot
+from vigor_client import Broadcast, SharedDirectory, Through, WeightSnapshot
 from vigor_trainer.publish import Publisher
 
 WEIGHTS = {"weight": torch.ones(2)}
@@ -46,13 +46,14 @@ def test_one_snapshot_serves_all_publications() -> None:
     assert service.snapshots == [snapshot, snapshot]
 
 
-def test_all_publications_go_through_the_shared_directory() -> None:
-    service, through = FakeService(), SharedDirectory(Path("shared"))
+@pytest.mark.parametrize("through", [None, SharedDirectory(Path("shared")), Broadcast(host="10.0.0.5")])
+def test_every_publication_goes_the_way_that_was_chosen(through: Through | None) -> None:
+    service = FakeService()
     with Publisher(service, through=through) as publisher:
         for version in (1, 2):
             publisher.begin(WEIGHTS, version)
             publisher.wait()
-    assert service.directories == [through, through]
+    assert service.ways == [through, through]
 
 
 def test_what_stopped_a_publication_is_raised_where_it_is_waited_for() -> None:

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import is_peft_model
 
-from vigor_client import Publication, SharedDirectory, WeightBaseMismatchError, WeightSnapshot, lora_scalings
+from vigor_client import Publication, Through, WeightBaseMismatchError, WeightSnapshot, lora_scalings
 from vigor_trainer.errors import UnsupportedSettingError
 from vigor_trainer.gathering import with_plain_names
 
@@ -80,7 +80,7 @@ class AdaptedModel:
         *,
         weight_version: int,
         snapshot: WeightSnapshot | None = None,
-        through: SharedDirectory | None = None,
+        through: Through | None = None,
     ) -> Publication:
         """Bring the weights into service: all of them at first, then those that training changes.
 

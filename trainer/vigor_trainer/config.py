@@ -75,6 +75,14 @@ class VigorArguments:
         default=None,
         metadata={"help": "The service's --weights-root as this machine sees it: weights go through it, not over HTTP"},
     )
+    broadcast: Literal["gloo", "nccl"] | None = field(
+        default=None,
+        metadata={"help": "Send weights through torch.distributed, to a service started with --allow-broadcast"},
+    )
+    broadcast_host: str = field(
+        default="127.0.0.1",
+        metadata={"help": "Address of this machine at which the service reaches it; used with --broadcast"},
+    )
     wait_seconds: float = field(
         default=30.0, metadata={"help": "Seconds a score request may wait in the service for this step's weights"}
     )
@@ -147,5 +155,7 @@ def _refuse_unsupported(arguments: Arguments) -> None:
         raise UnsupportedSettingError(
             "--use_transformers_continuous_batching casts the model while it generates: give --bf16 false"
         )
+    if vigor.broadcast and vigor.shared_directory:
+        raise UnsupportedSettingError("--broadcast and --shared_directory are two ways of one update: give one")
     if grpo.eval_strategy != "no" and not vigor.eval_dataset:
         raise UnsupportedSettingError("--eval_strategy needs --eval_dataset")

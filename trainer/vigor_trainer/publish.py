@@ -13,7 +13,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, Self
 
-from vigor_client import Publication, SharedDirectory, WeightSnapshot
+from vigor_client import Publication, Through, WeightSnapshot
 from vigor_client.schemas import ModelInfo, TensorList
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ class PublishingClient(Protocol):
         weight_version: int,
         snapshot: WeightSnapshot | None = None,
         partial: bool = False,
-        through: SharedDirectory | None = None,
+        through: Through | None = None,
     ) -> Publication: ...
 
 
@@ -44,11 +44,7 @@ class Publisher:
     """One publication at a time, on a thread of its own; with a snapshot, what changed alone is sent."""
 
     def __init__(
-        self,
-        client: PublishingClient,
-        snapshot: WeightSnapshot | None = None,
-        *,
-        through: SharedDirectory | None = None,
+        self, client: PublishingClient, snapshot: WeightSnapshot | None = None, *, through: Through | None = None
     ) -> None:
         self._client = client
         self._snapshot = snapshot

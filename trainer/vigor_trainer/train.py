@@ -11,7 +11,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig, ModelConfig, get_peft_config  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
-from vigor_client import SharedDirectory, VigorClient, WeightSnapshot
+from vigor_client import Broadcast, SharedDirectory, Through, VigorClient, WeightSnapshot
 from vigor_client.embedded import embedded_model_dir
 from vigor_trainer.config import Arguments, VigorArguments
 from vigor_trainer.errors import InvalidModelError, UnsupportedSettingError
@@ -70,11 +70,18 @@ def _client(vigor: VigorArguments) -> Iterator[VigorClient]:
 
 def _publisher(vigor: VigorArguments, client: VigorClient) -> Publisher:
     sends_deltas = vigor.deltas == "on" or (vigor.deltas == "auto" and client.weights().dtype in _DTYPES_OF_16_BITS)
-    return Publisher(
-        client,
-        WeightSnapshot() if sends_deltas else None,
-        through=None if vigor.shared_directory is None else SharedDirectory(Path(vigor.shared_directory)),
-    )
+    return Publisher(client, WeightSnapshot() if sends_deltas else None, through=_through(vigor))
+
+
+def _through(vigor: VigorArguments) -> Through | None:
+    if vigor.shared_directory is not None:
+        return SharedDirectory(Path(vigor.shared_directory))
+    if vigor.broadcast is None:
+        return None
+    try:
+        return Broadcast(backend=vigor.broadcast, host=vigor.broadcast_host)
+    except ValueError as error:
+        raise UnsupportedSettingError(f"--broadcast_host: {error}") from error
 
 
 def _reward(vigor: VigorArguments, grpo: GRPOConfig, client: VigorClient, publisher: Publisher) -> ServiceReward:

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from vigor_client.schemas import CommitResponse, TakeRequest, TensorList, UpdateRequest, UpdateStatus, WeightsInfo
+from vigor_client.schemas import (
+    BroadcastRequest,
+    CommitResponse,
+    TakeRequest,
+    TensorList,
+    UpdateRequest,
+    UpdateStatus,
+    WeightsInfo,
+)
 from vigor_service import errors
 from vigor_service.body import content_length, parse_json, stream
 from vigor_service.openapi import json_body, problems, raw_body
@@ -68,22 +76,25 @@ async def receive_file(request: Request, update_id: str, name: str, serving: Ser
     return await serving.updates.receive(update_id, name, stream(request), content_length=content_length(request))
 
 
+_FETCHED = problems(
+    errors.UpdateNotFoundError,
+    errors.UpdateConflictError,
+    errors.MalformedBodyError,
+    errors.InvalidRequestError,
+    errors.UnsupportedMediaTypeError,
+    errors.PayloadTooLargeError,
+    errors.QueueFullError,
+    errors.DeadlineExceededError,
+    errors.StagingFullError,
+    *_ALWAYS,
+)
+
+
 @router.post(
     _UPDATE + "/take",
     summary="Take the files of an update from a directory under --weights-root",
     response_model=UpdateStatus,
-    responses=problems(
-        errors.UpdateNotFoundError,
-        errors.UpdateConflictError,
-        errors.MalformedBodyError,
-        errors.InvalidRequestError,
-        errors.UnsupportedMediaTypeError,
-        errors.PayloadTooLargeError,
-        errors.QueueFullError,
-        errors.DeadlineExceededError,
-        errors.StagingFullError,
-        *_ALWAYS,
-    ),
+    responses=_FETCHED,
     openapi_extra=json_body(TakeRequest),
 )
 async def take_files(
@@ -92,6 +103,21 @@ async def take_files(
     async with bodies.receive(request) as body:
         asked = parse_json(TakeRequest, body, consequence="no file was taken")
     return await serving.local_files.take(update_id, asked.directory)
+
+
+@router.post(
+    _UPDATE + "/broadcast",
+    summary="Receive the missing files of an update through torch.distributed",
+    response_model=UpdateStatus,
+    responses=_FETCHED,
+    openapi_extra=json_body(BroadcastRequest),
+)
+async def broadcast(
+    request: Request, update_id: str, serving: ServingDependency, bodies: BodiesDependency
+) -> UpdateStatus:
+    async with bodies.receive(request) as body:
+        asked = parse_json(BroadcastRequest, body, consequence="nothing was received")
+    return await serving.broadcasts.receive(update_id, asked)
 
 
 @router.post(

@@ -116,9 +116,18 @@ class Updates:
             raise _not_found(update_id) from error
         finally:
             update.receiving.discard(name)
+            update.touch()
         self._require_receiving(update_id).received.add(name)
-        update.touch()
         self._metrics.weight_update_seconds.labels("receive").observe(perf_counter() - started)
+
+    def missing(self, update_id: str) -> list[UpdateFile]:
+        """Return the announced files that have not come yet, in their order.
+
+        Raises:
+            UpdateNotFoundError, UpdateConflictError: the update takes no file now.
+        """
+        update = self._require_receiving(update_id)
+        return [file for file in update.request.files if file.name not in update.received]
 
     async def commit(self, update_id: str) -> CommitResponse:
         """Verify the update and serve it. Asking again gives the same answer, whatever it was.
@@ -169,12 +178,17 @@ class Updates:
 
     async def _expire(self, update: Update) -> None:
         """Drop the update once nobody has touched it for the timeout."""
-        clock = asyncio.get_running_loop().time
-        while (left := update.touched_at + self._timeout_seconds - clock()) > 0:
+        while (left := self._seconds_left(update)) > 0:
             await asyncio.sleep(left)
         if update is self._open and update.commit is None:
             _logger.warning("weight_update_expired version=%d", update.request.weight_version)
             await self._discard(update)
+
+    def _seconds_left(self, update: Update) -> float:
+        """A file on its way has a limit of its own; when that ends it, there is time to send the file again."""
+        if update.receiving:
+            return self._timeout_seconds
+        return update.touched_at + self._timeout_seconds - asyncio.get_running_loop().time()
 
     async def _discard(self, update: Update) -> None:
         if self._open is update:
