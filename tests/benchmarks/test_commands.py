@@ -58,6 +58,7 @@ def test_a_long_sequence_is_scored(results: Path) -> None:
     assert row["twice_seconds"]
 
 
+@pytest.mark.slow
 def test_a_length_above_the_limit_is_scored_with_checkpoints_only() -> None:
     arguments = ["--model", "tiny", "--layers", "1", "--lengths", "100,300", "--prompt-tokens", "20"]
     report = long_sequences.main([*arguments, "--once-up-to", "100"])

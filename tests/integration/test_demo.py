@@ -43,6 +43,7 @@ def test_the_demo_ends_with_its_proof(model: Path, tmp_path: Path) -> None:
     assert (directory / "report.html").stat().st_size > 1_000_000, "plotly is inline"
 
 
+@pytest.mark.slow
 def test_an_interrupted_demo_leaves_nothing_running(model: Path, tmp_path: Path) -> None:
     directory = tmp_path / "demo"
     log = directory / "demo.log"

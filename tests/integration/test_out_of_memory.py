@@ -11,6 +11,7 @@ from tests.service_process import service_process
 from tests.tiny_models import save_tiny_checkpoint
 
 
+@pytest.mark.slow
 def test_a_service_that_runs_out_of_memory_answers_and_takes_smaller_batches(tmp_path: Path) -> None:
     checkpoint = save_tiny_checkpoint(tmp_path / "checkpoint", max_position_embeddings=2**16, **SIZES)
     sequences = prompt_heavy_sequences()
