@@ -11,7 +11,7 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet $(addprefix --constraint ,$(
 WHERE ?= cpu
 LONG ?= --layers 6
 RESULTS := benchmarks/results
-# Where Debian's libjemalloc2 is installed, the loops and the engine are measured with it, too.
+# The loops and the engine are also measured with glibc as the service sets it, and with Debian's libjemalloc2 if it is there.
 JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
 LOOPS_AND_ENGINE := --workload short --workload long \
 	--contestant "published loop" --contestant "ideal loop" --contestant engine
@@ -50,6 +50,8 @@ check: setup
 benchmark: setup
 	$(PIP_INSTALL) --editable '.[dev,benchmarks]'
 	$(BIN)/python -m benchmarks.engine --repeats 5 --out $(RESULTS)/engine_$(WHERE)
+	MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=1048576 $(BIN)/python -m benchmarks.engine --repeats 2 \
+		$(LOOPS_AND_ENGINE) --out $(RESULTS)/engine_$(WHERE)-compact
 	$(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) $(BIN)/python -m benchmarks.engine --repeats 2 $(LOOPS_AND_ENGINE) \
 		--out $(RESULTS)/engine_cpu-jemalloc)
 	$(BIN)/python -m benchmarks.growth --out $(RESULTS)/growth_$(WHERE)
