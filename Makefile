@@ -51,7 +51,7 @@ benchmark: setup
 	$(PIP_INSTALL) --editable '.[dev,benchmarks]'
 	$(BIN)/python -m benchmarks.engine --repeats 5 --out $(RESULTS)/engine_$(WHERE)
 	MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=1048576 $(BIN)/python -m benchmarks.engine --repeats 2 \
-		$(LOOPS_AND_ENGINE) --out $(RESULTS)/engine_$(WHERE)-compact
+		$(LOOPS_AND_ENGINE) --out $(RESULTS)/engine_cpu-compact
 	$(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) $(BIN)/python -m benchmarks.engine --repeats 2 $(LOOPS_AND_ENGINE) \
 		--out $(RESULTS)/engine_cpu-jemalloc)
 	$(BIN)/python -m benchmarks.growth --out $(RESULTS)/growth_$(WHERE)
