@@ -16,7 +16,7 @@ import torch
 from benchmarks.child import in_child
 from benchmarks.contest import ENGINE, IDEAL, run_contest
 from benchmarks.report import Cell, Report, Table, finish, new_report
-from benchmarks.workloads import Workload
+from benchmarks.workloads import Workload, parse_numbers
 from vigor_service.engine.batch_budget import probe_sizes
 
 _COLUMNS = {
@@ -114,8 +114,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.growth", description=__doc__)
     parser.add_argument("--model", default="smollm2-135m", help="a shape or a checkpoint (default: %(default)s)")
     parser.add_argument("--models", type=_names, default=_names(_MODELS_ON_A_GPU if on_a_gpu else _MODELS_ON_A_CPU))
-    parser.add_argument("--groups", type=_numbers, default=[2, 4, 8, 16])
-    parser.add_argument("--lengths", type=_numbers, default=[64, 128, 256, 512, 1024])
+    parser.add_argument("--groups", type=parse_numbers, default=[2, 4, 8, 16])
+    parser.add_argument("--lengths", type=parse_numbers, default=[64, 128, 256, 512, 1024])
     parser.add_argument("--completions", type=int, default=4, help="where their number does not grow")
     parser.add_argument("--length", type=int, default=128, help="where it does not grow (default: %(default)s)")
     parser.add_argument("--prompt-tokens", type=int, default=64)
@@ -125,10 +125,6 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
     return parser.parse_args(arguments)
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
 
 
 def _names(text: str) -> list[str]:

@@ -19,7 +19,7 @@ from benchmarks.contest import attempt
 from benchmarks.measuring import peak_bytes, timed
 from benchmarks.models import load_subject
 from benchmarks.report import Cell, Report, Table, finish, new_report
-from benchmarks.workloads import Workload
+from benchmarks.workloads import Workload, parse_numbers
 from vigor_service.engine.fast_norms import FastNorms
 from vigor_service.engine.keeping import Keep
 from vigor_service.engine.parameters import measured_parameters
@@ -85,16 +85,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.long_sequences", description=__doc__)
     parser.add_argument("--model", default="smollm2-135m", help="a shape or a checkpoint (default: %(default)s)")
     parser.add_argument("--layers", type=int, help="cut the shape to so many (default: all)")
-    parser.add_argument("--lengths", type=_numbers, default=[4096, 16_384, 32_768], help="tokens in all")
+    parser.add_argument("--lengths", type=parse_numbers, default=[4096, 16_384, 32_768], help="tokens in all")
     parser.add_argument("--once-up-to", type=int, default=2**30, help="longer ones only with checkpoints")
     parser.add_argument("--prompt-tokens", type=int, default=1024)
     parser.add_argument("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32")
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
     return parser.parse_args(arguments)
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import torch
 
 from benchmarks.models import save_random_weights
 from benchmarks.report import Cell, Report, Table, finish, new_report
+from benchmarks.workloads import parse_numbers
 from tests.service_process import service_process
 from vigor_trainer.records import RoundRecord, read_records
 
@@ -95,14 +96,10 @@ def _median(records: Sequence[RoundRecord], name: str) -> float:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.overlap", description=__doc__)
     parser.add_argument("--model", help="a shape of benchmarks/models.py (default: the embedded model)")
-    parser.add_argument("--lengths", type=_numbers, default=[2, 16, 64], help="most tokens of a completion")
+    parser.add_argument("--lengths", type=parse_numbers, default=[2, 16, 64], help="most tokens of a completion")
     parser.add_argument("--steps", type=int, default=5, help="optimizer steps of a run (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
     return parser.parse_args(arguments)
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
 
 
 if __name__ == "__main__":

@@ -68,3 +68,8 @@ def parse_workload(text: str) -> Workload:
         )
     completions, prompt, shortest, longest = map(int, rest[:4])
     return Workload(text, model, completions, prompt, shortest, longest, *rest[4:])
+
+
+def parse_numbers(text: str) -> list[int]:
+    """Return the numbers of an argument such as ``4096,16384``."""
+    return [int(number) for number in text.split(",")]

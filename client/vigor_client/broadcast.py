@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from vigor_client.broadcast_process import SENDER, BroadcastProcess, End
 from vigor_client.endpoints import Endpoints
 from vigor_client.errors import BroadcastError, VigorError
-from vigor_client.plan import PlannedFile
+from vigor_client.plan import Plan
 from vigor_client.schemas import BroadcastBackend, BroadcastRequest
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
@@ -42,7 +42,7 @@ class Broadcast:
         if not self.timeout_seconds > 0:
             raise ValueError(f"timeout_seconds is {self.timeout_seconds}; give more than 0")
 
-    async def send(self, endpoints: Endpoints, update_id: str, files: Sequence[PlannedFile]) -> None:
+    async def send(self, endpoints: Endpoints, update_id: str, plan: Plan) -> None:
         """Send the planned files to an open update, as its ``put_file`` would one by one.
 
         Raises:
@@ -50,15 +50,14 @@ class Broadcast:
             VigorError: the service refused, or did not get everything in time; a note says what became of this side.
             Exception: what the tensors raised when they were read.
         """
-        num_bytes = sum(file.announced.num_bytes for file in files)
         with (
             ThreadPoolExecutor(1, thread_name_prefix="broadcast-weights") as threads,
-            _listening(self, _device(self), num_bytes) as (process, port),
+            _listening(self, _device(self), plan.num_bytes) as (process, port),
         ):
             request = BroadcastRequest(backend=self.backend, host=self.host, port=port)
-            sending = threads.submit(process.send, (chunk for file in files for chunk in file.chunks()))
+            sending = threads.submit(process.send, (chunk for file in plan.files for chunk in file.chunks()))
             try:
-                await endpoints.broadcast(update_id, request, num_bytes=num_bytes)
+                await endpoints.broadcast(update_id, request, num_bytes=plan.num_bytes)
             except VigorError as refusal:
                 if fault := process.fault():
                     refusal.add_note(f"the sending end: {fault}")

@@ -109,8 +109,7 @@ class Endpoints:
 
     async def put_file(self, update_id: str, name: str, body: Body) -> None:
         path = f"{UPDATES}/{update_id}/files/{name}"
-        timeout_seconds = self._timeout_seconds + body.num_bytes / SLOWEST_VERIFICATION_BYTES_PER_SECOND
-        call = Call(method="PUT", path=path, body=body, timeout_seconds=timeout_seconds)
+        call = Call(method="PUT", path=path, body=body, timeout_seconds=self._seconds_for(body.num_bytes))
         await self._exchange.send(call)
 
     async def take(self, update_id: str, directory: str, *, num_bytes: int) -> None:
@@ -118,7 +117,7 @@ class Endpoints:
             method="POST",
             path=f"{UPDATES}/{update_id}/take",
             body=Body.json(TakeRequest(directory=directory).model_dump_json()),
-            timeout_seconds=self._timeout_seconds + num_bytes / SLOWEST_VERIFICATION_BYTES_PER_SECOND,
+            timeout_seconds=self._seconds_for(num_bytes),
         )
         await self._exchange.send(call)
 
@@ -127,14 +126,14 @@ class Endpoints:
             method="POST",
             path=f"{UPDATES}/{update_id}/broadcast",
             body=Body.json(request.model_dump_json()),
-            timeout_seconds=self._timeout_seconds + num_bytes / SLOWEST_VERIFICATION_BYTES_PER_SECOND,
+            timeout_seconds=self._seconds_for(num_bytes),
             repeat=Repeat.NEVER,  # the group of a broadcast is joined once
         )
         return await self._exchange.fetch(call, UpdateStatus)
 
     async def commit(self, update_id: str, *, num_bytes: int) -> CommitResponse:
-        timeout_seconds = self._timeout_seconds + num_bytes / SLOWEST_VERIFICATION_BYTES_PER_SECOND
-        call = Call(method="POST", path=f"{UPDATES}/{update_id}/commit", timeout_seconds=timeout_seconds)
+        path = f"{UPDATES}/{update_id}/commit"
+        call = Call(method="POST", path=path, timeout_seconds=self._seconds_for(num_bytes))
         return await self._exchange.fetch(call, CommitResponse)
 
     async def abandon(self, update_id: str) -> None:
@@ -145,6 +144,9 @@ class Endpoints:
             repeat=Repeat.NEVER,
         )
         await self._exchange.send(call)
+
+    def _seconds_for(self, num_bytes: int) -> float:
+        return self._timeout_seconds + num_bytes / SLOWEST_VERIFICATION_BYTES_PER_SECOND
 
     def _get(self, path: str) -> Call:
         return Call(method="GET", path=path, timeout_seconds=self._timeout_seconds)

@@ -270,9 +270,7 @@ class UpdateRequest(WireModel):
 class TakeRequest(WireModel):
     """``POST /v1/weights/updates/{id}/take``: the files lie where the service can reach them."""
 
-    directory: Annotated[str, Field(min_length=1, max_length=4096)] = Field(
-        description="Absolute, or from the service's --weights-root."
-    )
+    directory: str = Field(min_length=1, max_length=4096, description="Absolute, or from the service's --weights-root.")
 
 
 class UpdateStatus(WireModel):

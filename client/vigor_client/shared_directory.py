@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vigor_client.endpoints import Endpoints
 from vigor_client.errors import SharedDirectoryError
-from vigor_client.plan import PlannedFile
+from vigor_client.plan import Plan, PlannedFile
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class SharedDirectory:
 
     path: Path
 
-    async def send(self, endpoints: Endpoints, update_id: str, files: Sequence[PlannedFile]) -> None:
+    async def send(self, endpoints: Endpoints, update_id: str, plan: Plan) -> None:
         """Write the files into a directory of this update, let the service take them, and remove what is left.
 
         Raises:
@@ -29,8 +29,8 @@ class SharedDirectory:
         """
         directory = self.path / f"update-{update_id}"
         try:
-            await endpoints.wire.compute(lambda: _write(directory, files))
-            await endpoints.take(update_id, directory.name, num_bytes=sum(file.announced.num_bytes for file in files))
+            await endpoints.wire.compute(lambda: _write(directory, plan.files))
+            await endpoints.take(update_id, directory.name, num_bytes=plan.num_bytes)
         finally:
             shutil.rmtree(directory, ignore_errors=True)
 

@@ -215,7 +215,7 @@ async def _send_files(
 ) -> CommitResponse:
     try:
         if through is not None:
-            await through.send(endpoints, update.update_id, plan.files)
+            await through.send(endpoints, update.update_id, plan)
         else:
             for file in plan.files:
                 await endpoints.put_file(update.update_id, file.announced.name, file.body())

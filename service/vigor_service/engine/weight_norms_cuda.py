@@ -41,7 +41,7 @@ class WeightWork:
 
     def __str__(self) -> str:
         dtype = str(self.dtype).removeprefix("torch.")
-        return f"norms of {self.num_outputs} × {self.num_inputs} in {dtype}, up to {self.length} tokens, {self.device}"
+        return f"norms of {self.num_outputs} × {self.num_inputs} in {dtype}, about {self.length} tokens, {self.device}"
 
 
 _FASTEST = FastestWays()

@@ -15,11 +15,10 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from vigor_client.delta_index import INDEX_NAME, DeltaIndex, is_index_of_delta
-from vigor_client.digest import announce
 from vigor_client.schemas import CommitResponse, FieldError, UpdateFile, UpdateRequest, UpdateStatus
 from vigor_service.errors import InvalidRequestError, ServiceError, WeightBaseMismatchError, invalid_request
 from vigor_service.weights.publication import Publication
-from vigor_service.weights.receiving import BUFFER_BYTES
+from vigor_service.weights.receiving import BUFFER_BYTES, describe_file
 from vigor_service.weights.updates import Updates
 from vigor_service.weights.weights import Weights
 
@@ -160,8 +159,7 @@ def _all_weights(directory: Path) -> dict[str, Path]:
 
 def _announce(name: str, path: Path) -> UpdateFile:
     try:
-        with path.open("rb") as file:
-            return announce(name, iter(lambda: file.read(BUFFER_BYTES), b""))
+        return describe_file(name, path)
     except OSError as error:
         raise _refuse(f"cannot be read: {error.strerror}", path.parent.name, name) from error
     except ValidationError as error:

@@ -7,15 +7,21 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
-from vigor_client.digest import PREFIX, new_hasher
+from vigor_client.digest import PREFIX, announce, new_hasher
 from vigor_client.schemas import FieldError, UpdateFile
-from vigor_service.errors import DeadlineExceededError, StagingFullError, invalid_request
-from vigor_service.weights.staging import FULL_DISK_ERRORS
+from vigor_service.errors import DeadlineExceededError, invalid_request
+from vigor_service.weights.staging import refusing_full_disk
 
 if TYPE_CHECKING:
     from vigor_client.digest import Hasher
 
 BUFFER_BYTES = 4 << 20
+
+
+def describe_file(name: str, path: Path) -> UpdateFile:
+    """Return what there is to announce of a file on disk, read once."""
+    with path.open("rb") as file:
+        return announce(name, iter(lambda: file.read(BUFFER_BYTES), b""))
 
 
 async def receive_file(
@@ -37,18 +43,15 @@ async def receive_file(
     """
     partial = path.with_name(path.name + ".part")
     try:
-        with partial.open("wb", buffering=0) as file:
-            digest = await _write_all(chunks, file, announced, stall_seconds, on_progress)
-        if digest != announced.checksum:
-            raise _refuse(announced, f"has checksum {digest}, {announced.checksum} was announced")
-        partial.replace(path)
+        with refusing_full_disk(f"file {announced.name} of the update does not fit"):
+            with partial.open("wb", buffering=0) as file:
+                digest = await _write_all(chunks, file, announced, stall_seconds, on_progress)
+            if digest != announced.checksum:
+                raise _refuse(announced, f"has checksum {digest}, {announced.checksum} was announced")
+            partial.replace(path)
     except TimeoutError as error:
         message = f"file {announced.name}: less than {BUFFER_BYTES} bytes came within {stall_seconds} seconds"
         raise DeadlineExceededError(message) from error
-    except OSError as error:
-        if error.errno in FULL_DISK_ERRORS:
-            raise StagingFullError(f"the disk is full: file {announced.name} of the update does not fit") from error
-        raise
     finally:
         await asyncio.to_thread(partial.unlink, missing_ok=True)
 

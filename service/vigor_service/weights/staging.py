@@ -11,12 +11,25 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from vigor_service.errors import StagingFullError, StartupError
 from vigor_service.weights.locking import LOCK_NAME, try_lock
 
-FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+_FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def refusing_full_disk(what: str) -> Iterator[None]:
+    """Raise StagingFullError, ``the disk is full: what``, where the system says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL_DISK_ERRORS:
+            raise StagingFullError(f"the disk is full: {what}") from error
+        raise
 
 
 def default_staging_root() -> Path:

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from vigor_client.schemas import Checksum, UpdateEncoding, WeightVersion
 from vigor_service.errors import StagingFullError, StartupError, WeightBaseMismatchError
 from vigor_service.weights.locking import try_lock
-from vigor_service.weights.staging import FULL_DISK_ERRORS
+from vigor_service.weights.staging import refusing_full_disk
 
 MAX_FOLLOWING = 32
 """After so many deltas and partial updates a full one is asked for: a restart replays them all."""
@@ -106,11 +106,10 @@ class StateDirectory:
         incoming = self._root / _INCOMING
         shutil.rmtree(incoming, ignore_errors=True)
         try:
-            self._write(incoming, record, files)
-        except OSError as error:
+            with refusing_full_disk("the update cannot be kept in the state directory"):
+                self._write(incoming, record, files)
+        except (OSError, StagingFullError):
             shutil.rmtree(incoming, ignore_errors=True)
-            if error.errno in FULL_DISK_ERRORS:
-                raise StagingFullError("the disk is full: the update cannot be kept in the state directory") from error
             raise
         self._last_number += 1
         incoming.rename(self._root / f"{self._last_number:08d}")

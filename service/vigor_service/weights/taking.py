@@ -8,11 +8,10 @@ import shutil
 import stat
 from pathlib import Path
 
-from vigor_client.digest import announce
 from vigor_client.schemas import FieldError, UpdateFile
-from vigor_service.errors import StagingFullError, invalid_request
-from vigor_service.weights.receiving import BUFFER_BYTES
-from vigor_service.weights.staging import FULL_DISK_ERRORS
+from vigor_service.errors import invalid_request
+from vigor_service.weights.receiving import BUFFER_BYTES, describe_file
+from vigor_service.weights.staging import refusing_full_disk
 
 # Another disk, or a directory that only its owner may change.
 _CANNOT_BE_MOVED = (errno.EXDEV, errno.EACCES, errno.EPERM)
@@ -29,13 +28,12 @@ def take_file(source: Path, path: Path, announced: UpdateFile) -> None:
     """
     partial = path.with_name(path.name + ".part")
     try:
-        _require_plain(source.lstat(), announced)  # a pipe would never end, a link may lead anywhere
-        _bring(source, partial, announced)
-        _require_announced(partial, announced)
-        partial.replace(path)
+        with refusing_full_disk(f"file {announced.name} of the update does not fit"):
+            _require_plain(source.lstat(), announced)  # a pipe would never end, a link may lead anywhere
+            _bring(source, partial, announced)
+            _require_announced(partial, announced)
+            partial.replace(path)
     except OSError as error:
-        if error.errno in FULL_DISK_ERRORS:
-            raise StagingFullError(f"the disk is full: file {announced.name} of the update does not fit") from error
         raise _refuse(announced, f"cannot be taken: {error.strerror}") from error
     finally:
         partial.unlink(missing_ok=True)
@@ -65,8 +63,7 @@ def _require_plain(status: os.stat_result, announced: UpdateFile) -> None:
 
 
 def _require_announced(path: Path, announced: UpdateFile) -> None:
-    with path.open("rb") as file:
-        found = announce(announced.name, iter(lambda: file.read(BUFFER_BYTES), b""))
+    found = describe_file(announced.name, path)
     if found != announced:
         raise _refuse(announced, f"has checksum {found.checksum}, {announced.checksum} was announced")
 

@@ -98,9 +98,9 @@ class Updates:
             UpdateNotFoundError, UpdateConflictError: the update takes no file now.
             InvalidRequestError, StagingFullError: as `take_file`; files taken before stay.
         """
-        for name in self._require_receiving(update_id).status().missing_files:
-            async with self._receiving(update_id, name) as (update, announced):
-                await asyncio.to_thread(take_file, directory / name, update.paths[name], announced)
+        for file in self.missing(update_id):
+            async with self._receiving(update_id, file.name) as (update, announced):
+                await asyncio.to_thread(take_file, directory / file.name, update.paths[file.name], announced)
         return self.status(update_id)
 
     @asynccontextmanager
