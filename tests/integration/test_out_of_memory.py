@@ -21,9 +21,9 @@ def test_a_service_that_runs_out_of_memory_answers_and_takes_smaller_batches(tmp
     ]
     long = {"prompt_ids": long_sequence().prompt_ids, "completions": [long_sequence().completion_ids]}
     with service_process(tmp_path, "--model", str(checkpoint), "--max-batch-tokens", "100000") as service:
-        # What the heap has kept of one half does not do for both at once.
-        halves = (groups[: len(groups) // 2], groups[len(groups) // 2 :])
-        before = [service.http.post("/v1/score", json={"groups": half}).json() for half in halves]
+        # What the heap has kept of an eighth, with the headroom, does not do for all at once.
+        eighths = [groups[start : start + 4] for start in range(0, len(groups), 4)]
+        before = [service.http.post("/v1/score", json={"groups": eighth}).json() for eighth in eighths]
         forbid_growth(service.process.pid, HEADROOM_BYTES)
         after = service.http.post("/v1/score", json={"groups": groups})
         assert after.status_code == 200, after.text
