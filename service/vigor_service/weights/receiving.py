@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -77,14 +78,23 @@ async def _write_all(
     return PREFIX + hasher.hexdigest()
 
 
-async def _coalesce(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytearray]:
-    buffer = bytearray()
+async def _coalesce(chunks: AsyncIterator[bytes]) -> AsyncIterator[memoryview]:
+    """Yield full buffers, and what is left at the end. Two are used by turns: new ones would be faulted in anew.
+
+    A buffer holds its bytes until the next but one is asked for.
+    """
+    buffers = cycle([memoryview(bytearray(BUFFER_BYTES)) for _ in range(2)])
+    buffer, filled = next(buffers), 0
     async for chunk in chunks:
-        buffer += chunk
-        if len(buffer) >= BUFFER_BYTES:
-            yield buffer
-            buffer = bytearray()
-    yield buffer
+        rest = memoryview(chunk)
+        while rest:
+            taken = rest[: BUFFER_BYTES - filled]
+            buffer[filled : filled + len(taken)] = taken
+            filled, rest = filled + len(taken), rest[len(taken) :]
+            if filled == BUFFER_BYTES:
+                yield buffer
+                buffer, filled = next(buffers), 0
+    yield buffer[:filled]
 
 
 class _Writer:
@@ -95,7 +105,7 @@ class _Writer:
         self._hasher = hasher
         self._in_flight: asyncio.Task[None] | None = None
 
-    async def write(self, buffer: bytearray) -> None:
+    async def write(self, buffer: memoryview) -> None:
         await self._settle()
         self._in_flight = asyncio.create_task(asyncio.to_thread(self._write_now, buffer))
 
@@ -111,11 +121,10 @@ class _Writer:
             task, self._in_flight = self._in_flight, None
             await asyncio.shield(task)
 
-    def _write_now(self, buffer: bytearray) -> None:
+    def _write_now(self, buffer: memoryview) -> None:
         self._hasher.update(buffer)
-        view = memoryview(buffer)
-        while view:
-            view = view[self._file.write(view) :]
+        while buffer:
+            buffer = buffer[self._file.write(buffer) :]
 
 
 def _refuse(announced: UpdateFile, message: str) -> Exception:
