@@ -21,6 +21,8 @@ from vigor_client.schemas import (
     Health,
     ModelInfo,
     RewardName,
+    SampleRequest,
+    SampleResponse,
     ScoreRequest,
     ScoreResponse,
     TensorList,
@@ -39,6 +41,7 @@ DEFAULT_TIMEOUT_SECONDS = 300.0
 USER_AGENT = f"vigor-client/{__version__}"
 
 Groups = Sequence[Group | Mapping[str, object]]
+Sample = SampleRequest | Mapping[str, object]
 
 
 class VigorClient:
@@ -97,6 +100,20 @@ class VigorClient:
         """
         request = _score_request(groups, weight_version, weight_digest, wait_seconds, reward, ties, truncated)
         return run_blocking(self._endpoints.score(request))
+
+    def score_sample(self, sample: Sample) -> SampleResponse:
+        """Score one completion of a group whose others come from other callers, and wait for the group's ranks.
+
+        Give it as ``SampleRequest`` or as a mapping of its fields. The answer comes when all ``group_size`` samples of
+        ``group`` are there; the same sample may be sent again. Callers wait at the same time: give each a thread or a
+        task of its own.
+
+        Raises:
+            ValueError: the sample breaks the contract; nothing was sent.
+            GroupIncompleteError: the others did not come in time; nothing was ranked.
+            GroupConflictError: another sample of the group says otherwise.
+        """
+        return run_blocking(self._endpoints.score_sample(_sample_request(sample)))
 
     def model(self) -> ModelInfo:
         """What the service measures, and how."""
@@ -216,6 +233,10 @@ class AsyncVigorClient:
         request = _score_request(groups, weight_version, weight_digest, wait_seconds, reward, ties, truncated)
         return await self._endpoints.score(request)
 
+    async def score_sample(self, sample: Sample) -> SampleResponse:
+        """As ``VigorClient.score_sample``."""
+        return await self._endpoints.score_sample(_sample_request(sample))
+
     async def model(self) -> ModelInfo:
         """As ``VigorClient.model``."""
         return await self._endpoints.model()
@@ -305,6 +326,10 @@ def _score_request(
         "truncated": truncated,
     }
     return ScoreRequest.model_validate(fields)  # one validation, so that an error names the group by its index
+
+
+def _sample_request(sample: Sample) -> SampleRequest:
+    return sample if isinstance(sample, SampleRequest) else SampleRequest.model_validate(dict(sample))
 
 
 def _checked_url(base_url: str) -> httpx.URL:

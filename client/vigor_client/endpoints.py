@@ -13,6 +13,8 @@ from vigor_client.schemas import (
     CommitResponse,
     Health,
     ModelInfo,
+    SampleRequest,
+    SampleResponse,
     ScoreRequest,
     ScoreResponse,
     TakeRequest,
@@ -56,6 +58,19 @@ class Endpoints:
         if difference := _difference(request, scores):
             raise unexpected(response, f"scores that were not asked for: {difference}")
         return scores
+
+    async def score_sample(self, request: SampleRequest) -> SampleResponse:
+        call = Call(
+            method="POST",
+            path="/v1/score/sample",
+            body=Body.json(request.model_dump_json(exclude_none=True)),
+            timeout_seconds=self._timeout_seconds + request.wait_seconds,
+        )
+        response = await self._exchange.send(call)
+        score = parse(response, SampleResponse)
+        if (score.group, score.index, score.reward) != (request.group, request.index, request.reward):
+            raise unexpected(response, "the score of another sample")
+        return score
 
     async def model(self) -> ModelInfo:
         return await self._exchange.fetch(self._get("/v1/model"), ModelInfo)

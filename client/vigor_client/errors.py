@@ -23,6 +23,7 @@
     │   ├── DrainingError                 draining
     │   ├── WeightsPoisonedError          weights_poisoned
     │   ├── DeadlineExceededError         deadline_exceeded
+    │   ├── GroupConflictError            group_conflict
     │   └── GroupIncompleteError          group_incomplete
     ├── NotReadyError                     wait_until_ready ran out of time (also a TimeoutError)
     ├── TensorsRefusedError               the tensors do not fit the service's (also a ValueError); carries faults
@@ -196,6 +197,10 @@ class GroupIncompleteError(ProblemError):
     """Not all completions of a group arrived in time."""
 
 
+class GroupConflictError(ProblemError):
+    """Samples of one group contradict each other: another size, prompt or option, or an index that came before."""
+
+
 PROBLEM_ERRORS: Mapping[str, type[ProblemError]] = {
     "invalid_request": InvalidRequestError,
     "unauthenticated": UnauthenticatedError,
@@ -212,6 +217,7 @@ PROBLEM_ERRORS: Mapping[str, type[ProblemError]] = {
     "weights_poisoned": WeightsPoisonedError,
     "deadline_exceeded": DeadlineExceededError,
     "group_incomplete": GroupIncompleteError,
+    "group_conflict": GroupConflictError,
 }
 
 

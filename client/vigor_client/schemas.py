@@ -93,10 +93,9 @@ AnyCompletion = Annotated[
 ]
 
 
-class Group(WireModel):
-    """One prompt with all of its sampled completions: what is ranked together."""
+class GivenPrompt(WireModel):
+    """A prompt: its token ids, its text, or the messages of a chat."""
 
-    id: str | None = Field(default=None, max_length=256, examples=["q-17"])
     prompt_ids: TokenIds | None = Field(default=None, min_length=1, examples=[[1, 733, 16289]])
     prompt: str | None = Field(
         default=None, min_length=1, description="Tokenized with the tokenizer's own special tokens."
@@ -107,7 +106,6 @@ class Group(WireModel):
         max_length=MAX_MESSAGES,
         description="Rendered by the chat template, with a generation prompt.",
     )
-    completions: list[AnyCompletion] = Field(min_length=1, max_length=MAX_COMPLETIONS_PER_GROUP)
 
     @model_validator(mode="after")
     def _check_exactly_one_prompt(self) -> Self:
@@ -117,23 +115,16 @@ class Group(WireModel):
         return self
 
 
-_SCORE_EXAMPLE: JsonDict = {
-    "groups": [
-        {
-            "id": "q-17",
-            "messages": [{"role": "user", "content": "What is 3 + 4?"}],
-            "completions": [{"text": "3 + 4 = 7", "finish_reason": "stop"}, "The answer is 8."],
-        }
-    ]
-}
+class Group(GivenPrompt):
+    """One prompt with all of its sampled completions: what is ranked together."""
+
+    id: str | None = Field(default=None, max_length=256, examples=["q-17"])
+    completions: list[AnyCompletion] = Field(min_length=1, max_length=MAX_COMPLETIONS_PER_GROUP)
 
 
-class ScoreRequest(WireModel):
-    """``POST /v1/score``: whole groups to score under the current weights."""
+class ScoringOptions(WireModel):
+    """Which weights must score, and how groups are ranked."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, json_schema_extra={"examples": [_SCORE_EXAMPLE]})
-
-    groups: list[Group] = Field(min_length=1, max_length=MAX_GROUPS)
     weight_version: WeightVersion | None = Field(default=None, description="Score with exactly these weights, or 409.")
     weight_digest: Checksum | None = Field(
         default=None, description="Stronger than the version: the weights' own digest."
@@ -148,6 +139,56 @@ class ScoreRequest(WireModel):
     reward: RewardName = Field(default="vigor", description="What is ranked.")
     ties: TieRule = Field(default="average", description="Equal values share the mean rank, or rank by index.")
     truncated: TruncatedRule = Field(default="score", description="What `finish_reason: length` gets.")
+
+
+_SCORE_EXAMPLE: JsonDict = {
+    "groups": [
+        {
+            "id": "q-17",
+            "messages": [{"role": "user", "content": "What is 3 + 4?"}],
+            "completions": [{"text": "3 + 4 = 7", "finish_reason": "stop"}, "The answer is 8."],
+        }
+    ]
+}
+
+
+class ScoreRequest(ScoringOptions):
+    """``POST /v1/score``: whole groups to score under the current weights."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_SCORE_EXAMPLE]})
+
+    groups: list[Group] = Field(min_length=1, max_length=MAX_GROUPS)
+
+
+_SAMPLE_EXAMPLE: JsonDict = {
+    "group": "run7/step12/q-17",
+    "group_size": 2,
+    "index": 0,
+    "messages": [{"role": "user", "content": "What is 3 + 4?"}],
+    "completion": {"text": "3 + 4 = 7", "finish_reason": "stop"},
+}
+
+
+class SampleRequest(GivenPrompt, ScoringOptions):
+    """``POST /v1/score/sample``: one completion of a group whose others come from elsewhere.
+
+    All samples of a group give the same size, prompt and options.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_SAMPLE_EXAMPLE]})
+
+    group: str = Field(
+        min_length=1, max_length=256, description="Its name, the same for all of its samples, never used again."
+    )
+    group_size: int = Field(strict=True, ge=1, le=MAX_COMPLETIONS_PER_GROUP)
+    index: int = Field(strict=True, ge=0, description="Which of the group's completions this is, from 0.")
+    completion: AnyCompletion
+
+    @model_validator(mode="after")
+    def _check_index(self) -> Self:
+        if self.index >= self.group_size:
+            raise ValueError(f"`index` is {self.index} in a group of {self.group_size}; indices begin at 0")
+        return self
 
 
 class CompletionScore(WireModel):
@@ -197,6 +238,18 @@ class ScoreResponse(WireModel):
     groups: list[GroupScore]
     usage: Usage
     timing: Timing
+
+
+class SampleResponse(WireModel):
+    """The result of one completion, ranked within its whole group."""
+
+    model: str
+    weight_version: int
+    weight_digest: str
+    reward: RewardName
+    group: str
+    index: int
+    completion: CompletionScore
 
 
 # ---------------------------------------------------------------------------------------------- weights

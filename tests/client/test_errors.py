@@ -34,6 +34,7 @@ CODES = [
     "draining",
     "weights_poisoned",
     "deadline_exceeded",
+    "group_conflict",
     "group_incomplete",
 ]
 
