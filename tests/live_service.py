@@ -46,10 +46,10 @@ def live_service(
     wait_ready: bool = True,
     **settings: Any,  # noqa: ANN401 - fields of Settings
 ) -> Iterator[LiveService]:
-    """Run the service with a fake scorer and the tiny tokenizer until the block ends."""
+    """Run the service with a fake scorer and the tiny tokenizer until the block ends; every score is computed."""
     scorer = FakeScorer()
     app = create_app(
-        Settings(staging_dir=staging_dir, **settings),
+        Settings(staging_dir=staging_dir, **{"score_cache_tokens": 0, **settings}),
         load_model or (lambda: LoadedModel(scorer, tiny_tokenizer())),  # pyright: ignore[reportArgumentType] - see __main__
     )
     with _server(app) as url, httpx.Client(base_url=url, timeout=30) as http:

@@ -6,8 +6,9 @@ Pure bookkeeping: knows no clock, no thread and no scores.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from operator import attrgetter
+from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
+from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
 from vigor_service.engine.sequences import TokenSequence
@@ -17,7 +18,6 @@ Owner = TypeVar("Owner")
 LOWEST_SHARE = 1 / 16
 """Of the tokens that a batch may have at first, what is left however often memory runs out."""
 
-_length = attrgetter("num_tokens")
 _logger = logging.getLogger(__name__)
 
 
@@ -43,24 +43,30 @@ class BatchBudget:
 
 
 class Pool(Generic[Owner]):
-    """Sequences that wait to be scored, each once, with all the owners that wait for it."""
+    """Sequences that wait to be scored, each once, with all the owners that wait for it.
+
+    Owners take turns, whoever has had fewest tokens first: a small request that comes behind a huge one is in the next
+    batch with it.
+    """
 
     def __init__(self) -> None:
         self._owners_of: dict[TokenSequence, list[Owner]] = {}
-        self._sequences_of: dict[Owner, set[TokenSequence]] = {}  # in the order of arrival
+        self._shares: dict[Owner, _Share] = {}  # in the order of arrival
 
     def __len__(self) -> int:
         return len(self._owners_of)
 
     def add(self, owner: Owner, sequences: Iterable[TokenSequence]) -> None:
-        """Let ``owner`` wait for these sequences."""
-        self._sequences_of[owner] = set(sequences)
-        for sequence in self._sequences_of[owner]:
+        """Let ``owner`` wait for these sequences. It begins level with the owner that has had fewest tokens."""
+        served_tokens = min((share.served_tokens for share in self._shares.values()), default=0)
+        self._shares[owner] = _Share(dict.fromkeys(_by_prompt(sequences)), served_tokens)
+        for sequence in self._shares[owner].sequences:
             self._owners_of.setdefault(sequence, []).append(owner)
 
     def remove(self, owner: Owner) -> None:
         """Forget an owner, and the sequences that nobody else waits for. Unknown owners are fine."""
-        for sequence in self._sequences_of.pop(owner, ()):
+        share = self._shares.pop(owner, None)
+        for sequence in share.sequences if share else ():
             self._owners_of[sequence].remove(owner)
             if not self._owners_of[sequence]:
                 del self._owners_of[sequence]
@@ -68,23 +74,65 @@ class Pool(Generic[Owner]):
     def take_batch(self, max_batch_tokens: int) -> dict[TokenSequence, list[Owner]]:
         """Take out the next batch: sequence -> who waits for it. The pool must not be empty.
 
-        The longest sequence of the oldest owner leads, so nobody waits forever. Others fill the batch while there is
-        room: first those with the leader's prompt, which is computed once for all of them, then the longest. Their
-        lengths add up to ``max_batch_tokens`` at most, unless the leader alone is longer: it runs alone.
+        Each turn takes what comes first among the owner's sequences that still fit: those of one prompt together,
+        because it is computed once for all of them, the longest first. Lengths add up to ``max_batch_tokens`` at
+        most, unless the very first sequence alone is longer: it runs alone.
         """
-        leader = max(next(iter(self._sequences_of.values())), key=_length)
-        batch, room = [leader], max_batch_tokens - leader.num_tokens
-        others = (item for item in self._owners_of if item.num_tokens <= room and item != leader)
-        for item in sorted(others, key=lambda item: (item.prompt_ids != leader.prompt_ids, -item.num_tokens)):
-            if item.num_tokens <= room:
-                batch.append(item)
-                room -= item.num_tokens
-        return {sequence: self._take(sequence) for sequence in batch}
+        batch: dict[TokenSequence, list[Owner]] = {}
+        room = max_batch_tokens
+        turns = [_Turn(share, number) for number, share in enumerate(self._shares.values())]
+        heapify(turns)
+        while turns:
+            turn = heappop(turns)
+            sequence = turn.next_sequence(room, batch)
+            if sequence is not None:
+                batch[sequence] = self._owners_of[sequence]
+                turn.share.served_tokens += sequence.num_tokens
+                room -= sequence.num_tokens
+                heappush(turns, turn)
+        self._forget(batch)
+        return batch
 
-    def _take(self, sequence: TokenSequence) -> list[Owner]:
-        owners = self._owners_of.pop(sequence)
-        for owner in owners:
-            self._sequences_of[owner].discard(sequence)
-            if not self._sequences_of[owner]:
-                del self._sequences_of[owner]
-        return owners
+    def _forget(self, batch: Mapping[TokenSequence, list[Owner]]) -> None:
+        for sequence, owners in batch.items():
+            del self._owners_of[sequence]
+            for owner in owners:
+                del self._shares[owner].sequences[sequence]
+                if not self._shares[owner].sequences:
+                    del self._shares[owner]
+
+
+@dataclass(slots=True)
+class _Share:
+    """What one owner waits for, in its order, and the tokens that it has had."""
+
+    sequences: dict[TokenSequence, None]
+    served_tokens: int
+
+
+class _Turn:
+    """An owner's place while a batch is put together. Within one batch there is ever less room, so none goes back."""
+
+    def __init__(self, share: _Share, number: int) -> None:
+        self.share = share
+        self._number = number
+        self._waiting = iter(share.sequences)
+
+    def __lt__(self, other: _Turn) -> bool:
+        return (self.share.served_tokens, self._number) < (other.share.served_tokens, other._number)
+
+    def next_sequence(self, room: int, batch: Container[TokenSequence]) -> TokenSequence | None:
+        """Return the owner's next one that fits and is not in the batch already; anything fits into an empty batch."""
+        for sequence in self._waiting:
+            if sequence not in batch and (sequence.num_tokens <= room or not batch):
+                return sequence
+        return None
+
+
+def _by_prompt(sequences: Iterable[TokenSequence]) -> list[TokenSequence]:
+    """The longest first, and behind it those with the same prompt."""
+    longest_first = sorted(sequences, key=lambda sequence: -sequence.num_tokens)
+    of_prompt: dict[tuple[int, ...], list[TokenSequence]] = {}
+    for sequence in longest_first:
+        of_prompt.setdefault(sequence.prompt_ids, []).append(sequence)
+    return [sequence for group in of_prompt.values() for sequence in group]

@@ -14,6 +14,8 @@ ServiceError                    a request that is not answered as it was meant
 ├── WeightVersionMismatchError  the score was asked from another version of the weights
 ├── WeightDigestMismatchError   same version, other bytes
 ├── WeightBaseMismatchError     the update was made from another version
+├── GroupConflictError          a sample contradicts the others of its group
+├── GroupIncompleteError        not all samples of a group came in time
 ├── QueueFullError              come back later
 ├── ClientGoneError             nobody waits for the answer any more
 ├── EngineFailedError           the engine raised on a batch
@@ -106,6 +108,14 @@ class WeightDigestMismatchError(ServiceError):
 
 class WeightBaseMismatchError(ServiceError):
     """The update was made from another version."""
+
+
+class GroupConflictError(ServiceError):
+    """A sample contradicts the others of its group."""
+
+
+class GroupIncompleteError(ServiceError):
+    """Not all samples of a group came in time."""
 
 
 class QueueFullError(ServiceError):

@@ -22,11 +22,14 @@ class Metrics:
         self.queue_seconds = self._seconds("vigor_queue_seconds", "A score request, until its first batch began.")
         self.compute_seconds = self._seconds("vigor_compute_seconds", "A score request, from its first batch on.")
         self.tokens = Counter("vigor_tokens", "Tokens that were scored.", ["kind"], registry=self.registry)
+        self.cached_scores = self._counter("vigor_cached_scores", "Scores that were known from an earlier request.")
         self.batch_sequences = self._sizes("vigor_batch_sequences", "Sequences of a batch.", _SEQUENCES)
         self.batch_tokens = self._sizes("vigor_batch_tokens", "Tokens of a batch, without padding.", _TOKENS)
         self.max_batch_tokens = self._gauge("vigor_max_batch_tokens", "Tokens that a batch may have now.")
         self.queued_requests = self._gauge("vigor_queued_requests", "Score requests admitted and not yet answered.")
         self.queued_tokens = self._gauge("vigor_queued_tokens", "Tokens admitted and not yet answered.")
+        self.gathering_groups = self._gauge("vigor_gathering_groups", "Groups whose samples have not all come.")
+        self.gathering_samples = self._gauge("vigor_gathering_samples", "Samples that wait for others of their groups.")
         self.weight_version = self._gauge("vigor_weight_version", "The version that is served.")
         self.weight_update_seconds = self._seconds("vigor_weight_update_seconds", "Parts of an update.", ["phase"])
         for kind in ("prompt", "completion", "padding"):
@@ -55,6 +58,9 @@ class Metrics:
 
     def _sizes(self, name: str, text: str, buckets: tuple[int, ...]) -> Histogram:
         return Histogram(name, text, buckets=buckets, registry=self.registry)
+
+    def _counter(self, name: str, text: str) -> Counter:
+        return Counter(name, text, registry=self.registry)
 
     def _gauge(self, name: str, text: str) -> Gauge:
         return Gauge(name, text, registry=self.registry)

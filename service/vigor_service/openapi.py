@@ -9,11 +9,14 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from vigor_client.schemas import BroadcastRequest, Problem, ScoreRequest, TakeRequest, UpdateRequest
+from vigor_client.schemas import BroadcastRequest, Problem, SampleRequest, ScoreRequest, TakeRequest, UpdateRequest
 from vigor_service.compatible_schemas import PullWeights, UpdateFromDisk
 from vigor_service.errors import ServiceError
 from vigor_service.problems import MEDIA_TYPE, PROBLEMS
 
+_BODIES = (
+    ScoreRequest, SampleRequest, UpdateRequest, TakeRequest, BroadcastRequest, UpdateFromDisk, PullWeights, Problem,
+)  # fmt: skip
 _REFERENCE = "#/components/schemas/{model}"
 
 
@@ -44,7 +47,16 @@ def describe(app: FastAPI) -> dict[str, Any]:
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
     )
-    models = (ScoreRequest, UpdateRequest, TakeRequest, BroadcastRequest, UpdateFromDisk, PullWeights, Problem)
+    models = (
+        ScoreRequest,
+        SampleRequest,
+        UpdateRequest,
+        TakeRequest,
+        BroadcastRequest,
+        UpdateFromDisk,
+        PullWeights,
+        Problem,
+    )
     _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REFERENCE)
     document["components"]["schemas"].update(definitions["$defs"])
     _drop_validation_errors(document)

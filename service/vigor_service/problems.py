@@ -37,6 +37,7 @@ PROBLEMS: Mapping[type[ServiceError], ProblemKind] = {
     errors.WeightVersionMismatchError: ProblemKind(409, "weight_version_mismatch", "Other weights are served"),
     errors.WeightDigestMismatchError: ProblemKind(409, "weight_digest_mismatch", "Same version, other weights"),
     errors.WeightBaseMismatchError: ProblemKind(409, "weight_base_mismatch", "The update has another base"),
+    errors.GroupConflictError: ProblemKind(409, "group_conflict", "Samples of a group contradict each other"),
     errors.PayloadTooLargeError: ProblemKind(413, "payload_too_large", "Too many bytes"),
     errors.SequenceTooLongError: ProblemKind(413, "sequence_too_long", "A sequence is too long for the model"),
     errors.SequenceExceedsMemoryError: ProblemKind(413, "sequence_too_long", "A sequence is too long for the memory"),
@@ -51,6 +52,7 @@ PROBLEMS: Mapping[type[ServiceError], ProblemKind] = {
     errors.WeightsApplyingError: ProblemKind(503, "weights_applying", "Weights are being swapped"),
     errors.WeightsPoisonedError: ProblemKind(503, "weights_poisoned", "The weights are poisoned"),
     errors.DeadlineExceededError: ProblemKind(504, "deadline_exceeded", "The time limit passed"),
+    errors.GroupIncompleteError: ProblemKind(504, "group_incomplete", "A group is not whole"),
     errors.StagingFullError: ProblemKind(507, "staging_full", "No disk space for the update"),
 }
 INTERNAL = ProblemKind(500, "internal", "Internal error")

@@ -11,8 +11,11 @@ from typing import TYPE_CHECKING
 
 from vigor_service.admission import Admission
 from vigor_service.errors import DrainingError, LoadingError, UnhealthyError
+from vigor_service.idempotency import Answers
 from vigor_service.metrics import Metrics
+from vigor_service.rendezvous import Rendezvous
 from vigor_service.scheduler import Scheduler
+from vigor_service.score_cache import ScoreCache
 from vigor_service.scoring import Scoring
 from vigor_service.settings import Settings
 from vigor_service.tokenization import Encoder, Tokenizer
@@ -51,6 +54,8 @@ class Serving:
     publication: Publication
     scheduler: Scheduler
     scoring: Scoring
+    answers: Answers
+    rendezvous: Rendezvous
     updates: Updates
     local_files: LocalFiles
     broadcasts: Broadcasts
@@ -121,6 +126,7 @@ class Runtime:
         self._is_draining = True
         if self._serving is not None:
             self._serving.publication.drain()
+            self._serving.rendezvous.drain()
 
     def drain_from_signal(self) -> None:
         """Drain, called from a signal handler: at any moment, on the loop's own thread."""
@@ -133,6 +139,7 @@ class Runtime:
         if self._loading is not None:
             self._loading.cancel()
         if self._serving is not None:
+            self._serving.rendezvous.close()
             self._serving.scheduler.stop()
             self._serving.updates.close()
         self._compute.close()
@@ -184,6 +191,7 @@ class Runtime:
             compute=self._compute,
             weights_for=publication.require,
             admission=admission,
+            cache=ScoreCache(settings.score_cache_tokens),
             max_batch_tokens=max_batch_tokens,
             metrics=metrics,
         )
@@ -212,6 +220,11 @@ class Runtime:
             timeout_seconds=settings.update_timeout_seconds,
             max_upload_bytes=settings.max_upload_bytes,
         )
+        rendezvous = Rendezvous(
+            scoring,
+            timeout_seconds=settings.group_timeout_seconds,
+            metrics=metrics,
+        )
         local_files = LocalFiles(updates, publication, root=settings.weights_root)
         broadcasts = Broadcasts(
             updates,
@@ -219,7 +232,7 @@ class Runtime:
             is_allowed=settings.allow_broadcast,
             timeout_seconds=settings.update_timeout_seconds,
         )
-        return Serving(info, publication, scheduler, scoring, updates, local_files, broadcasts)
+        return Serving(info, publication, scheduler, scoring, Answers(), rendezvous, updates, local_files, broadcasts)
 
 
 def _load_and_replay(

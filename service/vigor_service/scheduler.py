@@ -20,6 +20,7 @@ from vigor_service.batching import BatchBudget, Pool
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 from vigor_service.errors import EngineFailedError, ServiceError
 from vigor_service.metrics import Metrics
+from vigor_service.score_cache import ScoreCache
 from vigor_service.weights.weights import WeightRequirement, Weights
 from vigor_service.worker import WorkerThread
 
@@ -98,6 +99,7 @@ class Scheduler:
         compute: WorkerThread,
         weights_for: Callable[[WeightRequirement], Weights],
         admission: Admission,
+        cache: ScoreCache,
         max_batch_tokens: int,
         metrics: Metrics,
     ) -> None:
@@ -105,6 +107,7 @@ class Scheduler:
         self._compute = compute
         self._weights_for = weights_for
         self._admission = admission
+        self._cache = cache
         self._budget = BatchBudget(max_batch_tokens)
         self._metrics = metrics
         self._metrics.max_batch_tokens.set(max_batch_tokens)
@@ -189,8 +192,10 @@ class Scheduler:
         except ServiceError as error:
             job.answer.set_exception(error)
             return
-        if job.sequences:
-            pool.add(job, job.sequences)
+        job.scores = self._cache.find(weights.digest, job.sequences)
+        self._metrics.cached_scores.inc(len(job.scores))
+        if len(job.scores) < len(job.sequences):
+            pool.add(job, [sequence for sequence in job.sequences if sequence not in job.scores])
         else:
             self._finish(job, weights)
 
@@ -232,8 +237,10 @@ class Scheduler:
 
     def _deliver(self, batch: _Batch, result: BatchResult, weights: Weights) -> None:
         padding_share = result.padding_tokens / sum(sequence.num_tokens for sequence in batch)
-        for (sequence, jobs), score in zip(batch.items(), result.scores, strict=True):
-            for job in jobs:
+        scores = dict(zip(batch, result.scores, strict=True))
+        self._cache.keep(weights.digest, {item: scores[item] for item in batch if item not in result.too_long})
+        for sequence, score in scores.items():
+            for job in batch[sequence]:
                 job.scores[sequence] = score
                 job.padding_tokens += padding_share * sequence.num_tokens
                 if len(job.scores) == len(job.sequences):

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from vigor_client.schemas import FieldError, ScoreRequest, Usage
+from vigor_client.schemas import FieldError, ScoreRequest, ScoreResponse, ScoringOptions, TruncatedRule, Usage
 from vigor_service.admission import Admission
 from vigor_service.engine.sequences import TokenSequence
 from vigor_service.errors import DeadlineExceededError, SequenceExceedsMemoryError
 from vigor_service.grading import grade, sequences_to_score
 from vigor_service.metrics import Metrics
-from vigor_service.scheduler import DoesNotFitError, Scheduler, Scored
+from vigor_service.scheduler import DoesNotFitError, Scheduler
 from vigor_service.tokenization import EncodedGroup, Encoder
 from vigor_service.weights.publication import Publication
 from vigor_service.weights.weights import WeightRequirement
@@ -38,37 +39,47 @@ class Scoring:
         Raises:
             ServiceError: nothing was answered; says why.
         """
+        async with self.time_limit(request):
+            groups = await self.encode(request)
+            with self.admission.hold(num_tokens(groups, request.truncated)):
+                response = await self.compute(request, groups)
+            return await self.preparation.run(response.model_dump_json)
+
+    @asynccontextmanager
+    async def time_limit(self, request: ScoringOptions) -> AsyncIterator[None]:
+        """Raise DeadlineExceededError when what a request is given to take, and to wait for weights, has passed."""
         seconds = self.timeout_seconds + request.wait_seconds
         try:
             async with asyncio.timeout(seconds):
-                return await self._score(request)
+                yield
         except TimeoutError as error:
             raise DeadlineExceededError(f"the request was not answered within {seconds:g} seconds") from error
 
-    async def _score(self, request: ScoreRequest) -> str:
-        groups, sequences = await self.preparation.run(self._encode, request)
+    async def encode(self, request: ScoreRequest) -> list[EncodedGroup]:
+        """Return the groups as token sequences. Raises as ``Encoder.encode``."""
+        return await self.preparation.run(self.encoder.encode, request)
+
+    async def compute(self, request: ScoreRequest, groups: Sequence[EncodedGroup]) -> ScoreResponse:
+        """Score and rank what was encoded and admitted, once the weights are there."""
         requirement = WeightRequirement(request.weight_version, request.weight_digest)
-        with self.admission.hold(sum(sequence.num_tokens for sequence in sequences)):
-            await self.publication.wait_for(requirement, wait_seconds=request.wait_seconds)
-            try:
-                scored = await self.scheduler.score(sequences, requirement)
-            except DoesNotFitError as error:
-                raise _exceeds_memory(groups, error.too_long) from error
-        return await self.preparation.run(self._answer, request, groups, scored)
-
-    def _encode(self, request: ScoreRequest) -> tuple[list[EncodedGroup], list[TokenSequence]]:
-        groups = self.encoder.encode(request)
-        return groups, sequences_to_score(groups, request.truncated)
-
-    def _answer(self, request: ScoreRequest, groups: Sequence[EncodedGroup], scored: Scored) -> str:
-        response = grade(self.model, request, groups, scored)
+        await self.publication.wait_for(requirement, wait_seconds=request.wait_seconds)
+        try:
+            scored = await self.scheduler.score(sequences_to_score(groups, request.truncated), requirement)
+        except DoesNotFitError as error:
+            raise _exceeds_memory(groups, error.too_long) from error
+        response = await self.preparation.run(grade, self.model, request, groups, scored)
         self._count(response.usage)
-        return response.model_dump_json()
+        return response
 
     def _count(self, usage: Usage) -> None:
         self.metrics.tokens.labels("prompt").inc(usage.prompt_tokens)
         self.metrics.tokens.labels("completion").inc(usage.completion_tokens)
         self.metrics.tokens.labels("padding").inc(usage.padding_tokens)
+
+
+def num_tokens(groups: Sequence[EncodedGroup], truncated: TruncatedRule) -> int:
+    """Return the tokens of all sequences that need the engine."""
+    return sum(sequence.num_tokens for sequence in sequences_to_score(groups, truncated))
 
 
 def _exceeds_memory(

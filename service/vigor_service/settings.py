@@ -71,6 +71,10 @@ class Settings(BaseSettings):
     max_queued_requests: int = Field(default=1024, gt=0)
     """Score requests that may wait or be computed at once; more is answered with 429."""
 
+    score_cache_tokens: int = Field(default=1_048_576, ge=0)
+    """Tokens of the sequences whose latest scores are kept, about 36 bytes each: the same completions under the same
+    weights are not computed again. 0 keeps none."""
+
     max_body_bytes: int = Field(default=16 << 20, gt=0)
     """Bytes of a JSON body; a larger one is answered with 413."""
 
@@ -98,6 +102,10 @@ class Settings(BaseSettings):
 
     request_timeout_seconds: float = Field(default=600.0, gt=0)
     """Seconds that a score request may take, on top of the time it asked to wait for weights."""
+
+    group_timeout_seconds: float = Field(default=120.0, gt=0)
+    """Seconds after its first sample within which a group that comes sample by sample must be whole. An answered group
+    is remembered as long, for samples that are sent again."""
 
     drain_seconds: float = Field(default=30.0, gt=0)
     """Seconds that requests have to finish after SIGTERM."""

@@ -66,6 +66,33 @@ def test_a_stream_of_long_newcomers_does_not_starve_a_short_old_one() -> None:
     assert list(pool.take_batch(50).values()) == [["old"]]
 
 
+def test_small_requests_behind_a_huge_one_are_in_the_next_batch_with_it() -> None:
+    pool = Pool[str]()
+    pool.add("huge", [_sequence(length, length) for length in range(50, 100)])
+    pool.take_batch(400)
+    for number in range(10):
+        pool.add(f"small {number}", [_sequence(20, 200 + number)])
+    owners = [owner for owners in pool.take_batch(400).values() for owner in owners]
+    assert sorted(set(owners)) == ["huge", *(f"small {number}" for number in range(10))]
+
+
+def test_two_large_requests_advance_at_the_same_rate_whenever_they_came() -> None:
+    pool = Pool[str]()
+    pool.add("old", [_sequence(10, marker) for marker in range(100)])
+    pool.take_batch(300)
+    pool.add("new", [_sequence(10, 100 + marker) for marker in range(100)])
+    taken = [owner for _ in range(5) for owners in pool.take_batch(200).values() for owner in owners]
+    assert taken.count("old") == taken.count("new") == 50
+
+
+def test_who_came_long_ago_and_had_much_is_not_made_to_wait_for_all_newcomers() -> None:
+    pool = Pool[str]()
+    pool.add("old", [_sequence(10, marker) for marker in range(4)])
+    for number in range(3):
+        pool.add(f"new {number}", [_sequence(10, 10 + number)])
+        assert "old" in [owner for owners in pool.take_batch(20).values() for owner in owners]
+
+
 def test_equal_sequences_of_two_owners_are_taken_once() -> None:
     pool = Pool[str]()
     pool.add("a", [_sequence(4)])

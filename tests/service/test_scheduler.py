@@ -10,6 +10,7 @@ from vigor_service.engine.sequences import TokenSequence
 from vigor_service.errors import EngineFailedError, WeightsPoisonedError, WeightVersionMismatchError
 from vigor_service.metrics import Metrics
 from vigor_service.scheduler import DoesNotFitError, Scheduler
+from vigor_service.score_cache import ScoreCache
 from vigor_service.weights.fingerprint import initial_weights
 from vigor_service.weights.publication import Publication
 from vigor_service.weights.weights import WeightRequirement
@@ -21,7 +22,7 @@ ANY = WeightRequirement()
 class Bench:
     """A scheduler in front of a fake scorer."""
 
-    def __init__(self, max_batch_tokens: int) -> None:
+    def __init__(self, max_batch_tokens: int, cache_tokens: int) -> None:
         self.scorer = FakeScorer()
         self.metrics = Metrics()
         self.compute = WorkerThread("compute")
@@ -33,6 +34,7 @@ class Bench:
             compute=self.compute,
             weights_for=self.publication.require,
             admission=Admission(max_tokens=10_000, max_requests=100, metrics=self.metrics),
+            cache=ScoreCache(cache_tokens),
             max_batch_tokens=max_batch_tokens,
             metrics=self.metrics,
         )
@@ -42,8 +44,8 @@ class Bench:
         await asyncio.to_thread(self.scorer.is_scoring.wait, 10)
 
 
-def _run(test: Callable[[Bench], Awaitable[None]], *, max_batch_tokens: int = 100) -> Bench:
-    bench = Bench(max_batch_tokens)
+def _run(test: Callable[[Bench], Awaitable[None]], *, max_batch_tokens: int = 100, cache_tokens: int = 0) -> Bench:
+    bench = Bench(max_batch_tokens, cache_tokens)
 
     async def run() -> None:
         bench.scheduler.start()
@@ -210,6 +212,47 @@ def test_work_that_is_cancelled_while_it_runs_is_discarded() -> None:
     _run(test)
 
 
+def test_scores_of_an_earlier_request_are_not_computed_again() -> None:
+    async def test(bench: Bench) -> None:
+        first = await bench.scheduler.score([_sequence(2), _sequence(3)], ANY)
+        second = await bench.scheduler.score([_sequence(3), _sequence(4)], ANY)
+        again = await bench.scheduler.score([_sequence(2), _sequence(4)], ANY)
+        assert again.scores == {
+            _sequence(2): first.scores[_sequence(2)],
+            _sequence(4): second.scores[_sequence(4)],
+        }
+        assert (again.padding_tokens, again.weights) == (0, bench.publication.weights)
+
+    bench = _run(test, cache_tokens=1000)
+    assert [set(batch) for batch in bench.scorer.batches] == [{_sequence(2), _sequence(3)}, {_sequence(4)}]
+    assert bench.metrics.registry.get_sample_value("vigor_cached_scores_total") == 3
+
+
+def test_a_request_that_comes_while_the_same_is_computed_waits_for_its_scores() -> None:
+    async def test(bench: Bench) -> None:
+        bench.scorer.gate.clear()
+        first = asyncio.ensure_future(bench.scheduler.score([_sequence(2)], ANY))
+        await bench.held()
+        second = asyncio.ensure_future(bench.scheduler.score([_sequence(2)], ANY))
+        await asyncio.sleep(0)
+        bench.scorer.gate.set()
+        assert (await first).scores == (await second).scores
+
+    assert len(_run(test, cache_tokens=1000).scorer.batches) == 1
+
+
+def test_a_sequence_that_did_not_fit_is_tried_again() -> None:
+    async def test(bench: Bench) -> None:
+        bench.scorer.fitting_tokens = 3
+        for _ in range(2):
+            with pytest.raises(DoesNotFitError):
+                await bench.scheduler.score([_sequence(1, 2, 3, 4, 5)], ANY)
+        bench.scorer.fitting_tokens = 100
+        await bench.scheduler.score([_sequence(1, 2, 3, 4, 5)], ANY)
+
+    assert len(_run(test, cache_tokens=1000).scorer.batches) == 3
+
+
 def test_a_barrier_waits_for_what_came_before_and_holds_what_comes_after() -> None:
     async def test(bench: Bench) -> None:
         events: list[str] = []
@@ -332,5 +375,5 @@ def test_it_is_alive_between_start_and_stop() -> None:
         bench.scheduler.stop()
         await until(lambda: not bench.scheduler.is_alive)
 
-    assert not Bench(100).scheduler.is_alive
+    assert not Bench(100, 0).scheduler.is_alive
     _run(test)

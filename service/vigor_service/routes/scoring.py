@@ -2,43 +2,41 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
-
 from fastapi import APIRouter, Request, Response
 
 from vigor_client.schemas import ScoreRequest, ScoreResponse
 from vigor_service import errors
 from vigor_service.body import parse_json
-from vigor_service.errors import ClientGoneError
+from vigor_service.idempotency import HEADER
 from vigor_service.openapi import json_body, problems
 from vigor_service.routes.dependencies import BodiesDependency, RuntimeDependency, ServingDependency
+from vigor_service.routes.leaving import unless_client_leaves
 
 router = APIRouter(tags=["scoring"])
-_T = TypeVar("_T")
+REFUSALS = (
+    errors.MalformedBodyError,
+    errors.InvalidRequestError,
+    errors.UnsupportedMediaTypeError,
+    errors.PayloadTooLargeError,
+    errors.SequenceTooLongError,
+    errors.SequenceExceedsMemoryError,
+    errors.WeightVersionMismatchError,
+    errors.WeightDigestMismatchError,
+    errors.QueueFullError,
+    errors.EngineFailedError,
+    errors.LoadingError,
+    errors.DrainingError,
+    errors.WeightsPoisonedError,
+    errors.DeadlineExceededError,
+)
+"""What a request for scores may be refused with."""
 
 
 @router.post(
     "/v1/score",
     summary="Score whole groups under the current weights",
     response_model=ScoreResponse,
-    responses=problems(
-        errors.MalformedBodyError,
-        errors.InvalidRequestError,
-        errors.UnsupportedMediaTypeError,
-        errors.PayloadTooLargeError,
-        errors.SequenceTooLongError,
-        errors.SequenceExceedsMemoryError,
-        errors.WeightVersionMismatchError,
-        errors.WeightDigestMismatchError,
-        errors.QueueFullError,
-        errors.EngineFailedError,
-        errors.LoadingError,
-        errors.DrainingError,
-        errors.WeightsPoisonedError,
-        errors.DeadlineExceededError,
-    ),
+    responses=problems(*REFUSALS),
     openapi_extra=json_body(ScoreRequest),
 )
 async def score(
@@ -46,28 +44,6 @@ async def score(
 ) -> Response:
     async with bodies.receive(request) as body:
         asked = await runtime.preparation.run(parse_json, ScoreRequest, body, consequence="nothing was scored")
-    answer = await _unless_client_leaves(request, serving.scoring.score(asked))
+    work = serving.answers.once(request.headers.get(HEADER), body, lambda: serving.scoring.score(asked))
+    answer = await unless_client_leaves(request, work)
     return Response(answer, media_type="application/json")
-
-
-async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
-    """Return what the work returns; when the connection ends first, cancel it.
-
-    Raises:
-        ClientGoneError: the connection ended.
-    """
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGoneError("the client went away; its work left the queue")
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
-
-
-async def _disconnect(request: Request) -> None:
-    """Return when the connection of a request whose body was read has ended."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

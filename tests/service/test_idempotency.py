@@ -1,0 +1,122 @@
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from vigor_service.errors import InvalidRequestError, QueueFullError
+from vigor_service.idempotency import MAX_KEY_CHARACTERS, Answers
+
+
+class Work:
+    """Counts how often it was begun; ends when ``gate`` is set."""
+
+    def __init__(self, *, fails: bool = False) -> None:
+        self.num_begun = 0
+        self.num_cancelled = 0
+        self.gate = asyncio.Event()
+        self.fails = fails
+
+    def __call__(self) -> Coroutine[Any, Any, str]:
+        return self._run()
+
+    async def _run(self) -> str:
+        self.num_begun += 1
+        try:
+            await self.gate.wait()
+        except asyncio.CancelledError:
+            self.num_cancelled += 1
+            raise
+        if self.fails:
+            raise QueueFullError("come back later")
+        return f"answer {self.num_begun}"
+
+
+def test_the_same_request_gets_the_first_answer_and_is_computed_once() -> None:
+    async def test() -> None:
+        answers, work = Answers(), Work()
+        work.gate.set()
+        assert [await answers.once("k", b"body", work) for _ in range(3)] == ["answer 1"] * 3
+
+    asyncio.run(test())
+
+
+def test_without_a_key_every_request_is_computed() -> None:
+    async def test() -> None:
+        answers, work = Answers(), Work()
+        work.gate.set()
+        assert [await answers.once(None, b"body", work) for _ in range(2)] == ["answer 1", "answer 2"]
+
+    asyncio.run(test())
+
+
+def test_requests_at_the_same_time_share_the_work_and_one_that_leaves_does_not_stop_it() -> None:
+    async def test() -> None:
+        answers, work = Answers(), Work()
+        first, second = (asyncio.ensure_future(answers.once("k", b"body", work)) for _ in range(2))
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        work.gate.set()
+        assert await second == "answer 1"
+        assert (work.num_begun, work.num_cancelled) == (1, 0)
+
+    asyncio.run(test())
+
+
+def test_work_that_nobody_waits_for_is_cancelled_and_a_retry_begins_anew() -> None:
+    async def test() -> None:
+        answers, work = Answers(), Work()
+        first = asyncio.ensure_future(answers.once("k", b"body", work))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        first.cancel()
+        await asyncio.wait([first])
+        work.gate.set()
+        assert await answers.once("k", b"body", work) == "answer 2"
+        assert work.num_cancelled == 1
+
+    asyncio.run(test())
+
+
+def test_a_failure_is_told_and_not_kept() -> None:
+    async def test() -> None:
+        answers, work = Answers(), Work(fails=True)
+        work.gate.set()
+        with pytest.raises(QueueFullError):
+            await answers.once("k", b"body", work)
+        work.fails = False
+        assert await answers.once("k", b"body", work) == "answer 2"
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize("key", ["", "k" * (MAX_KEY_CHARACTERS + 1)])
+def test_what_is_no_key_is_refused(key: str) -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        asyncio.run(Answers().once(key, b"body", Work()))
+    assert refused.value.errors[0].loc == ["header", "Idempotency-Key"]
+
+
+def test_a_key_with_another_body_is_refused() -> None:
+    async def test() -> None:
+        answers, work = Answers(), Work()
+        work.gate.set()
+        await answers.once("k", b"body", work)
+        with pytest.raises(InvalidRequestError) as refused:
+            await answers.once("k", b"other", work)
+        assert "another body" in refused.value.errors[0].msg
+
+    asyncio.run(test())
+
+
+def test_the_oldest_answers_are_forgotten_when_they_are_too_large_together() -> None:
+    async def test() -> None:
+        answers, work = Answers(max_bytes=2 * len("answer 1")), Work()
+        work.gate.set()
+        for key in ("a", "b", "c"):
+            await answers.once(key, b"body", work)
+        assert await answers.once("c", b"body", work) == "answer 3"
+        assert await answers.once("a", b"body", work) == "answer 4"
+
+    asyncio.run(test())
