@@ -29,6 +29,7 @@ from vigor_service.body import MAX_BODIES_IN_FLIGHT
 from vigor_service.compatible_schemas import PullWeights, SGLangModelInfo, UpdateFromDisk
 from vigor_service.errors import MAX_LISTED_ERRORS
 from vigor_service.metrics import Metrics
+from vigor_service.rendezvous import MAX_HELD_BYTES
 from vigor_service.runtime import LoadedModel
 from vigor_service.settings import Settings
 from vigor_trainer.config import VigorArguments
@@ -44,6 +45,7 @@ DOCUMENTED_URL = "http://127.0.0.1:8000"
 HTTP_EXAMPLES: list[type[BaseModel]] = [
     schemas.ScoreRequest,
     schemas.ScoreResponse,
+    SampleRequest,
     schemas.WeightsInfo,
     schemas.TensorList,
     schemas.UpdateRequest,
@@ -253,6 +255,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         "`wait_seconds`": f"{schemas.MAX_WAIT_SECONDS:g}",
         "`weight_version`": schemas.MAX_WEIGHT_VERSION,
         "places that an error lists": MAX_LISTED_ERRORS,
+        "bytes of all samples whose groups gather or were answered a short time ago": MAX_HELD_BYTES,
         "bytes of all JSON bodies that are being received at once": f"{MAX_BODIES_IN_FLIGHT} times `--max-body-bytes`",
     }
     assert [what for what, limit in limits.items() if table_row(what, limit) not in HTTP_API] == []

@@ -254,3 +254,15 @@ def test_everything_touches_the_scorer_from_one_thread(service: LiveService) -> 
     assert {answer.status_code for answer in answers} == {200}
     assert service.scorer.thread_names == {"compute_0"}
     assert threading.current_thread().name != "compute_0"
+
+
+def test_a_request_that_is_sent_again_with_its_key_gets_the_first_answer(service: LiveService) -> None:
+    body = {"groups": [{"prompt_ids": [1, 2], "completions": [[3, 4], [5]]}]}
+    first = service.http.post("/v1/score", json=body, headers={"Idempotency-Key": "k1"})
+    push(service.http, {name: tensor * 2 for name, tensor in service.scorer.parameters.items()})
+    again = service.http.post("/v1/score", json=body, headers={"Idempotency-Key": "k1"})
+    assert again.json() == first.json()
+    assert service.http.post("/v1/score", json=body).json()["weight_version"] == 1
+    other = service.http.post("/v1/score", json={**body, "reward": "entropy"}, headers={"Idempotency-Key": "k1"})
+    assert other.status_code == 422
+    assert other.json()["errors"][0]["loc"] == ["header", "Idempotency-Key"]
