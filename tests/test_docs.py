@@ -45,7 +45,7 @@ DOCUMENTED_URL = "http://127.0.0.1:8000"
 HTTP_EXAMPLES: list[type[BaseModel]] = [
     schemas.ScoreRequest,
     schemas.ScoreResponse,
-    SampleRequest,
+    schemas.SampleRequest,
     schemas.WeightsInfo,
     schemas.TensorList,
     schemas.UpdateRequest,

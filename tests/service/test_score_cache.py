@@ -9,7 +9,7 @@ def _sequence(marker: int) -> TokenSequence:
 
 
 def _score(number: float) -> SequenceScore:
-    return SequenceScore(number, number, number, number, number)
+    return SequenceScore(1, number, number, number, number)
 
 
 def test_scores_are_found_under_their_weights_only() -> None:
