@@ -68,7 +68,8 @@ def main(arguments: Sequence[str]) -> Report:
         directory = Path(name)
         model = save_random_weights(options.model, directory / "checkpoint")
         tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
-        given = ["--model", str(directory / "checkpoint"), "--dtype", "float32", "--max-batch-tokens", "1024"]
+        model_options = ["--model", str(directory / "checkpoint"), "--dtype", "float32"]
+        given = [*model_options, "--max-batch-tokens", "1024", "--score-cache-entries", "0"]
         with service_process(directory, *given) as service:
             bench = _Bench(service, directory / "copy", tensors)
             rounds = [bench.round(number, scoring=False) for number in range(1, options.rounds + 1)]

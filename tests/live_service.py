@@ -49,7 +49,7 @@ def live_service(
     """Run the service with a fake scorer and the tiny tokenizer until the block ends; every score is computed."""
     scorer = FakeScorer()
     app = create_app(
-        Settings(staging_dir=staging_dir, **{"score_cache_tokens": 0, **settings}),
+        Settings(staging_dir=staging_dir, **{"score_cache_entries": 0, **settings}),
         load_model or (lambda: LoadedModel(scorer, tiny_tokenizer())),  # pyright: ignore[reportArgumentType] - see __main__
     )
     with _server(app) as url, httpx.Client(base_url=url, timeout=30) as http:

@@ -191,7 +191,7 @@ class Runtime:
             compute=self._compute,
             weights_for=publication.require,
             admission=admission,
-            cache=ScoreCache(settings.score_cache_tokens),
+            cache=ScoreCache(settings.score_cache_entries),
             max_batch_tokens=max_batch_tokens,
             metrics=metrics,
         )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from hashlib import blake2b
 
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 
@@ -11,35 +13,42 @@ from vigor_service.engine.sequences import SequenceScore, TokenSequence
 class ScoreCache:
     """The latest scores, by the digest of the weights and the sequence; those not asked for longest go first.
 
-    Sequences of up to ``max_tokens`` tokens are kept, all together: their token ids are what takes memory, about 36
-    bytes each. 0 keeps nothing.
+    ``max_entries`` are kept, about 400 bytes each however long the sequences: their token ids are hashed, not kept.
+    0 keeps nothing.
     """
 
-    def __init__(self, max_tokens: int) -> None:
-        self._max_tokens = max_tokens
-        self._num_tokens = 0
-        self._scores: OrderedDict[tuple[str, TokenSequence], SequenceScore] = OrderedDict()
+    def __init__(self, max_entries: int) -> None:
+        self._max_entries = max_entries
+        self._scores: OrderedDict[bytes, SequenceScore] = OrderedDict()
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all sequences whose scores are kept."""
-        return self._num_tokens
+    def __len__(self) -> int:
+        return len(self._scores)
 
     def find(self, weight_digest: str, sequences: Iterable[TokenSequence]) -> dict[TokenSequence, SequenceScore]:
         """Return the scores that these sequences had under these weights, where they are known."""
-        found = {sequence: (weight_digest, sequence) for sequence in sequences}
-        found = {sequence: key for sequence, key in found.items() if key in self._scores}
+        if not self._scores:
+            return {}
+        keys = {sequence: _key(weight_digest, sequence) for sequence in sequences}
+        found = {sequence: key for sequence, key in keys.items() if key in self._scores}
         for key in found.values():
             self._scores.move_to_end(key)
         return {sequence: self._scores[key] for sequence, key in found.items()}
 
     def keep(self, weight_digest: str, scores: Mapping[TokenSequence, SequenceScore]) -> None:
         """Keep these scores, and forget the oldest where there are too many."""
+        if not self._max_entries:
+            return
         for sequence, score in scores.items():
-            key = (weight_digest, sequence)
-            if key not in self._scores:
-                self._num_tokens += sequence.num_tokens
-            self._scores[key] = score
-        while self._num_tokens > self._max_tokens:
-            (_, sequence), _ = self._scores.popitem(last=False)
-            self._num_tokens -= sequence.num_tokens
+            self._scores[_key(weight_digest, sequence)] = score
+        while len(self._scores) > self._max_entries:
+            self._scores.popitem(last=False)
+
+
+def _key(weight_digest: str, sequence: TokenSequence) -> bytes:
+    """128 bits: with a billion sequences two would share a key once in 10^20 times."""
+    mask = sequence.loss_mask
+    lengths = (len(sequence.prompt_ids), len(sequence.completion_ids), -1 if mask is None else len(mask))
+    hasher = blake2b(weight_digest.encode(), digest_size=16)
+    hasher.update(array("q", (*lengths, *sequence.prompt_ids, *sequence.completion_ids)))
+    hasher.update(bytes(mask or ()))
+    return hasher.digest()

@@ -71,9 +71,9 @@ class Settings(BaseSettings):
     max_queued_requests: int = Field(default=1024, gt=0)
     """Score requests that may wait or be computed at once; more is answered with 429."""
 
-    score_cache_tokens: int = Field(default=1_048_576, ge=0)
-    """Tokens of the sequences whose latest scores are kept, about 36 bytes each: the same completions under the same
-    weights are not computed again. 0 keeps none."""
+    score_cache_entries: int = Field(default=65_536, ge=0)
+    """Latest scores that are kept, about 400 bytes each: the same completions under the same weights are not computed
+    again. 0 keeps none."""
 
     max_body_bytes: int = Field(default=16 << 20, gt=0)
     """Bytes of a JSON body; a larger one is answered with 413."""

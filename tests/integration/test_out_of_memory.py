@@ -20,7 +20,8 @@ def test_a_service_that_runs_out_of_memory_answers_and_takes_smaller_batches(tmp
         for first, second in zip(sequences[::2], sequences[1::2], strict=True)
     ]
     long = {"prompt_ids": long_sequence().prompt_ids, "completions": [long_sequence().completion_ids]}
-    with service_process(tmp_path, "--model", str(checkpoint), "--max-batch-tokens", "100000") as service:
+    options = ["--max-batch-tokens", "100000", "--score-cache-entries", "0"]
+    with service_process(tmp_path, "--model", str(checkpoint), *options) as service:
         # What the heap has kept of an eighth, with the headroom, does not do for all at once.
         eighths = [groups[start : start + 4] for start in range(0, len(groups), 4)]
         before = [service.http.post("/v1/score", json={"groups": eighth}).json() for eighth in eighths]

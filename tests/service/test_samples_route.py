@@ -20,7 +20,7 @@ _COMPLETIONS = [[3, 4], [5], [6, 7, 8], [9, 9]]
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[LiveService]:
-    with live_service(tmp_path, score_cache_tokens=10_000) as running:
+    with live_service(tmp_path, score_cache_entries=10_000) as running:
         yield running
 
 

@@ -22,7 +22,7 @@ ANY = WeightRequirement()
 class Bench:
     """A scheduler in front of a fake scorer."""
 
-    def __init__(self, max_batch_tokens: int, cache_tokens: int) -> None:
+    def __init__(self, max_batch_tokens: int, cache_entries: int) -> None:
         self.scorer = FakeScorer()
         self.metrics = Metrics()
         self.compute = WorkerThread("compute")
@@ -34,7 +34,7 @@ class Bench:
             compute=self.compute,
             weights_for=self.publication.require,
             admission=Admission(max_tokens=10_000, max_requests=100, metrics=self.metrics),
-            cache=ScoreCache(cache_tokens),
+            cache=ScoreCache(cache_entries),
             max_batch_tokens=max_batch_tokens,
             metrics=self.metrics,
         )
@@ -44,8 +44,8 @@ class Bench:
         await asyncio.to_thread(self.scorer.is_scoring.wait, 10)
 
 
-def _run(test: Callable[[Bench], Awaitable[None]], *, max_batch_tokens: int = 100, cache_tokens: int = 0) -> Bench:
-    bench = Bench(max_batch_tokens, cache_tokens)
+def _run(test: Callable[[Bench], Awaitable[None]], *, max_batch_tokens: int = 100, cache_entries: int = 0) -> Bench:
+    bench = Bench(max_batch_tokens, cache_entries)
 
     async def run() -> None:
         bench.scheduler.start()
@@ -223,7 +223,7 @@ def test_scores_of_an_earlier_request_are_not_computed_again() -> None:
         }
         assert (again.padding_tokens, again.weights) == (0, bench.publication.weights)
 
-    bench = _run(test, cache_tokens=1000)
+    bench = _run(test, cache_entries=1000)
     assert [set(batch) for batch in bench.scorer.batches] == [{_sequence(2), _sequence(3)}, {_sequence(4)}]
     assert bench.metrics.registry.get_sample_value("vigor_cached_scores_total") == 3
 
@@ -238,7 +238,7 @@ def test_a_request_that_comes_while_the_same_is_computed_waits_for_its_scores() 
         bench.scorer.gate.set()
         assert (await first).scores == (await second).scores
 
-    assert len(_run(test, cache_tokens=1000).scorer.batches) == 1
+    assert len(_run(test, cache_entries=1000).scorer.batches) == 1
 
 
 def test_a_sequence_that_did_not_fit_is_tried_again() -> None:
@@ -250,7 +250,7 @@ def test_a_sequence_that_did_not_fit_is_tried_again() -> None:
         bench.scorer.fitting_tokens = 100
         await bench.scheduler.score([_sequence(1, 2, 3, 4, 5)], ANY)
 
-    assert len(_run(test, cache_tokens=1000).scorer.batches) == 3
+    assert len(_run(test, cache_entries=1000).scorer.batches) == 3
 
 
 def test_a_barrier_waits_for_what_came_before_and_holds_what_comes_after() -> None:
