@@ -24,6 +24,7 @@ from vigor_client.client import DEFAULT_TIMEOUT_SECONDS
 from vigor_client.delta_index import DeltaIndex
 from vigor_client.schemas import ScoreRequest, ScoreResponse
 from vigor_service import problems
+from vigor_service.adapter_schemas import OpenRLHFRequest, OpenRLHFRewards, SlimeRequest
 from vigor_service.app import create_app
 from vigor_service.body import MAX_BODIES_IN_FLIGHT
 from vigor_service.compatible_schemas import PullWeights, SGLangModelInfo, UpdateFromDisk
@@ -46,6 +47,9 @@ HTTP_EXAMPLES: list[type[BaseModel]] = [
     schemas.ScoreRequest,
     schemas.ScoreResponse,
     schemas.SampleRequest,
+    OpenRLHFRequest,
+    OpenRLHFRewards,
+    SlimeRequest,
     schemas.WeightsInfo,
     schemas.TensorList,
     schemas.UpdateRequest,

@@ -10,12 +10,14 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from vigor_client.schemas import BroadcastRequest, Problem, SampleRequest, ScoreRequest, TakeRequest, UpdateRequest
+from vigor_service.adapter_schemas import OpenRLHFRequest, SlimeRequest
 from vigor_service.compatible_schemas import PullWeights, UpdateFromDisk
 from vigor_service.errors import ServiceError
 from vigor_service.problems import MEDIA_TYPE, PROBLEMS
 
 _BODIES = (
-    ScoreRequest, SampleRequest, UpdateRequest, TakeRequest, BroadcastRequest, UpdateFromDisk, PullWeights, Problem,
+    ScoreRequest, SampleRequest, UpdateRequest, TakeRequest, BroadcastRequest, UpdateFromDisk, PullWeights,
+    OpenRLHFRequest, SlimeRequest, Problem,
 )  # fmt: skip
 _REFERENCE = "#/components/schemas/{model}"
 

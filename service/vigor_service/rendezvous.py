@@ -97,6 +97,19 @@ class Rendezvous:
             self._advance(gathering, sample, alone, encoded)
         return _own_part(await asyncio.shield(gathering.answer), sample)
 
+    def withdraw(self, name: str, index: int) -> bool:
+        """Take a sample out of a group that is not whole; return whether its place is free."""
+        gathering = self._groups.get(name)
+        if gathering is None:
+            return True
+        if gathering.is_whole:
+            return False
+        gathering.completions.pop(index, None)
+        if not gathering.completions:
+            self._forget(gathering)
+        self._count()
+        return True
+
     def drain(self) -> None:
         """Fail the groups that wait for samples: none will come any more."""
         error = DrainingError("the service is shutting down; the group was not whole", retry_after_seconds=1.0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vigor_service.adapters import Adapters
 from vigor_service.admission import Admission
 from vigor_service.errors import DrainingError, LoadingError, UnhealthyError
 from vigor_service.idempotency import Answers
@@ -56,6 +57,7 @@ class Serving:
     scoring: Scoring
     answers: Answers
     rendezvous: Rendezvous
+    adapters: Adapters
     updates: Updates
     local_files: LocalFiles
     broadcasts: Broadcasts
@@ -232,7 +234,18 @@ class Runtime:
             is_allowed=settings.allow_broadcast,
             timeout_seconds=settings.update_timeout_seconds,
         )
-        return Serving(info, publication, scheduler, scoring, Answers(), rendezvous, updates, local_files, broadcasts)
+        return Serving(
+            info,
+            publication,
+            scheduler,
+            scoring,
+            Answers(),
+            rendezvous,
+            Adapters(scoring, rendezvous),
+            updates,
+            local_files,
+            broadcasts,
+        )
 
 
 def _load_and_replay(

@@ -64,6 +64,17 @@ class Encoder:
         encoding.refuse_faults()
         return groups
 
+    def token_ids(self, text: str, *, place: Sequence[str | int]) -> tuple[int, ...]:
+        """Return the ids of a text to which no special token is added.
+
+        Raises:
+            InvalidRequestError: there is no tokenizer; names the place.
+        """
+        encoding = _Encoding(self)
+        ids = encoding.tokenized(text, tuple(place), add_special_tokens=False)
+        encoding.refuse_faults()
+        return ids
+
 
 class _Encoding:
     """One pass over one request, which goes on after a fault."""
@@ -106,7 +117,7 @@ class _Encoding:
             return self._checked(group.prompt_ids, (*place, "prompt_ids"))
         if group.prompt is not None:
             place = (*place, "prompt")
-            ids = self._tokenized(group.prompt, place, add_special_tokens=True)
+            ids = self.tokenized(group.prompt, place, add_special_tokens=True)
         else:
             place = (*place, "messages")
             ids = self._rendered(group.messages or [], place)
@@ -123,7 +134,7 @@ class _Encoding:
         return sequence
 
     def _completion_text(self, text: str, finish_reason: FinishReason | None, place: _Place) -> tuple[int, ...]:
-        ids = self._tokenized(text, place, add_special_tokens=False)
+        ids = self.tokenized(text, place, add_special_tokens=False)
         if finish_reason != "stop" or self._encoder.tokenizer is None:
             return ids
         eos = self._encoder.tokenizer.eos_token_id
@@ -140,9 +151,9 @@ class _Encoding:
             text = self._encoder.tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
         except (TemplateError, ValueError, TypeError) as error:
             return self._fault(place, f"the chat template refuses them: {error}")
-        return self._tokenized(text, place, add_special_tokens=False)
+        return self.tokenized(text, place, add_special_tokens=False)
 
-    def _tokenized(self, text: str, place: _Place, *, add_special_tokens: bool) -> tuple[int, ...]:
+    def tokenized(self, text: str, place: _Place, *, add_special_tokens: bool) -> tuple[int, ...]:
         tokenizer = self._encoder.tokenizer
         if tokenizer is None:
             return self._fault(place, "the model has no tokenizer: send ids")

@@ -1,0 +1,99 @@
+"""Rewards for trainers that send text, one sample at a time and without a group: OpenRLHF and slime."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from vigor_client.schemas import Completion, CompletionScore, Group, ScoreRequest
+from vigor_service.adapter_schemas import OpenRLHFRequest, OpenRLHFRewards, SlimeRequest
+from vigor_service.engine.sequences import TokenSequence
+from vigor_service.errors import QueueFullError, ServiceError
+from vigor_service.prompt_groups import PromptGroups
+from vigor_service.rendezvous import Rendezvous
+from vigor_service.scoring import Scoring
+
+PATIENCE_SECONDS = 150.0
+"""How long a full queue is waited for: OpenRLHF gives a call up after 180 seconds, and five tries of a second each."""
+WORST_REWARD = -1.0
+
+_logger = logging.getLogger(__name__)
+
+
+class Adapters:
+    """Answers in each trainer's own form. Samples of one prompt are one group."""
+
+    def __init__(self, scoring: Scoring, rendezvous: Rendezvous, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        self._scoring = scoring
+        self._groups = PromptGroups(rendezvous)
+        self._patience_seconds = patience_seconds
+
+    async def openrlhf(self, asked: OpenRLHFRequest, *, group_size: int, num_bytes: int) -> OpenRLHFRewards:
+        """Return what OpenRLHF logs and trains with; a sample without a score gets the worst reward, and a flag.
+
+        OpenRLHF swallows a refusal after five seconds and ends its run without its reason. A group that failed has the
+        same reward for all of its samples, so it moves nothing.
+        """
+        pairs = [(prompt, query[len(prompt) :]) for prompt, query in zip(asked.prompts, asked.query, strict=True)]
+        share_bytes = num_bytes // max(1, len(pairs))
+        scoring = (self._score_patiently(prompt, text, group_size, share_bytes) for prompt, text in pairs)
+        return _rewards(await asyncio.gather(*scoring))
+
+    async def slime(self, asked: SlimeRequest, *, group_size: int, num_bytes: int) -> float:
+        """Return the rank reward. Refusals go out as they are: slime tries ten times, with pauses.
+
+        Raises:
+            ServiceError: there is no score; says why.
+        """
+        prompt = asked.prompt if isinstance(asked.prompt, str) else None
+        group = Group(
+            prompt_ids=None if prompt is None else await self._token_ids(prompt, "prompt"),
+            messages=None if isinstance(asked.prompt, str) else asked.prompt,
+            completions=[Completion(text=asked.response)],
+        )
+        return (await self._score(group, group_size, num_bytes)).reward
+
+    async def _score_patiently(self, prompt: str, text: str, group_size: int, num_bytes: int) -> CompletionScore | None:
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + self._patience_seconds
+        while True:
+            try:
+                prompt_ids = await self._token_ids(prompt, "prompts")
+                group = Group(prompt_ids=prompt_ids, completions=[Completion(text=text)])
+                return await self._score(group, group_size, num_bytes)
+            except QueueFullError as error:
+                pause_seconds = error.retry_after_seconds or 1.0
+                if loop.time() + pause_seconds > ends_at:
+                    return _without_score(error)
+            except ServiceError as error:
+                return _without_score(error)
+            await asyncio.sleep(pause_seconds)
+
+    async def _token_ids(self, prompt: str, place: str) -> list[int]:
+        return list(await self._scoring.preparation.run(self._scoring.encoder.token_ids, prompt, place=[place]))
+
+    async def _score(self, group: Group, group_size: int, num_bytes: int) -> CompletionScore:
+        (encoded,) = await self._scoring.encode(ScoreRequest(groups=[group]))
+        sequence: TokenSequence = encoded.sequences[0]
+        completion = Completion(ids=list(sequence.completion_ids))
+        score = await self._groups.score(sequence.prompt_ids, completion, group_size=group_size, num_bytes=num_bytes)
+        return score.completion
+
+
+def _without_score(error: ServiceError) -> None:
+    _logger.warning("sample_without_score error=%s detail=%s", type(error).__name__, error.detail)
+
+
+def _rewards(scores: Sequence[CompletionScore | None]) -> OpenRLHFRewards:
+    rewards = [WORST_REWARD if score is None else score.reward for score in scores]
+    logs = {
+        "vigor_failed": [float(score is None) for score in scores],
+        "vigor_num_tokens": [0.0 if score is None else float(score.num_tokens) for score in scores],
+        "vigor_scaled_grad_norm": [(score and score.scaled_grad_norm) or 0.0 for score in scores],
+    }
+    return OpenRLHFRewards(
+        rewards=rewards,
+        scores=[(reward + 1) / 2 for reward in rewards],
+        extra_logs=logs if scores else {},
+    )
