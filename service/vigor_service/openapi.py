@@ -49,17 +49,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
     document = get_openapi(
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
     )
-    models = (
-        ScoreRequest,
-        SampleRequest,
-        UpdateRequest,
-        TakeRequest,
-        BroadcastRequest,
-        UpdateFromDisk,
-        PullWeights,
-        Problem,
-    )
-    _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REFERENCE)
+    _, definitions = models_json_schema([(model, "validation") for model in _BODIES], ref_template=_REFERENCE)
     document["components"]["schemas"].update(definitions["$defs"])
     _drop_validation_errors(document)
     return document
