@@ -167,6 +167,21 @@ def _overlap(report: Report) -> Figure:
     return figure
 
 
+def _serving(report: Report) -> Figure:
+    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    axes = figure.subplots()
+    table = report.table("throughput")
+    names = [str(row["round"]) for row in table.rows]
+    keys = ("engine_tokens_per_second", "service_tokens_per_second")
+    for offset, key, colour in zip((-0.2, 0.2), keys, (_BLUE, _ORANGE), strict=True):
+        positions = [index + offset for index in range(len(names))]
+        axes.bar(positions, _numbers(table, key), 0.4, color=colour, label=table.columns[key][0])
+    axes.set_xticks(range(len(names)), names)
+    axes.set(xlabel="round", ylabel="tokens/s")
+    axes.legend()
+    return figure
+
+
 def _stacked(axes: Axes, table: Table, names: list[str], keys: Sequence[str]) -> None:
     bottoms = [0.0] * len(names)
     for key, colour in zip(keys, (_BLUE, _ORANGE, _GREEN, _RED), strict=True):
@@ -187,4 +202,5 @@ PLOTS: dict[str, Callable[[Report], Figure]] = {
     "weights": _weights,
     "deltas": _deltas,
     "overlap": _overlap,
+    "serving": _serving,
 }

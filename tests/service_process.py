@@ -37,7 +37,11 @@ class ServiceProcess:
 
 @contextmanager
 def service_process(
-    directory: Path, *arguments: str, python: Sequence[str] = ("-m", "vigor_service"), wait_ready: bool = True
+    directory: Path,
+    *arguments: str,
+    python: Sequence[str] = ("-m", "vigor_service"),
+    wait_ready: bool = True,
+    num_threads: int = 1,
 ) -> Iterator[ServiceProcess]:
     """Start the service on a free port, wait until it is ready, and end it with the block.
 
@@ -47,7 +51,7 @@ def service_process(
     command = [sys.executable, *python, "--port", "0"]
     if "--state-dir" not in arguments:
         command += ["--staging-dir", str(directory / "staging")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "HF_HUB_OFFLINE": "1"}
     with log.open("wb") as stderr:
         process = subprocess.Popen([*command, *arguments], stderr=stderr, env=environment, cwd=REPOSITORY)
     try:

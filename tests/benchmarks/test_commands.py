@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import deltas, endurance, engine, growth, long_sequences, overlap, weights
+from benchmarks import deltas, endurance, engine, growth, long_sequences, overlap, serving, weights
 from benchmarks.contest import CONTESTANTS, ENGINE
 from benchmarks.plots import PLOTS, digest
 from benchmarks.publish import PLACE, main
@@ -102,6 +102,17 @@ def test_the_time_that_a_score_waits_is_reported(results: Path) -> None:
     assert row["wait_seconds"] is not None
 
 
+@pytest.mark.slow
+def test_the_service_is_put_under_load(results: Path) -> None:
+    arguments = ["--model", "tiny", "--rounds", "1", "--groups", "16", "--huge", "16", "--seconds", "1"]
+    report = serving.main([*arguments, "--out", str(results / "serving_try")])
+    assert report.table("throughput").rows[0]["ratio"]
+    assert report.table("fairness").rows[0]["huge_seconds"]
+    (row,) = report.table("overload").rows
+    assert (row["other"], row["without_retry_after"], row["queued"]) == (0, 0, 0)
+    assert row["ok"]
+
+
 def test_results_are_published(results: Path, tmp_path: Path) -> None:
     (tmp_path / "plots").mkdir()
     (tmp_path / "benchmarks.md").write_text(PAGE)
@@ -113,7 +124,7 @@ def test_results_are_published(results: Path, tmp_path: Path) -> None:
     assert plotted == "![How time and memory grow](plots/growth_try.svg)\n"
     assert missing == "Not measured: there is no benchmarks/results/engine_elsewhere.json.\n"
     kinds = [kind for kind in PLOTS if (results / f"{kind}_try.json").is_file()]
-    assert set(PLOTS) - set(kinds) <= {"overlap"}  # slow
+    assert set(PLOTS) - set(kinds) <= {"overlap", "serving"}  # slow
     plots = {kind: tmp_path / "plots" / f"{kind}_try.svg" for kind in kinds}
     for kind, plot in plots.items():
         assert digest(results / f"{kind}_try.json") in plot.read_text()

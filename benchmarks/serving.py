@@ -1,0 +1,255 @@
+"""The service under load: ``python -m benchmarks.serving``.
+
+Throughput: sixteen clients send groups at the same time, beside the engine alone with the same groups in the same
+batches. Fairness: ten small requests come behind a huge one. Overload: ten times as many requests as the service can
+answer, on a fixed beat, whether or not earlier ones were answered.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import random
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import httpx
+import torch
+
+from benchmarks.measuring import resident_bytes
+from benchmarks.models import save_random_weights
+from benchmarks.report import Cell, Report, Table, finish, new_report
+from tests.service_process import ServiceProcess, service_process
+from tests.waiting import wait_until
+from vigor_client import VigorClient
+from vigor_service.batching import Pool
+from vigor_service.engine.engine import Engine
+from vigor_service.engine.loading import load_policy
+from vigor_service.engine.sequences import TokenSequence
+
+NUM_CLIENTS = 16
+_BATCH_TOKENS = 2048
+_QUEUED_TOKENS = 16_384
+_SETTINGS = ["--max-batch-tokens", str(_BATCH_TOKENS), "--score-cache-entries", "0"]
+_THROUGHPUT = {
+    "round": ("round", "{}"),
+    "tokens": ("tokens", "{}"),
+    "engine_tokens_per_second": ("engine alone, tokens/s", "{:.0f}"),
+    "service_tokens_per_second": ("sixteen clients, tokens/s", "{:.0f}"),
+    "ratio": ("clients / engine", "{:.3f}"),
+}
+_FAIRNESS = {
+    "alone_seconds": ("a small request alone, s", "{:.2f}"),
+    "median_seconds": ("ten behind a huge one, median s", "{:.2f}"),
+    "longest_seconds": ("longest (p99), s", "{:.2f}"),
+    "huge_seconds": ("the huge one, s", "{:.1f}"),
+}
+_OVERLOAD = {
+    "seconds": ("seconds", "{:.0f}"),
+    "rate": ("sent per second", "{:.1f}"),
+    "sent": ("sent", "{}"),
+    "ok": ("answered 200", "{}"),
+    "refused": ("answered 429", "{}"),
+    "without_retry_after": ("429 without Retry-After", "{}"),
+    "other": ("anything else", "{}"),
+    "memory_mb": ("memory above before, MB", "{:.0f}"),
+    "queued": ("queued requests at the end", "{:.0f}"),
+}
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What the groups of a request look like."""
+
+    completions: int
+    prompt_tokens: int
+    shortest: int
+    longest: int
+
+    def group(self, source: random.Random, vocab_size: int) -> list[TokenSequence]:
+        """Return one group of random ids."""
+
+        def ids(count: int) -> tuple[int, ...]:
+            return tuple(source.randrange(3, vocab_size) for _ in range(count))
+
+        prompt = ids(self.prompt_tokens)
+        lengths = (source.randint(self.shortest, self.longest) for _ in range(self.completions))
+        return [TokenSequence(prompt, ids(length)) for length in lengths]
+
+
+USUAL = _Sizes(8, 64, 64, 192)
+SMALL = _Sizes(2, 16, 16, 32)
+
+
+def main(arguments: Sequence[str]) -> Report:
+    """Measure, print the page, and write it where ``--out`` says."""
+    options = _parse(arguments)
+    with tempfile.TemporaryDirectory() as name:
+        directory = Path(name)
+        model = [] if options.model is None else ["--model", str(_checkpoint(options.model, directory))]
+        policy = load_policy(model[1] if model else None, dtype="float32", device="cpu")
+        engine = Engine(policy.model, name=policy.name)
+        given = [*model, *_SETTINGS, "--dtype", "float32"]
+        with service_process(directory, *given, num_threads=torch.get_num_threads()) as service:
+            throughput = [_throughput(engine, service, number, options.groups) for number in range(options.rounds)]
+            fairness = _fairness(service, engine.info.vocab_size, options.huge)
+        given += ["--max-queued-tokens", str(_QUEUED_TOKENS)]
+        with service_process(directory, *given, num_threads=torch.get_num_threads()) as service:
+            overload = asyncio.run(_overload(service, engine.info.vocab_size, options.seconds))
+    middle = {key: median(float(row[key] or 0) for row in throughput) for key in _THROUGHPUT if key != "round"}
+    tables = [
+        Table("throughput", _THROUGHPUT, [*throughput, {"round": "median", **middle, "tokens": None}]),
+        Table("fairness", _FAIRNESS, [fairness]),
+        Table("overload", _OVERLOAD, [overload]),
+    ]
+    notes = [
+        f"{options.model or 'the embedded model'} in float32; clients, service and engine share the machine; batches "
+        f"of up to {_BATCH_TOKENS} tokens, nothing is taken from the cache of scores",
+        f"throughput: groups of {_describe(USUAL)}; fairness: one request of {options.huge} such groups, then ten of "
+        f"one group of {_describe(SMALL)}; overload: requests like these ten, {_QUEUED_TOKENS} tokens may wait",
+    ]
+    report = new_report("Serving", "benchmarks.serving", arguments, torch.device("cpu"), tables, notes)
+    finish(report, options.out)
+    return report
+
+
+def _describe(sizes: _Sizes) -> str:
+    return (
+        f"{sizes.completions} completions of {sizes.shortest} to {sizes.longest} tokens after a prompt of "
+        f"{sizes.prompt_tokens}"
+    )
+
+
+def _checkpoint(shape: str, directory: Path) -> Path:
+    save_random_weights(shape, directory / "checkpoint")
+    return directory / "checkpoint"
+
+
+def _throughput(engine: Engine, service: ServiceProcess, number: int, num_groups: int) -> dict[str, Cell]:
+    source = random.Random(number)
+    groups = [USUAL.group(source, engine.info.vocab_size) for _ in range(num_groups)]
+    num_tokens = sum(sequence.num_tokens for group in groups for sequence in group)
+    engine_seconds = _engine_seconds(engine, groups)
+    service_seconds = _clients_seconds(service, groups)
+    return {
+        "round": number + 1,
+        "tokens": num_tokens,
+        "engine_tokens_per_second": num_tokens / engine_seconds,
+        "service_tokens_per_second": num_tokens / service_seconds,
+        "ratio": engine_seconds / service_seconds,
+    }
+
+
+def _engine_seconds(engine: Engine, groups: Sequence[Sequence[TokenSequence]]) -> float:
+    pool = Pool[str]()
+    pool.add("all", [sequence for group in groups for sequence in group])
+    started = perf_counter()
+    while pool:
+        engine.score(list(pool.take_batch(_BATCH_TOKENS)))
+    return perf_counter() - started
+
+
+def _clients_seconds(service: ServiceProcess, groups: Sequence[Sequence[TokenSequence]]) -> float:
+    url = str(service.http.base_url)
+
+    def send(share: Sequence[Sequence[TokenSequence]]) -> None:
+        with VigorClient(url, max_retries=0) as client:
+            for group in share:
+                client.score([_body(group)])
+
+    started = perf_counter()
+    with ThreadPoolExecutor(NUM_CLIENTS) as pool:
+        list(pool.map(send, [groups[first::NUM_CLIENTS] for first in range(NUM_CLIENTS)]))
+    return perf_counter() - started
+
+
+def _fairness(service: ServiceProcess, vocab_size: int, num_groups: int) -> dict[str, Cell]:
+    source = random.Random(99)
+    huge = [_body(USUAL.group(source, vocab_size)) for _ in range(num_groups)]
+    small = [_body(SMALL.group(source, vocab_size)) for _ in range(15)]
+    with VigorClient(str(service.http.base_url), max_retries=0) as client, ThreadPoolExecutor(11) as pool:
+        alone = [_seconds(client, [group]) for group in small[:5]]
+        running = pool.submit(_seconds, client, huge)
+        wait_until(lambda: client.metrics()["vigor_queued_requests"] == 1)
+        behind = list(pool.map(lambda group: _seconds(client, [group]), small[5:]))
+        return {
+            "alone_seconds": median(alone),
+            "median_seconds": median(behind),
+            "longest_seconds": max(behind),
+            "huge_seconds": running.result(),
+        }
+
+
+async def _overload(service: ServiceProcess, vocab_size: int, seconds: float) -> dict[str, Cell]:
+    source, pid = random.Random(7), service.process.pid
+    rate = 10 * _capacity(service, [_body(SMALL.group(source, vocab_size)) for _ in range(40)])
+    before_bytes = most_bytes = resident_bytes(pid=pid)
+    limits = httpx.Limits(max_connections=None)
+    async with httpx.AsyncClient(base_url=service.http.base_url, timeout=120, limits=limits) as http:
+        pending: list[asyncio.Task[httpx.Response]] = []
+        ends = perf_counter() + seconds
+        while perf_counter() < ends:
+            body = {"groups": [_body(SMALL.group(source, vocab_size))]}
+            pending.append(asyncio.create_task(http.post("/v1/score", json=body)))
+            most_bytes = max(most_bytes, resident_bytes(pid=pid))
+            await asyncio.sleep(1 / rate)
+        answers = await asyncio.gather(*pending)
+    codes = Counter(answer.status_code for answer in answers)
+    return {
+        "seconds": seconds,
+        "rate": len(answers) / seconds,
+        "sent": len(answers),
+        "ok": codes[200],
+        "refused": codes[429],
+        "without_retry_after": sum(a.status_code == 429 and "Retry-After" not in a.headers for a in answers),
+        "other": len(answers) - codes[200] - codes[429],
+        "memory_mb": (most_bytes - before_bytes) / 1e6,
+        "queued": _queued(service),
+    }
+
+
+def _capacity(service: ServiceProcess, groups: Sequence[dict[str, object]]) -> float:
+    """Requests of one group that are answered per second when as many wait as fit."""
+    with VigorClient(str(service.http.base_url)) as client, ThreadPoolExecutor(NUM_CLIENTS) as pool:
+        started = perf_counter()
+        list(pool.map(lambda group: client.score([group]), groups))
+        return len(groups) / (perf_counter() - started)
+
+
+def _queued(service: ServiceProcess) -> float:
+    with VigorClient(str(service.http.base_url)) as client:
+        return client.metrics()["vigor_queued_requests"]
+
+
+def _seconds(client: VigorClient, groups: Sequence[dict[str, object]]) -> float:
+    started = perf_counter()
+    client.score(groups)
+    return perf_counter() - started
+
+
+def _body(group: Sequence[TokenSequence]) -> dict[str, object]:
+    completions = [list(sequence.completion_ids) for sequence in group]
+    return {"prompt_ids": list(group[0].prompt_ids), "completions": completions}
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
+    parser.add_argument("--model", help="a shape of benchmarks/models.py (default: the embedded model)")
+    parser.add_argument("--rounds", type=int, default=3, help="of throughput (default: %(default)s)")
+    parser.add_argument("--groups", type=int, default=32, help="in a round (default: %(default)s)")
+    parser.add_argument("--huge", type=int, default=24, help="groups of the huge request (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=120, help="of overload (default: %(default)s)")
+    parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.json and STEM.md")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1:])
