@@ -10,6 +10,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
+from vigor_service.authentication import Keys
 from vigor_service.body import BodyReader
 from vigor_service.middleware import RequestEnvelope
 from vigor_service.openapi import describe
@@ -42,6 +43,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.runtime = runtime
+    app.state.keys = Keys(score=settings.score_key, publish=settings.publish_key)
     app.state.bodies = BodyReader(
         max_body_bytes=settings.max_body_bytes, timeout_seconds=settings.request_timeout_seconds
     )

@@ -32,6 +32,8 @@ class ProblemKind:
 
 PROBLEMS: Mapping[type[ServiceError], ProblemKind] = {
     errors.MalformedBodyError: ProblemKind(400, "invalid_request", "The body is not JSON"),
+    errors.UnauthenticatedError: ProblemKind(401, "unauthenticated", "A key is needed"),
+    errors.ForbiddenError: ProblemKind(403, "forbidden", "The key may not do this"),
     errors.UpdateNotFoundError: ProblemKind(404, "not_found", "No such update"),
     errors.UpdateConflictError: ProblemKind(409, "update_state", "The update is in another state"),
     errors.WeightVersionMismatchError: ProblemKind(409, "weight_version_mismatch", "Other weights are served"),
@@ -92,6 +94,8 @@ async def _handle_service_error(_request: Request, error: ServiceError) -> Respo
     headers = {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(ceil(error.retry_after_seconds))
+    if isinstance(error, errors.UnauthenticatedError):
+        headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, errors.DeadlineExceededError):
         headers["Connection"] = "close"  # or a body that trickles would be read, and thrown away, to its end
     return _response(problem_of(error), headers)

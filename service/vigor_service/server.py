@@ -32,6 +32,7 @@ def serve(settings: Settings, load_model: Callable[[], LoadedModel]) -> NoReturn
     listener = _listen(settings.host, settings.port)
     app = create_app(settings, load_model, on_load_failure=lambda: server.stop())
     runtime: Runtime = app.state.runtime
+    _logger.info("who_may %s", app.state.keys.describe())
     config = uvicorn.Config(
         app,
         http="httptools",

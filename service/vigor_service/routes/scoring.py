@@ -6,16 +6,16 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from vigor_client.schemas import ScoreRequest, ScoreResponse
 from vigor_service import errors
 from vigor_service.body import parse_json
 from vigor_service.errors import ClientGoneError
 from vigor_service.openapi import json_body, problems
-from vigor_service.routes.dependencies import BodiesDependency, RuntimeDependency, ServingDependency
+from vigor_service.routes.dependencies import BodiesDependency, RuntimeDependency, ServingDependency, may_score
 
-router = APIRouter(tags=["scoring"])
+router = APIRouter(tags=["scoring"], dependencies=[Depends(may_score)], responses=problems(errors.UnauthenticatedError))
 _T = TypeVar("_T")
 
 
