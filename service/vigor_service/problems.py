@@ -126,4 +126,6 @@ async def _handle_bug(request: Request, error: Exception) -> Response:
     # The server logs the traceback itself; this line ties it to the request.
     _logger.error("bug request_id=%s error=%s", request_id, type(error).__name__)
     detail = f"a bug in the service; its log has the details under request id {request_id}"
-    return _response(_problem(INTERNAL, detail, [], request_id=request_id), {"X-Request-Id": request_id})
+    # The server closes the connection of a request that raised; nobody is to send another one over it.
+    headers = {"X-Request-Id": request_id, "Connection": "close"}
+    return _response(_problem(INTERNAL, detail, [], request_id=request_id), headers)
