@@ -103,6 +103,10 @@ class Settings(BaseSettings):
     request_timeout_seconds: float = Field(default=600.0, gt=0)
     """Seconds that a score request may take, on top of the time it asked to wait for weights."""
 
+    watchdog_seconds: float = Field(default=900.0, gt=0)
+    """Longest time in seconds that one batch, or one swap of weights, may take; after it /healthz answers 503, so that
+    whoever watches the service restarts it."""
+
     drain_seconds: float = Field(default=30.0, gt=0)
     """Seconds that requests have to finish after SIGTERM."""
 
