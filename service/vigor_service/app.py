@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
@@ -53,7 +53,7 @@ def create_app(
     app.state.endpoints = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     install_problem_handlers(app)
     app.add_middleware(RequestEnvelope, metrics=runtime.metrics)
-    app.openapi = partial(describe, app)
+    app.openapi = cache(partial(describe, app))
     runtime.metrics.expect_routes(endpoint.path for endpoint in app.state.endpoints)
     return app
 
