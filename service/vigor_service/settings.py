@@ -130,6 +130,9 @@ class Settings(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged, to standard error."""
 
+    log_format: Literal["text", "json"] = "text"
+    """json: each line is an object with time, level, logger, message, and request_id where it belongs to a request."""
+
     @field_validator("max_batch_tokens", mode="before")
     @classmethod
     def _check_batch_tokens(cls, value: object) -> int | str:
