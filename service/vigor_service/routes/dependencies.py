@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Depends, Request
@@ -9,6 +10,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 
 from vigor_service.authentication import Keys, Role
 from vigor_service.body import BodyReader
+from vigor_service.errors import ClientGoneError
 from vigor_service.runtime import Runtime, Serving
 
 _bearer = HTTPBearer(
@@ -50,3 +52,12 @@ async def _serving(runtime: RuntimeDependency) -> Serving:
 
 ServingDependency = Annotated[Serving, Depends(_serving)]
 """Refuses with 503 while the model loads or the service drains, before the body is read."""
+
+
+async def counted_disconnects(runtime: RuntimeDependency) -> AsyncIterator[None]:
+    """Count a request whose client went away before its answer."""
+    try:
+        yield
+    except ClientGoneError:
+        runtime.metrics.disconnects.inc()
+        raise

@@ -13,9 +13,19 @@ from vigor_service import errors
 from vigor_service.body import parse_json
 from vigor_service.errors import ClientGoneError
 from vigor_service.openapi import json_body, problems
-from vigor_service.routes.dependencies import BodiesDependency, RuntimeDependency, ServingDependency, may_score
+from vigor_service.routes.dependencies import (
+    BodiesDependency,
+    RuntimeDependency,
+    ServingDependency,
+    counted_disconnects,
+    may_score,
+)
 
-router = APIRouter(tags=["scoring"], dependencies=[Depends(may_score)], responses=problems(errors.UnauthenticatedError))
+router = APIRouter(
+    tags=["scoring"],
+    dependencies=[Depends(may_score), Depends(counted_disconnects)],
+    responses=problems(errors.UnauthenticatedError),
+)
 _T = TypeVar("_T")
 
 
