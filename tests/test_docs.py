@@ -257,6 +257,9 @@ def test_the_limits_are_those_of_the_code() -> None:
         "places that an error lists": MAX_LISTED_ERRORS,
         "bytes of all JSON bodies that are being received at once": f"{MAX_BODIES_IN_FLIGHT} times `--max-body-bytes`",
         "seconds for the headers of a request to come": f"{DEFAULT_LIMITS.header_seconds:g}",
+        "seconds for the rest of a body that was refused before it came; then the connection ends": (
+            f"{DEFAULT_LIMITS.refused_body_seconds:g}"
+        ),
         "seconds that a connection may be idle between two requests": KEEP_ALIVE_SECONDS,
         "seconds that a caller may take nothing of an answer that fills the socket's buffers": (
             f"{DEFAULT_LIMITS.stalled_answer_seconds:g}"

@@ -23,6 +23,9 @@ class ConnectionLimits:
     header_seconds: float = 10.0
     """From a connection's beginning, or a later request's first byte, until the headers are there."""
 
+    refused_body_seconds: float = 60.0
+    """For the rest of a body whose request was answered before it came; a caller may send all before it listens."""
+
     stalled_answer_seconds: float = 60.0
     """While the caller takes nothing of an answer that fills the socket's buffers."""
 
@@ -46,25 +49,32 @@ def bounded_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
 class _BoundedProtocol(HttpToolsProtocol):
     limits: ClassVar[ConnectionLimits]
     waiting: ClassVar[dict[_BoundedProtocol, None]]  # the one that has waited longest comes first
-    _header_timer: asyncio.TimerHandle | None = None
+    _is_within_body = False
+    _request_timer: asyncio.TimerHandle | None = None
     _answer_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._begin_waiting()
-        self._expect_headers()
+        self._expect_rest()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        # This is no whole request yet, or the rest of a body that was answered before its end; for either uvicorn has
-        # stopped its clock of idle connections.
-        if self._is_waiting and self._header_timer is None:
-            self._expect_headers()
+        # What came is a part of the headers, or of a body that nobody reads: uvicorn has stopped its clock of idle
+        # connections, and has none for either.
+        if self._is_waiting and self._request_timer is None:
+            self._expect_rest()
 
     def on_headers_complete(self) -> None:
         self.waiting.pop(self, None)
-        self._header_timer = _cancelled(self._header_timer)
+        self._request_timer = _cancelled(self._request_timer)
+        self._is_within_body = True
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._request_timer = _cancelled(self._request_timer)
+        self._is_within_body = False
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -85,7 +95,7 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.waiting.pop(self, None)
-        self._header_timer = _cancelled(self._header_timer)
+        self._request_timer = _cancelled(self._request_timer)
         self._answer_timer = _cancelled(self._answer_timer)
         super().connection_lost(exc)
 
@@ -99,8 +109,10 @@ class _BoundedProtocol(HttpToolsProtocol):
         if len(self.waiting) > self.limits.max_waiting:
             next(iter(self.waiting))._end("too_many_waiting")
 
-    def _expect_headers(self) -> None:
-        self._header_timer = self.loop.call_later(self.limits.header_seconds, self._end, "no_headers")
+    def _expect_rest(self) -> None:
+        limits = self.limits
+        seconds = limits.refused_body_seconds if self._is_within_body else limits.header_seconds
+        self._request_timer = self.loop.call_later(seconds, self._end, "no_request")
 
     def _end(self, reason: str) -> None:
         _logger.debug("connection_ended reason=%s client=%s", reason, self.client)

@@ -12,7 +12,7 @@ import pytest
 from tests.service_process import ServiceProcess, service_process
 from tests.waiting import wait_until
 
-HEADER_SECONDS, STALLED_SECONDS, MAX_WAITING = 0.5, 0.5, 4
+HEADER_SECONDS, BODY_SECONDS, STALLED_SECONDS, MAX_WAITING = 0.5, 1.0, 0.5, 4
 SECONDS = 20.0
 _PROGRAM = f"""
 import logging
@@ -28,7 +28,10 @@ def load():
 
 logging.basicConfig(level="DEBUG")
 limits = ConnectionLimits(
-    header_seconds={HEADER_SECONDS}, stalled_answer_seconds={STALLED_SECONDS}, max_waiting={MAX_WAITING}
+    header_seconds={HEADER_SECONDS},
+    refused_body_seconds={BODY_SECONDS},
+    stalled_answer_seconds={STALLED_SECONDS},
+    max_waiting={MAX_WAITING},
 )
 serve(CliApp.run(Settings), load, limits=limits)
 """
@@ -98,7 +101,17 @@ def test_what_is_left_of_a_refused_body_is_not_read_for_ever(service: ServicePro
     with connected(service) as connection:
         announced = b"POST /v1/score HTTP/1.1\r\nHost: service\r\nContent-Length: 10000000000\r\n\r\n"
         assert_answered(connection, announced, b"415")
-        assert ended_seconds(connection, trickling=b"x" * 10_000) < HEADER_SECONDS + 5
+        assert BODY_SECONDS * 0.9 <= ended_seconds(connection, trickling=b"x" * 10_000) < BODY_SECONDS + 5
+
+
+def test_a_refused_body_that_comes_to_its_end_leaves_the_connection_as_it_was(service: ServiceProcess) -> None:
+    body = b"x" * 1_000_000
+    with connected(service) as connection:
+        assert_answered(
+            connection, b"POST /v1/score HTTP/1.1\r\nHost: service\r\nContent-Length: %d\r\n\r\n" % len(body), b"415"
+        )
+        connection.sendall(body)
+        assert_answered(connection)
 
 
 def test_an_idle_connection_is_kept_for_its_next_request_and_a_slow_body_too(service: ServiceProcess) -> None:
