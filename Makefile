@@ -18,7 +18,7 @@ LOOPS_AND_ENGINE := --workload short --workload long \
 # Processes that share cores must sleep while they wait, not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-all test-gpu check benchmark clean
+.PHONY: setup demo test test-all test-gpu contract check benchmark clean
 
 setup: $(VENV)/.ready
 
@@ -40,6 +40,15 @@ test-all: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
+
+# A running service against its own OpenAPI description; schemathesis has an environment of its own.
+contract: setup .venv-contract/.ready
+	$(BIN)/python -m tests.contract --schemathesis .venv-contract/bin/schemathesis
+
+.venv-contract/.ready:
+	$(PYTHON) -m venv .venv-contract
+	.venv-contract/bin/python -m pip install --quiet 'schemathesis>=4.32,<4.33'
+	@touch $@
 
 check: setup
 	$(BIN)/ruff format --check .
@@ -64,4 +73,4 @@ benchmark: setup
 	$(BIN)/python -m benchmarks.publish
 
 clean:
-	rm -rf $(VENV) demo dist
+	rm -rf $(VENV) .venv-contract demo dist

@@ -69,5 +69,5 @@ def service_process(
 
 
 def _url(log: Path) -> str | None:
-    found = re.search(r"listening url=(\S+)", log.read_text())
+    found = re.search(r"listening url=([^\s\"]+)", log.read_text())
     return found[1] if found else None

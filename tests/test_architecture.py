@@ -19,7 +19,7 @@ PACKAGES = {
 }
 OUTSIDE = {"tests", "benchmarks", "examples"}
 WEB = {"fastapi", "starlette", "uvicorn"}
-HTTP_LAYER = ("__main__", "app", "body", "middleware", "openapi", "problems", "routes", "server")
+HTTP_LAYER = ("__main__", "app", "body", "connections", "middleware", "openapi", "problems", "routes", "server")
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,12 @@ from vigor_service.adapter_schemas import OpenRLHFRequest, OpenRLHFRewards, Slim
 from vigor_service.app import create_app
 from vigor_service.body import MAX_BODIES_IN_FLIGHT
 from vigor_service.compatible_schemas import PullWeights, SGLangModelInfo, UpdateFromDisk
+from vigor_service.connections import DEFAULT_LIMITS
 from vigor_service.errors import MAX_LISTED_ERRORS
 from vigor_service.metrics import Metrics
 from vigor_service.rendezvous import MAX_HELD_BYTES
 from vigor_service.runtime import LoadedModel
+from vigor_service.server import KEEP_ALIVE_SECONDS
 from vigor_service.settings import Settings
 from vigor_trainer.config import VigorArguments
 
@@ -261,6 +263,17 @@ def test_the_limits_are_those_of_the_code() -> None:
         "places that an error lists": MAX_LISTED_ERRORS,
         "bytes of all samples whose groups gather or were answered a short time ago": MAX_HELD_BYTES,
         "bytes of all JSON bodies that are being received at once": f"{MAX_BODIES_IN_FLIGHT} times `--max-body-bytes`",
+        "seconds for the headers of a request to come": f"{DEFAULT_LIMITS.header_seconds:g}",
+        "seconds for the rest of a body that was refused before it came; then the connection ends": (
+            f"{DEFAULT_LIMITS.refused_body_seconds:g}"
+        ),
+        "seconds that a connection may be idle between two requests": KEEP_ALIVE_SECONDS,
+        "seconds that a caller may take nothing of an answer that fills the socket's buffers": (
+            f"{DEFAULT_LIMITS.stalled_answer_seconds:g}"
+        ),
+        "connections that wait for a request; of more, the one that has waited longest is closed": (
+            DEFAULT_LIMITS.max_waiting
+        ),
     }
     assert [what for what, limit in limits.items() if table_row(what, limit) not in HTTP_API] == []
 

@@ -5,13 +5,13 @@ Only this module knows the real engine. Nothing heavy is imported before the set
 
 from __future__ import annotations
 
-import logging
 import sys
 from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NoReturn, cast
 
 from vigor_service.engine.heap import keep_compact
+from vigor_service.logs import configure_logging, join_transformers
 
 if TYPE_CHECKING:
     from vigor_service.runtime import LoadedModel
@@ -30,7 +30,7 @@ def main() -> None:
     if missing:
         _exit(2, f"{', '.join(missing)} not installed: pip install 'vigor-rl[service]'")
     settings = _read_settings()
-    _configure_logging(settings.log_level.upper())
+    configure_logging(settings.log_level, settings.log_format)
     keep_compact()
 
     from vigor_service.server import serve
@@ -58,11 +58,6 @@ def _describe(loc: tuple[int | str, ...], message: str) -> str:
     return where + message.removeprefix("Value error, ")
 
 
-def _configure_logging(level: str) -> None:
-    logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(name)s %(message)s")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its news is in our own lines
-
-
 def _load_model(settings: Settings) -> LoadedModel:
     """Load what the settings name. Runs on the compute thread."""
     from vigor_service.engine.engine import Engine
@@ -70,6 +65,8 @@ def _load_model(settings: Settings) -> LoadedModel:
     from vigor_service.errors import StartupError
     from vigor_service.runtime import LoadedModel
 
+    if settings.log_format == "json":
+        join_transformers()
     try:
         policy = load_policy(
             settings.model,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
+from vigor_service.authentication import Keys
 from vigor_service.body import BodyReader
 from vigor_service.middleware import RequestEnvelope
 from vigor_service.openapi import describe
@@ -42,6 +43,7 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.runtime = runtime
+    app.state.keys = Keys(score=settings.score_key, publish=settings.publish_key)
     app.state.bodies = BodyReader(
         max_body_bytes=settings.max_body_bytes, timeout_seconds=settings.request_timeout_seconds
     )
@@ -51,7 +53,7 @@ def create_app(
     app.state.endpoints = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     install_problem_handlers(app)
     app.add_middleware(RequestEnvelope, metrics=runtime.metrics)
-    app.openapi = partial(describe, app)
+    app.openapi = cache(partial(describe, app))
     runtime.metrics.expect_routes(endpoint.path for endpoint in app.state.endpoints)
     return app
 

@@ -5,6 +5,8 @@ StartupError                    the service cannot start: a wrong setting, a mod
 ServiceError                    a request that is not answered as it was meant
 ├── MalformedBodyError          the body is not JSON
 ├── UnsupportedMediaTypeError   the body does not say that it is JSON
+├── UnauthenticatedError        no key, or one that the service does not know
+├── ForbiddenError              the key is known and may not do this
 ├── InvalidRequestError         understood, and wrong: every offending place is listed
 ├── PayloadTooLargeError        more bytes than the limit
 ├── SequenceTooLongError        a prompt with a completion that the model cannot take
@@ -72,6 +74,14 @@ class MalformedBodyError(ServiceError):
 
 class UnsupportedMediaTypeError(ServiceError):
     """The body does not say that it is JSON."""
+
+
+class UnauthenticatedError(ServiceError):
+    """No key, or one that the service does not know."""
+
+
+class ForbiddenError(ServiceError):
+    """The key is known and may not do this."""
 
 
 class InvalidRequestError(ServiceError):

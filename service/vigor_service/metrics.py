@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 _TOKENS = (64, 256, 1024, 4096, 16384, 65536, 262144)
+_USUAL_CODES = (200, 401, 403, 409, 413, 422, 429, 499, 500, 503, 504)
 UNMATCHED_ROUTE = "unmatched"
 
 
@@ -19,6 +20,9 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.requests = Counter("vigor_requests", "Requests.", ["route", "code"], registry=self.registry)
         self.request_seconds = self._seconds("vigor_request_seconds", "From first byte to answer.", ["route"])
+        self.disconnects = Counter(
+            "vigor_disconnects", "Score requests whose client went away.", registry=self.registry
+        )
         self.queue_seconds = self._seconds("vigor_queue_seconds", "A score request, until its first batch began.")
         self.compute_seconds = self._seconds("vigor_compute_seconds", "A score request, from its first batch on.")
         self.tokens = Counter("vigor_tokens", "Tokens that were scored.", ["kind"], registry=self.registry)
@@ -41,7 +45,7 @@ class Metrics:
         """Create the series of these routes."""
         for route in (*routes, UNMATCHED_ROUTE):
             self.request_seconds.labels(route)
-            for code in (200, 413, 422, 429, 500, 503):
+            for code in _USUAL_CODES:
                 self.requests.labels(route, code)
 
     def observe_request(self, route: str, code: int, seconds: float) -> None:

@@ -10,6 +10,7 @@ from time import perf_counter
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from vigor_service.logs import current_request_id
 from vigor_service.metrics import UNMATCHED_ROUTE, Metrics
 
 _logger = logging.getLogger("vigor_service.requests")
@@ -32,6 +33,7 @@ class RequestEnvelope:
             return
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
+        current_request_id.set(request_id)  # never taken back: the server runs each request in a task of its own
         status = 500  # what the server answers when nothing below does
         started = perf_counter()
 

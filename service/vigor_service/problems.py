@@ -32,6 +32,8 @@ class ProblemKind:
 
 PROBLEMS: Mapping[type[ServiceError], ProblemKind] = {
     errors.MalformedBodyError: ProblemKind(400, "invalid_request", "The body is not JSON"),
+    errors.UnauthenticatedError: ProblemKind(401, "unauthenticated", "A key is needed"),
+    errors.ForbiddenError: ProblemKind(403, "forbidden", "The key may not do this"),
     errors.UpdateNotFoundError: ProblemKind(404, "not_found", "No such update"),
     errors.UpdateConflictError: ProblemKind(409, "update_state", "The update is in another state"),
     errors.WeightVersionMismatchError: ProblemKind(409, "weight_version_mismatch", "Other weights are served"),
@@ -94,6 +96,8 @@ async def _handle_service_error(_request: Request, error: ServiceError) -> Respo
     headers = {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(ceil(error.retry_after_seconds))
+    if isinstance(error, errors.UnauthenticatedError):
+        headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, errors.DeadlineExceededError):
         headers["Connection"] = "close"  # or a body that trickles would be read, and thrown away, to its end
     return _response(problem_of(error), headers)
@@ -124,4 +128,6 @@ async def _handle_bug(request: Request, error: Exception) -> Response:
     # The server logs the traceback itself; this line ties it to the request.
     _logger.error("bug request_id=%s error=%s", request_id, type(error).__name__)
     detail = f"a bug in the service; its log has the details under request id {request_id}"
-    return _response(_problem(INTERNAL, detail, [], request_id=request_id), {"X-Request-Id": request_id})
+    # The server closes the connection of a request that raised; nobody is to send another one over it.
+    headers = {"X-Request-Id": request_id, "Connection": "close"}
+    return _response(_problem(INTERNAL, detail, [], request_id=request_id), headers)

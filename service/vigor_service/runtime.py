@@ -20,6 +20,7 @@ from vigor_service.score_cache import ScoreCache
 from vigor_service.scoring import Scoring
 from vigor_service.settings import Settings
 from vigor_service.tokenization import Encoder, Tokenizer
+from vigor_service.watchdog import Watchdog
 from vigor_service.weights.broadcasting import Broadcasts
 from vigor_service.weights.committing import Committer
 from vigor_service.weights.local_files import LocalFiles
@@ -81,6 +82,7 @@ class Runtime:
         self.preparation = WorkerThread("prepare")
         self.load_error: BaseException | None = None
         self._compute = WorkerThread("compute")
+        self._watchdog = Watchdog(self._compute, limit_seconds=settings.watchdog_seconds)
         self._load_model = load_model
         self._on_load_failure = on_load_failure
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -109,9 +111,11 @@ class Runtime:
         return self._compute.is_idle and self.preparation.is_idle
 
     def require_alive(self) -> None:
-        """Raise UnhealthyError unless batches are, or will be, taken from the queue."""
+        """Raise UnhealthyError unless batches are, or will be, taken from the queue and come to an end."""
         if self.load_error is not None or (self._serving is not None and not self._serving.scheduler.is_alive):
             raise UnhealthyError("nothing computes any more; the service has to be restarted")
+        if self._serving is not None:  # until then the thread loads, which may take as long as it takes
+            self._watchdog.require_progress()
 
     def require_ready(self) -> None:
         """Raise unless a score request would be taken now."""

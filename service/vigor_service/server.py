@@ -15,6 +15,7 @@ from typing import NoReturn
 import uvicorn
 
 from vigor_service.app import create_app
+from vigor_service.connections import DEFAULT_LIMITS, ConnectionLimits, bounded_protocol
 from vigor_service.errors import StartupError
 from vigor_service.runtime import LoadedModel, Runtime
 from vigor_service.settings import Settings
@@ -24,7 +25,9 @@ KEEP_ALIVE_SECONDS = 65  # longer than the idle limit of common proxies, so that
 _logger = logging.getLogger(__name__)
 
 
-def serve(settings: Settings, load_model: Callable[[], LoadedModel]) -> NoReturn:
+def serve(
+    settings: Settings, load_model: Callable[[], LoadedModel], *, limits: ConnectionLimits = DEFAULT_LIMITS
+) -> NoReturn:
     """Serve until SIGTERM or SIGINT, drain, and end the process.
 
     It ends with 0 after a signal, and with 1 and one line on standard error if the model cannot be loaded.
@@ -32,9 +35,10 @@ def serve(settings: Settings, load_model: Callable[[], LoadedModel]) -> NoReturn
     listener = _listen(settings.host, settings.port)
     app = create_app(settings, load_model, on_load_failure=lambda: server.stop())
     runtime: Runtime = app.state.runtime
+    _logger.info("who_may %s", app.state.keys.describe())
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=bounded_protocol(limits),
         loop="uvloop",
         ws="none",
         lifespan="on",

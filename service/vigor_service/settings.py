@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from vigor_service.authentication import checked_key, read_key
 
 
 class Settings(BaseSettings):
@@ -25,6 +28,7 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
         frozen=True,
         extra="forbid",
+        hide_input_in_errors=True,  # it may be a key
         use_attribute_docstrings=True,
         cli_prog_name="vigor-service",
         cli_kebab_case=True,
@@ -38,7 +42,7 @@ class Settings(BaseSettings):
     Default: the embedded SmolLM2-135M-Instruct."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. One that other machines reach needs --allow-anonymous."""
+    """Address to listen on. One that other machines reach needs a key, or --allow-anonymous."""
 
     port: int = Field(default=8000, ge=0, le=65535)
     """TCP port to listen on; 0 takes a free one, which the log names."""
@@ -107,14 +111,35 @@ class Settings(BaseSettings):
     """Seconds after its first sample within which a group that comes sample by sample must be whole. An answered group
     is remembered as long, for samples that are sent again."""
 
+    watchdog_seconds: float = Field(default=900.0, gt=0)
+    """Longest time in seconds that one batch, or one swap of weights, may take; after it /healthz answers 503, so that
+    whoever watches the service restarts it."""
+
     drain_seconds: float = Field(default=30.0, gt=0)
     """Seconds that requests have to finish after SIGTERM."""
+
+    score_key: SecretStr | None = None
+    """Key that whoever scores or reads has to send as a bearer token. A file is safer: other users of the machine see
+    flags."""
+
+    score_key_file: Path | None = None
+    """File that holds the score key, on one line."""
+
+    publish_key: SecretStr | None = None
+    """Key that whoever publishes weights has to send; it may score as well. Without it, where there is a score key,
+    nobody may publish."""
+
+    publish_key_file: Path | None = None
+    """File that holds the publish key, on one line."""
 
     allow_anonymous: bool = False
     """Listen where other machines can reach the service, though nobody has to show a key."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged, to standard error."""
+
+    log_format: Literal["text", "json"] = "text"
+    """json: each line is an object with time, level, logger, message, and request_id where it belongs to a request."""
 
     @field_validator("max_batch_tokens", mode="before")
     @classmethod
@@ -139,6 +164,23 @@ class Settings(BaseSettings):
             ) from error
         return value
 
+    @model_validator(mode="before")
+    @classmethod
+    def _read_key_files(cls, values: dict[str, Any]) -> dict[str, Any]:
+        read = {name: _key(name, values) for name in ("score_key", "publish_key")}
+        return {**values, **{name: key for name, key in read.items() if key is not None}}
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> Self:
+        if self.score_key is not None and self.score_key == self.publish_key:
+            raise ValueError(
+                "the score key and the publish key are the same: give --publish-key (VIGOR_PUBLISH_KEY, or its file) "
+                "alone, it may score as well"
+            )
+        if self.allow_anonymous and self._has_key:
+            raise ValueError("--allow-anonymous (VIGOR_ALLOW_ANONYMOUS) and a key exclude each other: give one of them")
+        return self
+
     @model_validator(mode="after")
     def _check_directories(self) -> Self:
         if self.state_dir is not None and self.staging_dir is not None:
@@ -150,12 +192,36 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_exposure(self) -> Self:
-        if not self.allow_anonymous and not _is_loopback(self.host):
+        if not self.allow_anonymous and not self._has_key and not _is_loopback(self.host):
             raise ValueError(
                 f"--host {self.host} (VIGOR_HOST) can be reached from other machines and nobody has to show a key: "
-                "give --allow-anonymous (VIGOR_ALLOW_ANONYMOUS) if that is meant, or listen on 127.0.0.1"
+                "give --publish-key-file or --score-key-file (VIGOR_PUBLISH_KEY_FILE, VIGOR_SCORE_KEY_FILE), or "
+                "--allow-anonymous (VIGOR_ALLOW_ANONYMOUS) if that is meant, or listen on 127.0.0.1"
             )
         return self
+
+    @property
+    def _has_key(self) -> bool:
+        return self.score_key is not None or self.publish_key is not None
+
+
+def _key(name: str, values: Mapping[str, Any]) -> str | None:
+    """Return the key that was given itself or as a file."""
+    given, file = values.get(name), values.get(f"{name}_file")
+    flag, variable = f"--{name.replace('_', '-')}", f"VIGOR_{name.upper()}"
+    if given is not None and file is not None:
+        raise ValueError(f"{flag} ({variable}) and {flag}-file ({variable}_FILE): give one of them")
+    try:
+        if file is not None:
+            return read_key(Path(file))
+        return None if given is None else checked_key(_revealed(given))
+    except ValueError as error:
+        where = f"{flag} ({variable})" if file is None else f"{flag}-file ({variable}_FILE)"
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _revealed(key: str | SecretStr) -> str:
+    return key.get_secret_value() if isinstance(key, SecretStr) else key
 
 
 def _is_loopback(host: str) -> bool:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from time import monotonic
 from typing import Any, ParamSpec, TypeVar
 
 _P = ParamSpec("_P")
@@ -14,21 +16,43 @@ _R = TypeVar("_R")
 class WorkerThread:
     """Never runs two things at once. An error goes to who asked; the thread goes on."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, clock: Callable[[], float] = monotonic) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._latest: Future[Any] | None = None
+        self._clock = clock
+        self._thread: threading.Thread | None = None
+        self._began_at: float | None = None
 
     @property
     def is_idle(self) -> bool:
         """Whether everything that was given to the thread is done."""
         return self._latest is None or self._latest.done()
 
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread takes work, or has not been needed yet."""
+        return self._thread is None or self._thread.is_alive()
+
+    @property
+    def busy_seconds(self) -> float:
+        """How long what the thread runs at this moment has been running; 0 if it runs nothing."""
+        began_at = self._began_at  # the thread may end its work between two looks
+        return 0.0 if began_at is None else self._clock() - began_at
+
     async def run(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Return what ``work`` returns on the thread, or raise what it raises."""
-        future = self._executor.submit(work, *args, **kwargs)
+        future = self._executor.submit(self._timed, work, *args, **kwargs)
         self._latest = future
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
         """Take no more work. What runs is not waited for: it cannot be interrupted."""
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _timed(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        self._thread = threading.current_thread()
+        self._began_at = self._clock()
+        try:
+            return work(*args, **kwargs)
+        finally:
+            self._began_at = None

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from tests.service_process import service_process
 from tests.tiny_models import save_tiny_checkpoint
 from tests.trainer.running import running_service, started, trainer_flags, wait_for
 from vigor_client import checkpoint_tensors, digest_of_tensors
@@ -41,6 +42,25 @@ def test_each_step_is_scored_by_the_weights_of_that_step(model: Path, tmp_path: 
     assert [record.sent_bytes > 0 for record in records] == [False, True, True]
     assert (served.weight_version, served.weight_digest) == (3, of_step[3])
     assert digest_of_tensors(checkpoint_tensors(output), wanted) == served.weight_digest
+
+
+@pytest.mark.slow
+def test_a_service_with_keys_is_trained_with_by_its_publish_key_and_no_other(model: Path, tmp_path: Path) -> None:
+    files = {name: tmp_path / name for name in ("score", "publish", "wrong")}
+    for name, file in files.items():
+        file.write_text(f"key-to-{name}\n")
+    keys = ("--score-key-file", str(files["score"]), "--publish-key-file", str(files["publish"]))
+    with service_process(tmp_path, "--model", str(model), "--device", "cpu", *keys) as service:
+        url = str(service.http.base_url).rstrip("/")
+        for name, code, said in (("publish", 0, "saved"), ("score", 1, "403 forbidden"), ("wrong", 1, "401 unauth")):
+            log, flags = tmp_path / f"{name}.log", trainer_flags(url, model, tmp_path / f"run-{name}")
+            flags += ["--api_key_file", str(files[name]), "--max_steps", "1", "--save_strategy", "no"]
+            with started("vigor_trainer", *flags, log=log) as trainer:
+                assert (trainer.wait(RUN_SECONDS), said in log.read_text()) == (code, True), log.read_text()[-2000:]
+            assert "key-to-" not in log.read_text()
+        assert "key-to-" not in service.log.read_text()
+        headers = {"Authorization": "Bearer key-to-score"}
+        assert service.http.get("/v1/weights", headers=headers).json()["weight_version"] == 1
 
 
 @pytest.mark.slow

@@ -73,3 +73,16 @@ def test_a_port_that_is_taken_ends_with_one_line() -> None:
     assert answer.stderr.startswith(f"vigor-service: cannot listen on 127.0.0.1 port {port}: Address already in use")
     assert answer.stderr.count("\n") == 1
     assert answer.stdout == "False\n"
+
+
+def test_a_key_file_that_cannot_be_used_is_named_and_a_key_is_never_shown() -> None:
+    answer = _run("--score-key", "s3cret", "--score-key-file", "/nowhere", VIGOR_PUBLISH_KEY="another s3cret")
+    assert answer.returncode == 2
+    assert "--score-key (VIGOR_SCORE_KEY) and --score-key-file (VIGOR_SCORE_KEY_FILE): give one" in answer.stderr
+    assert "s3cret" not in answer.stderr
+    unreadable = _run("--publish-key-file", "/nowhere")
+    assert (unreadable.returncode, unreadable.stderr) == (
+        2,
+        "vigor-service: --publish-key-file (VIGOR_PUBLISH_KEY_FILE): /nowhere cannot be read: "
+        "No such file or directory\n",
+    )

@@ -226,6 +226,7 @@ def test_a_client_that_goes_away_takes_its_work_along(tmp_path: Path) -> None:
         assert [item.completion_ids for batch in service.scorer.batches for item in batch] == [(2,), (8,)]
         sample = ("vigor_requests_total", {"route": "/v1/score", "code": "499"})
         wait_until(lambda: service.runtime.metrics.registry.get_sample_value(*sample) == 1)
+        assert service.runtime.metrics.registry.get_sample_value("vigor_disconnects_total") == 1
 
 
 def test_an_engine_that_fails_costs_one_request(service: LiveService) -> None:

@@ -208,16 +208,18 @@ def test_an_upload_that_breaks_off_leaves_no_bytes_and_the_old_weights(service: 
 
 
 def test_a_file_cannot_be_sent_twice_at_once_and_dropping_ends_the_upload(service: LiveService) -> None:
-    data, gate = save(_new_tensors(service)), threading.Event()
+    data, begun, gate = save(_new_tensors(service)), threading.Event(), threading.Event()
     path = _opened(service, data)
 
     def held() -> Iterator[bytes]:
         yield data[:100]
+        begun.set()
         assert gate.wait(WAIT_SECONDS)
         yield data[100:]
 
     with ThreadPoolExecutor(1) as pool:
         sending = pool.submit(service.http.put, f"{path}/files/0.safetensors", content=held())
+        assert begun.wait(WAIT_SECONDS)  # or the other may come first, and be the one that is taken
         wait_until(lambda: service.http.put(f"{path}/files/0.safetensors", content=data).status_code == 409)
         assert service.http.delete(path).status_code == 204
         gate.set()

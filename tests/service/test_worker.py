@@ -3,6 +3,7 @@ import threading
 
 import pytest
 
+from tests.waiting import until
 from vigor_service.worker import WorkerThread
 
 
@@ -48,6 +49,29 @@ def test_it_is_idle_when_everything_is_done() -> None:
         gate.set()
         await task
         assert worker.is_idle
+
+    asyncio.run(run())
+    worker.close()
+
+
+def test_it_tells_for_how_long_it_has_been_busy_with_what_it_runs() -> None:
+    now, begun, gates = [100.0], [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
+    worker = WorkerThread("compute", clock=lambda: now[0])
+
+    def work(number: int) -> None:
+        begun[number].set()
+        assert gates[number].wait(10)
+
+    async def run() -> None:
+        assert worker.busy_seconds == 0
+        pieces = [asyncio.ensure_future(worker.run(work, number)) for number in range(2)]
+        for piece, has_begun, gate in zip(pieces, begun, gates, strict=True):
+            await until(has_begun.is_set)
+            now[0] += 7
+            assert worker.busy_seconds == 7  # the second one's time begins when the first is done
+            gate.set()
+            await piece
+        await until(lambda: worker.busy_seconds == 0)
 
     asyncio.run(run())
     worker.close()

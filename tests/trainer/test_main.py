@@ -49,6 +49,7 @@ def test_a_service_that_cannot_be_reached_stops_the_run_with_one_message(
     [
         (["--dataset", "nowhere.jsonl"], "nowhere.jsonl: "),
         (["--reward_url", "ftp://127.0.0.1"], "--reward_url"),
+        (["--api_key_file", "nowhere.key"], "--api_key_file: nowhere.key: No such file or directory"),
         (["--model", "."], "--model .: no tokenizer there"),
     ],
 )
@@ -58,3 +59,13 @@ def test_what_cannot_be_used_is_named_before_anything_runs(
     model = str(save_tiny_checkpoint(tmp_path))
     assert run("--reward_url", "http://127.0.0.1:1", "--model", model, *argv) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = str(save_tiny_checkpoint(tmp_path))
+    (tmp_path / "key").write_text("one s3cret\nanother s3cret\n")
+    flags = ["--reward_url", "http://127.0.0.1:1", "--model", model, "--api_key_file", str(tmp_path / "key")]
+    assert run(*flags) == 2
+    complaint = capsys.readouterr().err
+    assert "--api_key_file (VIGOR_API_KEY)" in complaint
+    assert "s3cret" not in complaint

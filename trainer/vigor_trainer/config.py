@@ -83,6 +83,10 @@ class VigorArguments:
         default="127.0.0.1",
         metadata={"help": "Address of this machine at which the service reaches it; used with --broadcast"},
     )
+    api_key_file: str | None = field(
+        default=None,
+        metadata={"help": "File with the service's publish key, on one line; without it, the key in VIGOR_API_KEY"},
+    )
     wait_seconds: float = field(
         default=30.0, metadata={"help": "Seconds a score request may wait in the service for this step's weights"}
     )

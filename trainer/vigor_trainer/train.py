@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,13 +60,24 @@ def run(arguments: Arguments) -> None:
 def _client(vigor: VigorArguments) -> Iterator[VigorClient]:
     """Yield a client of a service that is ready."""
     try:
-        client = VigorClient(vigor.reward_url, timeout_seconds=vigor.score_timeout_seconds)
+        client = VigorClient(vigor.reward_url, api_key=_api_key(vigor), timeout_seconds=vigor.score_timeout_seconds)
     except ValueError as error:
-        raise UnsupportedSettingError(f"--reward_url, --score_timeout_seconds: {error}") from error
+        raise UnsupportedSettingError(
+            f"--reward_url, --api_key_file (VIGOR_API_KEY), --score_timeout_seconds: {error}"
+        ) from error
     with client:
         print(f"waiting for the service at {vigor.reward_url}", flush=True)
         client.wait_until_ready(vigor.ready_timeout_seconds)
         yield client
+
+
+def _api_key(vigor: VigorArguments) -> str | None:
+    if vigor.api_key_file is None:
+        return os.environ.get("VIGOR_API_KEY") or None
+    try:
+        return Path(vigor.api_key_file).read_text().strip()
+    except OSError as error:
+        raise UnsupportedSettingError(f"--api_key_file: {vigor.api_key_file}: {error.strerror}") from error
 
 
 def _publisher(vigor: VigorArguments, client: VigorClient) -> Publisher:

@@ -11,11 +11,11 @@ from vigor_service import errors
 from vigor_service.adapter_schemas import OpenRLHFRequest, OpenRLHFRewards, SlimeRequest
 from vigor_service.body import parse_json
 from vigor_service.openapi import json_body, problems
-from vigor_service.routes.dependencies import BodiesDependency, ServingDependency
+from vigor_service.routes.dependencies import FOR_SCORERS, BodiesDependency, ServingDependency
 from vigor_service.routes.leaving import unless_client_leaves
 from vigor_service.routes.scoring import REFUSALS
 
-router = APIRouter(tags=["adapters"])
+router = APIRouter(tags=["adapters"], dependencies=FOR_SCORERS)
 GroupSize = Annotated[
     int, Query(ge=1, le=MAX_COMPLETIONS_PER_GROUP, description="Samples of a prompt that are ranked together.")
 ]

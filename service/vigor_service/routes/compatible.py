@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel
 
 from vigor_service import errors
@@ -17,11 +17,19 @@ from vigor_service.compatible_schemas import Outcome, PullWeights, SGLangModelIn
 from vigor_service.errors import ServiceError
 from vigor_service.openapi import json_body, problems
 from vigor_service.problems import problem_of
-from vigor_service.routes.dependencies import BodiesDependency, ServingDependency
+from vigor_service.routes.dependencies import BodiesDependency, ServingDependency, may_publish, may_score
 
-router = APIRouter(tags=["compatible"])
+router = APIRouter(
+    tags=["compatible"], dependencies=[Depends(may_score)], responses=problems(errors.UnauthenticatedError)
+)
 _Model = TypeVar("_Model", bound=BaseModel)
-_UNAVAILABLE = (errors.LoadingError, errors.DrainingError, errors.StagingFullError, errors.WeightsPoisonedError)
+_REFUSED = (
+    errors.ForbiddenError,
+    errors.LoadingError,
+    errors.DrainingError,
+    errors.StagingFullError,
+    errors.WeightsPoisonedError,
+)
 
 
 @router.get(
@@ -39,8 +47,9 @@ async def model_info(serving: ServingDependency) -> SGLangModelInfo:
 @router.post(
     "/update_weights_from_disk",
     summary="Serve a checkpoint under --weights-root",
+    dependencies=[Depends(may_publish)],
     response_model=Outcome,
-    responses={400: {"model": Outcome}, **problems(*_UNAVAILABLE)},
+    responses={400: {"model": Outcome}, **problems(*_REFUSED)},
     openapi_extra=json_body(UpdateFromDisk),
 )
 async def update_weights_from_disk(request: Request, serving: ServingDependency, bodies: BodiesDependency) -> Response:
@@ -55,8 +64,9 @@ async def update_weights_from_disk(request: Request, serving: ServingDependency,
 @router.post(
     "/pull_weights",
     summary="Serve a version that slime published under --weights-root",
+    dependencies=[Depends(may_publish)],
     response_model=Outcome,
-    responses={400: {"model": Outcome}, **problems(*_UNAVAILABLE)},
+    responses={400: {"model": Outcome}, **problems(*_REFUSED)},
     openapi_extra=json_body(PullWeights),
 )
 async def pull_weights(request: Request, serving: ServingDependency, bodies: BodiesDependency) -> Response:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from math import ceil
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from vigor_client.schemas import Health, ModelInfo, ParameterRules
@@ -14,7 +14,7 @@ from vigor_service import errors
 from vigor_service.errors import ServiceError
 from vigor_service.openapi import problems
 from vigor_service.problems import problem_of
-from vigor_service.routes.dependencies import RuntimeDependency, ServingDependency
+from vigor_service.routes.dependencies import RuntimeDependency, ServingDependency, may_score
 
 router = APIRouter(tags=["operations"])
 _UNAVAILABLE: dict[int | str, dict[str, Any]] = {
@@ -38,7 +38,10 @@ async def metrics(runtime: RuntimeDependency) -> Response:
 
 
 @router.get(
-    "/v1/model", summary="What is measured, and how", responses=problems(errors.LoadingError, errors.DrainingError)
+    "/v1/model",
+    summary="What is measured, and how",
+    dependencies=[Depends(may_score)],
+    responses=problems(errors.UnauthenticatedError, errors.LoadingError, errors.DrainingError),
 )
 async def model(serving: ServingDependency) -> ModelInfo:
     info = serving.info

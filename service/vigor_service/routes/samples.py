@@ -8,11 +8,11 @@ from vigor_client.schemas import SampleRequest, SampleResponse
 from vigor_service import errors
 from vigor_service.body import parse_json
 from vigor_service.openapi import json_body, problems
-from vigor_service.routes.dependencies import BodiesDependency, ServingDependency
+from vigor_service.routes.dependencies import FOR_SCORERS, BodiesDependency, ServingDependency
 from vigor_service.routes.leaving import unless_client_leaves
 from vigor_service.routes.scoring import REFUSALS
 
-router = APIRouter(tags=["scoring"])
+router = APIRouter(tags=["scoring"], dependencies=FOR_SCORERS)
 
 
 @router.post(

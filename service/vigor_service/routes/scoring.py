@@ -9,11 +9,17 @@ from vigor_service import errors
 from vigor_service.body import parse_json
 from vigor_service.idempotency import HEADER
 from vigor_service.openapi import json_body, problems
-from vigor_service.routes.dependencies import BodiesDependency, RuntimeDependency, ServingDependency
+from vigor_service.routes.dependencies import (
+    FOR_SCORERS,
+    BodiesDependency,
+    RuntimeDependency,
+    ServingDependency,
+)
 from vigor_service.routes.leaving import unless_client_leaves
 
-router = APIRouter(tags=["scoring"])
+router = APIRouter(tags=["scoring"], dependencies=FOR_SCORERS)
 REFUSALS = (
+    errors.UnauthenticatedError,
     errors.MalformedBodyError,
     errors.InvalidRequestError,
     errors.UnsupportedMediaTypeError,

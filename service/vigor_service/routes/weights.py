@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 
 from vigor_client.schemas import (
     BroadcastRequest,
@@ -16,11 +16,18 @@ from vigor_client.schemas import (
 from vigor_service import errors
 from vigor_service.body import content_length, parse_json, stream
 from vigor_service.openapi import json_body, problems, raw_body
-from vigor_service.routes.dependencies import BodiesDependency, ServingDependency
+from vigor_service.routes.dependencies import BodiesDependency, ServingDependency, may_publish, may_score
 
-router = APIRouter(prefix="/v1/weights", tags=["weights"])
+router = APIRouter(
+    prefix="/v1/weights",
+    tags=["weights"],
+    dependencies=[Depends(may_score)],
+    responses=problems(errors.UnauthenticatedError),
+)
 _UPDATE = "/updates/{update_id}"
 _ALWAYS = (errors.LoadingError, errors.DrainingError)
+_PUBLISHING = (errors.ForbiddenError, *_ALWAYS)
+_PUBLISHERS = [Depends(may_publish)]
 
 
 @router.get("", summary="What the service scores with now", responses=problems(*_ALWAYS))
@@ -38,6 +45,7 @@ async def tensors(serving: ServingDependency) -> TensorList:
     "/updates",
     status_code=201,
     summary="Open an update",
+    dependencies=_PUBLISHERS,
     response_model=UpdateStatus,
     responses=problems(
         errors.MalformedBodyError,
@@ -49,7 +57,7 @@ async def tensors(serving: ServingDependency) -> TensorList:
         errors.WeightBaseMismatchError,
         errors.DeadlineExceededError,
         errors.StagingFullError,
-        *_ALWAYS,
+        *_PUBLISHING,
     ),
     openapi_extra=json_body(UpdateRequest),
 )
@@ -62,13 +70,14 @@ async def open_update(request: Request, serving: ServingDependency, bodies: Bodi
 @router.put(
     _UPDATE + "/files/{name}",
     summary="Send one file of an update: the bytes of a safetensors file",
+    dependencies=_PUBLISHERS,
     responses=problems(
         errors.UpdateNotFoundError,
         errors.UpdateConflictError,
         errors.InvalidRequestError,
         errors.DeadlineExceededError,
         errors.StagingFullError,
-        *_ALWAYS,
+        *_PUBLISHING,
     ),
     openapi_extra=raw_body(),
 )
@@ -86,13 +95,14 @@ _FETCHED = problems(
     errors.QueueFullError,
     errors.DeadlineExceededError,
     errors.StagingFullError,
-    *_ALWAYS,
+    *_PUBLISHING,
 )
 
 
 @router.post(
     _UPDATE + "/take",
     summary="Take the files of an update from a directory under --weights-root",
+    dependencies=_PUBLISHERS,
     response_model=UpdateStatus,
     responses=_FETCHED,
     openapi_extra=json_body(TakeRequest),
@@ -108,6 +118,7 @@ async def take_files(
 @router.post(
     _UPDATE + "/broadcast",
     summary="Receive the missing files of an update through torch.distributed",
+    dependencies=_PUBLISHERS,
     response_model=UpdateStatus,
     responses=_FETCHED,
     openapi_extra=json_body(BroadcastRequest),
@@ -123,12 +134,13 @@ async def broadcast(
 @router.post(
     _UPDATE + "/commit",
     summary="Verify the update and serve it",
+    dependencies=_PUBLISHERS,
     responses=problems(
         errors.UpdateNotFoundError,
         errors.UpdateConflictError,
         errors.InvalidRequestError,
         errors.WeightsPoisonedError,
-        *_ALWAYS,
+        *_PUBLISHING,
     ),
 )
 async def commit(update_id: str, serving: ServingDependency) -> CommitResponse:
@@ -144,8 +156,9 @@ async def status(update_id: str, serving: ServingDependency) -> UpdateStatus:
     _UPDATE,
     status_code=204,
     summary="Drop an update",
+    dependencies=_PUBLISHERS,
     response_class=Response,
-    responses=problems(errors.UpdateNotFoundError, errors.UpdateConflictError, *_ALWAYS),
+    responses=problems(errors.UpdateNotFoundError, errors.UpdateConflictError, *_PUBLISHING),
 )
 async def drop(update_id: str, serving: ServingDependency) -> None:
     await serving.updates.drop(update_id)

@@ -97,9 +97,9 @@ class LocalFiles:
     def _inside(self, directory: str, field: str) -> Path:
         if self._root is None:
             raise _refuse("the service takes no files of its own machine: start it with --weights-root", field)
-        path = (self._root / directory).resolve()
-        if not path.is_relative_to(self._root) or not path.is_dir():
-            raise _refuse(f"{directory[:200]} is no directory under the service's --weights-root", field)
+        path = _directory_under(self._root, directory)
+        if path is None:
+            raise _refuse(f"{directory[:200]!r} is no directory under the service's --weights-root", field)
         return path
 
     def _refuse_outside(self, files: Mapping[str, Path]) -> None:
@@ -129,6 +129,14 @@ class LocalFiles:
                 await self._updates.drop(update_id)
             raise
         return await self._updates.commit(update_id)
+
+
+def _directory_under(root: Path, directory: str) -> Path | None:
+    try:
+        path = (root / directory).resolve()
+        return path if path.is_relative_to(root) and path.is_dir() else None
+    except (OSError, ValueError, RuntimeError):  # a name that is too long, one that no file can have, links in a circle
+        return None
 
 
 def _read_version(directory: Path, number: int) -> _Version:

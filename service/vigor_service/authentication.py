@@ -1,0 +1,98 @@
+"""Who may do what: keys, the roles that they give, and keys in files. Knows nothing about HTTP."""
+
+from __future__ import annotations
+
+import hmac
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from vigor_service.errors import ForbiddenError, UnauthenticatedError
+
+MAX_KEY_BYTES = 4096
+
+
+class Role(IntEnum):
+    """A higher role may do all that a lower one may."""
+
+    SCORE = 1
+    PUBLISH = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of a service. Without any, nobody has to show one; a role without a key is given by none."""
+
+    score: SecretStr | None = None
+    publish: SecretStr | None = None
+
+    def require(self, role: Role, shown: str | None) -> None:
+        """Return if who shows this key may act in the role.
+
+        Raises:
+            UnauthenticatedError: no key was shown, or one that is not known.
+            ForbiddenError: the key is known, and its role is lower.
+        """
+        if self.score is None and self.publish is None:
+            return
+        granted = self._granted(shown)
+        if granted is None:
+            raise UnauthenticatedError("this needs a key that the service knows: send `Authorization: Bearer KEY`")
+        if granted < role:
+            raise ForbiddenError(self._why_forbidden())
+
+    def describe(self) -> str:
+        """Say who may score and who may publish; a line for the log, without the keys."""
+        if self.score is None and self.publish is None:
+            return "score=anybody publish=anybody"
+        score = "score_key" if self.publish is None else "publish_key" if self.score is None else "either_key"
+        return f"score={score} publish={'nobody' if self.publish is None else 'publish_key'}"
+
+    def _granted(self, shown: str | None) -> Role | None:
+        offered = (shown or "").encode()
+        # Both are compared, whatever the first says: the time taken tells nothing about either.
+        may_score, may_publish = _is(self.score, offered), _is(self.publish, offered)
+        return Role.PUBLISH if may_publish else Role.SCORE if may_score else None
+
+    def _why_forbidden(self) -> str:
+        if self.publish is None:
+            return "the service has no publish key, so that nobody may change its weights; start it with one"
+        return "this key may score and read; changing the weights needs the publish key"
+
+
+def checked_key(key: str) -> str:
+    """Return the key, if it can be sent in a header as it is.
+
+    Raises:
+        ValueError: it cannot; the message does not show it.
+    """
+    if not key or not key.isascii() or not key.isprintable() or " " in key:
+        raise ValueError("a key must be printable ASCII without spaces, one character or more")
+    return key
+
+
+def read_key(file: Path) -> str:
+    """Return the key that is the one line of a file.
+
+    Raises:
+        ValueError: the file cannot be read, or holds something else; the message shows nothing of it.
+    """
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(MAX_KEY_BYTES + 1)
+    except OSError as error:
+        raise ValueError(f"{file} cannot be read: {error.strerror}") from error
+    if len(content) > MAX_KEY_BYTES:
+        raise ValueError(f"{file} has more than {MAX_KEY_BYTES} bytes: it must hold one key and nothing else")
+    if len(lines := content.splitlines()) != 1:
+        raise ValueError(f"{file} has {len(lines)} lines: it must hold one key on one line")
+    try:
+        return checked_key(lines[0].decode("latin-1"))
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
+
+
+def _is(key: SecretStr | None, offered: bytes) -> bool:
+    return key is not None and hmac.compare_digest(offered, key.get_secret_value().encode())

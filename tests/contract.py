@@ -1,0 +1,60 @@
+"""The running service against its own description: requests that schemathesis makes up, valid and invalid.
+
+    python -m tests.contract --schemathesis .venv-contract/bin/schemathesis
+
+`make contract` installs schemathesis, in an environment of its own, and runs this. Exit code: schemathesis' own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.service_process import service_process
+from tests.tiny_models import save_tiny_checkpoint
+
+MAX_SECONDS = 900
+PUBLISH_KEY, SCORE_KEY = "key-of-the-publisher", "key-of-the-scorers"
+_OPTIONS = (
+    *("--max-examples", "30", "--seed", "1", "--no-color"),
+    # Much is refused that a schema cannot say: an id beyond the vocabulary, a file that was not announced.
+    *("--exclude-checks", "positive_data_acceptance"),
+)
+
+
+def main() -> int:
+    """Run the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m tests.contract")
+    parser.add_argument("--schemathesis", type=Path, required=True, metavar="PROGRAM")
+    program: Path = parser.parse_args().schemathesis
+    with tempfile.TemporaryDirectory() as directory:
+        return _check(program.absolute(), Path(directory))
+
+
+def _check(schemathesis: Path, directory: Path) -> int:
+    with service_process(directory, *_flags(directory)) as service:
+        url = f"{str(service.http.base_url).rstrip('/')}/openapi.json"
+        command = [schemathesis, "run", url, *_OPTIONS, "--header", f"Authorization: Bearer {PUBLISH_KEY}"]
+        code = subprocess.run(command, cwd=directory, timeout=MAX_SECONDS, check=False).returncode
+        if service.http.get("/healthz").status_code != 200:
+            sys.exit("the service did not survive it")
+    return code
+
+
+def _flags(directory: Path) -> list[str]:
+    """A service with all that can be reached over HTTP, except for what connects to other machines."""
+    model, root = save_tiny_checkpoint(directory / "model"), directory / "root"
+    root.mkdir()
+    keys = {"publish": PUBLISH_KEY, "score": SCORE_KEY}
+    for name, key in keys.items():
+        (directory / name).write_text(key)
+    given = {"model": model, "device": "cpu", "state-dir": directory / "state", "weights-root": root}
+    given |= {f"{name}-key-file": directory / name for name in keys}
+    return [part for name, value in given.items() for part in (f"--{name}", str(value))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
