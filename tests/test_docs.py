@@ -68,6 +68,9 @@ DESCRIBED_IN_TABLES: list[type[BaseModel]] = [
     schemas.CompletionScore,
     schemas.Usage,
     schemas.Timing,
+    schemas.GroupLine,
+    schemas.LastLine,
+    schemas.ErrorLine,
     schemas.UpdateRequest,
     schemas.BroadcastRequest,
 ]

@@ -9,7 +9,17 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from vigor_client.schemas import BroadcastRequest, Problem, ScoreRequest, TakeRequest, UpdateRequest
+from vigor_client.schemas import (
+    LINES_MEDIA_TYPE,
+    BroadcastRequest,
+    ErrorLine,
+    GroupLine,
+    LastLine,
+    Problem,
+    ScoreRequest,
+    TakeRequest,
+    UpdateRequest,
+)
 from vigor_service.compatible_schemas import PullWeights, UpdateFromDisk
 from vigor_service.errors import ServiceError
 from vigor_service.problems import MEDIA_TYPE, PROBLEMS
@@ -29,6 +39,12 @@ def raw_body() -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
+def score_lines() -> dict[int | str, dict[str, Any]]:
+    """Describe the answer that comes in lines: what each of them is."""
+    one_of = [{"$ref": _REFERENCE.format(model=line.__name__)} for line in (GroupLine, LastLine, ErrorLine)]
+    return {200: {"content": {LINES_MEDIA_TYPE: {"schema": {"oneOf": one_of}}}}}
+
+
 def problems(*kinds: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
     """Describe the errors that an endpoint answers with, an example for each."""
     responses: dict[int | str, dict[str, Any]] = {}
@@ -45,7 +61,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
         title=app.title, version=app.version, description=app.description, routes=app.routes, tags=app.openapi_tags
     )
     models = (ScoreRequest, UpdateRequest, TakeRequest, BroadcastRequest, UpdateFromDisk, PullWeights, Problem)
-    _, definitions = models_json_schema([(model, "validation") for model in models], ref_template=_REFERENCE)
+    lines = (GroupLine, LastLine, ErrorLine)
+    _, definitions = models_json_schema([(model, "validation") for model in models + lines], ref_template=_REFERENCE)
     document["components"]["schemas"].update(definitions["$defs"])
     _drop_validation_errors(document)
     return document

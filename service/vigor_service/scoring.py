@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from vigor_client.schemas import FieldError, ScoreRequest, Usage
 from vigor_service.admission import Admission
-from vigor_service.engine.sequences import TokenSequence
+from vigor_service.engine.sequences import SequenceScore, TokenSequence
 from vigor_service.errors import DeadlineExceededError, SequenceExceedsMemoryError
-from vigor_service.grading import grade, sequences_to_score
+from vigor_service.grading import grade, group_line, last_line, sequences_to_score
+from vigor_service.group_watch import GroupWatch
 from vigor_service.metrics import Metrics
-from vigor_service.scheduler import DoesNotFitError, Scheduler, Scored
+from vigor_service.scheduler import DoesNotFitError, OnScores, Scheduler, Scored
 from vigor_service.tokenization import EncodedGroup, Encoder
 from vigor_service.weights.publication import Publication
 from vigor_service.weights.weights import WeightRequirement
@@ -38,23 +40,56 @@ class Scoring:
         Raises:
             ServiceError: nothing was answered; says why.
         """
+        async with self._time_limit(request):
+            groups, sequences = await self.preparation.run(self._encode, request)
+            scored = await self._compute(request, groups, sequences)
+            return await self.preparation.run(self._answer, request, groups, scored)
+
+    async def stream(self, request: ScoreRequest, put: Callable[[str], None]) -> None:
+        """Give ``put`` the lines of the answer: each group's when it is finished, then the last one.
+
+        It never waits for who reads them. Cancelling it takes its work out of the queue.
+
+        Raises:
+            ServiceError: nothing further is answered; says why.
+        """
+        async with self._time_limit(request):
+            groups, sequences = await self.preparation.run(self._encode, request)
+            watch = await self.preparation.run(GroupWatch, groups, request.truncated)
+            computing = asyncio.ensure_future(self._compute(request, groups, sequences, watch.add))
+            computing.add_done_callback(lambda _: watch.close())
+            try:
+                async for indices in watch.finished():
+                    for line in await self.preparation.run(_group_lines, indices, groups, watch.scores, request):
+                        put(line)
+                scored = await computing
+            finally:
+                computing.cancel()
+            put(await self.preparation.run(self._last_line, request, groups, scored))
+
+    @asynccontextmanager
+    async def _time_limit(self, request: ScoreRequest) -> AsyncGenerator[None]:
         seconds = self.timeout_seconds + request.wait_seconds
         try:
             async with asyncio.timeout(seconds):
-                return await self._score(request)
+                yield
         except TimeoutError as error:
             raise DeadlineExceededError(f"the request was not answered within {seconds:g} seconds") from error
 
-    async def _score(self, request: ScoreRequest) -> str:
-        groups, sequences = await self.preparation.run(self._encode, request)
+    async def _compute(
+        self,
+        request: ScoreRequest,
+        groups: Sequence[EncodedGroup],
+        sequences: Sequence[TokenSequence],
+        on_scores: OnScores | None = None,
+    ) -> Scored:
         requirement = WeightRequirement(request.weight_version, request.weight_digest)
         with self.admission.hold(sum(sequence.num_tokens for sequence in sequences)):
             await self.publication.wait_for(requirement, wait_seconds=request.wait_seconds)
             try:
-                scored = await self.scheduler.score(sequences, requirement)
+                return await self.scheduler.score(sequences, requirement, on_scores=on_scores)
             except DoesNotFitError as error:
                 raise _exceeds_memory(groups, error.too_long) from error
-        return await self.preparation.run(self._answer, request, groups, scored)
 
     def _encode(self, request: ScoreRequest) -> tuple[list[EncodedGroup], list[TokenSequence]]:
         groups = self.encoder.encode(request)
@@ -65,10 +100,24 @@ class Scoring:
         self._count(response.usage)
         return response.model_dump_json()
 
+    def _last_line(self, request: ScoreRequest, groups: Sequence[EncodedGroup], scored: Scored) -> str:
+        line = last_line(self.model, request, groups, scored)
+        self._count(line.usage)
+        return line.model_dump_json()
+
     def _count(self, usage: Usage) -> None:
         self.metrics.tokens.labels("prompt").inc(usage.prompt_tokens)
         self.metrics.tokens.labels("completion").inc(usage.completion_tokens)
         self.metrics.tokens.labels("padding").inc(usage.padding_tokens)
+
+
+def _group_lines(
+    indices: Sequence[int],
+    groups: Sequence[EncodedGroup],
+    scores: Mapping[TokenSequence, SequenceScore],
+    request: ScoreRequest,
+) -> list[str]:
+    return [group_line(index, groups, scores, request).model_dump_json() for index in indices]
 
 
 def _exceeds_memory(

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from vigor_client.schemas import ScoreRequest, ScoreResponse
+from vigor_client.schemas import LINES_MEDIA_TYPE, ScoreRequest, ScoreResponse
 from vigor_service import errors
 from vigor_service.body import parse_json
-from vigor_service.errors import ClientGoneError
-from vigor_service.openapi import json_body, problems
+from vigor_service.openapi import json_body, problems, score_lines
 from vigor_service.routes.dependencies import BodiesDependency, RuntimeDependency, ServingDependency
+from vigor_service.routes.leaving import unless_client_leaves
+from vigor_service.routes.lines_response import LinesResponse
+from vigor_service.streaming import lines_of, with_last_error
 
 router = APIRouter(tags=["scoring"])
-_T = TypeVar("_T")
 
 
 @router.post(
     "/v1/score",
     summary="Score whole groups under the current weights",
     response_model=ScoreResponse,
-    responses=problems(
+    responses=score_lines()
+    | problems(
         errors.MalformedBodyError,
         errors.InvalidRequestError,
         errors.UnsupportedMediaTypeError,
@@ -46,28 +46,14 @@ async def score(
 ) -> Response:
     async with bodies.receive(request) as body:
         asked = await runtime.preparation.run(parse_json, ScoreRequest, body, consequence="nothing was scored")
-    answer = await _unless_client_leaves(request, serving.scoring.score(asked))
-    return Response(answer, media_type="application/json")
+    if not _accepts_lines(request):
+        answer = await unless_client_leaves(request, serving.scoring.score(asked))
+        return Response(answer, media_type="application/json")
+    lines = lines_of(partial(serving.scoring.stream, asked), beat_seconds=request.app.state.beat_seconds)
+    first = await unless_client_leaves(request, anext(lines))  # a failure until here has a status of its own
+    return LinesResponse(with_last_error(first, lines), timeout_seconds=runtime.settings.request_timeout_seconds)
 
 
-async def _unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
-    """Return what the work returns; when the connection ends first, cancel it.
-
-    Raises:
-        ClientGoneError: the connection ended.
-    """
-    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise ClientGoneError("the client went away; its work left the queue")
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
-
-
-async def _disconnect(request: Request) -> None:
-    """Return when the connection of a request whose body was read has ended."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+def _accepts_lines(request: Request) -> bool:
+    accepted = ",".join(request.headers.getlist("accept")).lower().split(",")
+    return LINES_MEDIA_TYPE in (media_range.partition(";")[0].strip() for media_range in accepted)

@@ -1,0 +1,36 @@
+"""Work that somebody waits for, until they do not wait any more."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from fastapi import Request
+
+from vigor_service.errors import ClientGoneError
+
+_T = TypeVar("_T")
+
+
+async def unless_client_leaves(request: Request, work: Awaitable[_T]) -> _T:
+    """Return what the work returns; when the connection ends first, cancel it.
+
+    Raises:
+        ClientGoneError: the connection ended.
+    """
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGoneError("the client went away; its work left the queue")
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+
+
+async def _disconnect(request: Request) -> None:
+    """Return when the connection of a request whose body was read has ended."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
