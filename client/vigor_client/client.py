@@ -234,7 +234,7 @@ class AsyncVigorClient:
         truncated: TruncatedRule = "score",
         on_group: OnGroup | None = None,
     ) -> ScoreResponse:
-        """As ``VigorClient.score``."""
+        """As ``VigorClient.score``; ``on_group`` is called on the event loop."""
         request = _score_request(groups, weight_version, weight_digest, wait_seconds, reward, ties, truncated)
         return await self._endpoints.score(request, on_group)
 

@@ -17,7 +17,7 @@ import pydantic
 
 from vigor_client.errors import InputError
 from vigor_client.jsonl import Line, read_groups
-from vigor_client.schemas import GroupScore
+from vigor_client.schemas import Checksum, GroupScore, WeightVersion
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class Finished:
 
 
 class _Result(GroupScore):
-    weight_version: int
-    weight_digest: str
+    weight_version: WeightVersion
+    weight_digest: Checksum
 
 
 @contextmanager
@@ -58,21 +58,20 @@ def resume(path: Path, source: Path) -> Finished:
     partial = partial_of(path)
     if not partial.exists():
         return Finished()
-    _cut_off_torn_line(partial)
-    finished = Finished()
-    for number, (result, line) in enumerate(_pairs(partial, source), start=1):
-        if fault := _fault(result, line, finished.weight_digest):
+    finished, num_bytes = Finished(), 0
+    groups = read_groups(source)
+    for number, text in _whole_lines(partial):
+        result = _parse(partial, number, text)
+        if fault := _fault(result, next(groups, None), finished.weight_digest):
             raise InputError(f"{partial}:{number}: {fault}; this cannot be resumed, start without --resume")
-        finished = Finished(number, result.weight_digest)
+        finished, num_bytes = Finished(number, result.weight_digest), num_bytes + len(text)
+    os.truncate(partial, num_bytes)
     return finished
 
 
-def _pairs(partial: Path, source: Path) -> Iterator[tuple[_Result, Line | None]]:
-    """Each result with the group that stands in its place."""
-    groups = read_groups(source)
+def _whole_lines(partial: Path) -> Iterator[tuple[int, bytes]]:
     with partial.open("rb") as results:
-        for number, text in enumerate(results, start=1):
-            yield _parse(partial, number, text), next(groups, None)
+        yield from ((number, text) for number, text in enumerate(results, start=1) if text.endswith(b"\n"))
 
 
 def _fault(result: _Result, line: Line | None, weight_digest: str | None) -> str | None:
@@ -94,11 +93,3 @@ def _parse(partial: Path, number: int, text: bytes) -> _Result:
         return _Result.model_validate_json(text)
     except pydantic.ValidationError as error:
         raise InputError(f"{partial}:{number}: this is no result; start without --resume") from error
-
-
-def _cut_off_torn_line(partial: Path) -> None:
-    num_bytes = 0
-    with partial.open("rb") as file:
-        for text in file:
-            num_bytes += len(text) if text.endswith(b"\n") else 0
-    os.truncate(partial, num_bytes)

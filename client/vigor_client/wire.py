@@ -2,7 +2,7 @@
 
 Every call is written once, as a coroutine over a ``Wire``. ``AsyncWire`` runs on asyncio. ``BlockingWire`` does its
 work before it returns and never suspends, so ``run_blocking`` runs the same coroutine to its end without a loop.
-This module knows nothing about endpoints, retries or answers.
+This module knows nothing about endpoints, retries or what answers say.
 """
 
 from __future__ import annotations

@@ -167,6 +167,16 @@ def test_the_time_limit_holds_for_a_streamed_answer(tmp_path: Path) -> None:
         assert queued_requests(service) == 0
 
 
+def test_a_client_that_leaves_before_the_first_line_takes_its_work_along(tmp_path: Path) -> None:
+    with stepping_service(tmp_path) as (service, _):
+        impatient = httpx.Client(base_url=service.http.base_url, timeout=0.3)
+        with impatient, pytest.raises(httpx.ReadTimeout):
+            impatient.post("/v1/score", json={"groups": [FIRST]}, headers=ACCEPT)
+        wait_until(lambda: queued_requests(service) == 0)
+        left = {"route": "/v1/score", "code": "499"}
+        wait_until(lambda: service.runtime.metrics.registry.get_sample_value("vigor_requests_total", left) == 1)
+
+
 def test_a_client_that_leaves_takes_the_rest_of_its_work_along(tmp_path: Path) -> None:
     with stepping_service(tmp_path) as (service, scorer):
         scorer.permits.release()
