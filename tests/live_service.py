@@ -15,6 +15,7 @@ import uvicorn
 from tests.fake_scorer import FakeScorer
 from tests.tiny_models import tiny_tokenizer
 from tests.waiting import DEADLINE_SECONDS, wait_until
+from vigor_client.schemas import BEAT_SECONDS
 from vigor_service.app import create_app
 from vigor_service.runtime import LoadedModel, Runtime
 from vigor_service.settings import Settings
@@ -44,6 +45,7 @@ def live_service(
     *,
     load_model: Callable[[], LoadedModel] | None = None,
     wait_ready: bool = True,
+    beat_seconds: float = BEAT_SECONDS,
     **settings: Any,  # noqa: ANN401 - fields of Settings
 ) -> Iterator[LiveService]:
     """Run the service with a fake scorer and the tiny tokenizer until the block ends; every score is computed."""
@@ -51,6 +53,7 @@ def live_service(
     app = create_app(
         Settings(staging_dir=staging_dir, **{"score_cache_entries": 0, **settings}),
         load_model or (lambda: LoadedModel(scorer, tiny_tokenizer())),  # pyright: ignore[reportArgumentType] - see __main__
+        beat_seconds=beat_seconds,
     )
     with _server(app) as url, httpx.Client(base_url=url, timeout=30) as http:
         if wait_ready:

@@ -76,6 +76,9 @@ DESCRIBED_IN_TABLES: list[type[BaseModel]] = [
     schemas.CompletionScore,
     schemas.Usage,
     schemas.Timing,
+    schemas.GroupLine,
+    schemas.LastLine,
+    schemas.ErrorLine,
     schemas.UpdateRequest,
     schemas.BroadcastRequest,
 ]
@@ -278,6 +281,10 @@ def test_the_limits_are_those_of_the_code() -> None:
     assert [what for what, limit in limits.items() if table_row(what, limit) not in HTTP_API] == []
 
 
+def test_the_pause_between_signs_of_life_is_that_of_the_code() -> None:
+    assert f"an empty one goes out every {schemas.BEAT_SECONDS:g} seconds" in HTTP_API
+
+
 def test_every_flag_on_every_page_of_the_service_exists() -> None:
     flags = {f"--{name.replace('_', '-')}" for name in Settings.model_fields}
     assert set(re.findall(r"`(--[a-z-]+)`", HTTP_API)) <= flags
@@ -365,6 +372,9 @@ def test_every_code_stands_beside_its_class(code: str, error: type[errors.Proble
 def test_the_bounds_of_a_call_are_those_of_the_code() -> None:
     bounds: Mapping[str, str] = {
         "silence of the service within one attempt (`timeout_seconds`)": f"{DEFAULT_TIMEOUT_SECONDS:g} s",
+        "silence within an answer in lines, where the service shows life every 10 s": (
+            f"{wire.SILENCE_BETWEEN_LINES_SECONDS:g} s"
+        ),
         "making a connection": f"{wire.CONNECT_TIMEOUT_SECONDS:g} s",
         "retries of one call (`max_retries`)": f"{retry.DEFAULT_MAX_RETRIES}",
         "pause before the first retry": f"a random part of {retry.FIRST_DELAY_SECONDS:g} s",

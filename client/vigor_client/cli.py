@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from functools import partial
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -18,8 +19,10 @@ from typing import TextIO, TypeVar, get_args
 from vigor_client import __version__
 from vigor_client.checkpoints import checkpoint_tensors
 from vigor_client.client import DEFAULT_TIMEOUT_SECONDS, VigorClient
-from vigor_client.errors import VigorError
+from vigor_client.errors import InputError, VigorError, WeightDigestMismatchError
 from vigor_client.jsonl import check_lines, score_lines
+from vigor_client.progress_line import ProgressLine
+from vigor_client.results_file import Finished, open_results, partial_of, resume
 from vigor_client.retry import DEFAULT_MAX_RETRIES
 from vigor_client.schemas import (
     MAX_GROUPS,
@@ -58,22 +61,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def score(arguments: argparse.Namespace) -> int:
     """``vigor score``."""
-    check_lines(arguments.input)
+    out_path: Path | None = arguments.out
+    if arguments.resume and out_path is None:
+        arguments.refuse("--resume goes on with the file of --out: give both")
+    num_groups = check_lines(arguments.input)
+    finished = resume(out_path, arguments.input) if out_path and arguments.resume else Finished()
+    progress = ProgressLine(_terminal(arguments), num_groups, done=finished.num_groups)
+    with _client(arguments) as client, open_results(out_path, goes_on=arguments.resume) as out, closing(progress):
+        for line in score_lines(
+            arguments.input,
+            partial(_score_groups, client, arguments, finished, progress),
+            groups_per_request=arguments.groups_per_request,
+            num_finished=finished.num_groups,
+        ):
+            print(line, file=out, flush=True)
+    return 0
 
-    def score_groups(groups: list[Group]) -> ScoreResponse:
+
+def _score_groups(
+    client: VigorClient, arguments: argparse.Namespace, finished: Finished, progress: ProgressLine, groups: list[Group]
+) -> ScoreResponse:
+    try:
         return client.score(
             groups,
             weight_version=arguments.weight_version,
+            weight_digest=finished.weight_digest,
             wait_seconds=arguments.wait_seconds,
             reward=arguments.reward,
             ties=arguments.ties,
             truncated=arguments.truncated,
+            on_group=lambda _index, _group: progress.advance(),
         )
-
-    with _client(arguments) as client, _output(arguments.out) as out:
-        for line in score_lines(arguments.input, score_groups, groups_per_request=arguments.groups_per_request):
-            print(line, file=out, flush=True)
-    return 0
+    except WeightDigestMismatchError as error:
+        raise InputError(
+            f"{partial_of(arguments.out)}: scored by the weights {error.want}, the service has {error.have}; "
+            "publish those again, or start without --resume"
+        ) from error
 
 
 def status(arguments: argparse.Namespace) -> int:
@@ -130,11 +153,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_score(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=score)
+    parser.set_defaults(run=score, refuse=parser.error)
     parser.add_argument("input", type=Path, metavar="IN.jsonl", help="one group per line")
     parser.add_argument(
         "--out", type=Path, metavar="OUT.jsonl", help="written as OUT.jsonl.partial until complete (default: stdout)"
     )
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with an OUT.jsonl.partial of the same input, weights and options"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress on a terminal")
     parser.add_argument(
         "--groups-per-request", type=_number(int, 1, MAX_GROUPS), default=16, metavar="N", help="default: 16"
     )
@@ -195,16 +222,10 @@ def _client(arguments: argparse.Namespace, *, max_retries: int = DEFAULT_MAX_RET
         raise VigorError(str(error)) from error
 
 
-@contextmanager
-def _output(path: Path | None) -> Generator[TextIO]:
-    """Stdout, or a file that appears under its name when it is complete."""
-    if path is None:
-        yield sys.stdout
-        return
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8") as file:
-        yield file
-    partial.replace(path)
+def _terminal(arguments: argparse.Namespace) -> TextIO | None:
+    """Where progress is shown: on a terminal that does not show the results themselves."""
+    shows_results = arguments.out is None and sys.stdout.isatty()
+    return sys.stderr if sys.stderr.isatty() and not shows_results and not arguments.quiet else None
 
 
 def _number(kind: type[T], low: float, high: float) -> Callable[[str], T]:

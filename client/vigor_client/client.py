@@ -30,6 +30,7 @@ from vigor_client.schemas import (
     TruncatedRule,
     WeightsInfo,
 )
+from vigor_client.score_lines import OnGroup
 from vigor_client.snapshot import WeightSnapshot
 from vigor_client.weights import Publication, Through, publish
 from vigor_client.wire import AsyncWire, BlockingWire, Wire, run_blocking
@@ -83,6 +84,7 @@ class VigorClient:
         reward: RewardName = "vigor",
         ties: TieRule = "average",
         truncated: TruncatedRule = "score",
+        on_group: OnGroup | None = None,
     ) -> ScoreResponse:
         """Score whole groups under the service's current weights; answers come in the order of the questions.
 
@@ -94,12 +96,14 @@ class VigorClient:
             reward: what is ranked.
             ties: what equal values get.
             truncated: what a completion with ``finish_reason="length"`` gets.
+            on_group: called with index and scores of each group when they come, in any order, to show progress. What
+                counts is the answer: groups of one that broke off, and came again, may have been other weights'.
 
         Raises:
             ValueError: the groups break the contract; nothing was sent.
         """
         request = _score_request(groups, weight_version, weight_digest, wait_seconds, reward, ties, truncated)
-        return run_blocking(self._endpoints.score(request))
+        return run_blocking(self._endpoints.score(request, on_group))
 
     def score_sample(self, sample: Sample) -> SampleResponse:
         """Score one completion of a group whose others come from other callers, and wait for the group's ranks.
@@ -228,10 +232,11 @@ class AsyncVigorClient:
         reward: RewardName = "vigor",
         ties: TieRule = "average",
         truncated: TruncatedRule = "score",
+        on_group: OnGroup | None = None,
     ) -> ScoreResponse:
-        """As ``VigorClient.score``."""
+        """As ``VigorClient.score``; ``on_group`` is called on the event loop."""
         request = _score_request(groups, weight_version, weight_digest, wait_seconds, reward, ties, truncated)
-        return await self._endpoints.score(request)
+        return await self._endpoints.score(request, on_group)
 
     async def score_sample(self, sample: Sample) -> SampleResponse:
         """As ``VigorClient.score_sample``."""

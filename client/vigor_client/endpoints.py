@@ -9,6 +9,7 @@ from vigor_client.errors import NotReadyError, VigorError
 from vigor_client.exchange import Exchange, failure_of, parse, unexpected
 from vigor_client.retry import Repeat
 from vigor_client.schemas import (
+    LINES_MEDIA_TYPE,
     BroadcastRequest,
     CommitResponse,
     Health,
@@ -23,6 +24,7 @@ from vigor_client.schemas import (
     UpdateStatus,
     WeightsInfo,
 )
+from vigor_client.score_lines import OnGroup, ScoreLines, each_once
 from vigor_client.wire import Body, Call, Wire
 
 PROBE_TIMEOUT_SECONDS = 5.0
@@ -46,18 +48,16 @@ class Endpoints:
     def wire(self) -> Wire:
         return self._exchange.wire
 
-    async def score(self, request: ScoreRequest) -> ScoreResponse:
+    async def score(self, request: ScoreRequest, on_group: OnGroup | None = None) -> ScoreResponse:
         call = Call(
             method="POST",
             path="/v1/score",
             body=Body.json(request.model_dump_json(exclude_none=True)),
             timeout_seconds=self._timeout_seconds + request.wait_seconds,
+            headers={"Accept": f"{LINES_MEDIA_TYPE}, application/json"},
         )
-        response = await self._exchange.send(call)
-        scores = parse(response, ScoreResponse)
-        if difference := _difference(request, scores):
-            raise unexpected(response, f"scores that were not asked for: {difference}")
-        return scores
+        tell = each_once(on_group)
+        return await self._exchange.stream(call, lambda: ScoreLines(request, tell))
 
     async def score_sample(self, request: SampleRequest) -> SampleResponse:
         call = Call(
@@ -169,23 +169,3 @@ class Endpoints:
     async def _probe(self, path: str, timeout_seconds: float) -> Health:
         call = Call(method="GET", path=path, timeout_seconds=timeout_seconds, repeat=Repeat.NEVER)
         return await self._exchange.fetch(call, Health, also_status=_UNAVAILABLE)
-
-
-def _difference(request: ScoreRequest, scores: ScoreResponse) -> str | None:
-    """What was asked and what came, where they differ: a trainer must never pair a score with another completion."""
-    asked = {
-        "group sizes": [len(group.completions) for group in request.groups],
-        "group ids": [group.id for group in request.groups],
-        "weight_version": request.weight_version if request.weight_version is not None else scores.weight_version,
-        "weight_digest": request.weight_digest or scores.weight_digest,
-        "reward": request.reward,
-    }
-    came = {
-        "group sizes": [len(group.completions) for group in scores.groups],
-        "group ids": [group.id for group in scores.groups],
-        "weight_version": scores.weight_version,
-        "weight_digest": scores.weight_digest,
-        "reward": scores.reward,
-    }
-    differing = (f"{name} {came[name]!r} instead of {asked[name]!r}" for name in asked if asked[name] != came[name])
-    return next(differing, None)

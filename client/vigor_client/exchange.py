@@ -6,9 +6,9 @@ Knows nothing about single endpoints.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import httpx
 import pydantic
@@ -31,6 +31,15 @@ REQUEST_ID_HEADER = "X-Request-Id"
 _MAX_QUOTED_CHARACTERS = 200
 
 Answer = TypeVar("Answer", bound=WireModel)
+Result = TypeVar("Result")
+ReaderResult = TypeVar("ReaderResult", covariant=True)
+
+
+class Reader(Protocol[ReaderResult]):
+    """Reads one answer: takes its chunks if it comes in lines, and says at its end what it was."""
+
+    def take(self, response: httpx.Response, chunk: bytes) -> None: ...
+    def result(self, response: httpx.Response) -> ReaderResult: ...
 
 
 class Exchange:
@@ -53,12 +62,22 @@ class Exchange:
 
     async def send(self, call: Call, *, also_status: int | None = None) -> httpx.Response:
         """Send ``call`` and return the answer, unread. Raises as ``fetch``, except for the body's schema."""
+        return await self._try(call, lambda call: self._attempt(call, also_status))
+
+    async def stream(self, call: Call, begin: Callable[[], Reader[Result]]) -> Result:
+        """Send ``call`` and return what a reader makes of its answer; each attempt begins with another reader.
+
+        Raises as ``fetch``, and what the reader raises, which is tried again like any other failure.
+        """
+        return await self._try(call, lambda call: self._read(call, begin()))
+
+    async def _try(self, call: Call, attempt: Callable[[Call], Awaitable[Result]]) -> Result:
         call = replace(call, headers={**call.headers, REQUEST_ID_HEADER: uuid.uuid4().hex})
         started_seconds = self.wire.clock_seconds()
         retries = 0
         while True:
             try:
-                return await self._attempt(call, also_status)
+                return await attempt(call)
             except VigorError as error:
                 elapsed_seconds = self.wire.clock_seconds() - started_seconds
                 delay_seconds = self._delay_seconds(error, call, retries, elapsed_seconds)
@@ -75,6 +94,15 @@ class Exchange:
         if not response.is_success and response.status_code != also_status:
             raise refusal_error(response)
         return response
+
+    async def _read(self, call: Call, reader: Reader[Result]) -> Result:
+        try:
+            response = await self.wire.stream(call, reader.take)
+        except httpx.RequestError as error:
+            raise transport_error(error, call) from error
+        if not response.is_success:
+            raise refusal_error(response)
+        return reader.result(response)
 
     def _delay_seconds(self, error: VigorError, call: Call, retries: int, elapsed_seconds: float) -> float | None:
         failure = failure_of(error)
@@ -104,7 +132,9 @@ def transport_error(error: httpx.RequestError, call: Call) -> TransportError:
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
         return UnreachableError(f"cannot reach the service: {place}: {reason}", request_id=request_id)
     if isinstance(error, httpx.TimeoutException):
-        message = f"no answer within {call.timeout_seconds:g} s: {place} (request {request_id})"
+        # In an answer in lines less silence is allowed than before it.
+        limit_seconds = error.request.extensions.get("timeout", {}).get("read", call.timeout_seconds)
+        message = f"no answer within {limit_seconds:g} s: {place} (request {request_id})"
         return AnswerTimeoutError(message, request_id=request_id)
     return ConnectionLostError(f"connection lost: {place}: {reason} (request {request_id})", request_id=request_id)
 
@@ -115,8 +145,13 @@ def refusal_error(response: httpx.Response) -> VigorError:
         problem = Problem.model_validate_json(response.content)
     except pydantic.ValidationError:
         return unexpected(response, "an answer that is not problem+json")
+    return problem_error(problem, response, retry_after_seconds=retry_after_of(response))
+
+
+def problem_error(problem: Problem, response: httpx.Response, *, retry_after_seconds: float) -> ProblemError:
+    """The class of a problem's code, with the problem's data."""
     return PROBLEM_ERRORS.get(problem.code, ProblemError)(
-        problem, request_id=request_id_of(response), retry_after_seconds=retry_after_of(response)
+        problem, request_id=request_id_of(response), retry_after_seconds=retry_after_seconds
     )
 
 
@@ -134,13 +169,13 @@ def parse(response: httpx.Response, schema: type[Answer]) -> Answer:
         raise unexpected(response, f"no {schema.__name__}: {place}: {first['msg']}") from error
 
 
-def unexpected(response: httpx.Response, what: str) -> UnexpectedAnswerError:
-    """An error that names what came, and where from."""
-    body = response.text[:_MAX_QUOTED_CHARACTERS]
+def unexpected(response: httpx.Response, what: str, *, body: bytes | None = None) -> UnexpectedAnswerError:
+    """An error that names what came, and where from; of an answer in lines, ``body`` is the one in question."""
+    text = (response.text if body is None else body.decode(errors="replace"))[:_MAX_QUOTED_CHARACTERS]
     content_type = response.headers.get("Content-Type", "no content type")
     request = response.request
     return UnexpectedAnswerError(
-        f"{request.method} {request.url} answered {what} ({response.status_code}, {content_type}): {body!r}",
+        f"{request.method} {request.url} answered {what} ({response.status_code}, {content_type}): {text!r}",
         status=response.status_code,
         request_id=request_id_of(response),
         retry_after_seconds=retry_after_of(response),

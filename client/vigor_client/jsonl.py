@@ -27,31 +27,45 @@ class Line:
     group: Group
 
 
-def check_lines(path: Path) -> None:
-    """Read the whole file once, before anything is scored.
+def check_lines(path: Path) -> int:
+    """Read the whole file once, before anything is scored, and return how many groups it has.
 
     Raises:
         InputError: some lines are not groups; the first of them are named.
     """
     faults: list[str] = []
+    num_groups = 0
     for number, text in _lines(path):
         try:
             _parse(path, number, text)
+            num_groups += 1
         except InputError as error:
             faults.append(str(error))
         if len(faults) == _MAX_LISTED_LINES:
             break
     if faults:
         raise InputError("\n  ".join(faults))
+    return num_groups
 
 
-def score_lines(path: Path, score: Callable[[list[Group]], ScoreResponse], *, groups_per_request: int) -> Iterator[str]:
-    """Yield one JSON line of results per group.
+def read_groups(path: Path) -> Iterator[Line]:
+    """Yield the groups of a file, one at a time.
+
+    Raises:
+        InputError: a line is not a group.
+    """
+    return (_parse(path, number, text) for number, text in _lines(path))
+
+
+def score_lines(
+    path: Path, score: Callable[[list[Group]], ScoreResponse], *, groups_per_request: int, num_finished: int = 0
+) -> Iterator[str]:
+    """Yield one JSON line of results per group, from the group after the first ``num_finished`` on.
 
     Raises:
         InputError: a line is not a group, or the service refused one.
     """
-    lines = (_parse(path, number, text) for number, text in _lines(path))
+    lines = islice(read_groups(path), num_finished, None)
     while batch := list(islice(lines, groups_per_request)):
         try:
             response = score([line.group for line in batch])

@@ -54,7 +54,7 @@ def refusal(status: int, code: str | None, *, retry_after_seconds: float = 0.0) 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """Bounds of trying again. A call ends at the latest one attempt's timeout after ``total_seconds``."""
+    """Bounds of trying again. No attempt begins later than ``total_seconds``."""
 
     max_retries: int = DEFAULT_MAX_RETRIES
     first_delay_seconds: float = FIRST_DELAY_SECONDS

@@ -17,6 +17,11 @@ MAX_COMPLETIONS_PER_GROUP = 512
 MAX_MESSAGES = 4096
 MAX_WEIGHT_VERSION = 2**53 - 1  # what every JSON parser, and a metric, holds exactly
 
+LINES_MEDIA_TYPE = "application/x-ndjson"
+"""A caller that accepts it gets its scores in lines, each group's when it is finished."""
+BEAT_SECONDS = 10.0
+"""While no line is ready an empty one goes out so often."""
+
 TokenId = Annotated[int, Field(strict=True, ge=0)]
 MaskBit = Annotated[int, Field(strict=True, ge=0, le=1)]
 # A long list of nothing but wrong ids would cost a hundred times its size in errors: the first one is named.
@@ -240,6 +245,25 @@ class ScoreResponse(WireModel):
     timing: Timing
 
 
+class GroupLine(WireModel):
+    """A line of a streamed answer: one group's results, in whatever order groups are finished."""
+
+    index: int = Field(ge=0, description="Which of the request's groups this is, from 0.")
+    id: str | None = None
+    completions: list[CompletionScore]
+
+
+class LastLine(WireModel):
+    """The line that completes a streamed answer: what all of its groups have in common."""
+
+    model: str
+    weight_version: int
+    weight_digest: str
+    reward: RewardName
+    usage: Usage
+    timing: Timing
+
+
 class SampleResponse(WireModel):
     """The result of one completion, ranked within its whole group."""
 
@@ -413,3 +437,13 @@ class Problem(BaseModel):
     code: str
     detail: str
     errors: list[FieldError] = []
+
+
+class ErrorLine(WireModel):
+    """The last line of a streamed answer that failed after its first byte."""
+
+    error: Problem
+    retry_after_seconds: float | None = Field(default=None, description="What `Retry-After` would have said.")
+
+
+ScoreLine = Annotated[GroupLine | LastLine | ErrorLine, Field(union_mode="left_to_right")]

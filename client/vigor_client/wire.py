@@ -2,7 +2,7 @@
 
 Every call is written once, as a coroutine over a ``Wire``. ``AsyncWire`` runs on asyncio. ``BlockingWire`` does its
 work before it returns and never suspends, so ``run_blocking`` runs the same coroutine to its end without a loop.
-This module knows nothing about endpoints, retries or answers.
+This module knows nothing about endpoints, retries or what answers say.
 """
 
 from __future__ import annotations
@@ -16,8 +16,11 @@ from typing import Any, Protocol, TypeVar
 import httpx
 
 from vigor_client.retry import Repeat
+from vigor_client.schemas import BEAT_SECONDS, LINES_MEDIA_TYPE
 
 CONNECT_TIMEOUT_SECONDS = 10.0
+SILENCE_BETWEEN_LINES_SECONDS = 4 * BEAT_SECONDS
+"""Within an answer in lines: three beats may get lost before the connection counts as dead."""
 
 T = TypeVar("T")
 
@@ -59,10 +62,17 @@ class Call:
         return {**self.headers, **described}
 
 
+TakeChunk = Callable[[httpx.Response, bytes], None]
+
+
 class Wire(Protocol):
     """What a call may wait for. Transport failures are httpx's."""
 
     async def send(self, call: Call) -> httpx.Response: ...
+    async def stream(self, call: Call, take: TakeChunk) -> httpx.Response:
+        """Send ``call``; give ``take`` the chunks of an answer in lines as they come, and read any other whole."""
+        ...
+
     async def sleep(self, seconds: float) -> None: ...
     async def compute(self, function: Callable[[], T]) -> T: ...
     def clock_seconds(self) -> float: ...
@@ -71,14 +81,28 @@ class Wire(Protocol):
 class BlockingWire:
     """Sends on the calling thread."""
 
-    def __init__(self, http: httpx.Client) -> None:
+    def __init__(self, http: httpx.Client, *, silence_seconds: float = SILENCE_BETWEEN_LINES_SECONDS) -> None:
         self._http = http
+        self._silence_seconds = silence_seconds
 
     async def send(self, call: Call) -> httpx.Response:
         content = call.body.chunks() if call.body else None
         return self._http.request(
             call.method, call.path, content=content, headers=call.all_headers, timeout=call.timeout
         )
+
+    async def stream(self, call: Call, take: TakeChunk) -> httpx.Response:
+        content = call.body.chunks() if call.body else None
+        with self._http.stream(
+            call.method, call.path, content=content, headers=call.all_headers, timeout=call.timeout
+        ) as response:
+            if not comes_in_lines(response):
+                response.read()
+                return response
+            _expect_beats(response, self._silence_seconds)
+            for chunk in response.iter_bytes():
+                take(response, chunk)
+        return response
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -93,14 +117,28 @@ class BlockingWire:
 class AsyncWire:
     """Sends on asyncio; what computes (checksums, casts) goes to a thread."""
 
-    def __init__(self, http: httpx.AsyncClient) -> None:
+    def __init__(self, http: httpx.AsyncClient, *, silence_seconds: float = SILENCE_BETWEEN_LINES_SECONDS) -> None:
         self._http = http
+        self._silence_seconds = silence_seconds
 
     async def send(self, call: Call) -> httpx.Response:
         content = _in_threads(call.body.chunks()) if call.body else None
         return await self._http.request(
             call.method, call.path, content=content, headers=call.all_headers, timeout=call.timeout
         )
+
+    async def stream(self, call: Call, take: TakeChunk) -> httpx.Response:
+        content = _in_threads(call.body.chunks()) if call.body else None
+        async with self._http.stream(
+            call.method, call.path, content=content, headers=call.all_headers, timeout=call.timeout
+        ) as response:
+            if not comes_in_lines(response):
+                await response.aread()
+                return response
+            _expect_beats(response, self._silence_seconds)
+            async for chunk in response.aiter_bytes():
+                take(response, chunk)
+        return response
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -110,6 +148,21 @@ class AsyncWire:
 
     def clock_seconds(self) -> float:
         return time.monotonic()
+
+
+def comes_in_lines(response: httpx.Response) -> bool:
+    """Whether an answer is one in lines: what a service, or a proxy, does not know comes as a whole."""
+    media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
+    return response.is_success and media_type == LINES_MEDIA_TYPE
+
+
+def _expect_beats(response: httpx.Response, silence_seconds: float) -> None:
+    """From here on the service shows life; a service that answers as a whole may be silent for much longer.
+
+    httpx looks at the timeouts of a request once more when the reading of the body begins.
+    """
+    timeouts: dict[str, float] = response.request.extensions["timeout"]
+    timeouts["read"] = min(timeouts["read"], silence_seconds)
 
 
 async def _in_threads(chunks: Iterator[bytes]) -> AsyncIterator[bytes]:

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 from vigor_client.schemas import Completion, CompletionScore, Group, ScoreRequest
 from vigor_service.adapter_schemas import OpenRLHFRequest, OpenRLHFRewards, SlimeRequest
-from vigor_service.engine.sequences import TokenSequence
 from vigor_service.errors import QueueFullError, ServiceError
 from vigor_service.prompt_groups import PromptGroups
 from vigor_service.rendezvous import Rendezvous
@@ -74,8 +73,8 @@ class Adapters:
         return list(await self._scoring.preparation.run(self._scoring.encoder.token_ids, prompt, place=[place]))
 
     async def _score(self, group: Group, group_size: int, num_bytes: int) -> CompletionScore:
-        (encoded,) = await self._scoring.encode(ScoreRequest(groups=[group]))
-        sequence: TokenSequence = encoded.sequences[0]
+        encoded = await self._scoring.encode(ScoreRequest(groups=[group]))
+        sequence = encoded.groups[0].sequences[0]
         completion = Completion(ids=list(sequence.completion_ids))
         score = await self._groups.score(sequence.prompt_ids, completion, group_size=group_size, num_bytes=num_bytes)
         return score.completion

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
+from vigor_client.schemas import BEAT_SECONDS
 from vigor_service.authentication import Keys
 from vigor_service.body import BodyReader
 from vigor_service.middleware import RequestEnvelope
@@ -27,11 +28,12 @@ def create_app(
     load_model: Callable[[], LoadedModel],
     *,
     on_load_failure: Callable[[], None] = lambda: None,
+    beat_seconds: float = BEAT_SECONDS,
 ) -> FastAPI:
     """Return the application; its runtime is ``app.state.runtime``. The model loads when the application starts.
 
     ``load_model`` runs on the compute thread. ``on_load_failure`` is called when it raised; the error is
-    ``runtime.load_error``.
+    ``runtime.load_error``. A streamed answer has an empty line whenever none was ready for ``beat_seconds``.
     """
     runtime = Runtime(settings, load_model, on_load_failure=on_load_failure)
     app = FastAPI(
@@ -44,6 +46,7 @@ def create_app(
     )
     app.state.runtime = runtime
     app.state.keys = Keys(score=settings.score_key, publish=settings.publish_key)
+    app.state.beat_seconds = beat_seconds
     app.state.bodies = BodyReader(
         max_body_bytes=settings.max_body_bytes, timeout_seconds=settings.request_timeout_seconds
     )

@@ -9,7 +9,9 @@ from vigor_client.ranking import rank_rewards, ranks
 from vigor_client.schemas import (
     CompletionScore,
     CompletionStatus,
+    GroupLine,
     GroupScore,
+    LastLine,
     RewardName,
     ScoreRequest,
     ScoreResponse,
@@ -29,15 +31,27 @@ def sequences_to_score(groups: Sequence[EncodedGroup], truncated: TruncatedRule)
 
 def grade(model: str, request: ScoreRequest, groups: Sequence[EncodedGroup], scored: Scored) -> ScoreResponse:
     """Rank every group and account for the request."""
-    return ScoreResponse(
+    graded = [grade_group(group, scored.scores, request) for group in groups]
+    return ScoreResponse(groups=graded, **dict(last_line(model, request, groups, scored)))
+
+
+def last_line(model: str, request: ScoreRequest, groups: Sequence[EncodedGroup], scored: Scored) -> LastLine:
+    """Account for the request."""
+    return LastLine(
         model=model,
         weight_version=scored.weights.version,
         weight_digest=scored.weights.digest,
         reward=request.reward,
-        groups=[grade_group(group, scored.scores, request) for group in groups],
         usage=_usage(groups, request.truncated, scored),
         timing=Timing(queue_seconds=scored.queue_seconds, compute_seconds=scored.compute_seconds),
     )
+
+
+def group_line(
+    index: int, groups: Sequence[EncodedGroup], scores: Mapping[TokenSequence, SequenceScore], request: ScoreRequest
+) -> GroupLine:
+    """Rank the group of this index, alone."""
+    return GroupLine(index=index, **dict(grade_group(groups[index], scores, request)))
 
 
 def grade_group(

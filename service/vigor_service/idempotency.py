@@ -15,6 +15,8 @@ HEADER = "Idempotency-Key"
 MAX_KEY_CHARACTERS = 255
 MAX_ANSWERS_BYTES = 32 << 20
 
+Put = Callable[[str], None]
+
 
 @dataclass(slots=True)
 class _Answer:
@@ -52,6 +54,28 @@ class Answers:
             if not answer.num_waiting and not answer.task.done():
                 answer.task.cancel()
                 self._forget(key, answer)
+
+    async def stream(
+        self, key: str | None, body: bytes | bytearray, work: Callable[[Put], Coroutine[Any, Any, None]], put: Put
+    ) -> None:
+        """As ``once``, of an answer in lines: ``put`` gets each when it is there, an earlier answer all together."""
+        if key is None:
+            await work(put)
+            return
+        lines: list[str] = []
+
+        async def collect() -> str:
+            def put_both(line: str) -> None:
+                lines.append(line)
+                put(line)
+
+            await work(put_both)
+            return "\n".join(lines)
+
+        answer = await self.once(key, body, collect)
+        if not lines:  # somebody else's
+            for line in answer.split("\n"):
+                put(line)
 
     def _find(self, key: str, body_checksum: str) -> _Answer | None:
         if not 0 < len(key) <= MAX_KEY_CHARACTERS:

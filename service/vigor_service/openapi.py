@@ -9,7 +9,18 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from vigor_client.schemas import BroadcastRequest, Problem, SampleRequest, ScoreRequest, TakeRequest, UpdateRequest
+from vigor_client.schemas import (
+    LINES_MEDIA_TYPE,
+    BroadcastRequest,
+    ErrorLine,
+    GroupLine,
+    LastLine,
+    Problem,
+    SampleRequest,
+    ScoreRequest,
+    TakeRequest,
+    UpdateRequest,
+)
 from vigor_service.adapter_schemas import OpenRLHFRequest, SlimeRequest
 from vigor_service.compatible_schemas import PullWeights, UpdateFromDisk
 from vigor_service.errors import ServiceError
@@ -17,7 +28,7 @@ from vigor_service.problems import MEDIA_TYPE, PROBLEMS
 
 _BODIES = (
     ScoreRequest, SampleRequest, UpdateRequest, TakeRequest, BroadcastRequest, UpdateFromDisk, PullWeights,
-    OpenRLHFRequest, SlimeRequest, Problem,
+    OpenRLHFRequest, SlimeRequest, Problem, GroupLine, LastLine, ErrorLine,
 )  # fmt: skip
 _REFERENCE = "#/components/schemas/{model}"
 
@@ -32,6 +43,12 @@ def raw_body() -> dict[str, Any]:
     """Describe a body of plain bytes."""
     content = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
     return {"requestBody": {"required": True, "content": content}}
+
+
+def score_lines() -> dict[int | str, dict[str, Any]]:
+    """Describe the answer that comes in lines: what each of them is."""
+    one_of = [{"$ref": _REFERENCE.format(model=line.__name__)} for line in (GroupLine, LastLine, ErrorLine)]
+    return {200: {"content": {LINES_MEDIA_TYPE: {"schema": {"oneOf": one_of}}}}}
 
 
 def problems(*kinds: type[ServiceError]) -> dict[int | str, dict[str, Any]]:

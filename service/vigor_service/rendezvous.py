@@ -32,8 +32,7 @@ from vigor_service.errors import (
     ServiceError,
 )
 from vigor_service.metrics import Metrics
-from vigor_service.scoring import Scoring, num_tokens
-from vigor_service.tokenization import EncodedGroup
+from vigor_service.scoring import Encoded, Scoring
 
 MAX_HELD_BYTES = 256 << 20
 """Of all samples whose groups gather, or were answered a short time ago."""
@@ -88,13 +87,12 @@ class Rendezvous:
             GroupIncompleteError: the others did not come in time.
             ServiceError: the sample, or the whole group, was not scored; says why.
         """
-        alone = _request(sample, {0: sample.completion})
-        encoded = await self._encode(alone)
+        encoded = await self._encode(_request(sample, {0: sample.completion}))
         gathering = self._groups.get(sample.group) or self._open(sample, encoded)
         if self._joins(gathering, sample):
             self._hold(gathering, num_bytes)
             gathering.completions[sample.index] = sample.completion
-            self._advance(gathering, sample, alone, encoded)
+            self._advance(gathering, sample, encoded)
         return _own_part(await asyncio.shield(gathering.answer), sample)
 
     def withdraw(self, name: str, index: int) -> bool:
@@ -122,16 +120,16 @@ class Rendezvous:
         for gathering in list(self._groups.values()):
             self._forget(gathering)
 
-    async def _encode(self, alone: ScoreRequest) -> list[EncodedGroup]:
+    async def _encode(self, alone: ScoreRequest) -> Encoded:
         try:
             return await self._scoring.encode(alone)
         except (InvalidRequestError, SequenceTooLongError) as error:
             error.errors = list(map(_in_sample, error.errors))
             raise
 
-    def _open(self, sample: SampleRequest, encoded: list[EncodedGroup]) -> _Gathering:
+    def _open(self, sample: SampleRequest, encoded: Encoded) -> _Gathering:
         loop, place = asyncio.get_running_loop(), ExitStack()
-        place.enter_context(self._scoring.admission.hold(num_tokens(encoded, "score") * sample.group_size))
+        place.enter_context(self._scoring.admission.hold(encoded.num_tokens * sample.group_size))
         timer = loop.call_later(self._timeout_seconds, self._expire, sample.group)
         gathering = self._groups[sample.group] = _Gathering(sample, timer, loop.create_future(), place)
         gathering.answer.add_done_callback(lambda answer: answer.cancelled() or answer.exception())  # nobody may wait
@@ -174,13 +172,11 @@ class Rendezvous:
         gathering.num_bytes += num_bytes
         self._num_bytes += num_bytes
 
-    def _advance(
-        self, gathering: _Gathering, sample: SampleRequest, alone: ScoreRequest, encoded: list[EncodedGroup]
-    ) -> None:
+    def _advance(self, gathering: _Gathering, sample: SampleRequest, encoded: Encoded) -> None:
         """Rank the group if this was its last sample, else begin to compute this one."""
         self._count()
         if not gathering.is_whole:
-            self._start(gathering, self._compute_ahead(alone, encoded))
+            self._start(gathering, self._compute_ahead(encoded))
             return
         gathering.timer.cancel()
         scoring = self._start(gathering, self._score(_request(sample, gathering.completions)))
@@ -192,13 +188,14 @@ class Rendezvous:
         task.add_done_callback(gathering.tasks.discard)
         return task
 
-    async def _compute_ahead(self, alone: ScoreRequest, encoded: list[EncodedGroup]) -> None:
+    async def _compute_ahead(self, encoded: Encoded) -> None:
         with suppress(ServiceError):  # it comes again when the whole group is scored, and then all are told
-            await self._scoring.compute(alone, encoded)
+            await self._scoring.compute(encoded)
 
     async def _score(self, whole: ScoreRequest) -> ScoreResponse:
         async with self._scoring.time_limit(whole):
-            return await self._scoring.compute(whole, await self._scoring.encode(whole))
+            encoded = await self._scoring.encode(whole)
+            return await self._scoring.grade(encoded, await self._scoring.compute(encoded))
 
     def _finish(self, gathering: _Gathering, scoring: asyncio.Task[ScoreResponse]) -> None:
         gathering.place.close()

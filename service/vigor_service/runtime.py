@@ -57,6 +57,7 @@ class Serving:
     scheduler: Scheduler
     scoring: Scoring
     answers: Answers
+    answers_in_lines: Answers
     rendezvous: Rendezvous
     adapters: Adapters
     updates: Updates
@@ -243,6 +244,7 @@ class Runtime:
             publication,
             scheduler,
             scoring,
+            Answers(),
             Answers(),
             rendezvous,
             Adapters(scoring, rendezvous),

@@ -52,6 +52,7 @@ class _Job:
     started_at: float | None = None
     scores: dict[TokenSequence, SequenceScore] = field(default_factory=dict)
     padding_tokens: float = 0.0
+    on_scores: OnScores | None = None
 
 
 @dataclass(slots=True)
@@ -69,6 +70,10 @@ class _Epoch:
     newcomers: list[_Job] = field(default_factory=list)
     pool: Pool[_Job] = field(default_factory=Pool)
     barrier: _Barrier | None = None
+
+
+OnScores = Callable[[Mapping[TokenSequence, SequenceScore]], None]
+"""Is told the scores of some sequences of a job, those of each only once, on the loop and between two batches."""
 
 
 class DoesNotFitError(Exception):
@@ -134,15 +139,24 @@ class Scheduler:
         """Tokens that a batch may have: what was given, or less after memory ran out."""
         return self._budget.max_tokens
 
-    async def score(self, sequences: Collection[TokenSequence], requirement: WeightRequirement) -> Scored:
+    async def score(
+        self,
+        sequences: Collection[TokenSequence],
+        requirement: WeightRequirement,
+        *,
+        on_scores: OnScores | None = None,
+    ) -> Scored:
         """Score distinct sequences under one version of the weights. Cancelling takes its work out of the queue.
+
+        ``on_scores`` is called when its turn has come, with the scores that are there already, and after each batch
+        with those that it brought.
 
         Raises:
             EngineFailedError: the engine raised on a batch that held a part of it.
             DoesNotFitError: sequences of it are too long for the memory.
             ServiceError: the weights were others, or poisoned, when its turn came.
         """
-        job = _Job(sequences, requirement, asyncio.get_running_loop().create_future())
+        job = _Job(sequences, requirement, asyncio.get_running_loop().create_future(), on_scores=on_scores)
         self._epochs[-1].newcomers.append(job)
         self._has_work.set()
         try:
@@ -194,6 +208,8 @@ class Scheduler:
             return
         job.scores = self._cache.find(weights.digest, job.sequences)
         self._metrics.cached_scores.inc(len(job.scores))
+        if job.on_scores is not None:
+            job.on_scores(job.scores)
         if len(job.scores) < len(job.sequences):
             pool.add(job, [sequence for sequence in job.sequences if sequence not in job.scores])
         else:
@@ -213,6 +229,7 @@ class Scheduler:
             self._measure(batch, perf_counter() - started_at)
             self._learn(scoring.result())
             self._refuse(batch, pool, scoring.result().too_long)
+            _tell(batch, scoring.result())
             self._deliver(batch, scoring.result(), weights)
 
     def _learn(self, result: BatchResult) -> None:
@@ -273,6 +290,14 @@ class Scheduler:
             epoch.pool.remove(job)
             if job in epoch.newcomers:
                 epoch.newcomers.remove(job)
+
+
+def _tell(batch: _Batch, result: BatchResult) -> None:
+    """Tell the owners of jobs that were neither refused nor taken back what the batch brought."""
+    for job in _jobs_of(batch):
+        if job.on_scores is not None and not job.answer.done():
+            scored = zip(batch.items(), result.scores, strict=True)
+            job.on_scores({sequence: score for (sequence, owners), score in scored if job in owners})
 
 
 def _jobs_of(batch: _Batch) -> set[_Job]:

@@ -3,21 +3,36 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from vigor_client.schemas import FieldError, ScoreRequest, ScoreResponse, ScoringOptions, TruncatedRule, Usage
+from vigor_client.schemas import FieldError, ScoreRequest, ScoreResponse, ScoringOptions, Usage
 from vigor_service.admission import Admission
-from vigor_service.engine.sequences import TokenSequence
+from vigor_service.engine.sequences import SequenceScore, TokenSequence
 from vigor_service.errors import DeadlineExceededError, SequenceExceedsMemoryError
-from vigor_service.grading import grade, sequences_to_score
+from vigor_service.grading import grade, group_line, last_line, sequences_to_score
+from vigor_service.group_watch import GroupWatch
 from vigor_service.metrics import Metrics
-from vigor_service.scheduler import DoesNotFitError, Scheduler
+from vigor_service.scheduler import DoesNotFitError, OnScores, Scheduler, Scored
 from vigor_service.tokenization import EncodedGroup, Encoder
 from vigor_service.weights.publication import Publication
 from vigor_service.weights.weights import WeightRequirement
 from vigor_service.worker import WorkerThread
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """A request as token sequences: its groups, and what of them needs the engine, each once."""
+
+    request: ScoreRequest
+    groups: Sequence[EncodedGroup]
+    sequences: Sequence[TokenSequence]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the engine has to score."""
+        return sum(sequence.num_tokens for sequence in self.sequences)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +55,33 @@ class Scoring:
             ServiceError: nothing was answered; says why.
         """
         async with self.time_limit(request):
-            groups = await self.encode(request)
-            with self.admission.hold(num_tokens(groups, request.truncated)):
-                response = await self.compute(request, groups)
+            encoded = await self.encode(request)
+            with self.admission.hold(encoded.num_tokens):
+                response = await self.grade(encoded, await self.compute(encoded))
             return await self.preparation.run(response.model_dump_json)
+
+    async def stream(self, request: ScoreRequest, put: Callable[[str], None]) -> None:
+        """Give ``put`` the lines of the answer: each group's when it is finished, then the last one.
+
+        It never waits for who reads them. Cancelling it takes its work out of the queue.
+
+        Raises:
+            ServiceError: nothing further is answered; says why.
+        """
+        async with self.time_limit(request):
+            encoded = await self.encode(request)
+            watch = await self.preparation.run(GroupWatch, encoded.groups, request.truncated)
+            with self.admission.hold(encoded.num_tokens):
+                computing = asyncio.ensure_future(self.compute(encoded, watch.add))
+                computing.add_done_callback(lambda _: watch.close())
+                try:
+                    async for indices in watch.finished():
+                        for line in await self.preparation.run(_group_lines, indices, encoded, watch.scores):
+                            put(line)
+                    scored = await computing
+                finally:
+                    computing.cancel()
+            put(await self.preparation.run(self._last_line, encoded, scored))
 
     @asynccontextmanager
     async def time_limit(self, request: ScoringOptions) -> AsyncIterator[None]:
@@ -55,21 +93,38 @@ class Scoring:
         except TimeoutError as error:
             raise DeadlineExceededError(f"the request was not answered within {seconds:g} seconds") from error
 
-    async def encode(self, request: ScoreRequest) -> list[EncodedGroup]:
-        """Return the groups as token sequences. Raises as ``Encoder.encode``."""
-        return await self.preparation.run(self.encoder.encode, request)
+    async def encode(self, request: ScoreRequest) -> Encoded:
+        """Return the request as token sequences. Raises as ``Encoder.encode``."""
+        return await self.preparation.run(self._encode, request)
 
-    async def compute(self, request: ScoreRequest, groups: Sequence[EncodedGroup]) -> ScoreResponse:
-        """Score and rank what was encoded and admitted, once the weights are there."""
+    async def compute(self, encoded: Encoded, on_scores: OnScores | None = None) -> Scored:
+        """Score what was admitted, once the weights are there.
+
+        Raises:
+            ServiceError: there are no scores; says why.
+        """
+        request = encoded.request
         requirement = WeightRequirement(request.weight_version, request.weight_digest)
         await self.publication.wait_for(requirement, wait_seconds=request.wait_seconds)
         try:
-            scored = await self.scheduler.score(sequences_to_score(groups, request.truncated), requirement)
+            return await self.scheduler.score(encoded.sequences, requirement, on_scores=on_scores)
         except DoesNotFitError as error:
-            raise _exceeds_memory(groups, error.too_long) from error
-        response = await self.preparation.run(grade, self.model, request, groups, scored)
+            raise _exceeds_memory(encoded.groups, error.too_long) from error
+
+    async def grade(self, encoded: Encoded, scored: Scored) -> ScoreResponse:
+        """Rank every group, and count what the request cost."""
+        response = await self.preparation.run(grade, self.model, encoded.request, encoded.groups, scored)
         self._count(response.usage)
         return response
+
+    def _encode(self, request: ScoreRequest) -> Encoded:
+        groups = self.encoder.encode(request)
+        return Encoded(request, groups, sequences_to_score(groups, request.truncated))
+
+    def _last_line(self, encoded: Encoded, scored: Scored) -> str:
+        line = last_line(self.model, encoded.request, encoded.groups, scored)
+        self._count(line.usage)
+        return line.model_dump_json()
 
     def _count(self, usage: Usage) -> None:
         self.metrics.tokens.labels("prompt").inc(usage.prompt_tokens)
@@ -77,9 +132,8 @@ class Scoring:
         self.metrics.tokens.labels("padding").inc(usage.padding_tokens)
 
 
-def num_tokens(groups: Sequence[EncodedGroup], truncated: TruncatedRule) -> int:
-    """Return the tokens of all sequences that need the engine."""
-    return sum(sequence.num_tokens for sequence in sequences_to_score(groups, truncated))
+def _group_lines(indices: Sequence[int], encoded: Encoded, scores: Mapping[TokenSequence, SequenceScore]) -> list[str]:
+    return [group_line(index, encoded.groups, scores, encoded.request).model_dump_json() for index in indices]
 
 
 def _exceeds_memory(

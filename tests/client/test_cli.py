@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.client.fake_service import MODEL, FakeService, answer, problem
-from tests.client.test_client import scores
+from tests.client.test_client import DIGEST, scores
 from vigor_client.cli import main
 from vigor_client.schemas import GroupScore, Health, ScoreRequest
 
@@ -33,6 +33,7 @@ class CommandLineFake(FakeService):
         self.group_counts: list[int] = []
         self.keys: set[str | None] = set()
         self.ready = True
+        self.weight_digest = DIGEST
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         self.keys.add(request.headers.get("Authorization"))
@@ -54,9 +55,11 @@ class CommandLineFake(FakeService):
         if bad:
             places = [{"loc": ["groups", index, "prompt_ids", 0], "msg": "id 9 is out of range"} for index in bad]
             return problem(422, "invalid_request", errors=places)
+        if request.weight_digest not in (None, self.weight_digest):
+            return problem(409, "weight_digest_mismatch", have=self.weight_digest, want=request.weight_digest)
         one = scores(sizes=(1,)).groups[0].completions
         groups = [GroupScore(id=group.id, completions=one * len(group.completions)) for group in request.groups]
-        return answer(scores(groups=groups))
+        return answer(scores(groups=groups, weight_digest=self.weight_digest))
 
 
 class FakeOnASocket(ThreadingHTTPServer):
@@ -100,6 +103,13 @@ def fake() -> CommandLineFake:
 
 @pytest.fixture
 def url(fake: CommandLineFake) -> Iterator[str]:
+    with serving(fake) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def serving(fake: FakeService) -> Iterator[str]:
+    """The fake on a socket; yields its URL."""
     with FakeOnASocket(fake) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()

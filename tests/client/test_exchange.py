@@ -21,7 +21,7 @@ from vigor_client.errors import (
 from vigor_client.exchange import REQUEST_ID_HEADER, Exchange
 from vigor_client.retry import Repeat, RetryPolicy
 from vigor_client.schemas import Health
-from vigor_client.wire import Body, Call, run_blocking
+from vigor_client.wire import Body, Call, TakeChunk, run_blocking
 
 T = TypeVar("T")
 Outcome = httpx.Response | Callable[[httpx.Request], Exception]
@@ -47,6 +47,11 @@ class ScriptedWire:
             raise outcome(request)
         outcome.request = request
         return outcome
+
+    async def stream(self, call: Call, take: TakeChunk) -> httpx.Response:
+        response = await self.send(call)
+        take(response, response.content)
+        return response
 
     async def sleep(self, seconds: float) -> None:
         self.sleeps.append(seconds)

@@ -19,20 +19,26 @@ BODY = b'{"status":"ok"}'
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\nConnection: close\r\n\r\n" + BODY
 CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\nConnection: close\r\n\r\n" + BODY[:7]
 DEADLINE_SECONDS = 20.0
-SILENCE = b""
+
+
+class HeldOpen(bytes):
+    """What is sent before the connection falls silent."""
+
+
+SILENCE = HeldOpen(b"")
 
 
 def serve(listener: socket.socket, answers: list[bytes], released: threading.Event) -> None:
-    """Give each connection the next answer and hang up; SILENCE holds it open until the test is over."""
+    """Give each connection the next answer and hang up, or hold it open until the test is over."""
     for answer in answers:
         connection, _ = listener.accept()
         with connection:
             connection.settimeout(DEADLINE_SECONDS)
             read_head(connection)
-            if answer == SILENCE:
+            connection.sendall(answer)
+            if isinstance(answer, HeldOpen):
                 released.wait(DEADLINE_SECONDS)
             else:
-                connection.sendall(answer)
                 linger(connection)
 
 

@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from tests.fake_scorer import MAX_SEQUENCE_TOKENS, VOCAB_SIZE
 from tests.live_service import LiveService, live_service
+from tests.service.test_score_stream import stepping_service
 from tests.tiny_models import tiny_model, tiny_tokenizer
 from tests.waiting import wait_until
 from vigor_client import (
@@ -21,6 +22,7 @@ from vigor_client import (
     Completion,
     CompletionScore,
     Group,
+    GroupScore,
     InvalidRequestError,
     QueueFullError,
     ScoreResponse,
@@ -33,6 +35,11 @@ from vigor_client import (
     digest_of_tensors,
 )
 from vigor_client.cli import main
+from vigor_client.endpoints import Endpoints
+from vigor_client.exchange import Exchange
+from vigor_client.retry import RetryPolicy
+from vigor_client.schemas import ScoreRequest
+from vigor_client.wire import BlockingWire, run_blocking
 from vigor_service.engine.engine import Engine
 from vigor_service.engine.sequences import TokenSequence
 from vigor_service.runtime import LoadedModel
@@ -230,6 +237,30 @@ def test_a_full_queue_is_waited_for(tmp_path: Path) -> None:
             second = pool.submit(patient.score, GROUPS)
             threading.Timer(0.2, service.scorer.gate.set).start()
             assert norms(first.result(20.0)) == norms(second.result(60.0))
+
+
+def test_groups_are_told_of_while_the_others_are_computed(tmp_path: Path) -> None:
+    with stepping_service(tmp_path) as (service, scorer), VigorClient(url_of(service)) as client:
+        told: list[int] = []
+
+        def go_on(index: int, _group: GroupScore) -> None:
+            told.append(index)
+            scorer.permits.release()  # without which the next group is never computed
+
+        scorer.permits.release()
+        groups = [{"prompt_ids": [1], "completions": [[number] * number]} for number in (1, 2, 3)]
+        assert len(client.score(groups, on_group=go_on).groups) == 3
+    assert told == [2, 1, 0]
+
+
+def test_a_long_computation_is_no_dead_connection(tmp_path: Path) -> None:
+    with live_service(tmp_path, beat_seconds=0.05) as service, httpx.Client(base_url=url_of(service)) as http:
+        patient_for_seconds, computing_for_seconds = 0.75, 1.5
+        wire = BlockingWire(http, silence_seconds=patient_for_seconds)
+        endpoints = Endpoints(Exchange(wire, RetryPolicy(max_retries=0), random=lambda: 0.0), timeout_seconds=20.0)
+        service.scorer.gate.clear()
+        threading.Timer(computing_for_seconds, service.scorer.gate.set).start()
+        assert run_blocking(endpoints.score(ScoreRequest(groups=GROUPS))).groups[0].id == "q"
 
 
 def test_the_command_line_pushes_and_scores(

@@ -6,6 +6,7 @@ import logging
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -42,7 +43,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
         gate.wait(60)
         return LoadedModel(FakeScorer(), None)
 
-    keys = {"score_key": SCORE_KEY, "publish_key": PUBLISH_KEY}
+    keys: dict[str, Any] = {"score_key": SCORE_KEY, "publish_key": PUBLISH_KEY}
     with live_service(tmp_path_factory.mktemp("staging"), load_model=load, wait_ready=False, **keys) as running:
         yield running
         gate.set()

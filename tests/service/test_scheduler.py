@@ -377,3 +377,43 @@ def test_it_is_alive_between_start_and_stop() -> None:
 
     assert not Bench(100, 0).scheduler.is_alive
     _run(test)
+
+
+def test_an_owner_is_told_of_scores_batch_by_batch_from_its_turn_on() -> None:
+    told: list[int] = []
+
+    async def test(bench: Bench) -> None:
+        scored = await bench.scheduler.score(
+            [_sequence(n) for n in range(5)], ANY, on_scores=lambda scores: told.append(len(scores))
+        )
+        assert len(scored.scores) == 5
+
+    _run(test, max_batch_tokens=4)
+    assert told == [0, 2, 2, 1]
+
+
+def test_an_owner_whose_sequence_did_not_fit_is_told_nothing_of_that_batch() -> None:
+    told: list[int] = []
+
+    async def test(bench: Bench) -> None:
+        bench.scorer.fitting_tokens = 5
+        with pytest.raises(DoesNotFitError):
+            await bench.scheduler.score(
+                [_sequence(2), _sequence(*range(9))], ANY, on_scores=lambda scores: told.append(len(scores))
+            )
+
+    _run(test)
+    assert told == [0]
+
+
+def test_an_owner_of_other_weights_is_told_nothing() -> None:
+    told: list[int] = []
+
+    async def test(bench: Bench) -> None:
+        with pytest.raises(WeightVersionMismatchError):
+            await bench.scheduler.score(
+                [_sequence(2)], WeightRequirement(version=7), on_scores=lambda scores: told.append(len(scores))
+            )
+
+    _run(test)
+    assert told == []

@@ -1,10 +1,10 @@
-"""Work that ends when nobody waits for it any more."""
+"""Work that somebody waits for, until they do not wait any more."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from fastapi import Request
 
@@ -13,7 +13,7 @@ from vigor_service.errors import ClientGoneError
 _T = TypeVar("_T")
 
 
-async def unless_client_leaves(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+async def unless_client_leaves(request: Request, work: Awaitable[_T]) -> _T:
     """Return what the work returns; when the connection ends first, cancel it.
 
     Raises:

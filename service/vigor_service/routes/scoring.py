@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from fastapi import APIRouter, Request, Response
 
-from vigor_client.schemas import ScoreRequest, ScoreResponse
+from vigor_client.schemas import LINES_MEDIA_TYPE, ScoreRequest, ScoreResponse
 from vigor_service import errors
 from vigor_service.body import parse_json
 from vigor_service.idempotency import HEADER
-from vigor_service.openapi import json_body, problems
+from vigor_service.openapi import json_body, problems, score_lines
 from vigor_service.routes.dependencies import (
     FOR_SCORERS,
     BodiesDependency,
@@ -16,6 +18,8 @@ from vigor_service.routes.dependencies import (
     ServingDependency,
 )
 from vigor_service.routes.leaving import unless_client_leaves
+from vigor_service.routes.lines_response import LinesResponse
+from vigor_service.streaming import lines_of, with_last_error
 
 router = APIRouter(tags=["scoring"], dependencies=FOR_SCORERS)
 REFUSALS = (
@@ -42,7 +46,7 @@ REFUSALS = (
     "/v1/score",
     summary="Score whole groups under the current weights",
     response_model=ScoreResponse,
-    responses=problems(*REFUSALS),
+    responses=score_lines() | problems(*REFUSALS),
     openapi_extra=json_body(ScoreRequest),
 )
 async def score(
@@ -50,6 +54,16 @@ async def score(
 ) -> Response:
     async with bodies.receive(request) as body:
         asked = await runtime.preparation.run(parse_json, ScoreRequest, body, consequence="nothing was scored")
-    work = serving.answers.once(request.headers.get(HEADER), body, lambda: serving.scoring.score(asked))
-    answer = await unless_client_leaves(request, work)
-    return Response(answer, media_type="application/json")
+    key = request.headers.get(HEADER)
+    if not _accepts_lines(request):
+        work = serving.answers.once(key, body, partial(serving.scoring.score, asked))
+        return Response(await unless_client_leaves(request, work), media_type="application/json")
+    work = partial(serving.answers_in_lines.stream, key, body, partial(serving.scoring.stream, asked))
+    lines = lines_of(work, beat_seconds=request.app.state.beat_seconds)
+    first = await unless_client_leaves(request, anext(lines))  # a failure until here has a status of its own
+    return LinesResponse(with_last_error(first, lines), timeout_seconds=runtime.settings.request_timeout_seconds)
+
+
+def _accepts_lines(request: Request) -> bool:
+    accepted = ",".join(request.headers.getlist("accept")).lower().split(",")
+    return LINES_MEDIA_TYPE in (media_range.partition(";")[0].strip() for media_range in accepted)
