@@ -16,6 +16,7 @@ from typing import cast
 
 import vigor_service.__main__ as program
 from vigor_service.engine.engine import Engine, Write
+from vigor_service.logs import configure_logging
 from vigor_service.runtime import LoadedModel
 from vigor_service.server import serve
 from vigor_service.settings import Settings
@@ -74,5 +75,5 @@ if __name__ == "__main__":
     if stage == "storing":
         sys.addaudithook(_die_before_rename)
     settings = program._read_settings()
-    program._configure_logging("INFO")
+    configure_logging("info", settings.log_format)
     serve(settings, partial(_load, settings, stage))
