@@ -17,6 +17,7 @@ from tests.tiny_models import tiny_tokenizer
 from tests.waiting import DEADLINE_SECONDS, wait_until
 from vigor_client.schemas import BEAT_SECONDS
 from vigor_service.app import create_app
+from vigor_service.connections import DEFAULT_LIMITS, bounded_protocol
 from vigor_service.runtime import LoadedModel, Runtime
 from vigor_service.settings import Settings
 
@@ -75,7 +76,14 @@ class _Server(uvicorn.Server):
 @contextmanager
 def _server(app: Any) -> Iterator[str]:  # noqa: ANN401 - an ASGI application
     config = uvicorn.Config(
-        app, port=0, http="httptools", loop="uvloop", ws="none", lifespan="on", log_config=None, access_log=False
+        app,
+        port=0,
+        http=bounded_protocol(DEFAULT_LIMITS),
+        loop="uvloop",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
     )
     socket = config.bind_socket()
     server = _Server(config)

@@ -53,7 +53,7 @@ class Keys:
     def _granted(self, shown: str | None) -> Role | None:
         offered = (shown or "").encode()
         # Both are compared, whatever the first says: the time taken tells nothing about either.
-        may_score, may_publish = _is(self.score, offered), _is(self.publish, offered)
+        may_score, may_publish = _matches(self.score, offered), _matches(self.publish, offered)
         return Role.PUBLISH if may_publish else Role.SCORE if may_score else None
 
     def _why_forbidden(self) -> str:
@@ -94,5 +94,5 @@ def read_key(file: Path) -> str:
         raise ValueError(f"{file}: {error}") from error
 
 
-def _is(key: SecretStr | None, offered: bytes) -> bool:
+def _matches(key: SecretStr | None, offered: bytes) -> bool:
     return key is not None and hmac.compare_digest(offered, key.get_secret_value().encode())

@@ -43,6 +43,8 @@ def test_a_host_that_others_reach_is_refused_by_name_unless_allowed(host: str) -
         {"max_batch_tokens": True},
         {"dtype": "int8"},
         {"drain_seconds": 0},
+        {"watchdog_seconds": 0},
+        {"log_format": "xml"},
         {"parameters": "("},
         {"norm_probes": 0},
         {"parameters": "last-0-layers"},

@@ -61,10 +61,16 @@ def test_what_cannot_be_used_is_named_before_anything_runs(
     assert complaint in capsys.readouterr().err
 
 
-def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    model = str(save_tiny_checkpoint(tmp_path))
-    (tmp_path / "key").write_text("one s3cret\nanother s3cret\n")
-    flags = ["--reward_url", "http://127.0.0.1:1", "--model", model, "--api_key_file", str(tmp_path / "key")]
+@pytest.mark.parametrize("source", ["file", "environment"])
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown(
+    source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--reward_url", "http://127.0.0.1:1", "--model", str(save_tiny_checkpoint(tmp_path))]
+    if source == "file":
+        (tmp_path / "key").write_text("one s3cret\nanother s3cret\n")
+        flags += ["--api_key_file", str(tmp_path / "key")]
+    else:
+        monkeypatch.setenv("VIGOR_API_KEY", "one s3cret")
     assert run(*flags) == 2
     complaint = capsys.readouterr().err
     assert "--api_key_file (VIGOR_API_KEY)" in complaint
