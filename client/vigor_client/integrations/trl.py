@@ -33,8 +33,7 @@ logger = logging.getLogger(__name__)
 class ProcessingClass(Protocol):
     """What is asked of the trainer's ``processing_class``, a tokenizer of transformers, which types it so."""
 
-    @property
-    def eos_token_id(self) -> Any: ...  # noqa: ANN401
+    def __getattr__(self, key: str) -> Any: ...  # noqa: ANN401 - how it has `eos_token_id`
 
     def __call__(self, *, text: Any) -> Any: ...  # noqa: ANN401
 

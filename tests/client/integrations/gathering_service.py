@@ -98,8 +98,8 @@ def gathering_service(gather_seconds: float = GATHER_SECONDS) -> Iterator[Gather
             self.end_headers()
             self.wfile.write(text.encode())
 
-        def log_message(self, *_: object) -> None:
-            pass
+        def log_message(self, format: str, *args: object) -> None:
+            """Standard error is for tests that fail."""
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     service.url = f"http://127.0.0.1:{server.server_address[1]}"

@@ -81,7 +81,7 @@ def test_settings_of_the_chat_template_reach_it(service: GatheringService) -> No
     tokenizer.chat_template = "{{ mood }}{{ messages[0]['content'] }}"
     reward = VigorReward(service.url, tokenizer, 1, chat_template_kwargs={"mood": "Smile! "})
     call(reward, prompts=[[{"role": "user", "content": "1+1"}]], ids=[[50, EOS]])
-    assert tokenizer.decode(service.requests[0].groups[0].prompt_ids) == "Smile! 1+1"
+    assert tokenizer.decode(service.requests[0].groups[0].prompt_ids or []) == "Smile! 1+1"
 
 
 def test_a_completion_that_ends_with_an_end_of_sequence_stopped(service: GatheringService) -> None:
@@ -133,7 +133,7 @@ def test_groups_that_lie_across_processes_meet_in_the_service(kind: Kind, servic
         return await asyncio.to_thread(call, reward, prompts=prompts[mine], ids=ids[mine])
 
     async def both() -> list[list[float]]:
-        return await asyncio.gather(rewards(0), rewards(1))
+        return list(await asyncio.gather(rewards(0), rewards(1)))
 
     first, second = asyncio.run(both())
     assert first + second == pytest.approx([-1, 1 / 3, -1 / 3, 1, -1, 1 / 3, -1 / 3, 1, 1, 1 / 3, -1 / 3, -1])
