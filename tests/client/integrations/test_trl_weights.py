@@ -16,7 +16,6 @@ import pytest
 import torch
 
 from tests.client.fake_service import FakeService
-from tests.client.integrations.gathering_service import gathering_service
 from tests.client.integrations.grpo import stock_trainer
 from tests.service_process import REPOSITORY, service_process
 from tests.tiny_models import save_tiny_checkpoint, tiny_model, tiny_tokenizer
@@ -24,7 +23,6 @@ from vigor_client import Publication, VigorClient, VigorError
 from vigor_client.integrations.trl import AsyncVigorReward, VigorReward
 from vigor_client.integrations.trl_transfer import PublishingTransfer
 from vigor_client.integrations.trl_weights import WeightPublisher, refuse_parts
-from vigor_client.ranking import rank_rewards, ranks
 
 LIMIT_SECONDS = 120
 
@@ -139,16 +137,16 @@ def in_two_processes(*arguments: str) -> list[dict[str, Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["VigorReward", "AsyncVigorReward"])
-def test_groups_that_two_processes_share_are_ranked_whole(kind: str, tmp_path: Path) -> None:
-    with gathering_service() as service:  # a service of norms that can be worked out, and that counts every index once
-        first, second = in_two_processes(service.url, str(tmp_path), kind)
-    assert len(first["ids"]) == len(second["ids"]) == 6
-    assert len(service.samples) == 12
-    for number, (mean, std) in enumerate(zip(first["means"], first["stds"], strict=True)):
-        group = [*first["ids"][2 * number : 2 * number + 2], *second["ids"][2 * number : 2 * number + 2]]
-        rewards = torch.tensor(rank_rewards(ranks([sum(ids) for ids in group])))
-        assert mean == pytest.approx(0, abs=1e-6)
-        assert std == pytest.approx(rewards.std().item(), abs=1e-5)
+def test_groups_that_two_processes_share_are_ranked_whole(kind: str, url: str, tmp_path: Path) -> None:
+    first, second = in_two_processes(url, str(tmp_path), kind)
+    halves = list(zip(first["calls"], second["calls"], strict=True))
+    assert len(halves) == 3
+    with VigorClient(url) as client:
+        for mine, others in halves:
+            assert len({str(prompt) for prompt in mine["prompts"] + others["prompts"]}) == 1
+            group = {"messages": mine["prompts"][0], "completions": mine["ids"] + others["ids"]}
+            whole = client.score([group]).groups[0].completions
+            assert mine["rewards"] + others["rewards"] == [score.reward for score in whole]
 
 
 @pytest.mark.slow

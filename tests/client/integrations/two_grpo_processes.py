@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,26 +25,37 @@ def main(url: str, directory: str, kind: str, *publish: str) -> None:
     PartialState(cpu=True, backend="gloo")
     torch.set_num_threads(1)
     weights = WeightPublisher(url) if publish else None
-    reward = getattr(trl, kind)(url, tiny_tokenizer(), 4, weights=weights, on_failure="raise")
-    rows: list[dict[str, Any]] = []
-
-    def heard(completion_ids: list[list[int]], **_others: object) -> list[float]:
-        rows.extend({"ids": ids} for ids in completion_ids)
-        return [0.0] * len(completion_ids)
-
+    calls: list[dict[str, Any]] = []
+    reward = recorded(getattr(trl, kind)(url, tiny_tokenizer(), 4, weights=weights, on_failure="raise"), calls)
     batch_size = 4 if publish else 2
-    trainer = stock_trainer(Path(directory), reward, heard, weights=weights, per_device_train_batch_size=batch_size)
+    trainer = stock_trainer(Path(directory), reward, weights=weights, per_device_train_batch_size=batch_size)
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "rewards/vigor/mean" in entry]
     said = {
         "rank": PartialState().process_index,
-        "ids": [row["ids"] for row in rows],
+        "calls": calls,
         "versions": [entry["vigor/weight_version"] for entry in logs],
-        "means": [entry["rewards/vigor/mean"] for entry in logs],
-        "stds": [entry["rewards/vigor/std"] for entry in logs],
     }
     os.write(sys.stdout.fileno(), f"said {json.dumps(said)}\n".encode())  # in one piece: both write to the same pipe
     PartialState().destroy_process_group()
+
+
+def recorded(reward: trl.VigorReward | trl.AsyncVigorReward, calls: list[dict[str, Any]]) -> Callable[..., Any]:
+    """The same function; what it was told and what it answered is added to `calls`."""
+
+    def record(told: dict[str, Any], rewards: list[float | None]) -> list[float | None]:
+        calls.append({"prompts": told["prompts"], "ids": told["completion_ids"], "rewards": rewards})
+        return rewards
+
+    def blocking(**told: Any) -> list[float | None]:  # noqa: ANN401 - as TRL calls it
+        return record(told, reward(**told))  # pyright: ignore[reportArgumentType] - of the blocking kind
+
+    async def awaited(**told: Any) -> list[float | None]:  # noqa: ANN401 - likewise
+        return record(told, await reward(**told))  # pyright: ignore[reportGeneralTypeIssues] - of the other kind
+
+    function = awaited if isinstance(reward, trl.AsyncVigorReward) else blocking
+    function.__name__ = reward.__name__
+    return function
 
 
 if __name__ == "__main__":
