@@ -1,4 +1,4 @@
-"""One process' share of a round of completions: whole groups in one request, the rest sample by sample, in order again.
+"""One process' share of a round of completions: whole groups together, the rest sample by sample, in order again.
 
 Knows groups, samples and clients; knows no trainer.
 """
@@ -6,14 +6,23 @@ Knows groups, samples and clients; knows no trainer.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from vigor_client.client import AsyncVigorClient
 from vigor_client.integrations.parts import Part
-from vigor_client.schemas import Completion, CompletionScore, Group, SampleRequest, SampleResponse, ScoreResponse
+from vigor_client.schemas import (
+    MAX_GROUPS,
+    Completion,
+    CompletionScore,
+    Group,
+    SampleRequest,
+    SampleResponse,
+    ScoreResponse,
+)
 
+MAX_REQUEST_IDS = 1_000_000  # about 7 MB of JSON; the service takes 16 MB unless told otherwise
 MAX_WAITING_SAMPLES = 100  # each waits on a connection of its own, and httpx opens so many
 
 
@@ -62,14 +71,15 @@ class Round:
             for position in range(part.start, part.stop)
         ]
 
-    def in_order(self, groups: ScoreResponse | None, samples: Sequence[SampleResponse]) -> list[Scored]:
+    def in_order(self, groups: Iterable[ScoreResponse], samples: Iterable[SampleResponse]) -> list[Scored]:
         """The answers to `groups` and `samples` as one list, a score per completion."""
-        whole = iter(groups.groups if groups else ())
+        whole = iter([(answer.weight_version, group) for answer in groups for group in answer.groups])
         single = iter(samples)
         ordered: list[Scored] = []
         for part in self.parts:
-            if groups and self._is_whole(part):
-                ordered += [Scored(groups.weight_version, score) for score in next(whole).completions]
+            if self._is_whole(part):
+                version, group = next(whole)
+                ordered += [Scored(version, score) for score in group.completions]
             else:
                 answers = [next(single) for _ in range(part.start, part.stop)]
                 ordered += [Scored(answer.weight_version, answer.completion) for answer in answers]
@@ -105,12 +115,25 @@ async def score_round(client: AsyncVigorClient, asked: Round, options: Mapping[s
     Raises:
         the error of what failed first; the rest is given up.
     """
-    groups = asked.groups()
     try:
         # Together, since other processes wait for these samples already.
         async with asyncio.TaskGroup() as tasks:
-            whole = tasks.create_task(client.score(groups, **options)) if groups else None
+            whole = [tasks.create_task(client.score(groups, **options)) for groups in in_portions(asked.groups())]
             single = [tasks.create_task(client.score_sample(sample)) for sample in asked.samples(options)]
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
-    return asked.in_order(whole.result() if whole else None, [task.result() for task in single])
+    return asked.in_order([task.result() for task in whole], [task.result() for task in single])
+
+
+def in_portions(groups: Iterable[Group], *, max_ids: int = MAX_REQUEST_IDS) -> list[list[Group]]:
+    """Cut groups into requests that the service takes, groups whole and in order."""
+    portions: list[list[Group]] = []
+    room = 0
+    for group in groups:
+        num_ids = len(group.prompt_ids or []) + sum(len(completion.ids or []) for completion in group.completions)
+        if num_ids > room or len(portions[-1]) == MAX_GROUPS:
+            portions.append([])
+            room = max_ids
+        portions[-1].append(group)
+        room -= num_ids
+    return portions

@@ -279,5 +279,18 @@ def test_the_transfer_is_what_trl_asks_for() -> None:
     }
 
 
+@pytest.mark.filterwarnings("ignore:You are importing from 'trl.experimental'")
+def test_the_service_takes_the_weights_that_trl_streams(url: str) -> None:
+    from trl.experimental.async_grpo.async_grpo_trainer import _iter_vllm_named_params
+
+    changed = tiny_model()
+    with torch.no_grad():
+        changed.get_parameter("model.norm.weight").add_(0.5)
+    transfer = PublishingTransfer(InnerTransfer(num_taken=0), url)
+    transfer.send_weights((name, parameter.detach()) for name, parameter in _iter_vllm_named_params(changed))
+    with VigorClient(url) as client:
+        assert client.weights().weight_version == 1
+
+
 def members(kind: type) -> dict[str, Any]:
     return {name: member for name, member in vars(kind).items() if inspect.isfunction(member) and name[0] != "_"}
