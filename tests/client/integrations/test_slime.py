@@ -1,4 +1,4 @@
-"""slime's group reward, on samples with the fields of `slime/utils/types.py` at slime 0d234f3 (2026-08)."""
+"""slime's group reward, on samples with the fields of `slime/utils/types.py` at slime 624b824 (2026-08)."""
 
 from __future__ import annotations
 

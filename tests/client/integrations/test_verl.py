@@ -1,6 +1,6 @@
 """verl's reward manager and advantage estimator, on data as verl's agent loop and reward loop hand it over.
 
-Shapes from `agent_loop.py` and `reward_manager/naive.py` of verl 02dd715 and 247f1ac (2026-08).
+Shapes from `experimental/agent_loop/agent_loop.py` and `experimental/reward_loop/` of verl 1dda039 (2026-08).
 """
 
 from __future__ import annotations
