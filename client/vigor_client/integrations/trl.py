@@ -74,6 +74,10 @@ class _Reward:
         connect: Callable[[str], AsyncVigorClient] = AsyncVigorClient,
         processes: Callable[[], Processes] = torch_processes,
     ) -> None:
+        if num_generations < 1 or num_generations_eval == 0:
+            raise ValueError(f"{num_generations} and {num_generations_eval} generations: a group has at least one")
+        if on_failure not in ("none", "raise"):
+            raise ValueError(f"on_failure is {on_failure!r}; give 'none' or 'raise'")
         if num_generations_eval not in (None, num_generations) and weights is None:
             raise ValueError("num_generations_eval differs from num_generations: give weights, which know when it is")
         self.__name__ = reward  # TRL logs rewards/<name>/mean
@@ -178,8 +182,8 @@ class VigorReward(_Reward):
         processes: tells which process this is, for tests.
 
     Raises:
-        ValueError: at the start, ``num_generations_eval`` without ``weights``; in a call, completions that cannot be
-            scored (images, tools, environments), or that are no whole groups.
+        ValueError: at the start, arguments that say nothing, or ``num_generations_eval`` without ``weights``; in a
+            call, completions that cannot be scored (images, tools, environments), or that are no whole groups.
         VigorError: in a call, with ``on_failure="raise"``.
     """
 

@@ -144,7 +144,7 @@ class WeightPublisher:
         """Publish what training ended with."""
         self._publish(state.global_step)
 
-    if not TYPE_CHECKING:
+    if not TYPE_CHECKING:  # which would take every name for a method
 
         def __getattr__(self, name: str) -> Callable[..., None]:
             """transformers calls a method for every event, also for those that nothing follows from here."""

@@ -224,6 +224,19 @@ def test_another_number_of_generations_in_evaluation_needs_weights() -> None:
         VigorReward(CLOSED_PORT_URL, tiny_tokenizer(), 4, num_generations_eval=2)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"num_generations": 0}, "a group has at least one"),
+        ({"num_generations": 4, "num_generations_eval": 0}, "a group has at least one"),
+        ({"num_generations": 4, "on_failure": "zero"}, "on_failure is 'zero'; give 'none' or 'raise'"),
+    ],
+)
+def test_arguments_that_say_nothing_are_refused(arguments: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ValueError, match=reason):
+        VigorReward(CLOSED_PORT_URL, tiny_tokenizer(), **arguments)
+
+
 # ------------------------------------------------------------------------------------------- how TRL uses them
 
 

@@ -5,6 +5,7 @@ Arguments: the service's URL, a directory, the class of the reward function, and
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -24,20 +25,23 @@ from vigor_client.integrations.trl_weights import WeightPublisher
 def main(url: str, directory: str, kind: str, *publish: str) -> None:
     PartialState(cpu=True, backend="gloo")
     torch.set_num_threads(1)
-    weights = WeightPublisher(url) if publish else None
+    said = json.dumps(train(url, Path(directory), kind, publishes=bool(publish)))
+    os.write(sys.stdout.fileno(), f"said {said}\n".encode())  # in one piece: both write to the same pipe
+    gc.collect()  # the trainer's last reference to the group of processes, which otherwise may end in a deadlock
+    PartialState().destroy_process_group()
+
+
+def train(url: str, directory: Path, kind: str, *, publishes: bool) -> dict[str, Any]:
+    """Three steps; what this process was told and answered, and the versions that its log has."""
+    weights = WeightPublisher(url) if publishes else None
     calls: list[dict[str, Any]] = []
     reward = recorded(getattr(trl, kind)(url, tiny_tokenizer(), 4, weights=weights, on_failure="raise"), calls)
-    batch_size = 4 if publish else 2
-    trainer = stock_trainer(Path(directory), reward, weights=weights, per_device_train_batch_size=batch_size)
+    batch_size = 4 if publishes else 2
+    trainer = stock_trainer(directory, reward, weights=weights, per_device_train_batch_size=batch_size)
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "rewards/vigor/mean" in entry]
-    said = {
-        "rank": PartialState().process_index,
-        "calls": calls,
-        "versions": [entry["vigor/weight_version"] for entry in logs],
-    }
-    os.write(sys.stdout.fileno(), f"said {json.dumps(said)}\n".encode())  # in one piece: both write to the same pipe
-    PartialState().destroy_process_group()
+    versions = [entry["vigor/weight_version"] for entry in logs]
+    return {"rank": PartialState().process_index, "calls": calls, "versions": versions}
 
 
 def recorded(reward: trl.VigorReward | trl.AsyncVigorReward, calls: list[dict[str, Any]]) -> Callable[..., Any]:
