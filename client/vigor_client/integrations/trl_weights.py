@@ -141,7 +141,8 @@ class WeightPublisher:
     def on_train_end(
         self, _args: GenerationSettings, state: TrainerState, _control: TrainerControl, **_others: object
     ) -> None:
-        """Publish what training ended with."""
+        """Publish what training ended with, which may be an earlier, better model loaded again."""
+        self._step = None
         self._publish(state.global_step)
 
     if not TYPE_CHECKING:  # which would take every name for a method

@@ -194,6 +194,28 @@ def test_weights_are_published_once_per_step_that_generates(
     assert set(sums) <= set(client.sums), "what generates is what was published last"
 
 
+def test_the_best_model_that_is_loaded_at_the_end_is_published(tmp_path: Path) -> None:
+    client = RecordingClient()
+    weights = WeightPublisher("http://fake", connect=lambda _: client)  # pyright: ignore[reportArgumentType]
+    settings: dict[str, Any] = {
+        "max_steps": 2,
+        "eval_strategy": "steps",
+        "eval_steps": 1,
+        "save_strategy": "steps",
+        "save_steps": 1,
+        "metric_for_best_model": "reward",
+        "greater_is_better": False,
+        "load_best_model_at_end": True,
+    }
+
+    def step(completion_ids: list[list[int]], trainer_state: Any, **_others: object) -> list[float]:  # noqa: ANN401
+        return [float(trainer_state.global_step)] * len(completion_ids)  # the first evaluation is the best
+
+    stock_trainer(tmp_path, step, weights=weights, **settings).train()
+    assert client.versions == [0, 1, 2, 2]
+    assert client.sums[-1] == client.sums[1], "after one step, not two"
+
+
 def test_a_publication_that_fails_stops_the_run(tmp_path: Path) -> None:
     class Refusing(RecordingClient):
         def publish_weights(self, *_: object, **_options: object) -> Publication:
