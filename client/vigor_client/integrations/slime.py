@@ -41,7 +41,8 @@ class Sample(Protocol):
 async def vigor_group_reward(args: Arguments, samples: Sequence[Sample], **_options: object) -> list[float]:
     """Return the rank rewards of one group, a reward per sample.
 
-    The service is at ``--rm-url``, else at ``VIGOR_URL``. Scores come from the weights it serves.
+    The service is at ``--rm-url``, else at ``VIGOR_URL``; ``VIGOR_API_KEY`` is its key, if it has one. Scores
+    come from the weights it serves.
 
     Raises:
         ValueError: no URL, or samples that are no whole group of finished responses to one prompt.
@@ -50,7 +51,7 @@ async def vigor_group_reward(args: Arguments, samples: Sequence[Sample], **_opti
     url = args.rm_url or os.environ.get("VIGOR_URL")
     if not url:
         raise ValueError("where is the scoring service? Give --rm-url, or set VIGOR_URL")
-    async with AsyncVigorClient(url) as client:
+    async with AsyncVigorClient(url, api_key=os.environ.get("VIGOR_API_KEY") or None) as client:
         response = await client.score([_group(samples)])
     return [score.reward for score in response.groups[0].completions]
 

@@ -56,7 +56,8 @@ class Reward(TypedDict):
 class VigorRewardManager:
     """A reward manager of verl: ``reward_score`` is minus the scaled gradient norm, NaN where there is none.
 
-    The service is at ``VIGOR_URL``. Scores come from the weights it serves. Train with ``vigor_advantage``.
+    The service is at ``VIGOR_URL``, its key in ``VIGOR_API_KEY``, if it has one. Scores come from the weights it
+    serves. Train with ``vigor_advantage``.
 
     Raises:
         ValueError: ``VIGOR_URL`` is not set; in a call, samples whose tokens verl does not tell apart.
@@ -72,7 +73,7 @@ class VigorRewardManager:
         url = os.environ.get("VIGOR_URL")
         if not url:
             raise ValueError("where is the scoring service? Set VIGOR_URL for the workers of verl")
-        self._client = AsyncVigorClient(url)
+        self._client = AsyncVigorClient(url, api_key=os.environ.get("VIGOR_API_KEY") or None)
         self._places = asyncio.Semaphore(MAX_CONCURRENT_SAMPLES)
 
     async def run_single(self, data: Data) -> Reward:
