@@ -1,0 +1,43 @@
+"""Which completions of which groups one process holds, where groups lie end to end over the slices of all processes.
+
+Pure arithmetic: knows no trainer and no service.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The completions of one group that one process holds: ``slice[start:stop]``.
+
+    ``group`` counts the groups of all processes; ``first`` is the index within the group of the first of them.
+    """
+
+    group: int
+    first: int
+    start: int
+    stop: int
+
+
+def parts_of_slice(num_samples: int, *, group_size: int, rank: int, num_processes: int) -> list[Part]:
+    """Return the parts of the slice of process ``rank``, in order, each of the processes holding ``num_samples``.
+
+    Raises:
+        ValueError: all slices together are not whole groups.
+    """
+    if num_samples * num_processes % group_size:
+        raise ValueError(
+            f"{num_samples} completions in each of {num_processes} processes are no whole groups of {group_size}: "
+            "num_generations must be what the trainer generates per prompt"
+        )
+    offset = rank * num_samples
+    parts: list[Part] = []
+    start = 0
+    while start < num_samples:
+        group, first = divmod(offset + start, group_size)
+        stop = min(num_samples, start + group_size - first)
+        parts.append(Part(group, first, start, stop))
+        start = stop
+    return parts

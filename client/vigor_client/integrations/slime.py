@@ -1,0 +1,76 @@
+"""The reward function of slime: whole groups of sampled token ids, by ``--group-rm --custom-rm-path``.
+
+Knows slime's samples by the fields it reads, and needs slime neither to be imported nor to be tested.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from enum import Enum
+from typing import Protocol
+
+from vigor_client.client import AsyncVigorClient
+from vigor_client.schemas import Completion, FinishReason, Group
+
+FINISH_REASONS: dict[str, FinishReason] = {"completed": "stop", "truncated": "length"}
+
+
+class Arguments(Protocol):
+    """What is asked of slime's arguments."""
+
+    @property
+    def rm_url(self) -> str | None: ...
+
+
+class Sample(Protocol):
+    """What is asked of slime's ``Sample``: ``tokens`` are the prompt's, then ``response_length`` of the response."""
+
+    @property
+    def group_index(self) -> int | None: ...
+    @property
+    def tokens(self) -> Sequence[int]: ...
+    @property
+    def response_length(self) -> int: ...
+    @property
+    def loss_mask(self) -> Sequence[int] | None: ...
+    @property
+    def status(self) -> Enum: ...
+
+
+async def vigor_group_reward(args: Arguments, samples: Sequence[Sample], **_options: object) -> list[float]:
+    """Return the rank rewards of one group, a reward per sample.
+
+    The service is at ``--rm-url``, else at ``VIGOR_URL``; ``VIGOR_API_KEY`` is its key, if it has one. Scores
+    come from the weights it serves.
+
+    Raises:
+        ValueError: no URL, or samples that are no whole group of finished responses to one prompt.
+        VigorError: no scores, after the client's retries; slime stops.
+    """
+    url = args.rm_url or os.environ.get("VIGOR_URL")
+    if not url:
+        raise ValueError("where is the scoring service? Give --rm-url, or set VIGOR_URL")
+    async with AsyncVigorClient(url, api_key=os.environ.get("VIGOR_API_KEY") or None) as client:
+        response = await client.score([_group(samples)])
+    return [score.reward for score in response.groups[0].completions]
+
+
+def _group(samples: Sequence[Sample]) -> Group:
+    prompts = [list(sample.tokens[: _prompt_length(sample)]) for sample in samples]
+    if any(prompt != prompts[0] for prompt in prompts):
+        raise ValueError(f"group {samples[0].group_index} mixes responses to different prompts: nothing was asked")
+    return Group(prompt_ids=prompts[0], completions=[_completion(sample) for sample in samples])
+
+
+def _completion(sample: Sample) -> Completion:
+    status = str(sample.status.value)
+    if status not in FINISH_REASONS:
+        raise ValueError(f"a response of group {sample.group_index} is {status}: only finished ones can be ranked")
+    mask = None if sample.loss_mask is None else list(sample.loss_mask)
+    ids = list(sample.tokens[_prompt_length(sample) :])
+    return Completion(ids=ids, mask=mask, finish_reason=FINISH_REASONS[status])
+
+
+def _prompt_length(sample: Sample) -> int:
+    return len(sample.tokens) - sample.response_length  # not tokens[:-0], where a response is empty
