@@ -15,8 +15,9 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from math import ceil
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from time import perf_counter, sleep
 
 import httpx
@@ -29,7 +30,7 @@ from tests.service_process import ServiceProcess, service_process
 from vigor_client import Publication, VigorClient
 
 _CHUNK_BYTES = 1 << 20
-_PAUSE_SECONDS = 10.0
+PAUSE_SECONDS = 10.0
 """Before each copy and upload: the host of a virtual machine takes free memory back, and gives it anew at the first
 touch, which takes longer than copying. Without a pause the one would find what the other has just freed."""
 _SENDER = """
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str]) -> Report:
         model_options = ["--model", str(directory / "checkpoint"), "--dtype", "float32"]
         given = [*model_options, "--max-batch-tokens", "1024", "--score-cache-entries", "0"]
         with service_process(directory, *given) as service:
-            bench = _Bench(service, directory / "copy", tensors)
+            bench = _Bench(service, directory / "copy", tensors, options.pause_seconds)
             rounds = [bench.round(number, scoring=False) for number in range(1, options.rounds + 1)]
             scored = bench.round(options.rounds + 1, scoring=True)
     tables = [Table("rounds", _COLUMNS, [*rounds, _medians(rounds)]), Table("while scoring", _SCORING, [scored])]
@@ -94,10 +95,13 @@ def _medians(rows: Sequence[dict[str, Cell]]) -> dict[str, Cell]:
 class _Bench:
     """A service, and the weights that are published to it again and again, each time other ones."""
 
-    def __init__(self, service: ServiceProcess, copy: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    def __init__(
+        self, service: ServiceProcess, copy: Path, tensors: Mapping[str, torch.Tensor], pause_seconds: float
+    ) -> None:
         self._service = service
         self._copy = copy
         self._tensors = tensors
+        self._pause_seconds = pause_seconds
         self._num_bytes = sum(tensor.nbytes for tensor in tensors.values())
 
     def round(self, number: int, *, scoring: bool) -> dict[str, Cell]:
@@ -105,9 +109,9 @@ class _Bench:
             tensor.neg_()
         score_before_seconds = median(_asked(lambda: _score(self._service)) for _ in range(5))
         before_bytes = resident_bytes("RssAnon", pid=self._service.process.pid)
-        sleep(_PAUSE_SECONDS)
+        sleep(self._pause_seconds)
         copy_seconds = bare_copy_seconds(self._copy, self._num_bytes)
-        sleep(_PAUSE_SECONDS)
+        sleep(self._pause_seconds)
         with _watched(self._service, scoring=scoring) as seen:
             published = _publish(self._service, self._tensors, number)
         copy, upload = self._num_bytes / copy_seconds / 1e6, published.sent_bytes / published.send_seconds / 1e6
@@ -122,7 +126,7 @@ class _Bench:
             "verify_seconds": published.verify_seconds,
             "swap_seconds": published.swap_seconds,
             "memory_mb": (max(seen.memory_bytes) - before_bytes) / 1e6,
-            "healthz_p99_ms": quantiles(healthz_ms, n=100)[-1],
+            "healthz_p99_ms": sorted(healthz_ms)[ceil(0.99 * len(healthz_ms)) - 1],
             "healthz_max_ms": max(healthz_ms),
             "score_before_seconds": score_before_seconds,
             "score_meanwhile_seconds": median(seen.score_seconds) if scoring else None,
@@ -176,6 +180,7 @@ def _watched(service: ServiceProcess, *, scoring: bool) -> Iterator[_Seen]:
 
 
 def _until(ends: threading.Event, look: Callable[[], None], pause_seconds: float) -> None:
+    look()
     while not ends.wait(pause_seconds):
         look()
 
@@ -205,6 +210,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--model", default="qwen2.5-0.5b", help="a shape of benchmarks/models.py (default: %(default)s)"
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument(
+        "--pause-seconds", type=float, default=PAUSE_SECONDS, help="before each copy and upload (default: %(default)s)"
+    )
     parser.add_argument("--directory", type=Path, help="on the disk to be measured (default: the temporary directory)")
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
     return parser.parse_args(arguments)

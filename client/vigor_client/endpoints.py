@@ -5,6 +5,8 @@ Knows paths, timeouts and what may be repeated; knows nothing about tensors.
 
 from __future__ import annotations
 
+import uuid
+
 from vigor_client.errors import NotReadyError, VigorError
 from vigor_client.exchange import Exchange, failure_of, parse, unexpected
 from vigor_client.retry import Repeat
@@ -54,7 +56,8 @@ class Endpoints:
             path="/v1/score",
             body=Body.json(request.model_dump_json(exclude_none=True)),
             timeout_seconds=self._timeout_seconds + request.wait_seconds,
-            headers={"Accept": f"{LINES_MEDIA_TYPE}, application/json"},
+            # One key for all attempts: an answer that was lost on its way comes again, also under newer weights.
+            headers={"Accept": f"{LINES_MEDIA_TYPE}, application/json", "Idempotency-Key": uuid.uuid4().hex},
         )
         tell = each_once(on_group)
         return await self._exchange.stream(call, lambda: ScoreLines(request, tell))

@@ -65,6 +65,7 @@ def test_a_length_above_the_limit_is_scored_with_checkpoints_only() -> None:
     assert [row["once_seconds"] is None for row in report.table("one sequence").rows] == [False, True]
 
 
+@pytest.mark.slow
 def test_endurance_samples_both_paths(results: Path) -> None:
     arguments = ["--model", "tiny", "--requests", "20", "--warm", "10", "--every", "5"]
     report = endurance.main([*arguments, "--out", str(results / "endurance_try")])
@@ -73,7 +74,8 @@ def test_endurance_samples_both_paths(results: Path) -> None:
 
 
 def test_full_updates_are_compared_with_a_bare_copy(results: Path) -> None:
-    report = weights.main(["--model", "tiny", "--rounds", "1", "--out", str(results / "weights_try")])
+    arguments = ["--model", "tiny", "--rounds", "1", "--pause-seconds", "0"]
+    report = weights.main([*arguments, "--out", str(results / "weights_try")])
     rounds = report.table("rounds").rows
     assert [row["round"] for row in rounds] == [1, "median"]
     (scored,) = report.table("while scoring").rows
@@ -124,7 +126,7 @@ def test_results_are_published(results: Path, tmp_path: Path) -> None:
     assert plotted == "![How time and memory grow](plots/growth_try.svg)\n"
     assert missing == "Not measured: there is no benchmarks/results/engine_elsewhere.json.\n"
     kinds = [kind for kind in PLOTS if (results / f"{kind}_try.json").is_file()]
-    assert set(PLOTS) - set(kinds) <= {"overlap", "serving"}  # slow
+    assert set(PLOTS) - set(kinds) <= {"overlap", "serving", "endurance"}  # slow
     plots = {kind: tmp_path / "plots" / f"{kind}_try.svg" for kind in kinds}
     for kind, plot in plots.items():
         assert digest(results / f"{kind}_try.json") in plot.read_text()

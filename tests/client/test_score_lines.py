@@ -235,3 +235,13 @@ def test_lines_that_come_whole_over_a_socket_are_an_answer() -> None:
         VigorClient(url, max_retries=0) as client,
     ):
         assert client.score(GROUPS) == WHOLE
+
+
+def test_all_attempts_of_a_call_have_one_idempotency_key_and_no_other_call_has_it() -> None:
+    answers = [httpx.Response(200, headers=LINES, content=b"".join(COMPLETE)) for _ in range(2)]
+    wire = ScriptedWire(lambda request: httpx.ReadError("lost", request=request), *answers)
+    endpoints = Endpoints(Exchange(wire, RetryPolicy(), random=lambda: 0.0), timeout_seconds=10)
+    for _ in range(2):
+        assert run_blocking(endpoints.score(REQUEST)) == WHOLE
+    first, again, other = (call.headers["Idempotency-Key"] for call in wire.calls)
+    assert first == again != other

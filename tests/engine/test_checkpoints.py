@@ -99,6 +99,7 @@ def peak_bytes(keep: Keep) -> int:
     return int(subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
 
 
+@pytest.mark.slow
 def test_checkpoints_take_a_fraction_of_the_memory() -> None:
     assert 0 < peak_bytes(Keep.LAYER_INPUTS) * 3 < peak_bytes(Keep.LITTLE)
 

@@ -19,6 +19,8 @@ from vigor_service.engine.probes import Probes, estimated_share, random_signs
 from vigor_service.engine.sequences import TokenSequence
 
 NUM_DRAWS = 400
+QUICK = ("llama", "gpt2", "qwen2-tied", "mixtral")
+"""One of each rule that has probes; the others are slow."""
 TOLERANCE = 1e-5
 
 
@@ -107,7 +109,9 @@ def test_no_more_tokens_than_probes_are_exact(num_tokens: int) -> None:
 # ---------------------------------------------------------------------------------------- whole models
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [family if family in QUICK else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
+)
 def test_the_mean_over_many_draws_is_the_exact_norm(family: str) -> None:
     model, sequence = tiny_model(family), difficult_sequences()[2]
     parameters = measured_parameters(model)
