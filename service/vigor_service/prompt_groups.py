@@ -12,7 +12,7 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 
 from vigor_client.schemas import Completion, SampleRequest, SampleResponse
-from vigor_service.errors import InvalidRequestError, SequenceTooLongError, ServiceError
+from vigor_service.errors import ServiceError
 from vigor_service.rendezvous import Rendezvous
 
 _Key = tuple[tuple[int, ...], int]
@@ -49,14 +49,12 @@ class PromptGroups:
         )
         try:
             response = await self._rendezvous.score(sample, num_bytes=num_bytes)
-        except (asyncio.CancelledError, InvalidRequestError, SequenceTooLongError):
+        except (asyncio.CancelledError, ServiceError):
+            # A refusal, too, may be this sample's alone, as of a full queue: others of its group may be on their way.
             if self._rendezvous.withdraw(group.name, index):
                 group.taken.discard(index)
             if len(group.taken) in (0, group_size):
                 self._close(group)
-            raise
-        except ServiceError:
-            self._close(group)
             raise
         self._close(group)
         return response

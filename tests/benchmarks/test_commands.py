@@ -48,6 +48,7 @@ def test_growth_has_a_row_for_each_point(results: Path) -> None:
     assert all(row["ratio"] for table in report.tables for row in table.rows)
 
 
+@pytest.mark.slow
 def test_a_long_sequence_is_scored(results: Path) -> None:
     arguments = ["--model", "tiny", "--layers", "1", "--lengths", "300", "--prompt-tokens", "20"]
     report = long_sequences.main([*arguments, "--out", str(results / "long-sequences_try")])
@@ -126,7 +127,7 @@ def test_results_are_published(results: Path, tmp_path: Path) -> None:
     assert plotted == "![How time and memory grow](plots/growth_try.svg)\n"
     assert missing == "Not measured: there is no benchmarks/results/engine_elsewhere.json.\n"
     kinds = [kind for kind in PLOTS if (results / f"{kind}_try.json").is_file()]
-    assert set(PLOTS) - set(kinds) <= {"overlap", "serving", "endurance"}  # slow
+    assert set(PLOTS) - set(kinds) <= {"overlap", "serving", "endurance", "long-sequences"}  # slow
     plots = {kind: tmp_path / "plots" / f"{kind}_try.svg" for kind in kinds}
     for kind, plot in plots.items():
         assert digest(results / f"{kind}_try.json") in plot.read_text()
