@@ -42,6 +42,7 @@ from vigor_client.errors import (
     WeightVersionMismatchError,
 )
 from vigor_client.lora import lora_scalings
+from vigor_client.portions import in_portions
 from vigor_client.ranking import rank_rewards, ranks
 from vigor_client.schemas import (
     Completion,
@@ -127,6 +128,7 @@ __all__ = [
     "WeightsPoisonedError",
     "checkpoint_tensors",
     "digest_of_tensors",
+    "in_portions",
     "lora_scalings",
     "rank_rewards",
     "ranks",

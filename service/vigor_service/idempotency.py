@@ -45,7 +45,8 @@ class Answers:
         """
         if key is None:
             return await work()
-        answer = self._find(key, checksum(body)) or self._begin(key, checksum(body), work)
+        body_checksum = checksum(body)
+        answer = self._find(key, body_checksum) or self._begin(key, body_checksum, work)
         answer.num_waiting += 1
         try:
             return await asyncio.shield(answer.task)

@@ -20,9 +20,7 @@ class Metrics:
         self.registry = CollectorRegistry()
         self.requests = Counter("vigor_requests", "Requests.", ["route", "code"], registry=self.registry)
         self.request_seconds = self._seconds("vigor_request_seconds", "From first byte to answer.", ["route"])
-        self.disconnects = Counter(
-            "vigor_disconnects", "Score requests whose client went away.", registry=self.registry
-        )
+        self.disconnects = self._counter("vigor_disconnects", "Score requests whose client went away.")
         self.queue_seconds = self._seconds("vigor_queue_seconds", "A score request, until its first batch began.")
         self.compute_seconds = self._seconds("vigor_compute_seconds", "A score request, from its first batch on.")
         self.tokens = Counter("vigor_tokens", "Tokens that were scored.", ["kind"], registry=self.registry)

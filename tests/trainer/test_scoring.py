@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import pytest
 
 from tests.trainer.fake_service import score_group
-from vigor_client import Group, GroupScore
+from vigor_client import Group, GroupScore, in_portions
 from vigor_trainer.errors import IncompleteGroupError, WrongAnswerError
-from vigor_trainer.scoring import Sample, check_answer, complete_groups, in_portions, question
+from vigor_trainer.scoring import Sample, check_answer, complete_groups, question
 
 
 def sample(prompt: int, *ids: int, mask: list[int] | None = None) -> Sample:

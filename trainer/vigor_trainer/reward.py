@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from vigor_client import CompletionScore, Group, GroupScore, Publication, ScoreResponse
+from vigor_client import CompletionScore, Group, GroupScore, Publication, ScoreResponse, in_portions
 from vigor_client.schemas import FinishReason, RewardName, TieRule, TruncatedRule
 from vigor_trainer import measures
 from vigor_trainer.processes import on_main_process
 from vigor_trainer.publish import Publisher
 from vigor_trainer.records import RoundRecord
-from vigor_trainer.scoring import Sample, ScoreOptions, check_answer, complete_groups, in_portions, question
+from vigor_trainer.scoring import Sample, ScoreOptions, check_answer, complete_groups, question
 
 if TYPE_CHECKING:
     from transformers import TrainerState

@@ -5,14 +5,12 @@ Pure: no TRL, no processes, no client.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vigor_client import Completion, Group, GroupScore
-from vigor_client.schemas import MAX_GROUPS, FinishReason, RewardName, TieRule, TruncatedRule
+from vigor_client.schemas import FinishReason, RewardName, TieRule, TruncatedRule
 from vigor_trainer.errors import IncompleteGroupError, WrongAnswerError
-
-MAX_REQUEST_TOKENS = 1_000_000  # about 7 MB of JSON; the service takes 16 MB unless told otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +64,6 @@ def _group(name: str, samples: Sequence[Sample]) -> Group:
     return Group(id=name, prompt_ids=samples[0].prompt_ids, completions=completions)
 
 
-def in_portions(groups: Sequence[Group], *, max_tokens: int = MAX_REQUEST_TOKENS) -> Iterator[list[Group]]:
-    """Cut a round into requests that the service takes, groups whole and in order.
-
-    All of them insist on the same weights, so that a round of several requests is scored as one.
-    """
-    portion: list[Group] = []
-    num_tokens = 0
-    for group in groups:
-        size = _num_tokens(group)
-        if portion and (len(portion) == MAX_GROUPS or num_tokens + size > max_tokens):
-            yield portion
-            portion, num_tokens = [], 0
-        portion.append(group)
-        num_tokens += size
-    yield portion
-
-
 def check_answer(asked: Sequence[Group], answered: Sequence[GroupScore]) -> None:
     """Make sure that the service counted the tokens that were sampled, in every completion that has a norm.
 
@@ -99,12 +80,6 @@ def check_answer(asked: Sequence[Group], answered: Sequence[GroupScore]) -> None
                     f"group {group.id}, completion {index}: the service scored {score.num_tokens} tokens of the "
                     f"{num_tokens} that were sampled; no reward of this round is used"
                 )
-
-
-def _num_tokens(group: Group) -> int:
-    """Numbers that the group puts on the wire."""
-    masks = sum(len(completion.mask or []) for completion in group.completions)
-    return len(group.prompt_ids or []) + masks + sum(len(completion.ids or []) for completion in group.completions)
 
 
 def _num_loss_tokens(completion: Completion) -> int:

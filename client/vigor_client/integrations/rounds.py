@@ -12,8 +12,8 @@ from typing import Any
 
 from vigor_client.client import AsyncVigorClient
 from vigor_client.integrations.parts import Part
+from vigor_client.portions import in_portions
 from vigor_client.schemas import (
-    MAX_GROUPS,
     Completion,
     CompletionScore,
     Group,
@@ -22,7 +22,6 @@ from vigor_client.schemas import (
     ScoreResponse,
 )
 
-MAX_REQUEST_IDS = 1_000_000  # about 7 MB of JSON; the service takes 16 MB unless told otherwise
 MAX_WAITING_SAMPLES = 100  # each waits on a connection of its own, and httpx opens so many
 
 
@@ -123,17 +122,3 @@ async def score_round(client: AsyncVigorClient, asked: Round, options: Mapping[s
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
     return asked.in_order([task.result() for task in whole], [task.result() for task in single])
-
-
-def in_portions(groups: Iterable[Group], *, max_ids: int = MAX_REQUEST_IDS) -> list[list[Group]]:
-    """Cut groups into requests that the service takes, groups whole and in order."""
-    portions: list[list[Group]] = []
-    room = 0
-    for group in groups:
-        num_ids = len(group.prompt_ids or []) + sum(len(completion.ids or []) for completion in group.completions)
-        if num_ids > room or len(portions[-1]) == MAX_GROUPS:
-            portions.append([])
-            room = max_ids
-        portions[-1].append(group)
-        room -= num_ids
-    return portions

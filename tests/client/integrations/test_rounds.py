@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vigor_client import Completion, Group
-from vigor_client.integrations.rounds import in_portions
+from vigor_client.portions import in_portions
 from vigor_client.schemas import MAX_GROUPS
 
 
@@ -17,7 +17,7 @@ def sizes(portions: list[list[Group]]) -> list[int]:
 
 def test_groups_go_together_as_far_as_a_request_may_be_large() -> None:
     groups = [group(4), group(6), group(1), group(30), group(9)]
-    portions = in_portions(groups, max_ids=10)
+    portions = in_portions(groups, max_tokens=10)
     assert sizes(portions) == [2, 1, 1, 1]
     assert [each for portion in portions for each in portion] == groups
 
