@@ -41,6 +41,12 @@ def test_the_engine_is_compared(results: Path) -> None:
     assert "on a GPU: not measured, this was run on a CPU" in report.notes
 
 
+def test_a_bound_for_a_gpus_memory_is_refused_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        engine.main(["--device", "cpu", "--gpu-gib", "21.5"])
+    assert "--gpu-gib bounds the memory of a GPU, and this is to run on cpu" in capsys.readouterr().err
+
+
 def test_growth_has_a_row_for_each_point(results: Path) -> None:
     sizes = "--groups 2 --lengths 8 --models tiny --completions 2 --length 8 --prompt-tokens 6 --repeats 1"
     report = growth.main(["--model", "tiny", *sizes.split(), "--out", str(results / "growth_try")])
