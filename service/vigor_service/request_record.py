@@ -5,10 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sized
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from itertools import pairwise
 from time import perf_counter
 from typing import TypeVar
 
 _Scores = TypeVar("_Scores", bound=Sized)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of a request, and what it consists of; its times are of ``perf_counter``, in seconds."""
+
+    name: str
+    began: float
+    ended: float
+    num_scores: int | None = None
+    parts: tuple[Stage, ...] = ()
 
 
 @dataclass(slots=True)
@@ -33,6 +45,12 @@ class Computation:
 
         return watch
 
+    def stage(self) -> Stage:
+        """Return the time since its first batch began; a batch's own part is the time since the one before."""
+        ends = [(self.started, 0), *self.batch_ends[1:]]
+        parts = [Stage("batch", began, ended, num_scores) for (began, _), (ended, num_scores) in pairwise(ends)]
+        return Stage("compute", self.started, self.finished, parts=tuple(parts))
+
 
 @dataclass(slots=True)
 class RequestRecord:
@@ -44,6 +62,19 @@ class RequestRecord:
     computation: Computation | None = None
     gathered: float | None = None
     weight_version: int | None = None
+
+    def stages(self, ended: float) -> list[Stage]:
+        """Return the parts that are known of a request that ended then, one after another."""
+        if self.received is None:
+            return []
+        received = Stage("receive", self.began, self.received)
+        if (computed := self.computation) is None:
+            return [received]
+        prepared = Stage("prepare", self.received, computed.submitted)
+        queued = Stage("queue", computed.submitted, computed.started)
+        gathered = [] if self.gathered is None else [Stage("gather", computed.finished, self.gathered)]
+        answered = Stage("answer", self.gathered or computed.finished, ended)
+        return [received, prepared, queued, computed.stage(), *gathered, answered]
 
 
 _current: ContextVar[RequestRecord | None] = ContextVar("current_record", default=None)
