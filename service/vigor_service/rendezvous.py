@@ -95,9 +95,12 @@ class Rendezvous:
             self._hold(gathering, num_bytes)
             gathering.completions[sample.index] = sample.completion
             self._advance(gathering, sample, encoded)
-        response = await asyncio.shield(gathering.answer)
         record = current_record()
-        record.gathered, record.weight_version = perf_counter(), response.weight_version
+        try:
+            response = await asyncio.shield(gathering.answer)
+        finally:
+            record.gathered = perf_counter()
+        record.weight_version = response.weight_version
         return _own_part(response, sample)
 
     def withdraw(self, name: str, index: int) -> bool:

@@ -27,12 +27,13 @@ class Stage:
 class Computation:
     """One way through the queue and over the compute thread; its times are of ``perf_counter``, in seconds.
 
-    ``batch_ends`` has the end of each batch that brought scores, and how many; it begins with those that were known.
+    ``batch_ends`` has the end of each batch that brought scores, and how many of them. It begins with the moment its
+    turn came, and those that were known.
     """
 
     submitted: float = field(default_factory=perf_counter)
-    started: float = 0.0
-    finished: float = 0.0
+    started: float | None = None
+    finished: float | None = None
     batch_ends: list[tuple[float, int]] = field(default_factory=list)
 
     def watching(self, tell: Callable[[_Scores], None] | None) -> Callable[[_Scores], None]:
@@ -45,11 +46,20 @@ class Computation:
 
         return watch
 
-    def stage(self) -> Stage:
-        """Return the time since its first batch began; a batch's own part is the time since the one before."""
-        ends = [(self.started, 0), *self.batch_ends[1:]]
-        parts = [Stage("batch", began, ended, num_scores) for (began, _), (ended, num_scores) in pairwise(ends)]
-        return Stage("compute", self.started, self.finished, parts=tuple(parts))
+    def finish(self, *, compute_seconds: float) -> None:
+        """Take down that it ends now, and began to compute so many seconds ago."""
+        self.finished = perf_counter()
+        self.started = self.finished - compute_seconds
+
+    def stages(self, ended: float) -> list[Stage]:
+        """Return the parts until it was finished, or given up at ``ended``; batches begin where the last one ended."""
+        if self.started is None and not self.batch_ends:
+            return [Stage("queue", self.submitted, ended)]
+        started = self.batch_ends[0][0] if self.started is None else self.started
+        ends = [(started, 0), *self.batch_ends[1:]]
+        batches = [Stage("batch", began, end, num_scores) for (began, _), (end, num_scores) in pairwise(ends)]
+        computed = Stage("compute", started, self.finished or ended, parts=tuple(batches))
+        return [Stage("queue", self.submitted, started), computed]
 
 
 @dataclass(slots=True)
@@ -67,14 +77,18 @@ class RequestRecord:
         """Return the parts that are known of a request that ended then, one after another."""
         if self.received is None:
             return []
-        received = Stage("receive", self.began, self.received)
-        if (computed := self.computation) is None:
-            return [received]
-        prepared = Stage("prepare", self.received, computed.submitted)
-        queued = Stage("queue", computed.submitted, computed.started)
-        gathered = [] if self.gathered is None else [Stage("gather", computed.finished, self.gathered)]
-        answered = Stage("answer", self.gathered or computed.finished, ended)
-        return [received, prepared, queued, computed.stage(), *gathered, answered]
+        stages = [Stage("receive", self.began, self.received)]
+        if (computation := self.computation) is not None:
+            stages += [Stage("prepare", self.received, computation.submitted), *computation.stages(ended)]
+            stages += self._after(computation.finished, ended)
+        return stages
+
+    def _after(self, computed: float | None, ended: float) -> list[Stage]:
+        if computed is None:
+            return []
+        if self.gathered is None:
+            return [Stage("answer", computed, ended)]
+        return [Stage("gather", computed, self.gathered), Stage("answer", self.gathered, ended)]
 
 
 _current: ContextVar[RequestRecord | None] = ContextVar("current_record", default=None)

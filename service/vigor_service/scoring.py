@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from time import perf_counter
 
 from vigor_client.schemas import FieldError, ScoreRequest, ScoreResponse, ScoringOptions, Usage
 from vigor_service.admission import Admission
@@ -122,12 +121,12 @@ class Scoring:
     async def _schedule(
         self, sequences: Sequence[TokenSequence], requirement: WeightRequirement, on_scores: OnScores | None
     ) -> Scored:
-        record, computation = current_record(), Computation()
+        record = current_record()
+        computation = record.computation = Computation()
         tell = computation.watching(on_scores) if record.is_traced else on_scores
         scored = await self.scheduler.score(sequences, requirement, on_scores=tell)
-        computation.finished = perf_counter()
-        computation.started = computation.finished - scored.compute_seconds
-        record.computation, record.weight_version = computation, scored.weights.version
+        computation.finish(compute_seconds=scored.compute_seconds)
+        record.weight_version = scored.weights.version
         return scored
 
     def _encode(self, request: ScoreRequest) -> Encoded:

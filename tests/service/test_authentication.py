@@ -292,10 +292,10 @@ def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_the_description_tells_which_calls_take_a_key(guarded: LiveService) -> None:
     document = guarded.http.get("/openapi.json").json()
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
-    assert document["components"]["securitySchemes"]["key as password"]["scheme"] == "basic"
+    assert document["components"]["securitySchemes"]["key_as_password"]["scheme"] == "basic"
     for path, item in document["paths"].items():
         for method, operation in item.items():
             assert ("security" in operation) == ("401" in operation["responses"]) == (path not in PUBLIC)
             schemes = {name for requirement in operation.get("security", []) for name in requirement}
-            assert ("key as password" in schemes) == (path in SCORING)
+            assert ("key_as_password" in schemes) == (path in SCORING)
             assert ("403" in operation["responses"]) == ((method.upper(), path) in PUBLISHING)

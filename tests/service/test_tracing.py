@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 from time import monotonic
+from typing import Any
 
 import pytest
 
@@ -25,10 +26,10 @@ STAGES = ["receive", "prepare", "queue", "compute", "answer"]
 
 
 @contextmanager
-def traced_service(staging: Path, sink: Collector, *, max_batch_tokens: int | str = "auto") -> Iterator[LiveService]:
+def traced_service(staging: Path, sink: Collector, **settings: Any) -> Iterator[LiveService]:  # noqa: ANN401 - fields of Settings
     """A service whose traces have come when the block has ended."""
     tracing = Tracing(f"{sink.url}/v1/traces", version="1.2.3")
-    with live_service(staging, tracing=tracing, max_batch_tokens=max_batch_tokens) as service:
+    with live_service(staging, tracing=tracing, **settings) as service:
         yield service
 
 
@@ -92,6 +93,23 @@ def test_a_sample_waits_for_its_group_in_a_stage_of_its_own(tmp_path: Path) -> N
         (root,) = [span for span in sink.spans if span.parent_id == CALLER_ID]
         names = [span.name for span in children(sink, root)]
     assert names == [*STAGES[:-1], "gather", "answer"]
+
+
+def test_a_request_that_was_given_up_shows_where_its_time_went(tmp_path: Path) -> None:
+    sample = {"group": "g", "group_size": 2, "prompt_ids": [1], "index": 0, "completion": [2]}
+    with collector() as sink:
+        with traced_service(tmp_path, sink, request_timeout_seconds=0.2, group_timeout_seconds=0.2) as service:
+            assert service.http.post("/v1/score/sample", json=sample).json()["code"] == "group_incomplete"
+            service.scorer.gate.clear()
+            with ThreadPoolExecutor(1) as pool:
+                running = pool.submit(service.score, groups=[GROUP])
+                wait_until(service.scorer.is_scoring.is_set)
+                queued = service.http.post("/v1/score", json={"groups": [GROUP]}, headers=traceparent())
+                assert {queued.json()["code"], running.result().json()["code"]} == {"deadline_exceeded"}
+        waited = sink.named("POST /v1/score/sample")
+        assert [span.name for span in children(sink, waited)] == [*STAGES[:-1], "gather", "answer"]
+        late = sorted((span for span in sink.spans if span.name == "POST /v1/score"), key=lambda span: span.began_ns)
+        assert [[span.name for span in children(sink, root)] for root in late] == [STAGES[:-1], STAGES[:-2]]
 
 
 def test_a_refusal_is_a_trace_that_ends_where_it_was_refused(tmp_path: Path) -> None:

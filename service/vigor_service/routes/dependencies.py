@@ -21,7 +21,7 @@ _bearer = HTTPBearer(
 # FastAPI's own HTTPBasic answers 401 by itself, without a problem document, where it cannot read the header.
 _basic = HTTPBase(
     scheme="basic",
-    scheme_name="key as password",
+    scheme_name="key_as_password",
     description="The same key as the password of any user, for callers that are only told a URL: http://any:KEY@host.",
     auto_error=False,
 )
