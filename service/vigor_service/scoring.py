@@ -14,6 +14,7 @@ from vigor_service.errors import DeadlineExceededError, SequenceExceedsMemoryErr
 from vigor_service.grading import grade, group_line, last_line, sequences_to_score
 from vigor_service.group_watch import GroupWatch
 from vigor_service.metrics import Metrics
+from vigor_service.request_record import Computation, current_record
 from vigor_service.scheduler import DoesNotFitError, OnScores, Scheduler, Scored
 from vigor_service.tokenization import EncodedGroup, Encoder
 from vigor_service.weights.publication import Publication
@@ -107,7 +108,7 @@ class Scoring:
         requirement = WeightRequirement(request.weight_version, request.weight_digest)
         await self.publication.wait_for(requirement, wait_seconds=request.wait_seconds)
         try:
-            return await self.scheduler.score(encoded.sequences, requirement, on_scores=on_scores)
+            return await self._schedule(encoded.sequences, requirement, on_scores)
         except DoesNotFitError as error:
             raise _exceeds_memory(encoded.groups, error.too_long) from error
 
@@ -116,6 +117,17 @@ class Scoring:
         response = await self.preparation.run(grade, self.model, encoded.request, encoded.groups, scored)
         self._count(response.usage)
         return response
+
+    async def _schedule(
+        self, sequences: Sequence[TokenSequence], requirement: WeightRequirement, on_scores: OnScores | None
+    ) -> Scored:
+        record = current_record()
+        computation = record.computation = Computation()
+        tell = computation.watching(on_scores) if record.is_traced else on_scores
+        scored = await self.scheduler.score(sequences, requirement, on_scores=tell)
+        computation.finish(compute_seconds=scored.compute_seconds)
+        record.weight_version = scored.weights.version
+        return scored
 
     def _encode(self, request: ScoreRequest) -> Encoded:
         groups = self.encoder.encode(request)
