@@ -36,7 +36,9 @@ class Metrics:
         self._build = Info("vigor_build", "What runs: version, model, dtype and device.", registry=self.registry)
         self.requests = self._counter("vigor_requests", "Requests, by route and status.", route=(), code=())
         self.request_seconds = self._seconds("vigor_request_seconds", "From first byte to answer.", route=())
-        self.rejections = self._counter("vigor_rejections", "Requests that got a problem, by its code.", code=())
+        self.rejections = self._counter(
+            "vigor_rejections", "Requests that were refused or failed, by the code of the problem.", code=()
+        )
         self.disconnects = self._counter("vigor_disconnects", "Score requests whose client went away.")
         self._add_load()
         self._add_weights()
@@ -45,19 +47,27 @@ class Metrics:
         self.describe_build(model="", dtype="", device="")
 
     def _add_load(self) -> None:
-        self.queue_seconds = self._seconds("vigor_queue_seconds", "A score request, until its first batch began.")
-        self.compute_seconds = self._seconds("vigor_compute_seconds", "A score request, from its first batch on.")
+        self.queue_seconds = self._seconds(
+            "vigor_queue_seconds", "A score request in the queue, until its first batch began."
+        )
+        self.compute_seconds = self._seconds(
+            "vigor_compute_seconds", "A score request, from its first batch to its scores."
+        )
         self.tokens = self._counter(
             "vigor_tokens", "Tokens that were scored.", kind=("prompt", "completion", "padding")
         )
         self.cached_scores = self._counter("vigor_cached_scores", "Scores that were known from an earlier request.")
         self.batch_sequences = self._sizes("vigor_batch_sequences", "Sequences of a batch.", _SEQUENCES)
         self.batch_tokens = self._sizes("vigor_batch_tokens", "Tokens of a batch, without padding.", _TOKENS)
-        self.max_batch_tokens = self._gauge("vigor_max_batch_tokens", "Tokens that a batch may have now.")
+        self.max_batch_tokens = self._gauge(
+            "vigor_max_batch_tokens", "Tokens that a batch may have now: fewer after memory ran out."
+        )
         self.queued_requests = self._gauge("vigor_queued_requests", "Score requests admitted and not yet answered.")
         self.queued_tokens = self._gauge("vigor_queued_tokens", "Tokens admitted and not yet answered.")
-        self.max_queued_requests = self._gauge("vigor_max_queued_requests", "Score requests that may be admitted.")
-        self.max_queued_tokens = self._gauge("vigor_max_queued_tokens", "Tokens that may be admitted.")
+        self.max_queued_requests = self._gauge(
+            "vigor_max_queued_requests", "Score requests that may be admitted at once."
+        )
+        self.max_queued_tokens = self._gauge("vigor_max_queued_tokens", "Tokens that may be admitted at once.")
         self.waiting_requests = self._gauge(
             "vigor_waiting_requests", "Score requests in the queue: none of their batches began."
         )
@@ -67,7 +77,9 @@ class Metrics:
         self.gathering_groups = self._gauge("vigor_gathering_groups", "Groups whose samples have not all come.")
         self.gathering_samples = self._gauge("vigor_gathering_samples", "Samples that wait for others of their groups.")
         self.busy_seconds = ReadCounter(
-            "vigor_engine_busy_seconds", "Seconds that the compute thread worked.", registry=self.registry
+            "vigor_engine_busy_seconds",
+            "Seconds that the compute thread worked: its rate is the busy share.",
+            registry=self.registry,
         )
         self.memory_bytes = self._gauge(
             "vigor_memory_bytes",
