@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from itertools import product
@@ -13,8 +13,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from vigor_client.schemas import CompletionStatus, Problem, UpdateEncoding, WeightState
-from vigor_service.reward_health import GroupHealth
+from vigor_client.schemas import CompletionScore, CompletionStatus, Problem, UpdateEncoding, WeightState
+from vigor_service.reward_health import group_health
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
 _SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
@@ -151,8 +151,9 @@ class Metrics:
         """Count one request that was refused, or failed."""
         self.rejections.labels(problem.code).inc()
 
-    def observe_group(self, health: GroupHealth) -> None:
-        """Count one ranked group."""
+    def observe_group(self, sequences: Sequence[Hashable], scores: Sequence[CompletionScore]) -> None:
+        """Count one ranked group, and look at its health."""
+        health = group_health(sequences, scores)
         for status, count in health.statuses.items():
             self.completions.labels(status).inc(count)
         self.tied_completions.inc(health.num_tied)

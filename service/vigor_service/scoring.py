@@ -14,7 +14,6 @@ from vigor_service.errors import DeadlineExceededError, SequenceExceedsMemoryErr
 from vigor_service.grading import grade, group_line, last_line, sequences_to_score
 from vigor_service.group_watch import GroupWatch
 from vigor_service.metrics import Metrics
-from vigor_service.reward_health import group_health
 from vigor_service.scheduler import DoesNotFitError, OnScores, Scheduler, Scored
 from vigor_service.tokenization import EncodedGroup, Encoder
 from vigor_service.weights.publication import Publication
@@ -123,7 +122,7 @@ class Scoring:
     def _grade(self, encoded: Encoded, scored: Scored) -> ScoreResponse:
         response = grade(self.model, encoded.request, encoded.groups, scored)
         for group, score in zip(encoded.groups, response.groups, strict=True):
-            self.metrics.observe_group(group_health(group.sequences, score.completions))
+            self.metrics.observe_group(group.sequences, score.completions)
         self._count(response.usage)
         return response
 
@@ -134,7 +133,7 @@ class Scoring:
 
     def _group_line(self, index: int, encoded: Encoded, scores: Mapping[TokenSequence, SequenceScore]) -> str:
         line = group_line(index, encoded.groups, scores, encoded.request)
-        self.metrics.observe_group(group_health(encoded.groups[index].sequences, line.completions))
+        self.metrics.observe_group(encoded.groups[index].sequences, line.completions)
         return line.model_dump_json()
 
     def _last_line(self, encoded: Encoded, scored: Scored) -> str:
