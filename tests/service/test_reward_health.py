@@ -16,10 +16,10 @@ def scored(
     norms: Sequence[float], lengths: Sequence[int], statuses: Sequence[CompletionStatus] | None = None
 ) -> list[CompletionScore]:
     """A group as it is answered; completions that are not ``ok`` have no norm."""
-    statuses = statuses or ["ok"] * len(norms)
-    present = [norm if status == "ok" else None for norm, status in zip(norms, statuses, strict=True)]
+    known: Sequence[CompletionStatus] = statuses or ["ok" for _ in norms]
+    present = [norm if status == "ok" else None for norm, status in zip(norms, known, strict=True)]
     group_ranks = ranks(present)
-    rows = zip(statuses, present, lengths, group_ranks, rank_rewards(group_ranks), strict=True)
+    rows = zip(known, present, lengths, group_ranks, rank_rewards(group_ranks), strict=True)
     return [
         CompletionScore(
             status=status,
