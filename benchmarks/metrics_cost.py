@@ -61,7 +61,10 @@ _ALONE = {
 
 
 class _Nothing:
-    """Takes whatever is asked of metrics and does nothing."""
+    """Takes whatever is asked of metrics, and does nothing."""
+
+    def render(self) -> bytes:
+        return b""
 
     def __getattr__(self, name: str) -> _Nothing:
         return self
@@ -185,10 +188,10 @@ def _round(
 def _cost(service: LiveService, bodies: Sequence[dict[str, object]]) -> _Cost:
     """Send the bodies; scrape before and after."""
     started, cpu_started = perf_counter(), process_time()
-    service.http.get("/metrics")
+    service.http.get("/metrics").raise_for_status()
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
         list(pool.map(partial(_score, service), bodies))
-    service.http.get("/metrics")
+    service.http.get("/metrics").raise_for_status()
     return _Cost(perf_counter() - started, process_time() - cpu_started)
 
 
@@ -208,7 +211,7 @@ def _body(ids: Sequence[int], source: random.Random, num_tokens: int) -> dict[st
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.metrics_cost", description=__doc__)
     parser.add_argument(
-        "--models", nargs="+", default=["embedded", "tiny"], help="shapes of benchmarks/models.py, or embedded"
+        "--models", nargs="+", default=["llama-26m", "tiny"], help="shapes of benchmarks/models.py, or embedded"
     )
     parser.add_argument("--rounds", type=int, default=15, help="(default: %(default)s)")
     parser.add_argument("--requests", type=int, default=12, help="in a round (default: %(default)s)")
