@@ -15,9 +15,10 @@ from fastapi.routing import APIRoute
 from vigor_client.schemas import BEAT_SECONDS
 from vigor_service.authentication import Keys
 from vigor_service.body import BodyReader
+from vigor_service.metrics import Metrics
 from vigor_service.middleware import RequestEnvelope
 from vigor_service.openapi import describe
-from vigor_service.problems import install_problem_handlers
+from vigor_service.problems import CODES, install_problem_handlers
 from vigor_service.routes import adapters, compatible, operations, samples, scoring, weights
 from vigor_service.runtime import LoadedModel, Runtime
 from vigor_service.settings import Settings
@@ -35,6 +36,7 @@ def create_app(
     on_load_failure: Callable[[], None] = lambda: None,
     beat_seconds: float = BEAT_SECONDS,
     tracing: Tracing | None = None,
+    metrics: Metrics | None = None,
 ) -> FastAPI:
     """Return the application; its runtime is ``app.state.runtime``. The model loads when the application starts.
 
@@ -42,7 +44,7 @@ def create_app(
     ``runtime.load_error``. A streamed answer has an empty line whenever none was ready for ``beat_seconds``.
     ``tracing`` is closed when the application ends.
     """
-    runtime = Runtime(settings, load_model, on_load_failure=on_load_failure)
+    runtime = Runtime(settings, load_model, on_load_failure=on_load_failure, metrics=metrics or Metrics())
     app = FastAPI(
         title="VIGOR scoring service",
         version=version("vigor-rl"),
@@ -66,6 +68,7 @@ def create_app(
     app.add_middleware(RequestEnvelope, metrics=runtime.metrics, tracing=tracing)
     app.openapi = cache(partial(describe, app))
     runtime.metrics.expect_routes(endpoint.path for endpoint in app.state.endpoints)
+    runtime.metrics.expect_problems(CODES)
     return app
 
 

@@ -77,7 +77,7 @@ class Scoring:
                 computing.add_done_callback(lambda _: watch.close())
                 try:
                     async for indices in watch.finished():
-                        for line in await self.preparation.run(_group_lines, indices, encoded, watch.scores):
+                        for line in await self.preparation.run(self._group_lines, indices, encoded, watch.scores):
                             put(line)
                     scored = await computing
                 finally:
@@ -114,9 +114,7 @@ class Scoring:
 
     async def grade(self, encoded: Encoded, scored: Scored) -> ScoreResponse:
         """Rank every group, and count what the request cost."""
-        response = await self.preparation.run(grade, self.model, encoded.request, encoded.groups, scored)
-        self._count(response.usage)
-        return response
+        return await self.preparation.run(self._grade, encoded, scored)
 
     async def _schedule(
         self, sequences: Sequence[TokenSequence], requirement: WeightRequirement, on_scores: OnScores | None
@@ -133,6 +131,23 @@ class Scoring:
         groups = self.encoder.encode(request)
         return Encoded(request, groups, sequences_to_score(groups, request.truncated))
 
+    def _grade(self, encoded: Encoded, scored: Scored) -> ScoreResponse:
+        response = grade(self.model, encoded.request, encoded.groups, scored)
+        for group, score in zip(encoded.groups, response.groups, strict=True):
+            self.metrics.observe_group(group.sequences, score.completions)
+        self._count(response.usage)
+        return response
+
+    def _group_lines(
+        self, indices: Sequence[int], encoded: Encoded, scores: Mapping[TokenSequence, SequenceScore]
+    ) -> list[str]:
+        return [self._group_line(index, encoded, scores) for index in indices]
+
+    def _group_line(self, index: int, encoded: Encoded, scores: Mapping[TokenSequence, SequenceScore]) -> str:
+        line = group_line(index, encoded.groups, scores, encoded.request)
+        self.metrics.observe_group(encoded.groups[index].sequences, line.completions)
+        return line.model_dump_json()
+
     def _last_line(self, encoded: Encoded, scored: Scored) -> str:
         line = last_line(self.model, encoded.request, encoded.groups, scored)
         self._count(line.usage)
@@ -142,10 +157,6 @@ class Scoring:
         self.metrics.tokens.labels("prompt").inc(usage.prompt_tokens)
         self.metrics.tokens.labels("completion").inc(usage.completion_tokens)
         self.metrics.tokens.labels("padding").inc(usage.padding_tokens)
-
-
-def _group_lines(indices: Sequence[int], encoded: Encoded, scores: Mapping[TokenSequence, SequenceScore]) -> list[str]:
-    return [group_line(index, encoded.groups, scores, encoded.request).model_dump_json() for index in indices]
 
 
 def _exceeds_memory(
