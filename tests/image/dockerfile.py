@@ -29,8 +29,9 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Stage:
-    """What follows a FROM."""
+    """What follows a FROM, and what it is based on."""
 
+    base: str
     name: str | None
     instructions: list[Instruction] = field(default_factory=list)
 
@@ -55,8 +56,8 @@ def read_stages(text: str) -> list[Stage]:
         if instruction.name not in KNOWN:
             raise ValueError(f"the instruction {instruction.name} is not known here")
         if instruction.name == "FROM":
-            _, _, name = instruction.rest.partition(" AS ")
-            stages.append(Stage(name or None))
+            base, _, name = instruction.rest.partition(" AS ")
+            stages.append(Stage(base, name or None))
         else:
             stages[-1].instructions.append(instruction)
     return stages

@@ -34,22 +34,20 @@ def in_namespace(module: str, *arguments: str) -> list[str]:
 def base_environment() -> dict[str, str]:
     """Return what every process of an image has, before its own variables."""
     of_the_machine = {name: value for name, value in os.environ.items() if name.upper().startswith(_OF_THE_MACHINE)}
-    return {"PATH": PATH, **of_the_machine}
+    # Where the official images' linker looks for libpython, too.
+    return {"PATH": PATH, "LD_LIBRARY_PATH": "/usr/local/lib", **of_the_machine}
 
 
 def mount_writable(layer: Path) -> Path:
     """Mount a new layer; returns the root. What is written is in ``layer/files`` afterwards."""
-    files, work, root = (layer / name for name in ("files", "work", "root"))
-    for directory in (files, work, root):
-        directory.mkdir(parents=True)
-    _mount("-t", "overlay", "overlay", "-o", f"lowerdir=/,upperdir={files},workdir={work}", str(root))
-    return _with_base(root)
+    for name in ("files", "work", "root"):
+        (layer / name).mkdir(parents=True)
+    return _with_base(_mount_layer(layer, "rw"))
 
 
 def mount_read_only(layer: Path, writable: Mapping[str, Path]) -> Path:
     """Mount a finished layer, in which only these places can be written: each is a directory of this machine."""
-    root = layer / "root"
-    _mount("-t", "overlay", "overlay", "-o", f"lowerdir={layer / 'files'}:/", str(root))
+    root = _mount_layer(layer, "ro")
     for place, directory in writable.items():
         _mount("--bind", str(directory), str(root / place.lstrip("/")))
     return _with_base(root)
@@ -62,6 +60,12 @@ def run(root: Path, command: Sequence[str], environment: Mapping[str, str]) -> N
         subprocess.CalledProcessError, subprocess.TimeoutExpired: it fails, or takes too long.
     """
     subprocess.run(["chroot", root, *command], env=environment, timeout=STEP_SECONDS, check=True)
+
+
+def _mount_layer(layer: Path, mode: str) -> Path:
+    options = f"{mode},lowerdir=/,upperdir={layer / 'files'},workdir={layer / 'work'}"
+    _mount("-t", "overlay", "overlay", "-o", options, str(layer / "root"))
+    return layer / "root"
 
 
 def _with_base(root: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Start a command in the built image as its own user, its files read-only: `python -m tests.image.start LAYER COMMAND…`.
+"""Start a command in the built image as its own user, read-only: `python -m tests.image.start LAYER COMMAND…`.
 
 Below LAYER/writable is what can be written, each directory at its place. Begin it with `layers.in_namespace`.
 """
@@ -28,7 +28,7 @@ def main() -> None:
     root = mount_read_only(Path(layer), {place: writable(Path(layer), place) for place in WRITABLE})
     user = final.all("USER")[0].rest
     arguments = ["chroot", f"--userspec={user}", str(root), *command]
-    os.execvpe("chroot", arguments, {**environment, **given})  # noqa: S606, S607 - no shell is wanted
+    os.execvpe("chroot", arguments, {**environment, **given})  # noqa: S606 - no shell is wanted
 
 
 def writable(layer: Path, place: str) -> Path:
