@@ -55,7 +55,8 @@ def test_every_field_of_a_custom_resource_is_one_of_its_definition() -> None:
     custom = [item for item in everything().values() if not of_kubernetes(item)]
     assert "ScaledObject" in {item["kind"] for item in custom}
     for manifest in custom:
-        jsonschema.validate(manifest, json.loads(_schema(manifest).read_text()))
+        # The schemas themselves are not checked: some have a pattern as Go writes it.
+        jsonschema.Draft202012Validator(json.loads(_schema(manifest).read_text())).validate(manifest)
 
 
 def _schema(manifest: Manifest) -> Path:
