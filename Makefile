@@ -24,7 +24,7 @@ LOOPS_AND_ENGINE := --workload short --workload long \
 # Processes that share cores must sleep while they wait, not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-all test-gpu contract monitoring tools check benchmark clean
+.PHONY: setup demo test test-all test-gpu contract monitoring tools check manifests policies image-steps benchmark clean
 
 setup: $(VENV)/.ready
 
@@ -66,11 +66,33 @@ contract: setup .venv-contract/.ready
 	.venv-contract/bin/python -m pip install --quiet 'schemathesis>=4.32,<4.33'
 	@touch $@
 
-check: setup
+check: setup manifests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest --quiet tests/test_architecture.py tests/test_exported_members.py
+
+# Whatever k8s/ can be rendered to, by the schemas of Kubernetes; what its words mean is in tests/k8s.
+manifests: setup
+	$(BIN)/yamllint --strict k8s .github .yamllint.yaml
+	$(BIN)/hadolint Dockerfile
+	$(BIN)/python -m pytest --quiet tests/k8s/test_schemas.py
+
+# Checkov's rules for manifests and the Dockerfile; it has an environment of its own, as it pins what others need newer.
+policies: .venv-checkov/.ready
+	for name in overlays/cpu-dev overlays/gpu examples/trainer-job; do \
+		kubectl kustomize k8s/$$name || exit 1; echo ---; done > .venv-checkov/manifests.yaml
+	.venv-checkov/bin/checkov --file .venv-checkov/manifests.yaml --file Dockerfile --framework kubernetes dockerfile \
+		--compact --quiet --skip-download
+
+.venv-checkov/.ready:
+	$(PYTHON) -m venv .venv-checkov
+	.venv-checkov/bin/python -m pip install --quiet 'checkov==3.3.30'
+	@touch $@
+
+# The Dockerfile's own steps on top of this machine's files, where there is no docker: needs root.
+image-steps: setup
+	TORCH='$(TORCH)' $(BIN)/python -m pytest tests/image
 
 benchmark: setup
 	$(PIP_INSTALL) --editable '.[dev,benchmarks]'
@@ -90,4 +112,4 @@ benchmark: setup
 	$(BIN)/python -m benchmarks.publish
 
 clean:
-	rm -rf $(VENV) .venv-contract demo dist
+	rm -rf $(VENV) .venv-contract .venv-checkov demo dist
