@@ -16,7 +16,7 @@ from vigor_service.body import BodyReader
 from vigor_service.middleware import RequestEnvelope
 from vigor_service.openapi import describe
 from vigor_service.problems import install_problem_handlers
-from vigor_service.routes import adapters, attribution, compatible, operations, samples, scoring, weights
+from vigor_service.routes import adapters, attribution, compatible, inspector, operations, samples, scoring, weights
 from vigor_service.runtime import LoadedModel, Runtime
 from vigor_service.settings import Settings
 
@@ -58,6 +58,7 @@ def create_app(
         weights.router,
         compatible.router,
         operations.router,
+        inspector.router,
     )
     for router in routers:
         app.include_router(router)
