@@ -12,7 +12,7 @@ from pydantic.config import JsonDict
 
 from vigor_client.schemas import AnyCompletion, GivenPrompt, Timing, WeightOptions, WireModel
 
-MAX_ATTRIBUTED_TOKENS = 2048
+MAX_ATTRIBUTED_TOKENS = 1024
 """Of a prompt with its completion: more are refused."""
 
 _EXAMPLE: JsonDict = {

@@ -1,7 +1,7 @@
 // Where one completion's norm comes from: its tokens as a heat map, its layers as bars.
 
 import { byId, element, setText, setWidth } from "./dom.js";
-import { percent, seconds, shortDigest, significant } from "./numbers.js";
+import { computed, percent, shortDigest, significant } from "./numbers.js";
 
 const FULLEST = 0.75; // how much of its colour the token with the largest share has
 
@@ -10,18 +10,20 @@ export function showAttribution(answer, index) {
   setText(byId("attributed-with"), [
     `norm ${significant(answer.grad_norm)}`, `norm · √T ${significant(answer.scaled_grad_norm)}`,
     `weights ${answer.weight_version} (${shortDigest(answer.weight_digest)})`,
-    `${seconds(answer.timing.compute_seconds)} of computation`,
+    computed(answer.timing.compute_seconds),
   ].join(" · "));
   showTokens(answer.tokens);
   showLayers(answer.layers);
   const tokenSum = sum(answer.tokens);
   setText(byId("token-sum"), `Tokens ${percent(tokenSum)} + not resolved by position ${percent(answer.unresolved_share)} = `
-    + percent(tokenSum + answer.unresolved_share));
+    + percent(plus(tokenSum, answer.unresolved_share)));
   setText(byId("layer-sum"), `Sum ${percent(sum(answer.layers))}`);
   byId("attribution").hidden = false;
 }
 
-const sum = (items) => items.reduce((total, { share }) => total + share, 0);
+/** null where a share is: a norm of 0 has none. */
+const sum = (items) => items.reduce((total, { share }) => plus(total, share), 0);
+const plus = (left, right) => (left === null || right === null ? null : left + right);
 
 // ------------------------------------------------------------------------------------------------ tokens
 

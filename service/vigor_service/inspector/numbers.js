@@ -24,7 +24,16 @@ export function large(number) {
   return number.toLocaleString("en", { notation: "compact", maximumSignificantDigits: 3 });
 }
 
-export function seconds(number) {
+export function bytes(number) {
+  return number.toLocaleString("en", { notation: "compact", style: "unit", unit: "byte", maximumSignificantDigits: 3 });
+}
+
+/** Of computation; what took none was known from before. */
+export function computed(number) {
+  return number === 0 ? "known from before" : `${seconds(number)} of computation`;
+}
+
+function seconds(number) {
   return `${number.toLocaleString("en", { maximumSignificantDigits: 2 })} s`;
 }
 

@@ -1,7 +1,7 @@
 // The table of one group's scores.
 
 import { byId, element, setText, setWidth } from "./dom.js";
-import { count, seconds, shortDigest, significant, signed } from "./numbers.js";
+import { computed, count, shortDigest, significant, signed } from "./numbers.js";
 
 /** Show the answer to `group`; `onPick` is called with the index of the completion whose norm is to be explained. */
 export function showScores(answer, group, onPick) {
@@ -12,7 +12,7 @@ export function showScores(answer, group, onPick) {
   setText(byId("scored-with"), [
     `weights ${answer.weight_version} (${shortDigest(answer.weight_digest)})`,
     `${count(answer.usage.prompt_tokens, "prompt token")}, ${count(answer.usage.completion_tokens, "completion token")}`,
-    `${seconds(answer.timing.compute_seconds)} of computation`,
+    computed(answer.timing.compute_seconds),
   ].join(" · "));
   byId("scores").hidden = false;
 }

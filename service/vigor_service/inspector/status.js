@@ -2,7 +2,7 @@
 
 import { NoAnswer, Problem, get, metrics, probe } from "./api.js";
 import { byId, setText } from "./dom.js";
-import { age, count, large, shortDigest } from "./numbers.js";
+import { age, bytes, count, large, shortDigest } from "./numbers.js";
 
 const PAUSE_SECONDS = 2;
 const LONGEST_PAUSE_SECONDS = 30;
@@ -48,6 +48,10 @@ export class Status {
       this.fail(error);
     }
     byId("away").hidden = this.numFailures === 0;
+    return this.pauseSeconds();
+  }
+
+  pauseSeconds() {
     return Math.min(PAUSE_SECONDS * 2 ** this.numFailures, LONGEST_PAUSE_SECONDS);
   }
 
@@ -70,8 +74,8 @@ export class Status {
       this.numFailures += 1;
       this.model = null; // who answers next may be another one
       showState("away");
-      const pause = Math.min(PAUSE_SECONDS * 2 ** this.numFailures, LONGEST_PAUSE_SECONDS);
-      setText(byId("away"), `The service does not answer. What stands above is from before. Asking again every ${pause} seconds.`);
+      setText(byId("away"), `The service does not answer, what stands above is from before. `
+        + `The next try is in ${this.pauseSeconds()} seconds.`);
     } else {
       throw error;
     }
@@ -97,7 +101,7 @@ function showWeights(weights, at) {
   setText(byId("weights-more"), `published ${age((at - Date.parse(weights.published_at)) / 1000)}`);
   setText(byId("digest"), shortDigest(weights.weight_digest));
   byId("digest").title = weights.weight_digest;
-  setText(byId("digest-more"), `${count(weights.num_tensors, "tensor")}, ${large(weights.num_bytes)}B`);
+  setText(byId("digest-more"), `${count(weights.num_tensors, "tensor")}, ${bytes(weights.num_bytes)}`);
 }
 
 function showQueue(numRequests, numTokens) {
