@@ -62,6 +62,11 @@ def problems(*kinds: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
     return responses
 
 
+def no_such(what: str) -> dict[int | str, dict[str, Any]]:
+    """Describe the 404 of a path that names something."""
+    return {404: _empty_response(f"No such {what}")}
+
+
 def describe(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document, with the schemas of the bodies that FastAPI does not parse itself."""
     document = get_openapi(

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from PIL import Image
-from playwright.sync_api import Browser
+from playwright.sync_api import Browser, expect
 
 from tests.inspector.browser import chromium, inspector_page, score_and_explain
 from tests.service_process import service_process
 
-_NUM_COLOURS = 64  # keeps a picture below 200 kB
+_NUM_COLOURS = 256  # keeps a picture below 200 kB
 _PICTURES: dict[str, dict[str, Any]] = {
     "light": {"viewport": {"width": 1200, "height": 900}},
     "dark": {"viewport": {"width": 1200, "height": 900}, "color_scheme": "dark"},
@@ -38,6 +38,7 @@ def _taken(browser: Browser, url: str, options: dict[str, Any]) -> Image.Image:
     with inspector_page(browser, url, reduced_motion="reduce", **options) as watched:
         score_and_explain(watched.page, 2)
         watched.page.get_by_role("button", name="“8”, token").hover()
+        expect(watched.page.locator("#queue")).to_have_text("0 requests")
         return Image.open(io.BytesIO(watched.page.screenshot(full_page=True)))
 
 

@@ -49,10 +49,10 @@ function score() {
 
 function explain(index) {
   const { completions, ...prompt } = scored.group;
+  markPicked(index);
   const body = { ...prompt, completion: completions[index] };
   ask("v1/attribution", body, "Taking the norm apart…", (answer) => {
     showAttribution(answer, index);
-    markPicked(index);
     byId("attribution-title").focus();
   });
 }

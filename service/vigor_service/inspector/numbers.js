@@ -25,7 +25,9 @@ export function large(number) {
 }
 
 export function bytes(number) {
-  return number.toLocaleString("en", { notation: "compact", style: "unit", unit: "byte", maximumSignificantDigits: 3 });
+  const units = ["B", "kB", "MB", "GB", "TB"];
+  const power = Math.min(Math.floor(Math.log10(Math.max(number, 1)) / 3), units.length - 1);
+  return `${significant(Number((number / 1000 ** power).toPrecision(3)))} ${units[power]}`;
 }
 
 /** Of computation; what took none was known from before. */

@@ -5,9 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
+
+from vigor_service.openapi import no_such
 
 _DIRECTORY = Path(__file__).parents[1] / "inspector"
 _PAGE = "index.html"
@@ -42,15 +46,21 @@ def _read(path: Path) -> _File:
     return _File(content, _MEDIA_TYPES[path.suffix], f'"{sha256(content).hexdigest()[:32]}"')
 
 
+_SAME: dict[int | str, dict[str, Any]] = {304: {"description": "The caller has the current one already"}}
 _FILES = {path.name: _read(path) for path in _DIRECTORY.iterdir()}
 
 
-@router.get("/", summary="The inspector: a page for people", response_class=Response)
+@router.get("/", summary="The inspector: a page for people", response_class=HTMLResponse, responses=_SAME)
 async def inspector(request: Request) -> Response:
     return _answer(request, _FILES[_PAGE])
 
 
-@router.get("/inspector/{name}", summary="A file of the inspector", response_class=Response)
+@router.get(
+    "/inspector/{name}",
+    summary="A file of the inspector",
+    response_class=Response,
+    responses=_SAME | no_such("file"),
+)
 async def inspector_file(request: Request, name: str) -> Response:
     if name not in _FILES:
         raise HTTPException(404)
