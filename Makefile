@@ -24,7 +24,7 @@ LOOPS_AND_ENGINE := --workload short --workload long \
 # Processes that share cores must sleep while they wait, not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-all test-gpu contract monitoring tools check manifests policies image-steps benchmark clean
+.PHONY: setup demo test test-all test-gpu contract inspector monitoring tools check manifests policies image-steps benchmark clean
 
 setup: $(VENV)/.ready
 
@@ -65,6 +65,12 @@ contract: setup .venv-contract/.ready
 	$(PYTHON) -m venv .venv-contract
 	.venv-contract/bin/python -m pip install --quiet 'schemathesis>=4.32,<4.33'
 	@touch $@
+
+# The inspector in Chromium, which `make tools` installs; SCREENSHOTS=docs/images takes the pictures of its page anew.
+SCREENSHOTS ?=
+inspector: setup
+	$(BIN)/python -m pytest tests/inspector
+	$(if $(SCREENSHOTS),$(BIN)/python -m tests.inspector.screenshots $(SCREENSHOTS))
 
 check: setup manifests
 	$(BIN)/ruff format --check .

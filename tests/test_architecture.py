@@ -108,6 +108,7 @@ def test_the_client_never_imports_a_server_or_the_other_packages() -> None:
 def test_the_service_takes_the_contract_from_the_client_and_nothing_else() -> None:
     names = (
         "schemas",
+        "attribution_schemas",
         "ranking",
         "digest",
         "embedded",

@@ -19,6 +19,14 @@ from safetensors.torch import save_file
 from tests.fake_scorer import VOCAB_SIZE
 from tests.live_service import LiveService, live_service
 from vigor_client import errors, ranking, retry, schemas, wire
+from vigor_client.attribution_schemas import (
+    MAX_ATTRIBUTED_TOKENS,
+    AttributionRequest,
+    AttributionResponse,
+    LayerShare,
+    ParameterShare,
+    TokenShare,
+)
 from vigor_client.cli import main
 from vigor_client.client import DEFAULT_TIMEOUT_SECONDS
 from vigor_client.delta_index import DeltaIndex
@@ -48,6 +56,8 @@ HTTP_EXAMPLES: list[type[BaseModel]] = [
     schemas.ScoreRequest,
     schemas.ScoreResponse,
     schemas.SampleRequest,
+    AttributionRequest,
+    AttributionResponse,
     OpenRLHFRequest,
     OpenRLHFRewards,
     SlimeRequest,
@@ -80,6 +90,11 @@ DESCRIBED_IN_TABLES: list[type[BaseModel]] = [
     schemas.ErrorLine,
     schemas.UpdateRequest,
     schemas.BroadcastRequest,
+    AttributionRequest,
+    AttributionResponse,
+    TokenShare,
+    LayerShare,
+    ParameterShare,
 ]
 
 
@@ -249,6 +264,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         "groups in a request": schemas.MAX_GROUPS,
         "completions in a group": schemas.MAX_COMPLETIONS_PER_GROUP,
         "messages in a prompt": schemas.MAX_MESSAGES,
+        "tokens of a prompt with one completion, for an attribution": MAX_ATTRIBUTED_TOKENS,
         "`wait_seconds`": f"{schemas.MAX_WAIT_SECONDS:g}",
         "`weight_version`": schemas.MAX_WEIGHT_VERSION,
         "places that an error lists": MAX_LISTED_ERRORS,

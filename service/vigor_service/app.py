@@ -19,7 +19,7 @@ from vigor_service.metrics import Metrics
 from vigor_service.middleware import RequestEnvelope
 from vigor_service.openapi import describe
 from vigor_service.problems import CODES, install_problem_handlers
-from vigor_service.routes import adapters, compatible, operations, samples, scoring, weights
+from vigor_service.routes import adapters, attribution, compatible, inspector, operations, samples, scoring, weights
 from vigor_service.runtime import LoadedModel, Runtime
 from vigor_service.settings import Settings
 
@@ -60,7 +60,16 @@ def create_app(
     app.state.bodies = BodyReader(
         max_body_bytes=settings.max_body_bytes, timeout_seconds=settings.request_timeout_seconds
     )
-    routers = (scoring.router, samples.router, adapters.router, weights.router, compatible.router, operations.router)
+    routers = (
+        scoring.router,
+        samples.router,
+        attribution.router,
+        adapters.router,
+        weights.router,
+        compatible.router,
+        operations.router,
+        inspector.router,
+    )
     for router in routers:
         app.include_router(router)
     app.state.endpoints = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vigor_service.adapters import Adapters
 from vigor_service.admission import Admission
+from vigor_service.attribution import Attributions
 from vigor_service.errors import DrainingError, LoadingError, UnhealthyError
 from vigor_service.idempotency import Answers
 from vigor_service.metrics import Metrics
@@ -61,6 +62,7 @@ class Serving:
     answers_in_lines: Answers
     rendezvous: Rendezvous
     adapters: Adapters
+    attributions: Attributions
     updates: Updates
     local_files: LocalFiles
     broadcasts: Broadcasts
@@ -253,6 +255,7 @@ class Runtime:
             Answers(),
             rendezvous,
             Adapters(scoring, rendezvous),
+            Attributions(scoring, model.scorer.attribute, self._compute),
             updates,
             local_files,
             broadcasts,

@@ -7,10 +7,15 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from vigor_client.schemas import FieldError, ScoreRequest, ScoreResponse, ScoringOptions, Usage
+from vigor_client.schemas import FieldError, ScoreRequest, ScoreResponse, Usage, WeightOptions
 from vigor_service.admission import Admission
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
-from vigor_service.errors import DeadlineExceededError, SequenceExceedsMemoryError
+from vigor_service.errors import (
+    DeadlineExceededError,
+    InvalidRequestError,
+    SequenceExceedsMemoryError,
+    SequenceTooLongError,
+)
 from vigor_service.grading import grade, group_line, last_line, sequences_to_score
 from vigor_service.group_watch import GroupWatch
 from vigor_service.metrics import Metrics
@@ -85,7 +90,7 @@ class Scoring:
             put(await self.preparation.run(self._last_line, encoded, scored))
 
     @asynccontextmanager
-    async def time_limit(self, request: ScoringOptions) -> AsyncIterator[None]:
+    async def time_limit(self, request: WeightOptions) -> AsyncIterator[None]:
         """Raise DeadlineExceededError when what a request is given to take, and to wait for weights, has passed."""
         seconds = self.timeout_seconds + request.wait_seconds
         try:
@@ -97,6 +102,14 @@ class Scoring:
     async def encode(self, request: ScoreRequest) -> Encoded:
         """Return the request as token sequences. Raises as ``Encoder.encode``."""
         return await self.preparation.run(self._encode, request)
+
+    async def encode_alone(self, request: ScoreRequest) -> Encoded:
+        """Return a request that stands for one completion; errors name their places within the completion's own."""
+        try:
+            return await self.encode(request)
+        except (InvalidRequestError, SequenceTooLongError) as error:
+            error.errors = list(map(_in_sample, error.errors))
+            raise
 
     async def compute(self, encoded: Encoded, on_scores: OnScores | None = None) -> Scored:
         """Score what was admitted, once the weights are there.
