@@ -172,6 +172,17 @@ class Scoring:
         self.metrics.tokens.labels("padding").inc(usage.padding_tokens)
 
 
+def _in_sample(place: FieldError) -> FieldError:
+    """The place where the sample has what a score request has in its only group."""
+    match place.loc:
+        case ["groups", 0, "completions", 0, *inner]:
+            return FieldError(loc=["completion", *inner], msg=place.msg)
+        case ["groups", 0, *inner]:
+            return FieldError(loc=inner, msg=place.msg)
+        case _:
+            return place
+
+
 def _exceeds_memory(
     groups: Sequence[EncodedGroup], too_long: Mapping[TokenSequence, int]
 ) -> SequenceExceedsMemoryError:
