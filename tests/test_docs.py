@@ -38,7 +38,6 @@ from vigor_service.body import MAX_BODIES_IN_FLIGHT
 from vigor_service.compatible_schemas import PullWeights, SGLangModelInfo, UpdateFromDisk
 from vigor_service.connections import DEFAULT_LIMITS
 from vigor_service.errors import MAX_LISTED_ERRORS
-from vigor_service.metrics import Metrics
 from vigor_service.rendezvous import MAX_HELD_BYTES
 from vigor_service.runtime import LoadedModel
 from vigor_service.server import KEEP_ALIVE_SECONDS
@@ -258,17 +257,6 @@ def test_the_worked_answer_belongs_to_the_worked_request() -> None:
 def test_every_field_is_described(schema: type[BaseModel]) -> None:
     described = set(re.findall(r"`(\w+)`", HTTP_API))
     assert set(schema.model_fields) - described == set()
-
-
-def test_every_metric_is_described_with_its_labels() -> None:
-    metrics = Metrics()
-    metrics.expect_routes(["/v1/score"])
-    series = re.findall(r"^\| `(vigor_\w+?)(?:_total)?` \| ([^|]*)\|", HTTP_API, re.MULTILINE)
-    documented = {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in series}
-    assert documented == {
-        family.name: {label for sample in family.samples for label in sample.labels} - {"le"}
-        for family in metrics.registry.collect()
-    }
 
 
 def test_the_limits_are_those_of_the_code() -> None:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Coroutine
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 from vigor_client.schemas import (
@@ -29,6 +30,7 @@ from vigor_service.errors import (
     ServiceError,
 )
 from vigor_service.metrics import Metrics
+from vigor_service.request_record import current_record
 from vigor_service.scoring import Encoded, Scoring
 
 MAX_HELD_BYTES = 256 << 20
@@ -90,7 +92,13 @@ class Rendezvous:
             self._hold(gathering, num_bytes)
             gathering.completions[sample.index] = sample.completion
             self._advance(gathering, sample, encoded)
-        return _own_part(await asyncio.shield(gathering.answer), sample)
+        record = current_record()
+        try:
+            response = await asyncio.shield(gathering.answer)
+        finally:
+            record.gathered = perf_counter()
+        record.weight_version = response.weight_version
+        return _own_part(response, sample)
 
     def withdraw(self, name: str, index: int) -> bool:
         """Take a sample out of a group that is not whole; return whether its place is free."""

@@ -19,6 +19,7 @@ from vigor_service.errors import (
 from vigor_service.grading import grade, group_line, last_line, sequences_to_score
 from vigor_service.group_watch import GroupWatch
 from vigor_service.metrics import Metrics
+from vigor_service.request_record import Computation, current_record
 from vigor_service.scheduler import DoesNotFitError, OnScores, Scheduler, Scored
 from vigor_service.tokenization import EncodedGroup, Encoder
 from vigor_service.weights.publication import Publication
@@ -81,7 +82,7 @@ class Scoring:
                 computing.add_done_callback(lambda _: watch.close())
                 try:
                     async for indices in watch.finished():
-                        for line in await self.preparation.run(_group_lines, indices, encoded, watch.scores):
+                        for line in await self.preparation.run(self._group_lines, indices, encoded, watch.scores):
                             put(line)
                     scored = await computing
                 finally:
@@ -120,19 +121,45 @@ class Scoring:
         requirement = WeightRequirement(request.weight_version, request.weight_digest)
         await self.publication.wait_for(requirement, wait_seconds=request.wait_seconds)
         try:
-            return await self.scheduler.score(encoded.sequences, requirement, on_scores=on_scores)
+            return await self._schedule(encoded.sequences, requirement, on_scores)
         except DoesNotFitError as error:
             raise _exceeds_memory(encoded.groups, error.too_long) from error
 
     async def grade(self, encoded: Encoded, scored: Scored) -> ScoreResponse:
         """Rank every group, and count what the request cost."""
-        response = await self.preparation.run(grade, self.model, encoded.request, encoded.groups, scored)
-        self._count(response.usage)
-        return response
+        return await self.preparation.run(self._grade, encoded, scored)
+
+    async def _schedule(
+        self, sequences: Sequence[TokenSequence], requirement: WeightRequirement, on_scores: OnScores | None
+    ) -> Scored:
+        record = current_record()
+        computation = record.computation = Computation()
+        tell = computation.watching(on_scores) if record.is_traced else on_scores
+        scored = await self.scheduler.score(sequences, requirement, on_scores=tell)
+        computation.finish(compute_seconds=scored.compute_seconds)
+        record.weight_version = scored.weights.version
+        return scored
 
     def _encode(self, request: ScoreRequest) -> Encoded:
         groups = self.encoder.encode(request)
         return Encoded(request, groups, sequences_to_score(groups, request.truncated))
+
+    def _grade(self, encoded: Encoded, scored: Scored) -> ScoreResponse:
+        response = grade(self.model, encoded.request, encoded.groups, scored)
+        for group, score in zip(encoded.groups, response.groups, strict=True):
+            self.metrics.observe_group(group.sequences, score.completions)
+        self._count(response.usage)
+        return response
+
+    def _group_lines(
+        self, indices: Sequence[int], encoded: Encoded, scores: Mapping[TokenSequence, SequenceScore]
+    ) -> list[str]:
+        return [self._group_line(index, encoded, scores) for index in indices]
+
+    def _group_line(self, index: int, encoded: Encoded, scores: Mapping[TokenSequence, SequenceScore]) -> str:
+        line = group_line(index, encoded.groups, scores, encoded.request)
+        self.metrics.observe_group(encoded.groups[index].sequences, line.completions)
+        return line.model_dump_json()
 
     def _last_line(self, encoded: Encoded, scored: Scored) -> str:
         line = last_line(self.model, encoded.request, encoded.groups, scored)
@@ -143,10 +170,6 @@ class Scoring:
         self.metrics.tokens.labels("prompt").inc(usage.prompt_tokens)
         self.metrics.tokens.labels("completion").inc(usage.completion_tokens)
         self.metrics.tokens.labels("padding").inc(usage.padding_tokens)
-
-
-def _group_lines(indices: Sequence[int], encoded: Encoded, scores: Mapping[TokenSequence, SequenceScore]) -> list[str]:
-    return [group_line(index, encoded.groups, scores, encoded.request).model_dump_json() for index in indices]
 
 
 def _in_sample(place: FieldError) -> FieldError:

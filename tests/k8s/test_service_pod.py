@@ -1,0 +1,112 @@
+"""The pods of the service are told what the service understands, and may do no more than they have to."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+from tests.k8s.rendering import OVERLAYS, Manifest, container, needs_kubectl, pod, render, the
+from tests.k8s.settings import environment, settings_of
+from vigor_client import __version__
+
+pytestmark = needs_kubectl
+ENDING_SECONDS = 15  # to remove staged files and to end, after the last request
+UNITS = {"Mi": 1 << 20, "Gi": 1 << 30}
+
+
+def num_bytes(quantity: str) -> int:
+    return int(quantity[:-2]) * UNITS[quantity[-2:]]
+
+
+@pytest.fixture(params=OVERLAYS)
+def manifests(request: pytest.FixtureRequest) -> list[Manifest]:
+    return render(request.param)
+
+
+@pytest.fixture
+def workload(manifests: list[Manifest]) -> Manifest:
+    return the(manifests, "StatefulSet")
+
+
+def mounts(workload: Manifest) -> dict[str, PurePosixPath]:
+    """Volume -> where the container sees it."""
+    return {mount["name"]: PurePosixPath(mount["mountPath"]) for mount in container(workload)["volumeMounts"]}
+
+
+def test_ports_have_one_number_and_one_name(manifests: list[Manifest], workload: Manifest, tmp_path: Path) -> None:
+    (port,) = container(workload)["ports"]
+    assert port["containerPort"] == settings_of(manifests, tmp_path).port
+    for service in (item for item in manifests if item["kind"] == "Service"):
+        assert service["spec"]["ports"] == [{"name": "http", "port": port["containerPort"], "targetPort": port["name"]}]
+    probes = [container(workload)[f"{name}Probe"] for name in ("startup", "readiness", "liveness")]
+    assert {probe["httpGet"]["port"] for probe in probes} == {port["name"]}
+
+
+def test_a_service_that_ends_is_given_the_time_that_it_asks_for(
+    manifests: list[Manifest], workload: Manifest, tmp_path: Path
+) -> None:
+    waits_seconds = container(workload)["lifecycle"]["preStop"]["sleep"]["seconds"]
+    drains_seconds = settings_of(manifests, tmp_path).drain_seconds
+    assert waits_seconds + drains_seconds + ENDING_SECONDS <= pod(workload)["terminationGracePeriodSeconds"]
+
+
+def test_whatever_selects_pods_selects_these(manifests: list[Manifest], workload: Manifest) -> None:
+    labels = workload["spec"]["template"]["metadata"]["labels"].items()
+    services = [item["spec"]["selector"] for item in manifests if item["kind"] == "Service"]
+    budget = the(manifests, "PodDisruptionBudget")["spec"]["selector"]["matchLabels"]
+    for selector in (*services, budget, workload["spec"]["selector"]["matchLabels"]):
+        assert selector.items() <= labels
+    headless = the(manifests, "Service", workload["spec"]["serviceName"])
+    assert headless["spec"]["clusterIP"] == "None"
+    assert headless["spec"]["publishNotReadyAddresses"]
+
+
+def test_published_weights_and_keys_lie_on_volumes(manifests: list[Manifest], workload: Manifest) -> None:
+    given, seen = environment(manifests), mounts(workload)
+    (claim,) = workload["spec"]["volumeClaimTemplates"]
+    assert seen[claim["metadata"]["name"]] in PurePosixPath(given["VIGOR_STATE_DIR"]).parents
+    for name in ("VIGOR_SCORE_KEY_FILE", "VIGOR_PUBLISH_KEY_FILE"):
+        assert PurePosixPath(given[name]).parent == seen["keys"]
+
+
+def test_the_image_is_that_of_this_version(workload: Manifest) -> None:
+    assert re.fullmatch(rf"vigor-service:{re.escape(__version__)}-(cpu|cuda)", container(workload)["image"])
+
+
+def test_the_pod_runs_as_nobody_and_writes_only_to_volumes(workload: Manifest) -> None:
+    specification, context = pod(workload), container(workload)["securityContext"]
+    assert specification["securityContext"]["runAsNonRoot"]
+    assert specification["securityContext"]["runAsUser"] == specification["securityContext"]["fsGroup"] != 0
+    assert specification["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert specification["automountServiceAccountToken"] is False
+    assert specification["enableServiceLinks"] is False
+    assert context["readOnlyRootFilesystem"]
+    assert context["allowPrivilegeEscalation"] is False
+    assert context["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_memory_and_every_temporary_directory_have_a_limit(workload: Manifest) -> None:
+    resources = container(workload)["resources"]
+    assert resources["limits"]["memory"] == resources["requests"]["memory"]
+    assert {"cpu", "memory"} <= resources["limits"].keys() & resources["requests"].keys()
+    temporary = {volume["name"]: volume["emptyDir"] for volume in pod(workload)["volumes"] if "emptyDir" in volume}
+    assert {str(mounts(workload)[name]) for name in temporary} == {"/tmp", "/dev/shm", "/var/cache/vigor"}  # noqa: S108
+    assert all(num_bytes(directory["sizeLimit"]) > 0 for directory in temporary.values())
+    in_memory = [directory for directory in temporary.values() if directory.get("medium") == "Memory"]
+    assert sum(num_bytes(it["sizeLimit"]) for it in in_memory) < num_bytes(resources["limits"]["memory"]) / 4
+
+
+def test_a_gpu_is_asked_for_whole_and_used(tmp_path: Path) -> None:
+    manifests = render("gpu")
+    resources = container(the(manifests, "StatefulSet"))["resources"]
+    assert resources["limits"]["nvidia.com/gpu"] == resources["requests"]["nvidia.com/gpu"] == "1"
+    assert settings_of(manifests, tmp_path).device == "cuda"
+    assert the(manifests, "StatefulSet")["spec"]["replicas"] == 1
+
+
+def test_without_a_gpu_none_is_asked_for(tmp_path: Path) -> None:
+    manifests = render("cpu-dev")
+    assert "nvidia.com/gpu" not in container(the(manifests, "StatefulSet"))["resources"]["limits"]
+    assert settings_of(manifests, tmp_path).device == "cpu"
