@@ -25,6 +25,7 @@ from vigor_service.settings import Settings
 SCORE_KEY, PUBLISH_KEY = "key-of-the-scorers", "key-of-the-publisher"
 GROUP = {"prompt_ids": [1], "completions": [[2]]}
 PUBLIC = {"/healthz", "/readyz", "/metrics", "/", "/inspector/{name}"}
+SCORING = {"/v1/score", "/v1/score/sample", "/v1/attribution", "/openrlhf/get_reward", "/slime/reward"}
 PUBLISHING = {
     ("POST", "/v1/weights/updates"),
     ("PUT", "/v1/weights/updates/{update_id}/files/{name}"),
