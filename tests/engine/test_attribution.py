@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
-from tests.engine.cases import difficult_sequences
+from tests.engine.cases import difficult_sequences, on_device
 from tests.tiny_models import FAMILIES, tiny_model
 from vigor_service.engine.attribution import Attribution, attribute
 from vigor_service.engine.engine import Engine
@@ -129,8 +129,8 @@ def test_shares_of_positions_are_those_of_copies_of_the_parameters(
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_shares_sum_to_one_and_the_norm_is_the_reference(family: str) -> None:
-    model = tiny_model(family)
+def test_shares_sum_to_one_and_the_norm_is_the_reference(family: str, device: torch.device) -> None:
+    model = on_device(tiny_model(family), device)
     for sequence in (SCORED[2], MASKED):
         attribution = attributed(model, sequence)
         assert total(attribution) == pytest.approx(1, abs=1e-5)

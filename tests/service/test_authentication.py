@@ -24,8 +24,8 @@ from vigor_service.settings import Settings
 
 SCORE_KEY, PUBLISH_KEY = "key-of-the-scorers", "key-of-the-publisher"
 GROUP = {"prompt_ids": [1], "completions": [[2]]}
-PUBLIC = {"/healthz", "/readyz", "/metrics"}
-SCORING = {"/v1/score", "/v1/score/sample", "/openrlhf/get_reward", "/slime/reward"}
+PUBLIC = {"/healthz", "/readyz", "/metrics", "/", "/inspector/{name}"}
+SCORING = {"/v1/score", "/v1/score/sample", "/v1/attribution", "/openrlhf/get_reward", "/slime/reward"}
 PUBLISHING = {
     ("POST", "/v1/weights/updates"),
     ("PUT", "/v1/weights/updates/{update_id}/files/{name}"),
@@ -75,7 +75,7 @@ def status(service: LiveService, method: str, path: str, key: str | None) -> int
 
 
 @pytest.mark.parametrize("key", [None, "wrong", SCORE_KEY.upper(), SCORE_KEY + "x", SCORE_KEY[:-1], "é"])
-def test_without_a_known_key_only_probes_metrics_and_the_description_answer(
+def test_without_a_known_key_only_probes_metrics_the_page_and_the_description_answer(
     guarded: LiveService, key: str | None
 ) -> None:
     for method, path in operations(guarded):

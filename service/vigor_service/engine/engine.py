@@ -171,8 +171,7 @@ class Engine:
             NoMemoryLeftError: nothing can be scored, however short.
         """
         scored = self._fitting.score(list(dict.fromkeys(sequences)))
-        if self._model.device.type == "cpu":
-            self._heap.after_batch()
+        self._trim_heap()
         scores = [scored.scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
         return BatchResult(scores, padding_tokens=0, too_long=scored.too_long, fitting_tokens=scored.fitting_tokens)
 
@@ -183,7 +182,9 @@ class Engine:
             ValueError: no token counts in the loss.
             NoMemoryLeftError: it does not fit into memory.
         """
-        return attribute_within_memory(self._model, sequence, in_parts(self._measured))
+        attribution = attribute_within_memory(self._model, sequence, in_parts(self._measured))
+        self._trim_heap()
+        return attribution
 
     def measure_batch_tokens(self) -> int:
         """Measure how many tokens a batch may have (``engine/batch_budget.py``); logs what it found in one line."""
@@ -196,6 +197,10 @@ class Engine:
             peak=peak_memory(device),
             free_bytes=free_bytes(device),
         )
+
+    def _trim_heap(self) -> None:
+        if self._model.device.type == "cpu":
+            self._heap.after_batch()
 
     def _score(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
         if self._fast is not None:
