@@ -11,6 +11,12 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet $(addprefix --constraint ,$(
 WHERE ?= cpu
 LONG ?= --layers 6
 RESULTS := benchmarks/results
+# Programs that some tests need and skip without, each with its package of Debian.
+TOOLS := prometheus:prometheus chromium:chromium kubectl:kubernetes-client
+PROGRAM = $(firstword $(subst :, ,$(1)))
+PACKAGE = $(lastword $(subst :, ,$(1)))
+MISSING = $(strip $(foreach tool,$(TOOLS),$(if $(shell command -v $(call PROGRAM,$(tool))),,$(call PACKAGE,$(tool)))))
+APT_GET := apt-get -o DPkg::Lock::Timeout=300 -o Acquire::Retries=0 -o Acquire::http::Timeout=20
 # The loops and the engine are also measured with glibc as the service sets it, and with Debian's libjemalloc2 if it is there.
 JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
 LOOPS_AND_ENGINE := --workload short --workload long \
@@ -18,7 +24,7 @@ LOOPS_AND_ENGINE := --workload short --workload long \
 # Processes that share cores must sleep while they wait, not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-all test-gpu contract check manifests policies image-steps benchmark clean
+.PHONY: setup demo test test-all test-gpu contract inspector monitoring tools check manifests policies image-steps benchmark clean
 
 setup: $(VENV)/.ready
 
@@ -41,6 +47,16 @@ test-all: setup
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
 
+# Dashboards and alerts against a real Prometheus that scrapes a real service.
+monitoring: setup
+	$(BIN)/python -m pytest tests/monitoring
+
+# Needs root. Prometheus is not to run as a service of the machine because of it: the tests start their own.
+tools:
+	$(if $(and $(filter prometheus,$(MISSING)),$(wildcard /etc/systemd/system)),ln -sf /dev/null /etc/systemd/system/prometheus.service)
+	$(if $(MISSING),$(APT_GET) update)
+	$(if $(MISSING),$(APT_GET) install --yes --no-install-recommends $(MISSING))
+
 # A running service against its own OpenAPI description; schemathesis has an environment of its own.
 contract: setup .venv-contract/.ready
 	$(BIN)/python -m tests.contract --schemathesis .venv-contract/bin/schemathesis
@@ -49,6 +65,12 @@ contract: setup .venv-contract/.ready
 	$(PYTHON) -m venv .venv-contract
 	.venv-contract/bin/python -m pip install --quiet 'schemathesis>=4.32,<4.33'
 	@touch $@
+
+# The inspector in Chromium, which `make tools` installs; SCREENSHOTS=docs/images takes the pictures of its page anew.
+SCREENSHOTS ?=
+inspector: setup
+	$(BIN)/python -m pytest tests/inspector
+	$(if $(SCREENSHOTS),$(BIN)/python -m tests.inspector.screenshots $(SCREENSHOTS))
 
 check: setup manifests
 	$(BIN)/ruff format --check .
@@ -91,6 +113,7 @@ benchmark: setup
 	$(BIN)/python -m benchmarks.deltas --out $(RESULTS)/deltas_cpu
 	$(BIN)/python -m benchmarks.overlap --out $(RESULTS)/overlap_cpu
 	$(BIN)/python -m benchmarks.serving --out $(RESULTS)/serving_cpu
+	$(BIN)/python -m benchmarks.metrics_cost --out $(RESULTS)/metrics-cost_cpu
 	$(BIN)/python -m benchmarks.long_sequences $(LONG) --out $(RESULTS)/long-sequences_$(WHERE)
 	$(BIN)/python -m benchmarks.publish
 

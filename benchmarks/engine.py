@@ -121,6 +121,8 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
     options = parser.parse_args(arguments)
     device = torch.device(_device(options.device))
+    if options.gpu_gib is not None and device.type != "cuda":
+        parser.error(f"--gpu-gib bounds the memory of a GPU, and this is to run on {device.type}")
     options.max_batch_tokens = options.max_batch_tokens or probe_sizes(device).max_batch
     return options
 

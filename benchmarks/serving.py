@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import random
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -22,6 +23,7 @@ from time import perf_counter
 import httpx
 import torch
 
+from benchmarks.loads import ON_A_CPU, ON_A_GPU, Load
 from benchmarks.measuring import resident_bytes
 from benchmarks.models import save_random_weights
 from benchmarks.report import Cell, Report, Table, finish, new_report
@@ -34,9 +36,7 @@ from vigor_service.engine.loading import load_policy
 from vigor_service.engine.sequences import TokenSequence
 
 NUM_CLIENTS = 16
-_BATCH_TOKENS = 2048
-_QUEUED_TOKENS = 16_384
-_SETTINGS = ["--max-batch-tokens", str(_BATCH_TOKENS), "--score-cache-entries", "0"]
+OVERLOAD = 10
 _THROUGHPUT = {
     "round": ("round", "{}"),
     "tokens": ("tokens", "{}"),
@@ -52,6 +52,7 @@ _FAIRNESS = {
 }
 _OVERLOAD = {
     "seconds": ("seconds", "{:.0f}"),
+    "capacity": ("can answer per second", "{:.1f}"),
     "rate": ("sent per second", "{:.1f}"),
     "sent": ("sent", "{}"),
     "ok": ("answered 200", "{}"),
@@ -63,79 +64,56 @@ _OVERLOAD = {
 }
 
 
-@dataclass(frozen=True)
-class _Sizes:
-    """What the groups of a request look like."""
-
-    completions: int
-    prompt_tokens: int
-    shortest: int
-    longest: int
-
-    def group(self, source: random.Random, vocab_size: int) -> list[TokenSequence]:
-        """Return one group of random ids."""
-
-        def ids(count: int) -> tuple[int, ...]:
-            return tuple(source.randrange(3, vocab_size) for _ in range(count))
-
-        prompt = ids(self.prompt_tokens)
-        lengths = (source.randint(self.shortest, self.longest) for _ in range(self.completions))
-        return [TokenSequence(prompt, ids(length)) for length in lengths]
-
-
-USUAL = _Sizes(8, 64, 64, 192)
-SMALL = _Sizes(2, 16, 16, 32)
-
-
 def main(arguments: Sequence[str]) -> Report:
     """Measure, print the page, and write it where ``--out`` says."""
     options = _parse(arguments)
+    device = torch.device(options.device)
+    load = ON_A_GPU if device.type == "cuda" else ON_A_CPU
     with tempfile.TemporaryDirectory() as name:
-        directory = Path(name)
-        model = [] if options.model is None else ["--model", str(_checkpoint(options.model, directory))]
-        policy = load_policy(model[1] if model else None, dtype="float32", device="cpu")
-        engine = Engine(policy.model, name=policy.name)
-        given = [*model, *_SETTINGS, "--dtype", "float32"]
-        with service_process(directory, *given, num_threads=torch.get_num_threads()) as service:
-            throughput = [_throughput(engine, service, number, options.groups) for number in range(options.rounds)]
-            fairness = _fairness(service, engine.info.vocab_size, options.huge)
-        given += ["--max-queued-tokens", str(_QUEUED_TOKENS)]
-        with service_process(directory, *given, num_threads=torch.get_num_threads()) as service:
-            overload = asyncio.run(_overload(service, engine.info.vocab_size, options.seconds))
-    middle = {key: median(float(row[key] or 0) for row in throughput) for key in _THROUGHPUT if key != "round"}
-    tables = [
-        Table("throughput", _THROUGHPUT, [*throughput, {"round": "median", **middle, "tokens": None}]),
-        Table("fairness", _FAIRNESS, [fairness]),
-        Table("overload", _OVERLOAD, [overload]),
-    ]
+        tables = _tables(options, load, Path(name))
     notes = [
-        f"{options.model or 'the embedded model'} in float32; clients, service and engine share the machine; batches "
-        f"of up to {_BATCH_TOKENS} tokens, nothing is taken from the cache of scores",
-        f"throughput: groups of {_describe(USUAL)}; fairness: one request of {options.huge} such groups, then ten of "
-        f"one group of {_describe(SMALL)}; overload: requests like these ten, {_QUEUED_TOKENS} tokens may wait",
+        f"{options.model or 'the embedded model'} in {load.dtype}; clients, service and engine share the machine; "
+        f"batches of up to {load.batch_tokens} tokens, nothing is taken from the cache of scores",
+        f"throughput: groups of {load.usual.describe()}; fairness: one request of {options.huge} such groups, then ten "
+        f"of one group of {load.small.describe()}; overload: requests like these ten, {load.queued_tokens} tokens may "
+        "wait",
     ]
-    report = new_report("Serving", "benchmarks.serving", arguments, torch.device("cpu"), tables, notes)
+    report = new_report("Serving", "benchmarks.serving", arguments, device, tables, notes)
     finish(report, options.out)
     return report
 
 
-def _describe(sizes: _Sizes) -> str:
-    return (
-        f"{sizes.completions} completions of {sizes.shortest} to {sizes.longest} tokens after a prompt of "
-        f"{sizes.prompt_tokens}"
-    )
+def _tables(options: argparse.Namespace, load: Load, directory: Path) -> list[Table]:
+    model = [] if options.model is None else ["--model", str(_checkpoint(options.model, load.dtype, directory))]
+    policy = load_policy(model[1] if model else None, dtype=load.dtype, device=options.device)
+    engine = Engine(policy.model, name=policy.name)
+    given = [*model, "--device", options.device, "--dtype", load.dtype]
+    given += ["--max-batch-tokens", str(load.batch_tokens), "--score-cache-entries", "0"]
+    with service_process(directory, *given, num_threads=torch.get_num_threads()) as service:
+        _throughput(engine, service, load, -1, 2)  # so that both are warm
+        throughput = [_throughput(engine, service, load, number, options.groups) for number in range(options.rounds)]
+        fairness = _fairness(service, load, engine.info.vocab_size, options.huge)
+    given += ["--max-queued-tokens", str(load.queued_tokens)]
+    with service_process(directory, *given, num_threads=torch.get_num_threads()) as service:
+        overload = asyncio.run(_overload(service, load, engine.info.vocab_size, options.seconds))
+    middle = {key: median(float(row[key] or 0) for row in throughput) for key in _THROUGHPUT if key != "round"}
+    return [
+        Table("throughput", _THROUGHPUT, [*throughput, {"round": "median", **middle, "tokens": None}]),
+        Table("fairness", _FAIRNESS, [fairness]),
+        Table("overload", _OVERLOAD, [overload]),
+    ]
 
 
-def _checkpoint(shape: str, directory: Path) -> Path:
-    save_random_weights(shape, directory / "checkpoint")
+def _checkpoint(shape: str, dtype: str, directory: Path) -> Path:
+    save_random_weights(shape, directory / "checkpoint", dtype=dtype)
     return directory / "checkpoint"
 
 
-def _throughput(engine: Engine, service: ServiceProcess, number: int, num_groups: int) -> dict[str, Cell]:
+def _throughput(engine: Engine, service: ServiceProcess, load: Load, number: int, num_groups: int) -> dict[str, Cell]:
     source = random.Random(number)
-    groups = [USUAL.group(source, engine.info.vocab_size) for _ in range(num_groups)]
+    groups = [load.usual.group(source, engine.info.vocab_size) for _ in range(num_groups)]
     num_tokens = sum(sequence.num_tokens for group in groups for sequence in group)
-    engine_seconds = _engine_seconds(engine, groups)
+    engine_seconds = _engine_seconds(engine, groups, load.batch_tokens)
     service_seconds = _clients_seconds(service, groups)
     return {
         "round": number + 1,
@@ -146,12 +124,12 @@ def _throughput(engine: Engine, service: ServiceProcess, number: int, num_groups
     }
 
 
-def _engine_seconds(engine: Engine, groups: Sequence[Sequence[TokenSequence]]) -> float:
+def _engine_seconds(engine: Engine, groups: Sequence[Sequence[TokenSequence]], batch_tokens: int) -> float:
     pool = Pool[str]()
     pool.add("all", [sequence for group in groups for sequence in group])
     started = perf_counter()
     while pool:
-        engine.score(list(pool.take_batch(_BATCH_TOKENS)))
+        engine.score(list(pool.take_batch(batch_tokens)))
     return perf_counter() - started
 
 
@@ -169,10 +147,10 @@ def _clients_seconds(service: ServiceProcess, groups: Sequence[Sequence[TokenSeq
     return perf_counter() - started
 
 
-def _fairness(service: ServiceProcess, vocab_size: int, num_groups: int) -> dict[str, Cell]:
+def _fairness(service: ServiceProcess, load: Load, vocab_size: int, num_groups: int) -> dict[str, Cell]:
     source = random.Random(99)
-    huge = [_body(USUAL.group(source, vocab_size)) for _ in range(num_groups)]
-    small = [_body(SMALL.group(source, vocab_size)) for _ in range(15)]
+    huge = [_body(load.usual.group(source, vocab_size)) for _ in range(num_groups)]
+    small = [_body(load.small.group(source, vocab_size)) for _ in range(15)]
     with VigorClient(str(service.http.base_url), max_retries=0) as client, ThreadPoolExecutor(11) as pool:
         alone = [_seconds(client, [group]) for group in small[:5]]
         running = pool.submit(_seconds, client, huge)
@@ -186,24 +164,28 @@ def _fairness(service: ServiceProcess, vocab_size: int, num_groups: int) -> dict
         }
 
 
-async def _overload(service: ServiceProcess, vocab_size: int, seconds: float) -> dict[str, Cell]:
+async def _overload(service: ServiceProcess, load: Load, vocab_size: int, seconds: float) -> dict[str, Cell]:
     source, pid = random.Random(7), service.process.pid
-    rate = 10 * _capacity(service, [_body(SMALL.group(source, vocab_size)) for _ in range(40)])
+    capacity = _capacity(service, [_body(load.small.group(source, vocab_size)) for _ in range(40)])
+    beat_seconds = 1 / (OVERLOAD * capacity)
+    bodies = [_encoded(load.small.group(source, vocab_size)) for _ in range(ceil(seconds / beat_seconds))]
     before_bytes = most_bytes = resident_bytes(pid=pid)
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=service.http.base_url, timeout=120, limits=limits) as http:
+    headers = {"Content-Type": "application/json"}
+    async with httpx.AsyncClient(base_url=service.http.base_url, timeout=120, limits=limits, headers=headers) as http:
         pending: list[asyncio.Task[httpx.Response]] = []
-        ends = perf_counter() + seconds
-        while perf_counter() < ends:
-            body = {"groups": [_body(SMALL.group(source, vocab_size))]}
-            pending.append(asyncio.create_task(http.post("/v1/score", json=body)))
+        started = perf_counter()
+        for number, body in enumerate(bodies):
+            await asyncio.sleep(started + number * beat_seconds - perf_counter())
+            pending.append(asyncio.create_task(http.post("/v1/score", content=body)))
             most_bytes = max(most_bytes, resident_bytes(pid=pid))
-            await asyncio.sleep(1 / rate)
+        sending_seconds = perf_counter() - started
         answers = await asyncio.gather(*pending)
     codes = Counter(answer.status_code for answer in answers)
     return {
-        "seconds": seconds,
-        "rate": len(answers) / seconds,
+        "seconds": sending_seconds,
+        "capacity": capacity,
+        "rate": len(answers) / sending_seconds,
         "sent": len(answers),
         "ok": codes[200],
         "refused": codes[429],
@@ -238,12 +220,17 @@ def _body(group: Sequence[TokenSequence]) -> dict[str, object]:
     return {"prompt_ids": list(group[0].prompt_ids), "completions": completions}
 
 
+def _encoded(group: Sequence[TokenSequence]) -> bytes:
+    return json.dumps({"groups": [_body(group)]}).encode()
+
+
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
     parser.add_argument("--model", help="a shape of benchmarks/models.py (default: the embedded model)")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=3, help="of throughput (default: %(default)s)")
-    parser.add_argument("--groups", type=int, default=32, help="in a round (default: %(default)s)")
-    parser.add_argument("--huge", type=int, default=24, help="groups of the huge request (default: %(default)s)")
+    parser.add_argument("--groups", type=int, default=16, help="in a round (default: %(default)s)")
+    parser.add_argument("--huge", type=int, default=8, help="groups of the huge request (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=120, help="of overload (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.json and STEM.md")
     return parser.parse_args(arguments)

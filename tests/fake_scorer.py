@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 
 import torch
 
+from vigor_service.engine.attribution import Attribution
 from vigor_service.engine.engine import BatchResult, EngineInfo, Write
 from vigor_service.engine.memory import FittingScorer, num_tokens
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
@@ -70,6 +71,20 @@ class FakeScorer:
         scored = self._fitting.score(sequences)
         scores = [scored.scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
         return BatchResult(scores, PADDING_PER_BATCH, scored.too_long, scored.fitting_tokens)
+
+    def attribute(self, sequence: TokenSequence) -> Attribution:
+        """A share of each position that is its token's part of all ids; all of it is the embedding's."""
+        score = self.score([sequence]).scores[0]
+        total = sum(sequence.token_ids)
+        return Attribution(
+            num_loss_tokens=score.num_loss_tokens,
+            grad_norm=score.grad_norm,
+            position_shares=[token_id / total for token_id in sequence.token_ids],
+            parameter_shares={"embed.weight": 1.0, "norm.weight": 0.0},
+            unresolved_share=0.0,
+            unresolved=["norm.weight"],
+            places={"embed.weight": "embedding and head", "norm.weight": "norm"},
+        )
 
     def measure_batch_tokens(self) -> int:
         self.thread_names.add(threading.current_thread().name)

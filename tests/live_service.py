@@ -18,8 +18,10 @@ from tests.waiting import DEADLINE_SECONDS, wait_until
 from vigor_client.schemas import BEAT_SECONDS
 from vigor_service.app import create_app
 from vigor_service.connections import DEFAULT_LIMITS, bounded_protocol
+from vigor_service.metrics import Metrics
 from vigor_service.runtime import LoadedModel, Runtime
 from vigor_service.settings import Settings
+from vigor_service.tracing import Tracing
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,8 @@ def live_service(
     load_model: Callable[[], LoadedModel] | None = None,
     wait_ready: bool = True,
     beat_seconds: float = BEAT_SECONDS,
+    tracing: Tracing | None = None,
+    metrics: Metrics | None = None,
     **settings: Any,  # noqa: ANN401 - fields of Settings
 ) -> Iterator[LiveService]:
     """Run the service with a fake scorer and the tiny tokenizer until the block ends; every score is computed."""
@@ -55,6 +59,8 @@ def live_service(
         Settings(staging_dir=staging_dir, **{"score_cache_entries": 0, **settings}),
         load_model or (lambda: LoadedModel(scorer, tiny_tokenizer())),  # pyright: ignore[reportArgumentType] - see __main__
         beat_seconds=beat_seconds,
+        tracing=tracing,
+        metrics=metrics,
     )
     with _server(app) as url, httpx.Client(base_url=url, timeout=30) as http:
         if wait_ready:

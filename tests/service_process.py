@@ -42,13 +42,14 @@ def service_process(
     python: Sequence[str] = ("-m", "vigor_service"),
     wait_ready: bool = True,
     num_threads: int = 1,
+    port: int = 0,
 ) -> Iterator[ServiceProcess]:
-    """Start the service on a free port, wait until it is ready, and end it with the block.
+    """Start the service on a free port, or on this one, wait until it is ready, and end it with the block.
 
     ``python`` is what the interpreter runs; it takes the service's arguments. The log begins anew.
     """
     log = directory / "service.log"
-    command = [sys.executable, *python, "--port", "0"]
+    command = [sys.executable, *python, "--port", str(port)]
     if "--state-dir" not in arguments:
         command += ["--staging-dir", str(directory / "staging")]
     environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "HF_HUB_OFFLINE": "1"}

@@ -108,6 +108,7 @@ def test_the_client_never_imports_a_server_or_the_other_packages() -> None:
 def test_the_service_takes_the_contract_from_the_client_and_nothing_else() -> None:
     names = (
         "schemas",
+        "attribution_schemas",
         "ranking",
         "digest",
         "embedded",
@@ -164,6 +165,13 @@ def test_triton_is_imported_by_its_kernels_alone_and_they_only_when_a_device_ask
     kernels = [found for found in engine if found.module.endswith("_triton")]
     assert kernels
     refuse([found for found in kernels if found.at_import_time and not found.importer.endswith("_triton")])
+
+
+def test_opentelemetry_is_imported_by_the_tracing_alone_and_that_only_when_a_collector_is_named() -> None:
+    service = imports_under("vigor_service")
+    tracing = "vigor_service.tracing"
+    refuse([found for found in service if found.top == "opentelemetry" and found.importer != tracing])
+    refuse([found for found in service if found.module == tracing and found.at_import_time])
 
 
 def test_the_embedded_model_is_imported_only_when_it_is_asked_for() -> None:

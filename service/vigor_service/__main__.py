@@ -5,8 +5,10 @@ Only this module knows the real engine. Nothing heavy is imported before the set
 
 from __future__ import annotations
 
+import os
 import sys
 from functools import partial
+from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NoReturn, cast
 
@@ -17,11 +19,14 @@ if TYPE_CHECKING:
     from vigor_service.runtime import LoadedModel
     from vigor_service.settings import Settings
     from vigor_service.tokenization import Tokenizer
+    from vigor_service.tracing import Tracing
 
 _REQUIRED = (
     "fastapi", "httptools", "prometheus_client", "pydantic_settings", "safetensors", "torch", "transformers", "uvicorn",
     "uvloop", "xxhash",
 )  # fmt: skip
+
+_COLLECTORS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
 def main() -> None:
@@ -35,7 +40,7 @@ def main() -> None:
 
     from vigor_service.server import serve
 
-    serve(settings, partial(_load_model, settings))
+    serve(settings, partial(_load_model, settings), tracing=_tracing(settings.otlp_endpoint))
 
 
 def _read_settings() -> Settings:
@@ -56,6 +61,19 @@ def _describe(loc: tuple[int | str, ...], message: str) -> str:
     names = [str(part) for part in loc]
     where = "".join(f"--{name.replace('_', '-')} (VIGOR_{name.upper()}): " for name in names)
     return where + message.removeprefix("Value error, ")
+
+
+def _tracing(url: str | None) -> Tracing | None:
+    """Return what traces requests, if the setting or the standard variables name a collector."""
+    named = [name for name in _COLLECTORS if os.environ.get(name)]
+    if url is None and not named:
+        return None
+    try:
+        from vigor_service.tracing import Tracing
+    except ModuleNotFoundError as error:
+        asked = "--otlp-endpoint (VIGOR_OTLP_ENDPOINT)" if url is not None else named[0]
+        _exit(2, f"{asked}: {error.name} not installed: pip install 'vigor-rl[service,otel]'")
+    return Tracing(None if url is None else f"{url.rstrip('/')}/v1/traces", version=version("vigor-rl"))
 
 
 def _load_model(settings: Settings) -> LoadedModel:

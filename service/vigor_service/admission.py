@@ -20,6 +20,8 @@ class Admission:
         self._max_tokens = max_tokens
         self._max_requests = max_requests
         self._metrics = metrics
+        metrics.max_queued_tokens.set(max_tokens)
+        metrics.max_queued_requests.set(max_requests)
         self._num_tokens = 0
         self._num_requests = 0
         self._tokens_per_second: float | None = None

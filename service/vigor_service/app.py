@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache, partial
 from importlib.metadata import version
+from typing import TYPE_CHECKING
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -13,12 +15,16 @@ from fastapi.routing import APIRoute
 from vigor_client.schemas import BEAT_SECONDS
 from vigor_service.authentication import Keys
 from vigor_service.body import BodyReader
+from vigor_service.metrics import Metrics
 from vigor_service.middleware import RequestEnvelope
 from vigor_service.openapi import describe
-from vigor_service.problems import install_problem_handlers
-from vigor_service.routes import adapters, compatible, operations, samples, scoring, weights
+from vigor_service.problems import CODES, install_problem_handlers
+from vigor_service.routes import adapters, attribution, compatible, inspector, operations, samples, scoring, weights
 from vigor_service.runtime import LoadedModel, Runtime
 from vigor_service.settings import Settings
+
+if TYPE_CHECKING:
+    from vigor_service.tracing import Tracing
 
 _DESCRIPTION = "Exact gradient norms of the current policy, ranked within groups. Errors are RFC 9457 problems."
 
@@ -29,13 +35,16 @@ def create_app(
     *,
     on_load_failure: Callable[[], None] = lambda: None,
     beat_seconds: float = BEAT_SECONDS,
+    tracing: Tracing | None = None,
+    metrics: Metrics | None = None,
 ) -> FastAPI:
     """Return the application; its runtime is ``app.state.runtime``. The model loads when the application starts.
 
     ``load_model`` runs on the compute thread. ``on_load_failure`` is called when it raised; the error is
     ``runtime.load_error``. A streamed answer has an empty line whenever none was ready for ``beat_seconds``.
+    ``tracing`` is closed when the application ends.
     """
-    runtime = Runtime(settings, load_model, on_load_failure=on_load_failure)
+    runtime = Runtime(settings, load_model, on_load_failure=on_load_failure, metrics=metrics or Metrics())
     app = FastAPI(
         title="VIGOR scoring service",
         version=version("vigor-rl"),
@@ -45,19 +54,30 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.runtime = runtime
+    app.state.tracing = tracing
     app.state.keys = Keys(score=settings.score_key, publish=settings.publish_key)
     app.state.beat_seconds = beat_seconds
     app.state.bodies = BodyReader(
         max_body_bytes=settings.max_body_bytes, timeout_seconds=settings.request_timeout_seconds
     )
-    routers = (scoring.router, samples.router, adapters.router, weights.router, compatible.router, operations.router)
+    routers = (
+        scoring.router,
+        samples.router,
+        attribution.router,
+        adapters.router,
+        weights.router,
+        compatible.router,
+        operations.router,
+        inspector.router,
+    )
     for router in routers:
         app.include_router(router)
     app.state.endpoints = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     install_problem_handlers(app)
-    app.add_middleware(RequestEnvelope, metrics=runtime.metrics)
+    app.add_middleware(RequestEnvelope, metrics=runtime.metrics, tracing=tracing)
     app.openapi = cache(partial(describe, app))
     runtime.metrics.expect_routes(endpoint.path for endpoint in app.state.endpoints)
+    runtime.metrics.expect_problems(CODES)
     return app
 
 
@@ -69,3 +89,5 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     finally:
         await runtime.stop()
+        if app.state.tracing is not None:
+            await asyncio.to_thread(app.state.tracing.close)

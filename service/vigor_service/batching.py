@@ -45,20 +45,23 @@ class BatchBudget:
 class Pool(Generic[Owner]):
     """Sequences that wait to be scored, each once, with all the owners that wait for it.
 
-    Owners take turns, whoever has had fewest tokens first: a small request that comes behind a huge one is in the next
-    batch with it.
+    Owners take turns of a whole batch each, whoever has had fewest turns first, and of those who came first: prompts
+    stay together, requests finish one after the other rather than all at once, and a small one that comes behind a huge
+    one is in the next batch.
     """
 
     def __init__(self) -> None:
         self._owners_of: dict[TokenSequence, list[Owner]] = {}
         self._shares: dict[Owner, _Share] = {}  # in the order of arrival
+        self._fair_tokens = 0.0  # what an owner has had that was here all the time
+        self._turn_tokens = 0
 
     def __len__(self) -> int:
         return len(self._owners_of)
 
     def add(self, owner: Owner, sequences: Iterable[TokenSequence]) -> None:
-        """Let ``owner`` wait for these sequences. It begins level with the owner that has had fewest tokens."""
-        served_tokens = min((share.served_tokens for share in self._shares.values()), default=0)
+        """Let ``owner`` wait for these sequences. It begins one turn behind those that were here all the time."""
+        served_tokens = self._fair_tokens - self._turn_tokens
         self._shares[owner] = _Share(dict.fromkeys(_by_prompt(sequences)), served_tokens)
         for sequence in self._shares[owner].sequences:
             self._owners_of.setdefault(sequence, []).append(owner)
@@ -74,13 +77,13 @@ class Pool(Generic[Owner]):
     def take_batch(self, max_batch_tokens: int) -> dict[TokenSequence, list[Owner]]:
         """Take out the next batch: sequence -> who waits for it. The pool must not be empty.
 
-        Each turn takes what comes first among the owner's sequences that still fit: those of one prompt together,
-        because it is computed once for all of them, the longest first. Lengths add up to ``max_batch_tokens`` at
-        most, unless the very first sequence alone is longer: it runs alone.
+        A turn takes the owner's sequences that still fit: those of one prompt together, because it is computed once for
+        all of them, the longest first. Lengths add up to ``max_batch_tokens`` at most, unless the very first sequence
+        alone is longer: it runs alone.
         """
         batch: dict[TokenSequence, list[Owner]] = {}
-        room = max_batch_tokens
-        turns = [_Turn(share, number) for number, share in enumerate(self._shares.values())]
+        self._turn_tokens = room = max_batch_tokens
+        turns = [_Turn(share, number, max_batch_tokens) for number, share in enumerate(self._shares.values())]
         heapify(turns)
         while turns:
             turn = heappop(turns)
@@ -90,6 +93,7 @@ class Pool(Generic[Owner]):
                 turn.share.served_tokens += sequence.num_tokens
                 room -= sequence.num_tokens
                 heappush(turns, turn)
+        self._fair_tokens += (max_batch_tokens - room) / len(self._shares)
         self._forget(batch)
         return batch
 
@@ -107,19 +111,23 @@ class _Share:
     """What one owner waits for, in its order, and the tokens that it has had."""
 
     sequences: dict[TokenSequence, None]
-    served_tokens: int
+    served_tokens: float
 
 
 class _Turn:
     """An owner's place while a batch is put together. Within one batch there is ever less room, so none goes back."""
 
-    def __init__(self, share: _Share, number: int) -> None:
+    def __init__(self, share: _Share, number: int, turn_tokens: int) -> None:
         self.share = share
         self._number = number
+        self._turn_tokens = turn_tokens
         self._waiting = iter(share.sequences)
 
     def __lt__(self, other: _Turn) -> bool:
-        return (self.share.served_tokens, self._number) < (other.share.served_tokens, other._number)
+        return self._place() < other._place()
+
+    def _place(self) -> tuple[float, int]:
+        return self.share.served_tokens // self._turn_tokens, self._number
 
     def next_sequence(self, room: int, batch: Container[TokenSequence]) -> TokenSequence | None:
         """Return the owner's next one that fits and is not in the batch already; anything fits into an empty batch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
+from time import perf_counter
 from typing import TypeVar
 
 from fastapi import Request
@@ -22,6 +23,7 @@ from vigor_service.errors import (
     UnsupportedMediaTypeError,
     invalid_request,
 )
+from vigor_service.request_record import current_record
 
 MAX_BODIES_IN_FLIGHT = 16
 """All bodies that are being received and parsed hold at most so many times the limit of one."""
@@ -52,6 +54,7 @@ class BodyReader:
         body = bytearray()
         try:
             await self._read(request, body)
+            current_record().received = perf_counter()
             yield body
         finally:
             self._held_bytes -= len(body)

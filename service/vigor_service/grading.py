@@ -112,17 +112,18 @@ def _completion_score(
     return CompletionScore(
         status=status,
         num_tokens=sequence.num_loss_tokens,
-        grad_norm=_wire(score.grad_norm),
-        scaled_grad_norm=_wire(score.scaled_grad_norm),
+        grad_norm=wire_number(score.grad_norm),
+        scaled_grad_norm=wire_number(score.scaled_grad_norm),
         rank=rank,
         reward=reward,
-        mean_logprob=_wire(score.mean_logprob),
-        mean_entropy=_wire(score.mean_entropy),
-        self_certainty=_wire(score.self_certainty),
+        mean_logprob=wire_number(score.mean_logprob),
+        mean_entropy=wire_number(score.mean_entropy),
+        self_certainty=wire_number(score.self_certainty),
     )
 
 
-def _wire(number: float) -> float | None:
+def wire_number(number: float) -> float | None:
+    """Return the number as it goes over the wire: null where it is not finite."""
     return number if isfinite(number) else None
 
 

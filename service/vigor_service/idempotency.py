@@ -10,6 +10,7 @@ from typing import Any
 from vigor_client.digest import checksum
 from vigor_client.schemas import FieldError
 from vigor_service.errors import InvalidRequestError, invalid_request
+from vigor_service.request_record import RequestRecord, current_record
 
 HEADER = "Idempotency-Key"
 MAX_KEY_CHARACTERS = 255
@@ -20,10 +21,11 @@ Put = Callable[[str], None]
 
 @dataclass(slots=True)
 class _Answer:
-    """What one key stands for, and how many wait for it."""
+    """What one key stands for, the record of who sent it first, and how many wait for it."""
 
     body_checksum: str
     task: asyncio.Task[str]
+    record: RequestRecord
     num_waiting: int = 0
 
 
@@ -49,7 +51,9 @@ class Answers:
         answer = self._find(key, body_checksum) or self._begin(key, body_checksum, work)
         answer.num_waiting += 1
         try:
-            return await asyncio.shield(answer.task)
+            text = await asyncio.shield(answer.task)
+            current_record().weight_version = answer.record.weight_version
+            return text
         finally:
             answer.num_waiting -= 1
             if not answer.num_waiting and not answer.task.done():
@@ -87,7 +91,7 @@ class Answers:
         return answer
 
     def _begin(self, key: str, body_checksum: str, work: Callable[[], Coroutine[Any, Any, str]]) -> _Answer:
-        answer = self._answers[key] = _Answer(body_checksum, asyncio.create_task(work()))
+        answer = self._answers[key] = _Answer(body_checksum, asyncio.create_task(work()), current_record())
         answer.task.add_done_callback(lambda _: self._end(key, answer))
         return answer
 

@@ -12,11 +12,17 @@ from typing import Literal
 current_request_id: ContextVar[str | None] = ContextVar("current_request_id", default=None)
 """The request that runs in this context."""
 
+WEIGHT_VERSION = "weight_version"
+"""Name of a record's own field with the version that answered, a member of the line in JSON."""
+
 _TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
 
 class JsonFormatter(logging.Formatter):
-    """One line per record: an object with time, level, logger and message; with request_id and exception if any."""
+    """One line per record: an object with time, level, logger and message, and what there is of others.
+
+    These are request_id, weight_version and exception.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, without its end."""
@@ -28,6 +34,8 @@ class JsonFormatter(logging.Formatter):
         }
         if (request_id := current_request_id.get()) is not None:
             line["request_id"] = request_id
+        if WEIGHT_VERSION in record.__dict__:
+            line[WEIGHT_VERSION] = record.__dict__[WEIGHT_VERSION]
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)

@@ -9,6 +9,7 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from vigor_client.attribution_schemas import AttributionRequest
 from vigor_client.schemas import (
     LINES_MEDIA_TYPE,
     BroadcastRequest,
@@ -27,8 +28,8 @@ from vigor_service.errors import ServiceError
 from vigor_service.problems import MEDIA_TYPE, PROBLEMS
 
 _BODIES = (
-    ScoreRequest, SampleRequest, UpdateRequest, TakeRequest, BroadcastRequest, UpdateFromDisk, PullWeights,
-    OpenRLHFRequest, SlimeRequest, Problem, GroupLine, LastLine, ErrorLine,
+    ScoreRequest, SampleRequest, AttributionRequest, UpdateRequest, TakeRequest, BroadcastRequest, UpdateFromDisk,
+    PullWeights, OpenRLHFRequest, SlimeRequest, Problem, GroupLine, LastLine, ErrorLine,
 )  # fmt: skip
 _REFERENCE = "#/components/schemas/{model}"
 
@@ -59,6 +60,11 @@ def problems(*kinds: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
         response = responses.setdefault(kind.status, _empty_response(kind.title))
         response["content"][MEDIA_TYPE]["examples"][error.__name__] = {"value": _example(error)}
     return responses
+
+
+def no_such(what: str) -> dict[int | str, dict[str, Any]]:
+    """Describe the 404 of a path that names something."""
+    return {404: _empty_response(f"No such {what}")}
 
 
 def describe(app: FastAPI) -> dict[str, Any]:

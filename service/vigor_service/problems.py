@@ -59,6 +59,8 @@ PROBLEMS: Mapping[type[ServiceError], ProblemKind] = {
 }
 INTERNAL = ProblemKind(500, "internal", "Internal error")
 _PROTOCOL_CODES = {404: "not_found", 405: "method_not_allowed"}
+CODES = frozenset({kind.code for kind in PROBLEMS.values()} | {INTERNAL.code} | set(_PROTOCOL_CODES.values()))
+"""Every code that a problem may have."""
 
 
 def problem_of(error: ServiceError) -> Problem:
@@ -88,11 +90,12 @@ def _problem(kind: ProblemKind, detail: str, places: list[FieldError], **data: o
     )
 
 
-def _response(problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+def _response(request: Request, problem: Problem, headers: Mapping[str, str] | None = None) -> Response:
+    request.app.state.runtime.metrics.observe_problem(problem)
     return Response(problem.model_dump_json(), problem.status, dict(headers or {}), MEDIA_TYPE)
 
 
-async def _handle_service_error(_request: Request, error: ServiceError) -> Response:
+async def _handle_service_error(request: Request, error: ServiceError) -> Response:
     headers = {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(ceil(error.retry_after_seconds))
@@ -100,7 +103,7 @@ async def _handle_service_error(_request: Request, error: ServiceError) -> Respo
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, errors.DeadlineExceededError):
         headers["Connection"] = "close"  # or a body that trickles would be read, and thrown away, to its end
-    return _response(problem_of(error), headers)
+    return _response(request, problem_of(error), headers)
 
 
 async def _handle_protocol_error(request: Request, error: HTTPException) -> Response:
@@ -108,7 +111,7 @@ async def _handle_protocol_error(request: Request, error: HTTPException) -> Resp
     kind = ProblemKind(error.status_code, code, HTTPStatus(error.status_code).phrase)
     allowed = _allowed_methods(request) if error.status_code == 405 else ""
     headers = {"Allow": allowed} if allowed else error.headers
-    return _response(_problem(kind, f"{request.method} on this path: {error.detail}", []), headers)
+    return _response(request, _problem(kind, f"{request.method} on this path: {error.detail}", []), headers)
 
 
 def _allowed_methods(request: Request) -> str:
@@ -118,9 +121,9 @@ def _allowed_methods(request: Request) -> str:
     return ", ".join(sorted({method for endpoint in matching for method in endpoint.methods}))
 
 
-async def _handle_parameter_error(_request: Request, error: RequestValidationError) -> Response:
+async def _handle_parameter_error(request: Request, error: RequestValidationError) -> Response:
     places = [FieldError(loc=list(item["loc"]), msg=item["msg"]) for item in error.errors()]
-    return _response(problem_of(errors.invalid_request(places, consequence="nothing was done")))
+    return _response(request, problem_of(errors.invalid_request(places, consequence="nothing was done")))
 
 
 async def _handle_bug(request: Request, error: Exception) -> Response:
@@ -130,4 +133,4 @@ async def _handle_bug(request: Request, error: Exception) -> Response:
     detail = f"a bug in the service; its log has the details under request id {request_id}"
     # The server closes the connection of a request that raised; nobody is to send another one over it.
     headers = {"X-Request-Id": request_id, "Connection": "close"}
-    return _response(_problem(INTERNAL, detail, [], request_id=request_id), headers)
+    return _response(request, _problem(INTERNAL, detail, [], request_id=request_id), headers)

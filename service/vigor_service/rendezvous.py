@@ -10,11 +10,11 @@ import asyncio
 from collections.abc import Coroutine
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from time import perf_counter
 from typing import Any
 
 from vigor_client.schemas import (
     Completion,
-    FieldError,
     Group,
     SampleRequest,
     SampleResponse,
@@ -26,12 +26,11 @@ from vigor_service.errors import (
     DrainingError,
     GroupConflictError,
     GroupIncompleteError,
-    InvalidRequestError,
     QueueFullError,
-    SequenceTooLongError,
     ServiceError,
 )
 from vigor_service.metrics import Metrics
+from vigor_service.request_record import current_record
 from vigor_service.scoring import Encoded, Scoring
 
 MAX_HELD_BYTES = 256 << 20
@@ -87,13 +86,19 @@ class Rendezvous:
             GroupIncompleteError: the others did not come in time.
             ServiceError: the sample, or the whole group, was not scored; says why.
         """
-        encoded = await self._encode(_request(sample, {0: sample.completion}))
+        encoded = await self._scoring.encode_alone(_request(sample, {0: sample.completion}))
         gathering = self._groups.get(sample.group) or self._open(sample, encoded)
         if self._joins(gathering, sample):
             self._hold(gathering, num_bytes)
             gathering.completions[sample.index] = sample.completion
             self._advance(gathering, sample, encoded)
-        return _own_part(await asyncio.shield(gathering.answer), sample)
+        record = current_record()
+        try:
+            response = await asyncio.shield(gathering.answer)
+        finally:
+            record.gathered = perf_counter()
+        record.weight_version = response.weight_version
+        return _own_part(response, sample)
 
     def withdraw(self, name: str, index: int) -> bool:
         """Take a sample out of a group that is not whole; return whether its place is free."""
@@ -119,13 +124,6 @@ class Rendezvous:
         """Forget everything at once."""
         for gathering in list(self._groups.values()):
             self._forget(gathering)
-
-    async def _encode(self, alone: ScoreRequest) -> Encoded:
-        try:
-            return await self._scoring.encode(alone)
-        except (InvalidRequestError, SequenceTooLongError) as error:
-            error.errors = list(map(_in_sample, error.errors))
-            raise
 
     def _open(self, sample: SampleRequest, encoded: Encoded) -> _Gathering:
         loop, place = asyncio.get_running_loop(), ExitStack()
@@ -252,14 +250,3 @@ def _own_part(response: ScoreResponse, sample: SampleRequest) -> SampleResponse:
         index=sample.index,
         completion=response.groups[0].completions[sample.index],
     )
-
-
-def _in_sample(place: FieldError) -> FieldError:
-    """The place where the sample has what a score request has in its only group."""
-    match place.loc:
-        case ["groups", 0, "completions", 0, *inner]:
-            return FieldError(loc=["completion", *inner], msg=place.msg)
-        case ["groups", 0, *inner]:
-            return FieldError(loc=inner, msg=place.msg)
-        case _:
-            return place

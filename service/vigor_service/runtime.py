@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vigor_service.adapters import Adapters
 from vigor_service.admission import Admission
+from vigor_service.attribution import Attributions
 from vigor_service.errors import DrainingError, LoadingError, UnhealthyError
 from vigor_service.idempotency import Answers
 from vigor_service.metrics import Metrics
@@ -60,6 +62,7 @@ class Serving:
     answers_in_lines: Answers
     rendezvous: Rendezvous
     adapters: Adapters
+    attributions: Attributions
     updates: Updates
     local_files: LocalFiles
     broadcasts: Broadcasts
@@ -77,12 +80,14 @@ class Runtime:
         load_model: Callable[[], LoadedModel],
         *,
         on_load_failure: Callable[[], None],
+        metrics: Metrics,
     ) -> None:
         self.settings = settings
-        self.metrics = Metrics()
+        self.metrics = metrics
         self.preparation = WorkerThread("prepare")
         self.load_error: BaseException | None = None
         self._compute = WorkerThread("compute")
+        self.metrics.busy_seconds.set_function(lambda: self._compute.total_busy_seconds)
         self._watchdog = Watchdog(self._compute, limit_seconds=settings.watchdog_seconds)
         self._load_model = load_model
         self._on_load_failure = on_load_failure
@@ -181,6 +186,8 @@ class Runtime:
         self._serving = loading.result()
         self._serving.scheduler.start()
         info, weights = self._serving.info, self._serving.publication.weights
+        self.metrics.describe_build(model=info.model, dtype=info.dtype, device=info.device)
+        self.metrics.watch_memory(_memory_reader(info.device))
         _logger.info("ready model=%s device=%s dtype=%s digest=%s", info.model, info.device, info.dtype, weights.digest)
 
     def _assemble(
@@ -248,10 +255,20 @@ class Runtime:
             Answers(),
             rendezvous,
             Adapters(scoring, rendezvous),
+            Attributions(scoring, model.scorer.attribute, self._compute),
             updates,
             local_files,
             broadcasts,
         )
+
+
+def _memory_reader(device: str) -> Callable[[], Mapping[str, int]]:
+    # They bring torch along, as below.
+    import torch
+
+    from vigor_service.engine.device_memory import device_memory_bytes
+
+    return partial(device_memory_bytes, torch.device(device))
 
 
 def _load_and_replay(

@@ -158,6 +158,7 @@ class Scheduler:
         """
         job = _Job(sequences, requirement, asyncio.get_running_loop().create_future(), on_scores=on_scores)
         self._epochs[-1].newcomers.append(job)
+        self._metrics.waiting_requests.inc()
         self._has_work.set()
         try:
             return await job.answer
@@ -220,7 +221,7 @@ class Scheduler:
         batch = pool.take_batch(self._budget.max_tokens)
         started_at = perf_counter()
         for job in _jobs_of(batch):
-            job.started_at = job.started_at or started_at
+            self._note_start(job, started_at)
         scoring = asyncio.ensure_future(self._compute.run(self._score_batch, list(batch)))
         await asyncio.wait([scoring])
         if (error := scoring.exception()) is not None:
@@ -231,6 +232,12 @@ class Scheduler:
             self._refuse(batch, pool, scoring.result().too_long)
             _tell(batch, scoring.result())
             self._deliver(batch, scoring.result(), weights)
+
+    def _note_start(self, job: _Job, started_at: float) -> None:
+        if job.started_at is None:
+            job.started_at = started_at
+            self._metrics.waiting_requests.dec()
+            self._metrics.running_requests.inc()
 
     def _learn(self, result: BatchResult) -> None:
         if result.fitting_tokens is not None:
@@ -286,6 +293,7 @@ class Scheduler:
         self._metrics.batch_tokens.observe(num_tokens)
 
     def _withdraw(self, job: _Job) -> None:
+        (self._metrics.waiting_requests if job.started_at is None else self._metrics.running_requests).dec()
         for epoch in self._epochs:
             epoch.pool.remove(job)
             if job in epoch.newcomers:

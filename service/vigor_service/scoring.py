@@ -7,13 +7,19 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from vigor_client.schemas import FieldError, ScoreRequest, ScoreResponse, ScoringOptions, Usage
+from vigor_client.schemas import FieldError, ScoreRequest, ScoreResponse, Usage, WeightOptions
 from vigor_service.admission import Admission
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
-from vigor_service.errors import DeadlineExceededError, SequenceExceedsMemoryError
+from vigor_service.errors import (
+    DeadlineExceededError,
+    InvalidRequestError,
+    SequenceExceedsMemoryError,
+    SequenceTooLongError,
+)
 from vigor_service.grading import grade, group_line, last_line, sequences_to_score
 from vigor_service.group_watch import GroupWatch
 from vigor_service.metrics import Metrics
+from vigor_service.request_record import Computation, current_record
 from vigor_service.scheduler import DoesNotFitError, OnScores, Scheduler, Scored
 from vigor_service.tokenization import EncodedGroup, Encoder
 from vigor_service.weights.publication import Publication
@@ -76,7 +82,7 @@ class Scoring:
                 computing.add_done_callback(lambda _: watch.close())
                 try:
                     async for indices in watch.finished():
-                        for line in await self.preparation.run(_group_lines, indices, encoded, watch.scores):
+                        for line in await self.preparation.run(self._group_lines, indices, encoded, watch.scores):
                             put(line)
                     scored = await computing
                 finally:
@@ -84,7 +90,7 @@ class Scoring:
             put(await self.preparation.run(self._last_line, encoded, scored))
 
     @asynccontextmanager
-    async def time_limit(self, request: ScoringOptions) -> AsyncIterator[None]:
+    async def time_limit(self, request: WeightOptions) -> AsyncIterator[None]:
         """Raise DeadlineExceededError when what a request is given to take, and to wait for weights, has passed."""
         seconds = self.timeout_seconds + request.wait_seconds
         try:
@@ -97,6 +103,14 @@ class Scoring:
         """Return the request as token sequences. Raises as ``Encoder.encode``."""
         return await self.preparation.run(self._encode, request)
 
+    async def encode_alone(self, request: ScoreRequest) -> Encoded:
+        """Return a request that stands for one completion; errors name their places within the completion's own."""
+        try:
+            return await self.encode(request)
+        except (InvalidRequestError, SequenceTooLongError) as error:
+            error.errors = list(map(_in_sample, error.errors))
+            raise
+
     async def compute(self, encoded: Encoded, on_scores: OnScores | None = None) -> Scored:
         """Score what was admitted, once the weights are there.
 
@@ -107,19 +121,45 @@ class Scoring:
         requirement = WeightRequirement(request.weight_version, request.weight_digest)
         await self.publication.wait_for(requirement, wait_seconds=request.wait_seconds)
         try:
-            return await self.scheduler.score(encoded.sequences, requirement, on_scores=on_scores)
+            return await self._schedule(encoded.sequences, requirement, on_scores)
         except DoesNotFitError as error:
             raise _exceeds_memory(encoded.groups, error.too_long) from error
 
     async def grade(self, encoded: Encoded, scored: Scored) -> ScoreResponse:
         """Rank every group, and count what the request cost."""
-        response = await self.preparation.run(grade, self.model, encoded.request, encoded.groups, scored)
-        self._count(response.usage)
-        return response
+        return await self.preparation.run(self._grade, encoded, scored)
+
+    async def _schedule(
+        self, sequences: Sequence[TokenSequence], requirement: WeightRequirement, on_scores: OnScores | None
+    ) -> Scored:
+        record = current_record()
+        computation = record.computation = Computation()
+        tell = computation.watching(on_scores) if record.is_traced else on_scores
+        scored = await self.scheduler.score(sequences, requirement, on_scores=tell)
+        computation.finish(compute_seconds=scored.compute_seconds)
+        record.weight_version = scored.weights.version
+        return scored
 
     def _encode(self, request: ScoreRequest) -> Encoded:
         groups = self.encoder.encode(request)
         return Encoded(request, groups, sequences_to_score(groups, request.truncated))
+
+    def _grade(self, encoded: Encoded, scored: Scored) -> ScoreResponse:
+        response = grade(self.model, encoded.request, encoded.groups, scored)
+        for group, score in zip(encoded.groups, response.groups, strict=True):
+            self.metrics.observe_group(group.sequences, score.completions)
+        self._count(response.usage)
+        return response
+
+    def _group_lines(
+        self, indices: Sequence[int], encoded: Encoded, scores: Mapping[TokenSequence, SequenceScore]
+    ) -> list[str]:
+        return [self._group_line(index, encoded, scores) for index in indices]
+
+    def _group_line(self, index: int, encoded: Encoded, scores: Mapping[TokenSequence, SequenceScore]) -> str:
+        line = group_line(index, encoded.groups, scores, encoded.request)
+        self.metrics.observe_group(encoded.groups[index].sequences, line.completions)
+        return line.model_dump_json()
 
     def _last_line(self, encoded: Encoded, scored: Scored) -> str:
         line = last_line(self.model, encoded.request, encoded.groups, scored)
@@ -132,8 +172,15 @@ class Scoring:
         self.metrics.tokens.labels("padding").inc(usage.padding_tokens)
 
 
-def _group_lines(indices: Sequence[int], encoded: Encoded, scores: Mapping[TokenSequence, SequenceScore]) -> list[str]:
-    return [group_line(index, encoded.groups, scores, encoded.request).model_dump_json() for index in indices]
+def _in_sample(place: FieldError) -> FieldError:
+    """The place where the sample has what a score request has in its only group."""
+    match place.loc:
+        case ["groups", 0, "completions", 0, *inner]:
+            return FieldError(loc=["completion", *inner], msg=place.msg)
+        case ["groups", 0, *inner]:
+            return FieldError(loc=inner, msg=place.msg)
+        case _:
+            return place
 
 
 def _exceeds_memory(

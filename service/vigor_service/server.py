@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from math import ceil
 from types import FrameType
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 
@@ -20,20 +20,27 @@ from vigor_service.errors import StartupError
 from vigor_service.runtime import LoadedModel, Runtime
 from vigor_service.settings import Settings
 
+if TYPE_CHECKING:
+    from vigor_service.tracing import Tracing
+
 KEEP_ALIVE_SECONDS = 65  # longer than the idle limit of common proxies, so that they close first
 
 _logger = logging.getLogger(__name__)
 
 
 def serve(
-    settings: Settings, load_model: Callable[[], LoadedModel], *, limits: ConnectionLimits = DEFAULT_LIMITS
+    settings: Settings,
+    load_model: Callable[[], LoadedModel],
+    *,
+    limits: ConnectionLimits = DEFAULT_LIMITS,
+    tracing: Tracing | None = None,
 ) -> NoReturn:
     """Serve until SIGTERM or SIGINT, drain, and end the process.
 
     It ends with 0 after a signal, and with 1 and one line on standard error if the model cannot be loaded.
     """
     listener = _listen(settings.host, settings.port)
-    app = create_app(settings, load_model, on_load_failure=lambda: server.stop())
+    app = create_app(settings, load_model, on_load_failure=lambda: server.stop(), tracing=tracing)
     runtime: Runtime = app.state.runtime
     _logger.info("who_may %s", app.state.keys.describe())
     config = uvicorn.Config(

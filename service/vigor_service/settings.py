@@ -135,6 +135,10 @@ class Settings(BaseSettings):
     allow_anonymous: bool = False
     """Listen where other machines can reach the service, though nobody has to show a key."""
 
+    otlp_endpoint: str | None = None
+    """URL of an OpenTelemetry collector that takes traces over HTTP, such as http://127.0.0.1:4318; the path /v1/traces
+    is added. Needs the extra otel. Default: as OTEL_EXPORTER_OTLP_ENDPOINT says; without it nothing is traced."""
+
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     """What is logged, to standard error."""
 
@@ -162,6 +166,13 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"{value!r} is neither all, lora, norms, last-K-layers nor a regular expression: {error}"
             ) from error
+        return value
+
+    @field_validator("otlp_endpoint")
+    @classmethod
+    def _check_endpoint(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"https?://[^\s/?#]+(/[^\s?#]*)?", value):
+            raise ValueError("this is no URL that begins with http:// or https:// and ends with a host or a path")
         return value
 
     @model_validator(mode="before")

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
-from vigor_client.schemas import ErrorLine
+from vigor_client.schemas import ErrorLine, Problem
 from vigor_service.errors import ServiceError
 from vigor_service.problems import problem_of
 
@@ -34,15 +34,19 @@ async def lines_of(
         working.cancel()
 
 
-async def with_last_error(first: str, lines: AsyncGenerator[str]) -> AsyncGenerator[str]:
-    """Yield the first line, then the others; a failure among these is the last line."""
+async def with_last_error(
+    first: str, lines: AsyncGenerator[str], *, on_problem: Callable[[Problem], None]
+) -> AsyncGenerator[str]:
+    """Yield the first line, then the others; a failure among these is the last line, and ``on_problem`` is told."""
     async with aclosing(lines):
         yield first
         try:
             async for line in lines:
                 yield line
         except ServiceError as error:
-            last = ErrorLine(error=problem_of(error), retry_after_seconds=error.retry_after_seconds)
+            problem = problem_of(error)
+            on_problem(problem)
+            last = ErrorLine(error=problem, retry_after_seconds=error.retry_after_seconds)
             yield f"{last.model_dump_json()}\n"
 
 

@@ -30,6 +30,8 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str, *, add_special_tokens: bool) -> Sequence[int]: ...
 
+    def decode(self, token_ids: list[int], *, clean_up_tokenization_spaces: bool) -> Any: ...  # noqa: ANN401 - text
+
     def apply_chat_template(
         self, conversation: list[dict[str, str]], *, add_generation_prompt: bool, tokenize: bool
     ) -> Any: ...  # noqa: ANN401 - text, when it is not asked to tokenize
@@ -74,6 +76,25 @@ class Encoder:
         ids = encoding.tokenized(text, tuple(place), add_special_tokens=False)
         encoding.refuse_faults()
         return ids
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str | None]:
+        """Return what each token adds to the text of the one before it; None where there is no tokenizer."""
+        pairs = zip((None, *token_ids), token_ids, strict=False)
+        return [self._piece(before, token_id) for before, token_id in pairs]
+
+    def _piece(self, before: int | None, token_id: int) -> str | None:
+        """Many tokenizers drop a space at the beginning of a text: the token before shows whether there is one."""
+        if before is None:
+            return self._text([token_id])
+        both, first = self._text([before, token_id]), self._text([before])
+        if both is None or first is None or not both.startswith(first):
+            return self._text([token_id])
+        return both[len(first) :]
+
+    def _text(self, token_ids: list[int]) -> str | None:
+        if self.tokenizer is None:
+            return None
+        return self.tokenizer.decode(token_ids, clean_up_tokenization_spaces=False)
 
 
 class _Encoding:

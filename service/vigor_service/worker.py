@@ -21,7 +21,8 @@ class WorkerThread:
         self._latest: Future[Any] | None = None
         self._clock = clock
         self._thread: threading.Thread | None = None
-        self._began_at: float | None = None
+        # What ended, and since when something runs: one value, so that who reads it never sees half a change.
+        self._worked: tuple[float, float | None] = (0.0, None)
 
     @property
     def is_idle(self) -> bool:
@@ -36,8 +37,14 @@ class WorkerThread:
     @property
     def busy_seconds(self) -> float:
         """How long what the thread runs at this moment has been running; 0 if it runs nothing."""
-        began_at = self._began_at  # the thread may end its work between two looks
+        _, began_at = self._worked
         return 0.0 if began_at is None else self._clock() - began_at
+
+    @property
+    def total_busy_seconds(self) -> float:
+        """How long the thread has worked in all, with what it runs at this moment. It never falls."""
+        seconds, began_at = self._worked
+        return seconds if began_at is None else seconds + self._clock() - began_at
 
     async def run(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Return what ``work`` returns on the thread, or raise what it raises."""
@@ -51,8 +58,8 @@ class WorkerThread:
 
     def _timed(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         self._thread = threading.current_thread()
-        self._began_at = self._clock()
+        self._worked = (self._worked[0], self._clock())
         try:
             return work(*args, **kwargs)
         finally:
-            self._began_at = None
+            self._worked = (self.total_busy_seconds, None)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import deltas, endurance, engine, growth, long_sequences, overlap, serving, weights
+from benchmarks import deltas, endurance, engine, growth, long_sequences, metrics_cost, overlap, serving, weights
 from benchmarks.contest import CONTESTANTS, ENGINE
 from benchmarks.plots import PLOTS, digest
 from benchmarks.publish import PLACE, main
@@ -39,6 +39,12 @@ def test_the_engine_is_compared(results: Path) -> None:
         assert rows[name]["difference"] == pytest.approx(0, abs=1e-4), name
     assert rows[ENGINE]["times_engine"] == 1.0
     assert "on a GPU: not measured, this was run on a CPU" in report.notes
+
+
+def test_a_bound_for_a_gpus_memory_is_refused_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        engine.main(["--device", "cpu", "--gpu-gib", "21.5"])
+    assert "--gpu-gib bounds the memory of a GPU, and this is to run on cpu" in capsys.readouterr().err
 
 
 def test_growth_has_a_row_for_each_point(results: Path) -> None:
@@ -114,6 +120,16 @@ def test_the_service_is_put_under_load(results: Path) -> None:
     (row,) = report.table("overload").rows
     assert (row["other"], row["without_retry_after"], row["queued"]) == (0, 0, 0)
     assert row["ok"]
+
+
+@pytest.mark.slow
+def test_what_metrics_cost_is_reported(results: Path) -> None:
+    arguments = ["--models", "tiny", "--rounds", "2", "--requests", "2"]
+    report = metrics_cost.main([*arguments, "--out", str(results / "metrics-cost_try")])
+    assert [row["round"] for row in report.table("tiny").rows] == [1, 2, "median"]
+    (row,) = report.table("counting alone").rows
+    assert row["calls"]
+    assert row["microseconds"]
 
 
 def test_results_are_published(results: Path, tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+from base64 import b64encode
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import requests
 from pydantic import SecretStr, ValidationError
 
 from tests.fake_scorer import FakeScorer
@@ -22,6 +25,7 @@ from vigor_service.settings import Settings
 SCORE_KEY, PUBLISH_KEY = "key-of-the-scorers", "key-of-the-publisher"
 GROUP = {"prompt_ids": [1], "completions": [[2]]}
 PUBLIC = {"/healthz", "/readyz", "/metrics"}
+SCORING = {"/v1/score", "/v1/score/sample", "/openrlhf/get_reward", "/slime/reward"}
 PUBLISHING = {
     ("POST", "/v1/weights/updates"),
     ("PUT", "/v1/weights/updates/{update_id}/files/{name}"),
@@ -51,6 +55,10 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
 
 def bearing(key: str | None) -> dict[str, str]:
     return {} if key is None else {"Authorization": f"Bearer {key}"}
+
+
+def basic(key: str, *, user: str = "any") -> str:
+    return f"Basic {b64encode(f'{user}:{key}'.encode()).decode()}"
 
 
 def operations(service: LiveService) -> list[tuple[str, str]]:
@@ -92,11 +100,51 @@ def test_the_publish_key_may_do_all_and_then_hears_that_the_model_is_loading(gua
     assert {answered for (_, path), answered in statuses.items() if path not in PUBLIC} == {503}
 
 
-@pytest.mark.parametrize("header", [f"Basic {SCORE_KEY}", SCORE_KEY, f"bearer {SCORE_KEY}"])
-def test_a_key_counts_as_a_bearer_token_alone(guarded: LiveService, header: str) -> None:
+@pytest.mark.parametrize("header", [basic(SCORE_KEY), f"Basic {SCORE_KEY}", SCORE_KEY, f"bearer {SCORE_KEY}"])
+def test_where_weights_are_read_a_key_counts_as_a_bearer_token_alone(guarded: LiveService, header: str) -> None:
     answer = guarded.http.get("/v1/weights", headers={"Authorization": header})
     # The scheme's name may be written in any case (RFC 9110, section 11.1).
     assert answer.status_code == (503 if header.startswith("bearer ") else 401)
+
+
+@pytest.mark.parametrize("key", [SCORE_KEY, PUBLISH_KEY])
+@pytest.mark.parametrize("user", ["", "anybody", "é"])
+def test_as_a_password_a_key_may_score_and_nothing_else(guarded: LiveService, key: str, user: str) -> None:
+    headers = {"Authorization": basic(key, user=user)}
+    for method, path in operations(guarded):
+        answer = guarded.http.request(method, path.format(update_id="u", name="f"), headers=headers)
+        assert path in PUBLIC or answer.status_code == (503 if path in SCORING else 401), (method, path)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        basic("wrong"),
+        basic(SCORE_KEY + "x"),
+        basic(""),
+        f"Basic {SCORE_KEY}",
+        "Basic",
+        "Basic ?",
+        "Basic é",
+        f"Basic {b64encode(SCORE_KEY.encode()).decode()}",  # a user without a password
+        f"Digest {basic(SCORE_KEY).removeprefix('Basic ')}",
+    ],
+)
+def test_what_is_no_known_password_is_refused(guarded: LiveService, header: str) -> None:
+    answer = guarded.http.post("/v1/score", headers=[(b"Authorization", header.encode("latin-1"))])
+    assert (answer.status_code, answer.json()["code"]) == (401, "unauthenticated")
+
+
+def test_clients_that_are_told_a_url_alone_may_score(tmp_path: Path) -> None:
+    """Those that OpenRLHF (requests) and slime (aiohttp, as httpx) call with; both take the key from the URL."""
+    with live_service(tmp_path, score_key=SCORE_KEY) as service:
+        url = f"http://any:{SCORE_KEY}@127.0.0.1:{service.http.base_url.port}"
+        sample = {"prompt": "a", "response": "b", "label": None}
+        with httpx.Client() as http:
+            assert http.post(f"{url}/slime/reward?group_size=1", json=sample).json() == 0.0
+        body = {"query": ["ab"], "prompts": ["a"], "labels": [None]}
+        answer = requests.post(url=f"{url}/openrlhf/get_reward?group_size=1", json=body, timeout=30)
+        assert answer.json()["rewards"] == [0.0]
 
 
 def test_a_service_with_a_publish_key_alone_wants_it_for_scoring_too(tmp_path: Path) -> None:
@@ -244,7 +292,10 @@ def test_keys_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_the_description_tells_which_calls_take_a_key(guarded: LiveService) -> None:
     document = guarded.http.get("/openapi.json").json()
     assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    assert document["components"]["securitySchemes"]["key_as_password"]["scheme"] == "basic"
     for path, item in document["paths"].items():
         for method, operation in item.items():
             assert ("security" in operation) == ("401" in operation["responses"]) == (path not in PUBLIC)
+            schemes = {name for requirement in operation.get("security", []) for name in requirement}
+            assert ("key_as_password" in schemes) == (path in SCORING)
             assert ("403" in operation["responses"]) == ((method.upper(), path) in PUBLISHING)

@@ -11,8 +11,11 @@ from pathlib import Path
 import pytest
 
 from tests.live_service import live_service
+from tests.pushing import push
 from tests.service_process import service_process
 from tests.tiny_models import save_tiny_checkpoint
+from tests.waiting import wait_until
+from vigor_client.schemas import LINES_MEDIA_TYPE
 from vigor_service.logs import JsonFormatter, current_request_id
 
 GROUP = {"prompt_ids": [1], "completions": [[2, 3]]}
@@ -86,6 +89,40 @@ def test_each_request_has_its_own_id_in_its_context(tmp_path: Path, caplog: pyte
     assert {"request_id" in line for line in lines if line["message"].startswith("ready")} == {False}
 
 
+def test_the_line_of_an_answered_score_request_names_the_weights(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = {"prompt_ids": [1], "completion": [2, 3], "group": "g", "group_size": 1, "index": 0}
+    keyed = {"Idempotency-Key": "k"}
+    with caplog.at_level(logging.INFO), live_service(tmp_path) as service:
+        push(service.http, {name: tensor + 1 for name, tensor in service.scorer.parameters.items()}, version=12)
+        caplog.clear()
+        answers = [
+            service.score(groups=[GROUP]),
+            service.http.post("/v1/score", json={"groups": [GROUP]}, headers={"Accept": LINES_MEDIA_TYPE}),
+            service.http.post("/v1/score", json={"groups": [GROUP]}, headers=keyed),
+            service.http.post("/v1/score", json={"groups": [GROUP]}, headers=keyed),
+            service.http.post("/v1/score/sample", json=ids),
+            service.http.post("/v1/score/sample", json=ids),
+            service.http.post("/slime/reward?group_size=1", json={"prompt": "a", "response": "b"}),
+            service.http.post("/openrlhf/get_reward?group_size=1", json={"prompts": ["a"], "query": ["ab"]}),
+        ]
+        assert {answer.status_code for answer in answers} == {200}
+        assert service.score(groups=[GROUP], weight_version=3).status_code == 409
+        assert service.http.get("/v1/weights").status_code == 200
+        wait_until(lambda: len(_requests(caplog)) == len(answers) + 2)
+    *answered, refused, other = _requests(caplog)
+    assert all(line.getMessage().endswith(" weight_version=12") for line in answered)
+    assert {json.loads(JsonFormatter().format(line))["weight_version"] for line in answered} == {12}
+    for line in (refused, other):
+        assert "weight_version" not in line.getMessage()
+        assert "weight_version" not in json.loads(JsonFormatter().format(line))
+
+
+def _requests(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [line for line in caplog.records if line.name == "vigor_service.requests" and line.levelno == logging.INFO]
+
+
 def test_a_service_that_logs_json_writes_nothing_else(tmp_path: Path) -> None:
     model = save_tiny_checkpoint(tmp_path / "model")
     with service_process(tmp_path, "--model", str(model), "--device", "cpu", "--log-format", "json") as service:
@@ -96,5 +133,5 @@ def test_a_service_that_logs_json_writes_nothing_else(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in service.log.read_text().splitlines()]
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
     scored = [line for line in lines if "route=/v1/score status=200" in line["message"]]
-    assert [line["request_id"] for line in scored] == ["run7/step-3"]
+    assert [(line["request_id"], line["weight_version"]) for line in scored] == [("run7/step-3", 0)]
     assert any(line["message"].startswith("ready ") for line in lines)

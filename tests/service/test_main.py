@@ -42,6 +42,7 @@ def test_help_names_every_setting_and_imports_no_torch() -> None:
             ["--max-batch-tokens", "many"],
             "--max-batch-tokens (VIGOR_MAX_BATCH_TOKENS): 'many' is neither auto nor a whole number above 0",
         ),
+        (["--otlp-endpoint", "collector:4317"], "--otlp-endpoint (VIGOR_OTLP_ENDPOINT): this is no URL"),
         (["--host", "0.0.0.0"], "--allow-anonymous"),  # noqa: S104 - what is refused
     ],
 )
@@ -63,6 +64,24 @@ def test_a_missing_extra_is_named_with_its_cure() -> None:
     answer = _run("--help", setup="sys.modules['torch'] = None")
     assert answer.returncode == 2
     assert answer.stderr == "vigor-service: torch not installed: pip install 'vigor-rl[service]'\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "asked"),
+    [
+        (["--otlp-endpoint", "http://127.0.0.1:4318"], {}, "--otlp-endpoint (VIGOR_OTLP_ENDPOINT)"),
+        ([], {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}, "OTEL_EXPORTER_OTLP_ENDPOINT"),
+    ],
+)
+def test_a_collector_without_the_extra_is_refused_with_its_cure(
+    arguments: list[str], environment: dict[str, str], asked: str
+) -> None:
+    answer = _run("--port", "0", *arguments, setup="sys.modules['opentelemetry.sdk.trace'] = None", **environment)
+    assert answer.returncode == 2
+    assert (
+        answer.stderr
+        == f"vigor-service: {asked}: opentelemetry.sdk.trace not installed: pip install 'vigor-rl[service,otel]'\n"
+    )
 
 
 def test_a_port_that_is_taken_ends_with_one_line() -> None:

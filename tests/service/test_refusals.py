@@ -15,6 +15,16 @@ from vigor_client.schemas import Problem
 TEN_GIGABYTES = 10**10
 CHECKSUM = "xxh3-128:" + "0" * 32
 SECONDS = 10.0
+JSON_PATHS = (
+    "/v1/score",
+    "/v1/score/sample",
+    "/openrlhf/get_reward?group_size=2",
+    "/slime/reward?group_size=2",
+    "/v1/weights/updates",
+    "/v1/weights/updates/none/take",
+    "/v1/weights/updates/none/broadcast",
+)
+"""Calls that take JSON and refuse it with a problem."""
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +80,8 @@ def answer_to_headers(service: LiveService, request_line: str, *headers: str) ->
 
 def test_ten_gigabytes_are_refused_before_any_of_them_is_asked_for(service: LiveService, update_id: str) -> None:
     json, update = "Content-Type: application/json", f"/v1/weights/updates/{update_id}"
-    assert answer_to_headers(service, "POST /v1/score", json) == (413, "payload_too_large")
-    assert answer_to_headers(service, "POST /v1/weights/updates", json) == (413, "payload_too_large")
+    for path in JSON_PATHS:
+        assert answer_to_headers(service, f"POST {path}", json) == (413, "payload_too_large")
     assert answer_to_headers(service, "POST /v1/score") == (415, "unsupported_media_type")
     assert answer_to_headers(service, "PUT /v1/weights/updates/none/files/f") == (404, "not_found")
     # The file was announced with five bytes: any other length is wrong.
@@ -108,10 +118,11 @@ DEEP = 100_000
     ],
 )
 def test_what_no_parser_should_follow_is_400(service: LiveService, body: str) -> None:
-    for path in ("/v1/score", "/v1/weights/updates"):
+    for path in JSON_PATHS:
         assert refusal(service, "POST", path, body) == (400, "invalid_request")
 
 
+SAMPLE = '{"group":"g","group_size":?,"index":0,"prompt_ids":[1],"completion":[2]}'
 IDS = '{"groups":[{"prompt_ids":[?],"completions":[[2]]}]}'
 MASK = '{"groups":[{"prompt_ids":[1],"completions":[{"ids":[2],"mask":[?]}]}]}'
 VERSION = '{"groups":[{"prompt_ids":[1],"completions":[[2]]}],"weight_version":?}'
@@ -124,6 +135,8 @@ HUGE = "1" + "0" * 300
 def test_a_number_that_is_none_or_not_in_range_is_422(service: LiveService, number: str) -> None:
     for body in (IDS, MASK, SECONDS_TO_WAIT):
         assert refusal(service, "POST", "/v1/score", body.replace("?", number)) == (422, "invalid_request"), body
+    for body in (SAMPLE, SAMPLE.replace("?", "2").replace('"index":0', '"index":?')):
+        assert refusal(service, "POST", "/v1/score/sample", body.replace("?", number)) == (422, "invalid_request"), body
     if number != "null":  # no version is asked for
         assert refusal(service, "POST", "/v1/score", VERSION.replace("?", number)) == (422, "invalid_request")
     refused = refusal(service, "POST", "/v1/weights/updates", NUM_BYTES.replace("?", number))

@@ -165,8 +165,8 @@ def test_a_sequence_that_does_not_fit_alone_fails_its_own_request_only() -> None
         first = asyncio.ensure_future(bench.scheduler.score([_sequence(1)], ANY))
         await bench.held()
         long, short = _sequence(*range(20)), _sequence(3, 4)
-        failing = asyncio.ensure_future(bench.scheduler.score([long, *(_sequence(n) for n in range(50))], ANY))
         neighbour = asyncio.ensure_future(bench.scheduler.score([short], ANY))
+        failing = asyncio.ensure_future(bench.scheduler.score([long, *(_sequence(n) for n in range(50))], ANY))
         await asyncio.sleep(0)
         bench.scorer.gate.set()
         await first

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Callable
 import pytest
 from starlette.types import Message
 
-from vigor_client.schemas import ErrorLine
+from vigor_client.schemas import ErrorLine, Problem
 from vigor_service.engine.sequences import EMPTY_SCORE, TokenSequence
 from vigor_service.errors import EngineFailedError, QueueFullError
 from vigor_service.group_watch import GroupWatch
@@ -70,21 +70,25 @@ def test_closing_the_lines_cancels_the_work() -> None:
 
 
 def test_a_failure_after_the_first_line_is_the_last_one_with_its_retry_after() -> None:
+    told: list[Problem] = []
+
     async def failing() -> AsyncGenerator[str]:
         yield "two\n"
         raise QueueFullError("come back", retry_after_seconds=3.0)
 
     async def read() -> list[str]:
-        return [line async for line in with_last_error("one\n", failing())]
+        return [line async for line in with_last_error("one\n", failing(), on_problem=told.append)]
 
     *lines, last = asyncio.run(read())
     assert lines == ["one\n", "two\n"]
     error = ErrorLine.model_validate_json(last)
     assert (error.error.code, error.retry_after_seconds) == ("queue_full", 3.0)
+    assert [problem.code for problem in told] == ["queue_full"]
 
 
 def test_a_client_that_takes_nothing_is_given_up_and_its_lines_are_closed() -> None:
     closed: list[bool] = []
+    gone = asyncio.Event()
 
     async def endless() -> AsyncGenerator[str]:
         try:
@@ -101,10 +105,11 @@ def test_a_client_that_takes_nothing_is_given_up_and_its_lines_are_closed() -> N
         await asyncio.Event().wait()
         raise AssertionError
 
-    response = LinesResponse(endless(), timeout_seconds=0.05)
+    response = LinesResponse(endless(), timeout_seconds=0.05, on_client_gone=gone.set)
     scope = {"type": "http", "state": {"request_id": "r"}}
     asyncio.run(asyncio.wait_for(response(scope, receive, send), 10))
     assert closed == [True]
+    assert gone.is_set()
 
 
 def test_groups_are_finished_once_each_with_the_last_of_their_scores() -> None:

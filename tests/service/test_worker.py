@@ -75,3 +75,28 @@ def test_it_tells_for_how_long_it_has_been_busy_with_what_it_runs() -> None:
 
     asyncio.run(run())
     worker.close()
+
+
+def test_it_adds_up_how_long_it_has_worked_with_what_it_runs() -> None:
+    now, begun, gate = [100.0], threading.Event(), threading.Event()
+    worker = WorkerThread("compute", clock=lambda: now[0])
+
+    def work() -> None:
+        begun.set()
+        assert gate.wait(10)
+
+    async def run() -> None:
+        assert worker.total_busy_seconds == 0
+        task = asyncio.ensure_future(worker.run(work))
+        await until(begun.is_set)
+        now[0] = 103.0
+        assert worker.total_busy_seconds == 3
+        gate.set()
+        await task
+        now[0] = 110.0
+        assert worker.total_busy_seconds == 3
+        await worker.run(now.__setitem__, 0, 114.0)
+        assert worker.total_busy_seconds == 7
+
+    asyncio.run(run())
+    worker.close()

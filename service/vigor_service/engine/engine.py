@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vigor_client.lora import lora_scalings
+from vigor_service.engine.attribution import Attribution, attribute_within_memory
 from vigor_service.engine.batch_budget import measure_batch_tokens, peak_memory, probe_sizes
 from vigor_service.engine.checkpoints import UncheckpointableLayerError
 from vigor_service.engine.exact_norms import exact_score
@@ -22,7 +23,7 @@ from vigor_service.engine.free_memory import free_bytes
 from vigor_service.engine.heap import HeapTrimming
 from vigor_service.engine.keeping import Keep, ways_to_keep
 from vigor_service.engine.memory import FittingScorer, Score
-from vigor_service.engine.parameters import measured_parameters
+from vigor_service.engine.parameters import in_parts, measured_parameters
 from vigor_service.engine.plan import UnsupportedModelError, causal_model, probe_sequences
 from vigor_service.engine.probes import Probes
 from vigor_service.engine.rematerialization import ChangedOperandError
@@ -34,7 +35,6 @@ logger = logging.getLogger(__name__)
 # random tokens, on which real models are ill-conditioned: two orders of summation differ by 2e-4 on SmolLM2 in float32.
 # A missing or wrong term is off by a percent or more.
 _TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 1e-1, torch.float16: 5e-2}
-_VERIFIED_ELEMENTS_AT_ONCE = 2**28  # gradients of so many elements are held while the engine checks itself
 
 
 Write: TypeAlias = Callable[[Tensor], None]
@@ -90,6 +90,15 @@ class Scorer(Protocol):
 
         Raises:
             NoMemoryLeftError: nothing can be scored, however short.
+        """
+        ...
+
+    def attribute(self, sequence: TokenSequence) -> Attribution:
+        """Say where the gradient norm of one sequence comes from; it is exact also where norms are estimated.
+
+        Raises:
+            ValueError: no token counts in the loss.
+            NoMemoryLeftError: it does not fit into memory.
         """
         ...
 
@@ -166,6 +175,15 @@ class Engine:
             self._heap.after_batch()
         scores = [scored.scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
         return BatchResult(scores, padding_tokens=0, too_long=scored.too_long, fitting_tokens=scored.fitting_tokens)
+
+    def attribute(self, sequence: TokenSequence) -> Attribution:
+        """Equal ``attribution.attribute(model, sequence, [measured])``, with some of the gradients in memory at once.
+
+        Raises:
+            ValueError: no token counts in the loss.
+            NoMemoryLeftError: it does not fit into memory.
+        """
+        return attribute_within_memory(self._model, sequence, in_parts(self._measured))
 
     def measure_batch_tokens(self) -> int:
         """Measure how many tokens a batch may have (``engine/batch_budget.py``); logs what it found in one line."""
@@ -253,18 +271,5 @@ def _check(scores: Sequence[SequenceScore], exact_norms: Sequence[float], dtype:
 
 def _exact_norm(model: PreTrainedModel, sequence: TokenSequence, measured: Mapping[str, nn.Parameter]) -> float:
     """Return ``exact_score(...).grad_norm`` with the gradients of only some parameters in memory at once."""
-    norms = [exact_score(model, sequence, part).grad_norm for part in _parts(measured)]
+    norms = [exact_score(model, sequence, part).grad_norm for part in in_parts(measured)]
     return hypot(*norms)
-
-
-def _parts(parameters: Mapping[str, nn.Parameter]) -> list[dict[str, nn.Parameter]]:
-    """Split the parameters, in order, into parts of a bounded number of elements."""
-    parts: list[dict[str, nn.Parameter]] = []
-    room = 0
-    for name, parameter in parameters.items():
-        if parameter.numel() > room:
-            parts.append({})
-            room = max(_VERIFIED_ELEMENTS_AT_ONCE, parameter.numel())
-        parts[-1][name] = parameter
-        room -= parameter.numel()
-    return parts

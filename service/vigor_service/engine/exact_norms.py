@@ -29,7 +29,7 @@ def exact_score(
     """
     if sequence.num_loss_tokens == 0:
         return EMPTY_SCORE
-    with _requiring_grad(model, parameters.values()):
+    with requiring_grad(model, parameters.values()):
         logits_TV = loss_logits(model, sequence)
         targets_T = torch.tensor(sequence.loss_targets(), device=model.device)
         loss = nn.functional.cross_entropy(logits_TV, targets_T)
@@ -60,7 +60,7 @@ def _signals(logits_TV: Tensor) -> tuple[float, float]:
 
 
 @contextmanager
-def _requiring_grad(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def requiring_grad(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
     """Let exactly these parameters require gradients, in eval mode, and restore both afterwards."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     was_training = model.training

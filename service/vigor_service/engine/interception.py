@@ -10,6 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -46,8 +47,8 @@ class Claim:
     token_axis: int
 
 
-class _Interception(TorchFunctionMode):
-    """Recognises calls; what is done with them is up to the two subclasses."""
+class Interception(TorchFunctionMode):
+    """Recognises calls; what is done with them is up to the subclasses."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         super().__init__()
@@ -66,7 +67,7 @@ class _Interception(TorchFunctionMode):
             self._is_suspended = False
 
     @abstractmethod
-    def run_call(self, call: Call, plain: Callable[[], Any]) -> Any:  # noqa: ANN401 - whatever torch returns
+    def run_call(self, call: Call, plain: partial[Any]) -> Any:  # noqa: ANN401 - whatever torch returns
         """Run a recognised call that has a measured parameter; ``plain`` runs it as the model meant it."""
 
     @abstractmethod
@@ -88,7 +89,7 @@ class _Interception(TorchFunctionMode):
         call = recognize(func, args, kwargs, self._sources)
         if call is None or not self.measured(call):
             return self.run_other(func, args, kwargs)
-        return self.run_call(call, lambda: func(*args, **kwargs))
+        return self.run_call(call, partial(func, *args, **kwargs))
 
     def measured(self, call: Call) -> list[nn.Parameter]:
         """Return the measured parameters that the call takes as they are, or derived from them."""
@@ -107,7 +108,7 @@ class _Interception(TorchFunctionMode):
         return derived
 
 
-class Tracing(_Interception):
+class Tracing(Interception):
     """Learns from one run which rules meet which parameters, and which uses no rule understands."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], num_tokens: int) -> None:
@@ -117,7 +118,7 @@ class Tracing(_Interception):
         self.claims: list[Claim] = []
         self.refusals: dict[str, str] = {}  # parameter name -> the use that no rule understands
 
-    def run_call(self, call: Call, plain: Callable[[], Any]) -> Any:  # noqa: ANN401
+    def run_call(self, call: Call, plain: partial[Any]) -> Any:  # noqa: ANN401
         names = tuple(self._names[id(parameter)] for parameter in self.measured(call))
         token_axes = call.token_axes(self._num_tokens)
         if len(token_axes) == 1:
@@ -136,14 +137,14 @@ class Tracing(_Interception):
         return result
 
 
-class RecordingLinears(_Interception):
+class RecordingLinears(Interception):
     """Runs the model as it is, and keeps what its measured linear layers return."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         super().__init__(parameters)
         self.outputs: dict[int, Tensor] = {}  # id of the weight -> (rows, O)
 
-    def run_call(self, call: Call, plain: Callable[[], Any]) -> Any:  # noqa: ANN401
+    def run_call(self, call: Call, plain: partial[Any]) -> Any:  # noqa: ANN401
         output = plain()
         if isinstance(call, LinearCall) and isinstance(call.weight, nn.Parameter):  # what is derived from one has no id
             self.outputs[id(call.weight)] = output.flatten(0, -2).clone()  # some models add to it in place
@@ -153,7 +154,7 @@ class RecordingLinears(_Interception):
         return function(*args, **kwargs)
 
 
-class Measuring(_Interception):
+class Measuring(Interception):
     """Runs the claimed calls under their rules; ``claims`` has exactly one claim for each parameter."""
 
     def __init__(self, claims: Mapping[nn.Parameter, Claim], measurement: Measurement) -> None:
@@ -171,7 +172,7 @@ class Measuring(_Interception):
         if self._unseen:
             raise UnclaimedCallError(f"{len(self._unseen)} parameters were not used as in the trace")
 
-    def run_call(self, call: Call, plain: Callable[[], Any]) -> Any:  # noqa: ANN401, ARG002
+    def run_call(self, call: Call, plain: partial[Any]) -> Any:  # noqa: ANN401, ARG002
         keys = [id(parameter) for parameter in self.measured(call)]
         (token_axis,) = {self._claims[key].token_axis for key in keys}
         if not self._unseen.issuperset(keys) or token_axis not in call.token_axes(self._measurement.batch.num_tokens):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from vigor_service.engine.decoder import decoder_layers
 from vigor_service.engine.plan import causal_model
 
+_ELEMENTS_AT_ONCE = 2**28  # what a part has at most, unless it is a single parameter
 _LAST_LAYERS = re.compile(r"last-(\d+)-layers")
 _WORDS = "'all', 'lora', 'norms', 'last-K-layers'"
 
@@ -39,6 +40,19 @@ def measured_parameters(model: nn.Module, selection: str | None = None) -> dict[
     if not selected:
         raise ValueError(f"parameters={selection!r} selects none of the model's {len(named)} parameters")
     return selected
+
+
+def in_parts(parameters: Mapping[str, nn.Parameter]) -> list[dict[str, nn.Parameter]]:
+    """Split the parameters, in order, into parts whose gradients may be in memory at once."""
+    parts: list[dict[str, nn.Parameter]] = []
+    room = 0
+    for name, parameter in parameters.items():
+        if parameter.numel() > room:
+            parts.append({})
+            room = max(_ELEMENTS_AT_ONCE, parameter.numel())
+        parts[-1][name] = parameter
+        room -= parameter.numel()
+    return parts
 
 
 def _predicate(model: nn.Module, selection: str | None, named: dict[str, nn.Parameter]) -> Callable[[str], bool]:

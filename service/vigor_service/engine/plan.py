@@ -142,7 +142,7 @@ def probe_sequences(model: PreTrainedModel) -> list[TokenSequence]:
 
     So the axis of the tokens can be told from that of heads or features.
     """
-    ids = _probe_ids(model)
+    ids = probe_ids(model)
     prompt, rest = tuple(ids[:_PROBE_PROMPT]), tuple(ids[_PROBE_PROMPT:])
     num_second = len(ids) - 2 * _PROBE_PROMPT - 1  # the last token of each conditions nothing
     return [TokenSequence(prompt, rest[:3]), TokenSequence(prompt, rest[3 : 3 + num_second])]
@@ -150,11 +150,12 @@ def probe_sequences(model: PreTrainedModel) -> list[TokenSequence]:
 
 def _single_probe(model: PreTrainedModel) -> TokenSequence:
     """Return one sequence of as many tokens that condition its loss."""
-    ids = _probe_ids(model)
+    ids = probe_ids(model)
     return TokenSequence(tuple(ids[:_PROBE_PROMPT]), tuple(ids[_PROBE_PROMPT:] + ids[:1]))
 
 
-def _probe_ids(model: PreTrainedModel) -> list[int]:
+def probe_ids(model: PreTrainedModel) -> list[int]:
+    """Return ids whose number equals no size in the model's config."""
     config = model.config.get_text_config()
     sizes = set(_integers(config.to_dict()))
     num_tokens = next(count for count in range(2 * _PROBE_PROMPT + 9, 1000) if count not in sizes)

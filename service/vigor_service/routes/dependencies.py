@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from base64 import b64decode
 from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi.security.http import HTTPBase
 
 from vigor_service.authentication import Keys, Role
 from vigor_service.body import BodyReader
@@ -16,22 +18,49 @@ from vigor_service.runtime import Runtime, Serving
 _bearer = HTTPBearer(
     scheme_name="key", description="The score key, or the publish key, if the service has keys.", auto_error=False
 )
+# FastAPI's own HTTPBasic answers 401 by itself, without a problem document, where it cannot read the header.
+_basic = HTTPBase(
+    scheme="basic",
+    scheme_name="key_as_password",
+    description="The same key as the password of any user, for callers that are only told a URL: http://any:KEY@host.",
+    auto_error=False,
+)
 _Shown = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
+_ShownInUrl = Annotated[HTTPAuthorizationCredentials | None, Depends(_basic)]
 
 
 async def may_score(request: Request, shown: _Shown) -> None:
     """Refuse with 401 who may neither score nor read, before the body is read."""
-    _require(request, Role.SCORE, shown)
+    _require(request, Role.SCORE, _token(shown))
+
+
+async def may_score_with_password(request: Request, shown: _Shown, in_url: _ShownInUrl) -> None:
+    """As ``may_score``, of calls whose callers may not be able to send a header of their own."""
+    _require(request, Role.SCORE, _token(shown) or _password(in_url))
 
 
 async def may_publish(request: Request, shown: _Shown) -> None:
     """Refuse with 401 or 403 who may not change the weights, before the body is read."""
-    _require(request, Role.PUBLISH, shown)
+    _require(request, Role.PUBLISH, _token(shown))
 
 
-def _require(request: Request, role: Role, shown: HTTPAuthorizationCredentials | None) -> None:
+def _require(request: Request, role: Role, key: str | None) -> None:
     keys: Keys = request.app.state.keys
-    keys.require(role, None if shown is None else shown.credentials)
+    keys.require(role, key)
+
+
+def _token(shown: HTTPAuthorizationCredentials | None) -> str | None:
+    return None if shown is None else shown.credentials
+
+
+def _password(shown: HTTPAuthorizationCredentials | None) -> str | None:
+    """The password of HTTP Basic (RFC 7617); of whom does not matter."""
+    if shown is None or shown.scheme.lower() != "basic":
+        return None
+    try:
+        return b64decode(shown.credentials, validate=True).partition(b":")[2].decode("latin-1")
+    except ValueError:
+        return None
 
 
 async def _runtime(request: Request) -> Runtime:
@@ -63,5 +92,5 @@ async def counted_disconnects(runtime: RuntimeDependency) -> AsyncIterator[None]
         raise
 
 
-FOR_SCORERS = [Depends(may_score), Depends(counted_disconnects)]
+FOR_SCORERS = [Depends(may_score_with_password), Depends(counted_disconnects)]
 """Of routers whose calls cost computation."""

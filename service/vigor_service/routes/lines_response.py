@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from functools import partial
 
@@ -19,15 +19,21 @@ _logger = logging.getLogger(__name__)
 
 
 class LinesResponse(Response):
-    """Sends lines, and stops asking for them when the client leaves or takes none for ``timeout_seconds``."""
+    """Sends lines, and stops asking for them when the client leaves or takes none for ``timeout_seconds``.
+
+    ``on_client_gone`` is called in either case.
+    """
 
     media_type = LINES_MEDIA_TYPE
 
-    def __init__(self, lines: AsyncGenerator[str], *, timeout_seconds: float) -> None:
+    def __init__(
+        self, lines: AsyncGenerator[str], *, timeout_seconds: float, on_client_gone: Callable[[], None]
+    ) -> None:
         super().__init__(headers={"X-Accel-Buffering": "no"})  # or nginx would keep the lines until there are many
         del self.headers["Content-Length"]
         self._lines = lines
         self._timeout_seconds = timeout_seconds
+        self._on_client_gone = on_client_gone
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -35,6 +41,7 @@ class LinesResponse(Response):
         except (ClientGoneError, TimeoutError) as error:
             # The status is out already: all that is left is to end the connection.
             reason = "left" if isinstance(error, ClientGoneError) else "stalled"
+            self._on_client_gone()
             _logger.info("stream_ended client=%s request_id=%s", reason, scope["state"]["request_id"])
 
     async def _send_all(self, send: Send) -> None:

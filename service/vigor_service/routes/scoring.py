@@ -61,7 +61,11 @@ async def score(
     work = partial(serving.answers_in_lines.stream, key, body, partial(serving.scoring.stream, asked))
     lines = lines_of(work, beat_seconds=request.app.state.beat_seconds)
     first = await unless_client_leaves(request, anext(lines))  # a failure until here has a status of its own
-    return LinesResponse(with_last_error(first, lines), timeout_seconds=runtime.settings.request_timeout_seconds)
+    return LinesResponse(
+        with_last_error(first, lines, on_problem=runtime.metrics.observe_problem),
+        timeout_seconds=runtime.settings.request_timeout_seconds,
+        on_client_gone=runtime.metrics.disconnects.inc,
+    )
 
 
 def _accepts_lines(request: Request) -> bool:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from vigor_client.schemas import WeightsInfo, WeightState
@@ -48,7 +49,8 @@ class Publication:
         self._metrics = metrics
         self._changed = asyncio.Event()
         self._draining = False
-        metrics.weight_version.set(weights.version)
+        metrics.observe_publication(weights.version, weights.published_at)
+        metrics.observe_weight_state(self.state)
 
     def require(self, requirement: WeightRequirement) -> Weights:
         """Return the weights that serve, if they meet the requirement.
@@ -78,11 +80,14 @@ class Publication:
         Raises:
             DrainingError: the process ends before that.
         """
+        started = perf_counter()
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_seconds):
                 while not self._is_met(requirement):
                     await self._wait_for_change()
         self.require(requirement)
+        if requirement != WeightRequirement():
+            self._metrics.weight_wait_seconds.observe(perf_counter() - started)
 
     async def swap(self, weights: Weights, writes: Iterable[tuple[str, Write]]) -> None:
         """Write verified values into the model and serve them as ``weights``. The caller keeps batches away.
@@ -90,14 +95,14 @@ class Publication:
         Raises:
             WeightsPoisonedError: the engine failed while it loaded; the model may hold a mixture.
         """
-        self.state = "applying"
+        self._enter("applying")
         loading = asyncio.ensure_future(self._compute.run(self._load, writes))
         await asyncio.wait([loading])
         if (error := loading.exception()) is not None:
             self._poison(weights.version, error)
         self.weights = replace(weights, published_at=datetime.now(UTC))
-        self.state = "ready"
-        self._metrics.weight_version.set(weights.version)
+        self._enter("ready")
+        self._metrics.observe_publication(weights.version, self.weights.published_at)
         _logger.info("weights_published version=%d digest=%s", weights.version, weights.digest)
         self._wake_waiters()
 
@@ -121,6 +126,10 @@ class Publication:
     def _is_met(self, requirement: WeightRequirement) -> bool:
         return self.state != "poisoned" and requirement.unmet_by(self.weights) is None
 
+    def _enter(self, state: WeightState) -> None:
+        self.state = state
+        self._metrics.observe_weight_state(state)
+
     async def _wait_for_change(self) -> None:
         if self._draining:
             raise DrainingError("the service shuts down before these weights come", retry_after_seconds=1.0)
@@ -131,7 +140,7 @@ class Publication:
         self._changed = asyncio.Event()
 
     def _poison(self, version: int, error: BaseException) -> None:
-        self.state = "poisoned"
+        self._enter("poisoned")
         self._poisoned_because = "a swap of weights failed half-way"
         _logger.error("weights_poisoned version=%d", version, exc_info=error)
         raise WeightsPoisonedError(

@@ -74,6 +74,7 @@ class Updates:
         now = asyncio.get_running_loop().time()
         update = Update(update_id, request, self._staging.create(update_id), now)
         self._open = update
+        self._metrics.weight_update_active.set(1)
         self._expiry = asyncio.create_task(self._expire(update))
         return update.status()
 
@@ -118,6 +119,7 @@ class Updates:
             update.receiving.discard(name)
             update.touch()
         self._require_receiving(update_id).received.add(name)
+        self._metrics.weight_update_bytes.labels(update.request.encoding).inc(announced.num_bytes)
         self._metrics.weight_update_seconds.labels("receive").observe(perf_counter() - started)
 
     def missing(self, update_id: str) -> list[UpdateFile]:
@@ -193,6 +195,7 @@ class Updates:
     async def _discard(self, update: Update) -> None:
         if self._open is update:
             self._open = None
+            self._metrics.weight_update_active.set(0)
         await self._staging.remove(update.directory)
 
     def _require_receiving(self, update_id: str) -> Update:

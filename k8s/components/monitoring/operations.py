@@ -1,0 +1,172 @@
+"""The panels for who runs the service: load, latency, queue, engine, weights."""
+
+from __future__ import annotations
+
+from k8s.components.monitoring.panel import Panel, quantiles, rate, ratio
+
+_NO_PROBES = 'route!~"/metrics|/healthz|/readyz",'
+
+OPERATIONS: dict[str, list[Panel]] = {
+    "Load": [
+        Panel(
+            "Requests",
+            "Answered requests of each route; probes and scrapes are left out.",
+            "reqps",
+            {"{{route}}": f"{rate('vigor_requests_total', where=_NO_PROBES, by='route')} > 0"},
+        ),
+        Panel(
+            "Refusals",
+            "Requests that got a problem, by its code. queue_full: callers send more than is computed.",
+            "reqps",
+            {"{{code}}": f"{rate('vigor_rejections_total', by='code')} > 0"},
+        ),
+        Panel(
+            "Clients that left",
+            "Score requests whose client went away before the answer: its time limit is too short, or it died.",
+            "reqps",
+            {"left": rate("vigor_disconnects_total")},
+        ),
+        Panel(
+            "Tokens",
+            "Tokens of scored prompts and completions, and padding, per second.",
+            "suffix: tokens/s",
+            {"{{kind}}": rate("vigor_tokens_total", by="kind")},
+        ),
+        Panel(
+            "Completions",
+            "Ranked completions per second, by what became of them.",
+            "suffix: completions/s",
+            {"{{status}}": rate("vigor_completions_total", by="status")},
+        ),
+        Panel(
+            "Known scores",
+            "Scores per second that came from the cache and cost nothing.",
+            "suffix: scores/s",
+            {"cached": rate("vigor_cached_scores_total")},
+        ),
+    ],
+    "Latency": [
+        Panel(
+            "Score requests, end to end",
+            "From the first byte of a request to its answer.",
+            "s",
+            quantiles("vigor_request_seconds", where='route=~"/v1/score.*",'),
+        ),
+        Panel("In the queue", "Until the first batch of a request began.", "s", quantiles("vigor_queue_seconds")),
+        Panel("In computation", "From the first batch of a request on.", "s", quantiles("vigor_compute_seconds")),
+    ],
+    "Queue": [
+        Panel(
+            "Requests in the queue",
+            "Waiting: none of their batches began. Running: a batch began. Admitted: all that are not answered, also "
+            "those that wait for weights.",
+            "short",
+            {
+                "waiting": "sum(vigor_waiting_requests{$of})",
+                "running": "sum(vigor_running_requests{$of})",
+                "admitted": "sum(vigor_queued_requests{$of})",
+            },
+        ),
+        Panel(
+            "Queue, of what it holds",
+            "At 100 % requests are refused with queue_full.",
+            "percentunit",
+            {
+                "requests {{instance}}": "vigor_queued_requests{$of} / vigor_max_queued_requests{$of}",
+                "tokens {{instance}}": "vigor_queued_tokens{$of} / vigor_max_queued_tokens{$of}",
+            },
+        ),
+        Panel(
+            "Gathering",
+            "Groups whose samples come one at a time and are not whole, and their samples.",
+            "short",
+            {
+                "groups": "sum(vigor_gathering_groups{$of})",
+                "samples": "sum(vigor_gathering_samples{$of})",
+            },
+        ),
+    ],
+    "Engine": [
+        Panel(
+            "Busy",
+            "Share of the time in which the compute thread worked: on batches, and on swaps of weights.",
+            "percentunit",
+            {"{{instance}}": "rate(vigor_engine_busy_seconds_total{$of}[$window])"},
+        ),
+        Panel(
+            "Batches",
+            "Mean sequences of a batch.",
+            "suffix: sequences",
+            {"mean": ratio("vigor_batch_sequences_sum", "vigor_batch_sequences_count")},
+        ),
+        Panel(
+            "Tokens of a batch",
+            "Mean tokens of a batch, and how many it may have: fewer after memory ran out.",
+            "suffix: tokens",
+            {
+                "mean": ratio("vigor_batch_tokens_sum", "vigor_batch_tokens_count"),
+                "allowed {{instance}}": "vigor_max_batch_tokens{$of}",
+            },
+        ),
+        Panel(
+            "Device memory",
+            "Of the GPU; where the model is on a CPU, of the process and its machine.",
+            "bytes",
+            {"{{kind}} {{instance}}": "vigor_memory_bytes{$of}"},
+        ),
+        Panel(
+            "Process memory",
+            "Resident memory of the process.",
+            "bytes",
+            {"{{instance}}": "vigor_process_resident_memory_bytes{$of}"},
+        ),
+        Panel(
+            "Cores",
+            "Cores that the process used.",
+            "suffix: cores",
+            {"{{instance}}": "rate(vigor_process_cpu_seconds_total{$of}[$window])"},
+        ),
+    ],
+    "Weights": [
+        Panel(
+            "Version",
+            "The version that each instance serves.",
+            "none",
+            {"{{instance}}": "vigor_weight_version{$of}"},
+            "stat",
+        ),
+        Panel(
+            "State",
+            "How many instances are in each state. poisoned: nothing is scored until a full update lands.",
+            "short",
+            {"{{state}}": "sum by (state) (vigor_weight_state{$of})"},
+        ),
+        Panel(
+            "Age",
+            "Seconds since the served weights were published, or loaded.",
+            "s",
+            {"{{instance}}": "time() - vigor_weight_published_timestamp_seconds{$of}"},
+        ),
+        Panel(
+            "Parts of an update",
+            "Mean seconds of receiving a file, verifying, storing and swapping.",
+            "s",
+            {
+                "{{phase}}": f"{rate('vigor_weight_update_seconds_sum', by='phase')}"
+                f" / {rate('vigor_weight_update_seconds_count', by='phase')}"
+            },
+        ),
+        Panel(
+            "Update traffic",
+            "Bytes of files that came with updates, per second.",
+            "Bps",
+            {"{{encoding}}": rate("vigor_weight_update_bytes_total", by="encoding")},
+        ),
+        Panel(
+            "Open updates",
+            "1 while an instance has an update open; one that stays is stuck.",
+            "short",
+            {"{{instance}}": "vigor_weight_update_active{$of}"},
+        ),
+    ],
+}

@@ -1,0 +1,99 @@
+"""The panels for who trains: norms, length bias, what cannot be told apart, versions."""
+
+from __future__ import annotations
+
+from k8s.components.monitoring.panel import Panel, buckets, quantiles, rate, ratio
+
+_COMPLETION = 'kind="completion",'
+_NOT_OK = 'status!="ok",'
+
+REWARD: dict[str, list[Panel]] = {
+    "Norms": [
+        Panel(
+            "Scaled norms",
+            "Norm of a completion's gradient times the root of its length: what is ranked, smallest first.",
+            "none",
+            quantiles("vigor_scaled_grad_norm", of=(0.1, 0.5, 0.9)),
+        ),
+        Panel(
+            "Distribution of scaled norms",
+            "Completions in each range of norms.",
+            "short",
+            buckets("vigor_scaled_grad_norm"),
+            "heatmap",
+        ),
+        Panel(
+            "Spread within groups",
+            "Standard deviation of a group's norms by their mean. Near 0, ranks tell noise apart.",
+            "none",
+            quantiles("vigor_norm_spread_ratio", of=(0.1, 0.5, 0.9)),
+        ),
+    ],
+    "Length": [
+        Panel(
+            "Reward and length",
+            "Mean of the groups' Spearman correlations. Near 1 longer answers win whatever they say, near -1 shorter.",
+            "none",
+            {
+                "mean": ratio("vigor_reward_length_correlation_plus_one_total", "vigor_reward_length_correlation_count")
+                + " - 1"
+            },
+        ),
+        Panel(
+            "Distribution of the correlation",
+            "Groups in each range of the correlation.",
+            "short",
+            buckets("vigor_reward_length_correlation"),
+            "heatmap",
+        ),
+        Panel(
+            "Length",
+            "Mean tokens of a completion.",
+            "suffix: tokens",
+            {"mean": f"{rate('vigor_tokens_total', where=_COMPLETION)} / {rate('vigor_completions_total')}"},
+        ),
+    ],
+    "What cannot be told apart": [
+        Panel(
+            "Ties",
+            "Share of completions that have the rank of another one of their group.",
+            "percentunit",
+            {"tied": ratio("vigor_tied_completions_total", "vigor_completions_total")},
+        ),
+        Panel(
+            "Duplicates",
+            "Share of completions that came before in their group: the policy repeats itself.",
+            "percentunit",
+            {"repeated": ratio("vigor_duplicate_completions_total", "vigor_completions_total")},
+        ),
+        Panel(
+            "Without a norm of their own",
+            "Share of completions that were empty, cut off, or whose numbers were not finite.",
+            "percentunit",
+            {
+                "{{status}}": f"{rate('vigor_completions_total', where=_NOT_OK, by='status')}"
+                f" / on () group_left () {rate('vigor_completions_total')}"
+            },
+        ),
+    ],
+    "Versions": [
+        Panel(
+            "Version",
+            "The version that each instance serves. They should go up together.",
+            "none",
+            {"{{instance}}": "vigor_weight_version{$of}"},
+        ),
+        Panel(
+            "Publications",
+            "Versions that were published in an hour.",
+            "short",
+            {"{{instance}}": "changes(vigor_weight_published_timestamp_seconds{$of}[1h])"},
+        ),
+        Panel(
+            "Waiting for a version",
+            "Seconds from a score request that names weights until these served.",
+            "s",
+            quantiles("vigor_weight_wait_seconds"),
+        ),
+    ],
+}

@@ -1,0 +1,72 @@
+// Puts the page together: the status above, the form, its answer, and where an answer's norm comes from.
+
+import { Problem, post } from "./api.js";
+import { fillExamples, group } from "./ask.js";
+import { showAttribution } from "./attribution.js";
+import { byId, element, setText } from "./dom.js";
+import { KeyDialog } from "./key.js";
+import { hideProblem, showProblem } from "./problems.js";
+import { markPicked, showScores } from "./scores.js";
+import { Status } from "./status.js";
+
+const keyDialog = new KeyDialog({ onKey: () => status.look() });
+const status = new Status({ onWeights: noteWeights, onKeyNeeded: () => keyDialog.ask() });
+let scored = null; // the group, and the weights that scored it
+let running = new AbortController(); // of the last request: a new one ends the wait for it
+
+/** Ask the service, and show the answer unless something else was asked meanwhile. */
+async function ask(path, body, waiting, show) {
+  running.abort();
+  running = new AbortController();
+  const { signal } = running;
+  hideProblem();
+  setText(byId("progress"), waiting);
+  document.body.setAttribute("aria-busy", "true");
+  try {
+    const answer = await post(path, body, signal);
+    if (answer !== null) show(answer);
+  } catch (error) {
+    if (error instanceof Problem && error.status === 401) keyDialog.ask({ insist: true });
+    showProblem(error);
+  } finally {
+    if (!signal.aborted) {
+      setText(byId("progress"), "");
+      document.body.removeAttribute("aria-busy");
+    }
+  }
+}
+
+function score() {
+  const asked = group();
+  ask("v1/score", { groups: [asked], reward: byId("reward").value }, "Scoring…", (answer) => {
+    scored = { group: asked, digest: answer.weight_digest, version: answer.weight_version };
+    showScores(answer, asked, explain);
+    byId("attribution").hidden = true;
+    byId("outdated").hidden = true;
+    byId("scores-title").focus();
+  });
+}
+
+function explain(index) {
+  const { completions, ...prompt } = scored.group;
+  markPicked(index);
+  const body = { ...prompt, completion: completions[index] };
+  ask("v1/attribution", body, "Taking the norm apart…", (answer) => {
+    showAttribution(answer, index);
+    byId("attribution-title").focus();
+  });
+}
+
+function noteWeights({ weight_version: version, weight_digest: digest }) {
+  const isOutdated = scored !== null && scored.digest !== digest;
+  if (isOutdated && byId("outdated").hidden) {
+    const again = element("button", { type: "button", className: "quiet", textContent: "Score again", onclick: score });
+    byId("outdated").replaceChildren(`These scores are from weights ${scored.version}; ${version} serves now. `, again);
+  }
+  byId("outdated").hidden = !isOutdated;
+}
+
+byId("ask").onsubmit = (event) => { event.preventDefault(); score(); };
+byId("numbers").onchange = ({ target }) => byId("tokens").classList.toggle("numbered", target.checked);
+fillExamples();
+status.look();

@@ -1,0 +1,28 @@
+"""``POST /v1/attribution``."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from vigor_client.attribution_schemas import AttributionRequest, AttributionResponse
+from vigor_service.body import parse_json
+from vigor_service.openapi import json_body, problems
+from vigor_service.routes.dependencies import FOR_SCORERS, BodiesDependency, ServingDependency
+from vigor_service.routes.leaving import unless_client_leaves
+from vigor_service.routes.scoring import REFUSALS
+
+router = APIRouter(tags=["scoring"], dependencies=FOR_SCORERS)
+
+
+@router.post(
+    "/v1/attribution",
+    summary="Say which tokens and layers one completion's gradient norm comes from",
+    response_model=AttributionResponse,
+    responses=problems(*REFUSALS),
+    openapi_extra=json_body(AttributionRequest),
+)
+async def attribution(request: Request, serving: ServingDependency, bodies: BodiesDependency) -> Response:
+    async with bodies.receive(request) as body:
+        asked = parse_json(AttributionRequest, body, consequence="nothing was attributed")
+    answer = await unless_client_leaves(request, serving.attributions.answer(asked))
+    return Response(answer, media_type="application/json")
