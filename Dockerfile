@@ -1,9 +1,9 @@
-# The image of vigor-service, or with EXTRA=trainer that of vigor-trainer: docs/operations/operating.md builds both.
+# The image of vigor-service, or with EXTRAS=trainer that of vigor-trainer: docs/operations/operating.md builds both.
 FROM python:3.11-slim-bookworm AS build
 # What pip is told about torch. PyPI's build is for CUDA; a smaller one for CPUs is
 # "torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu".
 ARG TORCH="torch==2.13.0"
-ARG EXTRA=service
+ARG EXTRAS=service,otel
 ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
@@ -13,7 +13,8 @@ COPY constraints.txt ./
 RUN /opt/vigor/bin/pip install --constraint constraints.txt ${TORCH}
 COPY pyproject.toml ./
 RUN python -c "import os, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-    print(*project['dependencies'], *project['optional-dependencies'][os.environ['EXTRA']], sep='\n')" \
+    extras = [project['optional-dependencies'][name] for name in os.environ['EXTRAS'].split(',')]; \
+    print(*project['dependencies'], *sum(extras, []), sep='\n')" \
     > requirements.txt \
     && /opt/vigor/bin/pip install --constraint constraints.txt --requirement requirements.txt
 COPY README.md LICENSE ./

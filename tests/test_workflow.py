@@ -16,7 +16,7 @@ STEPS = [step for job in JOBS.values() for step in job["steps"]]
 def test_every_make_target_that_it_calls_exists() -> None:
     targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     called = {target for step in STEPS for target in re.findall(r"^make (\S+)$", step.get("run", ""), re.MULTILINE)}
-    assert {"setup", "check", "policies", "test"} <= called
+    assert {"tools", "setup", "check", "policies", "test", "monitoring", "inspector"} <= called
     assert called <= set(targets)
 
 

@@ -36,7 +36,8 @@ def test_the_entrypoint_is_a_command_of_the_project() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     (command,) = FINAL.command("ENTRYPOINT")
     assert command in project["scripts"]
-    assert BUILD.all("ARG")[-1].pairs()["EXTRA"] in project["optional-dependencies"]
+    extras = BUILD.all("ARG")[-1].pairs()["EXTRAS"].split(",")
+    assert set(extras) <= project["optional-dependencies"].keys()
 
 
 def test_its_variables_are_settings_and_it_listens_where_it_says() -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from tests.image.dockerfile import DOCKERFILE, read_stages
 from tests.k8s.rendering import K8S, ROOT, container, needs_kubectl, pod, render, render_directory, the, trainer_job
+from tests.k8s.settings import environment
 from vigor_client.cli import main
 from vigor_service.settings import Settings
 
@@ -62,7 +63,7 @@ def test_the_overlay_of_ones_own_renders(tmp_path: Path) -> None:
     (own / "kustomization.yaml").write_text(example)
     manifests = render_directory(own)
     assert container(the(manifests, "StatefulSet"))["image"].startswith("registry.example.com/vigor-service:")
-    assert the(manifests, "ConfigMap")["data"]["VIGOR_MODEL"] == "Qwen/Qwen2.5-3B-Instruct"
+    assert environment(manifests)["VIGOR_MODEL"] == "Qwen/Qwen2.5-3B-Instruct"
 
 
 @needs_kubectl
@@ -72,7 +73,7 @@ def test_the_secret_that_is_made_is_the_one_that_pods_mount() -> None:
     (mounted,) = (volume["secret"] for volume in pod(the(manifests, "StatefulSet"))["volumes"] if "secret" in volume)
     assert create[create.index("generic") + 1] == mounted["secretName"]
     keys = {part.removeprefix("--from-literal=").partition("=")[0] for part in create if part.startswith("--from-")}
-    data = the(manifests, "ConfigMap")["data"]
+    data = environment(manifests)
     assert keys == {Path(data[f"VIGOR_{name}_KEY_FILE"]).name for name in ("SCORE", "PUBLISH")}
 
 
@@ -91,7 +92,7 @@ def test_each_pod_is_published_to_by_its_name(capsys: pytest.CaptureFixture[str]
 def test_every_part_that_is_named_is_there_and_every_overlay_is_named() -> None:
     named = set(re.findall(r"^\| `(k8s/[\w/-]+)` \|", PAGE, re.MULTILINE))
     assert all((ROOT / name).is_dir() for name in named)
-    offered = [path for kind in ("overlays", "examples") for path in (K8S / kind).iterdir()]
+    offered = [path for kind in ("overlays", "components", "examples") for path in (K8S / kind).iterdir()]
     assert {str(path.relative_to(ROOT)) for path in offered} <= named
 
 
