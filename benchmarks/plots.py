@@ -182,6 +182,19 @@ def _serving(report: Report) -> Figure:
     return figure
 
 
+def _metrics_cost(report: Report) -> Figure:
+    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    axes = figure.subplots()
+    rounds = [table for table in report.tables if "cpu_ratio" in table.columns]
+    for table, colour in zip(rounds, (_BLUE, _ORANGE, _GREEN, _RED), strict=False):
+        *ratios, _median = _numbers(table, "cpu_ratio")
+        axes.plot(range(1, len(ratios) + 1), ratios, "o", color=colour, label=table.name)
+    axes.axhline(1, color=_GREY, linewidth=1)
+    axes.set(xlabel="round", ylabel="processor time,\nwithout / with metrics")
+    axes.legend()
+    return figure
+
+
 def _stacked(axes: Axes, table: Table, names: list[str], keys: Sequence[str]) -> None:
     bottoms = [0.0] * len(names)
     for key, colour in zip(keys, (_BLUE, _ORANGE, _GREEN, _RED), strict=True):
@@ -203,4 +216,5 @@ PLOTS: dict[str, Callable[[Report], Figure]] = {
     "deltas": _deltas,
     "overlap": _overlap,
     "serving": _serving,
+    "metrics-cost": _metrics_cost,
 }
