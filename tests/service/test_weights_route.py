@@ -185,7 +185,7 @@ def test_an_update_that_nobody_touches_expires_and_frees_the_disk(tmp_path: Path
         path = _opened(service, data)
         assert service.http.put(f"{path}/files/0.safetensors", content=data).status_code == 200
         wait_until(lambda: service.http.get(path).status_code == 404)
-        assert _staged(tmp_path) == []
+        wait_until(lambda: _staged(tmp_path) == [])
         assert push(service.http, _new_tensors(service)).status_code == 200
 
 
