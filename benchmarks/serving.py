@@ -15,6 +15,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from math import ceil
 from pathlib import Path
 from statistics import median
@@ -136,15 +137,15 @@ def _engine_seconds(engine: Engine, groups: Sequence[Sequence[TokenSequence]], b
 def _clients_seconds(service: ServiceProcess, groups: Sequence[Sequence[TokenSequence]]) -> float:
     url = str(service.http.base_url)
 
-    def send(share: Sequence[Sequence[TokenSequence]]) -> None:
-        with VigorClient(url, max_retries=0) as client:
-            for group in share:
-                client.score([_body(group)])
+    def send(client: VigorClient, share: Sequence[Sequence[TokenSequence]]) -> None:
+        for group in share:
+            client.score([_body(group)])
 
-    started = perf_counter()
-    with ThreadPoolExecutor(NUM_CLIENTS) as pool:
-        list(pool.map(send, [groups[first::NUM_CLIENTS] for first in range(NUM_CLIENTS)]))
-    return perf_counter() - started
+    with ExitStack() as stack, ThreadPoolExecutor(NUM_CLIENTS) as pool:
+        clients = [stack.enter_context(VigorClient(url, max_retries=0)) for _ in range(NUM_CLIENTS)]
+        started = perf_counter()
+        list(pool.map(send, clients, [groups[first::NUM_CLIENTS] for first in range(NUM_CLIENTS)]))
+        return perf_counter() - started
 
 
 def _fairness(service: ServiceProcess, load: Load, vocab_size: int, num_groups: int) -> dict[str, Cell]:
