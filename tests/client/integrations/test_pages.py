@@ -38,7 +38,7 @@ def ours(module: ast.Module) -> dict[str, Any]:
 
 def test_every_adapter_has_a_page_that_is_linked() -> None:
     linked = re.findall(r"\]\(docs/integrations/([a-z-]+)\.md\)", (DOCS.parents[1] / "README.md").read_text())
-    assert sorted(linked) == [page.stem for page in PAGES] == ["openrlhf", "slime", "trl", "verl"]
+    assert sorted(linked) == [page.stem for page in PAGES] == ["nemo-rl", "openrlhf", "slime", "trl", "verl"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

@@ -1,0 +1,91 @@
+"""The reward of NeMo-RL: ranks of whole groups of sampled token ids, over a batch whose rollouts have ended.
+
+NeMo-RL's environments are told roles and text alone: which tokens were sampled, and which answers were cut off, stands
+in the batch that its training loop holds. Knows that batch by what it reads, and does not import NeMo-RL.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from itertools import dropwhile
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
+
+from vigor_client.client import VigorClient
+from vigor_client.portions import in_portions
+from vigor_client.schemas import Completion, Group
+
+if TYPE_CHECKING:
+    import torch
+
+Message: TypeAlias = Mapping[str, Any]
+POLICY = "assistant"
+
+
+def vigor_rewards(batch: Mapping[str, Any]) -> torch.Tensor:
+    """Return the rank rewards of a batch's samples, float32 [batch], to be its ``total_reward``.
+
+    The service is at ``VIGOR_URL``, its key in ``VIGOR_API_KEY``, if it has one. Scores come from the weights it
+    serves. What the policy did not write itself, between its turns, is left out of the loss.
+
+    Args:
+        batch: ``message_log`` (messages with ``role`` and ``token_ids``), ``idx`` (the same for a prompt's samples)
+            and ``truncated`` of each sample.
+
+    Raises:
+        ValueError: ``VIGOR_URL`` is not set, a sample has no answer, or a group mixes prompts: nothing was asked.
+        VigorError: no scores, after the client's retries; training stops.
+    """
+    import torch
+
+    url = os.environ.get("VIGOR_URL")
+    if not url:
+        raise ValueError("where is the scoring service? Set VIGOR_URL where NeMo-RL's driver runs")
+    places = _places(batch["idx"])
+    groups = [_group(batch, positions) for positions in places]
+    rewards = torch.zeros(sum(map(len, places)), dtype=torch.float32)
+    with VigorClient(url, api_key=os.environ.get("VIGOR_API_KEY") or None) as client:
+        answers = [group for portion in in_portions(groups) for group in client.score(portion).groups]
+    for positions, answer in zip(places, answers, strict=True):
+        rewards[positions] = torch.tensor([score.reward for score in answer.completions])
+    return rewards
+
+
+def _places(indices: Sequence[Any]) -> list[list[int]]:
+    """Where the samples of each prompt stand in the batch."""
+    places: defaultdict[int, list[int]] = defaultdict(list)
+    for position, index in enumerate(indices):
+        places[int(index)].append(position)
+    return list(places.values())
+
+
+def _group(batch: Mapping[str, Any], positions: Sequence[int]) -> Group:
+    parts = [_split(batch["message_log"][position], position) for position in positions]
+    prompts = [[token for message in prompt for token in _ids(message)] for prompt, _ in parts]
+    if any(prompt != prompts[0] for prompt in prompts):
+        raise ValueError(f"samples {list(positions)} have one idx and different prompts: nothing was asked")
+    completions = [
+        _completion(answer, is_truncated=bool(batch["truncated"][position]))
+        for position, (_, answer) in zip(positions, parts, strict=True)
+    ]
+    return Group(prompt_ids=prompts[0], completions=completions)
+
+
+def _split(log: Sequence[Message], position: int) -> tuple[list[Message], list[Message]]:
+    """The messages before the policy's first turn, and those from there to its last one."""
+    start = next((number for number, message in enumerate(log) if message["role"] == POLICY), None)
+    if start is None:
+        raise ValueError(f"sample {position} has no message of the {POLICY}: nothing was asked")
+    backwards = dropwhile(lambda message: message["role"] != POLICY, reversed(log[start:]))
+    return list(log[:start]), list(backwards)[::-1]
+
+
+def _completion(answer: Sequence[Message], *, is_truncated: bool) -> Completion:
+    ids = [token for message in answer for token in _ids(message)]
+    mask = [int(message["role"] == POLICY) for message in answer for _ in _ids(message)]
+    return Completion(ids=ids, mask=None if all(mask) else mask, finish_reason="length" if is_truncated else "stop")
+
+
+def _ids(message: Message) -> list[int]:
+    return cast("list[int]", message["token_ids"].tolist())
