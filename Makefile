@@ -13,9 +13,11 @@ LONG ?= --layers 6
 RESULTS := benchmarks/results
 # Programs that some tests need and skip without, each with its package of Debian.
 TOOLS := prometheus:prometheus chromium:chromium kubectl:kubernetes-client
+# Those that are not wanted: make tools WITHOUT=chromium.
+WITHOUT ?=
 PROGRAM = $(firstword $(subst :, ,$(1)))
 PACKAGE = $(lastword $(subst :, ,$(1)))
-MISSING = $(strip $(foreach tool,$(TOOLS),$(if $(shell command -v $(call PROGRAM,$(tool))),,$(call PACKAGE,$(tool)))))
+MISSING = $(strip $(foreach tool,$(filter-out $(addsuffix :%,$(WITHOUT)),$(TOOLS)),$(if $(shell command -v $(call PROGRAM,$(tool))),,$(call PACKAGE,$(tool)))))
 APT_GET := apt-get -o DPkg::Lock::Timeout=300 -o Acquire::Retries=0 -o Acquire::http::Timeout=20
 # The loops and the engine are also measured with glibc as the service sets it, and with Debian's libjemalloc2 if it is there.
 JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))

@@ -193,7 +193,7 @@ async def _overload(service: ServiceProcess, load: Load, vocab_size: int, second
         "without_retry_after": sum(a.status_code == 429 and "Retry-After" not in a.headers for a in answers),
         "other": len(answers) - codes[200] - codes[429],
         "memory_mb": (most_bytes - before_bytes) / 1e6,
-        "queued": _queued(service),
+        "queued": service.metrics()["vigor_queued_requests"],
     }
 
 
@@ -203,11 +203,6 @@ def _capacity(service: ServiceProcess, groups: Sequence[dict[str, object]]) -> f
         started = perf_counter()
         list(pool.map(lambda group: client.score([group]), groups))
         return len(groups) / (perf_counter() - started)
-
-
-def _queued(service: ServiceProcess) -> float:
-    with VigorClient(str(service.http.base_url)) as client:
-        return client.metrics()["vigor_queued_requests"]
 
 
 def _seconds(client: VigorClient, groups: Sequence[dict[str, object]]) -> float:

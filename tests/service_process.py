@@ -15,6 +15,7 @@ from pathlib import Path
 import httpx
 
 from tests.waiting import wait_until
+from vigor_client import VigorClient
 
 REPOSITORY = Path(__file__).parent.parent
 START_SECONDS = 120.0
@@ -28,6 +29,11 @@ class ServiceProcess:
     process: subprocess.Popen[bytes]
     http: httpx.Client
     log: Path
+
+    def metrics(self) -> dict[str, float]:
+        """Return what it measures, by series."""
+        with VigorClient(str(self.http.base_url)) as client:
+            return client.metrics()
 
     def stop(self) -> int:
         """Send SIGTERM and return the exit code."""

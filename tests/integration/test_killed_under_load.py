@@ -68,11 +68,6 @@ def answers(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
     return [json.loads(line) for line in process.stdout]
 
 
-def _metric(service: ServiceProcess, name: str) -> float:
-    lines = service.http.get("/metrics").text.splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
-
-
 @pytest.mark.slow
 def test_two_hundred_callers_of_whom_a_process_is_killed(tmp_path: Path, checkpoint: Path) -> None:
     samples = [sample for number in range(NUM_GROUPS) for sample in samples_of(number)]
@@ -83,14 +78,14 @@ def test_two_hundred_callers_of_whom_a_process_is_killed(tmp_path: Path, checkpo
     given = ("--model", str(checkpoint), "--group-timeout-seconds", str(GROUP_TIMEOUT_SECONDS))
     with service_process(tmp_path, *given) as service:
         with callers(service, doomed):
-            wait_until(lambda: _metric(service, "vigor_gathering_samples") == len(doomed))
-        wait_until(lambda: _metric(service, "vigor_disconnects_total") >= len(doomed))
+            wait_until(lambda: service.metrics()["vigor_gathering_samples"] == len(doomed))
+        wait_until(lambda: service.metrics()["vigor_disconnects_total"] >= len(doomed))
         with callers(service, living[::2]) as one, callers(service, living[1::2]) as other:
             answered = answers(one) + answers(other)
         assert len(answered) == len(living) == 8 * NUM_GROUPS - 4
         _assert_lost_in_time([answer for answer in answered if answer["sent"]["group"] == LOST])
         _assert_ranked_as_whole_groups(service, [answer for answer in answered if answer["sent"]["group"] != LOST])
-        assert _metric(service, "vigor_gathering_samples") == _metric(service, "vigor_queued_requests") == 0
+        assert service.metrics()["vigor_gathering_samples"] == service.metrics()["vigor_queued_requests"] == 0
 
 
 def _assert_lost_in_time(lost: Sequence[dict[str, Any]]) -> None:

@@ -286,15 +286,10 @@ def test_sigterm_lets_admitted_requests_finish_and_ends_with_zero(checkpoint: Pa
     groups = [{"prompt_ids": [index], "completions": [[token] * 60 for token in range(16)]} for index in range(16)]
     with service_process(tmp_path, "--model", str(checkpoint)) as service, ThreadPoolExecutor(1) as pool:
         pending = pool.submit(service.http.post, "/v1/score", json={"groups": groups})
-        wait_until(lambda: _metric(service, "vigor_queued_requests") == 1)
+        wait_until(lambda: service.metrics()["vigor_queued_requests"] == 1)
         assert service.stop() == 0
         assert pending.result().status_code == 200
         assert list((tmp_path / "staging").iterdir()) == []
-
-
-def _metric(service: ServiceProcess, name: str) -> float:
-    lines = httpx.get(service.http.base_url.join("/metrics"), timeout=10).text.splitlines()
-    return next(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
 
 
 def test_a_model_that_cannot_be_loaded_ends_with_one_clear_line(tmp_path: Path) -> None:

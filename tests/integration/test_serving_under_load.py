@@ -29,9 +29,8 @@ def body(number: int) -> dict[str, object]:
     return {"groups": [{"prompt_ids": [1 + number % 300, 2], "completions": [[1 + number % 299, 3]]}]}
 
 
-def gauges(http: httpx.Client) -> dict[str, float]:
-    lines = (line.rpartition(" ") for line in http.get("/metrics").text.splitlines() if not line.startswith("#"))
-    return {name: float(value) for name, _, value in lines if name.startswith("vigor_queued")}
+def gauges(service: ServiceProcess) -> dict[str, float]:
+    return {name: value for name, value in service.metrics().items() if name.startswith("vigor_queued")}
 
 
 # ------------------------------------------------------------------------------------------------------- SIGTERM
@@ -67,7 +66,7 @@ def test_sigterm_loses_no_request_that_was_admitted(tmp_path: Path) -> None:
     ):
         calling = [pool.submit(call_until_refused, service, caller) for caller in range(NUM_CALLERS)]
         wait_until(lambda: len(_logged(service.log)) > NUM_CALLERS)
-        wait_until(lambda: gauges(service.http)["vigor_queued_requests"] > NUM_CALLERS / 2)
+        wait_until(lambda: gauges(service)["vigor_queued_requests"] > NUM_CALLERS / 2)
         logged_before = len(_logged(service.log))
         service.process.send_signal(signal.SIGTERM)
         statuses = {name: status for caller in calling for name, status in caller.result().items()}
@@ -117,7 +116,7 @@ def test_ten_times_the_capacity_is_refused_with_retry_after_and_leaves_nothing(t
         assert codes[200] >= MAX_QUEUED_REQUESTS
         assert codes[429] > codes[200]
         assert min(_waits(answers)) >= 1
-        assert gauges(service.http) == {"vigor_queued_requests": 0, "vigor_queued_tokens": 0}
+        assert gauges(service) == {"vigor_queued_requests": 0, "vigor_queued_tokens": 0}
         assert most_bytes - before_bytes < GROWTH_BYTES
 
 

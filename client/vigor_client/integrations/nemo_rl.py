@@ -6,13 +6,13 @@ in the batch that its training loop holds. Knows that batch by what it reads, an
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from vigor_client.client import VigorClient
+from vigor_client.integrations.environment import service_of_environment
 from vigor_client.portions import in_portions
 from vigor_client.schemas import Completion, Group
 
@@ -39,13 +39,11 @@ def vigor_rewards(batch: Mapping[str, Any]) -> torch.Tensor:
     """
     import torch
 
-    url = os.environ.get("VIGOR_URL")
-    if not url:
-        raise ValueError("where is the scoring service? Set VIGOR_URL where NeMo-RL's driver runs")
+    url, api_key = service_of_environment(cure="Set VIGOR_URL where NeMo-RL's driver runs")
     places = _places(batch["idx"])
     groups = [_group(batch, positions) for positions in places]
     rewards = torch.zeros(sum(map(len, places)), dtype=torch.float32)
-    with VigorClient(url, api_key=os.environ.get("VIGOR_API_KEY") or None) as client:
+    with VigorClient(url, api_key=api_key) as client:
         answers = [group for portion in in_portions(groups) for group in client.score(portion).groups]
     for positions, answer in zip(places, answers, strict=True):
         rewards[positions] = torch.tensor([score.reward for score in answer.completions])

@@ -5,12 +5,12 @@ Knows slime's samples by the fields it reads, and needs slime neither to be impo
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from enum import Enum
 from typing import Protocol
 
 from vigor_client.client import AsyncVigorClient
+from vigor_client.integrations.environment import service_of_environment
 from vigor_client.schemas import Completion, FinishReason, Group
 
 FINISH_REASONS: dict[str, FinishReason] = {"completed": "stop", "truncated": "length"}
@@ -48,10 +48,8 @@ async def vigor_group_reward(args: Arguments, samples: Sequence[Sample], **_opti
         ValueError: no URL, or samples that are no whole group of finished responses to one prompt.
         VigorError: no scores, after the client's retries; slime stops.
     """
-    url = args.rm_url or os.environ.get("VIGOR_URL")
-    if not url:
-        raise ValueError("where is the scoring service? Give --rm-url, or set VIGOR_URL")
-    async with AsyncVigorClient(url, api_key=os.environ.get("VIGOR_API_KEY") or None) as client:
+    url, api_key = service_of_environment(url=args.rm_url, cure="Give --rm-url, or set VIGOR_URL")
+    async with AsyncVigorClient(url, api_key=api_key) as client:
         response = await client.score([_group(samples)])
     return [score.reward for score in response.groups[0].completions]
 

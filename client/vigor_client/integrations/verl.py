@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, cast
 
 from vigor_client.client import AsyncVigorClient
 from vigor_client.errors import VigorError
+from vigor_client.integrations.environment import service_of_environment
 from vigor_client.ranking import rank_rewards, ranks
 from vigor_client.schemas import Completion, CompletionScore, Group
 
@@ -70,10 +70,8 @@ class VigorRewardManager:
         compute_score: object = None,  # noqa: ARG002
         **_others: object,
     ) -> None:
-        url = os.environ.get("VIGOR_URL")
-        if not url:
-            raise ValueError("where is the scoring service? Set VIGOR_URL for the workers of verl")
-        self._client = AsyncVigorClient(url, api_key=os.environ.get("VIGOR_API_KEY") or None)
+        url, api_key = service_of_environment(cure="Set VIGOR_URL for the workers of verl")
+        self._client = AsyncVigorClient(url, api_key=api_key)
         self._places = asyncio.Semaphore(MAX_CONCURRENT_SAMPLES)
 
     async def run_single(self, data: Data) -> Reward:
