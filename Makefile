@@ -22,7 +22,7 @@ APT_GET := apt-get -o DPkg::Lock::Timeout=300 -o Acquire::Retries=0 -o Acquire::
 # The loops and the engine are also measured with glibc as the service sets it, and with Debian's libjemalloc2 if it is there.
 JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
 LOOPS_AND_ENGINE := --workload short --workload long \
-	--contestant "published loop" --contestant "ideal loop" --contestant engine
+	--contestant "published loop" --contestant "ideal loop" --contestant engine --activation-mib 384 --activation-mib 256
 # Processes that share cores must sleep while they wait, not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
 

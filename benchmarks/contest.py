@@ -100,19 +100,22 @@ def run_contest(
     device: str,
     repeats: int,
     max_batch_tokens: int,
+    activation_mib: Sequence[int] = (),
     gpu_gib: float | None = None,
 ) -> Contest:
     """Let the named contestants score the workload: once to warm up, once for memory, ``repeats`` times for time.
 
-    ``gpu_gib`` bounds what torch may take of a GPU, the weights included.
+    For each bound of ``activation_mib`` one more engine takes part. ``gpu_gib`` bounds what torch may take of a GPU,
+    the weights included.
     """
     if gpu_gib is not None:
         bound_gpu_memory(int(gpu_gib * 2**30))
     subject = load_subject(workload.model, dtype=workload.dtype, device=device)
     contestants = _contestants(subject, names, max_batch_tokens)
+    contestants |= {bounded_engine(mib): _engine(subject, max_batch_tokens, mib) for mib in activation_mib}
     sequences = workload.sequences(subject.ids)
-    outcomes = {name: _first_outcome(contestants[name], sequences, subject.model.device) for name in names}
-    running = {name: contestants[name] for name in names if outcomes[name].refusal is None}
+    outcomes = {name: _first_outcome(contestants[name], sequences, subject.model.device) for name in contestants}
+    running = {name: contestants[name] for name in contestants if outcomes[name].refusal is None}
     rates = [_time_a_round(running, outcomes, sequences, subject.model, first) for first in range(repeats)]
     sizes = sizes_of(subject.model)
     return Contest(
@@ -139,6 +142,11 @@ def attempt(call: Callable[[], object]) -> str | None:
     return None
 
 
+def bounded_engine(activation_mib: int) -> str:
+    """Name the contestant that is the engine under such a bound."""
+    return f"{ENGINE}, --activation-mib {activation_mib}"
+
+
 def _contestants(subject: Subject, names: Sequence[str], max_batch_tokens: int) -> dict[str, _Contestant]:
     contestants: dict[str, _Contestant] = {
         name: lambda sequences, loop=LOOPS[name]: _with_gradients(subject.model, loop, sequences)
@@ -146,9 +154,14 @@ def _contestants(subject: Subject, names: Sequence[str], max_batch_tokens: int) 
         if name in LOOPS
     }
     if ENGINE in names:
-        engine = Engine(subject.model, name=subject.name)
-        contestants[ENGINE] = lambda sequences: _in_batches(engine, sequences, max_batch_tokens)
+        contestants[ENGINE] = _engine(subject, max_batch_tokens)
     return contestants
+
+
+def _engine(subject: Subject, max_batch_tokens: int, activation_mib: int | None = None) -> _Contestant:
+    bound = None if activation_mib is None else activation_mib << 20
+    engine = Engine(subject.model, name=subject.name, activation_bytes=bound)
+    return lambda sequences: _in_batches(engine, sequences, max_batch_tokens)
 
 
 def _with_gradients(

@@ -64,6 +64,7 @@ def _measure(workload: Workload, options: argparse.Namespace) -> Table:
         device=options.device,
         repeats=options.repeats,
         max_batch_tokens=options.max_batch_tokens,
+        activation_mib=options.activation_mib,
         gpu_gib=options.gpu_gib,
     )
     if isinstance(contest, str):
@@ -116,6 +117,14 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--contestant", choices=CONTESTANTS, action="append", help="may be repeated (default: all)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--max-batch-tokens", type=int, help="of the engine (default: the service's most)")
+    parser.add_argument(
+        "--activation-mib",
+        type=int,
+        action="append",
+        default=[],
+        metavar="MIB",
+        help="one more engine, started with this; may be repeated",
+    )
     parser.add_argument("--gpu-gib", type=float, help="what torch may take of a GPU, the weights included")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")

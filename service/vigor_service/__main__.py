@@ -93,7 +93,11 @@ def _load_model(settings: Settings) -> LoadedModel:
             trust_remote_code=settings.trust_remote_code,
         )
         engine = Engine(
-            policy.model, name=policy.name, parameters=settings.parameters, norm_probes=settings.norm_probes
+            policy.model,
+            name=policy.name,
+            parameters=settings.parameters,
+            norm_probes=settings.norm_probes,
+            activation_bytes=None if settings.activation_mib is None else settings.activation_mib << 20,
         )
     except (ModelLoadError, ValueError) as error:
         raise StartupError(str(error)) from error

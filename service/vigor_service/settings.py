@@ -69,6 +69,10 @@ class Settings(BaseSettings):
     fits into memory, and takes at most 16384 on a GPU and 4096 on a CPU. Where memory runs out all the same, the batch
     is halved and later ones are smaller."""
 
+    activation_mib: int | None = Field(default=None, gt=0)
+    """MiB of activations, about, that batches may keep at once, logits not among them; as many layers as that takes run
+    twice instead of keeping theirs. Default: 70 % of the memory that is free."""
+
     max_queued_tokens: int = Field(default=4_194_304, gt=0)
     """Tokens that may wait or be computed at once; more is answered with 429."""
 

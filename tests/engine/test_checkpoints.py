@@ -25,6 +25,8 @@ ROOT = Path(__file__).parents[2]
 FP32_TOLERANCE = 1e-5
 LONG = TokenSequence(tuple(range(10, 40)), tuple(range(5, 60)))
 
+SHARING = [TokenSequence(LONG.prompt_ids, tuple(range(first, first + 9))) for first in (50, 70)]  # one long prompt
+
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "bloom"])
 def test_norms_with_checkpoints_equal_the_reference(family: str, device: torch.device) -> None:
@@ -85,11 +87,39 @@ def test_estimates_are_the_same_with_checkpoints() -> None:
 def test_layers_run_twice_where_free_memory_asks_for_it(free_bytes: int | None, times: int) -> None:
     model = tiny_model()
     fast = FastNorms(model, measured_parameters(model), free_bytes=lambda _: free_bytes)
+    runs = runs_of_layers(fast)
+    fast.score([LONG])
+    assert len(runs) == times * len(fast.layers)
+
+
+def runs_of_layers(fast: FastNorms) -> list[nn.Module]:
+    """Return a list that grows by one for each run of a layer from now on."""
     runs: list[nn.Module] = []
     for layer in fast.layers:
         layer.get_submodule("mlp").register_forward_hook(lambda module, *_: runs.append(module))
+    return runs
+
+
+@pytest.mark.parametrize("num_twice", range(5))
+def test_no_more_layers_run_twice_than_a_bound_asks_for(num_twice: int) -> None:
+    model = tiny_model(num_hidden_layers=4)
+    fast = FastNorms(model, measured_parameters(model))
+    demand = fast.demand([LONG])
+    fast.most_kept_bytes = demand.bytes_once - num_twice * demand.saved_per_layer
+    runs = runs_of_layers(fast)
     fast.score([LONG])
-    assert len(runs) == times * len(fast.layers)
+    assert len(runs) == len(fast.layers) + num_twice
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family != "bloom"])
+def test_norms_with_one_of_the_layers_run_twice_equal_the_reference(family: str, device: torch.device) -> None:
+    model = on_device(tiny_model(family), device)
+    parameters = measured_parameters(model)
+    sequences = [*(s for s in difficult_sequences() if s.num_loss_tokens), *SHARING]
+    expected = reference(model, sequences, parameters)
+    fast = FastNorms(model, parameters)
+    fast.most_kept_bytes = fast.demand(sequences).bytes_once - 1
+    assert largest_error(fast.score(sequences), expected) <= FP32_TOLERANCE
 
 
 def peak_bytes(keep: Keep) -> int:

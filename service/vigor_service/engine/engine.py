@@ -123,14 +123,21 @@ class Engine:
     """Scores with a transformers model: by the fast path where it proves exact on a probe, else by the reference.
 
     With ``norm_probes`` the fast path estimates what matrices add to a norm (see ``Probes``), after its exact norms
-    have proved right; the reference never estimates.
+    have proved right; the reference never estimates. ``activation_bytes`` bounds, about, what it keeps of forward
+    passes at once, by layers that run twice; None: a share of the free memory does.
 
     Raises:
         ValueError: ``parameters`` selects nothing (see ``measured_parameters``), or ``norm_probes`` is not above 0.
     """
 
     def __init__(
-        self, model: PreTrainedModel, *, name: str, parameters: str | None = None, norm_probes: int | None = None
+        self,
+        model: PreTrainedModel,
+        *,
+        name: str,
+        parameters: str | None = None,
+        norm_probes: int | None = None,
+        activation_bytes: int | None = None,
     ) -> None:
         self._model = model.eval()
         self._name = name
@@ -139,6 +146,7 @@ class Engine:
         self._fast = _trusted_fast_norms(model, self._measured)
         if self._fast is not None:
             self._fast.probes = probes
+            self._fast.most_kept_bytes = activation_bytes
         self._heap = HeapTrimming()
         self._fitting = FittingScorer(self._score, score_frugally=_frugal_score(self._fast))
 

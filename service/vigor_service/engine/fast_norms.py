@@ -20,13 +20,12 @@ from vigor_service.engine.decoder import decoder_layers
 from vigor_service.engine.exact_norms import sum_of_squares
 from vigor_service.engine.free_memory import free_bytes
 from vigor_service.engine.interception import Measuring, RecordingLinears
-from vigor_service.engine.keeping import Keep, bytes_kept_per_token, choose_keep
+from vigor_service.engine.keeping import Demand, Keep, LayerBytes, choose_keep, room_bytes
 from vigor_service.engine.measurement import Measurement
-from vigor_service.engine.memory import num_tokens
 from vigor_service.engine.packing import pack, pack_prompts
 from vigor_service.engine.plan import causal_model, make_plan
 from vigor_service.engine.probes import Probes
-from vigor_service.engine.prompts import PromptRows, shared_prompts
+from vigor_service.engine.prompts import Prompt, PromptRows, num_tokens_without, shared_prompts
 from vigor_service.engine.rules.head import HeadSignals, head_loss
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
 from vigor_service.engine.workers import Workers
@@ -52,27 +51,31 @@ class FastNorms:
         self.plan = make_plan(self._model, parameters)
         self.probes: Probes | None = None  # None: every norm is exact
         self.layers = measured_layers(decoder_layers(self._model) or [], parameters.values())
-        self._bytes_kept_per_token = bytes_kept_per_token(self._model, self.layers)
+        self.most_kept_bytes: int | None = None  # None: what free memory allows
+        self._layer_bytes = LayerBytes.of(self._model, self.layers)
         self._free_bytes = free_bytes
 
     def score(self, sequences: Sequence[TokenSequence], *, keep: Keep | None = None) -> list[SequenceScore]:
         """Equal ``[exact_score(model, sequence, parameters) for sequence in sequences]``.
 
-        ``keep`` None: what free memory allows; layers run again only if there are ``layers``.
+        ``keep`` None: what free memory and ``most_kept_bytes`` allow, with no more layers run again than that takes.
+        Layers run again only if there are ``layers``.
         """
         distinct = [sequence for sequence in dict.fromkeys(sequences) if sequence.num_loss_tokens]
         scores: dict[TokenSequence, SequenceScore] = {}
         if distinct:
             batches = self._batches(distinct)
-            keep = keep or self._choose_keep(batches)
-            layers = self.layers if keep is Keep.LAYER_INPUTS else []
-            with self.plan.decoder.prepared(), checkpointable(layers), self._fallback_requiring_grad():
-                scores = self._score_batches(batches, keep)
+            keep, num_twice = self._choose_keep(distinct) if keep is None else (keep, len(self.layers))
+            twice = self.layers[:num_twice] if keep is Keep.LAYER_INPUTS else []
+            prompts = [] if twice and twice == self.layers else self._shared_prompts(batches)
+            with self.plan.decoder.prepared(), checkpointable(twice), self._fallback_requiring_grad():
+                scores = self._score_batches(batches, prompts, keep)
         return [scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
 
-    def _score_batches(self, batches: Sequence[list[TokenSequence]], keep: Keep) -> dict[TokenSequence, SequenceScore]:
-        sequences = [sequence for batch in batches for sequence in batch]
-        prompt_rows = self._prompt_rows(shared_prompts(sequences) if self._shares_prompts(keep) else [])
+    def _score_batches(
+        self, batches: Sequence[list[TokenSequence]], prompts: Sequence[Prompt], keep: Keep
+    ) -> dict[TokenSequence, SequenceScore]:
+        prompt_rows = self._prompt_rows(prompts)
 
         def score_batch(batch: list[TokenSequence]) -> dict[TokenSequence, SequenceScore]:
             return self._score_batch(batch, prompt_rows, keep)
@@ -83,25 +86,35 @@ class FastNorms:
             scored = self._workers.run(score_batch, queues(batches, num_queues=self._workers.count))
         return {sequence: score for queue in scored for batch in queue for sequence, score in batch.items()}
 
-    def _shares_prompts(self, keep: Keep) -> bool:
-        """Whether prompts are run once; all layers' rows of them are then kept until the batches are done."""
-        is_cpu = self._model.device.type == "cpu"
-        return is_cpu and self.plan.decoder.layout == "packed" and keep is not Keep.LAYER_INPUTS
+    def _shared_prompts(self, batches: Sequence[list[TokenSequence]]) -> list[Prompt]:
+        """Return the prompts that run once; all layers' rows of them are kept until the batches are done."""
+        if self._model.device.type != "cpu" or self.plan.decoder.layout != "packed":
+            return []
+        return shared_prompts([sequence for batch in batches for sequence in batch])
 
     def _num_at_once(self, batches: Sequence[list[TokenSequence]]) -> int:
         if self._workers is None or self.plan.one_at_a_time:
             return 1  # what no rule knows may change the model while it runs, as PEFT does for experts
         return min(self._workers.count, len(batches))
 
-    def _choose_keep(self, batches: Sequence[list[TokenSequence]]) -> Keep:
-        largest_first = sorted((num_tokens(batch) for batch in batches), reverse=True)
-        return choose_keep(
-            self._model.device,
-            num_tokens=sum(largest_first[: self._num_at_once(batches)]),
-            bytes_per_token=self._bytes_kept_per_token,
-            free_bytes=self._free_bytes(self._model.device),
-            can_checkpoint=bool(self.layers),
+    def demand(self, sequences: Sequence[TokenSequence]) -> Demand:
+        """Return about what scoring distinct sequences keeps at once.
+
+        Rows of a shared prompt count once, and stay whether or not layers run twice.
+        """
+        batches = self._batches(sequences)
+        prompts = set(self._shared_prompts(batches))
+        largest_first = sorted((num_tokens_without(prompts, batch) for batch in batches), reverse=True)
+        return self._layer_bytes.demand(
+            sum(largest_first[: self._num_at_once(batches)]),
+            num_prompt_tokens=sum(map(len, prompts)),
+            num_layers=len(self.layers),
         )
+
+    def _choose_keep(self, sequences: Sequence[TokenSequence]) -> tuple[Keep, int]:
+        device = self._model.device
+        room = room_bytes(self._free_bytes(device), self.most_kept_bytes)
+        return choose_keep(device, self.demand(sequences), room)
 
     def _batches(self, sequences: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
         if self.plan.one_at_a_time:
@@ -111,7 +124,7 @@ class FastNorms:
         return small_batches(sequences, num_tokens=TOKENS_AT_FULL_RATE)
 
     @torch.no_grad()
-    def _prompt_rows(self, prompts: Sequence[tuple[int, ...]]) -> PromptRows:
+    def _prompt_rows(self, prompts: Sequence[Prompt]) -> PromptRows:
         if not prompts:
             return PromptRows({}, {})
         batch = pack_prompts(prompts, self._model.device)

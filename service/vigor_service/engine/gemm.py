@@ -25,14 +25,16 @@ def linear(x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Ten
     """``F.linear(x_MI, weight_OI, bias_O)``; the weight may be any view, such as a transposed matrix."""
     if not prefers_onednn(x_MI, weight_OI):
         return F.linear(x_MI, weight_OI, bias_O)
-    return _by_onednn(x_MI.flatten(0, -2), weight_OI, bias_O).view(*x_MI.shape[:-1], -1)
+    rows_MI = x_MI.flatten(0, -2)
+    padded_PI = pad_rows(rows_MI)
+    product_PO = torch.ops.mkldnn._linear_pointwise(padded_PI, weight_OI, bias_O, "none", [], "")
+    return product_PO[: len(rows_MI)].view(*x_MI.shape[:-1], -1)
 
 
-def _by_onednn(x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
-    num_rows = len(x_MI)
-    num_missing = -num_rows % _ROWS_OF_A_KERNEL
-    padded_MI = F.pad(x_MI, (0, 0, 0, num_missing)) if num_missing else x_MI
-    return torch.ops.mkldnn._linear_pointwise(padded_MI, weight_OI, bias_O, "none", [], "")[:num_rows]
+def pad_rows(x_MI: Tensor) -> Tensor:
+    """Return the rows with as many zeros below them as ``linear`` needs, if it needs any on this device."""
+    num_missing = -len(x_MI) % _ROWS_OF_A_KERNEL
+    return F.pad(x_MI, (0, 0, 0, num_missing)) if num_missing and x_MI.device.type == "cpu" else x_MI
 
 
 def prefers_onednn(x_MI: Tensor, weight_OI: Tensor) -> bool:

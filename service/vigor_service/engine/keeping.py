@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import Enum
+from math import ceil
 
 import torch
 from torch import nn
@@ -23,6 +25,19 @@ _SHARE_OF_FREE = 0.7
 _TIMES_ESTIMATE = {Keep.EVERYTHING: 2.0, Keep.LITTLE: 1.0}
 
 
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """About how many bytes the batches that run at once keep, without logits.
+
+    ``bytes_once``: where every layer runs once, by ``Keep.LITTLE``. ``saved_per_layer``: what is not kept of a layer
+    that runs twice. ``num_layers``: how many can.
+    """
+
+    bytes_once: int
+    saved_per_layer: int
+    num_layers: int
+
+
 def ways_to_keep(device: torch.device) -> tuple[Keep, ...]:
     """Return the ways that run each layer once, the fastest first.
 
@@ -31,26 +46,48 @@ def ways_to_keep(device: torch.device) -> tuple[Keep, ...]:
     return (Keep.EVERYTHING, Keep.LITTLE) if device.type == "cuda" else (Keep.LITTLE,)
 
 
-def choose_keep(
-    device: torch.device, *, num_tokens: int, bytes_per_token: int, free_bytes: int | None, can_checkpoint: bool
-) -> Keep:
-    """Return the fastest way whose bytes are a safe share of what is free; the fastest where that is not known."""
-    ways = ways_to_keep(device)
-    if free_bytes is None:
-        return ways[0]
-    room = _SHARE_OF_FREE * free_bytes
-    fitting = [keep for keep in ways if num_tokens * bytes_per_token * _TIMES_ESTIMATE[keep] <= room]
-    return fitting[0] if fitting else Keep.LAYER_INPUTS if can_checkpoint else ways[-1]
+def room_bytes(free_bytes: int | None, most_bytes: int | None) -> int | None:
+    """Return a safe share of what is free, or ``most_bytes`` where that is less; None where neither is known."""
+    rooms = [most_bytes, None if free_bytes is None else int(_SHARE_OF_FREE * free_bytes)]
+    return min((room for room in rooms if room is not None), default=None)
 
 
-def bytes_kept_per_token(model: PreTrainedModel, layers: Iterable[nn.Module]) -> int:
-    """Return about how much ``Keep.LITTLE`` keeps of a token in these layers: for each matrix the larger of its sides.
+def choose_keep(device: torch.device, demand: Demand, room_bytes: int | None) -> tuple[Keep, int]:
+    """Return the fastest way that fits into the room, and how many layers run twice: no more than it takes.
 
-    That is more than is kept: rules keep the inputs of matrices, and layers share some.
+    The fastest of all where the room is not known. Where even all layers twice do not fit, that is the answer.
     """
-    experts_per_token = getattr(model.config.get_text_config(), "num_experts_per_tok", None) or 1
-    matrices = [parameter for layer in layers for parameter in layer.parameters() if parameter.dim() > 1]
-    return sum(
-        max(matrix.shape[-2:]) * matrix.element_size() * (experts_per_token if matrix.dim() > 2 else 1)
-        for matrix in matrices
-    )
+    ways = ways_to_keep(device)
+    if room_bytes is None:
+        return ways[0], 0
+    for keep in ways:
+        if demand.bytes_once * _TIMES_ESTIMATE[keep] <= room_bytes:
+            return keep, 0
+    if not demand.num_layers:
+        return ways[-1], 0
+    num_twice = ceil((demand.bytes_once - room_bytes) / max(1, demand.saved_per_layer))
+    return Keep.LAYER_INPUTS, min(num_twice, demand.num_layers)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerBytes:
+    """About what a token's activations take: in all layers, run once by ``Keep.LITTLE``, and each layer's input."""
+
+    per_token: int
+    saved_per_token: int  # by a layer that runs twice, and keeps its input alone
+
+    @classmethod
+    def of(cls, model: PreTrainedModel, layers: Sequence[nn.Module]) -> LayerBytes:
+        """Count for each matrix the larger of its sides: more than is kept, since layers share inputs."""
+        experts_per_token = getattr(model.config.get_text_config(), "num_experts_per_tok", None) or 1
+        matrices = [parameter for layer in layers for parameter in layer.parameters() if parameter.dim() > 1]
+        per_token = sum(
+            max(matrix.shape[-2:]) * matrix.element_size() * (experts_per_token if matrix.dim() > 2 else 1)
+            for matrix in matrices
+        )
+        input_bytes = model.get_input_embeddings().get_parameter("weight").shape[1] * model.dtype.itemsize
+        return cls(per_token, max(0, per_token // max(1, len(layers)) - input_bytes))
+
+    def demand(self, num_tokens: int, *, num_prompt_tokens: int, num_layers: int) -> Demand:
+        """Return what batches of so many tokens keep beside prompts whose rows are there in any case."""
+        return Demand((num_tokens + num_prompt_tokens) * self.per_token, num_tokens * self.saved_per_token, num_layers)

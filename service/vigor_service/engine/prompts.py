@@ -10,7 +10,7 @@ prompts of 4,096 tokens at least (docs/decisions/0020-on-a-gpu.md).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -29,6 +29,14 @@ def shared_prompts(sequences: Sequence[TokenSequence]) -> list[Prompt]:
     """Return the prompts that are worth a pass of their own: of several sequences, and not very short."""
     counts = Counter(sequence.prompt_ids for sequence in sequences)
     return [prompt for prompt, count in counts.items() if count > 1 and len(prompt) >= MIN_TOKENS]
+
+
+def num_tokens_without(prompts: Container[Prompt], sequences: Sequence[TokenSequence]) -> int:
+    """Return the tokens of all sequences together, without those of these prompts."""
+    return sum(
+        len(sequence.completion_ids) if sequence.prompt_ids in prompts else sequence.num_tokens
+        for sequence in sequences
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,9 +105,12 @@ class _HeadLoss(torch.autograd.Function):
         shares = _Shares(head, measurement)
         for bundle in _bundles(measurement.batch.loss_slices, head, hidden_MD.device):
             rows = slice(bundle[0].rows.start, bundle[-1].rows.stop)
-            gradient_RV = head.raw_logits(hidden_MD[rows])
+            num_rows = rows.stop - rows.start
+            padded_PV = head.raw_logits(gemm.pad_rows(hidden_MD[rows]))  # here, or the product below would copy logits
+            gradient_RV = padded_PV[:num_rows]
+            padded_PV[num_rows:] = 0
             signals_3M[:, rows] = _to_gradient_(head, gradient_RV, measurement.batch.targets_M[rows])
-            hidden_gradient_MD[rows] = hidden_gradient(gradient_RV, head.weight_VD)
+            hidden_gradient_MD[rows] = hidden_gradient(padded_PV, head.weight_VD)[:num_rows]
             for piece in bundle:
                 own = slice(piece.rows.start - rows.start, piece.rows.stop - rows.start)
                 shares.add(piece, hidden_MD[piece.rows], gradient_RV[own])
