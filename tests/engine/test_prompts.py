@@ -14,7 +14,7 @@ from vigor_service.engine.exact_norms import exact_score
 from vigor_service.engine.fast_norms import FastNorms
 from vigor_service.engine.packing import pack
 from vigor_service.engine.parameters import measured_parameters
-from vigor_service.engine.prompts import MIN_TOKENS, PromptRows, join_rows, shared_prompts
+from vigor_service.engine.prompts import MIN_TOKENS, PromptRows, join_rows, num_tokens_without, shared_prompts
 from vigor_service.engine.sequences import TokenSequence
 
 PROMPT = tuple(range(MIN_TOKENS))
@@ -26,6 +26,11 @@ def test_a_prompt_is_shared_by_several_sequences_and_is_not_very_short() -> None
     prompts = [PROMPT, short, OTHER, PROMPT, short]
     sequences = [TokenSequence(prompt, (index,)) for index, prompt in enumerate(prompts)]
     assert shared_prompts(sequences) == [PROMPT]
+
+
+def test_tokens_of_prompts_that_are_shared_do_not_count_for_their_sequences() -> None:
+    sequences = [TokenSequence(PROMPT, (1, 2, 3)), TokenSequence(OTHER, (1, 2))]
+    assert num_tokens_without({PROMPT}, sequences) == 3 + len(OTHER) + 2
 
 
 @pytest.mark.parametrize(

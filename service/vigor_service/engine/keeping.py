@@ -55,7 +55,8 @@ def room_bytes(free_bytes: int | None, most_bytes: int | None) -> int | None:
 def choose_keep(device: torch.device, demand: Demand, room_bytes: int | None) -> tuple[Keep, int]:
     """Return the fastest way that fits into the room, and how many layers run twice: no more than it takes.
 
-    The fastest of all where the room is not known. Where even all layers twice do not fit, that is the answer.
+    The fastest of all where the room is not known. Where even all layers twice do not fit, that is the answer. On a GPU
+    all run twice or none: what would be left over goes to logits, whose size is not in the demand.
     """
     ways = ways_to_keep(device)
     if room_bytes is None:
@@ -65,6 +66,8 @@ def choose_keep(device: torch.device, demand: Demand, room_bytes: int | None) ->
             return keep, 0
     if not demand.num_layers:
         return ways[-1], 0
+    if device.type == "cuda":
+        return Keep.LAYER_INPUTS, demand.num_layers
     num_twice = ceil((demand.bytes_once - room_bytes) / max(1, demand.saved_per_layer))
     return Keep.LAYER_INPUTS, min(num_twice, demand.num_layers)
 
