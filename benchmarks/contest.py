@@ -210,7 +210,7 @@ def _time_a_round(
     names = list(contestants)
     for index in range(len(names)):
         name = names[(first + index) % len(names)]
-        contestants[name](sequences[-1:])  # warms up: the heap and the caches are as the one before left them
+        contestants[name](sequences)  # warms up: heap, caches and all threads are as the one before left them
         outcomes[name].norms, seconds = timed(lambda name=name: contestants[name](sequences), model.device)
         outcomes[name].seconds.append(seconds)
     return gemm_flops_per_second(model.device, model.dtype)
