@@ -48,7 +48,7 @@ def test_room_is_a_share_of_what_is_free_or_the_bound_where_that_is_less() -> No
 
 def test_prompts_that_are_there_in_any_case_are_counted_and_never_saved() -> None:
     model = tiny_model()
-    layers = decoder_layers(model) or []
+    layers = list(decoder_layers(model) or [])
     layer_bytes = LayerBytes.of(model, layers)
     demand = layer_bytes.demand(10, num_prompt_tokens=7, num_layers=len(layers))
     assert demand.bytes_once == 17 * layer_bytes.per_token
