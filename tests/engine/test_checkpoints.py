@@ -24,7 +24,6 @@ from vigor_service.engine.sequences import TokenSequence
 ROOT = Path(__file__).parents[2]
 FP32_TOLERANCE = 1e-5
 LONG = TokenSequence(tuple(range(10, 40)), tuple(range(5, 60)))
-
 SHARING = [TokenSequence(LONG.prompt_ids, tuple(range(first, first + 9))) for first in (50, 70)]  # one long prompt
 
 

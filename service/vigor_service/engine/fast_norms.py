@@ -65,9 +65,11 @@ class FastNorms:
         scores: dict[TokenSequence, SequenceScore] = {}
         if distinct:
             batches = self._batches(distinct)
-            keep, num_twice = self._choose_keep(distinct) if keep is None else (keep, len(self.layers))
+            prompts = self._shared_prompts(batches)
+            keep, num_twice = self._choose_keep(batches, prompts) if keep is None else (keep, len(self.layers))
             twice = self.layers[:num_twice] if keep is Keep.LAYER_INPUTS else []
-            prompts = [] if twice and twice == self.layers else self._shared_prompts(batches)
+            if twice and twice == self.layers:
+                prompts = []
             with self.plan.decoder.prepared(), checkpointable(twice), self._fallback_requiring_grad():
                 scores = self._score_batches(batches, prompts, keep)
         return [scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
@@ -103,18 +105,21 @@ class FastNorms:
         Rows of a shared prompt count once, and stay whether or not layers run twice.
         """
         batches = self._batches(sequences)
-        prompts = set(self._shared_prompts(batches))
-        largest_first = sorted((num_tokens_without(prompts, batch) for batch in batches), reverse=True)
+        return self._demand(batches, self._shared_prompts(batches))
+
+    def _demand(self, batches: Sequence[list[TokenSequence]], prompts: Sequence[Prompt]) -> Demand:
+        shared = set(prompts)
+        largest_first = sorted((num_tokens_without(shared, batch) for batch in batches), reverse=True)
         return self._layer_bytes.demand(
             sum(largest_first[: self._num_at_once(batches)]),
             num_prompt_tokens=sum(map(len, prompts)),
             num_layers=len(self.layers),
         )
 
-    def _choose_keep(self, sequences: Sequence[TokenSequence]) -> tuple[Keep, int]:
+    def _choose_keep(self, batches: Sequence[list[TokenSequence]], prompts: Sequence[Prompt]) -> tuple[Keep, int]:
         device = self._model.device
         room = room_bytes(self._free_bytes(device), self.most_kept_bytes)
-        return choose_keep(device, self.demand(sequences), room)
+        return choose_keep(device, self._demand(batches, prompts), room)
 
     def _batches(self, sequences: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
         if self.plan.one_at_a_time:
