@@ -1,4 +1,4 @@
-"""A process of its own for one measurement: clean memory, and a bound on it."""
+"""A process of its own for one measurement: clean memory, a bound on it, and why there is no result."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -15,6 +16,7 @@ import torch
 P = ParamSpec("P")
 R = TypeVar("R")
 _PART_OF_MEMORY = 0.85
+_PRELOADED = ["torch", "transformers.models.auto.modeling_auto", "vigor_service.engine.engine"]  # seconds each time
 
 
 def in_child(task: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | str:
@@ -23,11 +25,32 @@ def in_child(task: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | str
     On a machine without a GPU an allocation beyond 85 % of the memory that is free now fails in the process, before the
     system has to end it.
     """
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_bound_memory) as pool:
+    with ProcessPoolExecutor(1, mp_context=_context(), initializer=_bound_memory) as pool:
         try:
             return pool.submit(task, *args, **kwargs).result()
         except BrokenProcessPool:
             return "the process was ended by the system, most likely for its memory"
+
+
+def attempt(call: Callable[[], object]) -> str | None:
+    """Run the call; return None, or why it refused, ran out of memory, or is not there."""
+    try:
+        call()
+    except ModuleNotFoundError as error:
+        return f"{error.name} is not installed"
+    except (RuntimeError, ValueError, MemoryError) as error:
+        lines = str(error).splitlines()
+        return f"{type(error).__name__}: {lines[0][:240] if lines else 'without a message'}"
+    return None
+
+
+def _context() -> BaseContext:
+    """Fork from a process that has done nothing but import; a driver may be part of that, and does not survive it."""
+    if torch.cuda.is_available():
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(_PRELOADED)
+    return context
 
 
 def _bound_memory() -> None:

@@ -1,9 +1,9 @@
 """The engine against everything else that computes the same norms: ``python -m benchmarks.engine``.
 
-For each workload one group of completions of one prompt, scored in turn, several times, in one process, by the
-published loop, an ideal loop, ``torch.func``'s vmap, Opacus's ghost norms and the engine. Reports times and ratios,
-peak memory above the weights, and fractions of the floor (benchmarks/floor.py) at the rate of large matrix products
-measured in the same rounds.
+For each workload one group of completions of one prompt, scored in turn, several times, each time in a fresh process,
+by the published loop, an ideal loop, ``torch.func``'s vmap, Opacus's ghost norms and the engine. Reports times and
+ratios, peak memory above the weights, and fractions of the floor (benchmarks/floor.py) at the rate of large matrix
+products measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.child import in_child
-from benchmarks.contest import CONTESTANTS, ENGINE, PUBLISHED, Contest, run_contest
+from benchmarks.contest import Contest, run_contest
+from benchmarks.contestants import CONTESTANTS, ENGINE, PUBLISHED, Contestant
+from benchmarks.measuring import default_device
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from benchmarks.workloads import ON_A_CPU, ON_A_GPU, Workload, parse_workload
 from vigor_service.engine.batch_budget import probe_sizes
@@ -33,7 +34,10 @@ _COLUMNS = {
 }
 _NOTES = [
     "times are medians over the rounds; ratios and fractions are medians of the ratios within each round; the order "
-    "of the contestants rotates; memory is from a pass of its own before the rounds",
+    "of the contestants rotates; each turn is a fresh process; its peak is from a pass before the one that is timed, "
+    "and the table has the highest",
+    "the engine's process has glibc's heap as vigor-service sets it, unless the environment sets it for all; the "
+    "others have it as it comes",
     "the floor is 4 · P · tokens (head on loss rows only, no lookup tables) + attention (2 causal products forward, 4 "
     "backward) at the rate of large matrix products in the same round, the better of torch's and the engine's "
     "library; work for the norms themselves is not in it",
@@ -47,7 +51,7 @@ def main(arguments: Sequence[str]) -> Report:
     """Measure, print the page, and write it where ``--out`` says."""
     options = _parse(arguments)
     tables = [_measure(workload, options) for workload in options.workload or _default_workloads(options.device)]
-    device = torch.device(_device(options.device))
+    device = torch.device(options.device)
     notes = [*_NOTES, f"the engine's batches hold up to {options.max_batch_tokens} tokens"]
     if device.type == "cpu":
         notes.append("on a GPU: not measured, this was run on a CPU")
@@ -57,53 +61,50 @@ def main(arguments: Sequence[str]) -> Report:
 
 
 def _measure(workload: Workload, options: argparse.Namespace) -> Table:
-    contest = in_child(
-        run_contest,
-        workload,
-        options.contestant or CONTESTANTS,
-        device=options.device,
-        repeats=options.repeats,
-        max_batch_tokens=options.max_batch_tokens,
-        activation_mib=options.activation_mib,
-        gpu_gib=options.gpu_gib,
+    contest = run_contest(
+        workload, _contestants(options), device=options.device, repeats=options.repeats, gpu_gib=options.gpu_gib
     )
     if isinstance(contest, str):
         return Table(workload.name, _COLUMNS, [], [f"not measured: {contest}"])
     return Table(workload.name, _COLUMNS, [_row(contest, name) for name in contest.outcomes], _notes(contest, workload))
 
 
+def _contestants(options: argparse.Namespace) -> list[Contestant]:
+    methods = options.contestant or CONTESTANTS
+    bounds: list[int] = options.activation_mib
+    return [
+        *(Contestant(method, options.max_batch_tokens) for method in methods),
+        *(Contestant(ENGINE, options.max_batch_tokens, mib) for mib in bounds),
+    ]
+
+
 def _row(contest: Contest, name: str) -> dict[str, Cell]:
-    ran = contest.outcomes[name].refusal is None
     return {
         "contestant": name,
         "seconds": contest.seconds(name),
         "times_engine": contest.ratio(name, ENGINE),
-        "peak_mib": contest.outcomes[name].peak_bytes / 2**20 if ran else None,
+        "peak_mib": contest.outcomes[name].peak_mib,
         "peak_to_published": contest.peak_ratio(name, PUBLISHED),
-        "of_floor": contest.fraction(name, contest.floor_flops),
-        "of_floor_prompts_once": contest.fraction(name, contest.floor_flops_prompts_once),
+        "of_floor": contest.fraction(name, contest.work.floor_flops),
+        "of_floor_prompts_once": contest.fraction(name, contest.work.floor_flops_prompts_once),
         "difference": contest.difference(name),
     }
 
 
 def _notes(contest: Contest, workload: Workload) -> list[str]:
-    rate = max(contest.flops_per_second)
+    work, rate = contest.work, max(contest.flops_per_second)
+    cards = {name: outcome.card_bytes for name, outcome in contest.outcomes.items()}
     return [
-        f"{contest.model}; {workload.describe()}; {contest.num_tokens} tokens in all; "
-        f"{len(contest.flops_per_second)} rounds",
-        f"the floor is {contest.floor_flops / 1e12:.3f} TFLOP, with prompts once "
-        f"{contest.floor_flops_prompts_once / 1e12:.3f}; the rate of products up to {rate / 1e12:.3f} TFLOP/s",
-        *([] if contest.card_bytes is None else [f"in use on the card in the end: {contest.card_bytes / 1e9:.1f} GB"]),
+        f"{work.model}; {workload.describe()}; {work.num_tokens} tokens in all; {len(contest.flops_per_second)} rounds",
+        f"the floor is {work.floor_flops / 1e12:.3f} TFLOP, with prompts once "
+        f"{work.floor_flops_prompts_once / 1e12:.3f}; the rate of products up to {rate / 1e12:.3f} TFLOP/s",
+        *(f"{name}: in use on the card in the end: {used / 1e9:.1f} GB" for name, used in cards.items() if used),
         *(f"{name} did not run: {o.refusal}" for name, o in contest.outcomes.items() if o.refusal is not None),
     ]
 
 
 def _default_workloads(device: str) -> list[Workload]:
-    return ON_A_GPU if _device(device).startswith("cuda") else ON_A_CPU
-
-
-def _device(device: str) -> str:
-    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return ON_A_GPU if device.startswith("cuda") else ON_A_CPU
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -115,7 +116,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         help="a name, or MODEL,COMPLETIONS,PROMPT,SHORTEST,LONGEST[,DTYPE]; may be repeated (default: all that fit)",
     )
     parser.add_argument("--contestant", choices=CONTESTANTS, action="append", help="may be repeated (default: all)")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default=default_device(), help="(default: %(default)s)")
     parser.add_argument("--max-batch-tokens", type=int, help="of the engine (default: the service's most)")
     parser.add_argument(
         "--activation-mib",
@@ -129,7 +130,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
     options = parser.parse_args(arguments)
-    device = torch.device(_device(options.device))
+    device = torch.device(options.device)
     if options.gpu_gib is not None and device.type != "cuda":
         parser.error(f"--gpu-gib bounds the memory of a GPU, and this is to run on {device.type}")
     options.max_batch_tokens = options.max_batch_tokens or probe_sizes(device).max_batch

@@ -1,7 +1,7 @@
 """How time and memory grow: ``python -m benchmarks.growth``.
 
 The ideal loop and the engine, in turn, while one thing grows and the others stay: the completions of a group, the
-tokens of a completion, or the model. Each point is a process of its own.
+tokens of a completion, or the model. Each turn is a process of its own.
 """
 
 from __future__ import annotations
@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.child import in_child
-from benchmarks.contest import ENGINE, IDEAL, run_contest
+from benchmarks.contest import run_contest
+from benchmarks.contestants import ENGINE, IDEAL, Contestant
+from benchmarks.measuring import default_device
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from benchmarks.workloads import Workload, parse_numbers
 from vigor_service.engine.batch_budget import probe_sizes
@@ -38,7 +39,7 @@ def main(arguments: Sequence[str]) -> Report:
         "seconds are medians over the rounds, the ratio is the median of the ratios within each round; peaks are above "
         "the weights"
     ]
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(default_device())
     report = new_report("How time and memory grow", "benchmarks.growth", arguments, device, tables, notes)
     finish(report, options.out)
     return report
@@ -86,26 +87,20 @@ def _table(
 
 def _row(point: int | str, workload: Workload, options: argparse.Namespace) -> dict[str, Cell] | str:
     """Return one row, or why there is none."""
-    contest = in_child(
-        run_contest,
-        workload,
-        (IDEAL, ENGINE),
-        device="auto",
-        repeats=options.repeats,
-        max_batch_tokens=options.max_batch_tokens,
-    )
+    contestants = [Contestant(method, options.max_batch_tokens) for method in (IDEAL, ENGINE)]
+    contest = run_contest(workload, contestants, device=default_device(), repeats=options.repeats)
     if isinstance(contest, str):
         return contest
     refusals = [f"{name}: {o.refusal}" for name, o in contest.outcomes.items() if o.refusal is not None]
     if refusals:
         return "; ".join(refusals)
     return {
-        "x": point if isinstance(point, int) else contest.num_parameters / 1e6,
+        "x": point if isinstance(point, int) else contest.work.num_parameters / 1e6,
         "loop_seconds": contest.seconds(IDEAL),
         "engine_seconds": contest.seconds(ENGINE),
         "ratio": contest.ratio(IDEAL, ENGINE),
-        "loop_mib": contest.outcomes[IDEAL].peak_bytes / 2**20,
-        "engine_mib": contest.outcomes[ENGINE].peak_bytes / 2**20,
+        "loop_mib": contest.outcomes[IDEAL].peak_mib,
+        "engine_mib": contest.outcomes[ENGINE].peak_mib,
     }
 
 

@@ -14,9 +14,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.child import in_child
-from benchmarks.contest import attempt
-from benchmarks.measuring import peak_bytes, timed
+from benchmarks.child import attempt, in_child
+from benchmarks.measuring import default_device, peak_bytes, timed
 from benchmarks.models import load_subject
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from benchmarks.workloads import Workload, parse_numbers
@@ -52,7 +51,7 @@ def main(arguments: Sequence[str]) -> Report:
                 row |= part
         if row["tokens"]:
             rows.append(row)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(default_device())
     tables = [Table("one sequence", _COLUMNS, rows, notes)]
     report = new_report("Long sequences", "benchmarks.long_sequences", arguments, device, tables)
     finish(report, options.out)

@@ -19,6 +19,11 @@ T = TypeVar("T")
 _PROCESS = Path("/proc/self")
 
 
+def default_device() -> str:
+    """Return the GPU if there is one, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def timed(call: Callable[[], T], device: torch.device) -> tuple[T, float]:
     """Run the call and return its result with the seconds it took."""
     _synchronize(device)

@@ -11,7 +11,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from benchmarks.contest import ENGINE
+from benchmarks.contestants import ENGINE
 from benchmarks.report import Report, Table
 
 _GREY = "#808080"

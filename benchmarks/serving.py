@@ -25,7 +25,7 @@ import httpx
 import torch
 
 from benchmarks.loads import ON_A_CPU, ON_A_GPU, Load
-from benchmarks.measuring import resident_bytes
+from benchmarks.measuring import default_device, resident_bytes
 from benchmarks.models import save_random_weights
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from tests.service_process import ServiceProcess, service_process
@@ -223,7 +223,7 @@ def _encoded(group: Sequence[TokenSequence]) -> bytes:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.serving", description=__doc__)
     parser.add_argument("--model", help="a shape of benchmarks/models.py (default: the embedded model)")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default=default_device())
     parser.add_argument("--rounds", type=int, default=3, help="of throughput (default: %(default)s)")
     parser.add_argument("--groups", type=int, default=16, help="in a round (default: %(default)s)")
     parser.add_argument("--huge", type=int, default=8, help="groups of the huge request (default: %(default)s)")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.contest import ENGINE, IDEAL, PUBLISHED
+from benchmarks.contestants import ENGINE, IDEAL, PUBLISHED
 from benchmarks.report import RESULTS, read_report
 from tests.service_process import service_process
 

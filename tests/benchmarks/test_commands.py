@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import deltas, endurance, engine, growth, long_sequences, metrics_cost, overlap, serving, weights
-from benchmarks.contest import CONTESTANTS, ENGINE
+from benchmarks.contestants import CONTESTANTS, ENGINE
 from benchmarks.plots import PLOTS, digest
 from benchmarks.publish import PLACE, main
 

@@ -6,7 +6,10 @@ from importlib import import_module
 
 import pytest
 
-from benchmarks.contest import ENGINE, IDEAL, LOOPS, Contest, Outcome, attempt, median_of_ratios
+from benchmarks.child import attempt
+from benchmarks.contest import Contest, Outcome, median_of_ratios, run_contest
+from benchmarks.contestants import ENGINE, IDEAL, LOOPS, Contestant
+from benchmarks.turn import Turn, Work
 from benchmarks.workloads import ON_A_CPU, Workload, parse_workload
 from tests.tiny_models import tiny_model
 from vigor_service.engine.exact_norms import exact_score
@@ -17,7 +20,11 @@ GROUP = [TokenSequence((1, 2, 3), tuple(range(7, 7 + length))) for length in (9,
 
 def contest(**outcomes: Outcome) -> Contest:
     named = {"ideal": IDEAL, "engine": ENGINE}
-    return Contest("m", 10, 10, 100, 80, [50.0, 100.0, 200.0], {named[k]: v for k, v in outcomes.items()})
+    return Contest(Work("m", 10, 10, 100, 80), [50.0, 100.0, 200.0], {named[k]: v for k, v in outcomes.items()})
+
+
+def turns(seconds: list[float], peak_mib: int, norms: list[float]) -> Outcome:
+    return Outcome([Turn(norms, each, (peak_mib - i) << 20, None) for i, each in enumerate(seconds)])
 
 
 def test_the_ratio_is_the_median_of_the_rounds_and_not_of_the_times() -> None:
@@ -26,21 +33,38 @@ def test_the_ratio_is_the_median_of_the_rounds_and_not_of_the_times() -> None:
 
 
 def test_a_contest_compares_within_its_rounds() -> None:
-    both = contest(ideal=Outcome([1.0, 2.0], [3.0, 8.0, 4.0], 300), engine=Outcome([1.0, 2.1], [1.0, 4.0, 2.0], 100))
+    both = contest(
+        ideal=turns([3.0, 8.0, 4.0], 300, norms=[1.0, 2.0]), engine=turns([1.0, 4.0, 2.0], 100, norms=[1.0, 2.1])
+    )
     assert both.ratio(IDEAL, ENGINE) == 2.0
     assert both.seconds(ENGINE) == 2.0
+    assert both.outcomes[ENGINE].peak_mib == 100  # the highest
     assert both.peak_ratio(IDEAL, ENGINE) == 3.0
-    assert both.fraction(ENGINE, both.floor_flops) == 0.25  # 2 s, 1 s and half a second of 1, 4 and 2
+    assert both.fraction(ENGINE, both.work.floor_flops) == 0.25  # 2 s, 1 s and half a second of 1, 4 and 2
     assert both.difference(ENGINE) == pytest.approx(0.05)
 
 
 def test_who_did_not_run_has_no_numbers() -> None:
-    refused = contest(ideal=Outcome([1.0], [3.0, 3.0, 3.0], 300), engine=Outcome(refusal="RuntimeError: no"))
+    refused = contest(ideal=turns([3.0, 3.0, 3.0], 300, norms=[1.0]), engine=Outcome(refusal="RuntimeError: no"))
     assert refused.ratio(ENGINE, IDEAL) is None
     assert refused.seconds(ENGINE) is None
     assert refused.peak_ratio(ENGINE, IDEAL) is None
-    assert refused.fraction(ENGINE, refused.floor_flops) is None
+    assert refused.outcomes[ENGINE].peak_mib is None
+    assert refused.outcomes[ENGINE].card_bytes is None
+    assert refused.fraction(ENGINE, refused.work.floor_flops) is None
     assert refused.difference(ENGINE) is None
+
+
+def test_who_refuses_once_is_not_asked_again() -> None:
+    workload = Workload("w", "tiny", 2, 4, 2, 3)  # tied weights: Opacus refuses them, where it is installed
+    opacus = Contestant("Opacus ghost norms", 64)
+    contest = run_contest(workload, [opacus], device="cpu", repeats=2)
+    assert isinstance(contest, Contest)
+    assert len(contest.flops_per_second) == 2
+    outcome = contest.outcomes[opacus.name]
+    assert outcome.turns == []
+    assert outcome.refusal is not None
+    assert outcome.refusal.startswith(("NotImplementedError: Parameter tying is not supported", "opacus is not"))
 
 
 def test_a_refusal_is_named_by_its_first_line() -> None:

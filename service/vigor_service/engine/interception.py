@@ -145,9 +145,10 @@ class RecordingLinears(Interception):
         self.outputs: dict[int, Tensor] = {}  # id of the weight -> (rows, O)
 
     def run_call(self, call: Call, plain: partial[Any]) -> Any:  # noqa: ANN401
-        output = plain()
-        if isinstance(call, LinearCall) and isinstance(call.weight, nn.Parameter):  # what is derived from one has no id
-            self.outputs[id(call.weight)] = output.flatten(0, -2).clone()  # some models add to it in place
+        if not isinstance(call, LinearCall) or not isinstance(call.weight, nn.Parameter):  # the derived has no id
+            return plain()
+        output = call.plain_output(call.x)
+        self.outputs[id(call.weight)] = output.flatten(0, -2).clone()  # some models add to it in place
         return output
 
     def run_other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401

@@ -42,12 +42,14 @@ class LinearCall:
         fits = self.weight.dim() == 2 and rows == num_tokens and all(size == 1 for size in outer)
         return [self.x.dim() - 2] if fits else []
 
+    def plain_output(self, x: Tensor) -> Tensor:
+        """Return what the layer makes of these rows."""
+        return gemm.linear(x, self.weight_OI, self.bias)
+
     def run(self, measurement: Measurement, is_measured: Callable[[Tensor], bool], token_axis: int) -> Tensor:  # noqa: ARG002
         measures_bias = self.bias is not None and is_measured(self.bias)
         with torch.no_grad():
-            plain, pieces = measurement.known_rows.complete(
-                lambda rows_UI: gemm.linear(rows_UI, self.weight_OI, self.bias), self.x, self.weight
-            )
+            plain, pieces = measurement.known_rows.complete(self.plain_output, self.x, self.weight)
         output = _Linear.apply(
             self.x,
             measurement.squared_norms_B,

@@ -1,0 +1,76 @@
+"""One contestant's turn, in a process of its own: the group's norms, their time, and the peak of memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from benchmarks.child import attempt
+from benchmarks.contestants import Contestant
+from benchmarks.floor import floor_flops, sizes_of
+from benchmarks.measuring import bound_gpu_memory, card_bytes, gemm_flops_per_second, peak_bytes, timed
+from benchmarks.models import Subject, load_subject
+from benchmarks.workloads import Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What there is to do, and how much of it cannot be spared."""
+
+    model: str
+    num_tokens: int
+    num_parameters: int
+    floor_flops: int
+    floor_flops_prompts_once: int
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one turn showed."""
+
+    norms: list[float]
+    seconds: float
+    peak_bytes: int  # above what was in memory before, the weights among it
+    card_bytes: int | None  # in use on the GPU in the end: by this process, where it is alone there
+
+
+def take_turn(contestant: Contestant, workload: Workload, device: str, gpu_gib: float | None) -> Turn | str:
+    """Score the group twice, once for the peak and once, warm, for the time; return why not if it cannot be done.
+
+    Before that one sequence is scored, so that buffers of libraries are not counted. ``gpu_gib`` bounds what torch may
+    take of a GPU, the weights included.
+    """
+    if gpu_gib is not None:
+        bound_gpu_memory(int(gpu_gib * 2**30))
+    subject = load_subject(workload.model, dtype=workload.dtype, device=device)
+    turns: list[Turn] = []
+    refusal = attempt(lambda: turns.append(_measured(contestant, subject, workload)))
+    return turns[0] if refusal is None else refusal
+
+
+def work_of(workload: Workload, device: str) -> Work:
+    """Return what the workload asks for."""
+    subject = load_subject(workload.model, dtype=workload.dtype, device=device)
+    sizes, sequences = sizes_of(subject.model), workload.sequences(subject.ids)
+    return Work(
+        model=f"{subject.name}, {workload.dtype}, {subject.model.num_parameters() / 1e6:.0f} M parameters",
+        num_tokens=sum(sequence.num_tokens for sequence in sequences),
+        num_parameters=subject.model.num_parameters(),
+        floor_flops=floor_flops(sizes, sequences, prompts_once=False),
+        floor_flops_prompts_once=floor_flops(sizes, sequences, prompts_once=True),
+    )
+
+
+def products_per_second(device: str, dtype: str) -> float:
+    """Return the floating point operations per second of large matrix products."""
+    return gemm_flops_per_second(torch.device(device), getattr(torch, dtype))
+
+
+def _measured(contestant: Contestant, subject: Subject, workload: Workload) -> Turn:
+    norms_of = contestant.prepare(subject)
+    sequences, device = workload.sequences(subject.ids), subject.model.device
+    norms_of(sequences[:1])
+    peak = peak_bytes(lambda: norms_of(sequences), device)
+    norms, seconds = timed(lambda: norms_of(sequences), device)
+    return Turn(norms, seconds, peak, card_bytes(device))
