@@ -19,10 +19,10 @@ PROGRAM = $(firstword $(subst :, ,$(1)))
 PACKAGE = $(lastword $(subst :, ,$(1)))
 MISSING = $(strip $(foreach tool,$(filter-out $(addsuffix :%,$(WITHOUT)),$(TOOLS)),$(if $(shell command -v $(call PROGRAM,$(tool))),,$(call PACKAGE,$(tool)))))
 APT_GET := apt-get -o DPkg::Lock::Timeout=300 -o Acquire::Retries=0 -o Acquire::http::Timeout=20
-# The loops and the engine are also measured with glibc as the service sets it, and with Debian's libjemalloc2 if it is there.
+# The loops and the engine are also measured with Debian's libjemalloc2 if it is there.
 JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
-LOOPS_AND_ENGINE := --workload short --workload long \
-	--contestant "published loop" --contestant "ideal loop" --contestant engine --activation-mib 384 --activation-mib 256
+LOOPS_AND_ENGINE := --device cpu --workload short --workload long --contestant "published loop" --contestant "ideal loop" --contestant engine
+BOUNDS := --activation-mib 384 --activation-mib 256
 # Processes that share cores must sleep while they wait, not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -104,10 +104,8 @@ image-steps: setup
 
 benchmark: setup
 	$(PIP_INSTALL) --editable '.[dev,benchmarks]'
-	$(BIN)/python -m benchmarks.engine --repeats 5 --out $(RESULTS)/engine_$(WHERE)
-	MALLOC_ARENA_MAX=1 MALLOC_MMAP_THRESHOLD_=1048576 $(BIN)/python -m benchmarks.engine --repeats 2 \
-		$(LOOPS_AND_ENGINE) --out $(RESULTS)/engine_cpu-compact
-	$(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) $(BIN)/python -m benchmarks.engine --repeats 2 $(LOOPS_AND_ENGINE) \
+	$(BIN)/python -m benchmarks.engine $(if $(filter cpu,$(WHERE)),$(BOUNDS)) --out $(RESULTS)/engine_$(WHERE)
+	$(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) $(BIN)/python -m benchmarks.engine $(LOOPS_AND_ENGINE) $(BOUNDS) \
 		--out $(RESULTS)/engine_cpu-jemalloc)
 	$(BIN)/python -m benchmarks.growth --out $(RESULTS)/growth_$(WHERE)
 	$(BIN)/python -m benchmarks.endurance --out $(RESULTS)/endurance_cpu

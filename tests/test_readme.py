@@ -35,7 +35,7 @@ def test_the_tree_names_every_file_of_the_packages() -> None:
                 assert f"\n  {file.name} " in f"\n{block}", relative
 
 
-@pytest.mark.parametrize("result", ["engine_cpu-compact", "engine_gpu"])
+@pytest.mark.parametrize("result", ["engine_cpu", "engine_gpu"])
 def test_the_measured_times_are_those_of_the_result(result: str) -> None:
     for table in (table for table in read_report(RESULTS / f"{result}.json").tables if table.name != "untied"):
         rows = {row["contestant"]: row for row in table.rows}
