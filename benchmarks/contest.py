@@ -50,15 +50,11 @@ class Contest:
 
     def ratio(self, name: str, other: str) -> float | None:
         """Median over the rounds of one contestant's time by another's in the same round."""
-        if name not in self.outcomes or other not in self.outcomes:
-            return None
-        return median_of_ratios(self.outcomes[name].seconds, self.outcomes[other].seconds)
+        return median_of_ratios(self._outcome(name).seconds, self._outcome(other).seconds)
 
     def peak_ratio(self, name: str, other: str) -> float | None:
         """One contestant's peak by another's, if both ran."""
-        if name not in self.outcomes or other not in self.outcomes:
-            return None
-        peak, of = self.outcomes[name].peak_mib, self.outcomes[other].peak_mib
+        peak, of = self._outcome(name).peak_mib, self._outcome(other).peak_mib
         return peak / of if peak is not None and of else None
 
     def fraction(self, name: str, flops: int) -> float | None:
@@ -67,10 +63,14 @@ class Contest:
 
     def difference(self, name: str) -> float | None:
         """Largest relative difference of a norm from the ideal loop's."""
-        turns, wanted = self.outcomes[name].turns, self.outcomes.get(IDEAL, Outcome()).turns
+        turns, wanted = self._outcome(name).turns, self._outcome(IDEAL).turns
         if not turns or not wanted:
             return None
         return max(abs(norm / right - 1) for norm, right in zip(turns[-1].norms, wanted[-1].norms, strict=True))
+
+    def _outcome(self, name: str) -> Outcome:
+        """Return a contestant's outcome: one without turns if it takes no part."""
+        return self.outcomes.get(name, Outcome())
 
 
 def median_of_ratios(numerators: Sequence[float], denominators: Sequence[float]) -> float | None:
@@ -89,18 +89,20 @@ def run_contest(
     """Let the contestants score the workload, each turn in a fresh process, another one first in each round.
 
     Returns:
-        The contest; or, if the model cannot even be loaded, why. A contestant that refuses once gets no other turn.
+        The contest; or, if the system ends a process that measures for all of them, why. A contestant that refuses once
+        gets no other turn.
     """
     work = in_child(work_of, workload, device)
     if isinstance(work, str):
         return work
     contest = Contest(work, outcomes={contestant.name: Outcome() for contestant in contestants})
-    for first in range(repeats):
+    for round_index in range(repeats):
         rate = in_child(products_per_second, device, workload.dtype)
         if isinstance(rate, str):
             return rate
         contest.flops_per_second.append(rate)
-        for contestant in (*contestants[first % len(contestants) :], *contestants[: first % len(contestants)]):
+        start = round_index % len(contestants)
+        for contestant in (*contestants[start:], *contestants[:start]):
             _take_turn(contest.outcomes[contestant.name], contestant, workload, device, gpu_gib)
     return contest
 

@@ -115,7 +115,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=128, help="where it does not grow (default: %(default)s)")
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--dtype", default="bfloat16" if on_a_gpu else "float32")
-    batch_tokens = probe_sizes(torch.device("cuda" if on_a_gpu else "cpu")).max_batch
+    batch_tokens = probe_sizes(torch.device(default_device())).max_batch
     parser.add_argument("--max-batch-tokens", type=int, default=batch_tokens)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from benchmarks.measuring import default_device
 from tests.tiny_models import tiny_tokenizer
 from vigor_service.engine.loading import load_policy
 
@@ -79,7 +80,7 @@ def load_subject(source: str | None, *, dtype: str, device: str, num_layers: int
 def _random_subject(name: str, dtype: str, device: str, num_layers: int | None) -> Subject:
     cut = {} if num_layers is None else {"num_hidden_layers": num_layers}
     config = AutoConfig.for_model(**{**SHAPES[name], **cut})
-    place = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    place = default_device() if device == "auto" else device
     with torch.random.fork_rng(), torch.device(place):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype)).eval()

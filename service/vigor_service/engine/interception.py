@@ -145,8 +145,8 @@ class RecordingLinears(Interception):
         self.outputs: dict[int, Tensor] = {}  # id of the weight -> (rows, O)
 
     def run_call(self, call: Call, plain: partial[Any]) -> Any:  # noqa: ANN401
-        if not isinstance(call, LinearCall) or not isinstance(call.weight, nn.Parameter):  # the derived has no id
-            return plain()
+        if not isinstance(call, LinearCall) or not isinstance(call.weight, nn.Parameter):
+            return plain()  # what is derived from a parameter has no id that lasts
         output = call.plain_output(call.x)
         self.outputs[id(call.weight)] = output.flatten(0, -2).clone()  # some models add to it in place
         return output
