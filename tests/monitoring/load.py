@@ -65,12 +65,10 @@ class Load:
         self._post("/v1/score", {"groups": [self._group(200)]})
 
     def _sample(self) -> None:
-        """A group of one that comes as a sample, and one that names the weights that serve."""
-        have = self._http.get("/v1/weights").json()["weight_version"]
+        """A group of one that comes as a sample."""
         whole = {**self._group(1), "group": f"group-{self._source.random()}", "group_size": 1, "index": 0}
         (whole["completion"],) = whole.pop("completions")
         self._post("/v1/score/sample", whole)
-        self._post("/v1/score", {"groups": [self._group(2)], "weight_version": have, "wait_seconds": 5})
 
     def _leave(self) -> None:
         """A caller that does not wait for the other sample of its group."""
@@ -80,9 +78,11 @@ class Load:
         self.answers[route, 499] += 1
 
     def _publish(self) -> None:
+        """New weights, and a group that names them; only here, for no others are published until it is answered."""
         self.version += 1
         answer = push(self._http, self._tensors, version=self.version)
         assert answer.status_code == 200, answer.text
+        self._post("/v1/score", {"groups": [self._group(2)], "weight_version": self.version, "wait_seconds": 5})
 
     def _group(self, num_completions: int) -> dict[str, Any]:
         def ids(shortest: int, longest: int) -> list[int]:
