@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from vigor_service.engine.heap import SLACK_BYTES, HeapTrimming, resident_bytes, trim
+from vigor_service.engine.heap import MAX_ARENAS, SLACK_BYTES, HeapTrimming, resident_bytes, trim
+from vigor_service.engine.workers import MAX_WORKERS
 
 
 class Process:
@@ -79,12 +80,50 @@ block = bytearray(2 << 20)
 print(mallinfo2().hblks - before)
 """
 
+THREADS_AT_ONCE = """
+import ctypes
+from threading import Barrier, Thread
+from vigor_service.engine.heap import keep_compact
+
+keep_compact()
+barrier = Barrier(20)
+
+def allocate():
+    block = bytearray(100_000)
+    barrier.wait()
+
+threads = [Thread(target=allocate) for _ in range(20)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+libc = ctypes.CDLL(None)
+libc.malloc_info(0, ctypes.c_void_p.in_dll(libc, "stdout"))
+libc.fflush(None)
+"""
+
 
 @pytest.mark.parametrize(("tuning", "num_mapped"), [({}, 1), ({"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}, 0)])
 def test_large_blocks_stay_mapped_unless_the_environment_tunes_the_heap(
     tuning: dict[str, str], num_mapped: int
 ) -> None:
+    assert int(_output_of(MAPPED_BLOCKS, tuning)) == num_mapped
+
+
+@pytest.mark.parametrize(
+    ("tuning", "num_arenas"), [({}, min(len(os.sched_getaffinity(0)), MAX_ARENAS)), ({"MALLOC_ARENA_MAX": "5"}, 5)]
+)
+def test_threads_share_an_arena_for_each_worker_unless_the_environment_tunes_the_heap(
+    tuning: dict[str, str], num_arenas: int
+) -> None:
+    assert _output_of(THREADS_AT_ONCE, tuning).count(b"<heap nr=") == num_arenas
+
+
+def test_there_are_as_many_arenas_as_workers() -> None:
+    assert MAX_ARENAS == MAX_WORKERS
+
+
+def _output_of(script: str, tuning: dict[str, str]) -> bytes:
     untuned = {name: value for name, value in os.environ.items() if not name.startswith(("GLIBC_", "MALLOC_"))}
-    command = [sys.executable, "-c", MAPPED_BLOCKS]
-    output = subprocess.run(command, check=True, capture_output=True, timeout=60, env=untuned | tuning).stdout
-    assert int(output) == num_mapped
+    command = [sys.executable, "-c", script]
+    return subprocess.run(command, check=True, capture_output=True, timeout=60, env=untuned | tuning).stdout
