@@ -12,7 +12,7 @@ from benchmarks.models import Subject
 from benchmarks.per_sample import opacus_norms, vmap_norms
 from vigor_service.batching import Pool
 from vigor_service.engine.engine import Engine
-from vigor_service.engine.heap import keep_compact
+from vigor_service.engine.heap import tune_heap
 from vigor_service.engine.sequences import TokenSequence
 
 PUBLISHED, IDEAL, ENGINE = "published loop", "ideal loop", "engine"
@@ -44,7 +44,7 @@ class Contestant:
         if self.method != ENGINE:
             subject.model.requires_grad_(True)
             return lambda sequences: LOOPS[self.method](subject.model, sequences)
-        keep_compact()
+        tune_heap(short_of_memory=self.activation_mib is not None)
         bound = None if self.activation_mib is None else self.activation_mib << 20
         engine = Engine(subject.model, name=subject.name, activation_bytes=bound)
         return lambda sequences: _in_batches(engine, sequences, self.max_batch_tokens)

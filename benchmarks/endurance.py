@@ -23,7 +23,7 @@ from benchmarks.report import Cell, Report, Table, finish, new_report
 from tests.service_process import service_process
 from vigor_client import VigorClient
 from vigor_service.engine.engine import Engine
-from vigor_service.engine.heap import keep_compact
+from vigor_service.engine.heap import tune_heap
 from vigor_service.engine.sequences import TokenSequence
 
 Samples = list[tuple[int, int]]  # requests so far, resident bytes
@@ -71,7 +71,7 @@ def mixed_groups(num_groups: int, vocab_size: int) -> Iterator[list[TokenSequenc
 
 def through_engine(model: str | None, num_requests: int, every: int) -> Samples:
     """Score the groups in this process, its heap as the service has it; return its resident memory every so many."""
-    keep_compact()
+    tune_heap(short_of_memory=False)
     subject = load_subject(model, dtype="float32", device="cpu")
     engine = Engine(subject.model, name=subject.name)
     groups = mixed_groups(num_requests, subject.model.config.vocab_size)

@@ -12,7 +12,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NoReturn, cast
 
-from vigor_service.engine.heap import keep_compact
+from vigor_service.engine.heap import tune_heap
 from vigor_service.logs import configure_logging, join_transformers
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def main() -> None:
         _exit(2, f"{', '.join(missing)} not installed: pip install 'vigor-rl[service]'")
     settings = _read_settings()
     configure_logging(settings.log_level, settings.log_format)
-    keep_compact()
+    tune_heap(short_of_memory=settings.activation_mib is not None)
 
     from vigor_service.server import serve
 

@@ -71,7 +71,8 @@ class Settings(BaseSettings):
 
     activation_mib: int | None = Field(default=None, gt=0)
     """MiB of activations, about, that batches may keep at once, logits not among them; as many layers as that takes (on
-    a GPU all, if any) run twice instead of keeping theirs. Default: 70 % of the memory that is free."""
+    a GPU all, if any) run twice instead of keeping theirs. On a CPU freed blocks then go back to the system at once,
+    which takes time too. Default: 70 % of the memory that is free."""
 
     max_queued_tokens: int = Field(default=4_194_304, gt=0)
     """Tokens that may wait or be computed at once; more is answered with 429."""

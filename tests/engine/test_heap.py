@@ -62,8 +62,8 @@ def test_the_resident_size_is_unknown_without_a_proc_file_system(tmp_path: Path)
 
 
 MAPPED_BLOCKS = """
-import ctypes
-from vigor_service.engine.heap import keep_compact
+import ctypes, sys
+from vigor_service.engine.heap import tune_heap
 
 class Mallinfo2(ctypes.Structure):
     _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", "hblks", "hblkhd")] + [
@@ -72,7 +72,7 @@ class Mallinfo2(ctypes.Structure):
 
 mallinfo2 = ctypes.CDLL(None).mallinfo2
 mallinfo2.restype = Mallinfo2
-keep_compact()
+tune_heap(short_of_memory="short" in sys.argv)
 large = bytearray(24 << 20)
 del large  # from here on glibc takes blocks of up to this size from its heap
 before = mallinfo2().hblks
@@ -83,9 +83,9 @@ print(mallinfo2().hblks - before)
 THREADS_AT_ONCE = """
 import ctypes
 from threading import Barrier, Thread
-from vigor_service.engine.heap import keep_compact
+from vigor_service.engine.heap import tune_heap
 
-keep_compact()
+tune_heap(short_of_memory=False)
 barrier = Barrier(20)
 
 def allocate():
@@ -103,11 +103,18 @@ libc.fflush(None)
 """
 
 
-@pytest.mark.parametrize(("tuning", "num_mapped"), [({}, 1), ({"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}, 0)])
-def test_large_blocks_stay_mapped_unless_the_environment_tunes_the_heap(
-    tuning: dict[str, str], num_mapped: int
+@pytest.mark.parametrize(
+    ("arguments", "tuning", "num_mapped"),
+    [
+        (("short",), {}, 1),
+        ((), {}, 0),
+        (("short",), {"GLIBC_TUNABLES": "glibc.malloc.perturb=0"}, 0),
+    ],
+)
+def test_large_blocks_stay_mapped_where_memory_is_short_unless_the_environment_tunes_the_heap(
+    arguments: tuple[str, ...], tuning: dict[str, str], num_mapped: int
 ) -> None:
-    assert int(_output_of(MAPPED_BLOCKS, tuning)) == num_mapped
+    assert int(_output_of(MAPPED_BLOCKS, tuning, *arguments)) == num_mapped
 
 
 @pytest.mark.parametrize(
@@ -123,7 +130,7 @@ def test_there_are_as_many_arenas_as_workers() -> None:
     assert MAX_ARENAS == MAX_WORKERS
 
 
-def _output_of(script: str, tuning: dict[str, str]) -> bytes:
+def _output_of(script: str, tuning: dict[str, str], *arguments: str) -> bytes:
     untuned = {name: value for name, value in os.environ.items() if not name.startswith(("GLIBC_", "MALLOC_"))}
-    command = [sys.executable, "-c", script]
+    command = [sys.executable, "-c", script, *arguments]
     return subprocess.run(command, check=True, capture_output=True, timeout=60, env=untuned | tuning).stdout

@@ -16,7 +16,7 @@ from vigor_service.engine.proc import bytes_of
 SLACK_BYTES = 256 << 20
 """Growth of the resident size that is left alone: pages that go back have to be faulted in again."""
 MAPPED_BYTES = 1 << 20
-"""Blocks of so many bytes are mapped by themselves; with smaller ones too much time goes to faulting pages in."""
+"""Blocks of so many bytes are mapped by themselves where memory is short."""
 MAX_ARENAS = 8
 """As many threads have a batch at the same time, at most (workers.py); glibc would make eight for each core."""
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # glibc's malloc.h
@@ -28,16 +28,18 @@ def resident_bytes(proc: Path = Path("/proc")) -> int | None:
     return bytes_of("VmRSS", proc / "self/status")
 
 
-def keep_compact() -> None:
-    """Have glibc's heap leave fewer holes, for the whole process: call it before threads allocate.
+def tune_heap(*, short_of_memory: bool) -> None:
+    """Set up glibc's heap for the whole process: call it before threads allocate.
 
-    There are as many arenas as threads that score, and a block of a megabyte or more is mapped by itself, so that it
-    goes back to the system as soon as it is free. Does nothing where the C library is not glibc, or the environment
-    tunes it.
+    There are as many arenas as threads that score. Where memory is short, a block of a megabyte or more is mapped by
+    itself: it goes back to the system as soon as it is free, and the next one is faulted in anew, which takes up to a
+    third more time. Does nothing where the C library is not glibc, or the environment tunes it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None and not any(name.startswith(_TUNED_BY) for name in os.environ):
-        mallopt(_M_ARENA_MAX, min(len(os.sched_getaffinity(0)), MAX_ARENAS))
+    if mallopt is None or any(name.startswith(_TUNED_BY) for name in os.environ):
+        return
+    mallopt(_M_ARENA_MAX, min(len(os.sched_getaffinity(0)), MAX_ARENAS))
+    if short_of_memory:
         mallopt(_M_MMAP_THRESHOLD, MAPPED_BYTES)
 
 
