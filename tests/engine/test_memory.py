@@ -164,6 +164,7 @@ def test_the_allocators_own_error_is_recognised() -> None:
     assert is_out_of_memory(raised.value)
 
 
+@pytest.mark.slow
 def test_a_process_whose_allocator_refuses_halves_the_batch_and_answers() -> None:
     result = subprocess.run(
         [sys.executable, "-m", "tests.engine.short_of_memory"], cwd=ROOT, capture_output=True, text=True, timeout=120

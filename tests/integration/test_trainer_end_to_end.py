@@ -96,6 +96,7 @@ def save_adapter(directory: Path, base: Path) -> Path:
     return directory
 
 
+@pytest.mark.slow
 def test_a_service_that_stops_ends_the_run_with_one_message(model: Path, tmp_path: Path) -> None:
     output, log = tmp_path / "run", tmp_path / "trainer.log"
     with running_service(model, tmp_path / "service.log") as service:
