@@ -15,7 +15,7 @@ from tests.tiny_models import save_tiny_checkpoint, tiny_model
 from tests.waiting import wait_until
 
 WINDOW = "10s"
-DATA_SECONDS = 60.0
+DATA_SECONDS = 30.0
 
 
 @needs_prometheus
