@@ -8,7 +8,7 @@ from statistics import median
 
 from benchmarks.child import in_child
 from benchmarks.contestants import IDEAL, Contestant
-from benchmarks.turn import Turn, Work, products_per_second, take_turn, work_of
+from benchmarks.turn import Conditions, Turn, Work, products_per_second, take_turn, work_of
 from benchmarks.workloads import Workload
 
 
@@ -28,6 +28,11 @@ class Outcome:
     def peak_mib(self) -> float | None:
         """The highest peak of all turns; None if there is none."""
         return max((turn.peak_bytes / 2**20 for turn in self.turns), default=None)
+
+    @property
+    def stolen_part(self) -> float:
+        """The most that a host took of a turn's time; 0 if there is none."""
+        return max((turn.stolen_part for turn in self.turns), default=0.0)
 
     @property
     def card_bytes(self) -> int | None:
@@ -83,8 +88,14 @@ def median_of_ratios(numerators: Sequence[float], denominators: Sequence[float])
     return median(a / b for a, b in zip(numerators, denominators, strict=True))
 
 
+def stolen_note(contest: Contest) -> str:
+    """Say how much the host of a virtual machine took of what was timed."""
+    name, outcome = max(contest.outcomes.items(), key=lambda item: item[1].stolen_part)
+    return f"the host took at most {outcome.stolen_part:.1%} of the processors' time in a turn ({name})"
+
+
 def run_contest(
-    workload: Workload, contestants: Sequence[Contestant], *, device: str, repeats: int, gpu_gib: float | None = None
+    workload: Workload, contestants: Sequence[Contestant], conditions: Conditions, *, repeats: int
 ) -> Contest | str:
     """Let the contestants score the workload, each turn in a fresh process, another one first in each round.
 
@@ -92,27 +103,25 @@ def run_contest(
         The contest; or, if the system ends a process that measures for all of them, why. A contestant that refuses once
         gets no other turn.
     """
-    work = in_child(work_of, workload, device)
+    work = in_child(work_of, workload, conditions.device)
     if isinstance(work, str):
         return work
     contest = Contest(work, outcomes={contestant.name: Outcome() for contestant in contestants})
     for round_index in range(repeats):
-        rate = in_child(products_per_second, device, workload.dtype)
+        rate = in_child(products_per_second, workload.dtype, conditions)
         if isinstance(rate, str):
             return rate
         contest.flops_per_second.append(rate)
         start = round_index % len(contestants)
         for contestant in (*contestants[start:], *contestants[:start]):
-            _take_turn(contest.outcomes[contestant.name], contestant, workload, device, gpu_gib)
+            _take_turn(contest.outcomes[contestant.name], contestant, workload, conditions)
     return contest
 
 
-def _take_turn(
-    outcome: Outcome, contestant: Contestant, workload: Workload, device: str, gpu_gib: float | None
-) -> None:
+def _take_turn(outcome: Outcome, contestant: Contestant, workload: Workload, conditions: Conditions) -> None:
     if outcome.refusal is not None:
         return
-    turn = in_child(take_turn, contestant, workload, device, gpu_gib)
+    turn = in_child(take_turn, contestant, workload, conditions)
     if isinstance(turn, str):
         outcome.turns, outcome.refusal = [], turn
     else:

@@ -15,10 +15,12 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.contest import Contest, run_contest
+from benchmarks.contest import Contest, run_contest, stolen_note
 from benchmarks.contestants import CONTESTANTS, ENGINE, PUBLISHED, Contestant
+from benchmarks.host import add_settle_seconds
 from benchmarks.measuring import default_device
 from benchmarks.report import Cell, Report, Table, finish, new_report
+from benchmarks.turn import Conditions
 from benchmarks.workloads import ON_A_CPU, ON_A_GPU, Workload, parse_workload
 from vigor_service.engine.batch_budget import probe_sizes
 
@@ -61,9 +63,8 @@ def main(arguments: Sequence[str]) -> Report:
 
 
 def _measure(workload: Workload, options: argparse.Namespace) -> Table:
-    contest = run_contest(
-        workload, _contestants(options), device=options.device, repeats=options.repeats, gpu_gib=options.gpu_gib
-    )
+    conditions = Conditions(options.device, gpu_gib=options.gpu_gib, settle_seconds=options.settle_seconds)
+    contest = run_contest(workload, _contestants(options), conditions, repeats=options.repeats)
     if isinstance(contest, str):
         return Table(workload.name, _COLUMNS, [], [f"not measured: {contest}"])
     return Table(workload.name, _COLUMNS, [_row(contest, name) for name in contest.outcomes], _notes(contest, workload))
@@ -98,6 +99,7 @@ def _notes(contest: Contest, workload: Workload) -> list[str]:
         f"{work.model}; {workload.describe()}; {work.num_tokens} tokens in all; {len(contest.flops_per_second)} rounds",
         f"the floor is {work.floor_flops / 1e12:.3f} TFLOP, with prompts once "
         f"{work.floor_flops_prompts_once / 1e12:.3f}; the rate of products up to {rate / 1e12:.3f} TFLOP/s",
+        stolen_note(contest),
         *(f"{name}: in use on the card in the end: {used / 1e9:.1f} GB" for name, used in cards.items() if used),
         *(f"{name} did not run: {o.refusal}" for name, o in contest.outcomes.items() if o.refusal is not None),
     ]
@@ -126,6 +128,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="MIB",
         help="one more engine, started with this; may be repeated",
     )
+    add_settle_seconds(parser)
     parser.add_argument("--gpu-gib", type=float, help="what torch may take of a GPU, the weights included")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")

@@ -15,8 +15,10 @@ import torch
 
 from benchmarks.contest import run_contest
 from benchmarks.contestants import ENGINE, IDEAL, Contestant
+from benchmarks.host import add_settle_seconds
 from benchmarks.measuring import default_device
 from benchmarks.report import Cell, Report, Table, finish, new_report
+from benchmarks.turn import Conditions
 from benchmarks.workloads import Workload, parse_numbers
 from vigor_service.engine.batch_budget import probe_sizes
 
@@ -88,7 +90,8 @@ def _table(
 def _row(point: int | str, workload: Workload, options: argparse.Namespace) -> dict[str, Cell] | str:
     """Return one row, or why there is none."""
     contestants = [Contestant(method, options.max_batch_tokens) for method in (IDEAL, ENGINE)]
-    contest = run_contest(workload, contestants, device=default_device(), repeats=options.repeats)
+    conditions = Conditions(default_device(), settle_seconds=options.settle_seconds)
+    contest = run_contest(workload, contestants, conditions, repeats=options.repeats)
     if isinstance(contest, str):
         return contest
     refusals = [f"{name}: {o.refusal}" for name, o in contest.outcomes.items() if o.refusal is not None]
@@ -118,6 +121,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     batch_tokens = probe_sizes(torch.device(default_device())).max_batch
     parser.add_argument("--max-batch-tokens", type=int, default=batch_tokens)
     parser.add_argument("--repeats", type=int, default=3)
+    add_settle_seconds(parser)
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
     return parser.parse_args(arguments)
 

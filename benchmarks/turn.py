@@ -9,6 +9,7 @@ import torch
 from benchmarks.child import attempt
 from benchmarks.contestants import Contestant
 from benchmarks.floor import floor_flops, sizes_of
+from benchmarks.host import settle, stolen_part, stolen_seconds
 from benchmarks.measuring import bound_gpu_memory, card_bytes, gemm_flops_per_second, peak_bytes, timed
 from benchmarks.models import Subject, load_subject
 from benchmarks.workloads import Workload
@@ -26,26 +27,35 @@ class Work:
 
 
 @dataclass(frozen=True, slots=True)
+class Conditions:
+    """What is the same for all turns."""
+
+    device: str
+    gpu_gib: float | None = None  # what torch may take of a GPU, the weights included
+    settle_seconds: float = 0.0  # how long a time may wait, at most, for the host of a virtual machine
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
     """What one turn showed."""
 
     norms: list[float]
     seconds: float
+    stolen_part: float  # of the processors' time in these seconds: the host of a virtual machine had it
     peak_bytes: int  # above what was in memory before, the weights among it
     card_bytes: int | None  # in use on the GPU in the end: by this process, where it is alone there
 
 
-def take_turn(contestant: Contestant, workload: Workload, device: str, gpu_gib: float | None) -> Turn | str:
+def take_turn(contestant: Contestant, workload: Workload, conditions: Conditions) -> Turn | str:
     """Score the group twice, once for the peak and once, warm, for the time; return why not if it cannot be done.
 
-    Before that one sequence is scored, so that buffers of libraries are not counted. ``gpu_gib`` bounds what torch may
-    take of a GPU, the weights included.
+    Before that one sequence is scored, so that buffers of libraries are not counted.
     """
-    if gpu_gib is not None:
-        bound_gpu_memory(int(gpu_gib * 2**30))
-    subject = load_subject(workload.model, dtype=workload.dtype, device=device)
+    if conditions.gpu_gib is not None:
+        bound_gpu_memory(int(conditions.gpu_gib * 2**30))
+    subject = load_subject(workload.model, dtype=workload.dtype, device=conditions.device)
     turns: list[Turn] = []
-    refusal = attempt(lambda: turns.append(_measured(contestant, subject, workload)))
+    refusal = attempt(lambda: turns.append(_measured(contestant, subject, workload, conditions.settle_seconds)))
     return turns[0] if refusal is None else refusal
 
 
@@ -62,15 +72,18 @@ def work_of(workload: Workload, device: str) -> Work:
     )
 
 
-def products_per_second(device: str, dtype: str) -> float:
+def products_per_second(dtype: str, conditions: Conditions) -> float:
     """Return the floating point operations per second of large matrix products."""
-    return gemm_flops_per_second(torch.device(device), getattr(torch, dtype))
+    settle(conditions.settle_seconds)
+    return gemm_flops_per_second(torch.device(conditions.device), getattr(torch, dtype))
 
 
-def _measured(contestant: Contestant, subject: Subject, workload: Workload) -> Turn:
+def _measured(contestant: Contestant, subject: Subject, workload: Workload, settle_seconds: float) -> Turn:
     norms_of = contestant.prepare(subject)
     sequences, device = workload.sequences(subject.ids), subject.model.device
     norms_of(sequences[:1])
     peak = peak_bytes(lambda: norms_of(sequences), device)
+    settle(settle_seconds)
+    before = stolen_seconds()
     norms, seconds = timed(lambda: norms_of(sequences), device)
-    return Turn(norms, seconds, peak, card_bytes(device))
+    return Turn(norms, seconds, stolen_part(before, seconds), peak, card_bytes(device))

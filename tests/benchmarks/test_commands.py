@@ -32,7 +32,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_engine_is_compared(results: Path) -> None:
     workload = "tiny-untied,3,6,4,9"
-    report = engine.main(["--workload", workload, "--repeats", "2", "--out", str(results / "engine_try")])
+    arguments = ["--workload", workload, "--repeats", "2", "--settle-seconds", "0"]
+    report = engine.main([*arguments, "--out", str(results / "engine_try")])
     rows = {row["contestant"]: row for row in report.table(workload).rows}
     assert tuple(rows) == CONTESTANTS
     for name in (name for name in CONTESTANTS if "Opacus" not in name):
@@ -49,7 +50,8 @@ def test_a_bound_for_a_gpus_memory_is_refused_on_a_cpu(capsys: pytest.CaptureFix
 
 def test_growth_has_a_row_for_each_point(results: Path) -> None:
     sizes = "--groups 2 --lengths 8 --models tiny --completions 2 --length 8 --prompt-tokens 6 --repeats 1"
-    report = growth.main(["--model", "tiny", *sizes.split(), "--out", str(results / "growth_try")])
+    arguments = ["--model", "tiny", *sizes.split(), "--settle-seconds", "0"]
+    report = growth.main([*arguments, "--out", str(results / "growth_try")])
     assert [[row["x"] for row in table.rows[:2]] for table in report.tables[:2]] == [[2], [8]]
     assert all(row["ratio"] for table in report.tables for row in table.rows)
 

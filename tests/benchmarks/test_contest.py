@@ -7,9 +7,9 @@ from importlib import import_module
 import pytest
 
 from benchmarks.child import attempt
-from benchmarks.contest import Contest, Outcome, median_of_ratios, run_contest
+from benchmarks.contest import Contest, Outcome, median_of_ratios, run_contest, stolen_note
 from benchmarks.contestants import ENGINE, IDEAL, LOOPS, Contestant
-from benchmarks.turn import Turn, Work
+from benchmarks.turn import Conditions, Turn, Work
 from benchmarks.workloads import ON_A_CPU, Workload, parse_workload
 from tests.tiny_models import tiny_model
 from vigor_service.engine.exact_norms import exact_score
@@ -24,7 +24,7 @@ def contest(**outcomes: Outcome) -> Contest:
 
 
 def turns(seconds: list[float], peak_mib: int, norms: list[float]) -> Outcome:
-    return Outcome([Turn(norms, each, (peak_mib - i) << 20, None) for i, each in enumerate(seconds)])
+    return Outcome([Turn(norms, each, i / 100, (peak_mib - i) << 20, None) for i, each in enumerate(seconds)])
 
 
 def test_the_ratio_is_the_median_of_the_rounds_and_not_of_the_times() -> None:
@@ -42,6 +42,7 @@ def test_a_contest_compares_within_its_rounds() -> None:
     assert both.peak_ratio(IDEAL, ENGINE) == 3.0
     assert both.fraction(ENGINE, both.work.floor_flops) == 0.25  # 2 s, 1 s and half a second of 1, 4 and 2
     assert both.difference(ENGINE) == pytest.approx(0.05)
+    assert stolen_note(both) == "the host took at most 2.0% of the processors' time in a turn (ideal loop)"
 
 
 def test_who_did_not_run_has_no_numbers() -> None:
@@ -58,7 +59,7 @@ def test_who_did_not_run_has_no_numbers() -> None:
 def test_who_refuses_once_is_not_asked_again() -> None:
     workload = Workload("w", "tiny", 2, 4, 2, 3)  # tied weights: Opacus refuses them, where it is installed
     opacus = Contestant("Opacus ghost norms", 64)
-    contest = run_contest(workload, [opacus], device="cpu", repeats=2)
+    contest = run_contest(workload, [opacus], Conditions("cpu"), repeats=2)
     assert isinstance(contest, Contest)
     assert len(contest.flops_per_second) == 2
     outcome = contest.outcomes[opacus.name]
