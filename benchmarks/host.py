@@ -35,8 +35,8 @@ def add_settle_seconds(parser: argparse.ArgumentParser) -> None:
 def settle(most_seconds: float, probe: Callable[[], float] | None = None) -> None:
     """Keep all processors busy for two seconds at a time until the host takes at most 1 % of it, or the time is over.
 
-    What is stolen from a measurement tells whether it was. 0 seconds: return at once. ``probe`` returns the part of the
-    processors' time that was stolen while they were busy.
+    0 seconds: return at once. ``probe`` returns the part of the processors' time that was stolen while they were busy;
+    what is stolen after that is for the measurement to report.
     """
     probe = probe or stolen_while_busy
     deadline = time.monotonic() + most_seconds
