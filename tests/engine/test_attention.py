@@ -7,12 +7,9 @@ import torch
 from torch import Tensor
 
 from tests.tiny_models import tiny_model
-from vigor_service.engine.attention import (
-    UnsupportedAttentionError,
-    _attend_packed,
-    attending_within,
-    packed_attention,
-)
+from vigor_service.engine.attention import IMPLEMENTATION, _attend_packed, attending_within
+from vigor_service.engine.attention_span import Span, UnsupportedAttentionError
+from vigor_service.engine.implementations import running_under
 from vigor_service.engine.packing import pack
 from vigor_service.engine.sequences import TokenSequence
 
@@ -42,7 +39,8 @@ def test_each_sequence_attends_to_its_own_past_alone(window: int | None, softcap
     query, key, value = (torch.randn(1, heads, batch.num_tokens, 8, generator=generator) for heads in (4, 2, 2))
     model = tiny_model()
     with attending_within(batch):
-        output, _ = _attend_packed(model, query, key, value, None, scaling=0.3, sliding_window=window, softcap=softcap)
+        span = Span(window=window)
+        output, _ = _attend_packed(model, query, key, value, span, scaling=0.3, sliding_window=window, softcap=softcap)
     for rows in batch.token_slices:
         expected = naive_attention(
             query[0, :, rows], key[0, :, rows], value[0, :, rows], scaling=0.3, window=window, softcap=softcap
@@ -50,7 +48,7 @@ def test_each_sequence_attends_to_its_own_past_alone(window: int | None, softcap
         torch.testing.assert_close(output[0, rows], expected.transpose(0, 1))
 
 
-@pytest.mark.parametrize("unknown", [{"s_aux": torch.ones(4)}, {"position_bias": torch.ones(4)}, {"dropout": 0.1}])
+@pytest.mark.parametrize("unknown", [{"sinks": torch.ones(4)}, {"position_bias": torch.ones(4)}, {"dropout": 0.1}])
 def test_what_packed_attention_does_not_do_is_refused_by_name(unknown: dict[str, object]) -> None:
     model, batch = tiny_model(), pack(SEQUENCES, torch.device("cpu"))
     query = torch.ones(1, 4, batch.num_tokens, 8)
@@ -61,6 +59,6 @@ def test_what_packed_attention_does_not_do_is_refused_by_name(unknown: dict[str,
 def test_the_models_own_attention_comes_back_even_after_an_error() -> None:
     model = tiny_model()
     before = model.config._attn_implementation
-    with pytest.raises(RuntimeError, match="on purpose"), packed_attention(model):
+    with pytest.raises(RuntimeError, match="on purpose"), running_under(IMPLEMENTATION, "attn", model):
         raise RuntimeError("on purpose")
     assert model.config._attn_implementation == before

@@ -28,13 +28,12 @@ class Checkpoints:
     """How the layers of one pass are run.
 
     ``rehearsing`` is entered around a layer in the forward pass, ``measuring`` around the same layer in the backward
-    pass, maybe on another thread. ``squared_norms_B`` and ``fallback`` are the leaves whose gradients are wanted.
+    pass, maybe on another thread. ``leaves`` are those whose gradients are wanted: of norms, and parameters.
     """
 
     rehearsing: Callable[[], AbstractContextManager[object]]
     measuring: Callable[[], AbstractContextManager[object]]
-    squared_norms_B: Tensor
-    fallback: Sequence[nn.Parameter]
+    leaves: Sequence[Tensor]
 
 
 _active: ContextVar[Checkpoints | None] = ContextVar("checkpoints", default=None)
@@ -76,7 +75,7 @@ def _run(forward: Callable[..., Any], hidden_1ND: Tensor, *args: Any, **kwargs: 
     if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves((args, kwargs))):
         raise UncheckpointableLayerError("a decoder layer takes more than one tensor that has a gradient")
     layer = _LayerCall(forward, args, kwargs)
-    output_1ND = _Layer.apply(hidden_1ND, checkpoints.squared_norms_B, layer, checkpoints, *checkpoints.fallback)
+    output_1ND = _Layer.apply(hidden_1ND, layer, checkpoints, *checkpoints.leaves)
     return output_1ND if layer.others is None else (output_1ND, *layer.others)
 
 
@@ -102,10 +101,9 @@ class _Layer(torch.autograd.Function):
     def forward(
         ctx: Any,  # noqa: ANN401 - torch's context
         hidden_1ND: Tensor,
-        squared_norms_B: Tensor,  # noqa: ARG004 - its gradient is the result
         layer: _LayerCall,
         checkpoints: Checkpoints,
-        *fallback: nn.Parameter,  # noqa: ARG004 - their gradients too
+        *leaves: Tensor,  # noqa: ARG004 - their gradients are the result
     ) -> Tensor:
         ctx.save_for_backward(hidden_1ND)
         ctx.layer, ctx.checkpoints = layer, checkpoints
@@ -119,9 +117,9 @@ class _Layer(torch.autograd.Function):
         hidden_1ND = ctx.saved_tensors[0].detach().requires_grad_(needs_hidden)
         with torch.enable_grad(), checkpoints.measuring():
             output_1ND = ctx.layer(hidden_1ND)
-        leaves = [checkpoints.squared_norms_B, *checkpoints.fallback]
+        leaves = checkpoints.leaves
         gradients = torch.autograd.grad(
-            output_1ND, [hidden_1ND, *leaves] if needs_hidden else leaves, output_gradients[0], allow_unused=True
+            output_1ND, [hidden_1ND, *leaves] if needs_hidden else list(leaves), output_gradients[0], allow_unused=True
         )
-        hidden_gradient, shares_B, *others = gradients if needs_hidden else (None, *gradients)
-        return hidden_gradient, shares_B, None, None, *others
+        hidden_gradient, *shares = gradients if needs_hidden else (None, *gradients)
+        return hidden_gradient, None, None, *shares

@@ -6,7 +6,7 @@ attention or other mixer of tokens, whatever that is. Experts run as operations 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,10 +14,13 @@ from typing import Literal
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vigor_service.engine.attention import attending_within, packed_attention
+from vigor_service.engine.attention import IMPLEMENTATION, attending_within, current_batch
 from vigor_service.engine.experts import experts_as_operations
-from vigor_service.engine.packing import PackedBatch
+from vigor_service.engine.implementations import running_under
+from vigor_service.engine.packing import PackedBatch, pack
 from vigor_service.engine.rms_norms import fused
+from vigor_service.engine.rotary import each_sequence_alone
+from vigor_service.engine.sequences import TokenSequence
 
 Layout = Literal["packed", "single"]
 
@@ -37,13 +40,32 @@ class Decoder:
     module: nn.Module
     layout: Layout
     norms: Mapping[nn.Module, float] = field(default_factory=dict)  # that run by the fused kernel
+    length_dependent: Sequence[nn.Module] = ()  # give a token other numbers in a longer sequence
 
     @contextmanager
     def prepared(self) -> Iterator[None]:
         """Let the model run as the layout asks, and restore its own ways afterwards."""
-        attention = packed_attention(self.model) if self.layout == "packed" else nullcontext()
-        with attention, experts_as_operations(self.model), fused(self.norms):
+        with experts_as_operations(self.module), fused(self.norms), self._packed():
             yield
+
+    @contextmanager
+    def _packed(self) -> Iterator[None]:
+        if self.layout == "single":
+            yield
+            return
+        with (
+            running_under(IMPLEMENTATION, "attn", self.module),
+            each_sequence_alone(self.length_dependent, lambda: current_batch().token_slices),
+        ):
+            yield
+
+    def pack(self, sequences: Sequence[TokenSequence]) -> PackedBatch:
+        """Lay the sequences end to end.
+
+        In the single layout with the tokens after the last loss position too: the model's own mixer of tokens may let
+        them condition what is before, as indexers that keep the best keys of a whole sequence do.
+        """
+        return pack(sequences, self.model.device, whole=self.layout == "single")
 
     def given(self, batch: PackedBatch) -> AbstractContextManager[None]:
         """On this thread, let the model know the batch that it is given next; within ``prepared``.

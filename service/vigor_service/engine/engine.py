@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from math import hypot
 from typing import Protocol, TypeAlias
 
 import torch
@@ -16,33 +15,23 @@ from transformers import PreTrainedModel
 from vigor_client.lora import lora_scalings
 from vigor_service.engine.attribution import Attribution, attribute_within_memory
 from vigor_service.engine.batch_budget import measure_batch_tokens, peak_memory, probe_sizes
-from vigor_service.engine.checkpoints import UncheckpointableLayerError
 from vigor_service.engine.exact_norms import exact_score
 from vigor_service.engine.fast_norms import FastNorms
 from vigor_service.engine.free_memory import free_bytes
 from vigor_service.engine.heap import HeapTrimming
-from vigor_service.engine.keeping import Keep, ways_to_keep
-from vigor_service.engine.memory import FittingScorer, Score
+from vigor_service.engine.keeping import Keep
+from vigor_service.engine.memory import FittingScorer, Score, is_out_of_memory
 from vigor_service.engine.parameters import in_parts, measured_parameters
-from vigor_service.engine.plan import UnsupportedModelError, causal_model, probe_sequences
+from vigor_service.engine.plan import LAYOUTS, UnsupportedModelError, causal_model
 from vigor_service.engine.probes import Probes
-from vigor_service.engine.rematerialization import ChangedOperandError
+from vigor_service.engine.rotary import forget_earlier_lengths
+from vigor_service.engine.self_check import check, reason
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
 
 logger = logging.getLogger(__name__)
 
-# How far the fast norm of a probe may be from the exact one, relative, before the fast path is not trusted. Probes are
-# random tokens, on which real models are ill-conditioned: two orders of summation differ by 2e-4 on SmolLM2 in float32.
-# A missing or wrong term is off by a percent or more.
-_TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 1e-1, torch.float16: 5e-2}
-
-
 Write: TypeAlias = Callable[[Tensor], None]
 """Gives a tensor new values, in place."""
-
-
-class UntrustedNormError(Exception):
-    """The fast norm of a probe is not the exact one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +132,9 @@ class Engine:
         self._name = name
         self._measured = measured_parameters(model, parameters)
         probes = None if norm_probes is None else Probes(self._measured, norm_probes)
-        self._fast = _trusted_fast_norms(model, self._measured)
+        forget_earlier_lengths(model)
+        self._fast, self._most_fast_tokens = _trusted_fast_norms(model, self._measured)
+        self._has_warned = False
         if self._fast is not None:
             self._fast.probes = probes
             self._fast.most_kept_bytes = activation_bytes
@@ -162,7 +153,7 @@ class Engine:
             dtype=str(model.dtype).removeprefix("torch."),
             device=str(model.device),
             max_sequence_tokens=getattr(config, "max_position_embeddings", None) or 2**20,
-            vocab_size=model.get_input_embeddings().get_parameter("weight").shape[0],
+            vocab_size=model.get_input_embeddings().weight.shape[0],
             tied_embeddings=bool(self.aliases()),
             layout="single" if self._fast is None or self._fast.plan.one_at_a_time else "packed",
             norm_probes=None if self._fast is None or self._fast.probes is None else self._fast.probes.num_probes,
@@ -211,9 +202,23 @@ class Engine:
             self._heap.after_batch()
 
     def _score(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
-        if self._fast is not None:
+        if self._fast is None or any(map(self._is_unchecked, sequences)):
+            return [exact_score(self._model, sequence, self._measured) for sequence in sequences]
+        try:
             return self._fast.score(sequences)
+        except Exception as error:  # a model may take another path than it was checked on, in its own code
+            if is_out_of_memory(error):
+                raise
+            self._warn_once(error)
         return [exact_score(self._model, sequence, self._measured) for sequence in sequences]
+
+    def _is_unchecked(self, sequence: TokenSequence) -> bool:
+        return self._most_fast_tokens is not None and sequence.num_tokens > self._most_fast_tokens
+
+    def _warn_once(self, error: Exception) -> None:
+        if not self._has_warned:
+            logger.warning("a batch was scored by the reference: %s", reason(error))
+            self._has_warned = True
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the model's parameters and persistent buffers, tied ones once, under their first name."""
@@ -248,41 +253,33 @@ def _num_elements(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
-def _trusted_fast_norms(model: PreTrainedModel, measured: Mapping[str, nn.Parameter]) -> FastNorms | None:
-    """Return the fast path if it understands the model and agrees with the reference on a probe."""
-    try:
-        fast = FastNorms(model, measured)
-    except UnsupportedModelError as error:
-        logger.warning("scoring one sequence at a time: %s", error)
-        return None
-    probes = probe_sequences(causal_model(model))
-    exact_norms = [_exact_norm(model, probe, measured) for probe in probes]
-    try:
-        for keep in ways_to_keep(causal_model(model).device):
-            _check(fast.score(probes, keep=keep), exact_norms, causal_model(model).dtype)
-    except (ChangedOperandError, UntrustedNormError) as error:
-        logger.warning("scoring one sequence at a time: %s", error)
-        return None
-    try:
-        _check(fast.score(probes, keep=Keep.LAYER_INPUTS), exact_norms, causal_model(model).dtype)
-    except (UncheckpointableLayerError, UntrustedNormError) as error:
-        logger.info("long sequences will not be checkpointed: %s", error)
-        fast.layers = []
-    return fast
+def _trusted_fast_norms(
+    model: PreTrainedModel, measured: Mapping[str, nn.Parameter]
+) -> tuple[FastNorms | None, int | None]:
+    """Return the fast path in the first layout that proves exact, and the longest sequences for which it did.
+
+    The log names why a layout does not. None, None: only the reference is left.
+    """
+    last_error: Exception = UnsupportedModelError("there is no layout")
+    for layout in LAYOUTS:
+        try:
+            fast = FastNorms(model, measured, layouts=[layout])
+            trust = check(fast, model, measured)
+        except UnsupportedModelError as error:
+            last_error = error
+        except Exception as error:  # a model's own code may raise anything where it is not run as it was written for
+            if is_out_of_memory(error):
+                raise
+            logger.warning("the %s layout is not trusted: %s", layout, reason(error))
+            last_error = error
+        else:
+            if not trust.layers_run_twice:
+                fast.layers = []
+            return fast, trust.max_tokens
+    logger.warning("scoring one sequence at a time: %s", reason(last_error))
+    return None, None
 
 
 def _frugal_score(fast: FastNorms | None) -> Score | None:
     """Return how to score with checkpoints, where layers can be checkpointed."""
     return partial(fast.score, keep=Keep.LAYER_INPUTS) if fast is not None and fast.layers else None
-
-
-def _check(scores: Sequence[SequenceScore], exact_norms: Sequence[float], dtype: torch.dtype) -> None:
-    for score, exact_norm in zip(scores, exact_norms, strict=True):
-        if not abs(score.grad_norm - exact_norm) <= _TOLERANCES[dtype] * exact_norm:
-            raise UntrustedNormError(f"the fast norm of a probe is {score.grad_norm:.7g}, the exact {exact_norm:.7g}")
-
-
-def _exact_norm(model: PreTrainedModel, sequence: TokenSequence, measured: Mapping[str, nn.Parameter]) -> float:
-    """Return ``exact_score(...).grad_norm`` with the gradients of only some parameters in memory at once."""
-    norms = [exact_score(model, sequence, part).grad_norm for part in in_parts(measured)]
-    return hypot(*norms)

@@ -11,10 +11,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
+from vigor_service.engine.implementations import running_under
 from vigor_service.engine.rules.experts import Routing, experts_linear
 
 IMPLEMENTATION = "vigor_experts"
@@ -25,17 +25,10 @@ class UnsupportedExpertsError(Exception):
 
 
 @contextmanager
-def experts_as_operations(model: PreTrainedModel) -> Iterator[None]:
-    """Let the model's experts, if it has any, run through ``experts_linear``, and restore its own way afterwards."""
-    if not model._can_set_experts_implementation():
+def experts_as_operations(module: nn.Module) -> Iterator[None]:
+    """Let the experts of a model, if it has any, run through ``experts_linear``, and restore its own way afterwards."""
+    with running_under(IMPLEMENTATION, "experts", module):
         yield
-        return
-    own_implementation = model.config._experts_implementation or "eager"
-    model.set_experts_implementation(IMPLEMENTATION)
-    try:
-        yield
-    finally:
-        model.set_experts_implementation(own_implementation)
 
 
 def _run_experts(

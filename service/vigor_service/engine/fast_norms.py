@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,26 +18,37 @@ from transformers import PreTrainedModel
 
 from vigor_service.engine.batches import TOKENS_AT_FULL_RATE, queues, small_batches
 from vigor_service.engine.checkpoints import Checkpoints, checkpointable, checkpointing, measured_layers
-from vigor_service.engine.decoder import decoder_layers
+from vigor_service.engine.decoder import Layout, decoder_layers
 from vigor_service.engine.exact_norms import sum_of_squares
 from vigor_service.engine.free_memory import free_bytes
 from vigor_service.engine.interception import Measuring, RecordingLinears
 from vigor_service.engine.keeping import Demand, Keep, LayerBytes, choose_keep, room_bytes
 from vigor_service.engine.measurement import Measurement
-from vigor_service.engine.packing import pack, pack_prompts
-from vigor_service.engine.plan import causal_model, make_plan
+from vigor_service.engine.packing import PackedBatch, pack_prompts
+from vigor_service.engine.plan import LAYOUTS, causal_model, make_plan
 from vigor_service.engine.probes import Probes
-from vigor_service.engine.prompts import Prompt, PromptRows, num_tokens_without, shared_prompts
+from vigor_service.engine.prompts import KnownRows, Prompt, PromptRows, num_tokens_without, shared_prompts
 from vigor_service.engine.rules.head import HeadSignals, head_loss
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
 from vigor_service.engine.workers import Workers
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What one pass gave for B sequences: ``‖∇θ Σ_t NLL_t‖²`` (B,), float64, signals, and shares by parameter name."""
+
+    squared_norms_B: Tensor
+    signals: HeadSignals
+    shares: Mapping[str, Tensor]
 
 
 class FastNorms:
     """Scores batches of one model. The model's parameters are frozen and the model is in eval mode from here on.
 
     Raises:
-        UnsupportedModelError: the model's decoder, experts or head are not understood.
+        UnsupportedModelError: the model's decoder, experts or head are not understood in any of the layouts.
     """
 
     def __init__(
@@ -43,12 +56,14 @@ class FastNorms:
         model: PreTrainedModel,
         parameters: Mapping[str, nn.Parameter],
         *,
+        layouts: Sequence[Layout] = LAYOUTS,
         free_bytes: Callable[[torch.device], int | None] = free_bytes,
     ) -> None:
         model.requires_grad_(False).eval()
         self._model = causal_model(model)
         self._workers = Workers() if self._model.device.type == "cpu" else None
-        self.plan = make_plan(self._model, parameters)
+        self.plan = make_plan(self._model, parameters, layouts)
+        self._parameters = parameters
         self.probes: Probes | None = None  # None: every norm is exact
         self.layers = measured_layers(decoder_layers(self._model) or [], parameters.values())
         self.most_kept_bytes: int | None = None  # None: what free memory allows
@@ -61,36 +76,54 @@ class FastNorms:
         ``keep`` None: what free memory and ``most_kept_bytes`` allow, with no more layers run again than that takes.
         Layers run again only if there are ``layers``.
         """
-        distinct = [sequence for sequence in dict.fromkeys(sequences) if sequence.num_loss_tokens]
-        scores: dict[TokenSequence, SequenceScore] = {}
-        if distinct:
-            batches = self._batches(distinct)
-            prompts = self._shared_prompts(batches)
-            keep, num_twice = self._choose_keep(batches, prompts) if keep is None else (keep, len(self.layers))
-            twice = self.layers[:num_twice] if keep is Keep.LAYER_INPUTS else []
-            if twice and twice == self.layers:
-                prompts = []
-            with self.plan.decoder.prepared(), checkpointable(twice), self._fallback_requiring_grad():
-                scores = self._score_batches(batches, prompts, keep)
+        scores = self._run(sequences, keep, _scores)
         return [scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
 
-    def _score_batches(
-        self, batches: Sequence[list[TokenSequence]], prompts: Sequence[Prompt], keep: Keep
-    ) -> dict[TokenSequence, SequenceScore]:
-        prompt_rows = self._prompt_rows(prompts)
+    def squared_shares(self, sequences: Sequence[TokenSequence], *, keep: Keep | None = None) -> list[dict[str, float]]:
+        """Equal ``[{name: grad.double().square().sum()} for each measured parameter]`` of each sequence's mean loss.
 
-        def score_batch(batch: list[TokenSequence]) -> dict[TokenSequence, SequenceScore]:
-            return self._score_batch(batch, prompt_rows, keep)
+        They add up to the squares of the norms that ``score`` returns, and are what the same passes give.
+        """
+        shares = self._run(sequences, keep, _shares, {parameter: name for name, parameter in self._parameters.items()})
+        return [shares[sequence] for sequence in sequences]
 
+    def _run(
+        self,
+        sequences: Sequence[TokenSequence],
+        keep: Keep | None,
+        result_of: Callable[[_Measured, Sequence[slice]], list[R]],
+        apart: Mapping[nn.Parameter, str] | None = None,
+    ) -> dict[TokenSequence, R]:
+        distinct = [sequence for sequence in dict.fromkeys(sequences) if sequence.num_loss_tokens]
+        if not distinct:
+            return {}
+        batches = self._batches(distinct)
+        prompts = self._shared_prompts(batches)
+        keep, num_twice = self._choose_keep(batches, prompts) if keep is None else (keep, len(self.layers))
+        twice = self.layers[:num_twice] if keep is Keep.LAYER_INPUTS else []
+        prompt_rows = PromptRows({}, {})
+
+        def run_batch(batch: list[TokenSequence]) -> list[tuple[TokenSequence, R]]:
+            packed = self.plan.decoder.pack(batch)
+            measured = self._measure_batch(packed, prompt_rows.in_batch(batch, packed), keep, apart)
+            return list(zip(batch, result_of(measured, packed.loss_slices), strict=True))
+
+        with self.plan.decoder.prepared(), checkpointable(twice), self._fallback_requiring_grad():
+            if not twice or twice != self.layers:
+                prompt_rows = self._prompt_rows(prompts)
+            return {sequence: result for batch in self._map(run_batch, batches) for sequence, result in batch}
+
+    def _map(self, function: Callable[[list[TokenSequence]], R], batches: Sequence[list[TokenSequence]]) -> list[R]:
+        """Return ``list(map(function, batches))`` in some order, several at a time where there are workers."""
         if self._workers is None or self._num_at_once(batches) == 1:
-            scored = [list(map(score_batch, batches))]
-        else:
-            scored = self._workers.run(score_batch, queues(batches, num_queues=self._workers.count))
-        return {sequence: score for queue in scored for batch in queue for sequence, score in batch.items()}
+            return list(map(function, batches))
+        results = self._workers.run(function, queues(batches, num_queues=self._workers.count))
+        return [result for queue in results for result in queue]
 
     def _shared_prompts(self, batches: Sequence[list[TokenSequence]]) -> list[Prompt]:
         """Return the prompts that run once; all layers' rows of them are kept until the batches are done."""
-        if self._model.device.type != "cpu" or self.plan.decoder.layout != "packed":
+        decoder = self.plan.decoder
+        if self._model.device.type != "cpu" or decoder.layout != "packed" or decoder.length_dependent:
             return []
         return shared_prompts([sequence for batch in batches for sequence in batch])
 
@@ -138,40 +171,40 @@ class FastNorms:
             self.plan.decoder.hidden_states(batch)
         return PromptRows(dict(zip(prompts, batch.token_slices, strict=True)), recording.outputs)
 
-    def _score_batch(
-        self, sequences: Sequence[TokenSequence], prompt_rows: PromptRows, keep: Keep
-    ) -> dict[TokenSequence, SequenceScore]:
-        batch = pack(sequences, self._model.device)
+    def _measure_batch(
+        self, batch: PackedBatch, known_rows: KnownRows, keep: Keep, apart: Mapping[nn.Parameter, str] | None
+    ) -> _Measured:
         measurement = Measurement(
             batch,
             tied_weight_VD=self.plan.tied_weight_VD,
-            known_rows=prompt_rows.in_batch(sequences, batch),
+            apart=apart,
+            known_rows=known_rows,
             probes=self.probes,
             keeps_everything=keep is Keep.EVERYTHING,
         )
         with torch.enable_grad():
-            squared_norms_B, signals = self._measure(measurement, keep)
-        return dict(zip(sequences, _scores(squared_norms_B.sqrt(), signals, batch.loss_slices), strict=True))
+            return self._measure(measurement, keep)
 
-    def _measure(self, measurement: Measurement, keep: Keep) -> tuple[Tensor, HeadSignals]:
-        """Return ``‖∇θ Σ_t NLL_t‖²`` per sequence, shape (B,), float64, and the signals."""
-        batch, fallback = measurement.batch, list(self.plan.fallback.values())
-        measuring = Measuring(self.plan.claims, measurement)
+    def _measure(self, measurement: Measurement, keep: Keep) -> _Measured:
+        batch, fallback = measurement.batch, self.plan.fallback
+        measuring = Measuring(self.plan.claims, measurement, self.plan.untouched.values())
 
         @contextmanager
         def observed() -> Iterator[None]:
             with self.plan.decoder.given(batch), measurement.keeping_little(), measuring:
                 yield
 
-        checkpoints = Checkpoints(measuring.suspended, observed, measurement.squared_norms_B, fallback)
+        leaves = measurement.leaves()
+        checkpoints = Checkpoints(measuring.suspended, observed, [*leaves, *fallback.values()])
         with checkpointing(checkpoints) if keep is Keep.LAYER_INPUTS else nullcontext(), observed():
             hidden_ND = self.plan.decoder.hidden_states(batch)
         total, signals = head_loss(hidden_ND[batch.loss_rows_M], self.plan.head, measurement)
-        leaves = [measurement.squared_norms_B, *fallback]
-        squared_norms_B, *gradients = torch.autograd.grad(total, leaves, allow_unused=True)
+        gradients = torch.autograd.grad(total, [*leaves, *fallback.values()], allow_unused=True)
         measuring.check_all_seen()
-        fallback_share = sum(sum_of_squares(gradient) for gradient in gradients if gradient is not None)
-        return squared_norms_B + fallback_share, signals
+        shares = measurement.shares_apart(gradients[: len(leaves)])
+        shares |= _squared(fallback, gradients[len(leaves) :])
+        common_B = torch.zeros_like(measurement.squared_norms_B) if gradients[0] is None else gradients[0]
+        return _Measured(torch.stack([common_B, *shares.values()]).sum(0), signals, shares)
 
     @contextmanager
     def _fallback_requiring_grad(self) -> Iterator[None]:
@@ -184,9 +217,22 @@ class FastNorms:
                 parameter.requires_grad_(False)
 
 
-def _scores(norms_of_sums_B: Tensor, signals: HeadSignals, loss_slices: Sequence[slice]) -> list[SequenceScore]:
+def _squared(parameters: Mapping[str, nn.Parameter], gradients: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    """Return name -> squared norm of the gradient, shape (1,), of those that have one."""
+    named = zip(parameters, gradients, strict=True)
+    return {name: sum_of_squares(gradient)[None] for name, gradient in named if gradient is not None}
+
+
+def _shares(measured: _Measured, loss_slices: Sequence[slice]) -> list[dict[str, float]]:
+    lengths_B = torch.tensor([rows.stop - rows.start for rows in loss_slices], dtype=torch.float64)
+    shares = {name: (share_B.cpu() / lengths_B.square()).tolist() for name, share_B in measured.shares.items()}
+    return [{name: values[b] for name, values in shares.items()} for b in range(len(loss_slices))]
+
+
+def _scores(measured: _Measured, loss_slices: Sequence[slice]) -> list[SequenceScore]:
     """Return the scores in the order of the sequences; what is on a device is fetched from there at once."""
     lengths = [rows.stop - rows.start for rows in loss_slices]
+    signals, norms_of_sums_B = measured.signals, measured.squared_norms_B.sqrt()
     signals_3M = torch.stack([signals.nll_M, signals.entropy_M, signals.self_certainty_M])
     means_B3 = torch.stack([signals_3T.mean(-1) for signals_3T in signals_3M.split(lengths, dim=1)])
     rows = torch.cat([norms_of_sums_B[:, None], means_B3.double()], dim=1).tolist()

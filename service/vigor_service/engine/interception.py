@@ -71,8 +71,14 @@ class Interception(TorchFunctionMode):
         """Run a recognised call that has a measured parameter; ``plain`` runs it as the model meant it."""
 
     @abstractmethod
-    def run_other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-        """Run what no rule recognises."""
+    def run_other(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], uses: list[Tensor]
+    ) -> Any:  # noqa: ANN401
+        """Run what no rule recognises; ``uses`` are the measured parameters, or what was derived from them, in it."""
+
+    def run_unconcerned(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Run what takes no measured parameter."""
+        return function(*args, **kwargs)
 
     def __torch_function__(
         self,
@@ -84,23 +90,25 @@ class Interception(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._is_suspended:
             return func(*args, **kwargs)
-        if func in _DERIVING and self._is_derivation(args):
+        uses = [use for use in _tensors((args, kwargs)) if id(use) in self._sources]
+        if not uses:
+            return self.run_unconcerned(func, args, kwargs)
+        if func in _DERIVING and self._is_derivation(args, kwargs):
             return self._derive(func, args, kwargs)
         call = recognize(func, args, kwargs, self._sources)
-        if call is None or not self.measured(call):
-            return self.run_other(func, args, kwargs)
+        if call is None or len(self.measured(call)) != len(uses):  # a rule must know every use of a parameter
+            return self.run_other(func, args, kwargs, uses)
         return self.run_call(call, partial(func, *args, **kwargs))
 
     def measured(self, call: Call) -> list[nn.Parameter]:
         """Return the measured parameters that the call takes as they are, or derived from them."""
         return [self._sources[id(tensor)] for tensor in call.parameters() if id(tensor) in self._sources]
 
-    def _is_derivation(self, args: tuple[Any, ...]) -> bool:
-        tensors = [arg for arg in args if isinstance(arg, Tensor)]
-        return len(tensors) == 1 and id(tensors[0]) in self._sources
+    def _is_derivation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        return len(_tensors((args, kwargs))) == 1 and isinstance(args[0], Tensor) and "alpha" not in kwargs
 
     def _derive(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-        (parameter,) = (self._sources[id(arg)] for arg in args if isinstance(arg, Tensor))
+        parameter = self._sources[id(args[0])]
         derived = function(*args, **kwargs)
         if isinstance(derived, Tensor):  # Tensor.type() is a name
             self._sources[id(derived)] = parameter
@@ -127,13 +135,13 @@ class Tracing(Interception):
             self.refusals |= dict.fromkeys(names, f"no single axis of tokens in the input of a {call.rule} call")
         return plain()
 
-    def run_other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    def run_other(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], uses: list[Tensor]
+    ) -> Any:  # noqa: ANN401
         result = function(*args, **kwargs)
         if _holds_tensor(result):  # what returns none, such as a dtype or a shape, is no use of the parameter
-            for leaf in tree_leaves((args, kwargs)):
-                if id(leaf) in self._sources:
-                    name = self._names[id(self._sources[id(leaf)])]
-                    self.refusals[name] = f"no rule for {resolve_name(function)}"
+            names = [self._names[id(self._sources[id(use)])] for use in uses]
+            self.refusals |= dict.fromkeys(names, f"no rule for {resolve_name(function)}")
         return result
 
 
@@ -151,15 +159,29 @@ class RecordingLinears(Interception):
         self.outputs[id(call.weight)] = output.flatten(0, -2).clone()  # some models add to it in place
         return output
 
-    def run_other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    def run_other(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        uses: list[Tensor],  # noqa: ARG002
+    ) -> Any:  # noqa: ANN401
         return function(*args, **kwargs)
 
 
 class Measuring(Interception):
-    """Runs the claimed calls under their rules; ``claims`` has exactly one claim for each parameter."""
+    """Runs the claimed calls under their rules.
 
-    def __init__(self, claims: Mapping[nn.Parameter, Claim], measurement: Measurement) -> None:
-        super().__init__(claims)
+    ``claims`` has exactly one claim for each parameter; ``untouched`` parameters must have no use at all.
+    """
+
+    def __init__(
+        self,
+        claims: Mapping[nn.Parameter, Claim],
+        measurement: Measurement,
+        untouched: Iterable[nn.Parameter] = (),
+    ) -> None:
+        super().__init__([*claims, *untouched])
         self._claims = {id(parameter): claim for parameter, claim in claims.items()}
         self._unseen = set(self._claims)
         self._measurement = measurement
@@ -175,18 +197,48 @@ class Measuring(Interception):
 
     def run_call(self, call: Call, plain: partial[Any]) -> Any:  # noqa: ANN401, ARG002
         keys = [id(parameter) for parameter in self.measured(call)]
-        (token_axis,) = {self._claims[key].token_axis for key in keys}
-        if not self._unseen.issuperset(keys) or token_axis not in call.token_axes(self._measurement.batch.num_tokens):
+        token_axis = self._claimed_axis(keys)
+        if token_axis not in call.token_axes(self._measurement.batch.num_tokens):
             raise UnclaimedCallError(f"a {call.rule} call differs from the one in the trace")
         self._unseen.difference_update(keys)
-        return call.run(self._measurement, lambda tensor: id(tensor) in self._sources, token_axis)
+        return call.run(self._measurement, self._leaf_of, token_axis)
 
-    def run_other(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+    def _claimed_axis(self, keys: list[int]) -> int | None:
+        """Return the axis of the tokens in a call with these parameters; None if the trace did not have such a call."""
+        axes = {self._claims[key].token_axis if key in self._claims else None for key in keys}
+        return axes.pop() if len(axes) == 1 and self._unseen.issuperset(keys) else None
+
+    def _leaf_of(self, tensor: Tensor) -> Tensor | None:
+        parameter = self._sources.get(id(tensor))
+        return None if parameter is None else self._measurement.leaf_of(parameter)
+
+    def run_other(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        uses: list[Tensor],  # noqa: ARG002
+    ) -> Any:  # noqa: ANN401
         result = function(*args, **kwargs)
-        if any(id(arg) in self._sources for arg in args) and _holds_tensor(result):
-            raise UnclaimedCallError(f"{resolve_name(function)} takes a parameter that a rule claims")
+        if _holds_tensor(result):
+            raise UnclaimedCallError(f"{resolve_name(function)} takes a measured parameter as it did not in the trace")
+        return result
+
+    def run_unconcerned(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        result = function(*args, **kwargs)
         self._measurement.rematerialization.note(function, args, kwargs, result)
         return result
+
+
+def _tensors(arguments: Any) -> list[Tensor]:  # noqa: ANN401 - whatever a torch function takes
+    """Return the tensors among arguments, in lists and dictionaries too; a hundred times faster than a pytree."""
+    if isinstance(arguments, Tensor):
+        return [arguments]
+    if isinstance(arguments, (list, tuple)):
+        return [tensor for item in arguments for tensor in _tensors(item)]
+    if isinstance(arguments, dict):
+        return [tensor for item in arguments.values() for tensor in _tensors(item)]
+    return []
 
 
 def _holds_tensor(result: object) -> bool:

@@ -5,11 +5,11 @@ Shapes: B sequences, N tokens, D features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from vigor_service.engine.linear_input import LinearInputs
@@ -20,10 +20,11 @@ from vigor_service.engine.rematerialization import Rematerialization, restore
 
 
 class Measurement:
-    """The batch, and the leaf whose "gradient" is the answer.
+    """The batch, and the leaves whose "gradients" are the answer.
 
-    Every measured operation hands the share of ``‖∇θ NLL_b‖²`` that its parameters have, shape (B,), to autograd as
-    if it were the gradient of ``squared_norms_B``; autograd adds the shares up in float64.
+    Every measured operation hands the share of ``‖∇θ NLL_b‖²`` that a parameter has, shape (B,), to autograd as
+    if it were the gradient of the parameter's leaf; autograd adds the shares up in float64. All parameters have one
+    leaf, ``squared_norms_B``, unless ``apart`` names parameters that get a leaf each.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class Measurement:
         batch: PackedBatch,
         *,
         tied_weight_VD: Tensor | None = None,
+        apart: Mapping[nn.Parameter, str] | None = None,
         known_rows: KnownRows | None = None,
         probes: Probes | None = None,
         keeps_everything: bool = False,
@@ -39,14 +41,31 @@ class Measurement:
         self.known_rows = known_rows or KnownRows({}, [], batch.num_tokens)
         self.tied_weight_VD = tied_weight_VD
         self._probes = probes
-        self.squared_norms_B = torch.zeros(
-            batch.num_sequences, dtype=torch.float64, device=batch.input_ids_1N.device, requires_grad=True
-        )
+        self.squared_norms_B = self._new_leaf()
+        self._leaves = {id(parameter): self._new_leaf() for parameter in apart or ()}
+        self._names = {id(parameter): name for parameter, name in (apart or {}).items()}
         self.rematerialization = Rematerialization(is_off=keeps_everything)
         self.linear_inputs = LinearInputs(self.rematerialization)
         self.tied_head_rows_UD: Tensor | None = (
             None  # the head's gradient at the ids that the prompt and completion hold
         )
+
+    def leaf_of(self, parameter: Tensor) -> Tensor:
+        """Return the leaf that collects the parameter's share."""
+        return self._leaves.get(id(parameter), self.squared_norms_B)
+
+    def leaves(self) -> list[Tensor]:
+        """Return all leaves: the common one first, then those of ``apart`` in its order."""
+        return [self.squared_norms_B, *self._leaves.values()]
+
+    def shares_apart(self, gradients: Sequence[Tensor | None]) -> dict[str, Tensor]:
+        """Return name -> share (B,) of the parameters ``apart``, given the gradients of ``leaves()``."""
+        shares = zip(self._names.values(), gradients[1:], strict=True)
+        return {name: torch.zeros_like(self.squared_norms_B) if share is None else share for name, share in shares}
+
+    def _new_leaf(self) -> Tensor:
+        device = self.batch.input_ids_1N.device
+        return torch.zeros(self.batch.num_sequences, dtype=torch.float64, device=device, requires_grad=True)
 
     def keeping_little(self) -> AbstractContextManager[None]:
         """In the forward pass, have autograd keep how a cheap result is computed, not the result, if so wished."""

@@ -19,7 +19,8 @@ from vigor_service.engine.sequences import TokenSequence
 class PackedBatch:
     """B sequences laid end to end. Sequence b owns rows ``token_slices[b]`` of N and ``loss_slices[b]`` of M.
 
-    A sequence ends at its last loss position: what follows conditions nothing that is measured.
+    A sequence ends at its last loss position, unless it is packed whole: in a causal model what follows conditions
+    nothing that is measured.
     """
 
     input_ids_1N: Tensor
@@ -53,8 +54,8 @@ class PackedBatch:
         return self._memberships[dtype]
 
 
-def pack(sequences: Sequence[TokenSequence], device: torch.device) -> PackedBatch:
-    """Lay the sequences end to end.
+def pack(sequences: Sequence[TokenSequence], device: torch.device, *, whole: bool = False) -> PackedBatch:
+    """Lay the sequences end to end, ``whole`` or without what follows their last loss position.
 
     Raises:
         ValueError: a sequence has no loss token, so that it has no gradient.
@@ -62,7 +63,8 @@ def pack(sequences: Sequence[TokenSequence], device: torch.device) -> PackedBatc
     if any(sequence.num_loss_tokens == 0 for sequence in sequences):
         raise ValueError("a sequence without loss tokens has no gradient: leave it out of the batch")
     loss_positions = [sequence.loss_positions() for sequence in sequences]
-    lengths = [positions[-1] + 1 for positions in loss_positions]
+    ends = [positions[-1] + 1 for positions in loss_positions]
+    lengths = [sequence.num_tokens for sequence in sequences] if whole else ends
     token_slices = _slices(lengths)
     return PackedBatch(
         input_ids_1N=_row([s.token_ids[:length] for s, length in zip(sequences, lengths, strict=True)], device)[None],

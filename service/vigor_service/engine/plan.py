@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vigor_service.engine.attention import UnsupportedAttentionError
+from vigor_service.engine.attention_span import UnsupportedAttentionError
 from vigor_service.engine.decoder import Decoder, Layout
 from vigor_service.engine.exact_norms import loss_logits
 from vigor_service.engine.experts import UnsupportedExpertsError
 from vigor_service.engine.interception import Claim, Tracing
-from vigor_service.engine.packing import PackedBatch, pack
+from vigor_service.engine.memory import is_out_of_memory
+from vigor_service.engine.packing import PackedBatch
 from vigor_service.engine.prompts import MIN_TOKENS
 from vigor_service.engine.rms_norms import usual_rms_norms
+from vigor_service.engine.rotary import length_dependent
 from vigor_service.engine.rules.head import Head, logit_transform
 from vigor_service.engine.sequences import TokenSequence
 
@@ -27,15 +30,12 @@ logger = logging.getLogger(__name__)
 
 # How far logits may be from the model's own, relative to the largest logit: rounding, and nothing else.
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
+LAYOUTS: tuple[Layout, ...] = ("packed", "single")  # the faster one first
 _PROBE_PROMPT = MIN_TOKENS + 1  # tokens of a prompt whose rows are shared
 
 
 class UnsupportedModelError(Exception):
     """The fast path does not understand this model; the message says what it met."""
-
-
-class UnpackableModelError(UnsupportedModelError):
-    """Sequences of this model cannot lie end to end; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,7 @@ class Plan:
     tied_weight_VD: Tensor | None  # measured, and used by both embedding and head
     claims: Mapping[nn.Parameter, Claim]
     fallback: Mapping[str, nn.Parameter]  # left to autograd
+    untouched: Mapping[str, nn.Parameter]  # that the trace did not use: their gradient is zero
     rules: Mapping[str, list[str]]  # rule -> names of its parameters, for people
 
     @property
@@ -55,46 +56,64 @@ class Plan:
         return self.decoder.layout == "single" or bool(self.fallback)
 
 
-def make_plan(model: PreTrainedModel, parameters: Mapping[str, nn.Parameter]) -> Plan:
-    """Trace the model and let rules claim its parameters.
+def make_plan(
+    model: PreTrainedModel, parameters: Mapping[str, nn.Parameter], layouts: Sequence[Layout] = LAYOUTS
+) -> Plan:
+    """Trace the model and let rules claim its parameters, in the first of the layouts that serves it.
 
-    The layout is packed, or single for a model that cannot be packed: the log says why.
+    The log says why a layout does not.
 
     Raises:
-        UnsupportedModelError: the decoder, the head or the experts are not understood, or the logits are not the
-            model's own.
+        UnsupportedModelError: in none of them the decoder, the head and the experts are understood and the logits are
+            the model's own.
     """
-    try:
-        return _make_plan(model, parameters, "packed")
-    except UnpackableModelError as error:
-        logger.info("batches of one sequence under the model's own attention: %s", error)
-        return _make_plan(model, parameters, "single")
+    refusal = UnsupportedModelError(f"{type(model).__name__} has no decoder beside its head")
+    for layout in layouts:
+        for module in _decoders(model):
+            try:
+                return _make_plan(model, module, parameters, layout)
+            except UnsupportedModelError as error:
+                logger.info("%s layout: %s", layout, error)
+                refusal = error
+    raise refusal
 
 
-def _make_plan(model: PreTrainedModel, parameters: Mapping[str, nn.Parameter], layout: Layout) -> Plan:
-    decoder = _make_decoder(model, layout)
+def _decoders(model: PreTrainedModel) -> list[nn.Module]:
+    """Return the modules that may be the decoder, the text decoder of an image-text model first."""
+    found = [model.get_decoder(), getattr(model, model.base_model_prefix, None), getattr(model, "model", None)]
+    modules = [module for module in found if isinstance(module, nn.Module) and module is not model]
+    return list(dict.fromkeys(modules))
+
+
+def _make_plan(
+    model: PreTrainedModel, module: nn.Module, parameters: Mapping[str, nn.Parameter], layout: Layout
+) -> Plan:
+    decoder = _make_decoder(model, module, layout)
     head = _make_head(model, parameters)
     sequences = probe_sequences(model) if layout == "packed" else [_single_probe(model)]
-    batch = pack(sequences, model.device)
+    batch = decoder.pack(sequences)
     tracing = Tracing(parameters, batch.num_tokens)
     try:
         hidden_ND = _trace(decoder, batch, tracing)
-    except UnsupportedAttentionError as error:
-        raise UnpackableModelError(str(error)) from error
-    except UnsupportedExpertsError as error:
+    except (UnsupportedAttentionError, UnsupportedExpertsError) as error:
         raise UnsupportedModelError(str(error)) from error
+    except UnsupportedModelError:
+        raise
+    except Exception as error:  # a model's own code may raise anything where it is not run as it was written for
+        if is_out_of_memory(error):
+            raise
+        raise UnsupportedModelError(f"{type(error).__name__}: {error}") from error
     _check_logits(model, sequences, head.logits(hidden_ND[batch.loss_rows_M]), layout)
     return _assign(parameters, tracing, decoder, head)
 
 
-def _make_decoder(model: PreTrainedModel, layout: Layout) -> Decoder:
-    module = getattr(model, model.base_model_prefix, None)
-    if not isinstance(module, nn.Module) or module is model:
-        raise UnsupportedModelError(f"{type(model).__name__} has no decoder beside its head")
-    if layout == "packed" and not model._can_set_attn_implementation():
-        raise UnpackableModelError(f"{type(model).__name__} does not attend through transformers' attention interface")
+def _make_decoder(model: PreTrainedModel, module: nn.Module, layout: Layout) -> Decoder:
+    if layout == "packed" and not (isinstance(module, PreTrainedModel) and module._can_set_attn_implementation()):
+        raise UnsupportedModelError(
+            f"{type(module).__name__} does not attend through transformers' attention interface"
+        )
     norms = usual_rms_norms(module) if model.device.type == "cuda" else {}  # on a CPU the fused one is no faster
-    return Decoder(model, module, layout, norms)
+    return Decoder(model, module, layout, norms, length_dependent(module))
 
 
 def _trace(decoder: Decoder, batch: PackedBatch, tracing: Tracing) -> Tensor:
@@ -103,7 +122,7 @@ def _trace(decoder: Decoder, batch: PackedBatch, tracing: Tracing) -> Tensor:
 
     def require_gradient(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
         embedded.append(output.detach().requires_grad_())
-        return embedded[-1]
+        return embedded[-1].clone()  # which some models scale in place
 
     hook = decoder.model.get_input_embeddings().register_forward_hook(require_gradient)
     try:
@@ -128,7 +147,7 @@ def _check_independence(hidden_ND: Tensor, embedded_1ND: Tensor, batch: PackedBa
         (gradient_1ND,) = torch.autograd.grad(own_TD, embedded_1ND, direction_TD, retain_graph=True)
         gradient_1ND[:, rows] = 0
         if gradient_1ND.count_nonzero():
-            raise UnpackableModelError("tokens of one packed sequence reach another")
+            raise UnsupportedModelError("tokens of one packed sequence reach another")
 
 
 def causal_model(model: nn.Module) -> PreTrainedModel:
@@ -149,16 +168,17 @@ def probe_sequences(model: PreTrainedModel) -> list[TokenSequence]:
 
 
 def _single_probe(model: PreTrainedModel) -> TokenSequence:
-    """Return one sequence of as many tokens that condition its loss."""
+    """Return one sequence of as many tokens, which the single layout keeps all."""
     ids = probe_ids(model)
-    return TokenSequence(tuple(ids[:_PROBE_PROMPT]), tuple(ids[_PROBE_PROMPT:] + ids[:1]))
+    return TokenSequence(tuple(ids[:_PROBE_PROMPT]), tuple(ids[_PROBE_PROMPT:]))
 
 
-def probe_ids(model: PreTrainedModel) -> list[int]:
-    """Return ids whose number equals no size in the model's config."""
+def probe_ids(model: PreTrainedModel, num_tokens: int | None = None) -> list[int]:
+    """Return this number of ids, the first of a fixed series; None: a number that equals no size in the config."""
     config = model.config.get_text_config()
     sizes = set(_integers(config.to_dict()))
-    num_tokens = next(count for count in range(2 * _PROBE_PROMPT + 9, 1000) if count not in sizes)
+    if num_tokens is None:
+        num_tokens = next(count for count in range(2 * _PROBE_PROMPT + 9, 1000) if count not in sizes)
     return [(7919 * position + 13) % config.vocab_size for position in range(num_tokens)]
 
 
@@ -182,17 +202,28 @@ def _make_head(model: PreTrainedModel, parameters: Mapping[str, nn.Parameter]) -
 def _own_or_trained(module: Any) -> Any:  # noqa: ANN401 - PEFT's wrapper is untyped
     """Return the copy of a module that PEFT trains in its place (``modules_to_save``), or the module itself."""
     copies = getattr(module, "modules_to_save", None)
-    return copies[module.active_adapter] if copies else module
+    if not copies:
+        return module
+    active = [name for name in module.active_adapters if name in copies]
+    return copies[active[0]] if active else module.original_module
 
 
 def _check_logits(model: PreTrainedModel, sequences: list[TokenSequence], logits_MV: Tensor, layout: Layout) -> None:
     """Make sure that layout, positions, attention and head give what the model itself gives, one by one."""
     with torch.no_grad():
         own_MV = torch.cat([loss_logits(model, sequence) for sequence in sequences])
-    error = ((own_MV - logits_MV).abs().max() / own_MV.abs().max()).item()
+    error = _largest_difference(own_MV, logits_MV)
     if not error <= _TOLERANCES[model.dtype]:
-        refusal = UnpackableModelError if layout == "packed" else UnsupportedModelError
-        raise refusal(f"{layout} logits differ from the model's own by {error:.1e} of the largest")
+        raise UnsupportedModelError(f"{layout} logits differ from the model's own by {error:.1e} of the largest")
+
+
+def _largest_difference(own_MV: Tensor, logits_MV: Tensor) -> float:
+    """Return the largest difference by the largest finite logit; infinity where one masks what the other does not."""
+    finite_MV = own_MV.isfinite()
+    if not torch.equal(finite_MV, logits_MV.isfinite()):
+        return inf
+    own_F, logits_F = own_MV[finite_MV], logits_MV[finite_MV]
+    return ((own_F - logits_F).abs().max() / own_F.abs().max()).item()
 
 
 def _assign(parameters: Mapping[str, nn.Parameter], tracing: Tracing, decoder: Decoder, head: Head) -> Plan:
@@ -201,19 +232,20 @@ def _assign(parameters: Mapping[str, nn.Parameter], tracing: Tracing, decoder: D
         name for name, parameter in parameters.items() if parameter is head.weight_VD or parameter is head.bias_V
     }
     _check_head(head_names, claims, tracing)
-    fallback = {
-        name: parameter for name, parameter in parameters.items() if name not in claims and name not in head_names
-    }
+    others = {name: parameter for name, parameter in parameters.items() if name not in {*claims, *head_names}}
+    touched = tracing.refusals.keys() | {name for claim in tracing.claims for name in claim.names}
+    fallback = {name: parameter for name, parameter in others.items() if name in touched}
     tied = next((parameters[name] for name in head_names if name in claims), None)
     rules: defaultdict[str, list[str]] = defaultdict(list)
     for name in parameters:
-        rules[_rule_name(name, claims, head_names)].append(name)
+        rules[_rule_name(name, claims, head_names, fallback)].append(name)
     return Plan(
         decoder=decoder,
         head=head,
         tied_weight_VD=tied,
         claims={parameters[name]: claim for name, claim in claims.items()},
         fallback=fallback,
+        untouched={name: parameter for name, parameter in others.items() if name not in touched},
         rules=rules,
     )
 
@@ -236,7 +268,9 @@ def _check_head(head_names: set[str], claims: Mapping[str, Claim], tracing: Trac
             raise UnsupportedModelError(f"{name} is the head and has other uses than as an embedding")
 
 
-def _rule_name(name: str, claims: Mapping[str, Claim], head_names: set[str]) -> str:
+def _rule_name(name: str, claims: Mapping[str, Claim], head_names: set[str], fallback: Mapping[str, object]) -> str:
     if name in head_names:
         return "tied embedding and head" if name in claims else "head"
-    return claims[name].rule if name in claims else "autograd"
+    if name in claims:
+        return claims[name].rule
+    return "autograd" if name in fallback else "unused"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vigor_service.engine.measurement import Measurement
-from vigor_service.engine.rules import affine, embedding, experts, linear
+from vigor_service.engine.rules import affine, copies, embedding, experts, linear
 
 
 class Call(Protocol):
@@ -33,8 +33,11 @@ class Call(Protocol):
         """Axes of the input that may hold the tokens; the rule holds where there is exactly one."""
         ...
 
-    def run(self, measurement: Measurement, is_measured: Callable[[Tensor], bool], token_axis: int) -> Tensor:
-        """Do what the call would have done, and have its backward add to the measurement."""
+    def run(self, measurement: Measurement, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:
+        """Do what the call would have done, and have its backward add to the measurement.
+
+        ``leaf_of`` returns the leaf that collects a parameter's share, None for a parameter that is not measured.
+        """
         ...
 
 
@@ -47,7 +50,7 @@ def recognize(
     by adding a constant, to the parameter.
     """
     if function in _ELEMENTWISE:
-        return affine.from_elementwise(_ELEMENTWISE[function], args, sources)
+        return None if kwargs else affine.from_elementwise(_ELEMENTWISE[function], args, sources)
     parse = _FUNCTIONS.get(function)
     return None if parse is None else parse(*args, **kwargs)
 
@@ -59,6 +62,7 @@ _FUNCTIONS: dict[Callable[..., Any], Callable[..., Call | None]] = {
     torch.Tensor.__matmul__: linear.from_matmul,
     torch.addmm: linear.from_addmm,
     experts.experts_linear: experts.from_experts_linear,
+    copies.copies_for_sequences: copies.from_copies,
     F.embedding: embedding.from_embedding,
     F.layer_norm: affine.from_layer_norm,
 }

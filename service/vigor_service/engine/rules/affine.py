@@ -1,15 +1,15 @@
-"""Scale and shift, feature by feature: the parameters of LayerNorm and of every RMSNorm.
+"""Scale and shift, element by element: the parameters of LayerNorm and of every RMSNorm, and learned scalars.
 
-``y = x ⊙ w + b``: per sequence the gradients are Σ_t g_t ⊙ x_t and Σ_t g_t, summed over heads too where x has heads.
+``y = x ⊙ w + b``: per sequence the gradients are Σ_t g_t ⊙ x_t and Σ_t g_t, summed over every axis along which the
+parameter is broadcast: tokens always, heads where x has heads and they share the parameter, all for a scalar.
 Gemma's ``x ⊙ (1 + w)`` is the same with another factor. Where each head has features of its own (Cohere's norms of
 queries and keys), the parameter has the shape of x's last two axes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any, Literal
 
 import torch
@@ -39,23 +39,26 @@ class AffineCall:
 
     def token_axes(self, num_tokens: int) -> list[int]:
         (shape,) = {parameter.shape for parameter in self.parameters()}
-        num_leading = self.x.dim() - len(shape)
-        leading, features = self.x.shape[:num_leading], self.x.shape[num_leading:]
-        if features != shape:
+        sizes = self.x.shape
+        own = _aligned(shape, len(sizes))
+        if own is None or any(mine not in (1, size) for mine, size in zip(own, sizes, strict=True)):
             return []
-        return [axis for axis, size in enumerate(leading) if size == num_tokens and (axis < 2 or leading[0] == 1)]
+        return [
+            axis
+            for axis, (mine, size) in enumerate(zip(own, sizes, strict=True))
+            if size == num_tokens and mine == 1 and (axis < 2 or sizes[0] == 1)
+        ]
 
-    def run(self, measurement: Measurement, is_measured: Callable[[Tensor], bool], token_axis: int) -> Tensor:
+    def run(self, measurement: Measurement, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:
         x = self._normalized(measurement)
         output: Tensor = _Affine.apply(  # pyright: ignore[reportAssignmentType] - apply is untyped
             x,
-            measurement.squared_norms_B,
+            None if self.weight is None else leaf_of(self.weight),
+            None if self.bias is None else leaf_of(self.bias),
             self.factor,
             self.shift,
             measurement,
             token_axis,
-            self.weight is not None and is_measured(self.weight),
-            self.bias is not None and is_measured(self.bias),
         )
         measurement.rematerialization.note_cheap(_scale_and_shift, (x, self.factor, self.shift), {}, output)
         return output
@@ -99,32 +102,27 @@ class _Affine(torch.autograd.Function):
     def forward(
         ctx: Any,  # noqa: ANN401 - torch's context
         x: Tensor,
-        squared_norms_B: Tensor,  # noqa: ARG004 - its gradient is the result
+        weight_leaf_B: Tensor | None,  # noqa: ARG004 - the leaves' gradients are the result
+        bias_leaf_B: Tensor | None,  # noqa: ARG004
         factor: Tensor | None,
         shift: Tensor | None,
         measurement: Measurement,
         token_axis: int,
-        measures_weight: bool,
-        measures_bias: bool,
     ) -> Tensor:
         ctx.save_for_backward(x, factor)
         ctx.measurement, ctx.token_axis = measurement, token_axis
-        ctx.num_features = next(vector.numel() for vector in (factor, shift) if vector is not None)
-        ctx.measures = (measures_weight, measures_bias)
+        ctx.shape = next(tensor.shape for tensor in (factor, shift) if tensor is not None)
         return _scale_and_shift(x, factor, shift)
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         (gradient,) = output_gradients
         x, factor = ctx.saved_tensors
-        measures_weight, measures_bias = ctx.measures
-        shares: list[Tensor] = []
-        if measures_weight:
-            shares.append(_shares(_products(gradient, x), ctx))
-        if measures_bias:
-            shares.append(_shares(gradient, ctx))
+        _, measures_weight, measures_bias, *_ = ctx.needs_input_grad
+        weight_shares_B = _shares(_products(gradient, x), ctx) if measures_weight else None
+        bias_shares_B = _shares(gradient, ctx) if measures_bias else None
         x_gradient = gradient if factor is None else (gradient * factor).to(x.dtype)
-        return x_gradient, reduce(torch.add, shares), None, None, None, None, None, None
+        return x_gradient, weight_shares_B, bias_shares_B, None, None, None, None
 
 
 def _scale_and_shift(x: Tensor, factor: Tensor | None, shift: Tensor | None) -> Tensor:
@@ -143,9 +141,20 @@ def _products(gradient: Tensor, x: Tensor) -> Tensor:
 
 
 def _shares(products: Tensor, ctx: Any) -> Tensor:  # noqa: ANN401 - torch's context
-    """``‖Σ_t p_t‖²`` per sequence, shape (B,); what is neither token nor feature, such as heads, is summed too."""
-    num_tokens = ctx.measurement.batch.num_tokens
-    rows_NXD = products.movedim(ctx.token_axis, 0).reshape(num_tokens, -1, ctx.num_features)
-    if rows_NXD.shape[1] == 1:
-        return row_sum_shares(rows_NXD.squeeze(1), ctx.measurement)
-    return row_sum_shares(rows_NXD.sum(1, dtype=torch.promote_types(products.dtype, torch.float32)), ctx.measurement)
+    """``‖Σ_t p_t‖²`` per sequence, shape (B,), summed over the axes along which the parameter is broadcast, too."""
+    own = _aligned(ctx.shape, products.dim())
+    shared = [
+        axis
+        for axis, (mine, size) in enumerate(zip(own, products.shape, strict=True))
+        if axis != ctx.token_axis and mine == 1 and size > 1
+    ]
+    if shared:
+        dtype = torch.promote_types(products.dtype, torch.float32)
+        products = products.sum(shared, keepdim=True, dtype=dtype)
+    return row_sum_shares(products.movedim(ctx.token_axis, 0).flatten(1), ctx.measurement)
+
+
+def _aligned(shape: Sequence[int], num_axes: int) -> tuple[int, ...] | None:
+    """Return a parameter's sizes, one for each axis of what it is broadcast to; None if it has more axes than that."""
+    missing = num_axes - len(shape)
+    return None if missing < 0 else (1,) * missing + tuple(shape)

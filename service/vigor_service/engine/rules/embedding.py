@@ -34,12 +34,13 @@ class EmbeddingCall:
     def token_axes(self, num_tokens: int) -> list[int]:
         return [self.ids.dim() - 1] if tuple(self.ids.shape) in ((num_tokens,), (1, num_tokens)) else []
 
-    def run(self, measurement: Measurement, is_measured: Callable[[Tensor], bool], token_axis: int) -> Tensor:  # noqa: ARG002
-        if not is_measured(self.weight):
+    def run(self, measurement: Measurement, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
+        leaf_B = leaf_of(self.weight)
+        if leaf_B is None:
             return F.embedding(self.ids, self.weight, self.padding_idx)
         is_tied = self.weight is measurement.tied_weight_VD
         return _Embedding.apply(  # pyright: ignore[reportReturnType] - apply is untyped
-            measurement.squared_norms_B, self.ids, self.weight, self.padding_idx, measurement, is_tied
+            leaf_B, self.ids, self.weight, self.padding_idx, measurement, is_tied
         )
 
 
@@ -60,7 +61,7 @@ class _Embedding(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,  # noqa: ANN401 - torch's context
-        squared_norms_B: Tensor,  # noqa: ARG004 - its gradient is the result
+        leaf_B: Tensor,  # noqa: ARG004 - its gradient is the result
         ids: Tensor,
         weight_VD: Tensor,
         padding_idx: int | None,

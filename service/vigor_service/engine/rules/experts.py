@@ -63,10 +63,10 @@ class ExpertsCall:
     def token_axes(self, num_tokens: int) -> list[int]:
         return [0] if self.routing.num_tokens == num_tokens else []
 
-    def run(self, measurement: Measurement, is_measured: Callable[[Tensor], bool], token_axis: int) -> Tensor:  # noqa: ARG002
-        measures = (is_measured(self.weight_E), self.bias_EO is not None and is_measured(self.bias_EO))
+    def run(self, measurement: Measurement, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
+        bias_leaf_B = None if self.bias_EO is None else leaf_of(self.bias_EO)
         return _Experts.apply(  # pyright: ignore[reportReturnType] - apply is untyped
-            self.x_SI, measurement.squared_norms_B, self, measurement, measures
+            self.x_SI, leaf_of(self.weight_E), bias_leaf_B, self, measurement
         )
 
 
@@ -82,39 +82,40 @@ class _Experts(torch.autograd.Function):
     def forward(
         ctx: Any,  # noqa: ANN401 - torch's context
         x_SI: Tensor,
-        squared_norms_B: Tensor,  # noqa: ARG004 - its gradient is the result
+        weight_leaf_B: Tensor | None,  # noqa: ARG004 - the leaves' gradients are the result
+        bias_leaf_B: Tensor | None,  # noqa: ARG004
         call: ExpertsCall,
         measurement: Measurement,
-        measures: tuple[bool, bool],
     ) -> Tensor:
         ctx.save_for_backward(x_SI, call.weight_E)
-        ctx.routing, ctx.transposed, ctx.measurement, ctx.measures = (
-            call.routing,
-            call.transposed,
-            measurement,
-            measures,
-        )
+        ctx.routing, ctx.transposed, ctx.measurement = call.routing, call.transposed, measurement
         return experts_linear(x_SI, call.weight_E, call.bias_EO, call.routing, transposed=call.transposed)
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         (gradient_SO,) = output_gradients
         x_SI, weight_E = ctx.saved_tensors
-        shares_B = _shares(x_SI, gradient_SO, ctx.routing, ctx.measurement, ctx.measures)
+        weight_shares_B, bias_shares_B = _shares(
+            x_SI, gradient_SO, ctx.routing, ctx.measurement, measures=ctx.needs_input_grad[1:3]
+        )
         x_gradient_SI = None
         if ctx.needs_input_grad[0]:
             x_gradient_SI = experts_linear(gradient_SO, weight_E, None, ctx.routing, transposed=not ctx.transposed)
-        return x_gradient_SI, shares_B, None, None, None
+        return x_gradient_SI, weight_shares_B, bias_shares_B, None, None
 
 
 def _shares(
-    x_SI: Tensor, gradient_SO: Tensor, routing: Routing, measurement: Measurement, measures: tuple[bool, bool]
-) -> Tensor:
-    """``Σ_e ‖∇_e‖²`` per sequence, shape (B,), float64."""
+    x_SI: Tensor, gradient_SO: Tensor, routing: Routing, measurement: Measurement, *, measures: tuple[bool, bool]
+) -> list[Tensor | None]:
+    """``Σ_e ‖∇_e‖²`` per sequence, shape (B,), float64, of the weights and of the biases; None: not measured."""
     sequence_G, num_rows_G = _groups(routing, measurement)
-    groups = zip(x_SI.split(num_rows_G), gradient_SO.split(num_rows_G), strict=True)
-    shares_G = torch.stack([_group_share(x_RI, gradient_RO, measures) for x_RI, gradient_RO in groups])
-    return torch.zeros_like(measurement.squared_norms_B).index_add_(0, sequence_G, shares_G)
+    groups = list(zip(x_SI.split(num_rows_G), gradient_SO.split(num_rows_G), strict=True))
+    shares: list[Tensor | None] = []
+    for share_of, is_measured in zip((_weight_share, _bias_share), measures, strict=True):
+        shares_G = [share_of(x_RI, gradient_RO) for x_RI, gradient_RO in groups] if is_measured else []
+        none_B = torch.zeros_like(measurement.squared_norms_B)
+        shares.append(none_B.index_add_(0, sequence_G, torch.stack(shares_G)) if is_measured else None)
+    return shares
 
 
 def _groups(routing: Routing, measurement: Measurement) -> tuple[Tensor, list[int]]:
@@ -127,14 +128,13 @@ def _groups(routing: Routing, measurement: Measurement) -> tuple[Tensor, list[in
     return group_G % num_sequences, num_rows_G.tolist()
 
 
-def _group_share(x_RI: Tensor, gradient_RO: Tensor, measures: tuple[bool, bool]) -> Tensor:
-    """The share of one expert and one sequence, a float64 scalar."""
-    measures_weight, measures_bias = measures
-    share = torch.zeros((), dtype=torch.float64, device=x_RI.device)
-    if measures_weight and gram_is_cheaper(len(x_RI), x_RI.shape[1], gradient_RO.shape[1]):
-        share = share + inner_product_(gram_blocks(gradient_RO), weighted_gram_blocks(x_RI))
-    elif measures_weight:
-        share = share + squared_norm(weight_gradient(x_RI, gradient_RO))
-    if measures_bias:
-        share = share + squared_norm(gradient_RO.float().sum(0))
-    return share
+def _weight_share(x_RI: Tensor, gradient_RO: Tensor) -> Tensor:
+    """The share of one expert's weight and one sequence, a float64 scalar."""
+    if gram_is_cheaper(len(x_RI), x_RI.shape[1], gradient_RO.shape[1]):
+        return inner_product_(gram_blocks(gradient_RO), weighted_gram_blocks(x_RI))
+    return squared_norm(weight_gradient(x_RI, gradient_RO))
+
+
+def _bias_share(x_RI: Tensor, gradient_RO: Tensor) -> Tensor:  # noqa: ARG001 - beside _weight_share
+    """The share of one expert's bias and one sequence, a float64 scalar."""
+    return squared_norm(gradient_RO.float().sum(0))

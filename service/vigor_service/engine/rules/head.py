@@ -87,7 +87,13 @@ def head_loss(hidden_MD: Tensor, head: Head, measurement: Measurement) -> tuple[
     The sum equals ``F.cross_entropy(head.logits(hidden_MD), targets_M, reduction="sum")``; its backward pass adds the
     head's share to the measurement.
     """
-    total, nll_M, entropy_M, certainty_M = _HeadLoss.apply(hidden_MD, measurement.squared_norms_B, head, measurement)  # pyright: ignore[reportGeneralTypeIssues] - apply is untyped
+    total, nll_M, entropy_M, certainty_M = _HeadLoss.apply(  # pyright: ignore[reportGeneralTypeIssues] - apply is untyped
+        hidden_MD,
+        measurement.leaf_of(head.weight_VD) if head.measures_weight else None,
+        measurement.leaf_of(head.bias_V) if head.bias_V is not None and head.measures_bias else None,
+        head,
+        measurement,
+    )
     return total, HeadSignals(nll_M, entropy_M, certainty_M)
 
 
@@ -96,7 +102,8 @@ class _HeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any,  # noqa: ANN401 - torch's context
         hidden_MD: Tensor,
-        squared_norms_B: Tensor,  # noqa: ARG004 - its gradient is the result
+        weight_leaf_B: Tensor | None,  # noqa: ARG004 - the leaves' gradients are the result
+        bias_leaf_B: Tensor | None,  # noqa: ARG004
         head: Head,
         measurement: Measurement,
     ) -> tuple[Tensor, ...]:
@@ -115,14 +122,15 @@ class _HeadLoss(torch.autograd.Function):
                 own = slice(piece.rows.start - rows.start, piece.rows.stop - rows.start)
                 shares.add(piece, hidden_MD[piece.rows], gradient_RV[own])
         measurement.tied_head_rows_UD = shares.tied_rows_UD()
-        ctx.save_for_backward(hidden_gradient_MD, shares.total_B())
+        ctx.save_for_backward(hidden_gradient_MD, shares.weight_B(), shares.bias_B())
         ctx.mark_non_differentiable(*signals_3M.unbind())
         return signals_3M[0].sum(), *signals_3M.unbind()
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
-        hidden_gradient_MD, shares_B = ctx.saved_tensors
-        return output_gradients[0].to(hidden_gradient_MD.dtype) * hidden_gradient_MD, shares_B, None, None
+        hidden_gradient_MD, weight_shares_B, bias_shares_B = ctx.saved_tensors
+        hidden_gradient_MD = output_gradients[0].to(hidden_gradient_MD.dtype) * hidden_gradient_MD
+        return hidden_gradient_MD, weight_shares_B, bias_shares_B, None, None
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,20 +207,15 @@ def hidden_gradient(gradient_TV: Tensor, weight_VD: Tensor) -> Tensor:
     return hidden_gradient_TD.to(gradient_TV.dtype)
 
 
-def _share(head: Head, hidden_TD: Tensor, gradient_TV: Tensor, signs_PD: Tensor | None) -> Tensor:
-    """The head's share of ``‖∇‖²`` for one sequence, a float64 scalar; an estimate if the weight has probes."""
-    share = torch.zeros((), dtype=torch.float64, device=hidden_TD.device)
-    if head.measures_weight and signs_PD is not None:
-        share = share + estimated_share(hidden_TD, gradient_TV, signs_PD)
-    elif head.measures_weight and hidden_TD.is_cuda:
-        share = share + weight_norms(hidden_TD, gradient_TV, [slice(0, len(hidden_TD))])[0]
-    elif head.measures_weight and gram_is_cheaper(len(hidden_TD), hidden_TD.shape[1], gradient_TV.shape[1]):
-        share = share + inner_product_(gram_blocks(gradient_TV), weighted_gram_blocks(hidden_TD))
-    elif head.measures_weight:
-        share = share + squared_norm(weight_gradient(hidden_TD, gradient_TV))
-    if head.measures_bias:
-        share = share + squared_norm(gradient_TV.float().sum(0))
-    return share
+def _weight_share(hidden_TD: Tensor, gradient_TV: Tensor, signs_PD: Tensor | None) -> Tensor:
+    """The weight's share of ``‖∇‖²`` for one sequence, a float64 scalar; an estimate if there are probes."""
+    if signs_PD is not None:
+        return estimated_share(hidden_TD, gradient_TV, signs_PD)
+    if hidden_TD.is_cuda:
+        return weight_norms(hidden_TD, gradient_TV, [slice(0, len(hidden_TD))])[0]
+    if gram_is_cheaper(len(hidden_TD), hidden_TD.shape[1], gradient_TV.shape[1]):
+        return inner_product_(gram_blocks(gradient_TV), weighted_gram_blocks(hidden_TD))
+    return squared_norm(weight_gradient(hidden_TD, gradient_TV))
 
 
 class _Shares:
@@ -225,36 +228,50 @@ class _Shares:
         if measurement.tied_weight_VD is not None:
             distinct = DistinctIds(measurement.batch.input_ids_1N[0], measurement.batch)
             self._ids = list(distinct.id_U.split(distinct.sequence_U.bincount().tolist()))
-        self._shares: list[Tensor] = []
+        self._weight_shares: list[Tensor] = []
+        self._bias_shares: list[Tensor] = []
+        self._num_complete = 0
         self._tied_rows: list[Tensor] = []
         self._long: LongSequence | None = None
 
     def add(self, piece: _Piece, hidden_RD: Tensor, gradient_RV: Tensor) -> None:
         """Add the next sequence, or the next chunk of one."""
-        if not piece.is_chunk:
-            if self._ids is not None:
-                ids_u = self._ids[len(self._shares)]
-                self._tied_rows.append(matmul_float32(gradient_RV[:, ids_u].T, hidden_RD))
-            self._shares.append(_share(self._head, hidden_RD, gradient_RV, self._signs_PD))
+        if piece.is_chunk:
+            self._long = self._long or self._long_sequence()
+            self._long.add(hidden_RD, gradient_RV)
+            if piece.is_last:
+                self._finish_long(self._long)
+                self._long = None
             return
-        self._long = self._long or self._long_sequence()
-        self._long.add(hidden_RD, gradient_RV)
-        if piece.is_last:
-            self._finish(self._long)
-            self._long = None
+        if self._ids is not None:
+            ids_u = self._ids[self._num_complete]
+            self._tied_rows.append(matmul_float32(gradient_RV[:, ids_u].T, hidden_RD))
+        if self._head.measures_weight:
+            self._weight_shares.append(_weight_share(hidden_RD, gradient_RV, self._signs_PD))
+        if self._head.measures_bias:
+            self._bias_shares.append(squared_norm(gradient_RV.float().sum(0)))
+        self._num_complete += 1
 
     def _long_sequence(self) -> LongSequence:
         head = self._head
         return LongSequence(head.weight_VD, measures_weight=head.measures_weight, measures_bias=head.measures_bias)
 
-    def _finish(self, sequence: LongSequence) -> None:
+    def _finish_long(self, sequence: LongSequence) -> None:
         if self._ids is not None:
-            self._tied_rows.append(sequence.tied_rows(self._ids[len(self._shares)]))
-        self._shares.append(sequence.share())
+            self._tied_rows.append(sequence.tied_rows(self._ids[self._num_complete]))
+        if self._head.measures_weight:
+            self._weight_shares.append(sequence.weight_share())
+        if self._head.measures_bias:
+            self._bias_shares.append(sequence.bias_share())
+        self._num_complete += 1
 
-    def total_B(self) -> Tensor:
-        """Return the share of each sequence, in order."""
-        return torch.stack(self._shares)
+    def weight_B(self) -> Tensor | None:
+        """Return the weight's share of each sequence, in order; None if it is not measured."""
+        return torch.stack(self._weight_shares) if self._weight_shares else None
+
+    def bias_B(self) -> Tensor | None:
+        """Return the bias's share of each sequence, in order; None if it is not measured."""
+        return torch.stack(self._bias_shares) if self._bias_shares else None
 
     def tied_rows_UD(self) -> Tensor | None:
         """Return the rows of all sequences, in the order of ``DistinctIds``; None where no embedding asks."""

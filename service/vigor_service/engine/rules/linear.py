@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import reduce
 from typing import Any
 
 import torch
@@ -46,18 +45,16 @@ class LinearCall:
         """Return what the layer makes of these rows."""
         return gemm.linear(x, self.weight_OI, self.bias)
 
-    def run(self, measurement: Measurement, is_measured: Callable[[Tensor], bool], token_axis: int) -> Tensor:  # noqa: ARG002
-        measures_bias = self.bias is not None and is_measured(self.bias)
+    def run(self, measurement: Measurement, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
         with torch.no_grad():
             plain, pieces = measurement.known_rows.complete(self.plain_output, self.x, self.weight)
         output = _Linear.apply(
             self.x,
-            measurement.squared_norms_B,
+            leaf_of(self.weight),
+            None if self.bias is None else leaf_of(self.bias),
             plain,
             self.weight_OI,
             measurement,
-            is_measured(self.weight),
-            measures_bias,
             measurement.signs_of(self.weight, self.weight_OI),
         )
         if pieces:
@@ -85,17 +82,16 @@ class _Linear(torch.autograd.Function):
     def forward(
         ctx: Any,  # noqa: ANN401 - torch's context
         x: Tensor,
-        squared_norms_B: Tensor,  # noqa: ARG004 - its gradient is the result
+        weight_leaf_B: Tensor | None,  # the leaves' gradients are the result
+        bias_leaf_B: Tensor | None,  # noqa: ARG004
         output: Tensor,
         weight_OI: Tensor,
         measurement: Measurement,
-        measures_weight: bool,
-        measures_bias: bool,
         signs_PI: Tensor | None,
     ) -> Tensor:
-        ctx.weight_OI, ctx.measurement, ctx.measures_bias = weight_OI, measurement, measures_bias
+        ctx.weight_OI, ctx.measurement = weight_OI, measurement
         ctx.input, ctx.signs_PI = None, signs_PI
-        if measures_weight:
+        if weight_leaf_B is not None:
             ctx.input = measurement.linear_inputs.of(x)
             ctx.input.add_layer(len(weight_OI))
         return torch.ops.aten._unsafe_view(output, output.shape)  # some models add to it in place: no view may do that
@@ -103,14 +99,14 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         (gradient,) = output_gradients
-        shares: list[Tensor] = []
+        weight_shares_B = bias_shares_B = None
         if ctx.input is not None:
-            shares.append(weight_shares(ctx.input, gradient.flatten(0, -2), ctx.measurement, ctx.signs_PI))
+            weight_shares_B = weight_shares(ctx.input, gradient.flatten(0, -2), ctx.measurement, ctx.signs_PI)
             ctx.input.release()
-        if ctx.measures_bias:
-            shares.append(row_sum_shares(gradient.flatten(0, -2), ctx.measurement))
+        if ctx.needs_input_grad[2]:
+            bias_shares_B = row_sum_shares(gradient.flatten(0, -2), ctx.measurement)
         x_gradient = gemm.linear(gradient, ctx.weight_OI.T) if ctx.needs_input_grad[0] else None
-        return x_gradient, reduce(torch.add, shares), None, None, None, None, None, None
+        return x_gradient, weight_shares_B, bias_shares_B, None, None, None, None
 
 
 def weight_shares(

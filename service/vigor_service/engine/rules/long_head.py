@@ -19,7 +19,6 @@ class LongSequence:
         dtype = torch.promote_types(weight_VD.dtype, torch.float32)
         self._weight_gradient_VD = torch.zeros_like(weight_VD, dtype=dtype) if measures_weight else None
         self._bias_gradient_V = weight_VD.new_zeros(len(weight_VD), dtype=dtype) if measures_bias else None
-        self._device = weight_VD.device
 
     def add(self, hidden_RD: Tensor, gradient_RV: Tensor) -> None:
         """Add the next R rows: the head's inputs, and the loss's gradient at its logits."""
@@ -28,11 +27,21 @@ class LongSequence:
         if self._bias_gradient_V is not None:
             self._bias_gradient_V += gradient_RV.sum(0, dtype=self._bias_gradient_V.dtype)
 
-    def share(self) -> Tensor:
-        """``‖KᵀH‖² + ‖Σ_t k_t‖²``, a float64 scalar; exact even under probes: the gradient is there."""
-        gradients = (self._weight_gradient_VD, self._bias_gradient_V)
-        none = torch.zeros((), dtype=torch.float64, device=self._device)
-        return sum((squared_norm(gradient) for gradient in gradients if gradient is not None), none)
+    def weight_share(self) -> Tensor:
+        """``‖KᵀH‖²``, a float64 scalar; exact even under probes: the gradient is there.
+
+        Raises:
+            ValueError: the weight is not measured.
+        """
+        return squared_norm(_measured(self._weight_gradient_VD, "weight"))
+
+    def bias_share(self) -> Tensor:
+        """``‖Σ_t k_t‖²``, a float64 scalar.
+
+        Raises:
+            ValueError: the bias is not measured.
+        """
+        return squared_norm(_measured(self._bias_gradient_V, "bias"))
 
     def tied_rows(self, ids_U: Tensor) -> Tensor:
         """Return ``(KᵀH)_u`` for each id u, shape (U, D).
@@ -40,9 +49,13 @@ class LongSequence:
         Raises:
             ValueError: the weight is not measured; one that is tied always is.
         """
-        if self._weight_gradient_VD is None:
-            raise ValueError("the head's weight is not measured")
-        return self._weight_gradient_VD[ids_U]
+        return _measured(self._weight_gradient_VD, "weight")[ids_U]
+
+
+def _measured(gradient: Tensor | None, name: str) -> Tensor:
+    if gradient is None:
+        raise ValueError(f"the head's {name} is not measured")
+    return gradient
 
 
 def _add_product_(total: Tensor, left: Tensor, right: Tensor) -> None:

@@ -1,0 +1,61 @@
+"""A small parameter that all tokens use: each sequence gets a copy, whose gradient is the sequence's own.
+
+For what is neither a product nor a sum with rows of tokens, such as attention sinks. Shapes: B sequences.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function
+
+from vigor_service.engine.measurement import Measurement
+
+
+def copies_for_sequences(parameter: Tensor, num_sequences: int) -> Tensor:
+    """Return ``parameter`` B times, shape (B, ...). A torch function mode sees it as one operation."""
+    if has_torch_function((parameter,)):
+        return handle_torch_function(copies_for_sequences, (parameter,), parameter, num_sequences)
+    return parameter.expand(num_sequences, *parameter.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class CopiesCall:
+    """A call of ``copies_for_sequences``."""
+
+    parameter: Tensor
+    num_sequences: int
+    rule: str = "copy for each sequence"
+
+    def parameters(self) -> list[Tensor]:
+        return [self.parameter]
+
+    def token_axes(self, num_tokens: int) -> list[int]:  # noqa: ARG002 - there are no tokens
+        return [0]
+
+    def run(self, measurement: Measurement, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
+        return _Copies.apply(leaf_of(self.parameter), self.parameter, self.num_sequences)  # pyright: ignore[reportReturnType] - apply is untyped
+
+
+def from_copies(parameter: Tensor, num_sequences: int) -> CopiesCall:
+    """Recognise ``copies_for_sequences``."""
+    return CopiesCall(parameter, num_sequences)
+
+
+class _Copies(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401, ARG004 - torch's context
+        leaf_B: Tensor,  # noqa: ARG004 - its gradient is the result
+        parameter: Tensor,
+        num_sequences: int,
+    ) -> Tensor:
+        return parameter.expand(num_sequences, *parameter.shape).clone()
+
+    @staticmethod
+    def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401, ARG004
+        return output_gradients[0].flatten(1).double().square().sum(1), None, None
