@@ -105,8 +105,8 @@ _WITHOUT_HEAD_DIM = ("falcon",)  # its config derives the number and refuses to 
 
 
 def tiny_model(family: str = "llama", *, dtype: torch.dtype = torch.float32, **overrides: Any) -> PreTrainedModel:  # noqa: ANN401 - whatever the family's config takes
-    """Return a random model of the family, the same every time, in eval mode."""
-    model_type, differences = FAMILIES[family]
+    """Return a random model of the family, or of a model type, the same every time, in eval mode."""
+    model_type, differences = FAMILIES.get(family, (family, {}))
     sizes = _GPT2_SIZES if model_type == "gpt2" else _SIZES
     settings = {**sizes, **differences, **overrides}
     if model_type in _WITHOUT_HEAD_DIM:

@@ -62,10 +62,11 @@ class Decoder:
     def pack(self, sequences: Sequence[TokenSequence]) -> PackedBatch:
         """Lay the sequences end to end.
 
-        In the single layout with the tokens after the last loss position too: the model's own mixer of tokens may let
-        them condition what is before, as indexers that keep the best keys of a whole sequence do.
+        With the tokens after the last loss position too where they may condition what is before: in the single layout
+        by the model's own mixer of tokens, as indexers that keep the best keys of a sequence do; else by its length.
         """
-        return pack(sequences, self.model.device, whole=self.layout == "single")
+        whole = self.layout == "single" or bool(self.length_dependent)
+        return pack(sequences, self.model.device, whole=whole)
 
     def given(self, batch: PackedBatch) -> AbstractContextManager[None]:
         """On this thread, let the model know the batch that it is given next; within ``prepared``.

@@ -58,4 +58,9 @@ class _Copies(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401, ARG004
-        return output_gradients[0].flatten(1).double().square().sum(1), None, None
+        return squared_shares(output_gradients[0]), None, None
+
+
+def squared_shares(gradient_B: Tensor) -> Tensor:
+    """``‖g_b‖²`` of each sequence's copy, shape (B,), float64."""
+    return gradient_B.flatten(1).double().square().sum(1)

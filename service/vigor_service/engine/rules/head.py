@@ -218,6 +218,11 @@ def _weight_share(hidden_TD: Tensor, gradient_TV: Tensor, signs_PD: Tensor | Non
     return squared_norm(weight_gradient(hidden_TD, gradient_TV))
 
 
+def _bias_share(gradient_TV: Tensor) -> Tensor:
+    """The bias's share of ``‖∇‖²`` for one sequence, a float64 scalar."""
+    return squared_norm(gradient_TV.float().sum(0))
+
+
 class _Shares:
     """Collects each sequence's share, and where the embedding's rule looks for them (KᵀH)_u of its distinct ids u."""
 
@@ -249,7 +254,7 @@ class _Shares:
         if self._head.measures_weight:
             self._weight_shares.append(_weight_share(hidden_RD, gradient_RV, self._signs_PD))
         if self._head.measures_bias:
-            self._bias_shares.append(squared_norm(gradient_RV.float().sum(0)))
+            self._bias_shares.append(_bias_share(gradient_RV))
         self._num_complete += 1
 
     def _long_sequence(self) -> LongSequence:
