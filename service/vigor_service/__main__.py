@@ -78,6 +78,8 @@ def _tracing(url: str | None) -> Tracing | None:
 
 def _load_model(settings: Settings) -> LoadedModel:
     """Load what the settings name. Runs on the compute thread."""
+    from vigor_client.embedded import default_cache_dir
+    from vigor_service.engine.check_cache import CheckCache
     from vigor_service.engine.engine import Engine
     from vigor_service.engine.loading import ModelLoadError, load_policy
     from vigor_service.errors import StartupError
@@ -98,6 +100,7 @@ def _load_model(settings: Settings) -> LoadedModel:
             parameters=settings.parameters,
             norm_probes=settings.norm_probes,
             activation_bytes=None if settings.activation_mib is None else settings.activation_mib << 20,
+            check_cache=CheckCache(default_cache_dir() / "checks"),
         )
     except (ModelLoadError, ValueError) as error:
         raise StartupError(str(error)) from error

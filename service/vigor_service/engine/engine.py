@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from vigor_client.lora import lora_scalings
 from vigor_service.engine.attribution import Attribution, attribute_within_memory
 from vigor_service.engine.batch_budget import measure_batch_tokens, peak_memory, probe_sizes
+from vigor_service.engine.check_cache import CheckCache, Outcome, outcome_key
 from vigor_service.engine.exact_norms import exact_score
 from vigor_service.engine.fast_norms import FastNorms
 from vigor_service.engine.free_memory import free_bytes
@@ -113,7 +114,8 @@ class Engine:
 
     With ``norm_probes`` the fast path estimates what matrices add to a norm (see ``Probes``), after its exact norms
     have proved right; the reference never estimates. ``activation_bytes`` bounds, about, what it keeps of forward
-    passes at once, by layers that run twice; None: a share of the free memory does.
+    passes at once, by layers that run twice; None: a share of the free memory does. ``check_cache`` keeps the outcome
+    of the check; None: each engine checks its model.
 
     Raises:
         ValueError: ``parameters`` selects nothing (see ``measured_parameters``), or ``norm_probes`` is not above 0.
@@ -127,13 +129,14 @@ class Engine:
         parameters: str | None = None,
         norm_probes: int | None = None,
         activation_bytes: int | None = None,
+        check_cache: CheckCache | None = None,
     ) -> None:
         self._model = model.eval()
         self._name = name
         self._measured = measured_parameters(model, parameters)
         probes = None if norm_probes is None else Probes(self._measured, norm_probes)
         forget_earlier_lengths(model)
-        self._fast, self._most_fast_tokens = _trusted_fast_norms(model, self._measured)
+        self._fast, self._checked = _choose_layout(model, self._measured, check_cache)
         self._has_warned = False
         if self._fast is not None:
             self._fast.probes = probes
@@ -213,7 +216,7 @@ class Engine:
         return [exact_score(self._model, sequence, self._measured) for sequence in sequences]
 
     def _is_unchecked(self, sequence: TokenSequence) -> bool:
-        return self._most_fast_tokens is not None and sequence.num_tokens > self._most_fast_tokens
+        return self._checked.max_tokens is not None and sequence.num_tokens > self._checked.max_tokens
 
     def _warn_once(self, error: Exception) -> None:
         if not self._has_warned:
@@ -253,31 +256,45 @@ def _num_elements(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
 
 
-def _trusted_fast_norms(
-    model: PreTrainedModel, measured: Mapping[str, nn.Parameter]
-) -> tuple[FastNorms | None, int | None]:
-    """Return the fast path in the first layout that proves exact, and the longest sequences for which it did.
+def _choose_layout(
+    model: PreTrainedModel, measured: Mapping[str, nn.Parameter], cache: CheckCache | None
+) -> tuple[FastNorms | None, Outcome]:
+    """Return the fast path in the first layout that proves exact, and for what it did; None: the reference is left.
 
-    The log names why a layout does not. None, None: only the reference is left.
+    What the cache knows of this model is not checked again. The log names why a layout does not serve.
     """
-    last_error: Exception = UnsupportedModelError("there is no layout")
+    key = "" if cache is None else outcome_key(model, measured)
+    outcome = None if cache is None else cache.read(key)
+    if outcome is not None:
+        logger.info("this model was checked before: layout=%s", outcome.layout or "none")
+        fast = None if outcome.layout is None else FastNorms(model, measured, layouts=[outcome.layout])
+    else:
+        fast, outcome = _check_layouts(model, measured)
+        if cache is not None:
+            cache.write(key, outcome)
+    if fast is None:
+        logger.warning("scoring one sequence at a time: %s", outcome.reason)
+    elif not outcome.layers_run_twice:
+        fast.layers = []
+    return fast, outcome
+
+
+def _check_layouts(model: PreTrainedModel, measured: Mapping[str, nn.Parameter]) -> tuple[FastNorms | None, Outcome]:
+    why = ""
     for layout in LAYOUTS:
         try:
             fast = FastNorms(model, measured, layouts=[layout])
             trust = check(fast, model, measured)
         except UnsupportedModelError as error:
-            last_error = error
+            why = reason(error)
         except Exception as error:  # a model's own code may raise anything where it is not run as it was written for
             if is_out_of_memory(error):
                 raise
-            logger.warning("the %s layout is not trusted: %s", layout, reason(error))
-            last_error = error
+            why = reason(error)
+            logger.warning("the %s layout is not trusted: %s", layout, why)
         else:
-            if not trust.layers_run_twice:
-                fast.layers = []
-            return fast, trust.max_tokens
-    logger.warning("scoring one sequence at a time: %s", reason(last_error))
-    return None, None
+            return fast, Outcome(layout, trust.max_tokens, trust.layers_run_twice)
+    return None, Outcome(None, reason=why)
 
 
 def _frugal_score(fast: FastNorms | None) -> Score | None:

@@ -1,0 +1,105 @@
+"""Outcomes of the check at load, kept in files: the same model is checked once.
+
+An outcome holds for the bytes of a model, its config, what is measured, the device, the versions of the libraries and
+the engine's own source. A file that cannot be read is as good as none, a directory that cannot be written to as well.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import PreTrainedModel
+
+from vigor_client.digest import PREFIX, checksum, new_hasher, raw_bytes
+from vigor_service.engine.decoder import Layout
+from vigor_service.engine.plan import causal_model
+
+logger = logging.getLogger(__name__)
+
+_MAX_OUTCOMES = 256  # files in the directory
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Which layout proved exact (None: none did, for this reason), for sequences of up to ``max_tokens`` (None: any),
+    and whether layers may run twice."""
+
+    layout: Layout | None
+    max_tokens: int | None = None
+    layers_run_twice: bool = False
+    reason: str = ""
+
+
+class CheckCache:
+    """Outcomes in a directory, a file each."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def read(self, key: str) -> Outcome | None:
+        """Return the outcome that was kept under this key, None if there is none that can be read."""
+        try:
+            return _parsed(json.loads(self._path(key).read_text()))
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+    def write(self, key: str, outcome: Outcome) -> None:
+        """Keep an outcome, and of all others the newest."""
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            with NamedTemporaryFile("w", dir=self._directory, suffix=".new", delete=False) as file:
+                json.dump(asdict(outcome), file)
+            Path(file.name).replace(self._path(key))
+            self._remove_oldest()
+        except OSError as error:
+            logger.info("the outcome of the check is not kept: %s", error)
+
+    def _path(self, key: str) -> Path:
+        return self._directory / f"{key.removeprefix(PREFIX)}.json"
+
+    def _remove_oldest(self) -> None:
+        files = sorted(self._directory.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in files[_MAX_OUTCOMES:]:
+            path.unlink(missing_ok=True)
+
+
+def _parsed(values: dict[str, Any]) -> Outcome:
+    outcome = Outcome(**values)
+    is_limit = outcome.max_tokens is None or type(outcome.max_tokens) is int
+    is_flag = type(outcome.layers_run_twice) is bool
+    if outcome.layout not in ("packed", "single", None) or not is_limit or not is_flag:
+        raise ValueError(f"not an outcome: {values}")
+    return outcome
+
+
+def outcome_key(model: PreTrainedModel, measured: Mapping[str, nn.Parameter]) -> str:
+    """Return the digest of all that an outcome depends on."""
+    hasher = new_hasher()
+    inner = causal_model(model)
+    for name, tensor in sorted(model.state_dict().items()):
+        hasher.update(f"{name} {tensor.dtype} {list(tensor.shape)} {checksum(raw_bytes(tensor))}\n".encode())
+    parts = [inner.config.to_json_string(), *measured, _device_name(inner.device), str(inner.dtype)]
+    versions = [torch.__version__, transformers.__version__, _source_checksum()]
+    hasher.update("\n".join([type(inner).__name__, *parts, *versions]).encode())
+    return PREFIX + hasher.hexdigest()
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} {os.uname().machine} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def _source_checksum() -> str:
+    sources = sorted(Path(__file__).parent.rglob("*.py"))
+    return checksum(b"".join(source.read_bytes() for source in sources))
