@@ -422,6 +422,8 @@ class Health(WireModel):
 
     status: Literal["ok", "unavailable"]
     reason: str | None = None
+    phase: str | None = None
+    detail: str | None = None
 
 
 class FieldError(WireModel):

@@ -16,6 +16,7 @@ from vigor_service.engine.heap import tune_heap
 from vigor_service.logs import configure_logging, join_transformers
 
 if TYPE_CHECKING:
+    from vigor_service.loading_progress import LoadingProgress
     from vigor_service.runtime import LoadedModel
     from vigor_service.settings import Settings
     from vigor_service.tokenization import Tokenizer
@@ -38,9 +39,12 @@ def main() -> None:
     configure_logging(settings.log_level, settings.log_format)
     tune_heap(short_of_memory=settings.activation_mib is not None)
 
+    from vigor_service.loading_progress import LoadingProgress
     from vigor_service.server import serve
 
-    serve(settings, partial(_load_model, settings), tracing=_tracing(settings.otlp_endpoint))
+    progress = LoadingProgress()
+    load_model = partial(_load_model, settings, progress)
+    serve(settings, load_model, tracing=_tracing(settings.otlp_endpoint), progress=progress)
 
 
 def _read_settings() -> Settings:
@@ -76,8 +80,11 @@ def _tracing(url: str | None) -> Tracing | None:
     return Tracing(None if url is None else f"{url.rstrip('/')}/v1/traces", version=version("vigor-rl"))
 
 
-def _load_model(settings: Settings) -> LoadedModel:
+def _load_model(settings: Settings, progress: LoadingProgress) -> LoadedModel:
     """Load what the settings name. Runs on the compute thread."""
+    from vigor_service.loading_progress import LoadingPhase
+
+    progress.begin(LoadingPhase.IMPORTING_LIBRARIES)
     from vigor_service.engine.engine import Engine
     from vigor_service.engine.loading import ModelLoadError, load_policy
     from vigor_service.errors import StartupError
@@ -86,12 +93,14 @@ def _load_model(settings: Settings) -> LoadedModel:
     if settings.log_format == "json":
         join_transformers()
     try:
+        progress.begin(LoadingPhase.READING_MODEL)
         policy = load_policy(
             settings.model,
             dtype=settings.dtype,
             device=settings.device,
             trust_remote_code=settings.trust_remote_code,
         )
+        progress.begin(LoadingPhase.CHECKING_NORMS)
         engine = Engine(
             policy.model,
             name=policy.name,
