@@ -156,7 +156,10 @@ _SCORE_EXAMPLE: JsonDict = {
         {
             "id": "q-17",
             "messages": [{"role": "user", "content": "What is 3 + 4?"}],
-            "completions": [{"text": "3 + 4 = 7", "finish_reason": "stop"}, "The answer is 8."],
+            "completions": [
+                {"text": "3 + 4 = 7.", "finish_reason": "stop"},
+                {"text": "The answer is 8.", "finish_reason": "stop"},
+            ],
         }
     ]
 }
