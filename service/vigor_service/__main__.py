@@ -27,6 +27,7 @@ _REQUIRED = (
     "uvloop", "xxhash",
 )  # fmt: skip
 
+_CHECKOUT = "in a checkout of vigor-rl"
 _COLLECTORS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
@@ -34,7 +35,7 @@ def main() -> None:
     """Run the console script."""
     missing = [name for name in _REQUIRED if find_spec(name) is None]
     if missing:
-        _exit(2, f"{', '.join(missing)} not installed: pip install 'vigor-rl[service]'")
+        _exit(2, f"{', '.join(missing)} not installed: pip install '.[service]' {_CHECKOUT}")
     settings = _read_settings()
     configure_logging(settings.log_level, settings.log_format)
     tune_heap(short_of_memory=settings.activation_mib is not None)
@@ -76,7 +77,7 @@ def _tracing(url: str | None) -> Tracing | None:
         from vigor_service.tracing import Tracing
     except ModuleNotFoundError as error:
         asked = "--otlp-endpoint (VIGOR_OTLP_ENDPOINT)" if url is not None else named[0]
-        _exit(2, f"{asked}: {error.name} not installed: pip install 'vigor-rl[service,otel]'")
+        _exit(2, f"{asked}: {error.name} not installed: pip install '.[service,otel]' {_CHECKOUT}")
     return Tracing(None if url is None else f"{url.rstrip('/')}/v1/traces", version=version("vigor-rl"))
 
 

@@ -23,7 +23,7 @@ def settings_of(arguments: Arguments) -> dict[str, object]:
 
 
 def test_the_recipe_is_the_default() -> None:
-    settings = settings_of(parse_arguments([*NEEDED, "--bf16", "false"], has_gpu=True))
+    settings = settings_of(parse_arguments(NEEDED, has_gpu=True))
     assert {name: settings[name] for name in RECIPE} == RECIPE
     assert settings["use_cpu"] is False
 
@@ -47,7 +47,7 @@ def test_without_a_gpu_flags_and_the_file_still_win(tmp_path: Path) -> None:
 
 
 def test_a_run_on_a_gpu_has_nothing_to_say_of_a_cpu() -> None:
-    assert describe_cpu_settings(parse_arguments([*NEEDED, "--bf16", "false"], has_gpu=True).grpo) is None
+    assert describe_cpu_settings(parse_arguments(NEEDED, has_gpu=True).grpo) is None
 
 
 def test_a_flag_overrides_the_file_and_the_file_the_recipe(tmp_path: Path) -> None:
