@@ -177,6 +177,7 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on with an OUT.jsonl.partial of the same input, weights and options"
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress on a terminal")
+    _add_ready_timeout(parser)
     parser.add_argument(
         "--groups-per-request", type=_number(int, 1, MAX_GROUPS), default=16, metavar="N", help="default: 16"
     )
@@ -196,7 +197,6 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reward", choices=get_args(RewardName), default="vigor", help="what is ranked")
     parser.add_argument("--ties", choices=get_args(TieRule), default="average", help="what equal values get")
     parser.add_argument("--truncated", choices=get_args(TruncatedRule), default="score", help="cut-off completions")
-    _add_ready_timeout(parser)
     _add_connection(parser)
 
 

@@ -83,12 +83,10 @@ def _tracing(url: str | None) -> Tracing | None:
 
 def _load_model(settings: Settings, progress: LoadingProgress) -> LoadedModel:
     """Load what the settings name. Runs on the compute thread."""
-    from vigor_service.loading_progress import LoadingPhase
-
-    progress.begin(LoadingPhase.IMPORTING_LIBRARIES)
     from vigor_service.engine.engine import Engine
     from vigor_service.engine.loading import ModelLoadError, load_policy
     from vigor_service.errors import StartupError
+    from vigor_service.loading_progress import LoadingPhase
     from vigor_service.runtime import LoadedModel
 
     if settings.log_format == "json":

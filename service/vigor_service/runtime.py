@@ -173,6 +173,7 @@ class Runtime:
         if self.settings.state_dir is not None:
             self._state = await asyncio.to_thread(StateDirectory, self.settings.state_dir)
         self._staging = await asyncio.to_thread(StagingArea, self._staging_root())
+        self._progress.begin(LoadingPhase.IMPORTING_LIBRARIES)
         model, replayed = await self._compute.run(_load_and_replay, self._load_model, self._state, self._progress)
         budget = self.settings.max_batch_tokens
         if budget == "auto":
