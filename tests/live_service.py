@@ -18,6 +18,7 @@ from tests.waiting import DEADLINE_SECONDS, wait_until
 from vigor_client.schemas import BEAT_SECONDS
 from vigor_service.app import create_app
 from vigor_service.connections import DEFAULT_LIMITS, bounded_protocol
+from vigor_service.loading_progress import LoadingProgress
 from vigor_service.metrics import Metrics
 from vigor_service.runtime import LoadedModel, Runtime
 from vigor_service.settings import Settings
@@ -51,6 +52,7 @@ def live_service(
     beat_seconds: float = BEAT_SECONDS,
     tracing: Tracing | None = None,
     metrics: Metrics | None = None,
+    progress: LoadingProgress | None = None,
     **settings: Any,  # noqa: ANN401 - fields of Settings
 ) -> Iterator[LiveService]:
     """Run the service with a fake scorer and the tiny tokenizer until the block ends; every score is computed."""
@@ -61,6 +63,7 @@ def live_service(
         beat_seconds=beat_seconds,
         tracing=tracing,
         metrics=metrics,
+        progress=progress,
     )
     with _server(app) as url, httpx.Client(base_url=url, timeout=30) as http:
         if wait_ready:

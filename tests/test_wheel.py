@@ -1,4 +1,4 @@
-"""The built base wheel in a fresh environment: what a user gets from `pip install vigor-rl`."""
+"""The built base wheel in a fresh environment: what a user gets from `pip install .`."""
 
 import json
 import subprocess
@@ -82,19 +82,21 @@ def test_the_base_install_imports_the_client_without_anything_heavy(fresh: Path,
 
 def test_the_command_line_explains_itself(fresh: Path, tmp_path: Path) -> None:
     shown = run_well(fresh / "vigor", "--help", cwd=tmp_path)
-    assert all(command in shown for command in ("score", "status", "push"))
+    assert all(command in shown for command in ("score", "status", "wait", "push"))
 
 
 def test_pushing_without_torch_says_which_extra_to_install(fresh: Path, tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").touch()
     done = run(fresh / "vigor", "push", tmp_path, "--weight-version", "1", cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith("vigor: a checkpoint needs safetensors and torch: pip install 'vigor-rl[trainer]'")
+    assert done.stderr.startswith(
+        "vigor: a checkpoint needs safetensors and torch: pip install '.[trainer]' in a checkout"
+    )
 
 
 @pytest.mark.parametrize(("script", "extra"), [("vigor-service", "service"), ("vigor-trainer", "trainer")])
 def test_the_other_commands_say_which_extra_to_install(script: str, extra: str, fresh: Path, tmp_path: Path) -> None:
     done = run(fresh / script, "--help", cwd=tmp_path)
     assert done.returncode == 2
-    assert f"pip install 'vigor-rl[{extra}]'" in done.stderr
+    assert f"pip install '.[{extra}]' in a checkout of vigor-rl" in done.stderr
     assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""``vigor``: score a JSONL file, show what a service holds, push a checkpoint to it.
+"""``vigor``: score a JSONL file, show what a service holds, wait until it is ready, push a checkpoint to it.
 
 Answers go to stdout, errors as one line to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
 """
@@ -22,6 +22,7 @@ from vigor_client.client import DEFAULT_TIMEOUT_SECONDS, VigorClient
 from vigor_client.errors import InputError, VigorError, WeightDigestMismatchError
 from vigor_client.jsonl import check_lines, score_lines
 from vigor_client.progress_line import ProgressLine
+from vigor_client.readiness import ReadinessWait
 from vigor_client.results_file import Finished, open_results, partial_of, resume
 from vigor_client.retry import DEFAULT_MAX_RETRIES
 from vigor_client.schemas import (
@@ -38,6 +39,7 @@ from vigor_client.schemas import (
 T = TypeVar("T", int, float)
 
 DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_READY_TIMEOUT_SECONDS = 600.0
 QUEUE_SERIES = {"vigor_queued_requests": "requests", "vigor_queued_tokens": "tokens"}
 INTERRUPTED = 130
 _OUTPUT_CLOSED = 141  # what a shell reports for a process that SIGPIPE ended
@@ -81,6 +83,7 @@ def score(arguments: argparse.Namespace) -> int:
 def _score_groups(
     client: VigorClient, arguments: argparse.Namespace, finished: Finished, progress: ProgressLine, groups: list[Group]
 ) -> ScoreResponse:
+    _readiness(client, arguments).while_loading(arguments.ready_timeout_seconds)
     try:
         return client.score(
             groups,
@@ -103,6 +106,9 @@ def status(arguments: argparse.Namespace) -> int:
     """``vigor status``: exit code 0 if the service is ready."""
     with _client(arguments, max_retries=0) as client:
         ready = client.ready()
+        if ready.reason == "loading":
+            print(f"service   {arguments.url}\nstate     not ready: {ready.detail or ready.reason}")
+            return 1
         model, weights, metrics = client.model(), client.weights(), client.metrics()
     queued = [f"{metrics[series]:.0f} {unit}" for series, unit in QUEUE_SERIES.items() if series in metrics]
     rows = {
@@ -119,13 +125,21 @@ def status(arguments: argparse.Namespace) -> int:
     return 0 if ready.status == "ok" else 1
 
 
+def wait(arguments: argparse.Namespace) -> int:
+    """``vigor wait``."""
+    with _client(arguments) as client:
+        seconds = _readiness(client, arguments).until_ready(arguments.ready_timeout_seconds)
+    print(f"ready     {arguments.url}, after {seconds:.0f} s")
+    return 0
+
+
 def push(arguments: argparse.Namespace) -> int:
     """``vigor push``."""
-    started_seconds = monotonic()
     with _client(arguments) as client:
-        published = client.publish_weights(
-            checkpoint_tensors(arguments.directory), weight_version=arguments.weight_version
-        )
+        tensors = checkpoint_tensors(arguments.directory)
+        _readiness(client, arguments).while_loading(arguments.ready_timeout_seconds)
+        started_seconds = monotonic()
+        published = client.publish_weights(tensors, weight_version=arguments.weight_version)
     weights = f"version {published.weight_version}, {published.weight_digest}"
     if not published.sent_bytes:
         print(f"nothing sent: the service has these weights already ({weights})")
@@ -148,6 +162,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_score(commands.add_parser("score", help="score a JSONL file, one group per line", allow_abbrev=False))
     _add_status(commands.add_parser("status", help="show model, weights and queue of a service", allow_abbrev=False))
+    _add_wait(commands.add_parser("wait", help="wait until a service is ready", allow_abbrev=False))
     _add_push(commands.add_parser("push", help="publish the weights of a checkpoint directory", allow_abbrev=False))
     return parser
 
@@ -162,6 +177,7 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
         "--resume", action="store_true", help="go on with an OUT.jsonl.partial of the same input, weights and options"
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress on a terminal")
+    _add_ready_timeout(parser)
     parser.add_argument(
         "--groups-per-request", type=_number(int, 1, MAX_GROUPS), default=16, metavar="N", help="default: 16"
     )
@@ -189,6 +205,12 @@ def _add_status(parser: argparse.ArgumentParser) -> None:
     _add_connection(parser)
 
 
+def _add_wait(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(run=wait)
+    _add_ready_timeout(parser)
+    _add_connection(parser)
+
+
 def _add_push(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=push)
     parser.add_argument("directory", type=Path, metavar="DIR", help="a saved model: safetensors, whole or sharded")
@@ -199,7 +221,18 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="the weights' new version",
     )
+    _add_ready_timeout(parser)
     _add_connection(parser)
+
+
+def _add_ready_timeout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ready-timeout-seconds",
+        type=_number(float, 0, inf),
+        default=DEFAULT_READY_TIMEOUT_SECONDS,
+        metavar="S",
+        help=f"seconds to wait for a service that is loading (default: {DEFAULT_READY_TIMEOUT_SECONDS:g})",
+    )
 
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:
@@ -220,6 +253,10 @@ def _client(arguments: argparse.Namespace, *, max_retries: int = DEFAULT_MAX_RET
         )
     except ValueError as error:
         raise VigorError(str(error)) from error
+
+
+def _readiness(client: VigorClient, arguments: argparse.Namespace) -> ReadinessWait:
+    return ReadinessWait(client.ready, lambda line: print("vigor:", line, file=sys.stderr), url=arguments.url)
 
 
 def _terminal(arguments: argparse.Namespace) -> TextIO | None:

@@ -115,7 +115,7 @@ class Endpoints:
             if failure_of(error) is None:
                 raise
             return str(error)
-        return None if answer.status == "ok" else answer.reason or answer.status
+        return None if answer.status == "ok" else answer.detail or answer.reason or answer.status
 
     async def metrics(self) -> dict[str, float]:
         response = await self._exchange.send(self._get("/metrics"))

@@ -65,7 +65,7 @@ class MissingDependencyError(VigorError, ImportError):
     """A package is needed that an extra brings; says which."""
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
-        super().__init__(f"{purpose} needs {package}: pip install 'vigor-rl[{extra}]'", name=package)
+        super().__init__(f"{purpose} needs {package}: pip install '.[{extra}]' in a checkout of vigor-rl", name=package)
 
 
 # ------------------------------------------------------------------------------------------- no answer

@@ -156,7 +156,10 @@ _SCORE_EXAMPLE: JsonDict = {
         {
             "id": "q-17",
             "messages": [{"role": "user", "content": "What is 3 + 4?"}],
-            "completions": [{"text": "3 + 4 = 7", "finish_reason": "stop"}, "The answer is 8."],
+            "completions": [
+                {"text": "3 + 4 = 7.", "finish_reason": "stop"},
+                {"text": "The answer is 8.", "finish_reason": "stop"},
+            ],
         }
     ]
 }
@@ -422,6 +425,8 @@ class Health(WireModel):
 
     status: Literal["ok", "unavailable"]
     reason: str | None = None
+    phase: str | None = None
+    detail: str | None = None
 
 
 class FieldError(WireModel):

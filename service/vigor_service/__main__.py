@@ -16,6 +16,7 @@ from vigor_service.engine.heap import tune_heap
 from vigor_service.logs import configure_logging, join_transformers
 
 if TYPE_CHECKING:
+    from vigor_service.loading_progress import LoadingProgress
     from vigor_service.runtime import LoadedModel
     from vigor_service.settings import Settings
     from vigor_service.tokenization import Tokenizer
@@ -26,6 +27,7 @@ _REQUIRED = (
     "uvloop", "xxhash",
 )  # fmt: skip
 
+_CHECKOUT = "in a checkout of vigor-rl"
 _COLLECTORS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
 
@@ -33,14 +35,17 @@ def main() -> None:
     """Run the console script."""
     missing = [name for name in _REQUIRED if find_spec(name) is None]
     if missing:
-        _exit(2, f"{', '.join(missing)} not installed: pip install 'vigor-rl[service]'")
+        _exit(2, f"{', '.join(missing)} not installed: pip install '.[service]' {_CHECKOUT}")
     settings = _read_settings()
     configure_logging(settings.log_level, settings.log_format)
     tune_heap(short_of_memory=settings.activation_mib is not None)
 
+    from vigor_service.loading_progress import LoadingProgress
     from vigor_service.server import serve
 
-    serve(settings, partial(_load_model, settings), tracing=_tracing(settings.otlp_endpoint))
+    progress = LoadingProgress()
+    load_model = partial(_load_model, settings, progress)
+    serve(settings, load_model, tracing=_tracing(settings.otlp_endpoint), progress=progress)
 
 
 def _read_settings() -> Settings:
@@ -72,28 +77,31 @@ def _tracing(url: str | None) -> Tracing | None:
         from vigor_service.tracing import Tracing
     except ModuleNotFoundError as error:
         asked = "--otlp-endpoint (VIGOR_OTLP_ENDPOINT)" if url is not None else named[0]
-        _exit(2, f"{asked}: {error.name} not installed: pip install 'vigor-rl[service,otel]'")
+        _exit(2, f"{asked}: {error.name} not installed: pip install '.[service,otel]' {_CHECKOUT}")
     return Tracing(None if url is None else f"{url.rstrip('/')}/v1/traces", version=version("vigor-rl"))
 
 
-def _load_model(settings: Settings) -> LoadedModel:
+def _load_model(settings: Settings, progress: LoadingProgress) -> LoadedModel:
     """Load what the settings name. Runs on the compute thread."""
     from vigor_client.embedded import default_cache_dir
     from vigor_service.engine.check_cache import CheckCache
     from vigor_service.engine.engine import Engine
     from vigor_service.engine.loading import ModelLoadError, load_policy
     from vigor_service.errors import StartupError
+    from vigor_service.loading_progress import LoadingPhase
     from vigor_service.runtime import LoadedModel
 
     if settings.log_format == "json":
         join_transformers()
     try:
+        progress.begin(LoadingPhase.READING_MODEL)
         policy = load_policy(
             settings.model,
             dtype=settings.dtype,
             device=settings.device,
             trust_remote_code=settings.trust_remote_code,
         )
+        progress.begin(LoadingPhase.CHECKING_NORMS)
         engine = Engine(
             policy.model,
             name=policy.name,

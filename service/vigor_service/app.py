@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from vigor_client.schemas import BEAT_SECONDS
 from vigor_service.authentication import Keys
 from vigor_service.body import BodyReader
+from vigor_service.loading_progress import LoadingProgress
 from vigor_service.metrics import Metrics
 from vigor_service.middleware import RequestEnvelope
 from vigor_service.openapi import describe
@@ -37,14 +38,21 @@ def create_app(
     beat_seconds: float = BEAT_SECONDS,
     tracing: Tracing | None = None,
     metrics: Metrics | None = None,
+    progress: LoadingProgress | None = None,
 ) -> FastAPI:
     """Return the application; its runtime is ``app.state.runtime``. The model loads when the application starts.
 
     ``load_model`` runs on the compute thread. ``on_load_failure`` is called when it raised; the error is
     ``runtime.load_error``. A streamed answer has an empty line whenever none was ready for ``beat_seconds``.
-    ``tracing`` is closed when the application ends.
+    ``tracing`` is closed when the application ends. ``progress`` is where ``load_model`` reports its phases.
     """
-    runtime = Runtime(settings, load_model, on_load_failure=on_load_failure, metrics=metrics or Metrics())
+    runtime = Runtime(
+        settings,
+        load_model,
+        on_load_failure=on_load_failure,
+        metrics=metrics or Metrics(),
+        progress=progress or LoadingProgress(),
+    )
     app = FastAPI(
         title="VIGOR scoring service",
         version=version("vigor-rl"),

@@ -15,6 +15,7 @@ from vigor_service.admission import Admission
 from vigor_service.attribution import Attributions
 from vigor_service.errors import DrainingError, LoadingError, UnhealthyError
 from vigor_service.idempotency import Answers
+from vigor_service.loading_progress import LoadingPhase, LoadingProgress
 from vigor_service.metrics import Metrics
 from vigor_service.rendezvous import Rendezvous
 from vigor_service.scheduler import Scheduler
@@ -72,6 +73,7 @@ class Runtime:
     """Everything of one service.
 
     ``load_model`` runs on the compute thread. If it raises, ``load_error`` is set and ``on_load_failure`` is called.
+    ``progress`` says which phase of loading the service is in; ``load_model`` may begin phases of its own.
     """
 
     def __init__(
@@ -81,9 +83,11 @@ class Runtime:
         *,
         on_load_failure: Callable[[], None],
         metrics: Metrics,
+        progress: LoadingProgress,
     ) -> None:
         self.settings = settings
         self.metrics = metrics
+        self._progress = progress
         self.preparation = WorkerThread("prepare")
         self.load_error: BaseException | None = None
         self._compute = WorkerThread("compute")
@@ -108,7 +112,11 @@ class Runtime:
         if self._is_draining:
             raise DrainingError("the service is shutting down", retry_after_seconds=DRAINING_RETRY_SECONDS)
         if self._serving is None:
-            raise LoadingError("the model is being loaded", retry_after_seconds=LOADING_RETRY_SECONDS)
+            raise LoadingError(
+                self._progress.describe(),
+                retry_after_seconds=LOADING_RETRY_SECONDS,
+                phase=self._progress.phase.value,
+            )
         return self._serving
 
     @property
@@ -165,9 +173,11 @@ class Runtime:
         if self.settings.state_dir is not None:
             self._state = await asyncio.to_thread(StateDirectory, self.settings.state_dir)
         self._staging = await asyncio.to_thread(StagingArea, self._staging_root())
-        model, replayed = await self._compute.run(_load_and_replay, self._load_model, self._state)
+        self._progress.begin(LoadingPhase.IMPORTING_LIBRARIES)
+        model, replayed = await self._compute.run(_load_and_replay, self._load_model, self._state, self._progress)
         budget = self.settings.max_batch_tokens
         if budget == "auto":
+            self._progress.begin(LoadingPhase.MEASURING_BATCH_SIZE)
             budget = await self._compute.run(model.scorer.measure_batch_tokens)
         return self._assemble(model, replayed, self._staging, max_batch_tokens=budget)
 
@@ -188,7 +198,14 @@ class Runtime:
         info, weights = self._serving.info, self._serving.publication.weights
         self.metrics.describe_build(model=info.model, dtype=info.dtype, device=info.device)
         self.metrics.watch_memory(_memory_reader(info.device))
-        _logger.info("ready model=%s device=%s dtype=%s digest=%s", info.model, info.device, info.dtype, weights.digest)
+        _logger.info(
+            "ready model=%s device=%s dtype=%s digest=%s loading_seconds=%.1f",
+            info.model,
+            info.device,
+            info.dtype,
+            weights.digest,
+            self._progress.total_seconds,
+        )
 
     def _assemble(
         self, model: LoadedModel, replayed: Replayed, staging: StagingArea, *, max_batch_tokens: int
@@ -272,12 +289,16 @@ def _memory_reader(device: str) -> Callable[[], Mapping[str, int]]:
 
 
 def _load_and_replay(
-    load_model: Callable[[], LoadedModel], state: StateDirectory | None
+    load_model: Callable[[], LoadedModel], state: StateDirectory | None, progress: LoadingProgress
 ) -> tuple[LoadedModel, Replayed]:
     model = load_model()
     # They bring torch along: imported here, so that the socket opens before torch is loaded.
     from vigor_service.weights.fingerprint import initial_weights
     from vigor_service.weights.replay import Replayed, replay
 
+    progress.begin(LoadingPhase.HASHING_WEIGHTS)
     weights = initial_weights(model.scorer)
-    return model, Replayed(weights) if state is None else replay(state, model.scorer, weights)
+    if state is None:
+        return model, Replayed(weights)
+    progress.begin(LoadingPhase.RESTORING_WEIGHTS)
+    return model, replay(state, model.scorer, weights)

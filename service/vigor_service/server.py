@@ -17,6 +17,7 @@ import uvicorn
 from vigor_service.app import create_app
 from vigor_service.connections import DEFAULT_LIMITS, ConnectionLimits, bounded_protocol
 from vigor_service.errors import StartupError
+from vigor_service.loading_progress import LoadingProgress
 from vigor_service.runtime import LoadedModel, Runtime
 from vigor_service.settings import Settings
 
@@ -34,13 +35,15 @@ def serve(
     *,
     limits: ConnectionLimits = DEFAULT_LIMITS,
     tracing: Tracing | None = None,
+    progress: LoadingProgress | None = None,
 ) -> NoReturn:
     """Serve until SIGTERM or SIGINT, drain, and end the process.
 
+    ``progress`` is where ``load_model`` reports its phases.
     It ends with 0 after a signal, and with 1 and one line on standard error if the model cannot be loaded.
     """
     listener = _listen(settings.host, settings.port)
-    app = create_app(settings, load_model, on_load_failure=lambda: server.stop(), tracing=tracing)
+    app = create_app(settings, load_model, on_load_failure=lambda: server.stop(), tracing=tracing, progress=progress)
     runtime: Runtime = app.state.runtime
     _logger.info("who_may %s", app.state.keys.describe())
     config = uvicorn.Config(

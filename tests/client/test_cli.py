@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,9 @@ from vigor_client.schemas import GroupScore, Health, ScoreRequest
 
 DEADLINE_SECONDS = 30.0
 WEIGHTS = {"a": torch.ones(2)}
+LOADING = Health(
+    status="unavailable", reason="loading", phase="reading_model", detail="it is being loaded (3 s so far)"
+)
 
 
 class CommandLineFake(FakeService):
@@ -33,6 +37,7 @@ class CommandLineFake(FakeService):
         self.group_counts: list[int] = []
         self.keys: set[str | None] = set()
         self.ready = True
+        self.loading_answers = 0  # how many of the next probes say that the model is being loaded
         self.weight_digest = DIGEST
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -44,6 +49,9 @@ class CommandLineFake(FakeService):
                 return answer(MODEL)
             case "GET", "/metrics":
                 return httpx.Response(200, text="# TYPE\nvigor_queued_requests 2.0\nvigor_queued_tokens 34.0\n")
+            case "GET", "/readyz" if self.loading_answers:
+                self.loading_answers -= 1
+                return answer(LOADING, status=503)
             case "GET", "/readyz" if not self.ready:
                 return answer(Health(status="unavailable", reason="draining"), status=503)
             case _:
@@ -201,6 +209,45 @@ def test_status_of_a_service_that_is_not_ready_is_a_failure(
     fake.ready = False
     assert main(["status", "--url", url]) == 1
     assert "state     not ready: draining" in capsys.readouterr().out
+
+
+def test_status_of_a_service_that_loads_says_how_far_it_is(
+    fake: CommandLineFake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.loading_answers = 1
+    assert main(["status", "--url", url]) == 1
+    assert capsys.readouterr().out == f"service   {url}\nstate     not ready: it is being loaded (3 s so far)\n"
+
+
+def test_wait_ends_when_the_service_is_ready(
+    fake: CommandLineFake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.loading_answers = 1
+    assert main(["wait", "--url", url]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == f"vigor: waiting for {url}: it is being loaded (3 s so far)\n"
+    assert re.fullmatch(rf"ready     {url}, after \d s\n", captured.out)
+
+
+def test_wait_for_nothing_fails_in_time_with_what_it_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["wait", "--url", "http://127.0.0.1:9", "--ready-timeout-seconds", "0.6"]) == 1
+    waiting, failed = capsys.readouterr().err.splitlines()
+    assert waiting.startswith("vigor: waiting for http://127.0.0.1:9: cannot reach the service: GET http")
+    assert failed.startswith("vigor: http://127.0.0.1:9 is not ready after 0.6 s: cannot reach the service: GET http")
+
+
+def test_calls_wait_for_a_service_that_loads_and_say_so(
+    fake: CommandLineFake, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_groups(tmp_path / "in.jsonl", "q1")
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    for command in (["score", str(source)], ["push", str(tmp_path), "--weight-version", "5"]):
+        fake.loading_answers = 1
+        assert main([*command, "--url", url]) == 0
+        assert capsys.readouterr().err == f"vigor: waiting for {url}: it is being loaded (3 s so far)\n"
+        fake.loading_answers = 1
+        assert main([*command, "--url", url, "--ready-timeout-seconds", "0"]) == 1
+        assert capsys.readouterr().err == f"vigor: {url} is not ready after 0 s: it is being loaded (3 s so far)\n"
 
 
 def test_status_of_nothing_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:

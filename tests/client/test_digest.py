@@ -33,5 +33,5 @@ def test_everything_but_aliases_changes_the_digest(change: dict[str, object]) ->
 
 def test_without_xxhash_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "xxhash", None)  # what an import of an absent package does
-    with pytest.raises(MissingDependencyError, match=r"pip install 'vigor-rl\[trainer\]'"):
+    with pytest.raises(MissingDependencyError, match=r"pip install '\.\[trainer\]' in a checkout of vigor-rl"):
         checksum(b"")

@@ -36,7 +36,7 @@ def take(directory: Path) -> None:
 
 def _taken(browser: Browser, url: str, options: dict[str, Any]) -> Image.Image:
     with inspector_page(browser, url, reduced_motion="reduce", **options) as watched:
-        score_and_explain(watched.page, 2)
+        score_and_explain(watched.page, 3)
         watched.page.get_by_role("button", name="“8”, token").hover()
         expect(watched.page.locator("#queue")).to_have_text("0 requests")
         return Image.open(io.BytesIO(watched.page.screenshot(full_page=True)))

@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium: `make tools` installs it"),
 ]
 QUESTION = [{"role": "user", "content": "What is 3 + 4?"}]
-ANSWERS = ["3 + 4 = 7.", "The answer is 8, I think.", "Bananas are yellow."]
+ANSWERS = ["3 + 4 = 7.", "The answer is 7.", "The answer is 8."]
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 """The real service on a tiny checkpoint: bad requests, weight updates, and how it ends."""
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from tests.tiny_models import save_tiny_checkpoint, tiny_tokenizer
 from tests.waiting import wait_until
 from vigor_client.digest import model_digest
 from vigor_client.schemas import Problem, ScoreResponse
+from vigor_service.loading_progress import LoadingPhase
 from vigor_service.weights.fingerprint import describe
 
 JSON = {"Content-Type": "application/json"}
@@ -279,7 +281,12 @@ def test_killing_a_pusher_in_the_middle_leaves_the_old_weights_scoring(
     assert push(service.http, _tensors(checkpoint), version=3).status_code == 200
 
 
-# ------------------------------------------------------------------------------------ how it ends
+# ------------------------------------------------------------------------------ how it starts and ends
+
+
+def test_the_log_names_every_phase_of_loading(service: ServiceProcess) -> None:
+    phases = re.findall(r"loading phase=(\w+) after_seconds=", service.log.read_text())
+    assert phases == [phase for phase in LoadingPhase if phase != LoadingPhase.RESTORING_WEIGHTS]  # no --state-dir
 
 
 def test_sigterm_lets_admitted_requests_finish_and_ends_with_zero(checkpoint: Path, tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ def test_until_the_model_is_loaded_probes_and_scoring_say_so(tmp_path: Path) -> 
         ready, scored = service.http.get("/readyz"), service.score(groups=[GROUP])
         assert (ready.status_code, ready.json()["reason"]) == (503, "loading")
         assert (scored.status_code, scored.json()["code"]) == (503, "loading")
+        assert ready.json()["phase"] == scored.json()["phase"] == "importing_libraries"
+        assert ready.json()["detail"].startswith("the model is being loaded: importing torch and transformers (")
         assert int(ready.headers["Retry-After"]) == int(scored.headers["Retry-After"]) > 0
         assert service.http.get("/healthz").status_code == 200
         assert service.http.get("/v1/model").json()["code"] == "loading"

@@ -63,7 +63,7 @@ def test_a_wrong_environment_variable_is_refused_by_name() -> None:
 def test_a_missing_extra_is_named_with_its_cure() -> None:
     answer = _run("--help", setup="sys.modules['torch'] = None")
     assert answer.returncode == 2
-    assert answer.stderr == "vigor-service: torch not installed: pip install 'vigor-rl[service]'\n"
+    assert answer.stderr == "vigor-service: torch not installed: pip install '.[service]' in a checkout of vigor-rl\n"
 
 
 @pytest.mark.parametrize(
@@ -78,9 +78,9 @@ def test_a_collector_without_the_extra_is_refused_with_its_cure(
 ) -> None:
     answer = _run("--port", "0", *arguments, setup="sys.modules['opentelemetry.sdk.trace'] = None", **environment)
     assert answer.returncode == 2
-    assert (
-        answer.stderr
-        == f"vigor-service: {asked}: opentelemetry.sdk.trace not installed: pip install 'vigor-rl[service,otel]'\n"
+    assert answer.stderr == (
+        f"vigor-service: {asked}: opentelemetry.sdk.trace not installed: "
+        "pip install '.[service,otel]' in a checkout of vigor-rl\n"
     )
 
 

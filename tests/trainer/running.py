@@ -28,11 +28,16 @@ class RunningService:
     client: VigorClient
 
 
-@contextmanager
-def running_service(model: Path, log: Path) -> Iterator[RunningService]:
+def free_port() -> int:
+    """A port that nothing listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def running_service(model: Path, log: Path) -> Iterator[RunningService]:
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     flags = ["--model", str(model), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     with started("vigor_service", *flags, log=log) as process, VigorClient(url) as client:

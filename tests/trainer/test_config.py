@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vigor_trainer.config import RECIPE, Arguments, parse_arguments
+from vigor_trainer.config import CPU_SETTINGS, RECIPE, Arguments, describe_cpu_settings, parse_arguments
 
 # TRL 1.16 still uses the names that transformers 5.23 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
@@ -18,10 +18,36 @@ def parse(*argv: str) -> Arguments:
     return parse_arguments([*NEEDED, "--use_cpu", *argv])
 
 
+def settings_of(arguments: Arguments) -> dict[str, object]:
+    return vars(arguments.grpo) | vars(arguments.model)
+
+
 def test_the_recipe_is_the_default() -> None:
-    _, grpo, model = parse()
-    settings = vars(grpo) | vars(model)
+    settings = settings_of(parse_arguments(NEEDED, has_gpu=True))
     assert {name: settings[name] for name in RECIPE} == RECIPE
+    assert settings["use_cpu"] is False
+
+
+def test_without_a_gpu_what_a_cpu_needs_is_the_default() -> None:
+    for arguments in (parse_arguments(NEEDED, has_gpu=False), parse_arguments([*NEEDED, "--use_cpu"], has_gpu=True)):
+        settings = settings_of(arguments)
+        assert {name: settings[name] for name in RECIPE | CPU_SETTINGS} == RECIPE | CPU_SETTINGS
+        assert describe_cpu_settings(arguments.grpo) == (
+            "training on the CPU with --bf16 false --beta 0 --max_completion_length 48 "
+            "(a flag or the --config file overrides each)"
+        )
+
+
+def test_without_a_gpu_flags_and_the_file_still_win(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("beta: 0.5\nmax_completion_length: 16\n")
+    grpo = parse_arguments([*NEEDED, "--config", str(path), "--bf16", "true", "--beta", "0.25"], has_gpu=False).grpo
+    assert (grpo.bf16, grpo.beta, grpo.max_completion_length, grpo.use_cpu) == (True, 0.25, 16, True)
+    assert describe_cpu_settings(grpo) == "training on the CPU"
+
+
+def test_a_run_on_a_gpu_has_nothing_to_say_of_a_cpu() -> None:
+    assert describe_cpu_settings(parse_arguments(NEEDED, has_gpu=True).grpo) is None
 
 
 def test_a_flag_overrides_the_file_and_the_file_the_recipe(tmp_path: Path) -> None:
@@ -59,7 +85,8 @@ def test_any_flag_of_trl_works() -> None:
         (["--reward", "length"], "argument --reward: invalid choice"),
         (["--model", "a", "--model_name_or_path", "b"], "--model and --model_name_or_path are the same setting"),
         (["--load_in_4bit"], "quantized weights cannot be published"),
-        (["--use_transformers_continuous_batching"], "give --bf16 false"),
+        (["--use_transformers_continuous_batching", "--bf16", "true"], "give --bf16 false"),
+        (["--fp16", "true"], "--fp16 needs a GPU: leave it out"),
         (["--eval_strategy", "epoch"], "--eval_strategy needs --eval_dataset"),
         (["--num_generations", "1"], "at least 2 generations"),
         (["--broadcast", "mpi"], "argument --broadcast: invalid choice"),

@@ -27,7 +27,7 @@ def test_a_missing_extra_is_named_without_a_stack_trace() -> None:
         [sys.executable, "-c", WITHOUT_TRL], capture_output=True, text=True, timeout=60, check=False
     )
     assert finished.returncode == 2
-    assert finished.stderr == "vigor-trainer needs trl: pip install 'vigor-rl[trainer]'\n"
+    assert finished.stderr == "vigor-trainer needs trl: pip install '.[trainer]' in a checkout of vigor-rl\n"
 
 
 def run(*argv: str) -> int:

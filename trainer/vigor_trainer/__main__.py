@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         from vigor_trainer.config import parse_arguments
     except ModuleNotFoundError as error:
-        print(f"vigor-trainer needs {error.name}: pip install 'vigor-rl[trainer]'", file=sys.stderr)
+        hint = "pip install '.[trainer]' in a checkout of vigor-rl"
+        print(f"vigor-trainer needs {error.name}: {hint}", file=sys.stderr)
         return EXIT_USAGE
     return _run(parse_arguments(sys.argv[1:] if argv is None else argv))
 

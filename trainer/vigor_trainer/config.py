@@ -1,6 +1,7 @@
 """The command line: TRL's own flags and YAML file, and the few knobs that TRL lacks.
 
-Order of precedence: flag, then `--config` file, then the paper's recipe, then TRL's default.
+Order of precedence: flag, then `--config` file, then what a machine without a GPU needs, then the paper's recipe, then
+TRL's default.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, NoReturn
 
+import torch
 import yaml
-from transformers.utils.import_utils import is_peft_available
+from transformers.utils.import_utils import is_peft_available, is_torch_bf16_gpu_available
 from trl import GRPOConfig, ModelConfig, TrlParser  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
 from vigor_client.schemas import MAX_WAIT_SECONDS
@@ -31,6 +33,10 @@ RECIPE: dict[str, Any] = {
     "output_dir": "runs/vigor",
     "lora_dropout": 0.0,  # TRL generates with dropout switched on, from other weights than those that are published
 }
+
+# In place of the recipe's values where a CPU trains: transformers refuses TRL's default of bfloat16 there, a reference
+# model costs another forward pass, and 1024 tokens for each of 8 completions cost minutes.
+CPU_SETTINGS: dict[str, Any] = {"use_cpu": True, "bf16": False, "beta": 0.0, "max_completion_length": 48}
 
 USAGE = "vigor-trainer --reward-url URL --dataset DATASET [--model MODEL] [--config FILE.yaml] [any flag of TRL]"
 DESCRIPTION = """Train a language model by its own gradient norms: TRL's GRPO, rewarded by a running vigor-service.
@@ -120,11 +126,40 @@ class _Parser(TrlParser):
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def parse_arguments(argv: Sequence[str]) -> Arguments:
-    """Parse flags and the YAML file; a fault prints one line and exits with code 2."""
+def parse_arguments(argv: Sequence[str], *, has_gpu: bool | None = None) -> Arguments:
+    """Parse flags and the YAML file; a fault prints one line and exits with code 2.
+
+    ``has_gpu`` is whether torch finds an accelerator on this machine (None: ask it). Without one, or with
+    ``--use_cpu``, ``CPU_SETTINGS`` are the defaults.
+    """
+    if has_gpu is None:
+        has_gpu = torch.accelerator.is_available()
+    arguments = _parse(argv, RECIPE | (_gpu_settings() if has_gpu else CPU_SETTINGS))
+    return _parse(argv, RECIPE | CPU_SETTINGS) if has_gpu and arguments.grpo.use_cpu else arguments
+
+
+def describe_cpu_settings(grpo: GRPOConfig) -> str | None:
+    """One line that names the settings that were chosen because a CPU trains, or None where a GPU does."""
+    if not grpo.use_cpu:
+        return None
+    chosen = [
+        f"--{name} {str(value).lower() if isinstance(value, bool) else f'{value:g}'}"
+        for name, value in CPU_SETTINGS.items()
+        if name != "use_cpu" and getattr(grpo, name) == value
+    ]
+    settings = f" with {' '.join(chosen)} (a flag or the --config file overrides each)" if chosen else ""
+    return f"training on the CPU{settings}"
+
+
+def _gpu_settings() -> dict[str, Any]:
+    """TRL's default is bfloat16 on every GPU; transformers refuses it on those that lack it."""
+    return {} if is_torch_bf16_gpu_available() else {"bf16": False}
+
+
+def _parse(argv: Sequence[str], defaults: dict[str, Any]) -> Arguments:
     kinds: Any = (VigorArguments, GRPOConfig, ModelConfig)
     parser = _Parser(kinds, prog="vigor-trainer", usage=USAGE, description=DESCRIPTION, allow_abbrev=False)
-    parser.set_defaults(**RECIPE)
+    parser.set_defaults(**defaults)
     try:
         *parsed, unknown = parser.parse_args_and_config(_separate_config(argv), return_remaining_strings=True)
         arguments = Arguments(*parsed)
@@ -155,6 +190,8 @@ def _refuse_unsupported(arguments: Arguments) -> None:
         raise UnsupportedSettingError("--use_peft needs peft: pip install peft")
     if model.load_in_8bit or model.load_in_4bit:
         raise UnsupportedSettingError("--load_in_8bit, --load_in_4bit: quantized weights cannot be published")
+    if grpo.fp16 and grpo.use_cpu:
+        raise UnsupportedSettingError("--fp16 needs a GPU: leave it out, which trains in float32 on a CPU")
     if grpo.use_transformers_continuous_batching and (grpo.bf16 or grpo.fp16):
         raise UnsupportedSettingError(
             "--use_transformers_continuous_batching casts the model while it generates: give --bf16 false"

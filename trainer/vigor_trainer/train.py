@@ -14,7 +14,7 @@ from trl import GRPOConfig, ModelConfig, get_peft_config  # pyright: ignore[repo
 
 from vigor_client import Broadcast, SharedDirectory, Through, VigorClient, WeightSnapshot
 from vigor_client.embedded import embedded_model_dir
-from vigor_trainer.config import Arguments, VigorArguments
+from vigor_trainer.config import Arguments, VigorArguments, describe_cpu_settings
 from vigor_trainer.errors import InvalidModelError, UnsupportedSettingError
 from vigor_trainer.publish import Publisher
 from vigor_trainer.records import RecordFile
@@ -34,6 +34,8 @@ def run(arguments: Arguments) -> None:
         VigorError: the service cannot be reached, or refuses.
     """
     vigor, grpo, model = arguments
+    if (line := describe_cpu_settings(grpo)) is not None:
+        print(line, flush=True)
     model_name = vigor.model or model.model_name_or_path or str(embedded_model_dir())
     tokenizer = _load_tokenizer(model_name, grpo, model)
     tasks = _load_tasks(vigor, grpo, tokenizer)

@@ -18,7 +18,10 @@ from vigor_service.routes.dependencies import RuntimeDependency, ServingDependen
 
 router = APIRouter(tags=["operations"])
 _UNAVAILABLE: dict[int | str, dict[str, Any]] = {
-    503: {"model": Health, "description": "No; `reason` is the code that a score request would get."}
+    503: {
+        "model": Health,
+        "description": "No; `reason` is the code that a score request would get, `phase` where loading has got to.",
+    }
 }
 
 
@@ -71,7 +74,15 @@ def _probe(require: Callable[[], None]) -> Response:
     try:
         require()
     except ServiceError as error:
-        health = Health(status="unavailable", reason=problem_of(error).code)
+        health = _unavailable(error)
         headers = {"Retry-After": str(ceil(error.retry_after_seconds or 1))}
         return Response(health.model_dump_json(), 503, headers, "application/json")
     return Response(Health(status="ok").model_dump_json(), media_type="application/json")
+
+
+def _unavailable(error: ServiceError) -> Health:
+    """The reason; details only while the service loads, since a probe needs no key."""
+    reason = problem_of(error).code
+    if not isinstance(error, errors.LoadingError):
+        return Health(status="unavailable", reason=reason)
+    return Health(status="unavailable", reason=reason, phase=str(error.data["phase"]), detail=error.detail)
