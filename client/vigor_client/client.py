@@ -14,6 +14,7 @@ import httpx
 
 from vigor_client import __version__
 from vigor_client.attribution_schemas import AttributionRequest, AttributionResponse
+from vigor_client.connections import AsyncConnections, Connections
 from vigor_client.endpoints import Endpoints
 from vigor_client.exchange import Exchange
 from vigor_client.retry import DEFAULT_MAX_RETRIES, RetryPolicy
@@ -51,7 +52,8 @@ class VigorClient:
     """Calls a scoring service and waits for the answers.
 
     Every method raises a ``VigorError`` when it fails (the tree is in ``vigor_client.errors``), after the retries that
-    are safe: a connection that failed, 429 and 503, with ``Retry-After`` obeyed. May be shared between threads.
+    are safe: a connection that failed, 429 and 503, with ``Retry-After`` obeyed. May be shared between threads, and
+    used on after a fork: each process has connections of its own.
 
     Args:
         base_url: where the service listens, e.g. ``http://127.0.0.1:8000``.
@@ -73,8 +75,10 @@ class VigorClient:
         max_retries: int = DEFAULT_MAX_RETRIES,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._http = httpx.Client(base_url=_checked_url(base_url), headers=_headers(api_key), transport=transport)
-        self._endpoints = _endpoints(BlockingWire(self._http), timeout_seconds, max_retries)
+        url, headers = _checked_url(base_url), _headers(api_key)
+        self._connections = Connections(lambda: httpx.Client(base_url=url, headers=headers, transport=transport))
+        self._endpoints = _endpoints(BlockingWire(self._connections), timeout_seconds, max_retries)
+        self._description = _describe(self, url, api_key)
 
     def score(
         self,
@@ -206,7 +210,7 @@ class VigorClient:
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._connections.close()
 
     def __enter__(self) -> Self:
         return self
@@ -217,11 +221,14 @@ class VigorClient:
         self.close()
 
     def __repr__(self) -> str:
-        return _describe(self, self._http)
+        return self._description
 
 
 class AsyncVigorClient:
-    """``VigorClient`` for asyncio: the same arguments, the same methods, awaited."""
+    """``VigorClient`` for asyncio: the same arguments, the same methods, awaited.
+
+    May be used in one event loop after another: each has connections of its own.
+    """
 
     def __init__(
         self,
@@ -232,8 +239,12 @@ class AsyncVigorClient:
         max_retries: int = DEFAULT_MAX_RETRIES,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._http = httpx.AsyncClient(base_url=_checked_url(base_url), headers=_headers(api_key), transport=transport)
-        self._endpoints = _endpoints(AsyncWire(self._http), timeout_seconds, max_retries)
+        url, headers = _checked_url(base_url), _headers(api_key)
+        self._connections = AsyncConnections(
+            lambda: httpx.AsyncClient(base_url=url, headers=headers, transport=transport)
+        )
+        self._endpoints = _endpoints(AsyncWire(self._connections), timeout_seconds, max_retries)
+        self._description = _describe(self, url, api_key)
 
     async def score(
         self,
@@ -308,7 +319,7 @@ class AsyncVigorClient:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._connections.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -319,7 +330,7 @@ class AsyncVigorClient:
         await self.aclose()
 
     def __repr__(self) -> str:
-        return _describe(self, self._http)
+        return self._description
 
 
 def _endpoints(wire: Wire, timeout_seconds: float, max_retries: int) -> Endpoints:
@@ -378,6 +389,6 @@ def _headers(api_key: str | None) -> dict[str, str]:
     return {"User-Agent": USER_AGENT, "Authorization": f"Bearer {api_key}"}
 
 
-def _describe(client: object, http: httpx.Client | httpx.AsyncClient) -> str:
-    key = ", api_key='***'" if "Authorization" in http.headers else ""
-    return f"{type(client).__name__}({str(http.base_url)!r}{key})"
+def _describe(client: object, url: httpx.URL, api_key: str | None) -> str:
+    key = "" if api_key is None else ", api_key='***'"
+    return f"{type(client).__name__}({str(url)!r}{key})"
