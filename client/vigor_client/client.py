@@ -90,6 +90,7 @@ class VigorClient:
         reward: RewardName = "vigor",
         ties: TieRule = "average",
         truncated: TruncatedRule = "score",
+        return_token_ids: bool = False,
         on_group: OnGroup | None = None,
     ) -> ScoreResponse:
         """Score whole groups under the service's current weights; answers come in the order of the questions.
@@ -102,13 +103,24 @@ class VigorClient:
             reward: what is ranked.
             ties: what equal values get.
             truncated: what a completion with ``finish_reason="length"`` gets.
+            return_token_ids: whether the answer has the token ids that were scored, as ``prompt_ids`` of a group and
+                ``ids`` of a completion.
             on_group: called with index and scores of each group when they come, in any order, to show progress. What
                 counts is the answer: groups of one that broke off, and came again, may have been other weights'.
 
         Raises:
             ValueError: the groups break the contract; nothing was sent.
         """
-        request = _score_request(groups, weight_version, weight_digest, wait_seconds, reward, ties, truncated)
+        request = _score_request(
+            groups,
+            weight_version=weight_version,
+            weight_digest=weight_digest,
+            wait_seconds=wait_seconds,
+            reward=reward,
+            ties=ties,
+            truncated=truncated,
+            return_token_ids=return_token_ids,
+        )
         return run_blocking(self._endpoints.score(request, on_group))
 
     def score_sample(self, sample: Sample) -> SampleResponse:
@@ -256,10 +268,20 @@ class AsyncVigorClient:
         reward: RewardName = "vigor",
         ties: TieRule = "average",
         truncated: TruncatedRule = "score",
+        return_token_ids: bool = False,
         on_group: OnGroup | None = None,
     ) -> ScoreResponse:
         """As ``VigorClient.score``; ``on_group`` is called on the event loop."""
-        request = _score_request(groups, weight_version, weight_digest, wait_seconds, reward, ties, truncated)
+        request = _score_request(
+            groups,
+            weight_version=weight_version,
+            weight_digest=weight_digest,
+            wait_seconds=wait_seconds,
+            reward=reward,
+            ties=ties,
+            truncated=truncated,
+            return_token_ids=return_token_ids,
+        )
         return await self._endpoints.score(request, on_group)
 
     async def score_sample(self, sample: Sample) -> SampleResponse:
@@ -340,24 +362,8 @@ def _endpoints(wire: Wire, timeout_seconds: float, max_retries: int) -> Endpoint
     return Endpoints(exchange, timeout_seconds=timeout_seconds)
 
 
-def _score_request(
-    groups: Groups,
-    weight_version: int | None,
-    weight_digest: str | None,
-    wait_seconds: float,
-    reward: RewardName,
-    ties: TieRule,
-    truncated: TruncatedRule,
-) -> ScoreRequest:
-    fields = {
-        "groups": [group if isinstance(group, Group) else dict(group) for group in groups],
-        "weight_version": weight_version,
-        "weight_digest": weight_digest,
-        "wait_seconds": wait_seconds,
-        "reward": reward,
-        "ties": ties,
-        "truncated": truncated,
-    }
+def _score_request(groups: Groups, **options: object) -> ScoreRequest:
+    fields = {"groups": [group if isinstance(group, Group) else dict(group) for group in groups], **options}
     return ScoreRequest.model_validate(fields)  # one validation, so that an error names the group by its index
 
 

@@ -78,6 +78,7 @@ def _tracing(url: str | None) -> Tracing | None:
 
 def _load_model(settings: Settings) -> LoadedModel:
     """Load what the settings name. Runs on the compute thread."""
+    from vigor_service.ends import generation_ends
     from vigor_service.engine.engine import Engine
     from vigor_service.engine.loading import ModelLoadError, load_policy
     from vigor_service.errors import StartupError
@@ -102,7 +103,7 @@ def _load_model(settings: Settings) -> LoadedModel:
     except (ModelLoadError, ValueError) as error:
         raise StartupError(str(error)) from error
     # transformers gives a tokenizer its special tokens at run time, where no type checker sees them.
-    return LoadedModel(engine, cast("Tokenizer", policy.tokenizer))
+    return LoadedModel(engine, cast("Tokenizer", policy.tokenizer), generation_ends(policy.model))
 
 
 def _exit(code: int, *lines: str) -> NoReturn:
