@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
-from vigor_client.wire_types import Text, TokenIds, WholeCharacters, WireModel, half_character
+from vigor_client.wire_types import Text, TokenIds, WholeCharacters, WireModel, refuse_half_characters
 
 MAX_MESSAGES = 4096
 
@@ -67,8 +67,7 @@ class Message(WireModel):
     def _check_keys(self) -> Self:
         if self.content is None and not any(value is not None for value in (self.model_extra or {}).values()):
             raise ValueError("has neither `content` nor another key, such as `tool_calls`")
-        if found := half_character(self.model_extra):
-            raise ValueError(found)
+        refuse_half_characters(self.model_extra)
         return self
 
     def for_template(self) -> dict[str, Any]:

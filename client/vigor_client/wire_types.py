@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from typing import Annotated, cast
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+Place = tuple[str | int, ...]
+"""Where something is in JSON: names and positions, from the outermost on."""
 
 
 class WireModel(BaseModel):
@@ -13,27 +17,38 @@ class WireModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-def half_character(value: object) -> str | None:
-    """Say where text, or JSON with text in it, holds half of a surrogate pair; None if it holds none.
+def half_character(value: object) -> tuple[Place, str] | None:
+    """Return where text, or JSON with text in it, holds half of a surrogate pair, and which; None if it holds none.
 
     Such text is no Unicode and has no tokens. It comes from cutting text between the two UTF-16 units of a character.
     """
-    if isinstance(value, str):
-        return _half_in_text(value)
-    if isinstance(value, dict):
-        pairs = cast("dict[object, object]", value).items()
-        return next(filter(None, (_half_under(key, part) for key, part in pairs)), None)
-    if isinstance(value, list):
-        parts = enumerate(cast("list[object]", value))
-        return next(filter(None, (_half_under(index, part) for index, part in parts)), None)
+    pending: list[tuple[Place, object]] = [((), value)]
+    while pending:
+        place, part = pending.pop()
+        if isinstance(part, str):
+            if said := _half_in_text(part):
+                return place, said
+        elif isinstance(part, dict):
+            items = cast("dict[object, object]", part)
+            if said := next(filter(None, (_half_in_text(str(name)) for name in items)), None):
+                return place, f"a name in it: {said}"
+            pending += [((*place, str(name)), item) for name, item in reversed(items.items()) if _may_hold_text(item)]
+        elif isinstance(part, list):
+            items = list(enumerate(cast("list[object]", part)))
+            pending += [((*place, index), item) for index, item in reversed(items) if _may_hold_text(item)]
     return None
 
 
-def _half_under(key: object, value: object) -> str | None:
-    if found := half_character(key):
-        return f"a name in it: {found}"
-    found = half_character(value)
-    return None if found is None else f"{key}: {found}"
+def half_character_in_json(text: bytes | bytearray) -> tuple[Place, str] | None:
+    """Return what ``half_character`` finds in JSON that pydantic takes for none because of it."""
+    try:
+        return half_character(json.loads(text))
+    except (ValueError, RecursionError):
+        return None
+
+
+def _may_hold_text(value: object) -> bool:
+    return isinstance(value, str | dict | list)
 
 
 def _half_in_text(text: str) -> str | None:
@@ -45,13 +60,19 @@ def _half_in_text(text: str) -> str | None:
     return None
 
 
-def _refuse_half_characters(value: object) -> object:
+def refuse_half_characters(value: object) -> object:
+    """Return the value as it is.
+
+    Raises:
+        ValueError: it holds half of a surrogate pair; names the place.
+    """
     if found := half_character(value):
-        raise ValueError(found)
+        place, said = found
+        raise ValueError(": ".join(filter(None, (".".join(map(str, place)), said))))
     return value
 
 
-WholeCharacters = BeforeValidator(_refuse_half_characters)
+WholeCharacters = BeforeValidator(refuse_half_characters)
 """Refuses text, or JSON with text in it, that holds half of a surrogate pair."""
 
 Text = Annotated[str, WholeCharacters]
