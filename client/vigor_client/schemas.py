@@ -16,6 +16,7 @@ from vigor_client.prompt_schemas import GivenPrompt as GivenPrompt
 from vigor_client.prompt_schemas import Message as Message
 from vigor_client.wire_types import Mask, Text, TokenId, TokenIds
 from vigor_client.wire_types import WireModel as WireModel
+from vigor_client.wire_types import half_character as half_character
 
 MAX_WAIT_SECONDS = 600.0
 MAX_GROUPS = 512

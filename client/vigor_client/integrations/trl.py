@@ -105,6 +105,7 @@ class _Reward:
     ) -> Round:
         """What this call asks. Every process comes here equally often, so the count names the same call in all."""
         _refuse_unscorable(completions, columns)
+        self._refuse_other_prompts(columns.get("log_metric"))
         if self._processes is None:
             self._processes = self._find_processes()
         self._num_calls += 1
@@ -121,6 +122,18 @@ class _Reward:
             prompt_ids=self._tokenized(prompts),
             completions=[Completion(ids=ids, finish_reason=self._finish_reason(ids)) for ids in completion_ids],
         )
+
+    def _refuse_other_prompts(self, log_metric: object) -> None:
+        """TRL hands on a method of its trainer, which shows how that renders what it generates from."""
+        trainer = getattr(log_metric, "__self__", None)
+        for name in ("tools", "rollout_func"):
+            if getattr(trainer, name, None):
+                raise ValueError(
+                    f"the trainer has {name}, of which TRL does not tell a reward function enough: use vigor-trainer"
+                )
+        theirs = getattr(trainer, "chat_template_kwargs", self._chat_template_kwargs)
+        if theirs != self._chat_template_kwargs:
+            raise ValueError(f"the trainer renders prompts with chat_template_kwargs {theirs}: give the same here")
 
     def _group_size(self) -> int:
         is_evaluating = self._weights is not None and not self._weights.is_training
@@ -183,7 +196,8 @@ class VigorReward(_Reward):
 
     Raises:
         ValueError: at the start, arguments that say nothing, or ``num_generations_eval`` without ``weights``; in a
-            call, completions that cannot be scored (images, tools, environments), or that are no whole groups.
+            call, completions that cannot be scored (images, tools, environments), or that are no whole groups, or
+            prompts that the trainer renders otherwise.
         VigorError: in a call, with ``on_failure="raise"``.
     """
 
