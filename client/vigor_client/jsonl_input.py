@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import IO
+from typing import BinaryIO
 
 from vigor_client.errors import InputError
 
@@ -44,10 +44,10 @@ class JsonlInput:
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise InputError(f"{self.name}: compressed by gzip, and damaged: {error}") from error
 
-    def _open(self) -> IO[bytes]:
+    def _open(self) -> gzip.GzipFile | BinaryIO:
         with self.path.open("rb") as file:
             is_compressed = file.read(len(_GZIP_MAGIC)) == _GZIP_MAGIC
-        return gzip.open(self.path, "rb") if is_compressed else self.path.open("rb")
+        return gzip.GzipFile(self.path, "rb") if is_compressed else self.path.open("rb")
 
 
 @contextmanager

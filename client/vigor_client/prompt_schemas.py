@@ -43,7 +43,7 @@ def _only_text(content: object) -> object:
             kind = cast("dict[str, object]", part).get("type") if isinstance(part, dict) else None
             if kind != "text" and not isinstance(part, TextPart):
                 raise ValueError(f"part {position} is no text, but {kind or 'without a type'}: text alone is scored")
-    return content
+    return cast("object", content)
 
 
 class Message(WireModel):

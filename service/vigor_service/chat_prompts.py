@@ -15,6 +15,8 @@ from jinja2 import TemplateError
 from vigor_client.schemas import GivenPrompt, Message
 
 Conversation = list[dict[str, Any]]
+TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
+"""What a template, and what it calls, may raise on messages that it was not made for."""
 
 
 class ChatTokenizer(Protocol):
@@ -50,7 +52,7 @@ def rendered(tokenizer: ChatTokenizer, prompt: GivenPrompt) -> str:
     _refuse_unused(tokenizer, prompt)
     try:
         text = tokenizer.apply_chat_template(_conversation(messages), tokenize=False, **options)
-    except (TemplateError, ValueError, TypeError) as error:
+    except TEMPLATE_ERRORS as error:
         if not any(isinstance(message.content, list) for message in messages):
             raise ChatPromptError(f"the chat template refuses them: {error}") from error
         text = None
@@ -66,7 +68,7 @@ def closing_text(tokenizer: ChatTokenizer) -> str | None:
     conversation: Conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": mark}]
     try:
         text = tokenizer.apply_chat_template(conversation, add_generation_prompt=False, tokenize=False)
-    except (TemplateError, ValueError, TypeError):
+    except TEMPLATE_ERRORS:
         return None
     return text.rpartition(mark)[2] if mark in text else None
 
@@ -116,7 +118,7 @@ def _without_parts(tokenizer: ChatTokenizer, messages: Sequence[Message], option
             given["content"] = message.content[0].text
     try:
         return tokenizer.apply_chat_template(conversation, tokenize=False, **options)
-    except (TemplateError, ValueError, TypeError) as error:
+    except TEMPLATE_ERRORS as error:
         raise ChatPromptError(f"the chat template refuses them: {error}") from error
 
 

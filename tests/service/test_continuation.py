@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny_models import tiny_tokenizer
-from vigor_service.continuation import Continuation, NotContinuableError
+from vigor_service.continuation import Continuation, NotContinuableError, decoded
 
 SPACE = "\u2581"
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -61,7 +61,7 @@ every_tokenizer = pytest.mark.parametrize("kind", TOKENIZERS)
 def test_ids_read_as_exactly_the_text_behind_the_prompt(kind: str, prompt: str) -> None:
     tokenizer = TOKENIZERS[kind]()
     prompt_ids = tokenizer.encode(prompt, add_special_tokens=False)
-    continuation, before = Continuation(tokenizer, prompt_ids), tokenizer.decode(prompt_ids)
+    continuation, before = Continuation(tokenizer, prompt_ids), decoded(tokenizer, prompt_ids)
     generator = random.Random(0)
     texts = ["4", " 4", "  4", "\n", "\n4", " ", "", "ab", " ab", "4</s>", "\U0001f600", ".a", "a.\u4e2d"]
     texts += ["".join(generator.choices(ALPHABET, k=generator.randint(1, 12))) for _ in range(60)]

@@ -137,7 +137,7 @@ def test_completions_continue_what_the_prompt_was_to_the_character() -> None:
     tokenizer = sentencepiece("always")
     group = {"prompt": "1=", "completions": [{"text": text, "finish_reason": "length"} for text in ("4", " 4")]}
     (encoded,) = _encode(group, encoder=Encoder(cast("Any", tokenizer), len(tokenizer), LIMIT))
-    without, with_space = (tokenizer.convert_ids_to_tokens(item.completion_ids) for item in encoded.sequences)
+    without, with_space = (tokenizer.convert_ids_to_tokens(list(item.completion_ids)) for item in encoded.sequences)
     assert (without, with_space) == (["4"], ["\u25814"])
 
 

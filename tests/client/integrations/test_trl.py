@@ -212,6 +212,18 @@ def test_what_is_not_text_is_refused(column: str, service: GatheringService) -> 
         call(VigorReward(service.url, tiny_tokenizer(), 1), prompts=["1"], ids=[[5]], **{column: [object()]})
 
 
+def test_a_completion_that_ends_with_any_end_of_the_trainer_stopped(service: GatheringService) -> None:
+    class Trainer:
+        eos_token_ids = (EOS, 6)
+
+        def log_metric(self, name: str, value: float) -> None: ...
+
+    reward = VigorReward(service.url, tiny_tokenizer(), 3)
+    call(reward, prompts=["1"] * 3, ids=[[5, EOS], [5, 6], [5, 7]], log_metric=Trainer().log_metric)
+    completions = service.requests[0].groups[0].completions
+    assert [completion.finish_reason for completion in completions] == ["stop", "stop", "length"]
+
+
 @both_kinds
 def test_a_trainer_that_renders_its_prompts_otherwise_is_refused(
     kind: Kind, service: GatheringService, tmp_path: Path
