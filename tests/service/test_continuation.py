@@ -37,6 +37,16 @@ def sentencepiece(scheme: str) -> PreTrainedTokenizerFast:
     return _fast(tokenizer)
 
 
+def without_a_prefix() -> PreTrainedTokenizerFast:
+    """As Gemma 2 and later have it: spaces are marked, and none is put before anything."""
+    tokenizer = sentencepiece("normalizer")
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace(" ", SPACE)
+    tokenizer.backend_tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace(SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    )
+    return tokenizer
+
+
 def byte_level(*, adds_space: bool) -> PreTrainedTokenizerFast:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: index for index, token in enumerate(["<unk>", "<s>", "</s>", *alphabet, "\u0120a", "ab"])}
@@ -50,6 +60,7 @@ TOKENIZERS = {
     "metaspace always": lambda: sentencepiece("always"),
     "metaspace first": lambda: sentencepiece("first"),
     "normalizer": lambda: sentencepiece("normalizer"),
+    "no prefix": without_a_prefix,
     "bytes": lambda: byte_level(adds_space=False),
     "bytes with a space": lambda: byte_level(adds_space=True),
 }
