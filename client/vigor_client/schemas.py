@@ -110,13 +110,19 @@ class WeightOptions(WireModel):
     )
 
 
+def _is_false(value: object) -> bool:
+    return value is False
+
+
 class ScoringOptions(WeightOptions):
     """Which weights must score, and how groups are ranked."""
 
     reward: RewardName = Field(default="vigor", description="What is ranked.")
     ties: TieRule = Field(default="average", description="Equal values share the mean rank, or rank by index.")
     truncated: TruncatedRule = Field(default="score", description="What `finish_reason: length` gets.")
-    return_token_ids: bool = Field(default=False, strict=True, description="Return the token ids that were scored.")
+    return_token_ids: bool = Field(
+        default=False, strict=True, description="Return the token ids that were scored.", exclude_if=_is_false
+    )
 
 
 _SCORE_EXAMPLE: JsonDict = {
