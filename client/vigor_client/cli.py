@@ -21,6 +21,7 @@ from vigor_client.checkpoints import checkpoint_tensors
 from vigor_client.client import DEFAULT_TIMEOUT_SECONDS, VigorClient
 from vigor_client.errors import InputError, VigorError, WeightDigestMismatchError
 from vigor_client.jsonl import check_lines, score_lines
+from vigor_client.jsonl_input import open_input
 from vigor_client.progress_line import ProgressLine
 from vigor_client.readiness import ReadinessWait
 from vigor_client.results_file import Finished, open_results, partial_of, resume
@@ -66,17 +67,19 @@ def score(arguments: argparse.Namespace) -> int:
     out_path: Path | None = arguments.out
     if arguments.resume and out_path is None:
         arguments.refuse("--resume goes on with the file of --out: give both")
-    num_groups = check_lines(arguments.input)
-    finished = resume(out_path, arguments.input) if out_path and arguments.resume else Finished()
-    progress = ProgressLine(_terminal(arguments), num_groups, done=finished.num_groups)
-    with _client(arguments) as client, open_results(out_path, goes_on=arguments.resume) as out, closing(progress):
-        for line in score_lines(
-            arguments.input,
-            partial(_score_groups, client, arguments, finished, progress),
-            groups_per_request=arguments.groups_per_request,
-            num_finished=finished.num_groups,
-        ):
-            print(line, file=out, flush=True)
+    with open_input(arguments.input) as source:
+        num_groups = check_lines(source)
+        finished = resume(out_path, source) if out_path and arguments.resume else Finished()
+        progress = ProgressLine(_terminal(arguments), num_groups, done=finished.num_groups)
+        with _client(arguments) as client, open_results(out_path, goes_on=arguments.resume) as out, closing(progress):
+            for line in score_lines(
+                source,
+                partial(_score_groups, client, arguments, finished, progress),
+                groups_per_request=arguments.groups_per_request,
+                num_groups=num_groups,
+                num_finished=finished.num_groups,
+            ):
+                print(line, file=out, flush=True)
     return 0
 
 
@@ -93,6 +96,7 @@ def _score_groups(
             reward=arguments.reward,
             ties=arguments.ties,
             truncated=arguments.truncated,
+            return_token_ids=arguments.return_token_ids,
             on_group=lambda _index, _group: progress.advance(),
         )
     except WeightDigestMismatchError as error:
@@ -169,7 +173,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_score(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=score, refuse=parser.error)
-    parser.add_argument("input", type=Path, metavar="IN.jsonl", help="one group per line")
+    parser.add_argument("input", type=Path, metavar="IN.jsonl", help="one group per line; - is standard input")
     parser.add_argument(
         "--out", type=Path, metavar="OUT.jsonl", help="written as OUT.jsonl.partial until complete (default: stdout)"
     )
@@ -197,6 +201,7 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reward", choices=get_args(RewardName), default="vigor", help="what is ranked")
     parser.add_argument("--ties", choices=get_args(TieRule), default="average", help="what equal values get")
     parser.add_argument("--truncated", choices=get_args(TruncatedRule), default="score", help="cut-off completions")
+    parser.add_argument("--return-token-ids", action="store_true", help="also write the token ids that were scored")
     _add_connection(parser)
 
 

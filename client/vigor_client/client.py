@@ -14,6 +14,7 @@ import httpx
 
 from vigor_client import __version__
 from vigor_client.attribution_schemas import AttributionRequest, AttributionResponse
+from vigor_client.connections import AsyncConnections, Connections
 from vigor_client.endpoints import Endpoints
 from vigor_client.exchange import Exchange
 from vigor_client.retry import DEFAULT_MAX_RETRIES, RetryPolicy
@@ -51,7 +52,8 @@ class VigorClient:
     """Calls a scoring service and waits for the answers.
 
     Every method raises a ``VigorError`` when it fails (the tree is in ``vigor_client.errors``), after the retries that
-    are safe: a connection that failed, 429 and 503, with ``Retry-After`` obeyed. May be shared between threads.
+    are safe: a connection that failed, 429 and 503, with ``Retry-After`` obeyed. May be shared between threads, and
+    used on after a fork: each process has connections of its own.
 
     Args:
         base_url: where the service listens, e.g. ``http://127.0.0.1:8000``.
@@ -73,8 +75,10 @@ class VigorClient:
         max_retries: int = DEFAULT_MAX_RETRIES,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        self._http = httpx.Client(base_url=_checked_url(base_url), headers=_headers(api_key), transport=transport)
-        self._endpoints = _endpoints(BlockingWire(self._http), timeout_seconds, max_retries)
+        url, headers = _checked_url(base_url), _headers(api_key)
+        self._connections = Connections(lambda: httpx.Client(base_url=url, headers=headers, transport=transport))
+        self._endpoints = _endpoints(BlockingWire(self._connections), timeout_seconds, max_retries)
+        self._description = _describe(self, url, api_key)
 
     def score(
         self,
@@ -86,6 +90,7 @@ class VigorClient:
         reward: RewardName = "vigor",
         ties: TieRule = "average",
         truncated: TruncatedRule = "score",
+        return_token_ids: bool = False,
         on_group: OnGroup | None = None,
     ) -> ScoreResponse:
         """Score whole groups under the service's current weights; answers come in the order of the questions.
@@ -98,13 +103,24 @@ class VigorClient:
             reward: what is ranked.
             ties: what equal values get.
             truncated: what a completion with ``finish_reason="length"`` gets.
+            return_token_ids: whether the answer has the token ids that were scored, as ``prompt_ids`` of a group and
+                ``ids`` of a completion.
             on_group: called with index and scores of each group when they come, in any order, to show progress. What
                 counts is the answer: groups of one that broke off, and came again, may have been other weights'.
 
         Raises:
             ValueError: the groups break the contract; nothing was sent.
         """
-        request = _score_request(groups, weight_version, weight_digest, wait_seconds, reward, ties, truncated)
+        request = _score_request(
+            groups,
+            weight_version=weight_version,
+            weight_digest=weight_digest,
+            wait_seconds=wait_seconds,
+            reward=reward,
+            ties=ties,
+            truncated=truncated,
+            return_token_ids=return_token_ids,
+        )
         return run_blocking(self._endpoints.score(request, on_group))
 
     def score_sample(self, sample: Sample) -> SampleResponse:
@@ -206,7 +222,7 @@ class VigorClient:
 
     def close(self) -> None:
         """Close the connections."""
-        self._http.close()
+        self._connections.close()
 
     def __enter__(self) -> Self:
         return self
@@ -217,11 +233,14 @@ class VigorClient:
         self.close()
 
     def __repr__(self) -> str:
-        return _describe(self, self._http)
+        return self._description
 
 
 class AsyncVigorClient:
-    """``VigorClient`` for asyncio: the same arguments, the same methods, awaited."""
+    """``VigorClient`` for asyncio: the same arguments, the same methods, awaited.
+
+    May be used in one event loop after another: each has connections of its own.
+    """
 
     def __init__(
         self,
@@ -232,8 +251,12 @@ class AsyncVigorClient:
         max_retries: int = DEFAULT_MAX_RETRIES,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        self._http = httpx.AsyncClient(base_url=_checked_url(base_url), headers=_headers(api_key), transport=transport)
-        self._endpoints = _endpoints(AsyncWire(self._http), timeout_seconds, max_retries)
+        url, headers = _checked_url(base_url), _headers(api_key)
+        self._connections = AsyncConnections(
+            lambda: httpx.AsyncClient(base_url=url, headers=headers, transport=transport)
+        )
+        self._endpoints = _endpoints(AsyncWire(self._connections), timeout_seconds, max_retries)
+        self._description = _describe(self, url, api_key)
 
     async def score(
         self,
@@ -245,10 +268,20 @@ class AsyncVigorClient:
         reward: RewardName = "vigor",
         ties: TieRule = "average",
         truncated: TruncatedRule = "score",
+        return_token_ids: bool = False,
         on_group: OnGroup | None = None,
     ) -> ScoreResponse:
         """As ``VigorClient.score``; ``on_group`` is called on the event loop."""
-        request = _score_request(groups, weight_version, weight_digest, wait_seconds, reward, ties, truncated)
+        request = _score_request(
+            groups,
+            weight_version=weight_version,
+            weight_digest=weight_digest,
+            wait_seconds=wait_seconds,
+            reward=reward,
+            ties=ties,
+            truncated=truncated,
+            return_token_ids=return_token_ids,
+        )
         return await self._endpoints.score(request, on_group)
 
     async def score_sample(self, sample: Sample) -> SampleResponse:
@@ -308,7 +341,7 @@ class AsyncVigorClient:
 
     async def aclose(self) -> None:
         """Close the connections."""
-        await self._http.aclose()
+        await self._connections.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -319,7 +352,7 @@ class AsyncVigorClient:
         await self.aclose()
 
     def __repr__(self) -> str:
-        return _describe(self, self._http)
+        return self._description
 
 
 def _endpoints(wire: Wire, timeout_seconds: float, max_retries: int) -> Endpoints:
@@ -329,24 +362,8 @@ def _endpoints(wire: Wire, timeout_seconds: float, max_retries: int) -> Endpoint
     return Endpoints(exchange, timeout_seconds=timeout_seconds)
 
 
-def _score_request(
-    groups: Groups,
-    weight_version: int | None,
-    weight_digest: str | None,
-    wait_seconds: float,
-    reward: RewardName,
-    ties: TieRule,
-    truncated: TruncatedRule,
-) -> ScoreRequest:
-    fields = {
-        "groups": [group if isinstance(group, Group) else dict(group) for group in groups],
-        "weight_version": weight_version,
-        "weight_digest": weight_digest,
-        "wait_seconds": wait_seconds,
-        "reward": reward,
-        "ties": ties,
-        "truncated": truncated,
-    }
+def _score_request(groups: Groups, **options: object) -> ScoreRequest:
+    fields = {"groups": [group if isinstance(group, Group) else dict(group) for group in groups], **options}
     return ScoreRequest.model_validate(fields)  # one validation, so that an error names the group by its index
 
 
@@ -378,6 +395,6 @@ def _headers(api_key: str | None) -> dict[str, str]:
     return {"User-Agent": USER_AGENT, "Authorization": f"Bearer {api_key}"}
 
 
-def _describe(client: object, http: httpx.Client | httpx.AsyncClient) -> str:
-    key = ", api_key='***'" if "Authorization" in http.headers else ""
-    return f"{type(client).__name__}({str(http.base_url)!r}{key})"
+def _describe(client: object, url: httpx.URL, api_key: str | None) -> str:
+    key = "" if api_key is None else ", api_key='***'"
+    return f"{type(client).__name__}({str(url)!r}{key})"

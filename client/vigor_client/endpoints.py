@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import uuid
 
+import httpx
+
 from vigor_client.attribution_schemas import AttributionRequest, AttributionResponse
 from vigor_client.errors import NotReadyError, VigorError
-from vigor_client.exchange import Exchange, failure_of, parse, unexpected
+from vigor_client.exchange import Exchange, failure_of, mixed_up, parse, unexpected
 from vigor_client.retry import Repeat
 from vigor_client.schemas import (
     LINES_MEDIA_TYPE,
@@ -38,6 +40,24 @@ SLOWEST_VERIFICATION_BYTES_PER_SECOND = 100e6
 
 UPDATES = "/v1/weights/updates"
 _UNAVAILABLE = 503
+
+
+class _SampleReader:
+    """Holds the answer to a sample to what was asked, within the attempt, so that another's is asked for again."""
+
+    def __init__(self, request: SampleRequest) -> None:
+        self._request = request
+
+    def take(self, response: httpx.Response, chunk: bytes) -> None:  # noqa: ARG002 - a Reader's
+        raise unexpected(response, "lines, which a sample's answer does not have")
+
+    def result(self, response: httpx.Response) -> SampleResponse:
+        score, request = parse(response, SampleResponse), self._request
+        if (score.group, score.index) != (request.group, request.index):
+            raise mixed_up(response, f"sample {score.index} of group {score.group!r}")
+        if score.reward != request.reward:
+            raise unexpected(response, f"the reward {score.reward!r} instead of {request.reward!r}")
+        return score
 
 
 class Endpoints:
@@ -70,11 +90,7 @@ class Endpoints:
             body=Body.json(request.model_dump_json(exclude_none=True)),
             timeout_seconds=self._timeout_seconds + request.wait_seconds,
         )
-        response = await self._exchange.send(call)
-        score = parse(response, SampleResponse)
-        if (score.group, score.index, score.reward) != (request.group, request.index, request.reward):
-            raise unexpected(response, "the score of another sample")
-        return score
+        return await self._exchange.stream(call, lambda: _SampleReader(request))
 
     async def attribute(self, request: AttributionRequest) -> AttributionResponse:
         call = Call(

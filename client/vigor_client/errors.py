@@ -5,7 +5,8 @@
     ├── TransportError                    no answer came; carries request_id
     │   ├── UnreachableError              nothing was sent: refused, no such host, connect timeout
     │   ├── AnswerTimeoutError            sent, then silence (also a TimeoutError)
-    │   └── ConnectionLostError           sent, then the connection broke
+    │   ├── ConnectionLostError           sent, then the connection broke
+    │   └── MixedUpAnswerError            sent, then the answer to another request came
     ├── UnexpectedAnswerError             an answer came that is not in the contract
     ├── ProblemError                      the service refused; carries status, code, request_id, detail, errors, data
     │   ├── InvalidRequestError           invalid_request
@@ -89,6 +90,10 @@ class AnswerTimeoutError(TransportError, TimeoutError):
 
 class ConnectionLostError(TransportError):
     """The connection broke before the answer was complete."""
+
+
+class MixedUpAnswerError(TransportError):
+    """The answer to another request came: the connection hands out answers that are not its caller's."""
 
 
 # ---------------------------------------------------------------------------------------- bad answers

@@ -17,6 +17,7 @@ from vigor_client.errors import (
     PROBLEM_ERRORS,
     AnswerTimeoutError,
     ConnectionLostError,
+    MixedUpAnswerError,
     ProblemError,
     TransportError,
     UnexpectedAnswerError,
@@ -25,9 +26,8 @@ from vigor_client.errors import (
 )
 from vigor_client.retry import Failure, RetryPolicy, parse_retry_after, refusal
 from vigor_client.schemas import Problem, WireModel
-from vigor_client.wire import Call, Wire
+from vigor_client.wire import REQUEST_ID_HEADER, Call, Wire
 
-REQUEST_ID_HEADER = "X-Request-Id"
 _MAX_QUOTED_CHARACTERS = 200
 
 Answer = TypeVar("Answer", bound=WireModel)
@@ -182,8 +182,15 @@ def unexpected(response: httpx.Response, what: str, *, body: bytes | None = None
     )
 
 
+def mixed_up(response: httpx.Response, what: str) -> MixedUpAnswerError:
+    """An error that names what came instead of the answer to this request."""
+    request, request_id = response.request, request_id_of(response)
+    message = f"an answer to another request: {request.method} {request.url} answered {what} (request {request_id})"
+    return MixedUpAnswerError(message, request_id=request_id)
+
+
 def request_id_of(response: httpx.Response) -> str:
-    """The id under which the service logged the request; ours if it says none."""
+    """The id of the request, as it was answered; ours if the answer has none."""
     return response.headers.get(REQUEST_ID_HEADER) or response.request.headers.get(REQUEST_ID_HEADER, "")
 
 

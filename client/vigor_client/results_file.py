@@ -17,6 +17,7 @@ import pydantic
 
 from vigor_client.errors import InputError
 from vigor_client.jsonl import Line, read_groups
+from vigor_client.jsonl_input import JsonlInput
 from vigor_client.schemas import Checksum, GroupScore, WeightVersion
 
 
@@ -49,7 +50,7 @@ def partial_of(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
-def resume(path: Path, source: Path) -> Finished:
+def resume(path: Path, source: JsonlInput) -> Finished:
     """Return what an interrupted run left of the results for ``source``, after cutting off a last line that is torn.
 
     Raises:

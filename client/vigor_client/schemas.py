@@ -11,10 +11,16 @@ from typing import Annotated, Literal, Self, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
+from vigor_client.prompt_schemas import MAX_MESSAGES as MAX_MESSAGES
+from vigor_client.prompt_schemas import GivenPrompt as GivenPrompt
+from vigor_client.prompt_schemas import Message as Message
+from vigor_client.wire_types import Mask, Text, TokenId, TokenIds
+from vigor_client.wire_types import WireModel as WireModel
+from vigor_client.wire_types import half_character as half_character
+
 MAX_WAIT_SECONDS = 600.0
 MAX_GROUPS = 512
 MAX_COMPLETIONS_PER_GROUP = 512
-MAX_MESSAGES = 4096
 MAX_WEIGHT_VERSION = 2**53 - 1  # what every JSON parser, and a metric, holds exactly
 
 LINES_MEDIA_TYPE = "application/x-ndjson"
@@ -22,11 +28,6 @@ LINES_MEDIA_TYPE = "application/x-ndjson"
 BEAT_SECONDS = 10.0
 """While no line is ready an empty one goes out so often."""
 
-TokenId = Annotated[int, Field(strict=True, ge=0)]
-MaskBit = Annotated[int, Field(strict=True, ge=0, le=1)]
-# A long list of nothing but wrong ids would cost a hundred times its size in errors: the first one is named.
-TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
-Mask = Annotated[list[MaskBit], Field(fail_fast=True)]
 WeightVersion = Annotated[int, Field(strict=True, ge=0, le=MAX_WEIGHT_VERSION)]
 Checksum = Annotated[str, Field(pattern=r"^xxh3-128:[0-9a-f]{32}$", examples=["xxh3-128:" + "0" * 32])]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", examples=["model.safetensors"])]
@@ -42,34 +43,22 @@ UpdateEncoding = Literal["full", "partial", "delta"]
 BroadcastBackend = Literal["gloo", "nccl"]
 
 
-class WireModel(BaseModel):
-    """A shape on the wire: unknown fields are refused, instances do not change."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
 # ---------------------------------------------------------------------------------------------- scoring
-
-
-class Message(WireModel):
-    """One chat message, rendered by the model's own chat template."""
-
-    role: str = Field(min_length=1, examples=["user"])
-    content: str = Field(examples=["What is 3 + 4?"])
 
 
 class Completion(WireModel):
     """One sampled completion: its token ids, or its text."""
 
     ids: TokenIds | None = Field(default=None, description="The sampled token ids, used as they are.")
-    text: str | None = Field(default=None, description="Tokenized by the service without special tokens.")
+    text: Text | None = Field(default=None, description="What was sampled after the prompt, to the character.")
     mask: Mask | None = Field(
         default=None,
         description="Same length as `ids`; 0 leaves a token out of the loss, it still conditions what follows.",
     )
     finish_reason: FinishReason | None = Field(
         default=None,
-        description="`stop` on text appends EOS if it is not there; `length` marks a truncated completion.",
+        description="`stop`: it ended by itself; `length`: it was cut off. Text without either is taken as `stop`, and "
+        "ends with an end token, which is appended where it has none.",
     )
 
     @model_validator(mode="after")
@@ -98,32 +87,10 @@ AnyCompletion = Annotated[
 ]
 
 
-class GivenPrompt(WireModel):
-    """A prompt: its token ids, its text, or the messages of a chat."""
-
-    prompt_ids: TokenIds | None = Field(default=None, min_length=1, examples=[[1, 733, 16289]])
-    prompt: str | None = Field(
-        default=None, min_length=1, description="Tokenized with the tokenizer's own special tokens."
-    )
-    messages: list[Message] | None = Field(
-        default=None,
-        min_length=1,
-        max_length=MAX_MESSAGES,
-        description="Rendered by the chat template, with a generation prompt.",
-    )
-
-    @model_validator(mode="after")
-    def _check_exactly_one_prompt(self) -> Self:
-        given = [name for name in ("prompt_ids", "prompt", "messages") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of `prompt_ids`, `prompt`, `messages`; got {given or 'none'}")
-        return self
-
-
 class Group(GivenPrompt):
     """One prompt with all of its sampled completions: what is ranked together."""
 
-    id: str | None = Field(default=None, max_length=256, examples=["q-17"])
+    id: Text | None = Field(default=None, max_length=256, examples=["q-17"])
     completions: list[AnyCompletion] = Field(min_length=1, max_length=MAX_COMPLETIONS_PER_GROUP)
 
 
@@ -143,12 +110,19 @@ class WeightOptions(WireModel):
     )
 
 
+def _is_false(value: object) -> bool:
+    return value is False
+
+
 class ScoringOptions(WeightOptions):
     """Which weights must score, and how groups are ranked."""
 
     reward: RewardName = Field(default="vigor", description="What is ranked.")
     ties: TieRule = Field(default="average", description="Equal values share the mean rank, or rank by index.")
     truncated: TruncatedRule = Field(default="score", description="What `finish_reason: length` gets.")
+    return_token_ids: bool = Field(
+        default=False, strict=True, description="Return the token ids that were scored.", exclude_if=_is_false
+    )
 
 
 _SCORE_EXAMPLE: JsonDict = {
@@ -190,7 +164,7 @@ class SampleRequest(GivenPrompt, ScoringOptions):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_SAMPLE_EXAMPLE]})
 
-    group: str = Field(
+    group: Text = Field(
         min_length=1, max_length=256, description="Its name, the same for all of its samples, never used again."
     )
     group_size: int = Field(strict=True, ge=1, le=MAX_COMPLETIONS_PER_GROUP)
@@ -202,6 +176,13 @@ class SampleRequest(GivenPrompt, ScoringOptions):
         if self.index >= self.group_size:
             raise ValueError(f"`index` is {self.index} in a group of {self.group_size}; indices begin at 0")
         return self
+
+
+_RETURNED = "The token ids that were scored; only with `return_token_ids`."
+
+
+def _is_none(value: object) -> bool:
+    return value is None
 
 
 class CompletionScore(WireModel):
@@ -216,6 +197,7 @@ class CompletionScore(WireModel):
     mean_logprob: float | None = Field(description="Mean log-probability of the loss tokens, nats.")
     mean_entropy: float | None = Field(description="Mean entropy of the predictions, nats.")
     self_certainty: float | None = Field(description="Mean over tokens and vocabulary of -log(V p), nats.")
+    ids: list[int] | None = Field(default=None, description=_RETURNED, exclude_if=_is_none)
 
 
 class GroupScore(WireModel):
@@ -223,6 +205,7 @@ class GroupScore(WireModel):
 
     id: str | None = None
     completions: list[CompletionScore]
+    prompt_ids: list[int] | None = Field(default=None, description=_RETURNED, exclude_if=_is_none)
 
 
 class Usage(WireModel):
@@ -259,6 +242,7 @@ class GroupLine(WireModel):
     index: int = Field(ge=0, description="Which of the request's groups this is, from 0.")
     id: str | None = None
     completions: list[CompletionScore]
+    prompt_ids: list[int] | None = Field(default=None, description=_RETURNED, exclude_if=_is_none)
 
 
 class LastLine(WireModel):
@@ -282,6 +266,7 @@ class SampleResponse(WireModel):
     group: str
     index: int
     completion: CompletionScore
+    prompt_ids: list[int] | None = Field(default=None, description=_RETURNED, exclude_if=_is_none)
 
 
 # ---------------------------------------------------------------------------------------------- weights
@@ -364,8 +349,8 @@ class UpdateStatus(WireModel):
     update_id: str
     weight_version: int
     state: UpdateState
-    received_files: list[str] = []
-    missing_files: list[str] = []
+    received_files: list[str] = Field(default=[])
+    missing_files: list[str] = Field(default=[])
 
 
 class BroadcastRequest(WireModel):

@@ -8,7 +8,7 @@ import httpx
 import pydantic
 
 from vigor_client.errors import ConnectionLostError
-from vigor_client.exchange import parse, problem_error, request_id_of, unexpected
+from vigor_client.exchange import mixed_up, parse, problem_error, request_id_of, unexpected
 from vigor_client.schemas import ErrorLine, GroupLine, GroupScore, LastLine, ScoreLine, ScoreRequest, ScoreResponse
 from vigor_client.wire import comes_in_lines
 
@@ -59,8 +59,8 @@ class ScoreLines:
 
     def _whole(self, response: httpx.Response) -> ScoreResponse:
         scores = parse(response, ScoreResponse)
-        if difference := _difference(self._request, scores):
-            raise unexpected(response, f"scores that were not asked for: {difference}")
+        self._refuse_others_groups(response, scores.groups)
+        self._refuse_other_terms(response, scores)
         for index, group in enumerate(scores.groups):
             self._on_group(index, group)
         return scores
@@ -71,26 +71,50 @@ class ScoreLines:
             raise problem_error(line.error, response, retry_after_seconds=line.retry_after_seconds or 0.0)
         if self._scores is not None:
             raise unexpected(response, "a line after the last one", body=text)
-        fault = self._add(line) if isinstance(line, GroupLine) else self._complete(line)
-        if fault is not None:
-            raise unexpected(response, f"scores that were not asked for: {fault}", body=text)
+        if isinstance(line, GroupLine):
+            self._add(response, line, text)
+        else:
+            self._complete(response, line, text)
 
-    def _add(self, line: GroupLine) -> str | None:
-        """Keep a group, or say what is wrong with it."""
+    def _add(self, response: httpx.Response, line: GroupLine, text: bytes) -> None:
         if line.index >= len(self._request.groups):
-            return f"group {line.index} of {len(self._request.groups)}"
+            raise mixed_up(response, f"group {line.index} of {len(self._request.groups)}")
         if line.index in self._groups:
-            return f"group {line.index} once more"
-        group = GroupScore(id=line.id, completions=line.completions)
+            raise unexpected(response, f"group {line.index} once more", body=text)
+        group = GroupScore(**{name: value for name, value in line if name != "index"})
+        self._refuse_others_group(response, line.index, group)
         self._groups[line.index] = group
         self._on_group(line.index, group)
-        return None
 
-    def _complete(self, line: LastLine) -> str | None:
-        """Put the answer together, or say what is wrong with it."""
+    def _complete(self, response: httpx.Response, line: LastLine, text: bytes) -> None:
+        if missing := [index for index in range(len(self._request.groups)) if index not in self._groups]:
+            raise unexpected(response, f"a last line before group {missing[0]}", body=text)
         groups = [group for _, group in sorted(self._groups.items())]
         self._scores = ScoreResponse(groups=groups, **dict(line))
-        return _difference(self._request, self._scores)
+        self._refuse_other_terms(response, self._scores, body=text)
+
+    def _refuse_others_groups(self, response: httpx.Response, groups: list[GroupScore]) -> None:
+        if len(groups) != len(self._request.groups):
+            raise mixed_up(response, f"{len(groups)} groups instead of {len(self._request.groups)}")
+        for index, group in enumerate(groups):
+            self._refuse_others_group(response, index, group)
+
+    def _refuse_others_group(self, response: httpx.Response, index: int, group: GroupScore) -> None:
+        """A trainer must never pair a score with another completion."""
+        asked = self._request.groups[index]
+        if group.id != asked.id:
+            raise mixed_up(response, f"group {index} with the id {group.id!r} instead of {asked.id!r}")
+        if len(group.completions) != len(asked.completions):
+            raise mixed_up(response, f"group {index} with {len(group.completions)} scores of {len(asked.completions)}")
+
+    def _refuse_other_terms(
+        self, response: httpx.Response, scores: ScoreResponse, *, body: bytes | None = None
+    ) -> None:
+        """Which weights scored, and what was ranked, where the request says it."""
+        for name in ("weight_version", "weight_digest", "reward"):
+            asked, came = getattr(self._request, name), getattr(scores, name)
+            if asked is not None and came != asked:
+                raise unexpected(response, f"{name} {came!r} instead of {asked!r}", body=body)
 
 
 def each_once(on_group: OnGroup | None) -> OnGroup:
@@ -110,23 +134,3 @@ def _parse(response: httpx.Response, text: bytes) -> GroupLine | LastLine | Erro
         return _line.validate_json(text)
     except pydantic.ValidationError as error:
         raise unexpected(response, "a line that is not in the contract", body=text) from error
-
-
-def _difference(request: ScoreRequest, scores: ScoreResponse) -> str | None:
-    """What was asked and what came, where they differ: a trainer must never pair a score with another completion."""
-    asked = {
-        "group sizes": [len(group.completions) for group in request.groups],
-        "group ids": [group.id for group in request.groups],
-        "weight_version": request.weight_version if request.weight_version is not None else scores.weight_version,
-        "weight_digest": request.weight_digest or scores.weight_digest,
-        "reward": request.reward,
-    }
-    came = {
-        "group sizes": [len(group.completions) for group in scores.groups],
-        "group ids": [group.id for group in scores.groups],
-        "weight_version": scores.weight_version,
-        "weight_digest": scores.weight_digest,
-        "reward": scores.reward,
-    }
-    differing = (f"{name} {came[name]!r} instead of {asked[name]!r}" for name in asked if asked[name] != came[name])
-    return next(differing, None)

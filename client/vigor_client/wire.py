@@ -9,14 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import httpx
 
+from vigor_client.connections import AsyncConnections, Connections
+from vigor_client.errors import MixedUpAnswerError
 from vigor_client.retry import Repeat
 from vigor_client.schemas import BEAT_SECONDS, LINES_MEDIA_TYPE
+
+REQUEST_ID_HEADER = "X-Request-Id"
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 SILENCE_BETWEEN_LINES_SECONDS = 4 * BEAT_SECONDS
@@ -66,7 +71,7 @@ TakeChunk = Callable[[httpx.Response, bytes], None]
 
 
 class Wire(Protocol):
-    """What a call may wait for. Transport failures are httpx's."""
+    """What a call may wait for. Transport failures are httpx's, and ``MixedUpAnswerError`` for another's answer."""
 
     async def send(self, call: Call) -> httpx.Response: ...
     async def stream(self, call: Call, take: TakeChunk) -> httpx.Response:
@@ -81,21 +86,17 @@ class Wire(Protocol):
 class BlockingWire:
     """Sends on the calling thread."""
 
-    def __init__(self, http: httpx.Client, *, silence_seconds: float = SILENCE_BETWEEN_LINES_SECONDS) -> None:
-        self._http = http
+    def __init__(self, connections: Connections, *, silence_seconds: float = SILENCE_BETWEEN_LINES_SECONDS) -> None:
+        self._connections = connections
         self._silence_seconds = silence_seconds
 
     async def send(self, call: Call) -> httpx.Response:
-        content = call.body.chunks() if call.body else None
-        return self._http.request(
-            call.method, call.path, content=content, headers=call.all_headers, timeout=call.timeout
-        )
+        with self._answer(call) as response:
+            response.read()
+        return response
 
     async def stream(self, call: Call, take: TakeChunk) -> httpx.Response:
-        content = call.body.chunks() if call.body else None
-        with self._http.stream(
-            call.method, call.path, content=content, headers=call.all_headers, timeout=call.timeout
-        ) as response:
+        with self._answer(call) as response:
             if not comes_in_lines(response):
                 response.read()
                 return response
@@ -103,6 +104,15 @@ class BlockingWire:
             for chunk in response.iter_bytes():
                 take(response, chunk)
         return response
+
+    @contextmanager
+    def _answer(self, call: Call) -> Generator[httpx.Response]:
+        content = call.body.chunks() if call.body else None
+        with self._connections.pool().stream(
+            call.method, call.path, content=content, headers=call.all_headers, timeout=call.timeout
+        ) as response:
+            refuse_mixed_up(response, call)
+            yield response
 
     async def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
@@ -117,21 +127,19 @@ class BlockingWire:
 class AsyncWire:
     """Sends on asyncio; what computes (checksums, casts) goes to a thread."""
 
-    def __init__(self, http: httpx.AsyncClient, *, silence_seconds: float = SILENCE_BETWEEN_LINES_SECONDS) -> None:
-        self._http = http
+    def __init__(
+        self, connections: AsyncConnections, *, silence_seconds: float = SILENCE_BETWEEN_LINES_SECONDS
+    ) -> None:
+        self._connections = connections
         self._silence_seconds = silence_seconds
 
     async def send(self, call: Call) -> httpx.Response:
-        content = _in_threads(call.body.chunks()) if call.body else None
-        return await self._http.request(
-            call.method, call.path, content=content, headers=call.all_headers, timeout=call.timeout
-        )
+        async with self._answer(call) as response:
+            await response.aread()
+        return response
 
     async def stream(self, call: Call, take: TakeChunk) -> httpx.Response:
-        content = _in_threads(call.body.chunks()) if call.body else None
-        async with self._http.stream(
-            call.method, call.path, content=content, headers=call.all_headers, timeout=call.timeout
-        ) as response:
+        async with self._answer(call) as response:
             if not comes_in_lines(response):
                 await response.aread()
                 return response
@@ -139,6 +147,16 @@ class AsyncWire:
             async for chunk in response.aiter_bytes():
                 take(response, chunk)
         return response
+
+    @asynccontextmanager
+    async def _answer(self, call: Call) -> AsyncGenerator[httpx.Response]:
+        content = _in_threads(call.body.chunks()) if call.body else None
+        pool = await self._connections.pool()
+        async with pool.stream(
+            call.method, call.path, content=content, headers=call.all_headers, timeout=call.timeout
+        ) as response:
+            refuse_mixed_up(response, call)
+            yield response
 
     async def sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
@@ -148,6 +166,21 @@ class AsyncWire:
 
     def clock_seconds(self) -> float:
         return time.monotonic()
+
+
+def refuse_mixed_up(response: httpx.Response, call: Call) -> None:
+    """Hold an answer to its request, before its body is read: httpx closes a connection that is left in the middle.
+
+    Raises:
+        MixedUpAnswerError: it carries the id of another request. Without an id, as from a proxy, it cannot be told.
+    """
+    sent, came = call.headers.get(REQUEST_ID_HEADER), response.headers.get(REQUEST_ID_HEADER)
+    if sent is not None and came not in (None, sent):
+        raise MixedUpAnswerError(
+            f"an answer to another request: {call.method} {response.request.url} was sent with {REQUEST_ID_HEADER} "
+            f"{sent} and answered with {came}; if a proxy in between replaces the header, have it pass the client's on",
+            request_id=sent,
+        )
 
 
 def comes_in_lines(response: httpx.Response) -> bool:

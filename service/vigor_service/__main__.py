@@ -85,6 +85,7 @@ def _load_model(settings: Settings, progress: LoadingProgress) -> LoadedModel:
     """Load what the settings name. Runs on the compute thread."""
     from vigor_client.embedded import default_cache_dir
     from vigor_service.engine.check_cache import CheckCache
+    from vigor_service.ends import generation_ends
     from vigor_service.engine.engine import Engine
     from vigor_service.engine.loading import ModelLoadError, load_policy
     from vigor_service.errors import StartupError
@@ -113,7 +114,7 @@ def _load_model(settings: Settings, progress: LoadingProgress) -> LoadedModel:
     except (ModelLoadError, ValueError) as error:
         raise StartupError(str(error)) from error
     # transformers gives a tokenizer its special tokens at run time, where no type checker sees them.
-    return LoadedModel(engine, cast("Tokenizer", policy.tokenizer))
+    return LoadedModel(engine, cast("Tokenizer", policy.tokenizer), generation_ends(policy.model))
 
 
 def _exit(code: int, *lines: str) -> NoReturn:

@@ -49,7 +49,7 @@ class Adapters:
         group = Group(
             prompt_ids=None if prompt is None else await self._token_ids(prompt, "prompt"),
             messages=None if isinstance(asked.prompt, str) else asked.prompt,
-            completions=[Completion(text=asked.response)],
+            completions=[_as_sampled(asked.response)],
         )
         return (await self._score(group, group_size, num_bytes)).reward
 
@@ -59,7 +59,7 @@ class Adapters:
         while True:
             try:
                 prompt_ids = await self._token_ids(prompt, "prompts")
-                group = Group(prompt_ids=prompt_ids, completions=[Completion(text=text)])
+                group = Group(prompt_ids=prompt_ids, completions=[_as_sampled(text)])
                 return await self._score(group, group_size, num_bytes)
             except QueueFullError as error:
                 pause_seconds = error.retry_after_seconds or 1.0
@@ -78,6 +78,11 @@ class Adapters:
         completion = Completion(ids=list(sequence.completion_ids))
         score = await self._groups.score(sequence.prompt_ids, completion, group_size=group_size, num_bytes=num_bytes)
         return score.completion
+
+
+def _as_sampled(text: str) -> Completion:
+    """Special tokens are written out, the end too: where there is none the response was cut off, and gets none."""
+    return Completion(text=text, finish_reason="length")
 
 
 def _without_score(error: ServiceError) -> None:

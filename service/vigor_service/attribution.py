@@ -17,7 +17,7 @@ from vigor_client.attribution_schemas import (
     ParameterShare,
     TokenShare,
 )
-from vigor_client.schemas import FieldError, Group, ScoreRequest, Timing
+from vigor_client.schemas import FieldError, GivenPrompt, Group, ScoreRequest, Timing
 from vigor_service.engine.sequences import TokenSequence
 from vigor_service.errors import (
     EngineFailedError,
@@ -65,7 +65,7 @@ class Attributions:
             return await self.scoring.preparation.run(self._response, sequence, attributed)
 
     async def _encode(self, request: AttributionRequest) -> TokenSequence:
-        prompt = {name: getattr(request, name) for name in ("prompt_ids", "prompt", "messages")}
+        prompt = {name: getattr(request, name) for name in GivenPrompt.model_fields}
         group = Group(**prompt, completions=[request.completion])
         encoded = await self.scoring.encode_alone(ScoreRequest(groups=[group]))
         (sequence,) = encoded.groups[0].sequences

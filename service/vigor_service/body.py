@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from starlette.requests import ClientDisconnect
 
 from vigor_client.schemas import FieldError
+from vigor_client.wire_types import half_character_in_json
 from vigor_service.errors import (
     ClientGoneError,
     DeadlineExceededError,
@@ -30,6 +31,7 @@ MAX_BODIES_IN_FLIGHT = 16
 
 _MAX_COUNTED_ERRORS = 20_000  # listing more would cost more memory than the request itself
 _MAX_NAME_CHARACTERS = 100
+_MAX_SEARCHED_BYTES = 1 << 20  # json's own parser takes many times the memory of the body
 _Model = TypeVar("_Model", bound=BaseModel)
 
 
@@ -109,10 +111,10 @@ def parse_json(model: type[_Model], body: bytearray, *, consequence: str) -> _Mo
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        raise _refusal(error, consequence) from error
+        raise _refusal(error, body, consequence) from error
 
 
-def _refusal(error: ValidationError, consequence: str) -> MalformedBodyError | InvalidRequestError:
+def _refusal(error: ValidationError, body: bytearray, consequence: str) -> MalformedBodyError | InvalidRequestError:
     count = error.error_count()
     if count > _MAX_COUNTED_ERRORS:
         whole = FieldError(loc=[], msg=f"{count} places are wrong: this is another kind of body")
@@ -122,6 +124,8 @@ def _refusal(error: ValidationError, consequence: str) -> MalformedBodyError | I
         for item in error.errors(include_url=False, include_context=False, include_input=False)
     ]
     if count == 1 and error.errors(include_url=False)[0]["type"] == "json_invalid":
+        if len(body) <= _MAX_SEARCHED_BYTES and (found := half_character_in_json(body)):
+            return invalid_request([FieldError(loc=_short(found[0]), msg=found[1])], consequence=consequence)
         return MalformedBodyError(f"{places[0].msg}; {consequence}", errors=places)
     return invalid_request(places, consequence=consequence)
 

@@ -68,8 +68,10 @@ def grade_group(
     return GroupScore(
         id=group.id,
         completions=[
-            _completion_score(sequence, status, score, rank, reward) for sequence, (status, score), rank, reward in rows
+            _completion_score(sequence, status, score, rank, reward, returns_ids=request.return_token_ids)
+            for sequence, (status, score), rank, reward in rows
         ],
+        prompt_ids=list(group.sequences[0].prompt_ids) if request.return_token_ids else None,
     )
 
 
@@ -107,7 +109,13 @@ def _value(score: SequenceScore, reward: RewardName) -> float:
 
 
 def _completion_score(
-    sequence: TokenSequence, status: CompletionStatus, score: SequenceScore, rank: float, reward: float
+    sequence: TokenSequence,
+    status: CompletionStatus,
+    score: SequenceScore,
+    rank: float,
+    reward: float,
+    *,
+    returns_ids: bool,
 ) -> CompletionScore:
     return CompletionScore(
         status=status,
@@ -119,6 +127,7 @@ def _completion_score(
         mean_logprob=wire_number(score.mean_logprob),
         mean_entropy=wire_number(score.mean_entropy),
         self_certainty=wire_number(score.self_certainty),
+        ids=list(sequence.completion_ids) if returns_ids else None,
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from vigor_client.schemas import (
     Completion,
+    GivenPrompt,
     Group,
     SampleRequest,
     SampleResponse,
@@ -37,7 +38,7 @@ MAX_HELD_BYTES = 256 << 20
 """Of all samples whose groups gather, or were answered a short time ago."""
 
 _OPTIONS = frozenset(ScoringOptions.model_fields)
-_PROMPT = frozenset({"prompt_ids", "prompt", "messages"})
+_PROMPT = frozenset(GivenPrompt.model_fields)
 _OWN = frozenset({"index", "completion", "wait_seconds"})
 """What samples of one group may differ in."""
 
@@ -249,4 +250,5 @@ def _own_part(response: ScoreResponse, sample: SampleRequest) -> SampleResponse:
         group=sample.group,
         index=sample.index,
         completion=response.groups[0].completions[sample.index],
+        prompt_ids=response.groups[0].prompt_ids,
     )

@@ -45,10 +45,11 @@ DRAINING_RETRY_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """What the service serves: an engine, and the tokenizer of its model if it has one."""
+    """What the service serves: an engine, the tokenizer of its model if it has one, and what ends a completion."""
 
     scorer: Scorer
     tokenizer: Tokenizer | None
+    generation_ends: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,7 +229,12 @@ class Runtime:
         )
         scoring = Scoring(
             model=info.model,
-            encoder=Encoder(model.tokenizer, info.vocab_size, info.max_sequence_tokens),
+            encoder=Encoder(
+                model.tokenizer,
+                info.vocab_size,
+                info.max_sequence_tokens,
+                generation_ends=model.generation_ends,
+            ),
             admission=admission,
             publication=publication,
             scheduler=scheduler,

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
-from jinja2 import TemplateError
-
-from vigor_client.schemas import Completion, FieldError, FinishReason, Group, Message, ScoreRequest
+from vigor_client.schemas import Completion, FieldError, FinishReason, GivenPrompt, Group, ScoreRequest
+from vigor_service.chat_prompts import ChatPromptError, ChatTokenizer, closing_text, rendered
+from vigor_service.continuation import Continuation, NotContinuableError, TextTokenizer, decoded
+from vigor_service.ends import Ends, ends_of
 from vigor_service.engine.sequences import TokenSequence
 from vigor_service.errors import SequenceTooLongError, invalid_request
 
@@ -22,19 +24,11 @@ _NOTHING_SCORED = "nothing was scored"
 _Place = tuple[str | int, ...]
 
 
-class Tokenizer(Protocol):
+class Tokenizer(TextTokenizer, ChatTokenizer, Protocol):
     """What is asked of a transformers tokenizer."""
 
     @property
     def eos_token_id(self) -> Any: ...  # noqa: ANN401 - transformers types it so; None where there is no EOS
-
-    def encode(self, text: str, *, add_special_tokens: bool) -> Sequence[int]: ...
-
-    def decode(self, token_ids: list[int], *, clean_up_tokenization_spaces: bool) -> Any: ...  # noqa: ANN401 - text
-
-    def apply_chat_template(
-        self, conversation: list[dict[str, str]], *, add_generation_prompt: bool, tokenize: bool
-    ) -> Any: ...  # noqa: ANN401 - text, when it is not asked to tokenize
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +40,24 @@ class EncodedGroup:
     is_truncated: tuple[bool, ...]
 
 
-@dataclass(frozen=True, slots=True)
 class Encoder:
-    """Turns requests into sequences for one model. Without a tokenizer only ids are understood."""
+    """Turns requests into sequences for one model. Without a tokenizer only ids are understood.
 
-    tokenizer: Tokenizer | None
-    vocab_size: int
-    max_sequence_tokens: int
+    ``generation_ends`` are the tokens that end a completion besides the tokenizer's own EOS.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer | None,
+        vocab_size: int,
+        max_sequence_tokens: int,
+        *,
+        generation_ends: Sequence[int] = (),
+    ) -> None:
+        self.tokenizer = tokenizer
+        self.vocab_size = vocab_size
+        self.max_sequence_tokens = max_sequence_tokens
+        self.ends = None if tokenizer is None else _ends(tokenizer, generation_ends)
 
     def encode(self, request: ScoreRequest) -> list[EncodedGroup]:
         """Return the groups as token sequences.
@@ -94,7 +99,22 @@ class Encoder:
     def _text(self, token_ids: list[int]) -> str | None:
         if self.tokenizer is None:
             return None
-        return self.tokenizer.decode(token_ids, clean_up_tokenization_spaces=False)
+        return decoded(self.tokenizer, token_ids)
+
+
+class _Behind:
+    """What completions of one group stand behind."""
+
+    def __init__(self, prompt_ids: tuple[int, ...], encoder: Encoder, *, in_chat: bool) -> None:
+        self.prompt_ids = prompt_ids
+        self.in_chat = in_chat
+        self._encoder = encoder
+
+    @cached_property
+    def continuation(self) -> Continuation | None:
+        """None without a tokenizer. Made for the first completion that is text."""
+        tokenizer = self._encoder.tokenizer
+        return None if tokenizer is None else Continuation(tokenizer, self.prompt_ids)
 
 
 class _Encoding:
@@ -107,8 +127,9 @@ class _Encoding:
 
     def group(self, group: Group, index: int) -> EncodedGroup:
         prompt_ids = self._prompt(group, ("groups", index))
+        behind = _Behind(prompt_ids, self._encoder, in_chat=group.messages is not None)
         sequences = tuple(
-            self._sequence(prompt_ids, completion, ("groups", index, "completions", position))
+            self._sequence(behind, completion, ("groups", index, "completions", position))
             for position, completion in enumerate(group.completions)
         )
         is_truncated = tuple(completion.finish_reason == "length" for completion in group.completions)
@@ -141,47 +162,63 @@ class _Encoding:
             ids = self.tokenized(group.prompt, place, add_special_tokens=True)
         else:
             place = (*place, "messages")
-            ids = self._rendered(group.messages or [], place)
+            ids = self._rendered(group, place)
         return ids or self._fault(place, "has no token")
 
-    def _sequence(self, prompt_ids: tuple[int, ...], completion: Completion, place: _Place) -> TokenSequence:
+    def _sequence(self, behind: _Behind, completion: Completion, place: _Place) -> TokenSequence:
         if completion.text is not None:
-            ids = self._completion_text(completion.text, completion.finish_reason, (*place, "text"))
+            ids = self._completion_text(behind, completion.text, completion.finish_reason, (*place, "text"))
         else:
             ids = self._checked(completion.ids or [], (*place, "ids"))
-        sequence = TokenSequence(prompt_ids, ids, _loss_mask(completion))
+        sequence = TokenSequence(behind.prompt_ids, ids, _loss_mask(completion))
         if sequence.num_tokens > self._encoder.max_sequence_tokens:
             self._overlong.append((place, sequence.num_tokens))
         return sequence
 
-    def _completion_text(self, text: str, finish_reason: FinishReason | None, place: _Place) -> tuple[int, ...]:
-        ids = self.tokenized(text, place, add_special_tokens=False)
-        if finish_reason != "stop" or self._encoder.tokenizer is None:
+    def _completion_text(
+        self, behind: _Behind, text: str, finish_reason: FinishReason | None, place: _Place
+    ) -> tuple[int, ...]:
+        """Text is a finished completion unless it is said to be cut off: it ends with an end token."""
+        ends = self._encoder.ends
+        if behind.continuation is None or ends is None:
+            return self._fault(place, "the model has no tokenizer: send ids")
+        if ids := self._overlong_text(text):
             return ids
-        eos = self._encoder.tokenizer.eos_token_id
-        if eos is None:
-            self._fault(place, "the tokenizer has no EOS token to append for `stop`: send `ids`")
-        return ids if eos is None or ids[-1:] == (eos,) else (*ids, eos)
+        try:
+            ids = self._checked(behind.continuation.ids(text), place)
+        except NotContinuableError as error:
+            return self._fault(place, str(error))
+        if finish_reason == "length" or ends.are_reached_by(ids):
+            return ids
+        end = ends.of_turn if behind.in_chat else ends.of_text
+        if end is None:
+            return self._fault(
+                place, "the model has no end token to append to finished text: send `ids`, or say `length`"
+            )
+        return (*ids, end)
 
-    def _rendered(self, messages: Sequence[Message], place: _Place) -> tuple[int, ...]:
+    def _rendered(self, prompt: GivenPrompt, place: _Place) -> tuple[int, ...]:
         """The template writes the special tokens itself, so none is added."""
         if self._encoder.tokenizer is None:
             return self._fault(place, "the model has no tokenizer: send `prompt_ids`")
-        conversation = [message.model_dump() for message in messages]
         try:
-            text = self._encoder.tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=False)
-        except (TemplateError, ValueError, TypeError) as error:
-            return self._fault(place, f"the chat template refuses them: {error}")
+            text = rendered(self._encoder.tokenizer, prompt)
+        except ChatPromptError as error:
+            return self._fault((*place[:-1], error.field), str(error))
         return self.tokenized(text, place, add_special_tokens=False)
 
     def tokenized(self, text: str, place: _Place, *, add_special_tokens: bool) -> tuple[int, ...]:
         tokenizer = self._encoder.tokenizer
         if tokenizer is None:
             return self._fault(place, "the model has no tokenizer: send ids")
-        num_tokens_at_least = len(text) // MAX_CHARACTERS_PER_TOKEN
-        if num_tokens_at_least > self._encoder.max_sequence_tokens:
-            return (0,) * num_tokens_at_least
+        if ids := self._overlong_text(text):
+            return ids
         return self._checked(tokenizer.encode(text, add_special_tokens=add_special_tokens), place)
+
+    def _overlong_text(self, text: str) -> tuple[int, ...]:
+        """Stand-ins for the tokens of a text that is too long whatever they are; none where it may fit."""
+        num_tokens_at_least = len(text) // MAX_CHARACTERS_PER_TOKEN
+        return (0,) * num_tokens_at_least if num_tokens_at_least > self._encoder.max_sequence_tokens else ()
 
     def _checked(self, ids: Sequence[int], place: _Place) -> tuple[int, ...]:
         limit = self._encoder.vocab_size
@@ -189,12 +226,19 @@ class _Encoding:
             wrong = [position for position, token_id in enumerate(ids) if token_id >= limit]
             more = f"; {len(wrong) - 1} more here" if len(wrong) > 1 else ""
             self._fault((*place, wrong[0]), f"id {ids[wrong[0]]} is outside the vocabulary of {limit}{more}")
+            return tuple(token_id if token_id < limit else 0 for token_id in ids)
         return tuple(ids)
 
     def _fault(self, place: _Place, message: str) -> tuple[int, ...]:
         """Note a fault; one token stands in for what is wrong, so that the rest is still checked."""
         self._faults.append(FieldError(loc=list(place), msg=message))
         return (0,)
+
+
+def _ends(tokenizer: Tokenizer, generation_ends: Sequence[int]) -> Ends:
+    closing = closing_text(tokenizer)
+    closing_ids = [] if closing is None else tokenizer.encode(closing, add_special_tokens=False)
+    return ends_of(eos_token_id=tokenizer.eos_token_id, generation_ends=generation_ends, closing_ids=list(closing_ids))
 
 
 def _loss_mask(completion: Completion) -> tuple[bool, ...] | None:

@@ -18,10 +18,10 @@ from vigor_client.errors import (
     UnreachableError,
     WeightsPoisonedError,
 )
-from vigor_client.exchange import REQUEST_ID_HEADER, Exchange
+from vigor_client.exchange import Exchange
 from vigor_client.retry import Repeat, RetryPolicy
 from vigor_client.schemas import Health
-from vigor_client.wire import Body, Call, TakeChunk, run_blocking
+from vigor_client.wire import REQUEST_ID_HEADER, Body, Call, TakeChunk, run_blocking
 
 T = TypeVar("T")
 Outcome = httpx.Response | Callable[[httpx.Request], Exception]

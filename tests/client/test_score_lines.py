@@ -17,11 +17,13 @@ from vigor_client import (
     ConnectionLostError,
     Group,
     GroupScore,
+    MixedUpAnswerError,
     ProblemError,
     UnexpectedAnswerError,
     VigorClient,
     WeightVersionMismatchError,
 )
+from vigor_client.connections import AsyncConnections, Connections
 from vigor_client.endpoints import Endpoints
 from vigor_client.exchange import Exchange
 from vigor_client.retry import RetryPolicy
@@ -175,9 +177,7 @@ def test_an_error_line_that_waiting_does_not_cure_is_final() -> None:
         ([b'{"index": 0}\n'], "a line that is not in the contract"),
         ([FIRST_LINE.replace(b"{", b'{"colour": 1, ', 1)], "a line that is not in the contract"),
         ([FIRST_LINE, FIRST_LINE], "group 0 once more"),
-        ([group_line(2, WHOLE.groups[0])], "group 2 of 2"),
-        ([FIRST_LINE, LAST_LINE], r"group sizes \[2\] instead of \[2, 1\]"),
-        ([FIRST_LINE, group_line(1, scores(sizes=(1,)).groups[0]), LAST_LINE], "group ids"),
+        ([FIRST_LINE, LAST_LINE], "a last line before group 1"),
         ([*COMPLETE, SECOND_LINE], "a line after the last one"),
         ([*COMPLETE, LAST_LINE], "a line after the last one"),
         ([b"x" * (2**24 + 1)], "a line of more than 16777216 bytes"),
@@ -187,6 +187,22 @@ def test_lines_that_were_not_asked_for_are_refused(lines: list[bytes], said: str
     with pytest.raises(UnexpectedAnswerError, match=said) as raised:
         score_over(wire_of(lines))
     assert len(str(raised.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("line_of_another", "said"),
+    [
+        (group_line(2, WHOLE.groups[0]), "group 2 of 2"),
+        (group_line(1, scores(sizes=(1,)).groups[0]), "group 1 with the id 'q' instead of 'line"),
+        (group_line(0, scores(sizes=(1,)).groups[0]), "group 0 with 1 scores of 2"),
+    ],
+)
+def test_lines_of_another_request_are_told_to_no_one_and_asked_for_again(line_of_another: bytes, said: str) -> None:
+    told: list[int] = []
+    assert score_over(wire_of([line_of_another], COMPLETE), told) == WHOLE
+    assert told == [1, 0]
+    with pytest.raises(MixedUpAnswerError, match=said):
+        score_over(wire_of(*[[line_of_another]] * 3))
 
 
 def test_other_weights_than_asked_for_are_refused_in_lines_too() -> None:
@@ -204,7 +220,9 @@ def chunk(data: bytes) -> bytes:
 def test_silence_between_lines_is_noticed_long_before_the_timeout_of_an_answer() -> None:
     begun = HeldOpen(HEAD + chunk(BEAT) + chunk(FIRST_LINE))
     with server(begun) as url, httpx.Client(base_url=url) as http:
-        exchange = Exchange(BlockingWire(http, silence_seconds=0.2), RetryPolicy(max_retries=0), random=lambda: 0.0)
+        exchange = Exchange(
+            BlockingWire(Connections(lambda: http), silence_seconds=0.2), RetryPolicy(max_retries=0), random=lambda: 0.0
+        )
         endpoints = Endpoints(exchange, timeout_seconds=DEADLINE_SECONDS)
         with pytest.raises(AnswerTimeoutError, match=r"no answer within 0\.2 s: POST .*/v1/score"):
             run_blocking(endpoints.score(REQUEST))
@@ -213,7 +231,11 @@ def test_silence_between_lines_is_noticed_long_before_the_timeout_of_an_answer()
 def test_the_async_client_notices_it_as_well() -> None:
     async def main(url: str) -> None:
         async with httpx.AsyncClient(base_url=url) as http:
-            exchange = Exchange(AsyncWire(http, silence_seconds=0.2), RetryPolicy(max_retries=0), random=lambda: 0.0)
+            exchange = Exchange(
+                AsyncWire(AsyncConnections(lambda: http), silence_seconds=0.2),
+                RetryPolicy(max_retries=0),
+                random=lambda: 0.0,
+            )
             await Endpoints(exchange, timeout_seconds=DEADLINE_SECONDS).score(REQUEST)
 
     with server(HeldOpen(HEAD + chunk(BEAT))) as url, pytest.raises(AnswerTimeoutError, match=r"within 0\.2 s"):

@@ -9,6 +9,7 @@ import httpx
 import pytest
 
 from vigor_client import AnswerTimeoutError, ConnectionLostError, InvalidRequestError, UnreachableError, VigorClient
+from vigor_client.connections import Connections
 from vigor_client.endpoints import Endpoints
 from vigor_client.exchange import Exchange
 from vigor_client.retry import Repeat, RetryPolicy
@@ -77,7 +78,7 @@ class WireThatActsBeforeItWaits(BlockingWire):
     """Instead of sleeping before a retry, does something."""
 
     def __init__(self, http: httpx.Client, act: Callable[[], object]) -> None:
-        super().__init__(http)
+        super().__init__(Connections(lambda: http))
         self._act = act
 
     async def sleep(self, seconds: float) -> None:  # noqa: ARG002 - the act takes the place of time
@@ -131,7 +132,7 @@ def test_a_refusal_in_the_middle_of_an_upload_is_read() -> None:
     num_chunks, chunk = 64, b"x" * (1 << 20)
     body = Body("application/octet-stream", num_chunks * len(chunk), lambda: iter([chunk] * num_chunks))
     with server(refusal) as url, httpx.Client(base_url=url) as http:
-        exchange = Exchange(BlockingWire(http), RetryPolicy(max_retries=0), random=lambda: 0.5)
+        exchange = Exchange(BlockingWire(Connections(lambda: http)), RetryPolicy(max_retries=0), random=lambda: 0.5)
         endpoints = Endpoints(exchange, timeout_seconds=DEADLINE_SECONDS)
         with pytest.raises(InvalidRequestError, match="wrong checksum"):
             run_blocking(endpoints.put_file("u1", "model.safetensors", body))

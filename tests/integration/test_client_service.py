@@ -35,6 +35,7 @@ from vigor_client import (
     digest_of_tensors,
 )
 from vigor_client.cli import main
+from vigor_client.connections import Connections
 from vigor_client.endpoints import Endpoints
 from vigor_client.exchange import Exchange
 from vigor_client.retry import RetryPolicy
@@ -256,7 +257,7 @@ def test_groups_are_told_of_while_the_others_are_computed(tmp_path: Path) -> Non
 def test_a_long_computation_is_no_dead_connection(tmp_path: Path) -> None:
     with live_service(tmp_path, beat_seconds=0.05) as service, httpx.Client(base_url=url_of(service)) as http:
         patient_for_seconds, computing_for_seconds = 0.75, 1.5
-        wire = BlockingWire(http, silence_seconds=patient_for_seconds)
+        wire = BlockingWire(Connections(lambda: http), silence_seconds=patient_for_seconds)
         endpoints = Endpoints(Exchange(wire, RetryPolicy(max_retries=0), random=lambda: 0.0), timeout_seconds=20.0)
         service.scorer.gate.clear()
         threading.Timer(computing_for_seconds, service.scorer.gate.set).start()

@@ -163,10 +163,10 @@ def test_text_and_messages_equal_ids_tokenized_by_hand(service: ServiceProcess) 
     tokenizer = tiny_tokenizer()
     messages = [{"role": "user", "content": "What is 3 + 4?"}]
     prompt_ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
-    ids = {"prompt_ids": prompt_ids, "completions": [[*tokenizer.encode("7"), 257], tokenizer.encode("eight")]}
+    ids = {"prompt_ids": prompt_ids, "completions": [[*tokenizer.encode("7"), 257], [*tokenizer.encode("eight"), 257]]}
     text = {"messages": messages, "completions": [{"text": "7", "finish_reason": "stop"}, "eight"]}
     plain = {"prompt": "3 + 4", "completions": ["7"]}
-    plain_ids = {"prompt_ids": tokenizer.encode("3 + 4"), "completions": [tokenizer.encode("7")]}
+    plain_ids = {"prompt_ids": tokenizer.encode("3 + 4"), "completions": [[*tokenizer.encode("7"), 257]]}
     by_hand, rendered = _scores(service, ids)[0], _scores(service, text)[0]
     assert by_hand == rendered
     assert _scores(service, plain) == _scores(service, plain_ids)

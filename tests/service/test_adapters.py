@@ -40,7 +40,7 @@ def _slime(service: LiveService, response: str, prompt: object = PROMPT) -> http
 
 
 def _expected(service: LiveService, prompt: dict[str, object]) -> list[dict[str, Any]]:
-    group = {**prompt, "completions": [{"text": text} for text in RESPONSES]}
+    group = {**prompt, "completions": [{"text": text, "finish_reason": "length"} for text in RESPONSES]}
     return service.score(groups=[group]).json()["groups"][0]["completions"]
 
 
@@ -66,6 +66,13 @@ def test_openrlhf_sends_one_sample_a_call_and_gets_its_rank_within_the_prompt(se
         [score["scaled_grad_norm"]] for score in expected
     ]
     assert all(answer["extra_logs"]["vigor_failed"] == [0.0] for answer in answers)
+
+
+def test_a_response_ends_where_its_end_is_written_out_and_nothing_is_appended_to_one_that_was_cut_off(
+    service: LiveService,
+) -> None:
+    answer = _openrlhf(service, " 3<|im_end|>", " 3", " four").json()
+    assert answer["extra_logs"]["vigor_num_tokens"] == [3.0, 2.0, 5.0]
 
 
 def test_openrlhf_may_send_many_samples_in_one_call(service: LiveService) -> None:

@@ -113,13 +113,22 @@ DEEP = 100_000
         '{"groups":' * DEEP,
         '{"groups":' + "[" * DEEP + "]" * DEEP + "}",
         '{"groups":[],"weight_version":' + "9" * 5000 + "}",
-        '{"groups":["\\ud800"]}',
         "",
     ],
 )
 def test_what_no_parser_should_follow_is_400(service: LiveService, body: str) -> None:
     for path in JSON_PATHS:
         assert refusal(service, "POST", path, body) == (400, "invalid_request")
+
+
+def test_half_of_a_surrogate_pair_is_named_by_its_place(service: LiveService) -> None:
+    body = r'{"groups":[{"prompt":"a","completions":["b",{"text":"nice \ud83d"}]}]}'
+    for path in JSON_PATHS:
+        assert refusal(service, "POST", path, body) == (422, "invalid_request")
+    answer = service.http.post("/v1/score", content=body, headers={"Content-Type": "application/json"})
+    (place,) = answer.json()["errors"]
+    assert place["loc"] == ["groups", 0, "completions", 1, "text"]
+    assert place["msg"].startswith(r"character 5 is half of a surrogate pair (\ud83d)")
 
 
 SAMPLE = '{"group":"g","group_size":?,"index":0,"prompt_ids":[1],"completion":[2]}'

@@ -13,6 +13,7 @@ import pytest
 
 from tests.live_service import LiveService, live_service
 from tests.pushing import push
+from tests.tiny_models import tiny_tokenizer
 from tests.waiting import DEADLINE_SECONDS, wait_until
 
 _COMPLETIONS = [[3, 4], [5], [6, 7, 8], [9, 9]]
@@ -57,6 +58,26 @@ def test_each_caller_gets_what_a_whole_group_gets(service: LiveService) -> None:
     assert [answer["completion"] for answer in by_index] == whole["groups"][0]["completions"]
     assert {answer["weight_digest"] for answer in answers} == {whole["weight_digest"]}
     _waiting(service, samples=0)
+
+
+def test_a_sample_gets_the_ids_that_were_scored_where_it_asks_for_them(service: LiveService) -> None:
+    asked = {"group": "ids", "group_size": 1, "index": 0, "prompt": "3 + 4 =", "completion": "7"}
+    answer = _send(service, {**asked, "return_token_ids": True}).json()
+    tokenizer = tiny_tokenizer()
+    assert answer["prompt_ids"] == tokenizer.encode("3 + 4 =")
+    assert answer["completion"]["ids"] == [*tokenizer.encode("7"), 257]
+
+
+def test_a_sample_says_how_its_messages_are_rendered(service: LiveService) -> None:
+    messages = [{"role": "user", "content": "3 + 4?"}, {"role": "assistant", "content": "It is "}]
+    asked = {"group": "chat", "group_size": 1, "index": 0, "messages": messages, "completion": "7"}
+    refused = _send(service, asked)
+    assert (refused.status_code, refused.json()["code"]) == (422, "invalid_request")
+    answer = _send(service, {**asked, "continue_final_message": True, "return_token_ids": True}).json()
+    expected = tiny_tokenizer().apply_chat_template(messages, continue_final_message=True, tokenize=False)
+    assert tiny_tokenizer().decode(answer["prompt_ids"]) == expected
+    tools = {**asked, "group": "tools", "messages": messages[:1], "tools": [{"type": "function"}]}
+    assert _send(service, tools).json()["errors"][0]["loc"] == ["tools"]
 
 
 def test_samples_are_computed_while_their_group_gathers(service: LiveService) -> None:

@@ -48,9 +48,20 @@ def test_text_and_messages_equal_the_ids_they_stand_for(service: LiveService) ->
     messages = [{"role": "user", "content": "3 + 4?"}]
     prompt_ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     by_hand = {"prompt_ids": prompt_ids, "completions": [[*tokenizer.encode("7"), 257], tokenizer.encode("8")]}
-    as_text = {"messages": messages, "completions": [{"text": "7", "finish_reason": "stop"}, "8"]}
+    as_text = {"messages": messages, "completions": ["7", {"text": "8", "finish_reason": "length"}]}
     answers = [service.score(groups=[group]).json()["groups"] for group in (by_hand, as_text)]
     assert answers[0] == answers[1]
+
+
+def test_the_ids_that_were_scored_come_back_where_they_are_asked_for(service: LiveService) -> None:
+    tokenizer = tiny_tokenizer()
+    group = {"prompt": "3 + 4 =", "completions": ["7", [5, 6]]}
+    (told,) = service.score(groups=[group], return_token_ids=True).json()["groups"]
+    (untold,) = service.score(groups=[group]).json()["groups"]
+    assert told["prompt_ids"] == tokenizer.encode("3 + 4 =")
+    assert [completion["ids"] for completion in told["completions"]] == [[*tokenizer.encode("7"), 257], [5, 6]]
+    assert "prompt_ids" not in untold
+    assert not any("ids" in completion for completion in untold["completions"])
 
 
 def test_a_sequence_that_does_not_fit_into_memory_is_413_and_its_neighbours_are_answered(tmp_path: Path) -> None:

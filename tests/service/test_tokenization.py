@@ -1,16 +1,37 @@
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from jinja2 import TemplateError
+from tokenizers import normalizers
+from tokenizers.processors import TemplateProcessing
 
+from tests.service.test_continuation import sentencepiece
 from tests.tiny_models import tiny_tokenizer
 from vigor_client.schemas import ScoreRequest
+from vigor_service.ends import generation_ends
 from vigor_service.errors import InvalidRequestError, SequenceTooLongError
 from vigor_service.tokenization import MAX_CHARACTERS_PER_TOKEN, EncodedGroup, Encoder
 
 EOS = 257
 VOCAB_SIZE = 320
 LIMIT = 64
+HI = [{"role": "user", "content": "Hi"}]
+
+
+class Stub:
+    """A tokenizer of one token per character, without a chat template."""
+
+    eos_token_id: int | None = EOS
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:  # noqa: ARG002
+        return [ord(character) for character in text]
+
+    def decode(self, token_ids: list[int], *, clean_up_tokenization_spaces: bool) -> str:  # noqa: ARG002
+        return "".join(map(chr, token_ids))
+
+    def apply_chat_template(self, *_: object, **__: object) -> str:
+        raise ValueError("there is none")
 
 
 def _encoder(tokenizer: Any = None) -> Encoder:  # noqa: ANN401 - a tokenizer, or a stand-in for one
@@ -46,30 +67,86 @@ def test_finish_reason_stop_appends_nothing_to_ids() -> None:
 @pytest.mark.parametrize(
     ("completion", "expected"),
     [
-        ("abc", _ids("abc")),
-        ({"text": "abc"}, _ids("abc")),
-        ({"text": "abc", "finish_reason": "length"}, _ids("abc")),
+        ("abc", (*_ids("abc"), EOS)),
+        ({"text": "abc"}, (*_ids("abc"), EOS)),
         ({"text": "abc", "finish_reason": "stop"}, (*_ids("abc"), EOS)),
-        ({"text": "abc<|im_end|>", "finish_reason": "stop"}, (*_ids("abc"), EOS)),
-        ({"text": "", "finish_reason": "stop"}, (EOS,)),
-        ("", ()),
+        ({"text": "abc", "finish_reason": "length"}, _ids("abc")),
+        ("abc<|im_end|>", (*_ids("abc"), EOS)),
+        ({"text": "abc<|im_end|>", "finish_reason": "length"}, (*_ids("abc"), EOS)),
+        ("", (EOS,)),
+        ({"text": "", "finish_reason": "length"}, ()),
     ],
 )
-def test_text_is_tokenized_and_stop_appends_the_missing_eos(completion: object, expected: tuple[int, ...]) -> None:
+def test_text_is_a_finished_completion_unless_it_was_cut_off(completion: object, expected: tuple[int, ...]) -> None:
     (group,) = _encode({"prompt_ids": [1], "completions": [completion]})
     assert group.sequences[0].completion_ids == expected
 
 
-def test_a_prompt_gets_the_tokenizers_own_special_tokens() -> None:
-    class AddsBos:
-        eos_token_id = EOS
-
-        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-            return [256] * add_special_tokens + list(_ids(text))
-
-    (group,) = _encode({"prompt": "ab", "completions": ["c"]}, encoder=_encoder(AddsBos()))
+def test_a_prompt_gets_the_tokenizers_own_special_tokens_and_a_completion_none() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<|im_start|> $A", None, [("<|im_start|>", 256)])
+    (group,) = _encode({"prompt": "ab", "completions": ["c"]}, encoder=_encoder(tokenizer))
     assert group.sequences[0].prompt_ids == (256, *_ids("ab"))
-    assert group.sequences[0].completion_ids == _ids("c")
+    assert group.sequences[0].completion_ids == (*_ids("c"), EOS)
+
+
+GEMMA_LIKE_ENDS = [258, EOS]  # <eos>, and the end of a turn, which the template writes
+
+
+def _gemma_like() -> Encoder:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<eos>"})
+    return Encoder(cast("Any", tokenizer), VOCAB_SIZE, LIMIT, generation_ends=GEMMA_LIKE_ENDS)
+
+
+@pytest.mark.parametrize("end", ["<eos>", "<|im_end|>"])
+def test_text_that_ends_with_any_of_the_models_ends_is_as_it_was_sampled(end: str) -> None:
+    (group,) = _encode({"messages": HI, "completions": [f"yes{end}"]}, encoder=_gemma_like())
+    assert group.sequences[0].completion_ids == (*_ids("yes"), {"<eos>": 258, "<|im_end|>": EOS}[end])
+
+
+def test_what_is_appended_is_the_end_of_a_turn_behind_messages_and_the_tokenizers_eos_elsewhere() -> None:
+    prompts = [{"messages": HI}, {"prompt": "Hi"}, {"prompt_ids": [1]}]
+    groups = _encode(*[{**prompt, "completions": ["yes"]} for prompt in prompts], encoder=_gemma_like())
+    assert [group.sequences[0].completion_ids[-1] for group in groups] == [EOS, 258, 258]
+
+
+@pytest.mark.parametrize("closing", ["", "|"])
+def test_a_template_that_closes_turns_with_no_end_leaves_the_tokenizers_eos(closing: str) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for message in messages %}{{ message.content }}" + closing + "{% endfor %}"
+    (group,) = _encode({"messages": HI, "completions": ["yes"]}, encoder=_encoder(tokenizer))
+    assert group.sequences[0].completion_ids == (*_ids("yes"), EOS)
+
+
+def test_without_an_eos_of_the_tokenizer_the_generation_configs_first_end_is_appended() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = None
+    encoder = Encoder(cast("Any", tokenizer), VOCAB_SIZE, LIMIT, generation_ends=[7, 8])
+    (group,) = _encode({"prompt": "Hi", "completions": ["yes"]}, encoder=encoder)
+    assert group.sequences[0].completion_ids == (*_ids("yes"), 7)
+
+
+@pytest.mark.parametrize(("named", "ends"), [(None, ()), (5, (5,)), ([5, 6], (5, 6))])
+def test_a_generation_config_names_no_end_one_or_several(named: int | list[int] | None, ends: tuple[int, ...]) -> None:
+    assert generation_ends(SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=named))) == ends
+    assert generation_ends(object()) == ()
+
+
+def test_completions_continue_what_the_prompt_was_to_the_character() -> None:
+    tokenizer = sentencepiece("always")
+    group = {"prompt": "1=", "completions": [{"text": text, "finish_reason": "length"} for text in ("4", " 4")]}
+    (encoded,) = _encode(group, encoder=Encoder(cast("Any", tokenizer), len(tokenizer), LIMIT))
+    without, with_space = (tokenizer.convert_ids_to_tokens(list(item.completion_ids)) for item in encoded.sequences)
+    assert (without, with_space) == (["4"], ["\u25814"])
+
+
+def test_text_that_the_tokenizer_cannot_say_is_named_by_its_place() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    faults = _faults({"prompt": "a", "completions": ["a", "A"]}, encoder=_encoder(tokenizer))
+    assert list(faults) == [("groups", 0, "completions", 1, "text")]
+    assert "'a' instead of 'A'" in faults["groups", 0, "completions", 1, "text"]
 
 
 def test_messages_go_through_the_chat_template_and_no_special_token_comes_twice() -> None:
@@ -129,12 +206,10 @@ def test_a_sequence_that_is_too_long_is_named_with_length_and_limit() -> None:
 
 @pytest.mark.parametrize("field", ["prompt", "completion"])
 def test_a_text_that_cannot_fit_is_refused_without_tokenizing_it(field: str) -> None:
-    class NeverAsked:
-        eos_token_id = EOS
-
-        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:  # noqa: ARG002
+    class NeverAsked(Stub):
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
             assert len(text) < 100
-            return [1]
+            return super().encode(text, add_special_tokens=add_special_tokens)
 
     text = "x" * ((LIMIT + 1) * MAX_CHARACTERS_PER_TOKEN)
     group = {"prompt": text if field == "prompt" else "p", "completions": [text if field == "completion" else "c"]}
@@ -160,9 +235,7 @@ def test_without_a_tokenizer_only_ids_are_understood() -> None:
 
 @pytest.mark.parametrize("error", [TemplateError("roles must alternate"), ValueError("no template"), TypeError("no")])
 def test_a_chat_template_that_refuses_is_named_with_its_reason(error: Exception) -> None:
-    class Refuses:
-        eos_token_id = EOS
-
+    class Refuses(Stub):
         def apply_chat_template(self, *_: object, **__: object) -> str:
             raise error
 
@@ -172,9 +245,7 @@ def test_a_chat_template_that_refuses_is_named_with_its_reason(error: Exception)
 
 
 def test_a_prompt_without_tokens_is_refused() -> None:
-    class Nothing:
-        eos_token_id = EOS
-
+    class Nothing(Stub):
         def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:  # noqa: ARG002
             return []
 
@@ -182,13 +253,10 @@ def test_a_prompt_without_tokens_is_refused() -> None:
     assert faults == {("groups", 0, "prompt"): "has no token"}
 
 
-def test_stop_on_text_needs_an_eos_token() -> None:
-    class NoEos:
+def test_finished_text_needs_an_end_token() -> None:
+    class NoEos(Stub):
         eos_token_id = None
 
-        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:  # noqa: ARG002
-            return [1]
-
-    completions = [{"text": "a", "finish_reason": "stop"}, {"text": "a"}]
+    completions = [{"text": "a", "finish_reason": "stop"}, "a", {"text": "a", "finish_reason": "length"}, [1]]
     faults = _faults({"prompt_ids": [1], "completions": completions}, encoder=_encoder(NoEos()))
-    assert list(faults) == [("groups", 0, "completions", 0, "text")]
+    assert list(faults) == [("groups", 0, "completions", position, "text") for position in (0, 1)]

@@ -47,6 +47,23 @@ def test_a_prompt_of_messages_is_kept_as_it_is(tmp_path: Path) -> None:
         load_task(TaskSource(name), has_chat_template=False)
 
 
+def test_messages_may_have_what_templates_take_and_null_is_not_there(tmp_path: Path) -> None:
+    call = {"function": {"name": "weather", "arguments": {"unit": "C"}}}
+    said = [
+        {"role": "user", "content": [{"type": "text", "text": "Weather?"}], "tool_calls": None},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": "22 C", "name": "weather"},
+    ]
+    name = write_lines(tmp_path / "task.jsonl", {"prompt": said})
+    kept = load_task(TaskSource(name), has_chat_template=True)[0]["prompt"]
+    without_null = [{key: value for key, value in message.items() if value is not None} for message in kept]
+    assert without_null == [
+        {"role": "user", "content": "Weather?"},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "content": "22 C", "name": "weather"},
+    ]
+
+
 @pytest.mark.parametrize(
     ("line", "complaint"),
     [
@@ -58,6 +75,26 @@ def test_a_prompt_of_messages_is_kept_as_it_is(tmp_path: Path) -> None:
         ({"prompt": 3}, "`prompt` must be text, or messages"),
         ({"prompt": []}, "`prompt` must be text, or messages"),
         ({"prompt": [{"role": "user"}]}, "`prompt` must be text, or messages"),
+        (
+            {"prompt": [{"role": "user", "content": 3}]},
+            "`prompt` must be text, or messages with .*: message 0: content",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "image"}]}]},
+            "`prompt` must be text, .* message 0: content: part 0 is no text, but image",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 2}]},
+            "`prompt` message 0 has 2 parts: write its `content` as one text",
+        ),
+        (
+            {"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "7"}]},
+            "`prompt` ends with a message of the assistant, .*: take it out",
+        ),
+        ({"prompt": "a", "tools": [{"name": "f"}]}, "`tools` would change the prompt, and GRPO does not render it"),
+        ('{"prompt": "nice \\ud83d"}', r"`prompt` character 5 is half of a surrogate pair \(\\ud83d\)"),
+        ('{"prompt": [{"role": "user", "content": "\\ud83d"}]}', "`prompt` must .*character 0 is half of a surrogate"),
+        ('{"prompt": "a", "answer": "\\ud83d"}', "`answer` character 0 is half of a surrogate pair"),
         ({"prompt": "a", "answer": [1]}, "`answer` must be text or a number, not list"),
         ({"prompt": "a", "answer": True}, "`answer` must be text or a number, not bool"),
     ],

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vigor_trainer.errors import InvalidTaskError
+from vigor_trainer.prompts import UNRENDERED_COLUMNS, Prompt, prompt_of, refuse_half_character
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,9 +23,6 @@ if TYPE_CHECKING:
 REASONING_GYM_PREFIX = "reasoning-gym:"
 PROMPT_COLUMNS = ("prompt", "question")
 ANSWER_COLUMN = "answer"
-
-Message = dict[str, str]
-Prompt = str | list[Message]
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,20 +145,12 @@ def _prompt(row: Row, column: str | None) -> Prompt:
     if len(found) != 1:
         needed = " or ".join(f"`{name}`" for name in wanted)
         raise InvalidTaskError(f"{row.place}: needs exactly one of {needed}, has {sorted(row.fields)}")
-    value = row.fields[found[0]]
-    if isinstance(value, str) and value.strip():
-        return value
-    if isinstance(value, list) and value and all(map(_is_message, value)):
-        return value
-    raise InvalidTaskError(f"{row.place}: `{found[0]}` must be text, or messages with `role` and `content`")
-
-
-def _is_message(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and set(value) == {"role", "content"}
-        and all(isinstance(part, str) for part in value.values())
-    )
+    if unrendered := [name for name in UNRENDERED_COLUMNS if row.fields.get(name)]:
+        raise InvalidTaskError(f"{row.place}: `{unrendered[0]}` would change the prompt, and GRPO does not render it")
+    try:
+        return prompt_of(row.fields[found[0]])
+    except ValueError as error:
+        raise InvalidTaskError(f"{row.place}: `{found[0]}` {error}") from error
 
 
 def _answer(row: Row, column: str | None) -> str | None:
@@ -169,6 +159,10 @@ def _answer(row: Row, column: str | None) -> str | None:
         raise InvalidTaskError(f"{row.place}: no column `{column}`, has {sorted(row.fields)}")
     value = row.fields.get(name)
     if value is None or isinstance(value, str):
+        try:
+            refuse_half_character(value)
+        except ValueError as error:
+            raise InvalidTaskError(f"{row.place}: `{name}` {error}") from error
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)

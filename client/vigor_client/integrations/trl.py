@@ -86,7 +86,7 @@ class _Reward:
         self._num_generations = num_generations
         self._num_generations_eval = num_generations_eval or num_generations
         self._weights = weights
-        self._ends = {processing_class.eos_token_id} if eos_token_ids is None else set(eos_token_ids)
+        self._eos_token_ids = eos_token_ids
         self._chat_template_kwargs = dict(chat_template_kwargs or {})
         self._options: dict[str, object] = {"reward": reward, "ties": ties, "truncated": truncated}
         self._on_failure = on_failure
@@ -105,6 +105,9 @@ class _Reward:
     ) -> Round:
         """What this call asks. Every process comes here equally often, so the count names the same call in all."""
         _refuse_unscorable(completions, columns)
+        trainer = _trainer_of(columns)
+        self._refuse_other_prompts(trainer)
+        ends = self._ends(trainer)
         if self._processes is None:
             self._processes = self._find_processes()
         self._num_calls += 1
@@ -119,8 +122,18 @@ class _Reward:
                 num_processes=self._processes.count,
             ),
             prompt_ids=self._tokenized(prompts),
-            completions=[Completion(ids=ids, finish_reason=self._finish_reason(ids)) for ids in completion_ids],
+            completions=[Completion(ids=ids, finish_reason=_finish_reason(ids, ends)) for ids in completion_ids],
         )
+
+    def _refuse_other_prompts(self, trainer: object) -> None:
+        for name in ("tools", "rollout_func"):
+            if getattr(trainer, name, None):
+                raise ValueError(
+                    f"the trainer has {name}, of which TRL does not tell a reward function enough: use vigor-trainer"
+                )
+        theirs = getattr(trainer, "chat_template_kwargs", self._chat_template_kwargs)
+        if theirs != self._chat_template_kwargs:
+            raise ValueError(f"the trainer renders prompts with chat_template_kwargs {theirs}: give the same here")
 
     def _group_size(self) -> int:
         is_evaluating = self._weights is not None and not self._weights.is_training
@@ -138,8 +151,11 @@ class _Reward:
             **self._chat_template_kwargs,
         )["input_ids"]
 
-    def _finish_reason(self, ids: Sequence[int]) -> Literal["stop", "length"]:
-        return "stop" if ids and ids[-1] in self._ends else "length"
+    def _ends(self, trainer: object) -> set[int]:
+        """What ends a completion: as given, else as the trainer generates, else the tokenizer's own."""
+        if self._eos_token_ids is not None:
+            return set(self._eos_token_ids)
+        return set(getattr(trainer, "eos_token_ids", [self._processing_class.eos_token_id]))
 
     async def _scores(self, asked: Round, step: int | None) -> list[Scored] | None:
         try:
@@ -173,7 +189,8 @@ class VigorReward(_Reward):
             whether it evaluates.
         weights: a ``WeightPublisher``: scores must come from what it published for this step. Without it, whatever
             the service has scores.
-        eos_token_ids: what ends a completion, if not only the tokenizer's own.
+        eos_token_ids: what ends a completion; by default what the trainer ends generation with, where TRL shows it,
+            else the tokenizer's own.
         chat_template_kwargs: as in the trainer's configuration.
         reward, ties, truncated: as in ``VigorClient.score``.
         on_failure: what a call gets that is not scored after the client's retries: ``none``, which TRL leaves out of
@@ -183,7 +200,8 @@ class VigorReward(_Reward):
 
     Raises:
         ValueError: at the start, arguments that say nothing, or ``num_generations_eval`` without ``weights``; in a
-            call, completions that cannot be scored (images, tools, environments), or that are no whole groups.
+            call, completions that cannot be scored (images, tools, environments), or that are no whole groups, or
+            prompts that the trainer renders otherwise.
         VigorError: in a call, with ``on_failure="raise"``.
     """
 
@@ -218,6 +236,15 @@ class AsyncVigorReward(_Reward):
         step = _step(trainer_state)
         asked = self._round(prompts, completions, completion_ids, step, columns)
         return _rewards(await self._scores(asked, step), len(completion_ids), columns)
+
+
+def _trainer_of(columns: Mapping[str, object]) -> object:
+    """TRL hands on a method of its trainer, which shows how prompts are rendered and what ends a completion."""
+    return getattr(columns.get("log_metric"), "__self__", None)
+
+
+def _finish_reason(ids: Sequence[int], ends: set[int]) -> Literal["stop", "length"]:
+    return "stop" if ids and ids[-1] in ends else "length"
 
 
 def _step(trainer_state: TrainerState | None) -> int | None:

@@ -13,6 +13,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, TypedDict, cast
+from weakref import WeakKeyDictionary
 
 from vigor_client.client import AsyncVigorClient
 from vigor_client.errors import VigorError
@@ -72,13 +73,15 @@ class VigorRewardManager:
     ) -> None:
         url, api_key = service_of_environment(cure="Set VIGOR_URL for the workers of verl")
         self._client = AsyncVigorClient(url, api_key=api_key)
-        self._places = asyncio.Semaphore(MAX_CONCURRENT_SAMPLES)
+        # One for each event loop, like the client's connections.
+        self._places = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]()
 
     async def run_single(self, data: Data) -> Reward:
         """Score one sample. A failure after the client's retries is a NaN, and a warning that names it."""
         group = _group_of_one(data)
         try:
-            async with self._places:
+            loop = asyncio.get_running_loop()
+            async with self._places.setdefault(loop, asyncio.Semaphore(MAX_CONCURRENT_SAMPLES)):
                 response = await self._client.score([group])
         except VigorError as error:
             logger.warning("a sample has no reward: %s: %s", type(error).__name__, error)

@@ -212,6 +212,41 @@ def test_what_is_not_text_is_refused(column: str, service: GatheringService) -> 
         call(VigorReward(service.url, tiny_tokenizer(), 1), prompts=["1"], ids=[[5]], **{column: [object()]})
 
 
+def test_a_completion_that_ends_with_any_end_of_the_trainer_stopped(service: GatheringService) -> None:
+    class Trainer:
+        eos_token_ids = (EOS, 6)
+
+        def log_metric(self, name: str, value: float) -> None: ...
+
+    reward = VigorReward(service.url, tiny_tokenizer(), 3)
+    call(reward, prompts=["1"] * 3, ids=[[5, EOS], [5, 6], [5, 7]], log_metric=Trainer().log_metric)
+    completions = service.requests[0].groups[0].completions
+    assert [completion.finish_reason for completion in completions] == ["stop", "stop", "length"]
+
+
+@both_kinds
+def test_a_trainer_that_renders_its_prompts_otherwise_is_refused(
+    kind: Kind, service: GatheringService, tmp_path: Path
+) -> None:
+    reward = kind(service.url, tiny_tokenizer(), 4, on_failure="raise")
+    trainer = stock_trainer(tmp_path, reward, chat_template_kwargs={"enable_thinking": False})
+    with pytest.raises(ValueError, match=r"renders prompts with chat_template_kwargs {'enable_thinking': False}: give"):
+        trainer.train()
+    assert service.requests == []
+
+
+@pytest.mark.parametrize("name", ["tools", "rollout_func"])
+def test_a_trainer_whose_prompts_are_not_told_is_refused(name: str, service: GatheringService) -> None:
+    class Trainer:
+        def log_metric(self, name: str, value: float) -> None: ...
+
+    trainer = Trainer()
+    setattr(trainer, name, [print])
+    reward = VigorReward(service.url, tiny_tokenizer(), 1)
+    with pytest.raises(ValueError, match=f"the trainer has {name}, of which TRL does not tell"):
+        call(reward, prompts=["1"], ids=[[5, EOS]], log_metric=trainer.log_metric)
+
+
 def test_completions_with_tools_are_refused(service: GatheringService) -> None:
     turns = [{"role": "assistant", "content": ""}, {"role": "tool", "content": "2"}]
     reward = VigorReward(service.url, tiny_tokenizer(), 1)

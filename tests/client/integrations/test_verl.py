@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from tests.client.integrations.gathering_service import GatheringService, gathering_service
-from vigor_client.integrations.verl import Reward, VigorRewardManager, vigor_advantage
+from vigor_client.integrations.verl import MAX_CONCURRENT_SAMPLES, Reward, VigorRewardManager, vigor_advantage
 
 PAD = 0
 
@@ -59,6 +59,17 @@ def test_ids_go_without_their_padding(service: GatheringService) -> None:
     for request in service.requests:
         [group] = request.groups
         assert (group.prompt_ids, group.completions[0].ids) == ([1, 2], [5, 6])
+
+
+def test_one_manager_serves_one_event_loop_after_another(service: GatheringService) -> None:
+    manager = VigorRewardManager()
+    num_samples = MAX_CONCURRENT_SAMPLES + 6  # so that some wait
+
+    async def run() -> list[Reward]:
+        return list(await asyncio.gather(*(manager.run_single(row([1], [5])) for _ in range(num_samples))))
+
+    assert asyncio.run(run()) == asyncio.run(run())
+    assert len(service.requests) == 2 * num_samples
 
 
 def test_tokens_that_a_tool_wrote_are_masked_or_refused(service: GatheringService) -> None:
