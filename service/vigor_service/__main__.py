@@ -84,8 +84,8 @@ def _tracing(url: str | None) -> Tracing | None:
 def _load_model(settings: Settings, progress: LoadingProgress) -> LoadedModel:
     """Load what the settings name. Runs on the compute thread."""
     from vigor_client.embedded import default_cache_dir
-    from vigor_service.engine.check_cache import CheckCache
     from vigor_service.ends import generation_ends
+    from vigor_service.engine.check_cache import CheckCache
     from vigor_service.engine.engine import Engine
     from vigor_service.engine.loading import ModelLoadError, load_policy
     from vigor_service.errors import StartupError

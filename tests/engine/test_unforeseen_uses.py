@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from tests.engine.cases import difficult_sequences, largest_error, random_sequence, reference
 from tests.tiny_models import tiny_model
-from vigor_service.engine.engine import Engine
+from vigor_service.engine.engine import Engine, UnscorableModelError
 from vigor_service.engine.parameters import measured_parameters
 
 USES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
@@ -102,3 +102,10 @@ def test_what_a_model_raises_under_a_layout_means_the_next_one(caplog: pytest.Lo
     assert "exact" not in engine.info.rules
     expected = reference(model, difficult_sequences(), measured_parameters(model))
     assert largest_error(engine.score(difficult_sequences()).scores, expected) <= 1e-5
+
+
+def test_a_model_that_cannot_score_text_at_all_is_refused_at_load_with_what_it_raises() -> None:
+    model = tiny_model("llama")
+    model.model.norm.register_forward_hook(lambda *_: {}["pixel_values"])
+    with pytest.raises(UnscorableModelError, match="LlamaForCausalLM cannot score text: KeyError: 'pixel_values'"):
+        Engine(model, name="tiny")

@@ -23,7 +23,7 @@ from vigor_service.engine.heap import HeapTrimming
 from vigor_service.engine.keeping import Keep
 from vigor_service.engine.memory import FittingScorer, Score, is_out_of_memory
 from vigor_service.engine.parameters import in_parts, measured_parameters
-from vigor_service.engine.plan import LAYOUTS, UnsupportedModelError, causal_model
+from vigor_service.engine.plan import LAYOUTS, UnsupportedModelError, causal_model, probe_sequences
 from vigor_service.engine.probes import Probes
 from vigor_service.engine.rotary import forget_earlier_lengths
 from vigor_service.engine.self_check import check, reason
@@ -33,6 +33,10 @@ logger = logging.getLogger(__name__)
 
 Write: TypeAlias = Callable[[Tensor], None]
 """Gives a tensor new values, in place."""
+
+
+class UnscorableModelError(ValueError):
+    """Not even a plain forward and backward pass over some token ids works; the message says what the model raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +123,7 @@ class Engine:
 
     Raises:
         ValueError: ``parameters`` selects nothing (see ``measured_parameters``), or ``norm_probes`` is not above 0.
+        UnscorableModelError: the model cannot score text.
     """
 
     def __init__(
@@ -273,10 +278,22 @@ def _choose_layout(
         if cache is not None:
             cache.write(key, outcome)
     if fast is None:
+        _require_scores(model, measured)
         logger.warning("scoring one sequence at a time: %s", outcome.reason)
     elif not outcome.layers_run_twice:
         fast.layers = []
     return fast, outcome
+
+
+def _require_scores(model: PreTrainedModel, measured: Mapping[str, nn.Parameter]) -> None:
+    try:
+        exact_score(model, probe_sequences(causal_model(model))[0], measured)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        raise UnscorableModelError(
+            f"{type(causal_model(model)).__name__} cannot score text: {reason(error)}"
+        ) from error
 
 
 def _check_layouts(model: PreTrainedModel, measured: Mapping[str, nn.Parameter]) -> tuple[FastNorms | None, Outcome]:
