@@ -224,6 +224,7 @@ class Runtime:
             Committer(
                 publication,
                 tensors=model.scorer.tensors,
+                plan_checkpoint=model.scorer.plan_checkpoint,
                 exclusive=scheduler.exclusive,
                 state=self._state,
                 metrics=metrics,

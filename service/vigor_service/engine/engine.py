@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 from vigor_client.lora import lora_scalings
 from vigor_service.engine.attribution import Attribution, attribute_within_memory
 from vigor_service.engine.batch_budget import measure_batch_tokens, peak_memory, probe_sizes
+from vigor_service.engine.checkpoint_names import CheckpointPlan, plan_checkpoint
 from vigor_service.engine.checkpoints import UncheckpointableLayerError
 from vigor_service.engine.exact_norms import exact_score
 from vigor_service.engine.fast_norms import FastNorms
@@ -112,6 +113,10 @@ class Scorer(Protocol):
 
     def aliases(self) -> dict[str, list[str]]:
         """Canonical name of a tied tensor -> its other names."""
+        ...
+
+    def plan_checkpoint(self, names: Iterable[str]) -> CheckpointPlan:
+        """Say which of these tensors a checkpoint's tensors of these names become."""
         ...
 
     def load(self, writes: Iterable[tuple[str, Write]]) -> None:
@@ -222,6 +227,10 @@ class Engine:
     def aliases(self) -> dict[str, list[str]]:
         """Return the other names of tied tensors."""
         return {names[0]: names[1:] for names, _ in _named_once(self._model) if len(names) > 1}
+
+    def plan_checkpoint(self, names: Iterable[str]) -> CheckpointPlan:
+        """Equal ``checkpoint_names.plan_checkpoint`` of the model."""
+        return plan_checkpoint(self._model, names)
 
     def load(self, writes: Iterable[tuple[str, Write]]) -> None:
         """Call each write with the model's tensor of that name, which it changes in place.

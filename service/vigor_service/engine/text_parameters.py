@@ -1,0 +1,47 @@
+"""Which parameters of a model of several kinds of input a pass over text alone does not reach: a vision tower's, a
+projector's. Their gradient is zero; to measure them costs memory and time, and changes no norm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+_NUM_TOKENS = 2
+
+
+def unreached_by_text(model: PreTrainedModel) -> set[nn.Parameter]:
+    """Return the parameters outside the text decoder, its embeddings and its head that text does not reach.
+
+    Empty for a model of text alone. What is outside and is reached all the same is not among them: one pass tells.
+    """
+    if model.config.get_text_config() is model.config:
+        return set()
+    inside = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
+    kept = {parameter for module in inside if module is not None for parameter in module.parameters()}
+    outside = [parameter for parameter in model.parameters() if parameter not in kept]
+    return set(outside) - _reached(model, [parameter for parameter in outside if parameter.is_floating_point()])
+
+
+def text_pass(model: PreTrainedModel) -> Tensor:
+    """Return the logits (1, 2, V) of two tokens."""
+    input_ids = torch.zeros(1, _NUM_TOKENS, dtype=torch.long, device=model.device)
+    return model(input_ids=input_ids, use_cache=False).logits
+
+
+def _reached(model: PreTrainedModel, parameters: list[nn.Parameter]) -> set[nn.Parameter]:
+    """Return those of the parameters that a text's logits depend on; no other gradient is made."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            logits = text_pass(model)
+            if not parameters or not logits.requires_grad:
+                return set()
+            gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+    return {parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
