@@ -78,7 +78,7 @@ def header(tensors: Sequence[TensorInfo], metadata: Mapping[str, str] = _METADAT
 
 
 class TensorEntry(NamedTuple):
-    """Where a tensor is in a file, in bytes from its start, and what it is: safetensors' name of its dtype, its shape."""
+    """Where a tensor is in a file, in bytes from its start, and what it is; ``code`` is safetensors' dtype."""
 
     code: str
     shape: list[int]

@@ -331,8 +331,8 @@ class UpdateRequest(WireModel):
     base_digest: Checksum | None = Field(default=None, description="The digest of the weights it was made from.")
     encoding: UpdateEncoding = Field(
         default="full",
-        description="`full` holds the model's tensors, `checkpoint` those of a checkpoint as it is saved, `partial` some "
-        "of the base's tensors anew, `delta` the bytes that changed.",
+        description="`full` holds the model's tensors, `checkpoint` those of a checkpoint as it is saved, `partial` "
+        "some of the base's tensors anew, `delta` the bytes that changed.",
     )
     files: list[UpdateFile] = Field(min_length=1, max_length=4096)
 

@@ -99,8 +99,8 @@ def _resize(base: PreTrainedModel, rows: dict[str, int]) -> None:
     num_tied = 1 if _are_tied(base) else len(_embedding_names(base))
     if len(set(rows.values())) != 1 or len(rows) < num_tied:
         raise AdapterError(
-            f"it has embeddings of {sorted(set(rows.values()))} rows, the base of {current.shape[0]}, and does not have "
-            "all of them: save it with save_embedding_layers=True"
+            f"it has embeddings of {sorted(set(rows.values()))} rows, the base of {current.shape[0]}, and not all of "
+            "them are saved with it: save it with save_embedding_layers=True"
         )
     base.resize_token_embeddings(next(iter(rows.values())), mean_resizing=False)
 

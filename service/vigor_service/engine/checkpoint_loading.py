@@ -6,9 +6,10 @@ no more than a warning. Either would give norms of another model, so both are re
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers import (
@@ -24,7 +25,9 @@ from transformers import (
 from vigor_client.checkpoints import checkpoint_files
 from vigor_client.errors import CheckpointError
 from vigor_service.engine.checkpoint_names import refused_unexpected
-from vigor_service.engine.text_parameters import text_pass
+from vigor_service.engine.text_parameters import named_outside_text, text_pass
+
+_AutoClass: TypeAlias = type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]
 
 _NAMES_IN_MESSAGE = 5
 _TRANSFORMERS_FAULTS = (OSError, ValueError, ImportError, KeyError, RuntimeError, CheckpointError)
@@ -36,43 +39,68 @@ class IncompleteCheckpointError(Exception):
 
 
 def load_checkpoint(location: str, *, gguf_file: str | None = None, **options: Any) -> PreTrainedModel:  # noqa: ANN401 - transformers' own
-    """Return the model of a directory, a hub name or a GGUF file in a directory, with ``from_pretrained``'s ``options``.
+    """Return the model of a directory, a hub name or a GGUF file in a directory; ``options`` are ``from_pretrained``'s.
 
     A checkpoint of images and text gives a model that scores text alone.
 
     Raises:
         IncompleteCheckpointError: transformers cannot load it, tensors are missing or unexpected, or it scores no text.
     """
-    source = {} if gguf_file is None else {"gguf_file": gguf_file}
-    try:
-        if gguf_file is None and Path(location).is_dir():
-            checkpoint_files(location)  # the kinds of directory that no update is taken from
-        trust = bool(options.get("trust_remote_code"))
-        config = AutoConfig.from_pretrained(location, trust_remote_code=trust, **source)
-        auto_class = _auto_class(config)
-        model, report = auto_class.from_pretrained(
-            location, use_safetensors=True, output_loading_info=True, **options, **source
-        )
-    except _TRANSFORMERS_FAULTS as error:
-        raise IncompleteCheckpointError(str(error)) from error
-    _refuse_incomplete(model, report)
-    if auto_class is AutoModelForImageTextToText:
-        _refuse_without_text(model)
+    source = options | ({} if gguf_file is None else {"gguf_file": gguf_file})
+    config = _config(location, source)
+    auto_class = _auto_class(config)
+    model = _load(auto_class, location, source)
+    if auto_class is AutoModelForCausalLM or (fault := _fault_of_text(model)) is None:
+        return model
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise IncompleteCheckpointError(f"{type(model).__name__} does not score text alone: {fault}")
+    unread = {name for name, _ in named_outside_text(model)}
+    del model  # it makes room for its text part, which is a class of its own
+    model = _load(AutoModelForCausalLM, location, source, unread=unread)
+    known: set[str] = model._keys_to_ignore_on_load_unexpected
+    known.update(f"^{re.escape(name)}$" for name in unread)
     return model
 
 
-def _auto_class(config: PreTrainedConfig) -> type[AutoModelForCausalLM | AutoModelForImageTextToText]:
-    """Return what loads the configuration: as a causal model where transformers has one, else as one of images, too."""
+def _config(location: str, source: Mapping[str, Any]) -> PreTrainedConfig:
+    chosen = {name: source[name] for name in ("trust_remote_code", "gguf_file") if name in source}
+    try:
+        if "gguf_file" not in source and Path(location).is_dir():
+            checkpoint_files(location)  # the kinds of directory that no update is taken from
+        return AutoConfig.from_pretrained(location, **chosen)
+    except _TRANSFORMERS_FAULTS as error:
+        raise IncompleteCheckpointError(str(error)) from error
+
+
+def _load(
+    auto_class: _AutoClass, location: str, source: Mapping[str, Any], *, unread: Collection[str] = ()
+) -> PreTrainedModel:
+    """Load all of a checkpoint but the tensors that are ``unread``."""
+    try:
+        model, report = auto_class.from_pretrained(location, use_safetensors=True, output_loading_info=True, **source)
+    except _TRANSFORMERS_FAULTS as error:
+        raise IncompleteCheckpointError(str(error)) from error
+    unexpected = [name for name in report["unexpected_keys"] if name not in unread]
+    _refuse_incomplete(model, sorted(report["missing_keys"]), refused_unexpected(unexpected))
+    return model
+
+
+def _auto_class(config: PreTrainedConfig) -> _AutoClass:
+    """Return what loads the class that the checkpoint was saved from, so that its tensors have the same names.
+
+    Where transformers has a class for text and one for text with images, a checkpoint may be of either.
+    """
+    with_images = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
+    was_saved_so = getattr(with_images, "__name__", None) in (config.architectures or [])
     is_causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in getattr(config, "auto_map", {})
-    if is_causal or type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+    if with_images is None or (is_causal and not was_saved_so):
         return AutoModelForCausalLM
     if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
         raise IncompleteCheckpointError(f"{config.model_type} is an encoder-decoder, which scores no completions")
     return AutoModelForImageTextToText
 
 
-def _refuse_incomplete(model: PreTrainedModel, report: Mapping[str, Iterable[Any]]) -> None:
-    missing, unexpected = sorted(report["missing_keys"]), refused_unexpected(report["unexpected_keys"])
+def _refuse_incomplete(model: PreTrainedModel, missing: list[str], unexpected: list[str]) -> None:
     faults: list[str] = []
     if missing:
         faults.append(f"it lacks {_listed(missing)}{_advice_on_tied(model, missing)}")
@@ -96,9 +124,11 @@ def _listed(names: list[str]) -> str:
     return ", ".join(names[:_NAMES_IN_MESSAGE]) + (f" and {more} more tensors" if more > 0 else "")
 
 
-def _refuse_without_text(model: PreTrainedModel) -> None:
+def _fault_of_text(model: PreTrainedModel) -> Exception | None:
+    """Return what a pass over text alone raises."""
     try:
         with torch.no_grad():
             text_pass(model)
     except _MODEL_FAULTS as error:
-        raise IncompleteCheckpointError(f"{type(model).__name__} does not score text alone: {error}") from error
+        return error
+    return None

@@ -15,12 +15,17 @@ def unreached_by_text(model: PreTrainedModel) -> set[nn.Parameter]:
 
     Empty for a model of text alone. What is outside and is reached all the same is not among them: one pass tells.
     """
+    outside = [parameter for _, parameter in named_outside_text(model)]
+    return set(outside) - _reached(model, [parameter for parameter in outside if parameter.is_floating_point()])
+
+
+def named_outside_text(model: PreTrainedModel) -> list[tuple[str, nn.Parameter]]:
+    """Return the named parameters outside the text decoder, its embeddings and its head; none if all input is text."""
     if model.config.get_text_config() is model.config:
-        return set()
+        return []
     inside = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
     kept = {parameter for module in inside if module is not None for parameter in module.parameters()}
-    outside = [parameter for parameter in model.parameters() if parameter not in kept]
-    return set(outside) - _reached(model, [parameter for parameter in outside if parameter.is_floating_point()])
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter not in kept]
 
 
 def text_pass(model: PreTrainedModel) -> Tensor:
@@ -31,6 +36,8 @@ def text_pass(model: PreTrainedModel) -> Tensor:
 
 def _reached(model: PreTrainedModel, parameters: list[nn.Parameter]) -> set[nn.Parameter]:
     """Return those of the parameters that a text's logits depend on; no other gradient is made."""
+    if not parameters:
+        return set()
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     model.requires_grad_(False)
     for parameter in parameters:
@@ -38,7 +45,7 @@ def _reached(model: PreTrainedModel, parameters: list[nn.Parameter]) -> set[nn.P
     try:
         with torch.enable_grad():
             logits = text_pass(model)
-            if not parameters or not logits.requires_grad:
+            if not logits.requires_grad:
                 return set()
             gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
     finally:

@@ -112,7 +112,7 @@ class LocalFiles:
     async def _commit(
         self, files: Mapping[str, Path], weight_version: int, base: Weights | None = None
     ) -> CommitResponse:
-        """Go the way of an update that is sent, from files instead of a socket: a delta with a base, else a checkpoint."""
+        """Go the way of an update that is sent, from files instead: a delta if there is a base, else a checkpoint."""
         self._refuse_outside(files)
         request = UpdateRequest(
             weight_version=weight_version,
