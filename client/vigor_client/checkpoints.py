@@ -103,10 +103,10 @@ def _refuse_other_kinds(directory: Path) -> None:
 
 
 def _named_in_config(directory: Path) -> Path | None:
+    if not (directory / CONFIG_FILE).is_file():
+        return None
     try:
         config = _Config.model_validate_json((directory / CONFIG_FILE).read_bytes())
-    except FileNotFoundError:
-        return None
     except (OSError, pydantic.ValidationError) as error:
         raise CheckpointError(f"{directory / CONFIG_FILE} is no configuration of a model") from error
     name = config.transformers_weights
@@ -135,6 +135,8 @@ def _inside(directory: Path, name: str, source: Path) -> Path:
 
 
 def _header(path: Path) -> dict[str, TensorEntry]:
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} cannot be read: it is no file")  # a pipe would never end
     try:
         return read_header(path)
     except (OSError, ValueError) as error:

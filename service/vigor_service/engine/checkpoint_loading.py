@@ -46,38 +46,38 @@ def load_checkpoint(location: str, *, gguf_file: str | None = None, **options: A
     Raises:
         IncompleteCheckpointError: transformers cannot load it, tensors are missing or unexpected, or it scores no text.
     """
-    source = options | ({} if gguf_file is None else {"gguf_file": gguf_file})
-    config = _config(location, source)
+    if gguf_file is not None:
+        return _load(AutoModelForCausalLM, location, options | {"gguf_file": gguf_file})
+    config = _config(location, trust_remote_code=bool(options.get("trust_remote_code")))
     auto_class = _auto_class(config)
-    model = _load(auto_class, location, source)
+    model = _load(auto_class, location, options)
     if auto_class is AutoModelForCausalLM or (fault := _fault_of_text(model)) is None:
         return model
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise IncompleteCheckpointError(f"{type(model).__name__} does not score text alone: {fault}")
     unread = {name for name, _ in named_outside_text(model)}
     del model  # it makes room for its text part, which is a class of its own
-    model = _load(AutoModelForCausalLM, location, source, unread=unread)
+    model = _load(AutoModelForCausalLM, location, options, unread=unread)
     known: set[str] = model._keys_to_ignore_on_load_unexpected
     known.update(f"^{re.escape(name)}$" for name in unread)
     return model
 
 
-def _config(location: str, source: Mapping[str, Any]) -> PreTrainedConfig:
-    chosen = {name: source[name] for name in ("trust_remote_code", "gguf_file") if name in source}
+def _config(location: str, *, trust_remote_code: bool) -> PreTrainedConfig:
     try:
-        if "gguf_file" not in source and Path(location).is_dir():
+        if Path(location).is_dir():
             checkpoint_files(location)  # the kinds of directory that no update is taken from
-        return AutoConfig.from_pretrained(location, **chosen)
+        return AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
     except _TRANSFORMERS_FAULTS as error:
         raise IncompleteCheckpointError(str(error)) from error
 
 
 def _load(
-    auto_class: _AutoClass, location: str, source: Mapping[str, Any], *, unread: Collection[str] = ()
+    auto_class: _AutoClass, location: str, options: Mapping[str, Any], *, unread: Collection[str] = ()
 ) -> PreTrainedModel:
     """Load all of a checkpoint but the tensors that are ``unread``."""
     try:
-        model, report = auto_class.from_pretrained(location, use_safetensors=True, output_loading_info=True, **source)
+        model, report = auto_class.from_pretrained(location, use_safetensors=True, output_loading_info=True, **options)
     except _TRANSFORMERS_FAULTS as error:
         raise IncompleteCheckpointError(str(error)) from error
     unexpected = [name for name in report["unexpected_keys"] if name not in unread]

@@ -62,7 +62,7 @@ class LocalFiles:
             ServiceError: as an update that is sent.
         """
         path = self._inside(directory, "model_path")
-        return await self._commit(_checkpoint(path, "model_path"), weight_version)
+        return await self._commit(await asyncio.to_thread(_checkpoint, path, "model_path"), weight_version)
 
     async def pull(self, source: str, target: int) -> Weights:
         """Serve a version of a directory of versions: by the changes since what is served, or from the newest full one.
