@@ -117,6 +117,7 @@ def test_the_service_takes_the_contract_from_the_client_and_nothing_else() -> No
         "errors",
         "lora",
         "broadcast_process",
+        "checkpoints",
     )
     shared = {f"vigor_client.{name}" for name in names}
     refuse(
@@ -153,6 +154,9 @@ def test_the_engine_knows_no_web_no_schemas_and_no_settings() -> None:
     shared = {
         ("vigor_service.engine.loading", "vigor_client.embedded"),
         ("vigor_service.engine.engine", "vigor_client.lora"),
+        # which files of a directory are its checkpoint: one answer at both ends
+        ("vigor_service.engine.checkpoint_loading", "vigor_client.checkpoints"),
+        ("vigor_service.engine.checkpoint_loading", "vigor_client.errors"),
     }
     refuse([found for found in engine if found.top in banned])
     refuse([found for found in engine if found.top == "vigor_service" and ".engine" not in found.module])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import cast
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def test_layers_that_the_class_leaves_out_are_ignored() -> None:
 
 def test_a_decoder_saved_alone_is_found_under_the_models_prefix(tmp_path: Path) -> None:
     model = tiny_model("qwen2-tied")
-    checkpoint = saved(model.base_model, tmp_path)
+    checkpoint = saved(cast("PreTrainedModel", model.base_model), tmp_path)
     assert "embed_tokens.weight" in checkpoint
     assert torch.equal(made_of(model, checkpoint)["model.embed_tokens.weight"], checkpoint["embed_tokens.weight"])
 

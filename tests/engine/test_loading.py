@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from torch import nn
+from transformers import AutoModelForCausalLM
 
 from tests.tiny_models import VOCAB_SIZE, save_tiny_checkpoint, tiny_model, tiny_tokenizer
 from vigor_service.engine.engine import Engine
@@ -130,7 +131,7 @@ def test_an_unknown_dtype_or_device_is_refused_by_name(tmp_path: Path) -> None:
         load_policy(str(tmp_path), device="abacus")
 
 
-def save_adapter_with_added_tokens(directory: Path, base: Path, **options: Any) -> PreTrainedModel:  # noqa: ANN401
+def save_adapter_with_added_tokens(directory: Path, base: Path, **options: Any) -> nn.Module:  # noqa: ANN401
     """Write an adapter whose embeddings were resized for two more tokens, as PEFT saves it; returns its model."""
     from peft import LoraConfig, get_peft_model
 

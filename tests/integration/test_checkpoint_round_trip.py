@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -41,7 +41,8 @@ def save_trained(served: Path, directory: Path, *, dtype: torch.dtype = torch.fl
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1.1)
-    model.to(dtype).save_pretrained(directory, **options)
+    cast("torch.nn.Module", model).to(dtype)
+    model.save_pretrained(directory, **options)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (directory / name).write_bytes((served / name).read_bytes())
     return directory

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Protocol
 
 from accelerate import Accelerator
-
-from vigor_client.checkpoints import ADAPTER_CONFIG_FILE, INDEX_FILE, SINGLE_FILE
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 # What says how the weights lie. An adapter comes before a single file, and that before shards.
-_LAYOUTS = (ADAPTER_CONFIG_FILE, SINGLE_FILE, INDEX_FILE)
+_LAYOUTS = (ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 
 class SavingTrainer(Protocol):

@@ -6,9 +6,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedModel
-
-from vigor_client.safetensors_file import TensorEntry, read_header
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -60,12 +59,12 @@ def load_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
     except ImportError as error:
         raise AdapterError(f"adapter {str(adapter)!r} needs peft: pip install peft") from error
     try:
-        saved = read_header(adapter / ADAPTER_WEIGHTS)
+        saved = _saved_rows(adapter / ADAPTER_WEIGHTS)
         embeddings = _saved_embeddings(base, saved)
         _resize(base, embeddings)
         model = PeftModel.from_pretrained(base, str(adapter))
         expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
-    except (OSError, ValueError, KeyError, RuntimeError, AdapterError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, AdapterError) as error:
         raise AdapterError(f"cannot load adapter {str(adapter)!r}: {error}") from error
     missing, unexpected = expected - saved.keys(), saved.keys() - expected - embeddings.keys()
     for names, fault in ((missing, "lacks"), (unexpected, "does not belong to the base, which has no place for")):
@@ -75,13 +74,19 @@ def load_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
     return model
 
 
-def _saved_embeddings(base: PreTrainedModel, saved: dict[str, TensorEntry]) -> dict[str, int]:
+def _saved_rows(path: Path) -> dict[str, int]:
+    """Return the number of rows of every tensor in the file."""
+    with safe_open(path, framework="pt") as file:
+        return {name: (file.get_slice(name).get_shape() or [1])[0] for name in file.keys()}  # noqa: SIM118 - no mapping
+
+
+def _saved_embeddings(base: PreTrainedModel, saved: dict[str, int]) -> dict[str, int]:
     """Return the number of rows of each embedding that is saved with the adapter, by the name that it has there."""
     found: dict[str, int] = {}
     for module in _embedding_names(base):
         for name in (f"{_PREFIX}{module}.weight", f"{_PREFIX}{module}.base_layer.weight"):
             if name in saved:
-                found[name] = saved[name].shape[0]
+                found[name] = saved[name]
     return found
 
 

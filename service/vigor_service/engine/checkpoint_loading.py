@@ -58,8 +58,9 @@ def load_checkpoint(location: str, *, gguf_file: str | None = None, **options: A
     unread = {name for name, _ in named_outside_text(model)}
     del model  # it makes room for its text part, which is a class of its own
     model = _load(AutoModelForCausalLM, location, options, unread=unread)
-    known: set[str] = model._keys_to_ignore_on_load_unexpected
-    known.update(f"^{re.escape(name)}$" for name in unread)
+    # the list that checkpoints of later updates are read by, too
+    known = model._keys_to_ignore_on_load_unexpected or ()
+    model._keys_to_ignore_on_load_unexpected = {*known, *(f"^{re.escape(name)}$" for name in unread)}
     return model
 
 
@@ -77,7 +78,9 @@ def _load(
 ) -> PreTrainedModel:
     """Load all of a checkpoint but the tensors that are ``unread``."""
     try:
-        model, report = auto_class.from_pretrained(location, use_safetensors=True, output_loading_info=True, **options)
+        model, report = auto_class.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues] - a pair, with the report
+            location, use_safetensors=True, output_loading_info=True, **options
+        )
     except _TRANSFORMERS_FAULTS as error:
         raise IncompleteCheckpointError(str(error)) from error
     unexpected = [name for name in report["unexpected_keys"] if name not in unread]
