@@ -218,6 +218,7 @@ class Runtime:
             preparation=self.preparation,
             metrics=metrics,
             timeout_seconds=settings.request_timeout_seconds,
+            media_token_ids=info.media_token_ids,
         )
         updates = Updates(
             publication,

@@ -221,6 +221,7 @@ def test_a_checkpoint_of_images_and_text_is_a_text_policy(model_type: str, tmp_p
 
 def test_the_vision_tower_is_measured_where_it_is_asked_for(tmp_path: Path) -> None:
     model = load_policy(save_image_text(tmp_path, "llava")).model
+    assert Engine(model, name="llava").info.media_token_ids == {300}
     everything = Engine(model, name="llava", parameters="all")
     assert everything.info.num_measured_parameters == everything.info.num_parameters
     assert Engine(model, name="llava").info.num_measured_parameters < everything.info.num_parameters

@@ -29,6 +29,7 @@ from vigor_service.engine.plan import UnsupportedModelError, causal_model, probe
 from vigor_service.engine.probes import Probes
 from vigor_service.engine.rematerialization import ChangedOperandError
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
+from vigor_service.engine.text_parameters import media_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +79,7 @@ class EngineInfo:
     norm_probes: int | None  # None: every norm is exact
     rules: Mapping[str, Sequence[str]]  # rule -> names of the parameters it claims
     lora_scalings: Mapping[str, float] = field(default_factory=dict)  # of each layer that has an adapter
+    media_token_ids: frozenset[int] = frozenset()  # they stand for an image, a video or a sound
 
 
 class Scorer(Protocol):
@@ -173,6 +175,7 @@ class Engine:
             norm_probes=None if self._fast is None or self._fast.probes is None else self._fast.probes.num_probes,
             rules={"exact": list(self._measured)} if self._fast is None else self._fast.plan.rules,
             lora_scalings=lora_scalings(self._model),
+            media_token_ids=media_token_ids(model),
         )
 
     def score(self, sequences: Sequence[TokenSequence]) -> BatchResult:

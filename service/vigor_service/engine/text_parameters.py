@@ -28,6 +28,15 @@ def named_outside_text(model: PreTrainedModel) -> list[tuple[str, nn.Parameter]]
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter not in kept]
 
 
+def media_token_ids(model: PreTrainedModel) -> frozenset[int]:
+    """Return the ids of the tokens in whose place the model puts an image, a video or a sound."""
+    config = model.config
+    if config.get_text_config() is config:
+        return frozenset()
+    fields = (f"{medium}_token_{kind}" for medium in ("image", "video", "audio") for kind in ("id", "index"))
+    return frozenset(value for field in fields if isinstance(value := getattr(config, field, None), int))
+
+
 def text_pass(model: PreTrainedModel) -> Tensor:
     """Return the logits (1, 2, V) of two tokens."""
     input_ids = torch.zeros(1, _NUM_TOKENS, dtype=torch.long, device=model.device)
