@@ -26,7 +26,5 @@ def _faults(groups: Sequence[EncodedGroup], media_token_ids: frozenset[int]) -> 
     for group_index, group in enumerate(groups):
         for index, sequence in enumerate(group.sequences):
             if found := sorted(media_token_ids.intersection(sequence.token_ids)):
-                message = (
-                    f"it or its prompt has token {found[0]}, which stands for an image, a video or a sound: score text"
-                )
+                message = f"it or its prompt has token {found[0]}, which stands for an image or a sound: score text"
                 yield FieldError(loc=["groups", group_index, "completions", index], msg=message)
