@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from vigor_service.engine.attribution import Attribution
+from vigor_service.engine.checkpoint_names import CheckpointPlan, plan_of_own_names
 from vigor_service.engine.engine import BatchResult, EngineInfo, Write
 from vigor_service.engine.memory import FittingScorer, num_tokens
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
@@ -95,6 +96,9 @@ class FakeScorer:
 
     def aliases(self) -> dict[str, list[str]]:
         return {"embed.weight": ["head.weight"]}
+
+    def plan_checkpoint(self, names: Iterable[str]) -> CheckpointPlan:
+        return plan_of_own_names([*self.parameters, "head.weight"], names)
 
     def load(self, writes: Iterable[tuple[str, Write]]) -> None:
         self.thread_names.add(threading.current_thread().name)

@@ -1,83 +1,146 @@
-"""The tensors of a checkpoint directory, as Hugging Face lays it out, each read when it is asked for.
+"""A checkpoint directory: which files of it are the checkpoint, and its tensors, each read when it is asked for.
 
-safetensors only: nothing in a checkpoint is ever executed. torch and safetensors are imported on first use.
+The files are those that transformers' ``from_pretrained`` reads, whatever else lies beside them. safetensors only:
+nothing in a checkpoint is ever executed. torch and safetensors are imported where a tensor is read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pydantic
 
 from vigor_client.errors import CheckpointError, MissingDependencyError
+from vigor_client.safetensors_file import TensorEntry, read_header
 
 if TYPE_CHECKING:
     import torch
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
+CONFIG_FILE = "config.json"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+_DISTRIBUTED_SHARD = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 
 
 class _Index(pydantic.BaseModel):
+    metadata: dict[str, object] = {}
     weight_map: dict[str, str]
+
+
+class _Config(pydantic.BaseModel):
+    transformers_weights: str | None = None
 
 
 class CheckpointTensors(Mapping[str, "torch.Tensor"]):
     """A read-only mapping from tensor name to tensor; holds nothing but names and files."""
 
-    def __init__(self, files: Mapping[str, Path]) -> None:
-        self._files = files
+    def __init__(self, files: Sequence[Path], entries: Mapping[str, tuple[Path, TensorEntry]]) -> None:
+        self.files = list(files)
+        self.entries = entries  # name -> its file, and where in it the tensor is
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        with _open(self._files[name]) as file:
+        with _open(self.entries[name][0]) as file:
             return file.get_tensor(name)
 
+    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
+        return name in self.entries
+
     def __iter__(self) -> Iterator[str]:
-        return iter(self._files)
+        return iter(self.entries)
 
     def __len__(self) -> int:
-        return len(self._files)
+        return len(self.entries)
 
 
 def checkpoint_tensors(directory: Path | str) -> CheckpointTensors:
-    """The tensors of ``model.safetensors``, or of the shards that ``model.safetensors.index.json`` names.
+    """The tensors of a directory's checkpoint, under the names that it has on disk.
 
     Raises:
-        CheckpointError: neither file is there, or one cannot be read, or the index does not fit its shards.
-        MissingDependencyError: safetensors or torch is not installed.
+        CheckpointError: as ``checkpoint_files``, a file cannot be read, or two of them have the same tensor.
+    """
+    files = checkpoint_files(directory)
+    entries: dict[str, tuple[Path, TensorEntry]] = {}
+    for path in files:
+        for name, entry in _header(path).items():
+            if name in entries:
+                raise CheckpointError(f"{path} holds {name}, and so does {entries[name][0].name}: which one holds?")
+            entries[name] = path, entry
+    return CheckpointTensors(files, entries)
+
+
+def checkpoint_files(directory: Path | str) -> list[Path]:
+    """The safetensors files that transformers would load from a directory, in the order of their names.
+
+    These are the file that its configuration names (``transformers_weights``), else ``model.safetensors``, else the
+    shards of ``model.safetensors.index.json``.
+
+    Raises:
+        CheckpointError: there is none of them, the index does not fit its shards, or the directory holds an adapter, a
+            distributed checkpoint, or changes alone.
     """
     directory = Path(directory)
-    if (directory / INDEX_FILE).is_file():
-        return CheckpointTensors(_indexed_files(directory))
+    _refuse_other_kinds(directory)
+    if (explicit := _named_in_config(directory)) is not None:
+        return _indexed_files(explicit) if explicit.suffix == ".json" else [explicit]
     if (directory / SINGLE_FILE).is_file():
-        return CheckpointTensors(dict.fromkeys(_names_in(directory / SINGLE_FILE), directory / SINGLE_FILE))
+        return [directory / SINGLE_FILE]
+    if (directory / INDEX_FILE).is_file():
+        return _indexed_files(directory / INDEX_FILE)
     raise CheckpointError(f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}; give a whole saved model")
 
 
-def _indexed_files(directory: Path) -> dict[str, Path]:
-    index = directory / INDEX_FILE
+def _refuse_other_kinds(directory: Path) -> None:
+    if (directory / ADAPTER_CONFIG_FILE).is_file():
+        raise CheckpointError(
+            f"{directory} holds a PEFT adapter, not a whole model: start the service with it, or save the merged model"
+        )
+    if any(_DISTRIBUTED_SHARD.fullmatch(path.name) for path in directory.glob("shard-*.safetensors")):
+        raise CheckpointError(f"{directory} holds a distributed checkpoint: save the model with save_pretrained")
+
+
+def _named_in_config(directory: Path) -> Path | None:
+    if not (directory / CONFIG_FILE).is_file():
+        return None
     try:
-        shard_by_name = _Index.model_validate_json(index.read_bytes()).weight_map
+        config = _Config.model_validate_json((directory / CONFIG_FILE).read_bytes())
+    except (OSError, pydantic.ValidationError) as error:
+        raise CheckpointError(f"{directory / CONFIG_FILE} is no configuration of a model") from error
+    name = config.transformers_weights
+    return None if name is None else _inside(directory, name, directory / CONFIG_FILE)
+
+
+def _indexed_files(index: Path) -> list[Path]:
+    try:
+        parsed = _Index.model_validate_json(index.read_bytes())
     except (OSError, pydantic.ValidationError) as error:
         raise CheckpointError(f"{index} is not an index of shards") from error
-    names_by_shard = {shard: set(_names_in(_shard(directory, shard))) for shard in sorted(set(shard_by_name.values()))}
-    lacking = [f"{name} in {shard}" for name, shard in shard_by_name.items() if name not in names_by_shard[shard]]
+    if "delta_encoding" in parsed.metadata:
+        raise CheckpointError(f"{index} is of changes alone, not of a whole model")
+    shards = [_inside(index.parent, name, index) for name in sorted(set(parsed.weight_map.values()))]
+    names_in = {path.name: _header(path) for path in shards}
+    lacking = [f"{name} in {shard}" for name, shard in parsed.weight_map.items() if name not in names_in[shard]]
     if lacking:
         raise CheckpointError(f"{index} names tensors that are not there: {', '.join(lacking[:5])}")
-    return {name: directory / shard for name, shard in shard_by_name.items()}
+    return shards
 
 
-def _shard(directory: Path, name: str) -> Path:
+def _inside(directory: Path, name: str, source: Path) -> Path:
     if Path(name).name != name:
-        raise CheckpointError(f"{directory / INDEX_FILE} names a shard outside its directory: {name}")
+        raise CheckpointError(f"{source} names a shard outside its directory: {name}")
     return directory / name
 
 
-def _names_in(path: Path) -> list[str]:
-    with _open(path) as file:
-        return list(file.keys())
+def _header(path: Path) -> dict[str, TensorEntry]:
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path} cannot be read: it is no file")  # a pipe would never end
+    try:
+        return read_header(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
 
 
 def _open(path: Path) -> Any:  # noqa: ANN401 - safetensors ships no types

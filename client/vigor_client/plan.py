@@ -27,9 +27,12 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """An update. One that is not ``full`` has a base; a delta has its ``changes`` by tensor, too."""
+    """An update. ``partial`` and ``delta`` have a base; a delta has its ``changes`` by tensor, too.
 
-    weight_digest: str
+    ``weight_digest`` is that of the model with it; None where only the service can tell.
+    """
+
+    weight_digest: str | None
     files: list[PlannedFile]
     encoding: UpdateEncoding = "full"
     changes: Mapping[str, bytes] | None = None

@@ -1,4 +1,4 @@
-"""The safetensors format, written as a stream: a header, then the raw bytes of one tensor after the other.
+"""The safetensors format, written as a stream: a header, then the raw bytes of one tensor after the other; and read so.
 
 The library's own writer takes all tensors at once; a model is published without ever being in memory twice.
 Knows nothing about torch: bytes come from the caller.
@@ -10,7 +10,10 @@ import json
 import math
 import struct
 from collections.abc import Iterable, Mapping, Sequence
-from typing import NamedTuple
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from pydantic import BaseModel, Field, RootModel, ValidationError
 
 from vigor_client.schemas import TensorInfo
 
@@ -35,6 +38,7 @@ ELEMENT_TYPES = {
     "bool": ElementType("BOOL", 1),
 }
 _HEADER_ALIGNMENT_BYTES = 8
+_MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 _METADATA = {"format": "pt"}
 
 
@@ -71,3 +75,61 @@ def header(tensors: Sequence[TensorInfo], metadata: Mapping[str, str] = _METADAT
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _HEADER_ALIGNMENT_BYTES)
     return struct.pack("<Q", len(text)) + text
+
+
+class TensorEntry(NamedTuple):
+    """Where a tensor is in a file, in bytes from its start, and what it is; ``code`` is safetensors' dtype."""
+
+    code: str
+    shape: list[int]
+    start: int
+    num_bytes: int
+
+
+class _Entry(BaseModel):
+    dtype: str
+    shape: list[Annotated[int, Field(ge=0)]]
+    data_offsets: tuple[Annotated[int, Field(ge=0)], Annotated[int, Field(ge=0)]]
+
+
+class _Header(RootModel[dict[str, _Entry]]):
+    pass
+
+
+def read_header(path: Path) -> dict[str, TensorEntry]:
+    """The tensors of a safetensors file, by name; reads its header alone.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is no safetensors file, or is cut off.
+    """
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
+        if not 0 < length <= min(_MAX_HEADER_BYTES, size - 8):
+            raise ValueError("it has no header of a safetensors file")
+        entries = _entries(file.read(length))
+    data_start = 8 + length
+    if any(not first <= last <= size - data_start for first, last in (e.data_offsets for e in entries.values())):
+        raise ValueError("it is cut off, or its header is wrong")
+    return {
+        name: TensorEntry(
+            entry.dtype,
+            entry.shape,
+            data_start + entry.data_offsets[0],
+            entry.data_offsets[1] - entry.data_offsets[0],
+        )
+        for name, entry in entries.items()
+    }
+
+
+def _entries(text: bytes) -> dict[str, _Entry]:
+    fields: object = json.loads(text)
+    if not isinstance(fields, dict):
+        raise ValueError("its header is no object")
+    fields.pop("__metadata__", None)  # pyright: ignore[reportUnknownMemberType] - checked below
+    try:
+        return _Header.model_validate(fields).root
+    except ValidationError as error:
+        raise ValueError(f"its header is wrong: {error.errors()[0]['msg']}") from error

@@ -39,7 +39,8 @@ TruncatedRule = Literal["score", "worst"]
 CompletionStatus = Literal["ok", "empty", "truncated", "nonfinite"]
 WeightState = Literal["ready", "applying", "poisoned"]
 UpdateState = Literal["receiving", "verifying", "applying", "committed"]
-UpdateEncoding = Literal["full", "partial", "delta"]
+UpdateEncoding = Literal["full", "checkpoint", "partial", "delta"]
+WHOLE_ENCODINGS: frozenset[UpdateEncoding] = frozenset({"full", "checkpoint"})  # they need no base
 BroadcastBackend = Literal["gloo", "nccl"]
 
 
@@ -317,7 +318,9 @@ class UpdateRequest(WireModel):
     base_version: WeightVersion | None = Field(default=None, description="The version the update was made from.")
     base_digest: Checksum | None = Field(default=None, description="The digest of the weights it was made from.")
     encoding: UpdateEncoding = Field(
-        default="full", description="`partial` holds some of the base's tensors anew, `delta` the bytes that changed."
+        default="full",
+        description="`full` holds the model's tensors, `checkpoint` those of a checkpoint as it is saved, `partial` "
+        "some of the base's tensors anew, `delta` the bytes that changed.",
     )
     files: list[UpdateFile] = Field(min_length=1, max_length=4096)
 
@@ -330,7 +333,7 @@ class UpdateRequest(WireModel):
 
     @model_validator(mode="after")
     def _check_base_is_named(self) -> Self:
-        if self.encoding != "full" and (self.base_version is None or self.base_digest is None):
+        if self.encoding not in WHOLE_ENCODINGS and (self.base_version is None or self.base_digest is None):
             raise ValueError(
                 f"a {self.encoding} update needs `base_version` and `base_digest`: without its base it means nothing"
             )

@@ -15,10 +15,13 @@ from time import perf_counter
 from typing import TYPE_CHECKING, TypeAlias
 
 from vigor_client.broadcast import Broadcast
+from vigor_client.checkpoint_plan import make_checkpoint_plan
+from vigor_client.checkpoints import CheckpointTensors
 from vigor_client.delta_plan import make_delta_plan
 from vigor_client.digest import PREFIX, checksum, model_digest, new_hasher, raw_bytes
 from vigor_client.endpoints import Endpoints
 from vigor_client.errors import PublishError, TensorsRefusedError, VigorError, WeightBaseMismatchError
+from vigor_client.names import with_service_names
 from vigor_client.plan import Plan, PlannedFile, refuse
 from vigor_client.safetensors_file import header, split_into_files, tensor_num_bytes
 from vigor_client.schemas import CommitResponse, TensorInfo, TensorList, UpdateEncoding, UpdateFile, UpdateStatus
@@ -70,11 +73,7 @@ def make_plan(tensors: Mapping[str, torch.Tensor], wanted: TensorList, *, max_fi
         TensorsRefusedError: they do not fit; every tensor that does not is named.
         MissingDependencyError: xxhash is not installed.
     """
-    refuse(unsendable(wanted))
-    faults = unknown_names(tensors, wanted)
-    described: list[TensorInfo] = []
-    files = _plan_files(tensors, wanted.tensors, described, faults, max_file_bytes)
-    refuse(faults)
+    described, files = _described(tensors, wanted, max_file_bytes)
     return Plan(model_digest(described), files)
 
 
@@ -106,7 +105,8 @@ def make_partial_plan(
 
 def digest_of_tensors(tensors: Mapping[str, torch.Tensor], wanted: TensorList) -> str:
     """The digest that the service's weights would have if they were ``tensors``. Raises as ``make_plan``."""
-    return make_plan(tensors, wanted).weight_digest
+    described, _ = _described(with_service_names(tensors, wanted), wanted, MAX_FILE_BYTES)
+    return model_digest(described)
 
 
 async def publish(
@@ -121,6 +121,7 @@ async def publish(
     """Bring ``tensors`` into service as ``weight_version``, unless the service has them already.
 
     With a snapshot of what the service holds, changes alone are sent where they are smaller; it is brought up to date.
+    A checkpoint's files are sent as they are, for the service to load them as transformers would.
     With ``partial`` the tensors are some of the model's, and all others stay as they are served.
     The bytes go through a shared directory or a broadcast, or else over HTTP; never over HTTP because that failed.
 
@@ -135,6 +136,8 @@ async def publish(
         _check_partial(tensors, snapshot)
     wanted = await endpoints.tensors()
     started = perf_counter()
+    if not isinstance(tensors, CheckpointTensors):
+        tensors = with_service_names(tensors, wanted)
     plan = await endpoints.wire.compute(lambda: _smallest_plan(tensors, wanted, snapshot, weight_version, partial))
     plan_seconds = perf_counter() - started
     serving = await endpoints.weights()
@@ -169,6 +172,8 @@ def _smallest_plan(
 ) -> Plan:
     if partial:
         return make_partial_plan(tensors, wanted)
+    if snapshot is None and isinstance(tensors, CheckpointTensors):
+        return make_checkpoint_plan(tensors, wanted)
     if snapshot is not None and snapshot.is_base(wanted):
         plan = make_delta_plan(tensors, wanted, snapshot, weight_version=weight_version)
         if plan is not None:
@@ -193,14 +198,14 @@ def _bring_up_to_date(
 async def _send(endpoints: Endpoints, plan: Plan, weight_version: int, through: Through | None) -> Publication:
     request, started = plan.request(weight_version), perf_counter()
     served = await _send_files(endpoints, plan, await endpoints.open_update(request), through)
-    if (served.weight_version, served.weight_digest) != (weight_version, plan.weight_digest):
+    if served.weight_version != weight_version or plan.weight_digest not in (None, served.weight_digest):
         raise PublishError(
             f"sent weights {weight_version} ({plan.weight_digest}), but the service committed "
             f"{served.weight_version} ({served.weight_digest})"
         )
     return Publication(
         weight_version,
-        plan.weight_digest,
+        served.weight_digest,
         plan.num_bytes,
         served.num_changed_tensors,
         encoding=request.encoding,
@@ -224,6 +229,18 @@ async def _send_files(
         with contextlib.suppress(VigorError):
             await endpoints.abandon(update.update_id)
         raise
+
+
+def _described(
+    tensors: Mapping[str, torch.Tensor], wanted: TensorList, max_file_bytes: int
+) -> tuple[list[TensorInfo], list[PlannedFile]]:
+    """Check and describe all tensors, and plan their files."""
+    refuse(unsendable(wanted))
+    faults = unknown_names(tensors, wanted)
+    described: list[TensorInfo] = []
+    files = _plan_files(tensors, wanted.tensors, described, faults, max_file_bytes)
+    refuse(faults)
+    return described, files
 
 
 def _plan_files(

@@ -241,12 +241,14 @@ class Runtime:
             preparation=self.preparation,
             metrics=metrics,
             timeout_seconds=settings.request_timeout_seconds,
+            media_token_ids=info.media_token_ids,
         )
         updates = Updates(
             publication,
             Committer(
                 publication,
                 tensors=model.scorer.tensors,
+                plan_checkpoint=model.scorer.plan_checkpoint,
                 exclusive=scheduler.exclusive,
                 state=self._state,
                 metrics=metrics,

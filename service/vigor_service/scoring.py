@@ -18,6 +18,7 @@ from vigor_service.errors import (
 )
 from vigor_service.grading import grade, group_line, last_line, sequences_to_score
 from vigor_service.group_watch import GroupWatch
+from vigor_service.media_tokens import refuse_media_tokens
 from vigor_service.metrics import Metrics
 from vigor_service.request_record import Computation, current_record
 from vigor_service.scheduler import DoesNotFitError, OnScores, Scheduler, Scored
@@ -53,6 +54,7 @@ class Scoring:
     preparation: WorkerThread
     metrics: Metrics
     timeout_seconds: float
+    media_token_ids: frozenset[int] = frozenset()
 
     async def score(self, request: ScoreRequest) -> str:
         """Return the answer as JSON. Cancelling it takes its work out of the queue.
@@ -100,7 +102,7 @@ class Scoring:
             raise DeadlineExceededError(f"the request was not answered within {seconds:g} seconds") from error
 
     async def encode(self, request: ScoreRequest) -> Encoded:
-        """Return the request as token sequences. Raises as ``Encoder.encode``."""
+        """Return the request as token sequences. Raises as ``Encoder.encode`` and ``refuse_media_tokens``."""
         return await self.preparation.run(self._encode, request)
 
     async def encode_alone(self, request: ScoreRequest) -> Encoded:
@@ -142,6 +144,7 @@ class Scoring:
 
     def _encode(self, request: ScoreRequest) -> Encoded:
         groups = self.encoder.encode(request)
+        refuse_media_tokens(groups, self.media_token_ids)
         return Encoded(request, groups, sequences_to_score(groups, request.truncated))
 
     def _grade(self, encoded: Encoded, scored: Scored) -> ScoreResponse:

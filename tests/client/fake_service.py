@@ -14,6 +14,7 @@ import torch
 
 from vigor_client.digest import checksum, model_digest
 from vigor_client.schemas import (
+    WHOLE_ENCODINGS,
     CommitResponse,
     Health,
     ModelInfo,
@@ -131,7 +132,7 @@ class FakeService:
     def _open(self, update: UpdateRequest) -> httpx.Response:
         served = self.tensor_list()
         if update.base_digest not in (None, served.weight_digest) or (
-            update.encoding != "full" and self.state == "poisoned"
+            update.encoding not in WHOLE_ENCODINGS and self.state == "poisoned"
         ):
             return problem(409, "weight_base_mismatch", have=served.weight_digest, want=update.base_digest)
         self._update, self._files = update, {}
@@ -152,6 +153,12 @@ class FakeService:
         assert self._update is not None
         assert sorted(self._files) == sorted(file.name for file in self._update.files)
         new = {name: tensor for data in self._files.values() for name, tensor in safetensors.torch.load(data).items()}
+        if self._update.encoding == "checkpoint":
+            if unknown := sorted(new.keys() - self.tensors.keys()):
+                places = [{"loc": ["files", name], "msg": "the model has no such tensor"} for name in unknown]
+                self._update = None
+                return problem(422, "invalid_request", errors=places)
+            new = {name: tensor.to(self.tensors[name].dtype) for name, tensor in new.items()}
         if self._update.encoding == "partial":
             assert new
             assert new.keys() <= self.tensors.keys()

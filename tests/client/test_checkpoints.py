@@ -1,17 +1,26 @@
 """Checkpoint directories as a mapping of tensors."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import AutoModelForCausalLM
 
 from tests.client.fake_service import FakeService
+from tests.client.test_cli import FakeOnASocket
 from tests.tiny_models import save_tiny_checkpoint, tiny_model
 from vigor_client import CheckpointError, VigorClient, checkpoint_tensors, digest_of_tensors
+from vigor_client.checkpoint_plan import make_checkpoint_plan
+from vigor_client.checkpoints import checkpoint_files
 
 SHARD = "model-00001-of-00002.safetensors"
 OTHER_SHARD = "model-00002-of-00002.safetensors"
@@ -99,3 +108,127 @@ def test_a_published_checkpoint_has_the_digest_that_was_computed_from_the_direct
     with VigorClient("http://service", transport=httpx.MockTransport(fake)) as client:
         published = client.publish_weights(tensors, weight_version=1)
     assert published.weight_digest == expected == fake.tensor_list().weight_digest
+
+
+# ------------------------------------------------------------------------------------------ which files
+
+
+def test_of_two_layouts_the_one_is_taken_that_transformers_loads(tmp_path: Path) -> None:
+    served = save_tiny_checkpoint(tmp_path / "served")
+    twice = tmp_path / "twice"
+    for factor, shard_size in ((2.0, "30KB"), (3.0, "10MB")):
+        model = AutoModelForCausalLM.from_pretrained(served, dtype=torch.float32)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter.mul_(factor)
+        model.save_pretrained(tmp_path / str(factor), max_shard_size=shard_size)
+        shutil.copytree(tmp_path / str(factor), twice, dirs_exist_ok=True)
+    assert len(list(twice.glob("*.safetensors"))) > 2
+    assert [path.name for path in checkpoint_files(twice)] == ["model.safetensors"]
+    loaded = AutoModelForCausalLM.from_pretrained(twice, dtype=torch.float32).state_dict()
+    tensors = checkpoint_tensors(twice)
+    assert all(torch.equal(tensors[name], loaded[name]) for name in tensors)
+
+
+def test_files_beside_the_index_and_its_shards_are_no_part_of_a_checkpoint(tmp_path: Path) -> None:
+    save_sharded(tmp_path)
+    for name in ("consolidated.safetensors", "model-00001-of-00007.safetensors"):
+        save_file({"stale": torch.ones(1)}, tmp_path / name)
+    assert [path.name for path in checkpoint_files(tmp_path)] == [SHARD, OTHER_SHARD]
+    assert set(checkpoint_tensors(tmp_path)) == {"a", "b"}
+
+
+def test_a_file_that_the_configuration_names_comes_first(tmp_path: Path) -> None:
+    save_file({"old": torch.ones(1)}, tmp_path / "model.safetensors")
+    save_file({"new": torch.ones(1)}, tmp_path / "weights.safetensors")
+    (tmp_path / "config.json").write_text('{"transformers_weights": "weights.safetensors"}')
+    assert set(checkpoint_tensors(tmp_path)) == {"new"}
+
+
+def adapter(directory: Path) -> None:
+    save_file({"a": torch.ones(2)}, directory / "model.safetensors")
+    (directory / "adapter_config.json").write_text("{}")
+
+
+def distributed(directory: Path) -> None:
+    save_file({"a": torch.ones(2)}, directory / "model.safetensors")
+    (directory / "shard-00000-model-00001-of-00002.safetensors").touch()
+
+
+def changes_alone(directory: Path) -> None:
+    save_sharded(directory)
+    index = {"metadata": {"delta_encoding": "overwrite"}, "weight_map": {"a": SHARD}}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def tensor_twice(directory: Path) -> None:
+    save_sharded(directory)
+    save_file({"a": torch.ones(2), "b": torch.ones(3)}, directory / OTHER_SHARD)
+
+
+def pipe(directory: Path) -> None:
+    save_sharded(directory)
+    (directory / SHARD).unlink()
+    os.mkfifo(directory / SHARD)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (adapter, "holds a PEFT adapter, not a whole model"),
+        (distributed, "holds a distributed checkpoint"),
+        (changes_alone, "is of changes alone"),
+        (tensor_twice, f"holds a, and so does {SHARD}"),
+        (pipe, "it is no file"),
+    ],
+)
+def test_what_is_no_whole_checkpoint_is_refused_by_name(
+    make: Callable[[Path], None], said: str, tmp_path: Path
+) -> None:
+    make(tmp_path)
+    with pytest.raises(CheckpointError, match=said):
+        checkpoint_tensors(tmp_path)
+
+
+# ------------------------------------------------------------------------------------------ publishing
+
+
+def test_a_checkpoint_is_sent_as_it_is_and_without_torch(tmp_path: Path) -> None:
+    save_sharded(tmp_path)
+    fake = FakeService({"a": torch.ones(2) * 2, "b": torch.ones(3)})
+    with FakeOnASocket(fake) as server, ThreadPoolExecutor(1) as threads:
+        threads.submit(server.serve_forever)
+        push = [f"push {tmp_path} --url {server.url} --weight-version {version}".split() for version in (1, 2)]
+        program = (
+            "import sys; sys.modules['torch'] = sys.modules['safetensors'] = None\n"
+            f"from vigor_client.cli import main; sys.exit(main({push[0]}) or main({push[1]}))"
+        )
+        done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+        server.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("published version 1")
+    assert "nothing sent: the service has these weights already (version 1" in done.stdout
+    assert [call for call in fake.calls if call.startswith("PUT")] == [
+        f"PUT /v1/weights/updates/u1/files/{name}" for name in (SHARD, OTHER_SHARD)
+    ]
+
+
+@pytest.mark.parametrize(
+    "served",
+    [
+        {"a": torch.ones(2)},
+        {"a": torch.ones(2), "b": torch.zeros(3), "c": torch.ones(1)},
+        {"a": torch.ones(2), "b": torch.zeros(3).bfloat16()},
+        {"a": torch.ones(2), "b": torch.zeros(1, 3)},
+        {"a": torch.ones(2), "b": -torch.zeros(3)},
+    ],
+)
+def test_only_the_very_tensors_of_the_service_are_not_sent(served: dict[str, torch.Tensor], tmp_path: Path) -> None:
+    plan = make_checkpoint_plan(checkpoint_tensors(save_sharded(tmp_path)), FakeService(served).tensor_list())
+    assert plan.weight_digest is None
+
+
+def test_a_tied_tensor_under_any_of_its_names_is_the_services(tmp_path: Path) -> None:
+    wanted = FakeService({"head": torch.ones(2), "b": torch.zeros(3)}, {"head": ["a"]}).tensor_list()
+    plan = make_checkpoint_plan(checkpoint_tensors(save_sharded(tmp_path)), wanted)
+    assert plan.weight_digest == wanted.weight_digest

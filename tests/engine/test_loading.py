@@ -9,9 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM
 
-from tests.tiny_models import save_tiny_checkpoint, tiny_model, tiny_tokenizer
+from tests.tiny_models import VOCAB_SIZE, save_tiny_checkpoint, tiny_model, tiny_tokenizer
 from vigor_service.engine.engine import Engine
 from vigor_service.engine.loading import ModelLoadError, load_policy
 
@@ -127,3 +129,53 @@ def test_an_unknown_dtype_or_device_is_refused_by_name(tmp_path: Path) -> None:
         load_policy(str(tmp_path), dtype="int3")
     with pytest.raises(ModelLoadError, match="device 'abacus' cannot be used"):
         load_policy(str(tmp_path), device="abacus")
+
+
+def save_adapter_with_added_tokens(directory: Path, base: Path, **options: Any) -> nn.Module:  # noqa: ANN401
+    """Write an adapter whose embeddings were resized for two more tokens, as PEFT saves it; returns its model."""
+    from peft import LoraConfig, get_peft_model
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model.resize_token_embeddings(VOCAB_SIZE + 2, mean_resizing=False)
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False))
+    adapted.peft_config["default"].base_model_name_or_path = str(base)
+    adapted.save_pretrained(str(directory), **options)
+    return adapted
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2-tied"])
+@pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
+def test_an_adapter_with_added_tokens_resizes_its_base(family: str, tmp_path: Path) -> None:
+    base = save_tiny_checkpoint(tmp_path / "base", family)
+    trained = save_adapter_with_added_tokens(tmp_path / "adapter", base)
+    loaded = load_policy(str(tmp_path / "adapter")).model
+    assert loaded.get_input_embeddings().get_parameter("weight").shape[0] == VOCAB_SIZE + 2
+    expected = trained.state_dict()
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_an_adapter_without_the_rows_of_its_added_tokens_is_refused(tmp_path: Path) -> None:
+    base = save_tiny_checkpoint(tmp_path / "base")
+    save_adapter_with_added_tokens(tmp_path / "adapter", base, save_embedding_layers=True)
+    path = tmp_path / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(path)
+    del tensors["base_model.model.lm_head.weight"]
+    save_file(tensors, path, {"format": "pt"})
+    with pytest.raises(ModelLoadError, match=r"it has embeddings of \[322\] rows, the base of 320"):
+        load_policy(str(tmp_path / "adapter"))
+
+
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
+def test_an_adapter_that_is_not_whole_is_refused_by_name(tmp_path: Path) -> None:
+    base = save_tiny_checkpoint(tmp_path / "base")
+    path = save_adapter(tmp_path / "adapter", str(base)) / "adapter_model.safetensors"
+    tensors = load_file(path)
+    lost = "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight"
+    save_file({name: tensor for name, tensor in tensors.items() if name != lost}, path, {"format": "pt"})
+    with pytest.raises(ModelLoadError, match=f"lacks 1 tensors, such as {lost}"):
+        load_policy(str(tmp_path / "adapter"))
+    stranger = lost.replace("layers.1", "layers.7")
+    save_file(tensors | {stranger: torch.zeros(1)}, path, {"format": "pt"})
+    with pytest.raises(ModelLoadError, match=f"has no place for 1 tensors, such as {stranger}"):
+        load_policy(str(tmp_path / "adapter"))

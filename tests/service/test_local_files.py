@@ -129,6 +129,35 @@ def test_a_checkpoint_that_does_not_fit_is_refused_by_name(service: LiveService,
     assert service.norms() == norms
 
 
+def test_only_the_files_that_transformers_loads_are_taken(service: LiveService, published: Published) -> None:
+    published.full(3)
+    for name in ("consolidated.safetensors", "model-00001-of-00002.safetensors"):
+        save_file({"stale.weight": torch.zeros(2)}, published.path(3) / name)
+    index = {"weight_map": {"stale.weight": "model-00001-of-00002.safetensors"}}
+    (published.path(3) / INDEX_NAME).write_text(json.dumps(index))
+    body: dict[str, object] = {"model_path": str(published.path(3)), "weight_version": 3}
+    assert outcome(service, "/update_weights_from_disk", body)["success"]
+    holds(service, published.at(3), 3)
+
+
+def test_a_checkpoint_in_a_wider_dtype_is_cast_as_at_start(service: LiveService, published: Published) -> None:
+    wide = {name: tensor.double() for name, tensor in published.at(2).items()}
+    save_file(wide, published.path(2) / "model.safetensors")
+    body: dict[str, object] = {"model_path": str(published.path(2)), "weight_version": 2}
+    assert outcome(service, "/update_weights_from_disk", body)["success"]
+    holds(service, published.at(2), 2)
+
+
+def test_a_directory_that_is_no_checkpoint_is_refused_by_name(service: LiveService, root: Path) -> None:
+    for name, message in (
+        ("x.safetensors", "holds neither model.safetensors"),
+        ("adapter_config.json", "PEFT adapter"),
+    ):
+        (root / name).write_bytes(b"{}")
+        told = outcome(service, "/update_weights_from_disk", {"model_path": str(root), "weight_version": 1})
+        assert message in told["message"]
+
+
 @pytest.mark.parametrize(
     ("body", "message"),
     [

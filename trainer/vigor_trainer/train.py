@@ -19,6 +19,7 @@ from vigor_trainer.errors import InvalidModelError, UnsupportedSettingError
 from vigor_trainer.publish import Publisher
 from vigor_trainer.records import RecordFile
 from vigor_trainer.reward import ServiceReward
+from vigor_trainer.saving import save_final_model
 from vigor_trainer.scoring import ScoreOptions
 from vigor_trainer.tasks import TaskSource, load_task
 from vigor_trainer.trainer import VigorTrainer
@@ -52,7 +53,7 @@ def run(arguments: Arguments) -> None:
         )
         trainer.train(resume_from_checkpoint=grpo.resume_from_checkpoint)
         final = trainer.publish_final_weights()
-    trainer.save_model(grpo.output_dir)
+    save_final_model(trainer, Path(cast("str", grpo.output_dir)))
     trainer.accelerator.print(
         f"saved {grpo.output_dir}; the service holds version {final.weight_version}, {final.weight_digest}"
     )

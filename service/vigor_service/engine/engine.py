@@ -16,6 +16,7 @@ from vigor_client.lora import lora_scalings
 from vigor_service.engine.attribution import Attribution, attribute_within_memory
 from vigor_service.engine.batch_budget import measure_batch_tokens, peak_memory, probe_sizes
 from vigor_service.engine.check_cache import CheckCache, Outcome, outcome_key
+from vigor_service.engine.checkpoint_names import CheckpointPlan, plan_checkpoint
 from vigor_service.engine.exact_norms import exact_score
 from vigor_service.engine.fast_norms import FastNorms
 from vigor_service.engine.free_memory import free_bytes
@@ -28,6 +29,7 @@ from vigor_service.engine.probes import Probes
 from vigor_service.engine.rotary import forget_earlier_lengths
 from vigor_service.engine.self_check import check, reason
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
+from vigor_service.engine.text_parameters import media_token_ids
 
 logger = logging.getLogger(__name__)
 
@@ -71,6 +73,7 @@ class EngineInfo:
     norm_probes: int | None  # None: every norm is exact
     rules: Mapping[str, Sequence[str]]  # rule -> names of the parameters it claims
     lora_scalings: Mapping[str, float] = field(default_factory=dict)  # of each layer that has an adapter
+    media_token_ids: frozenset[int] = frozenset()  # they stand for an image, a video or a sound
 
 
 class Scorer(Protocol):
@@ -106,6 +109,10 @@ class Scorer(Protocol):
 
     def aliases(self) -> dict[str, list[str]]:
         """Canonical name of a tied tensor -> its other names."""
+        ...
+
+    def plan_checkpoint(self, names: Iterable[str]) -> CheckpointPlan:
+        """Say which of these tensors a checkpoint's tensors of these names become."""
         ...
 
     def load(self, writes: Iterable[tuple[str, Write]]) -> None:
@@ -167,6 +174,7 @@ class Engine:
             norm_probes=None if self._fast is None or self._fast.probes is None else self._fast.probes.num_probes,
             rules={"exact": list(self._measured)} if self._fast is None else self._fast.plan.rules,
             lora_scalings=lora_scalings(self._model),
+            media_token_ids=media_token_ids(model),
         )
 
     def score(self, sequences: Sequence[TokenSequence]) -> BatchResult:
@@ -235,6 +243,10 @@ class Engine:
     def aliases(self) -> dict[str, list[str]]:
         """Return the other names of tied tensors."""
         return {names[0]: names[1:] for names, _ in _named_once(self._model) if len(names) > 1}
+
+    def plan_checkpoint(self, names: Iterable[str]) -> CheckpointPlan:
+        """Equal ``checkpoint_names.plan_checkpoint`` of the model."""
+        return plan_checkpoint(self._model, names)
 
     def load(self, writes: Iterable[tuple[str, Write]]) -> None:
         """Call each write with the model's tensor of that name, which it changes in place.

@@ -6,16 +6,17 @@ pickle, and never runs code from a checkpoint unless told to.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from vigor_service.engine.adapter_loading import AdapterError, adapter_base, is_adapter, load_adapter
+from vigor_service.engine.checkpoint_loading import IncompleteCheckpointError, load_checkpoint
 
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
-_ADAPTER_CONFIG = "adapter_config.json"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -45,55 +46,35 @@ def load_policy(
     where there is one.
 
     Raises:
-        ModelLoadError: there is no such model, it has no safetensors, it would need its own code, it is an adapter of
-            another kind than LoRA or PEFT is not installed, or the dtype or the device is not known.
+        ModelLoadError: there is no such model, it has no safetensors, tensors of it are missing or unexpected, it would
+            need its own code, it is an adapter of another kind than LoRA or PEFT is not installed, or the dtype or the
+            device is not known.
     """
-    if source is not None and (Path(source) / _ADAPTER_CONFIG).is_file():
-        base = load_policy(_adapter_base(Path(source)), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-        return _with_adapter(base, Path(source))
+    if source is not None and is_adapter(Path(source)):
+        return _load_with_adapter(Path(source), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
     torch_device = _device(device)
     torch_dtype = _dtype(dtype, torch_device)
     location, name, options = _locate(source)
     try:
         tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
-        model = AutoModelForCausalLM.from_pretrained(
-            location, dtype=torch_dtype, trust_remote_code=trust_remote_code, use_safetensors=True, **options
-        )
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+        model = load_checkpoint(location, dtype=torch_dtype, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, IncompleteCheckpointError) as error:
         raise ModelLoadError(f"cannot load model {name!r}: {error}") from error
     model.eval().to(torch_device)  # pyright: ignore[reportArgumentType] - transformers wraps torch's own method
     return Policy(model, tokenizer, name)
 
 
-def _adapter_base(adapter: Path) -> str:
-    """Return what the adapter's base model is loaded from."""
+def _load_with_adapter(adapter: Path, *, dtype: str, device: str, trust_remote_code: bool) -> Policy:
     try:
-        config = json.loads((adapter / _ADAPTER_CONFIG).read_text())
-        kind, base = config["peft_type"], config["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ModelLoadError(f"cannot read {str(adapter / _ADAPTER_CONFIG)!r}: {error!r}") from error
-    if kind != "LORA":
-        raise ModelLoadError(f"adapter {str(adapter)!r} is of type {kind!r}: only LORA (with DoRA) is understood")
-    if not isinstance(base, str) or not base:
-        raise ModelLoadError(f"adapter {str(adapter)!r} names no base model: set base_model_name_or_path in its config")
-    if not (adapter / "adapter_model.safetensors").is_file():
-        raise ModelLoadError(f"adapter {str(adapter)!r} has no adapter_model.safetensors")
-    beside = adapter / base
-    return str(beside) if not Path(base).exists() and beside.exists() else base
-
-
-def _with_adapter(base: Policy, adapter: Path) -> Policy:
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise ModelLoadError(f"adapter {str(adapter)!r} needs peft: pip install peft") from error
-    try:
-        model = PeftModel.from_pretrained(base.model, str(adapter))
+        base = load_policy(adapter_base(adapter), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        model = load_adapter(base.model, adapter)
         tokenizer = (
             AutoTokenizer.from_pretrained(adapter) if (adapter / _TOKENIZER_CONFIG).is_file() else base.tokenizer
         )
+    except AdapterError as error:
+        raise ModelLoadError(str(error)) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise ModelLoadError(f"cannot load adapter {str(adapter)!r}: {error}") from error
+        raise ModelLoadError(f"cannot load the tokenizer of adapter {str(adapter)!r}: {error}") from error
     model.eval()
     return replace(base, model=model, tokenizer=tokenizer, name=adapter.name)  # pyright: ignore[reportArgumentType] - PEFT's wrapper serves as a model
 

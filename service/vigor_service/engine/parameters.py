@@ -10,6 +10,7 @@ from torch import nn
 
 from vigor_service.engine.decoder import decoder_layers
 from vigor_service.engine.plan import causal_model
+from vigor_service.engine.text_parameters import unreached_by_text
 
 _ELEMENTS_AT_ONCE = 2**28  # what a part has at most, unless it is a single parameter
 _LAST_LAYERS = re.compile(r"last-(\d+)-layers")
@@ -28,7 +29,8 @@ def measured_parameters(model: nn.Module, selection: str | None = None) -> dict[
       them (final norm, head), without those that run before them too: a head that is tied to the input embedding
       is left out, because its gradient would have to flow through all layers;
     - a regular expression searched in parameter names;
-    - None: ``"lora"`` if there are LoRA parameters, else ``"all"``, as the reference implementation does.
+    - None: ``"lora"`` if there are LoRA parameters, else ``"all"``, as the reference implementation does, without what
+      a pass over text does not reach (see ``text_parameters.py``).
 
     Raises:
         ValueError: the selection is none of these, selects no parameter, or K is not between 1 and the number of
@@ -57,7 +59,10 @@ def in_parts(parameters: Mapping[str, nn.Parameter]) -> list[dict[str, nn.Parame
 
 def _predicate(model: nn.Module, selection: str | None, named: dict[str, nn.Parameter]) -> Callable[[str], bool]:
     if selection is None:
-        selection = "lora" if any("lora_" in name for name in named) else "all"
+        if not any("lora_" in name for name in named):
+            unreached = unreached_by_text(causal_model(model))
+            return lambda name: named[name] not in unreached
+        selection = "lora"
     if selection == "all":
         return lambda _: True
     if selection == "lora":

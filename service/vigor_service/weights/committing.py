@@ -21,6 +21,7 @@ from vigor_service.weights.weights import Weights
 if TYPE_CHECKING:
     import torch
 
+    from vigor_service.weights.checkpoint import PlanCheckpoint
     from vigor_service.weights.verifying import Verified
 
 _logger = logging.getLogger(__name__)
@@ -29,8 +30,9 @@ _logger = logging.getLogger(__name__)
 class Committer:
     """Commits one update at a time.
 
-    ``tensors`` are the model's own; ``exclusive`` keeps batches away from them. What is verified is first written to
-    ``state``, if there is one: a process that is killed in the swap comes back with the new weights.
+    ``tensors`` are the model's own, ``plan_checkpoint`` says what a checkpoint's become in it; ``exclusive`` keeps
+    batches away from them. What is verified is first written to ``state``, if there is one: a process that is killed in
+    the swap comes back with the new weights.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class Committer:
         publication: Publication,
         *,
         tensors: Callable[[], Mapping[str, torch.Tensor]],
+        plan_checkpoint: PlanCheckpoint,
         exclusive: Callable[[], AbstractAsyncContextManager[None]],
         state: StateDirectory | None,
         metrics: Metrics,
     ) -> None:
         self._publication = publication
         self._tensors = tensors
+        self._plan_checkpoint = plan_checkpoint
         self._exclusive = exclusive
         self._state = state
         self._metrics = metrics
@@ -84,6 +88,7 @@ class Committer:
             update.request.encoding,
             before.tensors,
             self._tensors(),
+            plan_checkpoint=self._plan_checkpoint,
             base_version=before.version,
             version=update.request.weight_version,
         )

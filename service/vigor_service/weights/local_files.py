@@ -14,7 +14,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from vigor_client.checkpoints import checkpoint_files
 from vigor_client.delta_index import INDEX_NAME, DeltaIndex, is_index_of_delta
+from vigor_client.errors import CheckpointError
 from vigor_client.schemas import CommitResponse, FieldError, UpdateFile, UpdateRequest, UpdateStatus
 from vigor_service.errors import InvalidRequestError, ServiceError, WeightBaseMismatchError, invalid_request
 from vigor_service.weights.publication import Publication
@@ -56,11 +58,11 @@ class LocalFiles:
         """Serve the weights of a checkpoint's directory.
 
         Raises:
-            InvalidRequestError: the directory is not under the root, has no safetensors, or is refused as an update.
+            InvalidRequestError: the directory is not under the root, is no checkpoint, or is refused as an update.
             ServiceError: as an update that is sent.
         """
         path = self._inside(directory, "model_path")
-        return await self._commit(_all_weights(path), weight_version)
+        return await self._commit(await asyncio.to_thread(_checkpoint, path, "model_path"), weight_version)
 
     async def pull(self, source: str, target: int) -> Weights:
         """Serve a version of a directory of versions: by the changes since what is served, or from the newest full one.
@@ -110,13 +112,13 @@ class LocalFiles:
     async def _commit(
         self, files: Mapping[str, Path], weight_version: int, base: Weights | None = None
     ) -> CommitResponse:
-        """Go the way of an update that is sent, from files instead of a socket."""
+        """Go the way of an update that is sent, from files instead: a delta if there is a base, else a checkpoint."""
         self._refuse_outside(files)
         request = UpdateRequest(
             weight_version=weight_version,
             base_version=None if base is None else base.version,
             base_digest=None if base is None else base.digest,
-            encoding="full" if base is None else "delta",
+            encoding="checkpoint" if base is None else "delta",
             files=[await asyncio.to_thread(_announce, name, path) for name, path in files.items()],
         )
         update_id = self._updates.open(request).update_id
@@ -146,7 +148,7 @@ def _read_version(directory: Path, number: int) -> _Version:
         raise _refuse(f"{path.name} is not there", "source_dir")
     data = index_path.read_bytes() if index_path.is_file() else None
     if data is None or not is_index_of_delta(data):
-        return _Version(number, _all_weights(path))
+        return _Version(number, _checkpoint(path, path.name))
     try:
         index = DeltaIndex.model_validate_json(data)
     except ValidationError as error:
@@ -158,11 +160,12 @@ def _read_version(directory: Path, number: int) -> _Version:
     return _Version(number, {name: path / name for name in (INDEX_NAME, *index.file_names)}, base)
 
 
-def _all_weights(directory: Path) -> dict[str, Path]:
-    files = {path.name: path for path in sorted(directory.glob("*.safetensors"))}
-    if not files:
-        raise _refuse("has no *.safetensors", directory.name)
-    return files
+def _checkpoint(directory: Path, place: str) -> dict[str, Path]:
+    """Return the files that transformers would load from the directory."""
+    try:
+        return {path.name: path for path in checkpoint_files(directory)}
+    except CheckpointError as error:
+        raise _refuse(str(error), place) from error
 
 
 def _announce(name: str, path: Path) -> UpdateFile:

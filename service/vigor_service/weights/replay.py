@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
+from vigor_client.schemas import WHOLE_ENCODINGS
 from vigor_service.engine.engine import Scorer
 from vigor_service.errors import InvalidRequestError
 from vigor_service.weights.state_directory import DamagedStateError, StateDirectory, StoredUpdate
@@ -39,7 +40,7 @@ def replay(state: StateDirectory, scorer: Scorer, weights: Weights) -> Replayed:
 
 def _verified(update: StoredUpdate, scorer: Scorer, weights: Weights) -> Verified:
     record = update.record
-    if record.encoding != "full" and record.base_digest != weights.digest:
+    if record.encoding not in WHOLE_ENCODINGS and record.base_digest != weights.digest:
         raise DamagedStateError(f"{update.name} was made from weights {record.base_digest}, not {weights.digest}")
     try:
         verified = verify(
@@ -47,6 +48,7 @@ def _verified(update: StoredUpdate, scorer: Scorer, weights: Weights) -> Verifie
             record.encoding,
             weights.tensors,
             scorer.tensors(),
+            plan_checkpoint=scorer.plan_checkpoint,
             base_version=record.base_version,
             version=record.weight_version,
         )

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vigor_client.schemas import Checksum, UpdateEncoding, WeightVersion
+from vigor_client.schemas import WHOLE_ENCODINGS, Checksum, UpdateEncoding, WeightVersion
 from vigor_service.errors import StagingFullError, StartupError, WeightBaseMismatchError
 from vigor_service.weights.locking import try_lock
 from vigor_service.weights.staging import refusing_full_disk
@@ -85,8 +85,10 @@ class StateDirectory:
             DamagedStateError: a record or a file is not there, or cannot be read.
         """
         updates = [_read(path) for path in self._directories()]
-        start = max((i for i, update in enumerate(updates) if update.record.encoding == "full"), default=0)
-        self._following_bytes = [update.num_bytes for update in updates[start:] if update.record.encoding != "full"]
+        start = max((i for i, update in enumerate(updates) if update.record.encoding in WHOLE_ENCODINGS), default=0)
+        self._following_bytes = [
+            update.num_bytes for update in updates[start:] if update.record.encoding not in WHOLE_ENCODINGS
+        ]
         return updates[start:]
 
     def require_room_to_follow(self, *, model_bytes: int) -> None:
@@ -130,7 +132,7 @@ class StateDirectory:
             _sync(path)
 
     def _note(self, record: UpdateRecord, num_bytes: int) -> None:
-        if record.encoding != "full":
+        if record.encoding not in WHOLE_ENCODINGS:
             self._following_bytes.append(num_bytes)
             return
         self._following_bytes.clear()

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from time import perf_counter
 
-from vigor_client.schemas import CommitResponse, UpdateFile, UpdateRequest, UpdateStatus
+from vigor_client.schemas import WHOLE_ENCODINGS, CommitResponse, UpdateFile, UpdateRequest, UpdateStatus
 from vigor_service.errors import PayloadTooLargeError, UpdateConflictError, UpdateNotFoundError, WeightBaseMismatchError
 from vigor_service.metrics import Metrics
 from vigor_service.weights.committing import Committer, log_refusal
@@ -31,6 +31,7 @@ REMEMBERED_COMMITS = 16
 RETRY_SECONDS = 1.0
 _HEADER_BYTES_PER_TENSOR = 1024  # a tensor's entry in a safetensors header is shorter than this
 _HEADER_BYTES_PER_FILE = 1 << 16
+_CHECKPOINT_COPIES = 4  # a checkpoint may have a wider dtype, tied tensors twice, and buffers that the model ignores
 
 
 class Updates:
@@ -230,7 +231,7 @@ class Updates:
                 raise WeightBaseMismatchError(
                     f"the update was made from {kind} {want}, {kind} {have} is served", have=have, want=want
                 )
-        if request.encoding == "full":
+        if request.encoding in WHOLE_ENCODINGS:
             return
         if self._publication.state == "poisoned":
             raise WeightBaseMismatchError(
@@ -241,16 +242,18 @@ class Updates:
 
     def _refuse_oversize(self, request: UpdateRequest) -> None:
         num_bytes = sum(file.num_bytes for file in request.files)
-        limit = self._max_upload_bytes or self._natural_limit(len(request.files))
+        limit = self._max_upload_bytes or self._natural_limit(request)
         if num_bytes > limit:
             raise PayloadTooLargeError(f"the update announces {num_bytes} bytes, the limit is {limit}", limit=limit)
         self._staging.require_free_bytes(num_bytes)
 
-    def _natural_limit(self, num_files: int) -> int:
+    def _natural_limit(self, request: UpdateRequest) -> int:
         """Every tensor, tied ones under each of their names, and the headers of the files."""
-        weights = self._publication.weights
+        weights, num_files = self._publication.weights, len(request.files)
         num_names = sum(1 + len(info.aliases) for info in weights.tensors)
         copies = 2 if num_names > len(weights.tensors) else 1
+        if request.encoding == "checkpoint":
+            copies = _CHECKPOINT_COPIES
         return weights.num_bytes * copies + num_names * _HEADER_BYTES_PER_TENSOR + num_files * _HEADER_BYTES_PER_FILE
 
 

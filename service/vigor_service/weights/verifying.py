@@ -9,10 +9,11 @@ from typing import TypeAlias
 import torch
 
 from vigor_client.schemas import TensorInfo, UpdateEncoding
+from vigor_service.weights.checkpoint import PlanCheckpoint, VerifiedCheckpoint, verify_checkpoint
 from vigor_service.weights.delta import VerifiedDelta, verify_delta
 from vigor_service.weights.verification import VerifiedUpdate, verify_tensors
 
-Verified: TypeAlias = VerifiedUpdate | VerifiedDelta
+Verified: TypeAlias = VerifiedUpdate | VerifiedDelta | VerifiedCheckpoint
 
 
 def verify(
@@ -21,14 +22,19 @@ def verify(
     served: Sequence[TensorInfo],
     values: Mapping[str, torch.Tensor],
     *,
+    plan_checkpoint: PlanCheckpoint,
     base_version: int,
     version: int,
 ) -> Verified:
     """Check the files against the tensors that are served; only a delta reads their ``values``.
+
+    ``plan_checkpoint`` says what a checkpoint's tensors become in the model.
 
     Raises:
         InvalidRequestError: lists all that is wrong.
     """
     if encoding == "delta":
         return verify_delta(files, served, values, base_version=base_version, version=version)
+    if encoding == "checkpoint":
+        return verify_checkpoint(files, served, plan_checkpoint)
     return verify_tensors(files, served, partial=encoding == "partial")

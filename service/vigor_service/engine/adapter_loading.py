@@ -1,0 +1,115 @@
+"""A PEFT adapter over its base model: complete, and with the tokens that were added when it was trained."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedModel
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+_PREFIX = "base_model.model."  # PEFT's, of every name
+_NAMES_IN_MESSAGE = 5
+
+
+class AdapterError(Exception):
+    """An adapter cannot be loaded; the message says why."""
+
+
+def is_adapter(directory: Path) -> bool:
+    """Whether the directory holds an adapter."""
+    return (directory / ADAPTER_CONFIG).is_file()
+
+
+def adapter_base(adapter: Path) -> str:
+    """Return what the adapter's base model is loaded from.
+
+    Raises:
+        AdapterError: its configuration cannot be read, is of another kind than LoRA, names no base, or has no weights.
+    """
+    try:
+        config = json.loads((adapter / ADAPTER_CONFIG).read_text())
+        kind, base = config["peft_type"], config["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AdapterError(f"cannot read {str(adapter / ADAPTER_CONFIG)!r}: {error!r}") from error
+    if kind != "LORA":
+        raise AdapterError(f"adapter {str(adapter)!r} is of type {kind!r}: only LORA (with DoRA) is understood")
+    if not isinstance(base, str) or not base:
+        raise AdapterError(f"adapter {str(adapter)!r} names no base model: set base_model_name_or_path in its config")
+    if not (adapter / ADAPTER_WEIGHTS).is_file():
+        raise AdapterError(f"adapter {str(adapter)!r} has no {ADAPTER_WEIGHTS}")
+    beside = adapter / base
+    return str(beside) if not Path(base).exists() and beside.exists() else base
+
+
+def load_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
+    """Return the base model with the adapter in it; its embeddings get the adapter's number of rows first.
+
+    Raises:
+        AdapterError: PEFT is not installed, the adapter does not fit the base, or tensors are missing or unexpected.
+    """
+    try:
+        from peft import PeftModel, get_peft_model_state_dict
+    except ImportError as error:
+        raise AdapterError(f"adapter {str(adapter)!r} needs peft: pip install peft") from error
+    try:
+        saved = _saved_rows(adapter / ADAPTER_WEIGHTS)
+        embeddings = _saved_embeddings(base, saved)
+        _resize(base, embeddings)
+        model = PeftModel.from_pretrained(base, str(adapter))
+        expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, AdapterError) as error:
+        raise AdapterError(f"cannot load adapter {str(adapter)!r}: {error}") from error
+    missing, unexpected = expected - saved.keys(), saved.keys() - expected - embeddings.keys()
+    for names, fault in ((missing, "lacks"), (unexpected, "does not belong to the base, which has no place for")):
+        if names:
+            listed = ", ".join(sorted(names)[:_NAMES_IN_MESSAGE])
+            raise AdapterError(f"adapter {str(adapter)!r} {fault} {len(names)} tensors, such as {listed}")
+    return model
+
+
+def _saved_rows(path: Path) -> dict[str, int]:
+    """Return the number of rows of every tensor in the file."""
+    with safe_open(path, framework="pt") as file:
+        return {name: (file.get_slice(name).get_shape() or [1])[0] for name in file.keys()}  # noqa: SIM118 - no mapping
+
+
+def _saved_embeddings(base: PreTrainedModel, saved: dict[str, int]) -> dict[str, int]:
+    """Return the number of rows of each embedding that is saved with the adapter, by the name that it has there."""
+    found: dict[str, int] = {}
+    for module in _embedding_names(base):
+        for name in (f"{_PREFIX}{module}.weight", f"{_PREFIX}{module}.base_layer.weight"):
+            if name in saved:
+                found[name] = saved[name]
+    return found
+
+
+def _embedding_names(base: PreTrainedModel) -> list[str]:
+    """Return the names of the input and of the output embedding; the same weight once."""
+    embeddings = {id(base.get_input_embeddings()), id(base.get_output_embeddings())}
+    return [name for name, module in base.named_modules() if id(module) in embeddings]
+
+
+def _resize(base: PreTrainedModel, rows: dict[str, int]) -> None:
+    """Give the embeddings the rows that the adapter was trained with, as PEFT asks of its users."""
+    current = base.get_input_embeddings().get_parameter("weight")
+    if set(rows.values()) <= {current.shape[0]}:
+        return
+    num_tied = 1 if _are_tied(base) else len(_embedding_names(base))
+    if len(set(rows.values())) != 1 or len(rows) < num_tied:
+        raise AdapterError(
+            f"it has embeddings of {sorted(set(rows.values()))} rows, the base of {current.shape[0]}, and not all of "
+            "them are saved with it: save it with save_embedding_layers=True"
+        )
+    base.resize_token_embeddings(next(iter(rows.values())), mean_resizing=False)
+
+
+def _are_tied(base: PreTrainedModel) -> bool:
+    output = base.get_output_embeddings()
+    return output is None or output.get_parameter("weight") is base.get_input_embeddings().get_parameter("weight")

@@ -1,0 +1,63 @@
+"""Which parameters of a model of several kinds of input a pass over text alone does not reach: a vision tower's, a
+projector's. Their gradient is zero; to measure them costs memory and time, and changes no norm."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+_NUM_TOKENS = 2
+
+
+def unreached_by_text(model: PreTrainedModel) -> set[nn.Parameter]:
+    """Return the parameters outside the text decoder, its embeddings and its head that text does not reach.
+
+    Empty for a model of text alone. What is outside and is reached all the same is not among them: one pass tells.
+    """
+    outside = [parameter for _, parameter in named_outside_text(model)]
+    return set(outside) - _reached(model, [parameter for parameter in outside if parameter.is_floating_point()])
+
+
+def named_outside_text(model: PreTrainedModel) -> list[tuple[str, nn.Parameter]]:
+    """Return the named parameters outside the text decoder, its embeddings and its head; none if all input is text."""
+    if model.config.get_text_config() is model.config:
+        return []
+    inside = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
+    kept = {parameter for module in inside if module is not None for parameter in module.parameters()}
+    return [(name, parameter) for name, parameter in model.named_parameters() if parameter not in kept]
+
+
+def media_token_ids(model: PreTrainedModel) -> frozenset[int]:
+    """Return the ids of the tokens in whose place the model puts an image, a video or a sound."""
+    config = model.config
+    if config.get_text_config() is config:
+        return frozenset()
+    fields = (f"{medium}_token_{kind}" for medium in ("image", "video", "audio") for kind in ("id", "index"))
+    return frozenset(value for field in fields if isinstance(value := getattr(config, field, None), int))
+
+
+def text_pass(model: PreTrainedModel) -> Tensor:
+    """Return the logits (1, 2, V) of two tokens."""
+    input_ids = torch.zeros(1, _NUM_TOKENS, dtype=torch.long, device=model.device)
+    return model(input_ids=input_ids, use_cache=False).logits
+
+
+def _reached(model: PreTrainedModel, parameters: list[nn.Parameter]) -> set[nn.Parameter]:
+    """Return those of the parameters that a text's logits depend on; no other gradient is made."""
+    if not parameters:
+        return set()
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    model.requires_grad_(False)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            logits = text_pass(model)
+            if not logits.requires_grad:
+                return set()
+            gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+    return {parameter for parameter, gradient in zip(parameters, gradients, strict=True) if gradient is not None}
