@@ -16,6 +16,7 @@ from typing import cast
 
 import vigor_service.__main__ as program
 from vigor_service.engine.engine import Engine, Write
+from vigor_service.loading_progress import LoadingProgress
 from vigor_service.logs import configure_logging
 from vigor_service.runtime import LoadedModel
 from vigor_service.server import serve
@@ -61,7 +62,7 @@ def _die() -> None:
 
 
 def _load(settings: Settings, stage: str) -> LoadedModel:
-    model = program._load_model(settings)
+    model = program._load_model(settings, LoadingProgress())
     return LoadedModel(KilledEngine(cast("Engine", model.scorer), stage), model.tokenizer)  # pyright: ignore[reportArgumentType] - by __getattr__
 
 

@@ -113,7 +113,7 @@ def test_what_follows_a_sequence_counts_where_the_model_lets_it_condition_what_i
         mixed = hidden + 0.3 * hidden.mean(1, keepdim=True)  # as indexers that keep the best keys of all do
         return (mixed, *others) if isinstance(output, tuple) else mixed
 
-    model.transformer.h[0].register_forward_hook(mix_backwards)
+    model.get_submodule("transformer.h.0").register_forward_hook(mix_backwards)
     engine = Engine(model, name="tiny")
     assert "exact" not in engine.info.rules
     got = [score.grad_norm for score in engine.score(sequences()).scores]

@@ -61,7 +61,7 @@ def test_a_model_that_takes_another_path_for_long_inputs_is_scored_by_the_refere
     using = Using(model.model.norm, USES[use], from_tokens=60)
     model.model.norm = using
     if parameter == "norm":  # one that a rule has claimed
-        using.extra = using.norm.weight
+        using.extra = using.norm.get_parameter("weight")
     engine = Engine(model, name="tiny")
     sequences = [random_sequence(random.Random(0), 30, length) for length in (40, 45)]
     expected = reference(model, sequences, measured_parameters(model))

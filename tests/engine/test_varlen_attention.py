@@ -61,7 +61,7 @@ def plain_kernel(
 
 def by_sequence(tensors: tuple[Tensor, Tensor, Tensor], scaling: float | None, window: int | None) -> Tensor:
     pieces = zip(*(tensor.split(LENGTHS, dim=2) for tensor in tensors), strict=True)
-    return torch.cat([_attend_one(q, k, v, scaling, window, None) for q, k, v in pieces], dim=2).transpose(1, 2)
+    return torch.cat([_attend_one(q, k, v, scaling, window, None, None) for q, k, v in pieces], dim=2).transpose(1, 2)
 
 
 @pytest.mark.parametrize("scaling", [None, 0.3])

@@ -6,10 +6,12 @@ the engine's own source. A file that cannot be read is as good as none, a direct
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import NamedTemporaryFile
@@ -17,10 +19,9 @@ from typing import Any
 
 import torch
 import transformers
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vigor_client.digest import PREFIX, checksum, new_hasher, raw_bytes
 from vigor_service.engine.decoder import Layout
 from vigor_service.engine.plan import causal_model
 
@@ -65,7 +66,7 @@ class CheckCache:
             logger.info("the outcome of the check is not kept: %s", error)
 
     def _path(self, key: str) -> Path:
-        return self._directory / f"{key.removeprefix(PREFIX)}.json"
+        return self._directory / f"{key}.json"
 
     def _remove_oldest(self) -> None:
         files = sorted(self._directory.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
@@ -83,15 +84,21 @@ def _parsed(values: dict[str, Any]) -> Outcome:
 
 
 def outcome_key(model: PreTrainedModel, measured: Mapping[str, nn.Parameter]) -> str:
-    """Return the digest of all that an outcome depends on."""
-    hasher = new_hasher()
+    """Return the digest of all that an outcome depends on, in hexadecimal digits."""
     inner = causal_model(model)
-    for name, tensor in sorted(model.state_dict().items()):
-        hasher.update(f"{name} {tensor.dtype} {list(tensor.shape)} {checksum(raw_bytes(tensor))}\n".encode())
-    parts = [inner.config.to_json_string(), *measured, _device_name(inner.device), str(inner.dtype)]
-    versions = [torch.__version__, transformers.__version__, _source_checksum()]
-    hasher.update("\n".join([type(inner).__name__, *parts, *versions]).encode())
-    return PREFIX + hasher.hexdigest()
+    tensors = sorted(model.state_dict().items())
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # a digest leaves the interpreter to others
+        digests = list(threads.map(_digest, (tensor for _, tensor in tensors)))
+    weights = [f"{name} {tensor.dtype} {digest}" for (name, tensor), digest in zip(tensors, digests, strict=True)]
+    device = [_device_name(inner.device), str(inner.dtype)]
+    versions = [torch.__version__, transformers.__version__, _source_digest()]
+    lines = [type(inner).__name__, inner.config.to_json_string(), *weights, *measured, *device, *versions]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def _digest(tensor: Tensor) -> str:
+    values = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    return f"{list(tensor.shape)} {hashlib.sha256(values.numpy().data).hexdigest()}"
 
 
 def _device_name(device: torch.device) -> str:
@@ -100,6 +107,6 @@ def _device_name(device: torch.device) -> str:
     return f"{device.type} {os.uname().machine} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def _source_checksum() -> str:
+def _source_digest() -> str:
     sources = sorted(Path(__file__).parent.rglob("*.py"))
-    return checksum(b"".join(source.read_bytes() for source in sources))
+    return hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()

@@ -168,7 +168,7 @@ class Engine:
             dtype=str(model.dtype).removeprefix("torch."),
             device=str(model.device),
             max_sequence_tokens=getattr(config, "max_position_embeddings", None) or 2**20,
-            vocab_size=model.get_input_embeddings().weight.shape[0],
+            vocab_size=_num_token_ids(model),
             tied_embeddings=bool(self.aliases()),
             layout="single" if self._fast is None or self._fast.plan.one_at_a_time else "packed",
             norm_probes=None if self._fast is None or self._fast.probes is None else self._fast.probes.num_probes,
@@ -258,6 +258,11 @@ class Engine:
         with torch.no_grad():
             for name, write in writes:
                 write(own[name])
+
+
+def _num_token_ids(model: PreTrainedModel) -> int:
+    table_VD: Tensor = model.get_input_embeddings().weight  # pyright: ignore[reportAssignmentType] - PEFT's is no parameter
+    return table_VD.shape[0]
 
 
 def _named_once(model: nn.Module) -> list[tuple[list[str], Tensor]]:

@@ -40,8 +40,10 @@ class AffineCall:
     def token_axes(self, num_tokens: int) -> list[int]:
         (shape,) = {parameter.shape for parameter in self.parameters()}
         sizes = self.x.shape
+        if len(shape) > len(sizes):
+            return []
         own = _aligned(shape, len(sizes))
-        if own is None or any(mine not in (1, size) for mine, size in zip(own, sizes, strict=True)):
+        if any(mine not in (1, size) for mine, size in zip(own, sizes, strict=True)):
             return []
         return [
             axis
@@ -154,7 +156,6 @@ def _shares(products: Tensor, ctx: Any) -> Tensor:  # noqa: ANN401 - torch's con
     return row_sum_shares(products.movedim(ctx.token_axis, 0).flatten(1), ctx.measurement)
 
 
-def _aligned(shape: Sequence[int], num_axes: int) -> tuple[int, ...] | None:
-    """Return a parameter's sizes, one for each axis of what it is broadcast to; None if it has more axes than that."""
-    missing = num_axes - len(shape)
-    return None if missing < 0 else (1,) * missing + tuple(shape)
+def _aligned(shape: Sequence[int], num_axes: int) -> tuple[int, ...]:
+    """Return a parameter's sizes, one for each of at least as many axes of what it is broadcast to."""
+    return (1,) * (num_axes - len(shape)) + tuple(shape)
