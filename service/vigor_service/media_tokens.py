@@ -1,4 +1,4 @@
-"""Tokens that stand for an image, a video or a sound: requests have none, and a score without them is wrong."""
+"""Tokens that stand for an image, a video or a sound. Requests bring none of these: such a prompt is not scored."""
 
 from __future__ import annotations
 
