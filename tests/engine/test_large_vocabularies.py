@@ -40,7 +40,7 @@ def sure_model(*, tied: bool, dtype: torch.dtype = torch.float32) -> PreTrainedM
     random = torch.Generator().manual_seed(1)
     norm_D = model.get_parameter("model.norm.weight")
     table_VD = model.get_input_embeddings().get_parameter("weight")
-    head_VD = model.get_output_embeddings().get_parameter("weight")
+    head_VD = model.get_parameter("lm_head.weight")
     with torch.no_grad():
         norm_D.copy_(10 * (1 + torch.randn(len(norm_D), generator=random)))
         common_D = F.normalize(torch.randn(len(norm_D), generator=random), dim=0)
@@ -50,7 +50,7 @@ def sure_model(*, tied: bool, dtype: torch.dtype = torch.float32) -> PreTrainedM
             table_VD.normal_(0, 0.3, generator=random).add_(3 * common_D)
         head_VD += 3 * common_D
         head_VD[:3] += LIKELY * hidden_D / hidden_D.square().sum()
-    return model.to(dtype)
+    return model.bfloat16() if dtype == torch.bfloat16 else model
 
 
 def float64_loop(model: PreTrainedModel) -> list[SequenceScore]:

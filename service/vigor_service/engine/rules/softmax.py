@@ -3,7 +3,7 @@
 A row of ``softmax - onehot`` sums to zero. Where it does not, the direction that all rows of the head's weight have in
 common multiplies what is left over. torch's float32 log-softmax adds the exponentials of a vocabulary up one after the
 other in a few lanes: with 262,144 entries the sum is off by up to 1e-4, and next to one likely token the others are
-lost. Here exponentials are float32 and sums are float64 across slices (docs/decisions/0048-sums-over-the-vocabulary.md).
+lost. Here exponentials are float32, and sums float64 over slices: docs/decisions/0048-sums-over-the-vocabulary.md.
 
 Shapes: R rows, V vocabulary entries.
 """
