@@ -25,8 +25,9 @@ def exact_score(
 ) -> SequenceScore:
     """Score one sequence with ``torch.autograd.grad``.
 
-    ``grad_norm = sqrt(sum((g.double() ** 2).sum() for g in grad(nll, parameters)))`` with
-    ``nll = F.cross_entropy(logits.double(), targets)`` over the loss tokens, with teacher forcing, no temperature and dropout off (arXiv 2605.09920, equation 4).
+    ``grad_norm = sqrt(sum((g.double() ** 2).sum() for g in grad(nll, parameters)))`` over the loss tokens, where
+    ``nll = F.cross_entropy(logits.double(), targets)``, with teacher forcing, no temperature and dropout off
+    (arXiv 2605.09920, equation 4).
     """
     if sequence.num_loss_tokens == 0:
         return EMPTY_SCORE
