@@ -59,7 +59,7 @@ def grade_group(
 ) -> GroupScore:
     """Rank one group, the smallest value first; whatever is not ``ok`` shares the last ranks."""
     judged = [
-        _judge(sequence, is_truncated and request.truncated == "worst", scores)
+        _judge(sequence, is_truncated and request.truncated == "worst", scores, request.reward)
         for sequence, is_truncated in zip(group.sequences, group.is_truncated, strict=True)
     ]
     values = [_value(score, request.reward) if status == "ok" else None for status, score in judged]
@@ -84,15 +84,14 @@ def _computed(groups: Sequence[EncodedGroup], truncated: TruncatedRule) -> Itera
 
 
 def _judge(
-    sequence: TokenSequence, is_left_out: bool, scores: Mapping[TokenSequence, SequenceScore]
+    sequence: TokenSequence, is_left_out: bool, scores: Mapping[TokenSequence, SequenceScore], reward: RewardName
 ) -> tuple[CompletionStatus, SequenceScore]:
     if is_left_out:
         return "truncated", EMPTY_SCORE
     if sequence.num_loss_tokens == 0:
         return "empty", EMPTY_SCORE
     score = scores[sequence]
-    numbers = (score.grad_norm, score.mean_logprob, score.mean_entropy, score.self_certainty)
-    return ("ok" if all(map(isfinite, numbers)) else "nonfinite"), score
+    return ("ok" if isfinite(_value(score, reward)) else "nonfinite"), score  # another signal may be infinite
 
 
 def _value(score: SequenceScore, reward: RewardName) -> float:

@@ -88,13 +88,6 @@ def test_a_number_of_layers_that_the_model_does_not_have_is_refused_by_name(coun
         measured_parameters(tiny_model(), f"last-{count}-layers")
 
 
-def test_what_peft_saves_beside_lora_belongs_to_the_adapter() -> None:
-    model = nn.ModuleDict({"lora_A": nn.Linear(2, 2), "head": nn.ModuleDict({"modules_to_save": nn.Linear(2, 2)})})
-    assert set(measured_parameters(model)) == {
-        f"{name}.{kind}" for name in ("lora_A", "head.modules_to_save") for kind in ("weight", "bias")
-    }
-
-
 def test_a_broken_expression_is_refused_by_name() -> None:
     with pytest.raises(
         ValueError, match=r"'\(' is neither 'all', 'lora', 'norms', 'last-K-layers' nor a regular expression"

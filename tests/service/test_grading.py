@@ -95,8 +95,18 @@ def test_numbers_that_are_not_finite_are_null_on_the_wire(number: float) -> None
     (graded,) = _graded([GOOD], {GOOD: _score(number)})
     assert (graded.status, graded.grad_norm, graded.scaled_grad_norm) == ("nonfinite", None, None)
     assert graded.mean_logprob == -1.0
-    (graded,) = _graded([GOOD], {GOOD: _score(entropy=number)})
-    assert (graded.status, graded.mean_entropy) == ("nonfinite", None)
+
+
+@pytest.mark.parametrize("signal", ["logprob", "entropy", "self_certainty"])
+@pytest.mark.parametrize("number", [nan, inf, -inf])
+def test_only_what_is_ranked_must_be_finite(signal: str, number: float) -> None:
+    scores = {GOOD: _score(0.5, **{signal: number}), WORSE: _score(1.0)}
+    good, worse = _graded([GOOD, WORSE], scores)
+    assert [(item.status, item.rank) for item in (good, worse)] == [("ok", 1), ("ok", 2)]
+    name = signal if signal == "self_certainty" else f"mean_{signal}"
+    assert getattr(good, name) is None
+    good, worse = _graded([GOOD, WORSE], scores, reward=signal)
+    assert [(item.status, item.rank) for item in (good, worse)] == [("nonfinite", 2), ("ok", 1)]
 
 
 def test_a_completion_that_is_masked_out_is_empty() -> None:

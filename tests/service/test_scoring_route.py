@@ -1,3 +1,4 @@
+import math
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -5,13 +6,16 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 from tests.fake_scorer import MAX_SEQUENCE_TOKENS, MEASURED_BATCH_TOKENS, WAIT_SECONDS
 from tests.live_service import LiveService, live_service
 from tests.pushing import push
-from tests.tiny_models import tiny_tokenizer
+from tests.tiny_models import tiny_model, tiny_tokenizer
 from tests.waiting import wait_until
 from vigor_client.schemas import ScoreResponse
+from vigor_service.engine.engine import Engine
+from vigor_service.runtime import LoadedModel
 
 GROUP = {"prompt_ids": [1], "completions": [[2]]}
 
@@ -278,3 +282,25 @@ def test_a_request_that_is_sent_again_with_its_key_gets_the_first_answer(service
     other = service.http.post("/v1/score", json={**body, "reward": "entropy"}, headers={"Idempotency-Key": "k1"})
     assert other.status_code == 422
     assert other.json()["errors"][0]["loc"] == ["header", "Idempotency-Key"]
+
+
+def test_a_token_of_probability_zero_leaves_norms_ranked_and_the_self_certainty_null(tmp_path: Path) -> None:
+    model = tiny_model("gptj")
+    with torch.no_grad():
+        model.get_parameter("lm_head.bias")[300] = -math.inf
+
+    def load_model() -> LoadedModel:
+        return LoadedModel(Engine(model, name="masked"), tiny_tokenizer())  # pyright: ignore[reportArgumentType] - see __main__
+
+    groups = [{"prompt_ids": [1, 2], "completions": [[3, 4], [5], [3, 300]]}]
+    with live_service(tmp_path, load_model=load_model) as service:
+        by_norm, by_certainty = (
+            service.score(groups=groups, reward=reward).json()["groups"][0]["completions"]
+            for reward in ("vigor", "self_certainty")
+        )
+    assert [item["status"] for item in by_norm] == ["ok"] * 3
+    assert sorted(item["rank"] for item in by_norm) == [1, 2, 3]
+    assert [item["mean_logprob"] is None for item in by_norm] == [False, False, True]
+    assert [item["self_certainty"] for item in by_norm] == [None] * 3
+    assert all(item["mean_entropy"] > 0 for item in by_norm)
+    assert [item["status"] for item in by_certainty] == ["nonfinite"] * 3

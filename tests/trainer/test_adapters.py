@@ -76,7 +76,16 @@ def test_merged_weights_are_those_of_pefts_own_merge(family: str, options: dict[
 
 
 @pytest.mark.parametrize("form", [beside_base, merged_into_base])
-@pytest.mark.parametrize("options", [{}, {"target_modules": "all-linear"}, {"modules_to_save": ["lm_head"]}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"target_modules": "all-linear"},
+        {"modules_to_save": ["lm_head"]},
+        {"family": "qwen2", "bias": "all"},
+        {"family": "qwen2", "bias": "lora_only"},
+    ],
+)
 def test_exactly_what_training_changes_is_told_from_the_rest(form: Any, options: dict[str, Any]) -> None:  # noqa: ANN401 - either function
     model = adapted(**options)
     before = copied(form(model).all)

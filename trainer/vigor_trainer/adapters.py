@@ -138,6 +138,8 @@ def merged_into_base(model: PeftModel) -> AdaptedWeights:
     """
     adapter, base = model.active_adapters[0], model.get_base_model()
     deltas, saved = _deltas(base, adapter), f".modules_to_save.{adapter}."
+    parameters = with_plain_names(dict(base.named_parameters(remove_duplicate=False)))
+    in_training = {path for path, parameter in parameters.items() if parameter.requires_grad}  # biases, by ``bias``
     tensors: dict[str, torch.Tensor] = {}
     trained: dict[str, torch.Tensor] = {}
     for path, tensor in with_plain_names(base.state_dict()).items():
@@ -145,7 +147,7 @@ def merged_into_base(model: PeftModel) -> AdaptedWeights:
             continue
         name = path.replace(".base_layer.", ".").replace(saved, ".")
         tensors[name] = tensor
-        if name in deltas or saved in path:
+        if name in deltas or saved in path or path in in_training:
             trained[name] = tensor
     return AdaptedWeights(MergedTensors(tensors, deltas), MergedTensors(trained, deltas))
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from transformers import PreTrainedModel
 
-from vigor_service.engine.exact_norms import loss_logits, requiring_grad, sum_of_squares
+from vigor_service.engine.exact_norms import loss_logits, mean_nll, requiring_grad, sum_of_squares
 from vigor_service.engine.memory import NoMemoryLeftError, is_out_of_memory, release_memory
 from vigor_service.engine.places import places
 from vigor_service.engine.sequences import TokenSequence
@@ -115,7 +115,7 @@ def _measure(model: PreTrainedModel, sequence: TokenSequence, part: Mapping[str,
     with requiring_grad(model, part.values()):
         with recording:
             logits_TV = loss_logits(model, sequence)
-        loss = nn.functional.cross_entropy(logits_TV, torch.tensor(sequence.loss_targets(), device=logits_TV.device))
+        loss = mean_nll(logits_TV, torch.tensor(sequence.loss_targets(), device=logits_TV.device))
         leaves = [*map(get_gradient_edge, part.values()), *(use.output for use in recording.uses)]
         found = torch.autograd.grad(loss, leaves, allow_unused=True)
     gradients, output_gradients = found[: len(part)], found[len(part) :]

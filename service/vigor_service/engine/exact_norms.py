@@ -12,6 +12,7 @@ from math import log, sqrt
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
@@ -24,18 +25,39 @@ def exact_score(
 ) -> SequenceScore:
     """Score one sequence with ``torch.autograd.grad``.
 
-    ``grad_norm = sqrt(sum((g.double() ** 2).sum() for g in grad(F.cross_entropy(logits, targets), parameters)))``
-    over the loss tokens, with teacher forcing, no temperature and dropout off (arXiv 2605.09920, equation 4).
+    ``grad_norm = sqrt(sum((g.double() ** 2).sum() for g in grad(nll, parameters)))`` over the loss tokens, where
+    ``nll = F.cross_entropy(logits.double(), targets)``, with teacher forcing, no temperature and dropout off
+    (arXiv 2605.09920, equation 4).
     """
     if sequence.num_loss_tokens == 0:
         return EMPTY_SCORE
     with requiring_grad(model, parameters.values()):
         logits_TV = loss_logits(model, sequence)
-        targets_T = torch.tensor(sequence.loss_targets(), device=model.device)
-        loss = nn.functional.cross_entropy(logits_TV, targets_T)
+        loss = mean_nll(logits_TV, torch.tensor(sequence.loss_targets(), device=logits_TV.device))
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     squared_norm = sum(sum_of_squares(gradient).item() for gradient in gradients if gradient is not None)
     return SequenceScore(sequence.num_loss_tokens, sqrt(squared_norm), -loss.item(), *_signals(logits_TV.detach()))
+
+
+def mean_nll(logits_TV: Tensor, targets_T: Tensor) -> Tensor:
+    """``F.cross_entropy(logits_TV.double(), targets_T)``; float64 copies of only some rows are in memory at once.
+
+    In float32 the sum over a large vocabulary is off by more than the rest of the model.
+    """
+    num_rows = _rows_at_once(logits_TV)
+    nll_T = [
+        checkpoint(_nll, rows, targets, use_reentrant=False, preserve_rng_state=False)
+        for rows, targets in zip(logits_TV.split(num_rows), targets_T.split(num_rows), strict=True)
+    ]
+    return torch.cat(nll_T).mean()
+
+
+def _nll(logits_RV: Tensor, targets_R: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits_RV.double(), targets_R, reduction="none")
+
+
+def _rows_at_once(logits_TV: Tensor) -> int:
+    return max(1, _ELEMENTS_AT_ONCE // logits_TV.shape[1])
 
 
 def sum_of_squares(gradient: Tensor) -> Tensor:
@@ -45,18 +67,23 @@ def sum_of_squares(gradient: Tensor) -> Tensor:
 
 
 def loss_logits(model: PreTrainedModel, sequence: TokenSequence) -> Tensor:
-    """Return the logits (T, V) of the loss positions in float32."""
+    """Return the logits (T, V) of the loss positions, in the dtype in which the model returns them."""
     input_ids = torch.tensor([sequence.token_ids], device=model.device)
     logits_LV = model(input_ids=input_ids, use_cache=False).logits[0]
-    return logits_LV[sequence.loss_positions()].float()
+    return logits_LV[sequence.loss_positions()]
 
 
 def _signals(logits_TV: Tensor) -> tuple[float, float]:
-    """Return mean entropy and self-certainty (mean over tokens and vocabulary of -log(V p)), in nats."""
-    logprobs_TV = logits_TV.log_softmax(-1)
-    entropy = -(logprobs_TV.exp() * logprobs_TV).sum(-1).mean().item()
-    self_certainty = -logprobs_TV.mean().item() - log(logits_TV.shape[-1])
-    return entropy, self_certainty
+    """Return mean entropy and self-certainty (mean over tokens and vocabulary of -log(V p)), in nats.
+
+    A token of probability 0 adds nothing to the entropy, and makes the self-certainty infinite.
+    """
+    entropy, mean_logprob = 0.0, 0.0
+    for logits_RV in logits_TV.split(_rows_at_once(logits_TV)):
+        logprobs_RV = logits_RV.double().log_softmax(-1)
+        entropy += torch.special.entr(logprobs_RV.exp()).sum().item()
+        mean_logprob += logprobs_RV.mean(-1).sum().item()
+    return entropy / len(logits_TV), -mean_logprob / len(logits_TV) - log(logits_TV.shape[1])
 
 
 @contextmanager

@@ -1,6 +1,8 @@
-"""Gram matrices XXᵀ of the rows of one sequence, and inner products of two of them.
+"""Gram matrices XXᵀ of the rows of one sequence, inner products of two of them, and squared norms of matrices.
 
-A Gram matrix is symmetric: on a CPU only its lower triangle is computed, in blocks of rows. Shapes: T rows, D features.
+A Gram matrix is symmetric: on a CPU only its lower triangle is computed, in blocks of rows. A CPU's libraries add up
+long float32 sums one after the other, so those run over slices here (docs/decisions/0048-sums-over-the-vocabulary.md).
+Shapes: T rows, D features.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ import torch
 from torch import Tensor
 
 _BLOCK_ROWS = 64
+_BLOCK_FEATURES = 8192  # of a vocabulary, whose products MKL would add up to 1e-5
+_NORM_ELEMENTS = 1024
 TRIANGLE_SHARE = 0.7
 """Time of a triangle's blocks by that of the whole product: 0.6 to 0.75 on one core at T = 200 to 500."""
 
@@ -22,9 +26,18 @@ def gram_blocks(rows_TD: Tensor) -> list[Tensor]:
     """
     num_rows = len(rows_TD)
     size = num_rows if rows_TD.is_cuda else ceil(num_rows / ceil(num_rows / _BLOCK_ROWS))  # no small block is left over
-    return [
-        matmul_float32(rows_TD[start : start + size], rows_TD[: start + size].T) for start in range(0, num_rows, size)
-    ]
+    return [_products(rows_TD[start : start + size], rows_TD[: start + size]) for start in range(0, num_rows, size)]
+
+
+def _products(left_LD: Tensor, right_RD: Tensor) -> Tensor:
+    """``left_LD.float() @ right_RD.float().T``, on a CPU in slices of the features."""
+    if left_LD.is_cuda or left_LD.shape[1] <= _BLOCK_FEATURES:
+        return matmul_float32(left_LD, right_RD.T)
+    slices = zip(left_LD.split(_BLOCK_FEATURES, dim=1), right_RD.split(_BLOCK_FEATURES, dim=1), strict=True)
+    products_LR = left_LD.new_zeros(len(left_LD), len(right_RD), dtype=torch.float64)
+    for left_LS, right_RS in slices:
+        products_LR += matmul_float32(left_LS, right_RS.T)
+    return products_LR.to(torch.promote_types(left_LD.dtype, torch.float32))
 
 
 def weighted_gram_blocks(rows_TD: Tensor) -> list[Tensor]:
@@ -42,6 +55,21 @@ def inner_product_(blocks: list[Tensor], weighted_blocks: list[Tensor]) -> Tenso
     """
     row_sums = [left.mul_(right).sum(-1) for left, right in zip(blocks, weighted_blocks, strict=True)]
     return torch.cat(row_sums).sum(dtype=torch.float64)
+
+
+def squared_norm(tensor: Tensor) -> Tensor:
+    """Sum of squares as a float64 scalar, without a float64 copy of the tensor: float32 within parts of 1,024 elements.
+
+    A CPU's own norm of a 262,144 × 640 matrix in float32 is 2 % too small.
+    """
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    if tensor.is_cuda:
+        return torch.linalg.vector_norm(tensor, dtype=dtype).double().square()
+    elements = tensor.flatten()
+    in_parts = elements.numel() - elements.numel() % _NORM_ELEMENTS
+    parts = elements[:in_parts].view(-1, _NORM_ELEMENTS), elements[None, in_parts:]
+    norms = torch.cat([torch.linalg.vector_norm(part, dim=-1, dtype=dtype) for part in parts])
+    return norms.double().square().sum()
 
 
 def matmul_float32(left: Tensor, right: Tensor) -> Tensor:

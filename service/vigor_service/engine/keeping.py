@@ -88,7 +88,8 @@ class LayerBytes:
             max(matrix.shape[-2:]) * matrix.element_size() * (experts_per_token if matrix.dim() > 2 else 1)
             for matrix in matrices
         )
-        input_bytes = model.get_input_embeddings().get_parameter("weight").shape[1] * model.dtype.itemsize
+        table_VD: torch.Tensor = model.get_input_embeddings().weight  # pyright: ignore[reportAssignmentType] - PEFT's is none
+        input_bytes = table_VD.shape[1] * model.dtype.itemsize
         return cls(per_token, max(0, per_token // max(1, len(layers)) - input_bytes))
 
     def demand(self, num_tokens: int, *, num_prompt_tokens: int, num_layers: int) -> Demand:

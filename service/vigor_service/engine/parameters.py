@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
+from vigor_service.engine.adapters import adapter_parameters, has_adapter
 from vigor_service.engine.decoder import decoder_layers
 from vigor_service.engine.plan import causal_model
 from vigor_service.engine.text_parameters import unreached_by_text
@@ -23,18 +24,20 @@ def measured_parameters(model: nn.Module, selection: str | None = None) -> dict[
     ``selection`` is one of
 
     - ``"all"``;
-    - ``"lora"``: what a PEFT adapter trains: LoRA matrices, DoRA magnitudes and the modules of ``modules_to_save``;
+    - ``"lora"``: what PEFT trains under the configuration of the active adapter: LoRA matrices, DoRA magnitudes, the
+      modules of ``modules_to_save``, rows of ``trainable_token_indices``, and the biases that ``bias`` names. Without
+      PEFT: the parameters with ``lora_`` in their names;
     - ``"norms"``: the parameters of modules whose class has "norm" in its name, such as LayerNorm or Qwen2RMSNorm;
     - ``"last-K-layers"``, for example ``"last-4-layers"``: those of the last K decoder layers and of what runs after
       them (final norm, head), without those that run before them too: a head that is tied to the input embedding
       is left out, because its gradient would have to flow through all layers;
     - a regular expression searched in parameter names;
-    - None: ``"lora"`` if there are LoRA parameters, else ``"all"``, as the reference implementation does, without what
-      a pass over text does not reach (see ``text_parameters.py``).
+    - None: ``"lora"`` if there is an adapter, else ``"all"``, as the reference implementation does, without what a pass
+      over text does not reach (see ``text_parameters.py``).
 
     Raises:
-        ValueError: the selection is none of these, selects no parameter, or K is not between 1 and the number of
-            layers.
+        ValueError: the selection is none of these, selects no parameter, K is not between 1 and the number of
+            layers, or the adapter's parameters have no gradient: it is disabled, merged or of another kind.
     """
     named = dict(model.named_parameters())
     is_selected = _predicate(model, selection, named)
@@ -59,14 +62,14 @@ def in_parts(parameters: Mapping[str, nn.Parameter]) -> list[dict[str, nn.Parame
 
 def _predicate(model: nn.Module, selection: str | None, named: dict[str, nn.Parameter]) -> Callable[[str], bool]:
     if selection is None:
-        if not any("lora_" in name for name in named):
+        if not has_adapter(model) and not any("lora_" in name for name in named):
             unreached = unreached_by_text(causal_model(model))
             return lambda name: named[name] not in unreached
         selection = "lora"
     if selection == "all":
         return lambda _: True
     if selection == "lora":
-        return lambda name: "lora_" in name or ".modules_to_save." in name
+        return _is_one_of(adapter_parameters(model), named) if has_adapter(model) else lambda name: "lora_" in name
     if selection == "norms":
         return _is_one_of(_norm_parameters(model), named)
     if match := _LAST_LAYERS.fullmatch(selection):

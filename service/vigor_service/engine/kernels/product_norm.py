@@ -8,16 +8,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vigor_service.engine.grams import matmul_float32
+from vigor_service.engine.grams import matmul_float32, squared_norm
 from vigor_service.engine.kernels.row_ranges import RowRanges
 
 
 def product_norms(x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges) -> Tensor:
     """Equal ``[(G.T @ A).square().sum() for A, G in sequences]``, shape (B,), float64."""
     pieces = zip(ranges.split(x_NI), ranges.split(gradient_NO), strict=True)
-    precision = torch.promote_types(x_NI.dtype, torch.float32)
-    norms = [torch.linalg.vector_norm(_product(x_TI, gradient_TO), dtype=precision) for x_TI, gradient_TO in pieces]
-    return torch.stack(norms).double().square()
+    return torch.stack([squared_norm(_product(x_TI, gradient_TO)) for x_TI, gradient_TO in pieces])
 
 
 def _product(x_TI: Tensor, gradient_TO: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ to the embedding's rule.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log
 from typing import Any
 
 import torch
@@ -17,15 +16,17 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vigor_service.engine import gemm
-from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float32, weighted_gram_blocks
+from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float32, squared_norm, weighted_gram_blocks
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.probes import estimated_share
 from vigor_service.engine.rules.embedding import DistinctIds
-from vigor_service.engine.rules.linear import gram_is_cheaper, squared_norm, weight_gradient
+from vigor_service.engine.rules.linear import gram_is_cheaper, weight_gradient
 from vigor_service.engine.rules.long_head import LongSequence
+from vigor_service.engine.rules.softmax import softmax_gradient
 from vigor_service.engine.weight_norms_cuda import weight_norms
 
 _SLICE = 1024  # vocabulary entries
+_LARGE = 2**-5  # of a row's gradient; softmax has at most 32 such entries
 _ROWS_IN_CACHE = 8
 _ROWS_ON_GPU = 512  # of which float32 copies exist
 _PROBES_TIMES = 16  # the head alone has a quarter of the squared norm: its error would be all the error there is
@@ -178,33 +179,57 @@ def _to_gradient_(head: Head, raw_TV: Tensor, targets_T: Tensor) -> Tensor:
     A few rows at a time on a CPU: what is computed of them stays in its cache.
     """
     num_rows = _ROWS_ON_GPU if raw_TV.is_cuda else _ROWS_IN_CACHE
+    dtype = torch.promote_types(raw_TV.dtype, torch.float32)
     signals: list[Tensor] = []
     for raw_RV, targets_R in zip(raw_TV.split(num_rows), targets_T.split(num_rows), strict=True):
-        logits_RV = head.transform(raw_RV.float())
-        logprobs_RV = logits_RV.log_softmax(-1)
-        gradient_RV = logprobs_RV.exp()
-        nll_R = -logprobs_RV.gather(1, targets_R[:, None]).squeeze(1)
-        self_certainty_R = -logprobs_RV.mean(-1) - log(logprobs_RV.shape[1])
-        entropy_R = -logprobs_RV.mul_(gradient_RV).sum(-1)
-        gradient_RV[torch.arange(len(targets_R), device=raw_TV.device), targets_R] -= 1
+        logits_RV = head.transform(raw_RV.to(dtype))
+        gradient_RV, signals_3R = softmax_gradient(logits_RV, targets_R)
         raw_RV.copy_(head.raw_gradient_(logits_RV, gradient_RV))
-        signals.append(torch.stack([nll_R, entropy_R, self_certainty_R]))
+        signals.append(signals_3R)
     return torch.cat(signals, dim=1)
 
 
 def hidden_gradient(gradient_TV: Tensor, weight_VD: Tensor) -> Tensor:
-    """``gradient_TV @ weight_VD``, where MKL would do it in slices of the vocabulary.
+    """``gradient_TV @ weight_VD``; leaves the gradient as it was.
 
-    MKL's kernel adds a leftover row's V products up one after the other: an error of 2e-4 at V = 49,152 in float32,
-    where slices have 3e-6 and take no longer.
+    A CPU's libraries add a row's V products up one after the other. Next to an entry of about one, such as the
+    target's, float32 drops many thousands of small ones; so large entries are added apart, in float64.
     """
-    if gradient_TV.is_cuda or gemm.prefers_onednn(gradient_TV, weight_VD):
+    if gradient_TV.is_cuda:
         return gemm.linear(gradient_TV, weight_VD.T)
+    rows_K, ids_K = _large_entries(gradient_TV)
+    values_K = gradient_TV[rows_K, ids_K]
+    gradient_TV[rows_K, ids_K] = 0
+    hidden_gradient_TD = _small_products(gradient_TV, weight_VD)
+    gradient_TV[rows_K, ids_K] = values_K
+    hidden_gradient_TD.index_add_(0, rows_K, values_K.double()[:, None] * weight_VD[ids_K])
+    return hidden_gradient_TD.to(gradient_TV.dtype)
+
+
+def _large_entries(gradient_TV: Tensor) -> tuple[Tensor, Tensor]:
+    """Return row and id of each entry above ``_LARGE``: looked for where a slice's norm, which costs little, is."""
+    norms_ST = torch.stack([torch.linalg.vector_norm(part, dim=-1) for part in gradient_TV.split(_SLICE, dim=1)])
+    slices_J, rows_J = (norms_ST > _LARGE).nonzero(as_tuple=True)
+    ids_JS = slices_J[:, None] * _SLICE + torch.arange(_SLICE, device=gradient_TV.device)
+    rows_JS, num_ids = rows_J[:, None].expand_as(ids_JS), gradient_TV.shape[1]
+    entries_JS = gradient_TV[rows_JS, ids_JS.clamp_max(num_ids - 1)]
+    is_large_JS = (entries_JS.abs() > _LARGE) & (ids_JS < num_ids)
+    return rows_JS[is_large_JS], ids_JS[is_large_JS]
+
+
+def _small_products(gradient_TV: Tensor, weight_VD: Tensor) -> Tensor:
+    """``gradient_TV @ weight_VD`` in float64, by oneDNN, or where MKL would do it in slices of the vocabulary.
+
+    MKL's kernel adds a leftover row's V products up in a single sum: an error of 2e-4 at V = 49,152 in float32, where
+    slices have 3e-6 and take no longer.
+    """
+    if gemm.prefers_onednn(gradient_TV, weight_VD):
+        return gemm.linear(gradient_TV, weight_VD.T).double()
     slices = zip(gradient_TV.split(_SLICE, dim=1), weight_VD.split(_SLICE), strict=True)
-    hidden_gradient_TD = gradient_TV.new_zeros(len(gradient_TV), weight_VD.shape[1], dtype=torch.float32)
+    hidden_gradient_TD = gradient_TV.new_zeros(len(gradient_TV), weight_VD.shape[1], dtype=torch.float64)
     for gradient_TS, weight_SD in slices:
         hidden_gradient_TD += gradient_TS @ weight_SD
-    return hidden_gradient_TD.to(gradient_TV.dtype)
+    return hidden_gradient_TD
 
 
 def _weight_share(hidden_TD: Tensor, gradient_TV: Tensor, signs_PD: Tensor | None) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vigor_service.engine import gemm
-from vigor_service.engine.grams import TRIANGLE_SHARE, gram_blocks, inner_product_, matmul_float32
+from vigor_service.engine.grams import TRIANGLE_SHARE, gram_blocks, inner_product_, matmul_float32, squared_norm
 from vigor_service.engine.linear_input import LinearInput
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.probes import estimated_share
@@ -152,8 +152,3 @@ def weight_gradient(x_TI: Tensor, gradient_TO: Tensor) -> Tensor:
     if x_TI.dtype == torch.float16:
         return matmul_float32(gradient_TO.T, x_TI)
     return gradient_TO.T @ x_TI
-
-
-def squared_norm(tensor: Tensor) -> Tensor:
-    """Sum of squares as a float64 scalar, without a float64 copy of the tensor."""
-    return torch.linalg.vector_norm(tensor, dtype=torch.float32).double().square()

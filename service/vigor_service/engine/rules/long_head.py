@@ -8,8 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vigor_service.engine.grams import matmul_float32
-from vigor_service.engine.rules.linear import squared_norm
+from vigor_service.engine.grams import matmul_float32, squared_norm
 
 
 class LongSequence:
