@@ -174,12 +174,14 @@ def test_measured_is_what_peft_trains(family: str, options: dict[str, Any], sele
     assert attribution.grad_norm == pytest.approx(expected[0].grad_norm, rel=1e-5)
 
 
+@pytest.mark.parametrize("saved", [None, ["lm_head"]])
 @pytest.mark.parametrize("active", ["default", "other"])
-def test_of_two_adapters_the_active_one_is_measured(active: str) -> None:
+def test_of_two_adapters_the_active_one_is_measured(active: str, saved: list[str] | None) -> None:
     from peft import LoraConfig
 
     model: Any = adapted("llama", target_modules=["q_proj", "v_proj"])
-    model.add_adapter("other", LoraConfig(r=2, target_modules=["q_proj", "o_proj"], init_lora_weights=False))
+    other = LoraConfig(r=2, target_modules=["q_proj", "o_proj"], init_lora_weights=False, modules_to_save=saved)
+    model.add_adapter("other", other)
     model.set_adapter(active)
     names = trained_by_peft(model)
     expected = float64_loop(model, names)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
@@ -23,7 +23,7 @@ from vigor_service.engine.packing import PackedBatch
 from vigor_service.engine.prompts import MIN_TOKENS
 from vigor_service.engine.rms_norms import usual_rms_norms
 from vigor_service.engine.rotary import length_dependent
-from vigor_service.engine.rules.head import Head, logit_transform
+from vigor_service.engine.rules.head import Head, logit_transforms
 from vigor_service.engine.sequences import TokenSequence
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ def _make_plan(
     model: PreTrainedModel, module: nn.Module, parameters: Mapping[str, nn.Parameter], layout: Layout
 ) -> Plan:
     decoder = _make_decoder(model, module, layout)
-    head = _make_head(model, parameters)
+    plain_head = _make_head(model, parameters)
     sequences = probe_sequences(model) if layout == "packed" else [_single_probe(model)]
     batch = decoder.pack(sequences)
     tracing = Tracing(parameters, batch.num_tokens)
@@ -103,7 +103,7 @@ def _make_plan(
         if is_out_of_memory(error):
             raise
         raise UnsupportedModelError(f"{type(error).__name__}: {error}") from error
-    _check_logits(model, sequences, head.logits(hidden_ND[batch.loss_rows_M]), layout)
+    head = _with_own_logits(model, plain_head, sequences, hidden_ND[batch.loss_rows_M])
     return _assign(parameters, tracing, decoder, head)
 
 
@@ -195,8 +195,7 @@ def _make_head(model: PreTrainedModel, parameters: Mapping[str, nn.Parameter]) -
     if type(module) is not nn.Linear:
         raise UnsupportedModelError(f"the output head is a {type(module).__name__}, not a linear layer")
     measured = {id(parameter) for parameter in parameters.values()}
-    scale, softcap = logit_transform(model.config.get_text_config())
-    return Head(module.weight, module.bias, scale, softcap, id(module.weight) in measured, id(module.bias) in measured)
+    return Head(module.weight, module.bias, 1.0, None, id(module.weight) in measured, id(module.bias) in measured)
 
 
 def _own_or_trained(module: Any) -> Any:  # noqa: ANN401 - PEFT's wrapper is untyped
@@ -208,13 +207,20 @@ def _own_or_trained(module: Any) -> Any:  # noqa: ANN401 - PEFT's wrapper is unt
     return copies[active[0]] if active else module.original_module
 
 
-def _check_logits(model: PreTrainedModel, sequences: list[TokenSequence], logits_MV: Tensor, layout: Layout) -> None:
-    """Make sure that layout, positions, attention and head give what the model itself gives, one by one."""
+def _with_own_logits(model: PreTrainedModel, head: Head, sequences: Sequence[TokenSequence], hidden_MD: Tensor) -> Head:
+    """Return the head with the scale and the cap that give the model's own logits, which it gives one by one.
+
+    So layout, positions, attention and head are as the model has them.
+    """
     with torch.no_grad():
-        own_MV = torch.cat([loss_logits(model, sequence) for sequence in sequences])
-    error = _largest_difference(own_MV, logits_MV)
-    if not error <= _TOLERANCES[model.dtype]:
-        raise UnsupportedModelError(f"{layout} logits differ from the model's own by {error:.1e} of the largest")
+        own_MV = torch.cat([loss_logits(model, sequence).float() for sequence in sequences])
+    errors: list[float] = []
+    for scale, softcap in logit_transforms(model.config.get_text_config()):
+        candidate = replace(head, scale=scale, softcap=softcap)
+        errors.append(_largest_difference(own_MV, candidate.logits(hidden_MD)))
+        if errors[-1] <= _TOLERANCES[model.dtype]:
+            return candidate
+    raise UnsupportedModelError(f"the logits differ from the model's own by {errors[0]:.1e} of the largest")
 
 
 def _largest_difference(own_MV: Tensor, logits_MV: Tensor) -> float:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from vigor_service.engine.exact_norms import loss_logits, requiring_grad, sum_of_squares
+from vigor_service.engine.exact_norms import loss_logits, mean_nll, requiring_grad, sum_of_squares
 from vigor_service.engine.fast_norms import FastNorms
 from vigor_service.engine.free_memory import free_bytes
 from vigor_service.engine.keeping import Keep, ways_to_keep
@@ -174,7 +174,7 @@ def exact_squared_shares(
     for part in in_parts(parameters):
         with requiring_grad(model, part.values()):
             targets_T = torch.tensor(sequence.loss_targets(), device=causal_model(model).device)
-            loss = nn.functional.cross_entropy(loss_logits(model, sequence).double(), targets_T)
+            loss = mean_nll(loss_logits(model, sequence), targets_T)
             gradients = torch.autograd.grad(loss, list(part.values()), allow_unused=True)
         for name, gradient in zip(part, gradients, strict=True):
             shares[name] = 0.0 if gradient is None else sum_of_squares(gradient).item()

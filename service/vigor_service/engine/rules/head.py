@@ -66,11 +66,16 @@ class Head:
         return gradient_TV if self.scale == 1.0 else gradient_TV.mul_(self.scale)
 
 
-def logit_transform(config: PreTrainedConfig) -> tuple[float, float | None]:
-    """Return (scale, softcap) of a model's logits, by the names that transformers' configs use."""
-    scale = getattr(config, "logit_scale", None) or 1.0  # Cohere
-    divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite
-    return scale / divisor, getattr(config, "final_logit_softcapping", None)  # Gemma
+def logit_transforms(config: PreTrainedConfig) -> list[tuple[float, float | None]]:
+    """Return what a model may do to its logits, by the names that transformers' configs use: pairs (scale, softcap).
+
+    The most is first; the last does nothing, as a model of images and text may leave out what its text model does.
+    """
+    scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite; the scales are Cohere's and Falcon-H1's
+    softcap = getattr(config, "final_logit_softcapping", None) or getattr(config, "logits_soft_cap", None)
+    found = [(scale / divisor, softcap), (scale / divisor, None), (1.0, softcap), (1.0, None)]
+    return list(dict.fromkeys(found))
 
 
 @dataclass(frozen=True, slots=True)
