@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -59,7 +59,9 @@ def _sweep(chosen: Sequence[Family], options: argparse.Namespace) -> Iterator[Ou
     preload("tests.sweep.check")
     checked = partial(check_quietly, is_loaded=not options.in_process)
     with ThreadPoolExecutor(options.jobs) as pool:
-        yield from pool.map(lambda family: _isolated(checked, family, options.timeout), chosen)
+        futures = [pool.submit(_isolated, checked, family, options.timeout) for family in chosen]
+        for future in as_completed(futures):
+            yield future.result()
 
 
 def _isolated(checked: partial[Outcome], family: Family, timeout_seconds: float) -> Outcome:

@@ -86,20 +86,21 @@ class _InDouble(TorchFunctionMode):
             return args[0].double()
         args = tuple(_double(value) for value in args)
         kwargs = {key: _double(value) for key, value in (kwargs or {}).items()}
-        if name == "topk":
-            self._see(args[0], int(kwargs["k"] if "k" in kwargs else args[1]), kwargs.get("dim", (*args, -1, -1)[2]))
-        if name == "argmax" or (name == "max" and ("dim" in kwargs or len(args) > 1)):
-            self._see(args[0], 1, kwargs.get("dim", (*args, -1)[1]))
+        if name in ("topk", "argmax", "max"):
+            self._see(name, *args, **kwargs)
         return func(*args, **kwargs)
 
-    def _see(self, values: Tensor, num_taken: int, dim: int) -> None:
-        if not values.is_floating_point() or num_taken >= values.shape[dim]:
+    def _see(self, name: str, values: Tensor, *args: Any, **kwargs: Any) -> None:  # noqa: ANN401 - of a function of torch
+        """Note how close a choice is: of the largest (``max``, ``argmax``) or of several (``topk``) along an axis."""
+        num_taken = kwargs.pop("k", None) or (args[0] if name == "topk" else 1)
+        dim = kwargs.get("dim", (*args, -1, -1)[1] if name == "topk" else (*args, None)[0])
+        if not isinstance(dim, int) or not values.is_floating_point() or num_taken >= values.shape[dim]:
             return
         ordered = values.detach().sort(dim, descending=True).values
         taken, left = ordered.select(dim, num_taken - 1), ordered.select(dim, num_taken)
         differences = (taken - left) / (taken.abs() + left.abs())
-        known = differences[left > _MASKED]
-        self.closest_choice = min([self.closest_choice, *known.nan_to_num(0.0).flatten().tolist()])
+        known = differences[left > _MASKED].nan_to_num(0.0)
+        self.closest_choice = min([self.closest_choice, *known.flatten().tolist()])
 
 
 def _double(value: Any) -> Any:  # noqa: ANN401 - any argument
