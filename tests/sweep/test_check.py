@@ -112,6 +112,17 @@ def test_choices_that_are_near_ties_are_seen(difference: float) -> None:
     assert expected.closest_choice == pytest.approx(difference / (2 + difference), rel=0.1)
 
 
+class _Random(_Choosing):
+    def forward(self, input_ids: torch.Tensor, use_cache: bool) -> CausalLMOutput:
+        logits = super().forward(input_ids, use_cache).logits
+        return CausalLMOutput(logits=logits * torch.rand(()))  # pyright: ignore[reportArgumentType, reportOptionalOperand]
+
+
+def test_a_model_that_answers_otherwise_each_time_has_no_expected_score() -> None:
+    one, other = (expected_score(_Random(0.5), [1, 2, 3], [0, 1]) for _ in range(2))
+    assert one != other
+
+
 # ------------------------------------------------------------------------------------------- what is scored
 
 
