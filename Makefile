@@ -26,7 +26,10 @@ BOUNDS := --activation-mib 384 --activation-mib 256
 # Processes that share cores must sleep while they wait, not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: setup demo test test-all test-gpu contract inspector monitoring tools check manifests policies image-steps benchmark clean
+# What python -m tests.sweep is told: SWEEP="--family llama qwen3", SWEEP=--write.
+SWEEP ?=
+
+.PHONY: setup demo test test-all test-gpu sweep contract inspector monitoring tools check manifests policies image-steps benchmark clean
 
 setup: $(VENV)/.ready
 
@@ -48,6 +51,10 @@ test-all: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
+
+# Every model type of transformers against a loop in float64: half an hour on two cores.
+sweep: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.sweep $(SWEEP)
 
 # Dashboards and alerts against a real Prometheus that scrapes a real service.
 monitoring: setup

@@ -14,7 +14,7 @@ from vigor_service.engine.engine import Engine, EngineInfo
 
 PAGE = Path(__file__).parents[1] / "docs/models.md"
 HEADER = "| family | class | layout | rule: what it measures | by autograd |\n|---|---|---|---|---|\n"
-_MARKED = re.compile(r"(?<=<!-- table -->\n).*(?=<!-- end of table -->)", re.DOTALL)
+MARKER = "table"
 
 
 def table() -> str:
@@ -22,9 +22,18 @@ def table() -> str:
     return HEADER + "".join(_row(family, Engine(tiny_model(family), name=family).info) for family in FAMILIES)
 
 
-def written(page: str) -> str:
-    """Return the table that the page holds."""
-    return _MARKED.findall(page)[0]
+def written(page: str, marker: str = MARKER) -> str:
+    """Return what the page holds between two marks."""
+    return _between(marker).findall(page)[0]
+
+
+def replaced(page: str, marker: str, text: str) -> str:
+    """Return the page with another text between the marks."""
+    return _between(marker).sub(lambda _: text, page)
+
+
+def _between(marker: str) -> re.Pattern[str]:
+    return re.compile(rf"(?<=<!-- {marker} -->\n).*(?=<!-- end of {marker} -->)", re.DOTALL)
 
 
 def _row(family: str, info: EngineInfo) -> str:
@@ -45,4 +54,4 @@ def _short(name: str) -> str:
 
 
 if __name__ == "__main__":
-    PAGE.write_text(_MARKED.sub(lambda _: table(), PAGE.read_text()))
+    PAGE.write_text(replaced(PAGE.read_text(), MARKER, table()))
