@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
+from tests.sweep.families import families, tiny_policy
 from tests.tiny_models import save_tiny_checkpoint, tiny_tokenizer
 from vigor_service.engine.engine import Engine
 from vigor_service.engine.loading import ModelLoadError, load_policy
@@ -244,3 +245,13 @@ def test_a_model_that_does_not_score_text_alone_is_refused_by_name(tmp_path: Pat
     tiny_tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ModelLoadError, match="Blip2ForConditionalGeneration does not score text alone"):
         load_policy(str(tmp_path))
+
+
+def test_the_row_of_the_padding_id_is_that_of_the_checkpoint(tmp_path: Path) -> None:
+    model = tiny_policy(families()["youtu"])  # whose row transformers sets to zero after it has read it
+    row_D = model.get_input_embeddings().get_parameter("weight")[model.config.get_text_config().pad_token_id]
+    assert row_D.any()
+    model.save_pretrained(tmp_path)
+    tiny_tokenizer().save_pretrained(tmp_path)
+    loaded = load_policy(str(tmp_path), device="cpu").model
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())

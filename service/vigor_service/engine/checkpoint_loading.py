@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from torch import nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -21,8 +22,9 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
+from transformers.utils import CONFIG_NAME, cached_file
 
-from vigor_client.checkpoints import checkpoint_files
+from vigor_client.checkpoints import checkpoint_files, checkpoint_tensors
 from vigor_client.errors import CheckpointError
 from vigor_service.engine.checkpoint_names import refused_unexpected
 from vigor_service.engine.text_parameters import named_outside_text, text_pass
@@ -85,7 +87,37 @@ def _load(
         raise IncompleteCheckpointError(str(error)) from error
     unexpected = [name for name in report["unexpected_keys"] if name not in unread]
     _refuse_incomplete(model, sorted(report["missing_keys"]), refused_unexpected(unexpected))
+    if "gguf_file" not in options:
+        _restore_padding_rows(model, location)
     return model
+
+
+def _restore_padding_rows(model: PreTrainedModel, location: str) -> None:
+    """Give embeddings the row of their padding id as the checkpoint has it.
+
+    transformers sets the row to zero, for some classes after the checkpoint was read. The padding id is often one that
+    ends a turn, which does stand in a text.
+    """
+    zeroed = {
+        f"{name}.weight": (module.weight, module.padding_idx)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Embedding) and module.padding_idx is not None
+        if module.weight.device.type != "meta" and not module.weight[module.padding_idx].any()
+    }
+    if not zeroed:
+        return
+    stored = checkpoint_tensors(_directory_of(location))
+    with torch.no_grad():
+        for name in zeroed.keys() & stored.keys():
+            weight_VD, padding_id = zeroed[name]
+            weight_VD[padding_id] = stored[name][padding_id].to(weight_VD)
+
+
+def _directory_of(location: str) -> Path:
+    """Return where the files of a directory, or of a name that was fetched from the hub, are."""
+    if Path(location).is_dir():
+        return Path(location)
+    return Path(str(cached_file(location, CONFIG_NAME))).parent
 
 
 def _auto_class(config: PreTrainedConfig) -> _AutoClass:

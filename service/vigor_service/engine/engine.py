@@ -17,7 +17,7 @@ from vigor_service.engine.attribution import Attribution, attribute_within_memor
 from vigor_service.engine.batch_budget import measure_batch_tokens, peak_memory, probe_sizes
 from vigor_service.engine.check_cache import CheckCache, Outcome, outcome_key
 from vigor_service.engine.checkpoint_names import CheckpointPlan, plan_checkpoint
-from vigor_service.engine.exact_norms import exact_score
+from vigor_service.engine.exact_norms import exact_score, loss_logits
 from vigor_service.engine.fast_norms import FastNorms
 from vigor_service.engine.free_memory import free_bytes
 from vigor_service.engine.heap import HeapTrimming
@@ -32,6 +32,8 @@ from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequ
 from vigor_service.engine.text_parameters import media_token_ids
 
 logger = logging.getLogger(__name__)
+
+_SAME_LOGITS = 0.1  # what orders of summation may change in 16 bits; what is drawn anew changes more
 
 Write: TypeAlias = Callable[[Tensor], None]
 """Gives a tensor new values, in place."""
@@ -145,6 +147,7 @@ class Engine:
     ) -> None:
         self._model = model.eval()
         self._name = name
+        _require_policy_of_text(model)
         self._measured = measured_parameters(model, parameters)
         probes = None if norm_probes is None else Probes(self._measured, norm_probes)
         forget_earlier_lengths(model)
@@ -295,22 +298,35 @@ def _choose_layout(
         if cache is not None:
             cache.write(key, outcome)
     if fast is None:
-        _require_scores(model, measured)
+        _require_gradients(model, measured)
         logger.warning("scoring one sequence at a time: %s", outcome.reason)
     elif not outcome.layers_run_twice:
         fast.layers = []
     return fast, outcome
 
 
-def _require_scores(model: PreTrainedModel, measured: Mapping[str, nn.Parameter]) -> None:
+def _require_policy_of_text(model: PreTrainedModel) -> None:
+    """Make sure that ids alone have logits, and always the same ones."""
+    architecture = type(causal_model(model)).__name__
     try:
-        exact_score(model, probe_sequences(causal_model(model))[0], measured)
-    except Exception as error:
+        sequence = probe_sequences(causal_model(model))[0]
+        with torch.no_grad():
+            first_TV, second_TV = (loss_logits(model, sequence).float() for _ in range(2))
+    except Exception as error:  # whatever a model's own code raises
         if is_out_of_memory(error):
             raise
-        raise UnscorableModelError(
-            f"{type(causal_model(model)).__name__} cannot score text: {reason(error)}"
-        ) from error
+        raise UnscorableModelError(f"{architecture} cannot score text: {reason(error)}") from error
+    if not torch.allclose(first_TV, second_TV, rtol=_SAME_LOGITS, atol=_SAME_LOGITS, equal_nan=True):
+        raise UnscorableModelError(f"{architecture} gives the same ids other logits each time: no norm is its own")
+
+
+def _require_gradients(model: PreTrainedModel, measured: Mapping[str, nn.Parameter]) -> None:
+    try:
+        exact_score(model, probe_sequences(causal_model(model))[0], measured)
+    except Exception as error:  # whatever a model's own code raises
+        if is_out_of_memory(error):
+            raise
+        raise UnscorableModelError(f"{type(causal_model(model)).__name__} has no gradient: {reason(error)}") from error
 
 
 def _check_layouts(model: PreTrainedModel, measured: Mapping[str, nn.Parameter]) -> tuple[FastNorms | None, Outcome]:
