@@ -12,7 +12,7 @@ from torch import nn
 
 from tests.engine.cases import difficult_sequences, largest_error
 from tests.tiny_models import tiny_model
-from vigor_service.engine import engine as engine_module
+from vigor_service.engine import layout_choice
 from vigor_service.engine.check_cache import CheckCache, Outcome, outcome_key
 from vigor_service.engine.engine import Engine
 from vigor_service.engine.parameters import measured_parameters
@@ -29,7 +29,7 @@ def start(directory: Path, *, parameters: str | None = None, scale: float = 1.0)
 
 def test_the_same_model_is_checked_once_and_scored_alike(tmp_path: Path) -> None:
     first = start(tmp_path)
-    with patch.object(engine_module, "check", side_effect=AssertionError("checked again")):
+    with patch.object(layout_choice, "check", side_effect=AssertionError("checked again")):
         second = start(tmp_path)
     assert second.info == first.info
     pair = [engine.score(difficult_sequences()).scores for engine in (first, second)]

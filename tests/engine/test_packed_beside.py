@@ -52,7 +52,6 @@ CASES: dict[str, tuple[str, dict[str, Any], str]] = {
         {
             "attention_chunk_size": 12,
             "intermediate_size_mlp": 48,
-            "moe_layers": [],
             "no_rope_layers": [1, 0],
             "num_local_experts": 2,
         },

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from tests.engine.cases import difficult_sequences, largest_error, random_sequence, reference
 from tests.tiny_models import tiny_model
-from vigor_service.engine.engine import Engine, UnscorableModelError
+from vigor_service.engine.engine import Engine
+from vigor_service.engine.layout_choice import UnscorableModelError
 from vigor_service.engine.parameters import measured_parameters
 
 USES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

@@ -15,32 +15,28 @@ from transformers import PreTrainedModel
 from vigor_client.lora import lora_scalings
 from vigor_service.engine.attribution import Attribution, attribute_within_memory
 from vigor_service.engine.batch_budget import measure_batch_tokens, peak_memory, probe_sizes
-from vigor_service.engine.check_cache import CheckCache, Outcome, outcome_key
+from vigor_service.engine.check_cache import CheckCache
 from vigor_service.engine.checkpoint_names import CheckpointPlan, plan_checkpoint
-from vigor_service.engine.exact_norms import exact_score, loss_logits
+from vigor_service.engine.exact_norms import exact_score
 from vigor_service.engine.fast_norms import FastNorms
 from vigor_service.engine.free_memory import free_bytes
 from vigor_service.engine.heap import HeapTrimming
 from vigor_service.engine.keeping import Keep
+from vigor_service.engine.layout_choice import choose_layout, require_policy_of_text
 from vigor_service.engine.memory import FittingScorer, Score, is_out_of_memory
 from vigor_service.engine.parameters import in_parts, measured_parameters
-from vigor_service.engine.plan import LAYOUTS, UnsupportedModelError, causal_model, probe_sequences
+from vigor_service.engine.plan import causal_model
 from vigor_service.engine.probes import Probes
 from vigor_service.engine.rotary import forget_earlier_lengths
-from vigor_service.engine.self_check import check, reason
+from vigor_service.engine.self_check import reason
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
 from vigor_service.engine.text_parameters import media_token_ids
 
 logger = logging.getLogger(__name__)
 
-_SAME_LOGITS = 0.1  # what orders of summation may change in 16 bits; what is drawn anew changes more
 
 Write: TypeAlias = Callable[[Tensor], None]
 """Gives a tensor new values, in place."""
-
-
-class UnscorableModelError(ValueError):
-    """Not even a plain forward and backward pass over some token ids works; the message says what the model raises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +128,7 @@ class Engine:
 
     Raises:
         ValueError: ``parameters`` selects nothing (see ``measured_parameters``), or ``norm_probes`` is not above 0.
-        UnscorableModelError: the model cannot score text.
+        UnscorableModelError: the model is no policy of text (see ``layout_choice.py``).
     """
 
     def __init__(
@@ -147,11 +143,11 @@ class Engine:
     ) -> None:
         self._model = model.eval()
         self._name = name
-        _require_policy_of_text(model)
+        require_policy_of_text(model)
         self._measured = measured_parameters(model, parameters)
         probes = None if norm_probes is None else Probes(self._measured, norm_probes)
         forget_earlier_lengths(model)
-        self._fast, self._checked = _choose_layout(model, self._measured, check_cache)
+        self._fast, self._checked = choose_layout(model, self._measured, check_cache)
         self._has_warned = False
         if self._fast is not None:
             self._fast.probes = probes
@@ -279,72 +275,6 @@ def _named_once(model: nn.Module) -> list[tuple[list[str], Tensor]]:
 
 def _num_elements(tensors: Iterable[Tensor]) -> int:
     return sum(tensor.numel() for tensor in tensors)
-
-
-def _choose_layout(
-    model: PreTrainedModel, measured: Mapping[str, nn.Parameter], cache: CheckCache | None
-) -> tuple[FastNorms | None, Outcome]:
-    """Return the fast path in the first layout that proves exact, and for what it did; None: the reference is left.
-
-    What the cache knows of this model is not checked again. The log names why a layout does not serve.
-    """
-    key = "" if cache is None else outcome_key(model, measured)
-    outcome = None if cache is None else cache.read(key)
-    if outcome is not None:
-        logger.info("this model was checked before: layout=%s", outcome.layout or "none")
-        fast = None if outcome.layout is None else FastNorms(model, measured, layouts=[outcome.layout])
-    else:
-        fast, outcome = _check_layouts(model, measured)
-        if cache is not None:
-            cache.write(key, outcome)
-    if fast is None:
-        _require_gradients(model, measured)
-        logger.warning("scoring one sequence at a time: %s", outcome.reason)
-    elif not outcome.layers_run_twice:
-        fast.layers = []
-    return fast, outcome
-
-
-def _require_policy_of_text(model: PreTrainedModel) -> None:
-    """Make sure that ids alone have logits, and always the same ones."""
-    architecture = type(causal_model(model)).__name__
-    try:
-        sequence = probe_sequences(causal_model(model))[0]
-        with torch.no_grad():
-            first_TV, second_TV = (loss_logits(model, sequence).float() for _ in range(2))
-    except Exception as error:  # whatever a model's own code raises
-        if is_out_of_memory(error):
-            raise
-        raise UnscorableModelError(f"{architecture} cannot score text: {reason(error)}") from error
-    if not torch.allclose(first_TV, second_TV, rtol=_SAME_LOGITS, atol=_SAME_LOGITS, equal_nan=True):
-        raise UnscorableModelError(f"{architecture} gives the same ids other logits each time: no norm is its own")
-
-
-def _require_gradients(model: PreTrainedModel, measured: Mapping[str, nn.Parameter]) -> None:
-    try:
-        exact_score(model, probe_sequences(causal_model(model))[0], measured)
-    except Exception as error:  # whatever a model's own code raises
-        if is_out_of_memory(error):
-            raise
-        raise UnscorableModelError(f"{type(causal_model(model)).__name__} has no gradient: {reason(error)}") from error
-
-
-def _check_layouts(model: PreTrainedModel, measured: Mapping[str, nn.Parameter]) -> tuple[FastNorms | None, Outcome]:
-    why = ""
-    for layout in LAYOUTS:
-        try:
-            fast = FastNorms(model, measured, layouts=[layout])
-            trust = check(fast, model, measured)
-        except UnsupportedModelError as error:
-            why = reason(error)
-        except Exception as error:  # a model's own code may raise anything where it is not run as it was written for
-            if is_out_of_memory(error):
-                raise
-            why = reason(error)
-            logger.warning("the %s layout is not trusted: %s", layout, why)
-        else:
-            return fast, Outcome(layout, trust.max_tokens, trust.layers_run_twice)
-    return None, Outcome(None, reason=why)
 
 
 def _frugal_score(fast: FastNorms | None) -> Score | None:

@@ -39,7 +39,7 @@ TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 1e-1, to
 _SMALLEST_SCALE = 1e-3  # of the whole norm: what is smaller is judged as if it were this large
 _BEYOND = 9  # tokens by which a long sequence exceeds a length at which the model changes its ways
 _MAX_SECONDS = 60.0  # that one long sequence may take the reference; beyond it lengths stay unchecked
-_LENGTHS = re.compile(r"window|chunk|topk|top_k|original_max_position|local_attention|block_size")
+_LENGTHS = re.compile(r"window|chunk|topk|top_k|original_max_position|local_attention|block_size|floor_scale")
 
 SquaredShares = Mapping[str, float]
 """Parameter name -> ``‖∇ NLL‖²`` of that parameter alone."""
@@ -136,9 +136,9 @@ class _Subject:
         short = probe_sequences(model)
         lengths = critical_lengths(model)
         seconds_per_token = self._seconds_per_token(short[0]) if lengths else 0.0
-        for length in lengths:
+        for length in lengths:  # the long one first, so that others lie far behind in a packed row, too
             sequence = _long_sequence(model, length + _BEYOND)
-            if seconds_per_token * sequence.num_tokens > max_seconds or not self._fits([*short, sequence]):
+            if seconds_per_token * sequence.num_tokens > max_seconds or not self._fits([sequence, *short]):
                 logger.warning("sequences of more than %d tokens are left to the reference: too long to check", length)
                 return length
         return None

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vigor_service.engine.measurement import Measurement
-from vigor_service.engine.rules import affine, copies, embedding, experts, linear
+from vigor_service.engine.rules import affine, batched_linear, copies, embedding, experts, linear
 
 
 class Call(Protocol):
@@ -61,6 +61,7 @@ _FUNCTIONS: dict[Callable[..., Any], Callable[..., Call | None]] = {
     torch.Tensor.matmul: linear.from_matmul,
     torch.Tensor.__matmul__: linear.from_matmul,
     torch.addmm: linear.from_addmm,
+    torch.bmm: batched_linear.from_bmm,
     experts.experts_linear: experts.from_experts_linear,
     copies.copies_for_sequences: copies.from_copies,
     F.embedding: embedding.from_embedding,
