@@ -19,12 +19,13 @@ from transformers import PreTrainedModel
 from tests.engine.cases import largest_error, reference
 from tests.tiny_models import tiny_model
 from vigor_service.engine.fast_norms import FastNorms
-from vigor_service.engine.grams import gram_blocks, squared_norm
+from vigor_service.engine.grams import gram_blocks
 from vigor_service.engine.parameters import measured_parameters
 from vigor_service.engine.rules.head import hidden_gradient
 from vigor_service.engine.rules.long_head import LongSequence
 from vigor_service.engine.rules.softmax import softmax_gradient
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
+from vigor_service.engine.sums import squared_norm
 
 NUM_TOKENS = 262_144
 LIKELY = 20.0  # logits of three tokens; the others have a standard deviation of 1.5 about 0

@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from transformers import PreTrainedModel
 
-from vigor_service.engine.exact_norms import loss_logits, mean_nll, requiring_grad, sum_of_squares
+from vigor_service.engine.exact_norms import loss_logits, mean_nll, requiring_grad
 from vigor_service.engine.memory import NoMemoryLeftError, is_out_of_memory, release_memory
 from vigor_service.engine.places import places
 from vigor_service.engine.sequences import TokenSequence
+from vigor_service.engine.sums import squared_norm
 from vigor_service.engine.uses import RecordingUses, position_claims
 
 
@@ -121,7 +122,7 @@ def _measure(model: PreTrainedModel, sequence: TokenSequence, part: Mapping[str,
     gradients, output_gradients = found[: len(part)], found[len(part) :]
     return _Part(
         squared_norms={
-            name: 0.0 if gradient is None else sum_of_squares(gradient).item()
+            name: 0.0 if gradient is None else squared_norm(gradient).item()
             for name, gradient in zip(part, gradients, strict=True)
         },
         products_L=recording.products(gradients, output_gradients),

@@ -24,6 +24,7 @@ from vigor_service.engine.heap import HeapTrimming
 from vigor_service.engine.keeping import Keep
 from vigor_service.engine.layout_choice import choose_layout, require_policy_of_text
 from vigor_service.engine.memory import FittingScorer, Score, is_out_of_memory
+from vigor_service.engine.one_by_one import OneByOne
 from vigor_service.engine.parameters import in_parts, measured_parameters
 from vigor_service.engine.plan import causal_model
 from vigor_service.engine.probes import Probes
@@ -149,6 +150,9 @@ class Engine:
         forget_earlier_lengths(model)
         self._fast, self._checked = choose_layout(model, self._measured, check_cache)
         self._has_warned = False
+        self._one_by_one: OneByOne | None = None
+        if self._fast is not None and self._fast.plan.one_at_a_time and probes is None:
+            self._one_by_one = OneByOne(self._fast, model, self._measured)
         if self._fast is not None:
             self._fast.probes = probes
             self._fast.most_kept_bytes = activation_bytes
@@ -220,7 +224,7 @@ class Engine:
         if self._fast is None or any(map(self._is_unchecked, sequences)):
             return [exact_score(self._model, sequence, self._measured) for sequence in sequences]
         try:
-            return self._fast.score(sequences)
+            return (self._one_by_one or self._fast).score(sequences)
         except Exception as error:  # a model may take another path than it was checked on, in its own code
             if is_out_of_memory(error):
                 raise

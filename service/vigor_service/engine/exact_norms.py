@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
+from vigor_service.engine.sums import squared_norm
 
 _ELEMENTS_AT_ONCE = 2**24
 
@@ -35,8 +36,8 @@ def exact_score(
         logits_TV = loss_logits(model, sequence)
         loss = mean_nll(logits_TV, torch.tensor(sequence.loss_targets(), device=logits_TV.device))
         gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
-    squared_norm = sum(sum_of_squares(gradient).item() for gradient in gradients if gradient is not None)
-    return SequenceScore(sequence.num_loss_tokens, sqrt(squared_norm), -loss.item(), *_signals(logits_TV.detach()))
+    total = sum(squared_norm(gradient).item() for gradient in gradients if gradient is not None)
+    return SequenceScore(sequence.num_loss_tokens, sqrt(total), -loss.item(), *_signals(logits_TV.detach()))
 
 
 def mean_nll(logits_TV: Tensor, targets_T: Tensor) -> Tensor:
@@ -58,12 +59,6 @@ def _nll(logits_RV: Tensor, targets_R: Tensor) -> Tensor:
 
 def _rows_at_once(logits_TV: Tensor) -> int:
     return max(1, _ELEMENTS_AT_ONCE // logits_TV.shape[1])
-
-
-def sum_of_squares(gradient: Tensor) -> Tensor:
-    """``(gradient.double() ** 2).sum()``, in parts: no float64 copy of a whole matrix is ever there."""
-    parts = gradient.flatten().split(_ELEMENTS_AT_ONCE)
-    return torch.stack([part.double().square().sum() for part in parts]).sum()
 
 
 def loss_logits(model: PreTrainedModel, sequence: TokenSequence) -> Tensor:

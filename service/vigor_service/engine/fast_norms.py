@@ -19,7 +19,6 @@ from transformers import PreTrainedModel
 from vigor_service.engine.batches import TOKENS_AT_FULL_RATE, queues, small_batches
 from vigor_service.engine.checkpoints import Checkpoints, checkpointable, checkpointing, measured_layers
 from vigor_service.engine.decoder import Layout, decoder_layers
-from vigor_service.engine.exact_norms import sum_of_squares
 from vigor_service.engine.free_memory import free_bytes
 from vigor_service.engine.interception import Measuring, RecordingLinears
 from vigor_service.engine.keeping import Demand, Keep, LayerBytes, choose_keep, room_bytes
@@ -30,6 +29,7 @@ from vigor_service.engine.probes import Probes
 from vigor_service.engine.prompts import KnownRows, Prompt, PromptRows, num_tokens_without, shared_prompts
 from vigor_service.engine.rules.head import HeadSignals, head_loss
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
+from vigor_service.engine.sums import squared_norm
 from vigor_service.engine.workers import Workers
 
 R = TypeVar("R")
@@ -220,7 +220,7 @@ class FastNorms:
 def _squared(parameters: Mapping[str, nn.Parameter], gradients: Sequence[Tensor | None]) -> dict[str, Tensor]:
     """Return name -> squared norm of the gradient, shape (1,), of those that have one."""
     named = zip(parameters, gradients, strict=True)
-    return {name: sum_of_squares(gradient)[None] for name, gradient in named if gradient is not None}
+    return {name: squared_norm(gradient)[None] for name, gradient in named if gradient is not None}
 
 
 def _shares(measured: _Measured, loss_slices: Sequence[slice]) -> list[dict[str, float]]:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 _BLOCK_ROWS = 64
 _BLOCK_FEATURES = 8192  # of a vocabulary, whose products MKL would add up to 1e-5
-_NORM_ELEMENTS = 1024
 TRIANGLE_SHARE = 0.7
 """Time of a triangle's blocks by that of the whole product: 0.6 to 0.75 on one core at T = 200 to 500."""
 
@@ -55,21 +54,6 @@ def inner_product_(blocks: list[Tensor], weighted_blocks: list[Tensor]) -> Tenso
     """
     row_sums = [left.mul_(right).sum(-1) for left, right in zip(blocks, weighted_blocks, strict=True)]
     return torch.cat(row_sums).sum(dtype=torch.float64)
-
-
-def squared_norm(tensor: Tensor) -> Tensor:
-    """Sum of squares as a float64 scalar, without a float64 copy of the tensor: float32 within parts of 1,024 elements.
-
-    A CPU's own norm of a 262,144 × 640 matrix in float32 is 2 % too small.
-    """
-    dtype = torch.promote_types(tensor.dtype, torch.float32)
-    if tensor.is_cuda:
-        return torch.linalg.vector_norm(tensor, dtype=dtype).double().square()
-    elements = tensor.flatten()
-    in_parts = elements.numel() - elements.numel() % _NORM_ELEMENTS
-    parts = elements[:in_parts].view(-1, _NORM_ELEMENTS), elements[None, in_parts:]
-    norms = torch.cat([torch.linalg.vector_norm(part, dim=-1, dtype=dtype) for part in parts])
-    return norms.double().square().sum()
 
 
 def matmul_float32(left: Tensor, right: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from vigor_service.engine.exact_norms import loss_logits, mean_nll, requiring_grad, sum_of_squares
+from vigor_service.engine.exact_norms import loss_logits, mean_nll, requiring_grad
 from vigor_service.engine.fast_norms import FastNorms
 from vigor_service.engine.free_memory import free_bytes
 from vigor_service.engine.keeping import Keep, ways_to_keep
@@ -30,6 +30,7 @@ from vigor_service.engine.parameters import in_parts
 from vigor_service.engine.plan import causal_model, probe_ids, probe_sequences
 from vigor_service.engine.rotary import length_dependent
 from vigor_service.engine.sequences import TokenSequence
+from vigor_service.engine.sums import squared_norm
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +178,7 @@ def exact_squared_shares(
             loss = mean_nll(loss_logits(model, sequence), targets_T)
             gradients = torch.autograd.grad(loss, list(part.values()), allow_unused=True)
         for name, gradient in zip(part, gradients, strict=True):
-            shares[name] = 0.0 if gradient is None else sum_of_squares(gradient).item()
+            shares[name] = 0.0 if gradient is None else squared_norm(gradient).item()
     return shares
 
 

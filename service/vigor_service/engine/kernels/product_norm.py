@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vigor_service.engine.grams import matmul_float32, squared_norm
+from vigor_service.engine.grams import matmul_float32
 from vigor_service.engine.kernels.row_ranges import RowRanges
+from vigor_service.engine.sums import squared_norm
 
 
 def product_norms(x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges) -> Tensor:

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vigor_service.engine.grams import gram_blocks, inner_product_, squared_norm, weighted_gram_blocks
+from vigor_service.engine.grams import gram_blocks, inner_product_, weighted_gram_blocks
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.rules.linear import gram_is_cheaper, weight_gradient
+from vigor_service.engine.sums import squared_norm
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,9 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
-from vigor_service.engine.grams import gram_blocks, inner_product_, squared_norm, weighted_gram_blocks
+from vigor_service.engine.grams import gram_blocks, inner_product_, weighted_gram_blocks
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.rules.linear import gram_is_cheaper, weight_gradient
+from vigor_service.engine.sums import squared_norm
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,13 +16,14 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vigor_service.engine import gemm
-from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float32, squared_norm, weighted_gram_blocks
+from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float32, weighted_gram_blocks
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.probes import estimated_share
 from vigor_service.engine.rules.embedding import DistinctIds
 from vigor_service.engine.rules.linear import gram_is_cheaper, weight_gradient
 from vigor_service.engine.rules.long_head import LongSequence
 from vigor_service.engine.rules.softmax import softmax_gradient
+from vigor_service.engine.sums import squared_norm
 from vigor_service.engine.weight_norms_cuda import weight_norms
 
 _SLICE = 1024  # vocabulary entries

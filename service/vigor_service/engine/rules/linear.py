@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from vigor_service.engine import gemm
-from vigor_service.engine.grams import TRIANGLE_SHARE, gram_blocks, inner_product_, matmul_float32, squared_norm
+from vigor_service.engine.grams import TRIANGLE_SHARE, gram_blocks, inner_product_, matmul_float32
 from vigor_service.engine.linear_input import LinearInput
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.probes import estimated_share
 from vigor_service.engine.prompts import join_rows
+from vigor_service.engine.sums import squared_norm
 from vigor_service.engine.weight_norms_cuda import weight_norms
 
 

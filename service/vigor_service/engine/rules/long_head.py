@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vigor_service.engine.grams import matmul_float32, squared_norm
+from vigor_service.engine.grams import matmul_float32
+from vigor_service.engine.sums import squared_norm
 
 
 class LongSequence:
