@@ -1,10 +1,14 @@
-"""Where there is no CUDA device, Triton kernels run in its interpreter; Triton reads this when it is first imported."""
+"""What holds for all tests: where there is no CUDA device, Triton kernels run in its interpreter; no test is timed."""
 
 from __future__ import annotations
 
 import os
 
 import torch
+from hypothesis import settings
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"
+    os.environ["TRITON_INTERPRET"] = "1"  # Triton reads this when it is first imported
+
+settings.register_profile("untimed", deadline=None)  # a busy machine is slow
+settings.load_profile("untimed")

@@ -75,7 +75,8 @@ def _plain(name: str, known: Collection[str]) -> str:
 
 def _refuse_foreign_prefix(names: Collection[str], known: Collection[str]) -> None:
     first_parts = {name.partition(".")[0] + "." for name in names}
-    if len(first_parts) != 1 or any(name.startswith(tuple(first_parts)) for name in known):
+    has_prefix = len(first_parts) == 1 and all("." in name for name in names)
+    if not has_prefix or any(name.startswith(tuple(first_parts)) for name in known):
         return
     is_peft = all(name.startswith(PEFT_PREFIX) for name in names)
     prefix = PEFT_PREFIX if is_peft else first_parts.pop()
