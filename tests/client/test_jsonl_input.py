@@ -70,7 +70,7 @@ def test_every_group_is_scored_wherever_it_comes_from(
     assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == list(IDS)
 
 
-@pytest.mark.parametrize("content", [b"", b"\n \n", gzip.compress(b"")])
+@pytest.mark.parametrize("content", [b"", b"\n \n", gzip.compress(b"", mtime=0)])
 def test_an_input_without_a_group_is_told_and_leaves_nothing(
     content: bytes, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
