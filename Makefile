@@ -23,6 +23,8 @@ APT_GET := apt-get -o DPkg::Lock::Timeout=300 -o Acquire::Retries=0 -o Acquire::
 JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
 LOOPS_AND_ENGINE := --device cpu --workload short --workload long --contestant "published loop" --contestant "ideal loop" --contestant engine
 BOUNDS := --activation-mib 384 --activation-mib 256
+# Processes that share out the files of tests; tests that share a fixture stay together.
+TEST_PROCESSES ?= 2
 # Processes that share cores must sleep while they wait, not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -43,7 +45,7 @@ demo: setup
 	$(BIN)/python examples/demo.py
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile
 
 # Also what takes minutes: a service that is killed at every stage of an update, and starts again.
 test-all: setup
