@@ -85,13 +85,12 @@ def test_the_command_line_explains_itself(fresh: Path, tmp_path: Path) -> None:
     assert all(command in shown for command in ("score", "status", "wait", "push"))
 
 
-def test_pushing_without_torch_says_which_extra_to_install(fresh: Path, tmp_path: Path) -> None:
-    (tmp_path / "model.safetensors").touch()
+def test_pushing_without_xxhash_says_which_extra_to_install(fresh: Path, tmp_path: Path) -> None:
+    header = json.dumps({"weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
     done = run(fresh / "vigor", "push", tmp_path, "--weight-version", "1", cwd=tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith(
-        "vigor: a checkpoint needs safetensors and torch: pip install '.[trainer]' in a checkout"
-    )
+    assert done.stderr.startswith("vigor: a checksum needs xxhash: pip install '.[trainer]' in a checkout")
 
 
 @pytest.mark.parametrize(("script", "extra"), [("vigor-service", "service"), ("vigor-trainer", "trainer")])

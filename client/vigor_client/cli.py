@@ -19,6 +19,7 @@ from typing import TextIO, TypeVar, get_args
 from vigor_client import __version__
 from vigor_client.checkpoints import checkpoint_tensors
 from vigor_client.client import DEFAULT_TIMEOUT_SECONDS, VigorClient
+from vigor_client.digest import new_hasher
 from vigor_client.errors import InputError, VigorError, WeightDigestMismatchError
 from vigor_client.jsonl import check_lines, score_lines
 from vigor_client.jsonl_input import open_input
@@ -141,6 +142,7 @@ def push(arguments: argparse.Namespace) -> int:
     """``vigor push``."""
     with _client(arguments) as client:
         tensors = checkpoint_tensors(arguments.directory)
+        new_hasher()  # a missing library is told before a service is waited for
         _readiness(client, arguments).while_loading(arguments.ready_timeout_seconds)
         started_seconds = monotonic()
         published = client.publish_weights(tensors, weight_version=arguments.weight_version)

@@ -22,7 +22,8 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import CONFIG_NAME, cached_file
+from transformers.utils import CONFIG_NAME
+from transformers.utils.hub import cached_file
 
 from vigor_client.checkpoints import checkpoint_files, checkpoint_tensors
 from vigor_client.errors import CheckpointError
