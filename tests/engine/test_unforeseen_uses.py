@@ -1,4 +1,4 @@
-"""Parameters used as no rule knows, or only by some inputs, and code that raises under a layout: exact all the same."""
+"""Norms stay exact for parameters used as no rule knows, or by some inputs only, and for code that raises."""
 
 from __future__ import annotations
 

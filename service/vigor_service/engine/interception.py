@@ -70,11 +70,15 @@ class Interception(TorchFunctionMode):
     def run_call(self, call: Call, plain: partial[Any]) -> Any:  # noqa: ANN401 - whatever torch returns
         """Run a recognised call that has a measured parameter; ``plain`` runs it as the model meant it."""
 
-    @abstractmethod
     def run_other(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], uses: list[Tensor]
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        uses: list[Tensor],  # noqa: ARG002
     ) -> Any:  # noqa: ANN401
         """Run what no rule recognises; ``uses`` are the measured parameters, or what was derived from them, in it."""
+        return function(*args, **kwargs)
 
     def run_unconcerned(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         """Run what takes no measured parameter."""
@@ -158,15 +162,6 @@ class RecordingLinears(Interception):
         output = call.plain_output(call.x)
         self.outputs[id(call.weight)] = output.flatten(0, -2).clone()  # some models add to it in place
         return output
-
-    def run_other(
-        self,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        uses: list[Tensor],  # noqa: ARG002
-    ) -> Any:  # noqa: ANN401
-        return function(*args, **kwargs)
 
 
 class Measuring(Interception):

@@ -13,7 +13,7 @@ _NUM_TOKENS = 2
 def unreached_by_text(model: PreTrainedModel) -> set[nn.Parameter]:
     """Return the parameters outside the text decoder, its embeddings and its head that text does not reach.
 
-    Empty for a model of text alone. What is outside and is reached all the same is not among them: one pass tells.
+    Empty for a model of text alone. One pass over text finds which of those outside it does reach.
     """
     outside = [parameter for _, parameter in named_outside_text(model)]
     return set(outside) - _reached(model, [parameter for parameter in outside if parameter.is_floating_point()])

@@ -55,15 +55,6 @@ class RecordingUses(Interception):
             self.unresolved.update(names)
         return output
 
-    def run_other(
-        self,
-        function: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        uses: list[Tensor],  # noqa: ARG002
-    ) -> Any:  # noqa: ANN401
-        return function(*args, **kwargs)
-
     def products(self, gradients: Sequence[Tensor | None], output_gradients: Sequence[Tensor | None]) -> Tensor:
         """Return ``Σ ⟨g_t, g⟩`` over the parameters that are not unresolved, shape (L,), in float64.
 
