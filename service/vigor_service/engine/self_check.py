@@ -12,7 +12,7 @@ import re
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import sqrt
 from typing import Any
@@ -73,10 +73,12 @@ def check(
         UntrustedNormError: short sequences have other norms, or one that was checked has.
     """
     subject = _Subject(fast, model, measured)
-    subject.check(probe_sequences(causal_model(model)))
-    with _in_float32(causal_model(model)):
-        twice = subject.check_layers_run_twice()
-        return Trust(subject.checked_tokens(max_seconds), twice)
+    short = probe_sequences(causal_model(model))
+    subject.check(short)
+    with _in_float32(causal_model(model)) as was_cast:
+        if was_cast:
+            subject.check(short)
+        return Trust(subject.checked_tokens(max_seconds), subject.may_run_layers_twice(short))
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,10 +120,8 @@ class _Subject:
             squares[kind_of[name]] += share
         return {kind: sqrt(square) for kind, square in squares.items()}
 
-    def check_layers_run_twice(self) -> bool:
-        """Check short sequences in the dtype at hand, and return whether layers may run twice; the log says why not."""
-        sequences = probe_sequences(causal_model(self.model))
-        self.check(sequences)
+    def may_run_layers_twice(self, sequences: Sequence[TokenSequence]) -> bool:
+        """Whether these sequences have their norms where layers run twice; the log says why not."""
         try:
             self.check(sequences, [Keep.LAYER_INPUTS])
         except Exception as error:  # a model's own code may raise anything where it is not run as it was written for
@@ -215,21 +215,23 @@ def _kind(name: str, rule: str) -> str:
 
 
 @contextmanager
-def _in_float32(model: nn.Module) -> Iterator[None]:
-    """Let a 16-bit model have its weights in float32 where there is memory for it, and give them back as they were."""
+def _in_float32(model: nn.Module) -> Iterator[bool]:
+    """Let a 16-bit model have its weights in float32 where there is memory for it, and give them back as they were.
+
+    Yields whether they were cast.
+    """
     tensors = [tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.dtype in _SIXTEEN_BITS]
     device = next(model.parameters()).device
     free = free_bytes(device)
     more_bytes = 2 * sum(tensor.numel() for tensor in tensors)
     if not tensors or (free is not None and 2 * more_bytes > free):
-        with nullcontext():
-            yield
+        yield False
         return
     before = [(tensor, tensor.dtype) for tensor in tensors]
     for tensor in tensors:
         tensor.data = tensor.data.float()
     try:
-        yield
+        yield True
     finally:
         for tensor, dtype in before:
             tensor.data = tensor.data.to(dtype)  # each value is one of this dtype's: nothing is rounded
