@@ -72,7 +72,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any], Callable[[], AbstractContextManager
     "head": ("llama", {}, lambda: dropped(head, "_weight_share"), "head (weights)"),
     "head bias": ("gptj", {}, lambda: dropped(head, "_bias_share"), "head (biases)"),
     "cross term": ("qwen2-tied", {}, cross_term_dropped, "tied embedding and head (weights)"),
-    "experts": ("qwen3_moe", {}, lambda: dropped(experts, "_weight_share"), "experts (weights)"),
+    "experts": ("qwen3_moe", {}, lambda: dropped(experts, "weight_share"), "experts (weights)"),
     "biases of experts": ("gpt_oss", {}, lambda: dropped(experts, "_bias_share"), "experts (biases)"),
     "sinks": ("gpt_oss", {}, lambda: dropped(copies, "squared_shares"), "copy for each sequence (weights)"),
     "window": (

@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vigor_service.engine.grams import gram_blocks, inner_product_, weighted_gram_blocks
 from vigor_service.engine.measurement import Measurement
-from vigor_service.engine.rules.linear import gram_is_cheaper, weight_gradient
-from vigor_service.engine.sums import squared_norm
+from vigor_service.engine.rules.linear import weight_share
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +57,11 @@ class _BatchedLinear(torch.autograd.Function):
         (gradient_ENO,) = output_gradients
         x_ENI, weight_EIO = ctx.saved_tensors
         shares = [
-            sum(_share(x_NI[rows], gradient_NO[rows]) for x_NI, gradient_NO in zip(x_ENI, gradient_ENO, strict=True))
+            sum(
+                weight_share(x_NI[rows], gradient_NO[rows])
+                for x_NI, gradient_NO in zip(x_ENI, gradient_ENO, strict=True)
+            )
             for rows in ctx.measurement.batch.token_slices
         ]
         x_gradient_ENI = torch.bmm(gradient_ENO, weight_EIO.transpose(1, 2)) if ctx.needs_input_grad[0] else None
         return x_gradient_ENI, torch.stack(shares), None, None  # pyright: ignore[reportArgumentType] - sums of tensors
-
-
-def _share(x_TI: Tensor, gradient_TO: Tensor) -> Tensor:
-    """``‖XᵀG‖²`` of one expert and one sequence, a float64 scalar."""
-    if gram_is_cheaper(len(x_TI), x_TI.shape[1], gradient_TO.shape[1]):
-        return inner_product_(gram_blocks(gradient_TO), weighted_gram_blocks(x_TI))
-    return squared_norm(weight_gradient(x_TI, gradient_TO))

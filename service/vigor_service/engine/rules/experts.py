@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
-from vigor_service.engine.grams import gram_blocks, inner_product_, weighted_gram_blocks
 from vigor_service.engine.measurement import Measurement
-from vigor_service.engine.rules.linear import gram_is_cheaper, weight_gradient
+from vigor_service.engine.rules.linear import weight_share
 from vigor_service.engine.sums import squared_norm
 
 
@@ -112,7 +111,7 @@ def _shares(
     sequence_G, num_rows_G = _groups(routing, measurement)
     groups = list(zip(x_SI.split(num_rows_G), gradient_SO.split(num_rows_G), strict=True))
     shares: list[Tensor | None] = []
-    for share_of, is_measured in zip((_weight_share, _bias_share), measures, strict=True):
+    for share_of, is_measured in zip((weight_share, _bias_share), measures, strict=True):
         shares_G = [share_of(x_RI, gradient_RO) for x_RI, gradient_RO in groups] if is_measured else []
         none_B = torch.zeros_like(measurement.squared_norms_B)
         shares.append(none_B.index_add_(0, sequence_G, torch.stack(shares_G)) if is_measured else None)
@@ -129,13 +128,6 @@ def _groups(routing: Routing, measurement: Measurement) -> tuple[Tensor, list[in
     return group_G % num_sequences, num_rows_G.tolist()
 
 
-def _weight_share(x_RI: Tensor, gradient_RO: Tensor) -> Tensor:
-    """The share of one expert's weight and one sequence, a float64 scalar."""
-    if gram_is_cheaper(len(x_RI), x_RI.shape[1], gradient_RO.shape[1]):
-        return inner_product_(gram_blocks(gradient_RO), weighted_gram_blocks(x_RI))
-    return squared_norm(weight_gradient(x_RI, gradient_RO))
-
-
-def _bias_share(x_RI: Tensor, gradient_RO: Tensor) -> Tensor:  # noqa: ARG001 - beside _weight_share
+def _bias_share(x_RI: Tensor, gradient_RO: Tensor) -> Tensor:  # noqa: ARG001 - beside weight_share
     """The share of one expert's bias and one sequence, a float64 scalar."""
     return squared_norm(gradient_RO.float().sum(0))

@@ -16,11 +16,11 @@ from torch import Tensor
 from transformers import PreTrainedConfig
 
 from vigor_service.engine import gemm
-from vigor_service.engine.grams import gram_blocks, inner_product_, matmul_float32, weighted_gram_blocks
+from vigor_service.engine.grams import matmul_float32
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.probes import estimated_share
 from vigor_service.engine.rules.embedding import DistinctIds
-from vigor_service.engine.rules.linear import gram_is_cheaper, weight_gradient
+from vigor_service.engine.rules.linear import gram_is_cheaper, weight_share
 from vigor_service.engine.rules.long_head import LongSequence
 from vigor_service.engine.rules.softmax import softmax_gradient
 from vigor_service.engine.sums import squared_norm
@@ -244,9 +244,7 @@ def _weight_share(hidden_TD: Tensor, gradient_TV: Tensor, signs_PD: Tensor | Non
         return estimated_share(hidden_TD, gradient_TV, signs_PD)
     if hidden_TD.is_cuda:
         return weight_norms(hidden_TD, gradient_TV, [slice(0, len(hidden_TD))])[0]
-    if gram_is_cheaper(len(hidden_TD), hidden_TD.shape[1], gradient_TV.shape[1]):
-        return inner_product_(gram_blocks(gradient_TV), weighted_gram_blocks(hidden_TD))
-    return squared_norm(weight_gradient(hidden_TD, gradient_TV))
+    return weight_share(hidden_TD, gradient_TV)
 
 
 def _bias_share(gradient_TV: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vigor_service.engine import gemm
-from vigor_service.engine.grams import TRIANGLE_SHARE, gram_blocks, inner_product_, matmul_float32
+from vigor_service.engine.grams import TRIANGLE_SHARE, gram_blocks, inner_product_, matmul_float32, weighted_gram_blocks
 from vigor_service.engine.linear_input import LinearInput
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.probes import estimated_share
@@ -146,6 +146,13 @@ def gram_is_cheaper(num_tokens: int, num_inputs: int, num_outputs: int) -> bool:
     Gram matrices need fewer: only a triangle of each is computed.
     """
     return TRIANGLE_SHARE * num_tokens * (num_inputs + num_outputs) < num_inputs * num_outputs
+
+
+def weight_share(x_TI: Tensor, gradient_TO: Tensor) -> Tensor:
+    """``‖GᵀA‖²`` of the rows of one sequence, a float64 scalar, in the cheaper of two ways."""
+    if gram_is_cheaper(len(x_TI), x_TI.shape[1], gradient_TO.shape[1]):
+        return inner_product_(gram_blocks(gradient_TO), weighted_gram_blocks(x_TI))
+    return squared_norm(weight_gradient(x_TI, gradient_TO))
 
 
 def weight_gradient(x_TI: Tensor, gradient_TO: Tensor) -> Tensor:
