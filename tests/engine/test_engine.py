@@ -65,7 +65,7 @@ def test_a_model_that_the_fast_path_refuses_is_scored_by_the_reference_and_says_
     parameters = measured_parameters(model)
     sequences = difficult_sequences()
     expected = [exact_score(model, sequence, parameters) for sequence in sequences]
-    assert largest_error(engine.score(sequences).scores, expected) == 0
+    assert largest_error(engine.score(sequences).scores, expected) <= 1e-6
 
 
 def test_a_fast_norm_that_disagrees_with_the_reference_is_not_trusted(caplog: pytest.LogCaptureFixture) -> None:
@@ -93,7 +93,7 @@ def test_the_reference_never_estimates() -> None:
     engine = Engine(model, name="tiny", norm_probes=3)
     assert engine.info.norm_probes is None
     expected = [exact_score(model, sequence, measured_parameters(model)) for sequence in sequences]
-    assert largest_error(engine.score(sequences).scores, expected) == 0
+    assert largest_error(engine.score(sequences).scores, expected) <= 1e-6
 
 
 @pytest.mark.parametrize("norm_probes", [0, -3])

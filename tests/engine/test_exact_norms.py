@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from tests.tiny_models import VOCAB_SIZE, tiny_model
-from vigor_service.engine.exact_norms import _ELEMENTS_AT_ONCE, exact_score
+from vigor_service.engine.exact_norms import ELEMENTS_AT_ONCE, exact_score
 from vigor_service.engine.parameters import measured_parameters
 from vigor_service.engine.sequences import TokenSequence
 from vigor_service.engine.sums import squared_norm
@@ -80,5 +80,5 @@ def test_a_gradient_is_squared_without_a_float64_copy_of_all_of_it(shape: tuple[
     gradient = torch.randn(shape)
     with LargestFloat64() as largest:
         squared = squared_norm(gradient)
-    assert largest.num_elements <= _ELEMENTS_AT_ONCE
+    assert largest.num_elements <= ELEMENTS_AT_ONCE
     torch.testing.assert_close(squared, gradient.double().square().sum())

@@ -20,6 +20,8 @@ from tests.sweep.sequences import sequences
 from tests.tiny_models import tiny_tokenizer
 from vigor_service.engine.engine import Engine, Scorer
 from vigor_service.engine.loading import load_policy
+from vigor_service.engine.parameters import measured_parameters
+from vigor_service.engine.reference import Reference
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 
 # Relative, in float32. Rounding costs most families 1e-6, and the smallest fault that was found 5e-3. Models whose
@@ -44,7 +46,9 @@ class Outcome:
     architecture: str
     verdict: str
     detail: str = ""
-    error: float | None = None  # the largest, relative, of all sequences scored together and each alone
+    error: float | None = (
+        None  # the largest, relative, of all sequences scored together, each alone, and by the reference
+    )
     closest_choice: float | None = None
 
 
@@ -77,20 +81,24 @@ def _check(family: Family, make_engine: MakeEngine, *, is_loaded: bool) -> _Foun
             return "wrong", f"taken as a policy of text, which it is not: {why_not}", None, None
         together = engine.score(scored).scores
         alone = [engine.score([sequence]).scores[0] for sequence in scored]
+        at_once = Reference(loaded, measured_parameters(loaded), num_threads=2).score(scored)
     except Exception as error:  # noqa: BLE001
         return _refused_or_crashed(error), _describe(error), None, None
-    errors = _error(together, expected), _error(alone, expected)
+    errors = [_error(scores, expected) for scores in (together, alone, at_once)]
     closest = min(score.closest_choice for score in expected)
     layout = "exact-loop" if "exact" in engine.info.rules else f"exact-{engine.info.layout}"
     if max(errors) <= TOLERANCE or max(errors) <= min(_MOST, _TIMES_PLAIN_LOOP * _rounding(model, scored, expected)):
         return layout, "", max(errors), closest
-    return "wrong", f"{layout}, off by {errors[0]:.1e} together and {errors[1]:.1e} alone", max(errors), closest
+    return (
+        "wrong",
+        f"{layout}, off by {errors[0]:.1e} together, {errors[1]:.1e} alone, {errors[2]:.1e} by the reference at once",
+        max(errors),
+        closest,
+    )
 
 
 def _engine(model: PreTrainedModel) -> Engine:
-    engine = Engine(model, name="swept")
-    engine._one_by_one = None  # the rules are swept, also where the reference is faster
-    return engine
+    return Engine(model, name="swept", way="rules")  # also where the reference is faster
 
 
 def _scored_and_expected(model: PreTrainedModel) -> tuple[list[TokenSequence], list[Expected], str]:

@@ -84,3 +84,9 @@ class Decoder:
         positions = {"position_ids": batch.position_ids_1N} if self.layout == "packed" else {}
         output = self.module(input_ids=batch.input_ids_1N, use_cache=False, **positions)
         return output.last_hidden_state[0].to(self.model.dtype)  # Mamba keeps its residual in float32
+
+
+def num_token_ids(model: PreTrainedModel) -> int:
+    """Return the rows of the input embedding: every id that the model takes is below that."""
+    table_VD: Tensor = model.get_input_embeddings().weight  # pyright: ignore[reportAssignmentType] - PEFT's is no parameter
+    return table_VD.shape[0]

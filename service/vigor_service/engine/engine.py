@@ -17,17 +17,18 @@ from vigor_service.engine.attribution import Attribution, attribute_within_memor
 from vigor_service.engine.batch_budget import measure_batch_tokens, peak_memory, probe_sizes
 from vigor_service.engine.check_cache import CheckCache
 from vigor_service.engine.checkpoint_names import CheckpointPlan, plan_checkpoint
-from vigor_service.engine.exact_norms import exact_score
+from vigor_service.engine.decoder import num_token_ids
 from vigor_service.engine.fast_norms import FastNorms
+from vigor_service.engine.faster_way import FasterWay, Way
 from vigor_service.engine.free_memory import free_bytes
 from vigor_service.engine.heap import HeapTrimming
 from vigor_service.engine.keeping import Keep
 from vigor_service.engine.layout_choice import choose_layout, require_policy_of_text
 from vigor_service.engine.memory import FittingScorer, Score, is_out_of_memory
-from vigor_service.engine.one_by_one import OneByOne
 from vigor_service.engine.parameters import in_parts, measured_parameters
 from vigor_service.engine.plan import causal_model
 from vigor_service.engine.probes import Probes
+from vigor_service.engine.reference import Reference
 from vigor_service.engine.rotary import forget_earlier_lengths
 from vigor_service.engine.self_check import reason
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
@@ -125,7 +126,8 @@ class Engine:
     With ``norm_probes`` the fast path estimates what matrices add to a norm (see ``Probes``), after its exact norms
     have proved right; the reference never estimates. ``activation_bytes`` bounds, about, what it keeps of forward
     passes at once, by layers that run twice; None: a share of the free memory does. ``check_cache`` keeps the outcome
-    of the check; None: each engine checks its model.
+    of the check; None: each engine checks its model. ``way``: by the rules of the fast path or by the reference; None:
+    whichever is faster, as measured on what is scored.
 
     Raises:
         ValueError: ``parameters`` selects nothing (see ``measured_parameters``), or ``norm_probes`` is not above 0.
@@ -141,6 +143,7 @@ class Engine:
         norm_probes: int | None = None,
         activation_bytes: int | None = None,
         check_cache: CheckCache | None = None,
+        way: Way | None = None,
     ) -> None:
         self._model = model.eval()
         self._name = name
@@ -150,14 +153,16 @@ class Engine:
         forget_earlier_lengths(model)
         self._fast, self._checked = choose_layout(model, self._measured, check_cache)
         self._has_warned = False
-        self._one_by_one: OneByOne | None = None
-        if self._fast is not None and self._fast.plan.one_at_a_time and probes is None:
-            self._one_by_one = OneByOne(self._fast, model, self._measured)
+        self._reference = Reference(model, self._measured, most_bytes=activation_bytes)
         if self._fast is not None:
             self._fast.probes = probes
             self._fast.most_kept_bytes = activation_bytes
+        self._checked_score = self._score_by(way if probes is None else "rules")
         self._heap = HeapTrimming()
         self._fitting = FittingScorer(self._score, score_frugally=_frugal_score(self._fast))
+        # The reference takes gradients beside what a batch takes, and only where there is room for them.
+        batches = self._reference.score if self._fast is None else self._fast.score
+        self._fitting_batches = FittingScorer(batches, score_frugally=_frugal_score(self._fast))
 
     @property
     def info(self) -> EngineInfo:
@@ -171,7 +176,7 @@ class Engine:
             dtype=str(model.dtype).removeprefix("torch."),
             device=str(model.device),
             max_sequence_tokens=getattr(config, "max_position_embeddings", None) or 2**20,
-            vocab_size=_num_token_ids(model),
+            vocab_size=num_token_ids(model),
             tied_embeddings=bool(self.aliases()),
             layout="single" if self._fast is None or self._fast.plan.one_at_a_time else "packed",
             norm_probes=None if self._fast is None or self._fast.probes is None else self._fast.probes.num_probes,
@@ -208,7 +213,7 @@ class Engine:
         """Measure how many tokens a batch may have (``engine/batch_budget.py``); logs what it found in one line."""
         device, info = self._model.device, self.info
         return measure_batch_tokens(
-            lambda sequences: self._fitting.try_together(sequences) is not None,
+            lambda sequences: self._fitting_batches.try_together(sequences) is not None,
             sizes=probe_sizes(device),
             max_sequence_tokens=info.max_sequence_tokens,
             vocab_size=info.vocab_size,
@@ -221,15 +226,23 @@ class Engine:
             self._heap.after_batch()
 
     def _score(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
-        if self._fast is None or any(map(self._is_unchecked, sequences)):
-            return [exact_score(self._model, sequence, self._measured) for sequence in sequences]
+        if any(map(self._is_unchecked, sequences)):
+            return self._reference.score(sequences)
         try:
-            return (self._one_by_one or self._fast).score(sequences)
+            return self._checked_score(sequences)
         except Exception as error:  # a model may take another path than it was checked on, in its own code
             if is_out_of_memory(error):
                 raise
             self._warn_once(error)
-        return [exact_score(self._model, sequence, self._measured) for sequence in sequences]
+        return self._reference.score(sequences)
+
+    def _score_by(self, way: Way | None) -> Score:
+        if self._fast is None or way == "reference":
+            return self._reference.score
+        packs_on_gpu = self._model.device.type == "cuda" and not self._fast.plan.one_at_a_time
+        if way == "rules" or packs_on_gpu:  # there, one sequence at a time never fills the device
+            return self._fast.score
+        return FasterWay(self._fast.score, self._reference).score
 
     def _is_unchecked(self, sequence: TokenSequence) -> bool:
         return self._checked.max_tokens is not None and sequence.num_tokens > self._checked.max_tokens
@@ -261,11 +274,6 @@ class Engine:
         with torch.no_grad():
             for name, write in writes:
                 write(own[name])
-
-
-def _num_token_ids(model: PreTrainedModel) -> int:
-    table_VD: Tensor = model.get_input_embeddings().weight  # pyright: ignore[reportAssignmentType] - PEFT's is no parameter
-    return table_VD.shape[0]
 
 
 def _named_once(model: nn.Module) -> list[tuple[list[str], Tensor]]:

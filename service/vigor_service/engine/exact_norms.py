@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
 from vigor_service.engine.sums import squared_norm
 
-_ELEMENTS_AT_ONCE = 2**24
+ELEMENTS_AT_ONCE = 2**24
 
 
 def exact_score(
@@ -33,9 +33,16 @@ def exact_score(
     if sequence.num_loss_tokens == 0:
         return EMPTY_SCORE
     with requiring_grad(model, parameters.values()):
-        logits_TV = loss_logits(model, sequence)
-        loss = mean_nll(logits_TV, torch.tensor(sequence.loss_targets(), device=logits_TV.device))
-        gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        return score_requiring_grad(model, sequence, parameters)
+
+
+def score_requiring_grad(
+    model: PreTrainedModel, sequence: TokenSequence, parameters: Mapping[str, nn.Parameter]
+) -> SequenceScore:
+    """Equal ``exact_score`` of a sequence with a loss, within ``requiring_grad``; several threads may call it."""
+    logits_TV = loss_logits(model, sequence)
+    loss = mean_nll(logits_TV, torch.tensor(sequence.loss_targets(), device=logits_TV.device))
+    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
     total = sum(squared_norm(gradient).item() for gradient in gradients if gradient is not None)
     return SequenceScore(sequence.num_loss_tokens, sqrt(total), -loss.item(), *_signals(logits_TV.detach()))
 
@@ -60,7 +67,7 @@ def _nll(logits_RV: Tensor, targets_R: Tensor) -> Tensor:
 
 
 def _rows_at_once(logits_TV: Tensor) -> int:
-    return max(1, _ELEMENTS_AT_ONCE // logits_TV.shape[1])
+    return max(1, ELEMENTS_AT_ONCE // logits_TV.shape[1])
 
 
 def loss_logits(model: PreTrainedModel, sequence: TokenSequence) -> Tensor:
@@ -81,8 +88,9 @@ def _signals(logits_TV: Tensor) -> tuple[float, float]:
     entropy, mean_logprob = 0.0, 0.0
     for logits_RV in logits_TV.split(_rows_at_once(logits_TV)):
         logprobs_RV = logits_RV.double().log_softmax(-1)
-        entropy += torch.special.entr(logprobs_RV.exp()).sum().item()
         mean_logprob += logprobs_RV.mean(-1).sum().item()
+        finite_RV = logprobs_RV.clamp_min(torch.finfo(torch.float64).min)
+        entropy -= logprobs_RV.exp_().mul_(finite_RV).sum().item()
     return entropy / len(logits_TV), -mean_logprob / len(logits_TV) - log(logits_TV.shape[1])
 
 

@@ -20,10 +20,13 @@ R = TypeVar("R")
 
 
 class Workers:
-    """Threads that share out those that torch would give one operation: one each, or more where there are many."""
+    """Threads that share out those that torch would give one operation: one each, or more where there are many.
 
-    def __init__(self) -> None:
-        num_threads = torch.get_num_threads()
+    ``num_threads`` None: as many as torch has been given.
+    """
+
+    def __init__(self, num_threads: int | None = None) -> None:
+        num_threads = num_threads or torch.get_num_threads()
         self.count = min(num_threads, MAX_WORKERS)
         self._executor = ThreadPoolExecutor(self.count, thread_name_prefix="engine")
         barrier = threading.Barrier(self.count)  # so that every thread comes to it
