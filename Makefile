@@ -30,8 +30,9 @@ export OMP_WAIT_POLICY ?= PASSIVE
 
 # What python -m tests.sweep is told: SWEEP="--family llama qwen3", SWEEP=--write.
 SWEEP ?=
+FUZZ ?=
 
-.PHONY: setup demo test test-all test-gpu sweep contract inspector monitoring tools check manifests policies image-steps benchmark clean
+.PHONY: setup demo test test-all test-gpu sweep fuzz contract inspector monitoring tools check manifests policies image-steps benchmark clean
 
 setup: $(VENV)/.ready
 
@@ -57,6 +58,10 @@ test-gpu: setup
 # Every model type of transformers against a loop in float64: half an hour on two cores.
 sweep: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.sweep $(SWEEP)
+
+# Ten minutes of requests that no honest caller sends, against a running service: FUZZ="--seconds 60 --seed 7".
+fuzz: setup
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 # Dashboards and alerts against a real Prometheus that scrapes a real service.
 monitoring: setup
