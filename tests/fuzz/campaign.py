@@ -101,7 +101,10 @@ def _cost(service: ServiceProcess, request: RawRequest) -> tuple[int | None, flo
     pid = service.process.pid
     forget_peak(pid)
     before_mib, before_seconds = peak_mib(pid), main_thread_seconds(pid)
-    status = send(service.http.base_url.port or 0, bytes(request))
+    try:
+        status = send(service.http.base_url.port or 0, bytes(request))
+    except TimeoutError as error:
+        raise BrokenPromiseError(f"neither an answer nor the end of the connection: {str(request)[:2000]}") from error
     if service.http.get("/healthz").status_code != 200:
         raise BrokenPromiseError("/healthz is not 200")
     return status, main_thread_seconds(pid) - before_seconds, peak_mib(pid) - before_mib

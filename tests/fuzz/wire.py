@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from dataclasses import dataclass
 
-DEADLINE_SECONDS = 60.0
+DEADLINE_SECONDS = 20.0
 _MOST_BYTES = 2**26
 
 
