@@ -85,7 +85,7 @@ class FakeOnASocket(ThreadingHTTPServer):
 
             def do_request(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                url = f"http://fake{self.path}"
+                url = httpx.URL("http://fake").join(self.path)  # a proxy is asked for a whole URL
                 response = fake(httpx.Request(self.command, url, headers=dict(self.headers), content=body))
                 self.send_response(response.status_code)
                 self.send_header("Content-Length", str(len(response.content)))
