@@ -51,7 +51,7 @@ from vigor_client.errors import (
     WeightVersionMismatchError,
 )
 from vigor_client.lora import lora_scalings
-from vigor_client.portions import in_portions
+from vigor_client.portions import in_portions, score_portions
 from vigor_client.ranking import rank_rewards, ranks
 from vigor_client.schemas import (
     Completion,
@@ -148,4 +148,5 @@ __all__ = [
     "lora_scalings",
     "rank_rewards",
     "ranks",
+    "score_portions",
 ]
