@@ -55,10 +55,10 @@ _OUTPUT_CLOSED = 141  # what a shell reports for a process that SIGPIPE ended
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    arguments = _parser().parse_args(argv)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends nothing
+    arguments = _parser().parse_args(argv)
     try:
         code = arguments.run(arguments)
         _flush_output()

@@ -39,6 +39,7 @@ class CommandLineFake(FakeService):
         self.ready = True
         self.loading_answers = 0  # how many of the next probes say that the model is being loaded
         self.weight_digest = DIGEST
+        self.model = MODEL
         self.problems: dict[str, httpx.Response] = {}  # what a request with a group of this id is answered
         self.max_body_bytes = 2**24
         self.too_large = problem(413, "payload_too_large")
@@ -52,7 +53,7 @@ class CommandLineFake(FakeService):
             case "POST", "/v1/score":
                 return self._score(ScoreRequest.model_validate_json(request.content))
             case "GET", "/v1/model":
-                return answer(MODEL)
+                return answer(self.model)
             case "GET", "/metrics":
                 return httpx.Response(200, text="# TYPE\nvigor_queued_requests 2.0\nvigor_queued_tokens 34.0\n")
             case "GET", "/readyz" if self.loading_answers:
