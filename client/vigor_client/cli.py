@@ -20,7 +20,7 @@ from typing import TextIO, TypeVar, get_args
 
 from vigor_client import __version__
 from vigor_client.checkpoints import checkpoint_tensors
-from vigor_client.client import DEFAULT_TIMEOUT_SECONDS, VigorClient
+from vigor_client.client import DEFAULT_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS, VigorClient
 from vigor_client.digest import new_hasher
 from vigor_client.errors import InputError, VigorError, WeightDigestMismatchError
 from vigor_client.jsonl import check_lines
@@ -278,7 +278,7 @@ def _add_connection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", default=url, help=f"the service (default: VIGOR_URL, else {DEFAULT_URL})")
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="default: the key in VIGOR_API_KEY, if set")
     parser.add_argument(
-        "--timeout-seconds", type=_number(float, 0.1, inf), default=DEFAULT_TIMEOUT_SECONDS, metavar="S"
+        "--timeout-seconds", type=_number(float, 0.1, MAX_TIMEOUT_SECONDS), default=DEFAULT_TIMEOUT_SECONDS, metavar="S"
     )
 
 

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
+MAX_TIMEOUT_SECONDS = 7 * 24 * 3600.0  # sockets overflow at much larger numbers
 USER_AGENT = f"vigor-client/{__version__}"
 
 Groups = Sequence[Group | Mapping[str, object]]
@@ -59,7 +60,7 @@ class VigorClient:
     Args:
         base_url: where the service listens, e.g. ``http://127.0.0.1:8000``.
         api_key: sent as a bearer token.
-        timeout_seconds: how long the service may keep silent within one attempt.
+        timeout_seconds: how long the service may keep silent within one attempt, at most a week.
         max_retries: how often one call is tried again.
         transport: replaces the network, for tests.
 
@@ -79,16 +80,7 @@ class VigorClient:
     ) -> None:
         url, headers = checked_url(base_url), _headers(api_key)
         network = Network() if transport else network_for(url)
-        self._connections = Connections(
-            lambda: httpx.Client(
-                base_url=url,
-                headers=headers,
-                transport=transport,
-                proxy=network.proxy,
-                verify=network.certificates,
-                trust_env=False,
-            )
-        )
+        self._connections = Connections(lambda: network.open_pool(url, headers, transport))
         self._endpoints = _endpoints(BlockingWire(self._connections), timeout_seconds, max_retries)
         self._description = _describe(self, url, api_key)
 
@@ -265,16 +257,7 @@ class AsyncVigorClient:
     ) -> None:
         url, headers = checked_url(base_url), _headers(api_key)
         network = Network() if transport else network_for(url)
-        self._connections = AsyncConnections(
-            lambda: httpx.AsyncClient(
-                base_url=url,
-                headers=headers,
-                transport=transport,
-                proxy=network.proxy,
-                verify=network.certificates,
-                trust_env=False,
-            )
-        )
+        self._connections = AsyncConnections(lambda: network.open_async_pool(url, headers, transport))
         self._endpoints = _endpoints(AsyncWire(self._connections), timeout_seconds, max_retries)
         self._description = _describe(self, url, api_key)
 
@@ -376,8 +359,10 @@ class AsyncVigorClient:
 
 
 def _endpoints(wire: Wire, timeout_seconds: float, max_retries: int) -> Endpoints:
-    if not timeout_seconds > 0:
-        raise ValueError(f"timeout_seconds is {timeout_seconds}; give more than 0")
+    if not 0 < timeout_seconds <= MAX_TIMEOUT_SECONDS:
+        raise ValueError(
+            f"timeout_seconds is {timeout_seconds:g}; give more than 0, and at most {MAX_TIMEOUT_SECONDS:g}"
+        )
     exchange = Exchange(wire, RetryPolicy(max_retries=max_retries), random=random.random)
     return Endpoints(exchange, timeout_seconds=timeout_seconds)
 

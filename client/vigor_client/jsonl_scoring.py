@@ -130,7 +130,7 @@ def _refused(lines: Sequence[Line], error: ProblemError | UnexpectedAnswerError)
             raise error
         code, detail, places = error.code, error.detail, _places_by_group(lines, error)
     if not places and len(lines) == 1:
-        places = {0: []}
+        places[0] = []
     return {
         lines[index].number: RefusedGroup(
             id=lines[index].group.id,

@@ -30,10 +30,34 @@ def _trusts_no_server() -> ssl.SSLContext:
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """What a connection pool needs to know: a proxy, or None for direct connections, and the trusted certificates."""
+    """Opens connection pools: through a proxy, or directly where it is None, with these trusted certificates."""
 
     proxy: httpx.Proxy | None = None
     certificates: ssl.SSLContext = field(default_factory=_trusts_no_server)
+
+    def open_pool(
+        self, url: httpx.URL, headers: Mapping[str, str], transport: httpx.BaseTransport | None
+    ) -> httpx.Client:
+        return httpx.Client(
+            base_url=url,
+            headers=headers,
+            transport=transport,
+            proxy=self.proxy,
+            verify=self.certificates,
+            trust_env=False,
+        )
+
+    def open_async_pool(
+        self, url: httpx.URL, headers: Mapping[str, str], transport: httpx.AsyncBaseTransport | None
+    ) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            base_url=url,
+            headers=headers,
+            transport=transport,
+            proxy=self.proxy,
+            verify=self.certificates,
+            trust_env=False,
+        )
 
 
 def checked_url(base_url: str) -> httpx.URL:

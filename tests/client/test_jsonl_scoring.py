@@ -19,7 +19,8 @@ from vigor_client.errors import (
 )
 from vigor_client.jsonl import RefusedGroup, ScoredGroup, check_lines
 from vigor_client.jsonl_input import JsonlInput
-from vigor_client.jsonl_scoring import MAX_REQUEST_BYTES, Result, score_groups
+from vigor_client.jsonl_scoring import Result, score_groups
+from vigor_client.portions import MAX_REQUEST_BYTES
 from vigor_client.schemas import Group, GroupScore, Problem, ScoreResponse
 from vigor_client.score_lines import OnGroup
 

@@ -197,7 +197,7 @@ def _datasets(
     tasks: dict[str, list[Example]],
 ) -> dict[str, Dataset]:
     """Return the prompts that fit, with a whole completion, into what the service takes."""
-    num_tokens = prompt_counter(tokenizer, grpo.chat_template_kwargs or {})
+    num_tokens = prompt_counter(tokenizer, cast("dict[str, Any]", grpo.chat_template_kwargs or {}))
     max_prompt_tokens = client.model().max_sequence_tokens - (grpo.max_completion_length or 1)
     return {
         name: as_dataset(

@@ -38,7 +38,7 @@ def test_without_groups_there_is_no_request() -> None:
 
 
 def test_text_counts_as_the_bytes_that_it_has() -> None:
-    groups = [Group(prompt="題" * 10, completions=["a"])] * 3
+    groups = [Group(prompt="題" * 10, completions=[Completion(text="a")])] * 3
     assert sizes(in_portions(groups, max_bytes=len(groups[0].model_dump_json(exclude_none=True)) + 1)) == [1, 1, 1]
 
 
@@ -61,7 +61,7 @@ def test_a_request_that_is_too_large_goes_in_halves(error: VigorError) -> None:
             raise error
         return [GroupScore(id=group.id, completions=scores(sizes=(1,)).groups[0].completions) for group in portion]
 
-    groups = [Group(id=f"q{number}", prompt="p", completions=["a"]) for number in range(5)]
+    groups = [Group(id=f"q{number}", prompt="p", completions=[Completion(text="a")]) for number in range(5)]
     assert [score.id for score in score_portions(groups, score)] == ["q0", "q1", "q2", "q3", "q4"]
     assert asked == [5, 2, 3, 1, 2]
 
