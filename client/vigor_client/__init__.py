@@ -29,6 +29,7 @@ from vigor_client.errors import (
     LoadingError,
     MissingDependencyError,
     MixedUpAnswerError,
+    NetworkSettingError,
     NotReadyError,
     PayloadTooLargeError,
     ProblemError,
@@ -50,7 +51,7 @@ from vigor_client.errors import (
     WeightVersionMismatchError,
 )
 from vigor_client.lora import lora_scalings
-from vigor_client.portions import in_portions
+from vigor_client.portions import in_portions, score_portions
 from vigor_client.ranking import rank_rewards, ranks
 from vigor_client.schemas import (
     Completion,
@@ -105,6 +106,7 @@ __all__ = [
     "MissingDependencyError",
     "MixedUpAnswerError",
     "ModelInfo",
+    "NetworkSettingError",
     "NotReadyError",
     "ParameterRules",
     "ParameterShare",
@@ -146,4 +148,5 @@ __all__ = [
     "lora_scalings",
     "rank_rewards",
     "ranks",
+    "score_portions",
 ]

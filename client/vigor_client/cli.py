@@ -1,6 +1,7 @@
 """``vigor``: score a JSONL file, show what a service holds, wait until it is ready, push a checkpoint to it.
 
-Answers go to stdout, errors as one line to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted.
+Answers go to stdout, errors as one line to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done, but the service
+refused some groups, 130 interrupted.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from functools import partial
+from io import TextIOWrapper
 from math import inf
 from pathlib import Path
 from time import monotonic
@@ -18,14 +20,16 @@ from typing import TextIO, TypeVar, get_args
 
 from vigor_client import __version__
 from vigor_client.checkpoints import checkpoint_tensors
-from vigor_client.client import DEFAULT_TIMEOUT_SECONDS, VigorClient
+from vigor_client.client import DEFAULT_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS, VigorClient
 from vigor_client.digest import new_hasher
 from vigor_client.errors import InputError, VigorError, WeightDigestMismatchError
-from vigor_client.jsonl import check_lines, score_lines
+from vigor_client.jsonl import check_lines
 from vigor_client.jsonl_input import open_input
+from vigor_client.jsonl_scoring import score_groups
+from vigor_client.key_file import read_key
 from vigor_client.progress_line import ProgressLine
 from vigor_client.readiness import ReadinessWait
-from vigor_client.results_file import Finished, open_results, partial_of, resume
+from vigor_client.results_file import Finished, RefusedLines, open_results, partial_of, resume, write_result
 from vigor_client.retry import DEFAULT_MAX_RETRIES
 from vigor_client.schemas import (
     MAX_GROUPS,
@@ -37,30 +41,52 @@ from vigor_client.schemas import (
     TieRule,
     TruncatedRule,
 )
+from vigor_client.score_lines import OnGroup
 
 T = TypeVar("T", int, float)
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_READY_TIMEOUT_SECONDS = 600.0
 QUEUE_SERIES = {"vigor_queued_requests": "requests", "vigor_queued_tokens": "tokens"}
+REFUSED = 3
 INTERRUPTED = 130
 _OUTPUT_CLOSED = 141  # what a shell reports for a process that SIGPIPE ended
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends nothing
     arguments = _parser().parse_args(argv)
     try:
-        return arguments.run(arguments)
+        code = arguments.run(arguments)
+        _flush_output()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # so that the flush at exit stays quiet
+        _drop_output()
         return _OUTPUT_CLOSED
     except VigorError as error:
         return _fail(str(error).replace("\n  ", "; "))
     except OSError as error:
-        return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
+        _drop_output()
+        return _fail(f"{error.filename}: {error.strerror}" if error.filename else error.strerror or str(error))
+    return code
+
+
+def _flush_output() -> None:
+    """Write what is left now, where an error can still be told."""
+    if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison] - None where a process has none
+        sys.stdout.flush()
+
+
+def _drop_output() -> None:
+    """Keep the flush at exit quiet, where standard output takes nothing any more."""
+    try:
+        _flush_output()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def score(arguments: argparse.Namespace) -> int:
@@ -71,21 +97,26 @@ def score(arguments: argparse.Namespace) -> int:
     with open_input(arguments.input) as source:
         num_groups = check_lines(source)
         finished = resume(out_path, source) if out_path and arguments.resume else Finished()
+        refused = RefusedLines(source.name, finished.num_refused)
         progress = ProgressLine(_terminal(arguments), num_groups, done=finished.num_groups)
         with _client(arguments) as client, open_results(out_path, goes_on=arguments.resume) as out, closing(progress):
-            for line in score_lines(
+            for line, result in score_groups(
                 source,
-                partial(_score_groups, client, arguments, finished, progress),
+                partial(_score_request, client, arguments, finished),
                 groups_per_request=arguments.groups_per_request,
                 num_groups=num_groups,
                 num_finished=finished.num_groups,
+                on_group=progress.advance,
             ):
-                print(line, file=out, flush=True)
-    return 0
+                write_result(out, result)
+                refused.note(line, result)
+    if not refused.num_groups:
+        return 0
+    return _fail(f"{refused.num_groups} of {num_groups} groups have an error and no scores: {refused}", REFUSED)
 
 
-def _score_groups(
-    client: VigorClient, arguments: argparse.Namespace, finished: Finished, progress: ProgressLine, groups: list[Group]
+def _score_request(
+    client: VigorClient, arguments: argparse.Namespace, finished: Finished, groups: list[Group], on_group: OnGroup
 ) -> ScoreResponse:
     _readiness(client, arguments).while_loading(arguments.ready_timeout_seconds)
     try:
@@ -98,7 +129,7 @@ def _score_groups(
             ties=arguments.ties,
             truncated=arguments.truncated,
             return_token_ids=arguments.return_token_ids,
-            on_group=lambda _index, _group: progress.advance(),
+            on_group=on_group,
         )
     except WeightDigestMismatchError as error:
         raise InputError(
@@ -157,9 +188,9 @@ def push(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _fail(reason: str) -> int:
+def _fail(reason: str, code: int = 1) -> int:
     print("vigor:", reason, file=sys.stderr)
-    return 1
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -247,14 +278,14 @@ def _add_connection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", default=url, help=f"the service (default: VIGOR_URL, else {DEFAULT_URL})")
     parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="default: the key in VIGOR_API_KEY, if set")
     parser.add_argument(
-        "--timeout-seconds", type=_number(float, 0.1, inf), default=DEFAULT_TIMEOUT_SECONDS, metavar="S"
+        "--timeout-seconds", type=_number(float, 0.1, MAX_TIMEOUT_SECONDS), default=DEFAULT_TIMEOUT_SECONDS, metavar="S"
     )
 
 
 def _client(arguments: argparse.Namespace, *, max_retries: int = DEFAULT_MAX_RETRIES) -> VigorClient:
     key_file: Path | None = arguments.api_key_file
-    key = key_file.read_text().strip() if key_file else os.environ.get("VIGOR_API_KEY")
     try:
+        key = read_key(key_file) if key_file else os.environ.get("VIGOR_API_KEY")
         return VigorClient(
             arguments.url, api_key=key or None, timeout_seconds=arguments.timeout_seconds, max_retries=max_retries
         )
@@ -268,8 +299,12 @@ def _readiness(client: VigorClient, arguments: argparse.Namespace) -> ReadinessW
 
 def _terminal(arguments: argparse.Namespace) -> TextIO | None:
     """Where progress is shown: on a terminal that does not show the results themselves."""
-    shows_results = arguments.out is None and sys.stdout.isatty()
-    return sys.stderr if sys.stderr.isatty() and not shows_results and not arguments.quiet else None
+    shows_results = arguments.out is None and _is_terminal(sys.stdout)
+    return sys.stderr if _is_terminal(sys.stderr) and not shows_results and not arguments.quiet else None
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
 
 
 def _number(kind: type[T], low: float, high: float) -> Callable[[str], T]:

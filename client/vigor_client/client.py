@@ -17,6 +17,7 @@ from vigor_client.attribution_schemas import AttributionRequest, AttributionResp
 from vigor_client.connections import AsyncConnections, Connections
 from vigor_client.endpoints import Endpoints
 from vigor_client.exchange import Exchange
+from vigor_client.network import Network, checked_url, network_for
 from vigor_client.retry import DEFAULT_MAX_RETRIES, RetryPolicy
 from vigor_client.schemas import (
     Group,
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     import torch
 
 DEFAULT_TIMEOUT_SECONDS = 300.0
+MAX_TIMEOUT_SECONDS = 7 * 24 * 3600.0  # sockets overflow at much larger numbers
 USER_AGENT = f"vigor-client/{__version__}"
 
 Groups = Sequence[Group | Mapping[str, object]]
@@ -58,12 +60,13 @@ class VigorClient:
     Args:
         base_url: where the service listens, e.g. ``http://127.0.0.1:8000``.
         api_key: sent as a bearer token.
-        timeout_seconds: how long the service may keep silent within one attempt.
+        timeout_seconds: how long the service may keep silent within one attempt, at most a week.
         max_retries: how often one call is tried again.
         transport: replaces the network, for tests.
 
     Raises:
         ValueError: the URL or the key cannot be used.
+        NetworkSettingError: the environment's proxy or certificates for this URL cannot be used.
     """
 
     def __init__(
@@ -75,8 +78,9 @@ class VigorClient:
         max_retries: int = DEFAULT_MAX_RETRIES,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        url, headers = _checked_url(base_url), _headers(api_key)
-        self._connections = Connections(lambda: httpx.Client(base_url=url, headers=headers, transport=transport))
+        url, headers = checked_url(base_url), _headers(api_key)
+        network = Network() if transport else network_for(url)
+        self._connections = Connections(lambda: network.open_pool(url, headers, transport))
         self._endpoints = _endpoints(BlockingWire(self._connections), timeout_seconds, max_retries)
         self._description = _describe(self, url, api_key)
 
@@ -251,10 +255,9 @@ class AsyncVigorClient:
         max_retries: int = DEFAULT_MAX_RETRIES,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
-        url, headers = _checked_url(base_url), _headers(api_key)
-        self._connections = AsyncConnections(
-            lambda: httpx.AsyncClient(base_url=url, headers=headers, transport=transport)
-        )
+        url, headers = checked_url(base_url), _headers(api_key)
+        network = Network() if transport else network_for(url)
+        self._connections = AsyncConnections(lambda: network.open_async_pool(url, headers, transport))
         self._endpoints = _endpoints(AsyncWire(self._connections), timeout_seconds, max_retries)
         self._description = _describe(self, url, api_key)
 
@@ -356,8 +359,10 @@ class AsyncVigorClient:
 
 
 def _endpoints(wire: Wire, timeout_seconds: float, max_retries: int) -> Endpoints:
-    if not timeout_seconds > 0:
-        raise ValueError(f"timeout_seconds is {timeout_seconds}; give more than 0")
+    if not 0 < timeout_seconds <= MAX_TIMEOUT_SECONDS:
+        raise ValueError(
+            f"timeout_seconds is {timeout_seconds:g}; give more than 0, and at most {MAX_TIMEOUT_SECONDS:g}"
+        )
     exchange = Exchange(wire, RetryPolicy(max_retries=max_retries), random=random.random)
     return Endpoints(exchange, timeout_seconds=timeout_seconds)
 
@@ -373,18 +378,6 @@ def _sample_request(sample: Sample) -> SampleRequest:
 
 def _attribution_request(request: Attributed) -> AttributionRequest:
     return request if isinstance(request, AttributionRequest) else AttributionRequest.model_validate(dict(request))
-
-
-def _checked_url(base_url: str) -> httpx.URL:
-    try:
-        url = httpx.URL(base_url)
-    except httpx.InvalidURL as error:
-        raise ValueError(f"the service's URL cannot be read: {error}") from error
-    if url.userinfo:
-        raise ValueError("give the key as api_key, not within the URL")
-    if url.scheme not in ("http", "https") or not url.host or url.query or url.fragment:
-        raise ValueError(f"{base_url!r} is not a service's URL; give one like http://127.0.0.1:8000")
-    return url
 
 
 def _headers(api_key: str | None) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
     VigorError
     ├── MissingDependencyError            an extra is not installed (also an ImportError)
+    ├── NetworkSettingError               a proxy or certificates of the environment cannot be used (also a ValueError)
     ├── TransportError                    no answer came; carries request_id
     │   ├── UnreachableError              nothing was sent: refused, no such host, connect timeout
     │   ├── AnswerTimeoutError            sent, then silence (also a TimeoutError)
@@ -67,6 +68,10 @@ class MissingDependencyError(VigorError, ImportError):
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs {package}: pip install '.[{extra}]' in a checkout of vigor-rl", name=package)
+
+
+class NetworkSettingError(VigorError, ValueError):
+    """A proxy or certificates that the environment gives for the service cannot be used; names the variable."""
 
 
 # ------------------------------------------------------------------------------------------- no answer

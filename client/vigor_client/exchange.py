@@ -129,7 +129,7 @@ def transport_error(error: httpx.RequestError, call: Call) -> TransportError:
     request_id = call.headers[REQUEST_ID_HEADER]
     place = f"{call.method} {error.request.url}"
     reason = str(error) or type(error).__name__
-    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout):
+    if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ProxyError):
         return UnreachableError(f"cannot reach the service: {place}: {reason}", request_id=request_id)
     if isinstance(error, httpx.TimeoutException):
         # In an answer in lines less silence is allowed than before it.

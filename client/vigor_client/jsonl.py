@@ -1,20 +1,19 @@
-"""Score JSON lines: one group per line in, one line of results per group out, in the same order.
+"""What stands on the lines: a group on each line of the input, its scores or why it has none on each of the output.
 
-Only a bounded number of groups is in memory at a time. Knows nothing about the command line.
+Knows nothing about requests or the command line.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import pydantic
+from pydantic import Field
 
-from vigor_client.errors import InputError, ProblemError, VigorError
+from vigor_client.errors import InputError
 from vigor_client.jsonl_input import JsonlInput
-from vigor_client.schemas import Group, ScoreResponse
+from vigor_client.schemas import Checksum, FieldError, Group, GroupScore, WeightVersion, WireModel
 from vigor_client.wire_types import half_character_in_json
 
 _MAX_LISTED_LINES = 10
@@ -22,10 +21,34 @@ _MAX_LISTED_LINES = 10
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A group and the line it stands on, counted from 1."""
+    """A group, the line it stands on, counted from 1, and the bytes of that line."""
 
     number: int
     group: Group
+    num_bytes: int
+
+
+class ScoredGroup(GroupScore):
+    """A line of the output: a group's scores, and the weights they come from."""
+
+    weight_version: WeightVersion
+    weight_digest: Checksum
+
+
+class Refusal(WireModel):
+    """Why the service did not score a group: ``detail`` says it in a line, ``errors`` has the places in the group."""
+
+    status: int
+    code: str
+    detail: str
+    errors: list[FieldError] = Field(default_factory=list[FieldError])
+
+
+class RefusedGroup(WireModel):
+    """A line of the output: a group that was not scored."""
+
+    id: str | None = None
+    error: Refusal
 
 
 def check_lines(source: JsonlInput) -> int:
@@ -60,55 +83,27 @@ def read_groups(source: JsonlInput) -> Iterator[Line]:
     return (_parse(source, number, text) for number, text in source.lines())
 
 
-def score_lines(
-    source: JsonlInput,
-    score: Callable[[list[Group]], ScoreResponse],
-    *,
-    groups_per_request: int,
-    num_groups: int,
-    num_finished: int = 0,
-) -> Iterator[str]:
-    """Yield one JSON line of results per group, from the group after the first ``num_finished`` on.
-
-    Raises:
-        InputError: a line is not a group, the service refused one, or there are not the ``num_groups`` of the check.
-    """
-    lines = islice(read_groups(source), num_finished, None)
-    num_read = num_finished
-    while batch := list(islice(lines, groups_per_request)):
-        try:
-            response = score([line.group for line in batch])
-        except ProblemError as error:
-            raise _located(source, batch, error) from error
-        weights = {"weight_version": response.weight_version, "weight_digest": response.weight_digest}
-        for group in response.groups:
-            yield json.dumps({**group.model_dump(mode="json"), **weights}, ensure_ascii=False)
-        num_read += len(batch)
-    if num_read != num_groups:
-        raise InputError(f"{source.name}: changed while it was scored: {num_read} groups instead of {num_groups}")
-
-
 def _parse(source: JsonlInput, number: int, text: bytes) -> Line:
     try:
-        return Line(number, Group.model_validate_json(text))
+        return Line(number, Group.model_validate_json(text), len(text))
     except pydantic.ValidationError as error:
-        if found := half_character_in_json(text):
-            place, said = found
-            raise InputError(f"{source.name}:{number}: {'.'.join(map(str, place))}: {said}") from error
-        places = [
-            ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"])))
-            for fault in error.errors(include_url=False, include_input=False)
-        ]
-        raise InputError(f"{source.name}:{number}: {'; '.join(places)}") from error
+        raise InputError(f"{source.name}:{number}: {_fault_of(text) or _places(error)}") from error
 
 
-def _located(source: JsonlInput, batch: list[Line], error: ProblemError) -> VigorError:
-    """Say which lines a refusal is about, where it is about single groups."""
-    places: list[str] = []
-    for fault in error.errors:
-        match fault.loc:
-            case ["groups", int(index), *inner] if index < len(batch):
-                places.append(f"{source.name}:{batch[index].number}: {'.'.join(map(str, inner))}: {fault.msg}")
-            case _:
-                return error
-    return InputError("\n  ".join(places)) if places else error
+def _fault_of(text: bytes) -> str | None:
+    """What is wrong with the characters, which the parser would call invalid JSON."""
+    if found := half_character_in_json(text):
+        place, said = found
+        return ": ".join(filter(None, (".".join(map(str, place)), said)))
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return f"byte {error.start} of the line (0x{text[error.start]:02x}) is not UTF-8: save the file as UTF-8"
+    return None
+
+
+def _places(error: pydantic.ValidationError) -> str:
+    return "; ".join(
+        ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"])))
+        for fault in error.errors(include_url=False, include_input=False)
+    )

@@ -1,16 +1,19 @@
 """The input of ``vigor score``, which is read more than once: a file, or whatever gives its bytes once only.
 
 Standard input, a named pipe or a process substitution is copied to a temporary file first, so that disk is needed for
-it and not memory. What is compressed by gzip is decompressed, whatever its name.
+it and not memory. What is compressed by gzip is decompressed, whatever its name. UTF-16 and UTF-32 become UTF-8.
 """
 
 from __future__ import annotations
 
 import gzip
+import io
+import json
 import shutil
 import stat
 import sys
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +25,7 @@ from vigor_client.errors import InputError
 
 STANDARD_INPUT = Path("-")
 _GZIP_MAGIC = b"\x1f\x8b"
+_LONGEST_BOM_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,17 +36,22 @@ class JsonlInput:
     path: Path
 
     def lines(self) -> Iterator[tuple[int, bytes]]:
-        """Yield the lines that are not blank with their numbers, counted from 1.
+        """Yield the lines that are not blank, as UTF-8 without a byte order mark, and their numbers, counted from 1.
 
         Raises:
-            InputError: what is compressed is damaged.
+            InputError: what is compressed is damaged, or what begins like UTF-16 or UTF-32 does not go on like it.
             OSError: the file cannot be read.
         """
         try:
             with self._open() as file:
-                yield from ((number, text) for number, text in enumerate(file, start=1) if text.strip())
+                for number, line in enumerate(_in_utf8(file), start=1):
+                    text = line.removeprefix(BOM_UTF8)  # on any line: files are put together from several
+                    if text.strip():
+                        yield number, text
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
             raise InputError(f"{self.name}: compressed by gzip, and damaged: {error}") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.name}: begins like {error.encoding}, and is not: {error.reason}") from error
 
     def _open(self) -> gzip.GzipFile | BinaryIO:
         with self.path.open("rb") as file:
@@ -52,13 +61,36 @@ class JsonlInput:
 
 @contextmanager
 def open_input(path: Path) -> Generator[JsonlInput]:
-    """Yield what ``path`` names: a file, a pipe, or ``-`` for standard input."""
+    """Yield what ``path`` names: a file, a pipe, or ``-`` for standard input.
+
+    Raises:
+        InputError: standard input is closed.
+        OSError: there is nothing that can be read.
+    """
     if path != STANDARD_INPUT and stat.S_ISREG(path.stat().st_mode):
         yield JsonlInput(str(path), path)
         return
     name = "standard input" if path == STANDARD_INPUT else str(path)
     with NamedTemporaryFile(prefix="vigor-", suffix=".jsonl") as copy:
-        with sys.stdin.buffer if path == STANDARD_INPUT else path.open("rb") as source:
+        with _standard_input() if path == STANDARD_INPUT else path.open("rb") as source:
             shutil.copyfileobj(source, copy)
         copy.flush()
         yield JsonlInput(name, Path(copy.name))
+
+
+def _standard_input() -> BinaryIO:
+    if sys.stdin is None:  # pyright: ignore[reportUnnecessaryComparison] - None where a process has none
+        raise InputError("standard input is closed")
+    return sys.stdin.buffer
+
+
+def _in_utf8(file: gzip.GzipFile | BinaryIO) -> Iterator[bytes]:
+    """Yield the lines of JSON text in any of Unicode's encodings, told by a byte order mark or the first characters."""
+    encoding = json.detect_encoding(file.read(_LONGEST_BOM_BYTES))
+    file.seek(0)
+    if encoding.startswith("utf-8"):
+        yield from file
+        return
+    # Halves of surrogate pairs pass: they are named where the line is parsed.
+    with io.TextIOWrapper(file, encoding, errors="surrogatepass", newline="\n") as text:
+        yield from (line.encode(errors="surrogatepass") for line in text)

@@ -175,7 +175,16 @@ def test_a_service_may_live_under_a_path() -> None:
     assert service.requests[0].url.path == "/scorer/healthz"
 
 
-@pytest.mark.parametrize("option", [{"timeout_seconds": 0.0}, {"timeout_seconds": float("nan")}, {"max_retries": -1}])
+@pytest.mark.parametrize(
+    "option",
+    [
+        {"timeout_seconds": 0.0},
+        {"timeout_seconds": float("nan")},
+        {"timeout_seconds": float("inf")},
+        {"timeout_seconds": 1e11},
+        {"max_retries": -1},
+    ],
+)
 def test_options_without_sense_are_refused(option: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(option))):
         VigorClient(URL, **option)

@@ -14,9 +14,8 @@ import pytest
 from tests.client.test_cli import DEADLINE_SECONDS, CommandLineFake, serving, write_groups
 from vigor_client.cli import main
 from vigor_client.errors import InputError
-from vigor_client.jsonl import check_lines, score_lines
-from vigor_client.jsonl_input import JsonlInput, open_input
-from vigor_client.schemas import Group, ScoreResponse
+from vigor_client.jsonl import check_lines
+from vigor_client.jsonl_input import open_input
 
 IDS = ("q1", "q2", "q3")
 
@@ -89,20 +88,6 @@ def test_a_damaged_archive_is_named(damage: Callable[[bytes], bytes], groups: by
         check_lines(source)
 
 
-def test_a_file_that_changes_while_it_is_scored_gives_no_complete_result(groups: bytes, tmp_path: Path) -> None:
-    path = tmp_path / "in.jsonl"
-    path.write_bytes(groups)
-    source = JsonlInput("in.jsonl", path)
-    num_groups = check_lines(source)
-    path.write_bytes(b"")
-
-    def score(asked: list[Group]) -> ScoreResponse:
-        raise AssertionError(f"{asked} are there no more")
-
-    with pytest.raises(InputError, match=r"in\.jsonl: changed while it was scored: 0 groups instead of 3"):
-        list(score_lines(source, score, groups_per_request=2, num_groups=num_groups))
-
-
 def test_half_of_a_surrogate_pair_is_named_by_line_and_place(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -111,3 +96,54 @@ def test_half_of_a_surrogate_pair_is_named_by_line_and_place(
     assert main(["score", str(path), "--url", "http://127.0.0.1:9"]) == 1
     said = r"completions.1: character 5 is half of a surrogate pair (\ud83d): the text was cut within a character"
     assert capsys.readouterr().err == f"vigor: {path}:1: {said}\n"
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress], ids=["plain", "gzip"])
+@pytest.mark.parametrize(
+    "encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"]
+)
+def test_every_encoding_of_unicode_is_read_with_a_mark_or_without(
+    encoding: str, compress: Callable[[bytes], bytes], tmp_path: Path
+) -> None:
+    path, lines = tmp_path / "in.jsonl", ['{"id": "題-1"}', "", '{"id": "q\u2028\x85"}', ' {"id": "😀"} ']
+    path.write_bytes(compress("\r\n".join(lines).encode(encoding)))
+    with open_input(path) as source:
+        found = [(number, json.loads(text)["id"]) for number, text in source.lines()]
+    assert found == [(1, "題-1"), (3, "q\u2028\x85"), (4, "😀")]
+
+
+def test_a_mark_within_a_file_that_was_put_together_is_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes('{"a": 1}\n\ufeff{"a": 2}\n\ufeff\n'.encode())
+    with open_input(path) as source:
+        assert [(number, json.loads(text)) for number, text in source.lines()] == [(1, {"a": 1}), (2, {"a": 2})]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("\ufeff{".encode("utf-16-le") + b"x", ": begins like utf-16-le, and is not: truncated data"),
+        ('{"prompt": "é"}'.encode("latin-1"), ":1: byte 12 of the line (0xe9) is not UTF-8: save the file as UTF-8"),
+        (b'\xff\xfe{\0"\0', ":1: Invalid JSON: EOF while parsing a string at line 1 column 2"),
+        (
+            r'{"prompt": "Hi", "completions": ["ok", "nice \ud83d"]}'.encode("utf-16"),
+            r":1: completions.1: character 5 is half of a surrogate pair (\ud83d): the text was cut within a character",
+        ),
+        (
+            '{"prompt": "Hi", "completions": ["ok", "nice \ud83d"]}'.encode("utf-16", "surrogatepass"),
+            r":1: completions.1: character 5 is half of a surrogate pair (\ud83d): the text was cut within a character",
+        ),
+        (
+            '{"prompt": "Hi", "completions": ["ok", "nice \ud83d"]}'.encode("utf-8", "surrogatepass"),
+            r":1: completions.1: character 5 is half of a surrogate pair (\ud83d): the text was cut within a character",
+        ),
+        (b"[" * 100_000, ":1: Invalid JSON: recursion limit exceeded"),
+    ],
+)
+def test_what_is_no_text_is_named(
+    content: bytes, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(content)
+    assert main(["score", str(path), "--url", "http://127.0.0.1:9"]) == 1
+    assert capsys.readouterr().err.startswith(f"vigor: {path}{said}")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.client.fake_service import problem
 from tests.client.test_cli import DEADLINE_SECONDS, CommandLineFake, serving, write_groups
 from tests.client.test_client import DIGEST
 from vigor_client.cli import main
@@ -184,3 +185,105 @@ def test_the_line_counts_what_was_there_and_estimates_from_what_came() -> None:
         "1,002 of 3,004 groups, 1 groups/s, 0:33:22 left",
         "1,003 of 3,004 groups, 1 groups/s, 0:33:21 left\n",
     ]
+
+
+def test_groups_that_are_refused_stand_in_the_output_and_in_the_last_line(
+    url: str, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_groups(tmp_path / "in.jsonl", "q1", "bad", "q3")
+    assert main(["score", str(source), "--url", url, "--out", str(out)]) == 3
+    first, refused, last = map(json.loads, out.read_text().splitlines())
+    assert [first["id"], refused["id"], last["id"]] == ["q1", "bad", "q3"]
+    assert (refused["error"]["code"], "completions" in refused) == ("invalid_request", False)
+    said = f"1 of 3 groups have an error and no scores: {source}:2: prompt_ids.0: id 9 is out of range"
+    assert capsys.readouterr().err == f"vigor: {said}\n"
+
+
+def test_a_long_list_of_refused_groups_is_cut(
+    url: str, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_groups(tmp_path / "in.jsonl", *(f"bad-{number}" for number in range(25)))
+    assert main(["score", str(source), "--url", url, "--out", str(out)]) == 3
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("vigor: 25 of 25 groups ")
+    assert line.endswith("; 15 more in the output")
+    assert len(line) < 2000
+
+
+def test_a_run_goes_on_behind_a_group_that_was_refused(
+    fake: CommandLineFake, url: str, tmp_path: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_groups(tmp_path / "in.jsonl", "bad", "q2", "q3")
+    fake.problems["q3"] = problem(503, "weights_poisoned")
+    assert main(["score", str(source), "--url", url, "--out", str(out), "--groups-per-request", "1"]) == 1
+    fake.problems.clear()
+    fake.group_counts.clear()
+    assert resume(source, out, url) == 3
+    assert fake.group_counts == [1]
+    assert ids_in(out) == ["bad", "q2", "q3"]
+    assert "1 of 3 groups have an error and no scores: 1 more in the output" in capsys.readouterr().err
+
+
+def test_a_service_that_takes_little_gets_little_at_once(
+    fake: CommandLineFake, source: Path, out: Path, url: str
+) -> None:
+    fake.max_body_bytes = 250
+    assert main(["score", str(source), "--url", url, "--out", str(out)]) == 0
+    assert ids_in(out) == list(IDS)
+    assert fake.group_counts == [-5, 2, -3, 1, 2]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii", "latin-1", "cp1252", "cp932", "utf-16"])
+def test_the_output_is_json_in_any_encoding_of_standard_output(encoding: str, url: str, tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    ids = ["題-1", "é😀", "q3"]
+    lines = [json.dumps({"id": id_, "prompt": "hi", "completions": ["a", "b"]}) for id_ in ids]
+    source.write_text("\n".join(lines))
+    done = run_command("score", str(source), "--url", url, PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert [json.loads(line)["id"] for line in done.stdout.decode(encoding).splitlines()] == ids
+
+
+def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "vigor_client.cli", *arguments]
+    env = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, env=env, timeout=DEADLINE_SECONDS, check=False)
+
+
+@pytest.mark.parametrize("command", ["status", "score"])
+def test_output_that_cannot_be_written_is_one_line(command: str, source: Path, url: str) -> None:
+    arguments = [sys.executable, "-m", "vigor_client.cli", command, *([str(source)] if command == "score" else [])]
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [*arguments, "--url", url], stdout=full, stderr=subprocess.PIPE, timeout=DEADLINE_SECONDS, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, b"vigor: No space left on device\n")
+
+
+@pytest.mark.parametrize(("closed", "said"), [(">&-", b"standard output is closed: give --out"), ("<&-", b"")])
+def test_a_closed_standard_stream_is_no_trace(closed: str, said: bytes, source: Path, url: str) -> None:
+    line = f'"{sys.executable}" -m vigor_client.cli score "{source}" --url {url} {closed}'
+    done = subprocess.run(["/bin/sh", "-c", line], capture_output=True, timeout=DEADLINE_SECONDS, check=False)
+    assert said in done.stderr
+    assert (done.returncode, b"Traceback" in done.stderr) == (1 if said else 0, False)
+
+
+def test_a_directory_is_no_file_for_results(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", str(source), "--url", "http://127.0.0.1:9", "--out", str(tmp_path)]) == 1
+    assert f"{tmp_path}: is a directory; give the name of a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_key_file_may_be_saved_in_any_encoding(
+    encoding: str, fake: CommandLineFake, url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_bytes("s3cret\r\n".encode(encoding))
+    assert main(["status", "--url", url, "--api-key-file", str(tmp_path / "key")]) == 0
+    assert fake.keys == {"Bearer s3cret"}
+
+
+def test_a_key_file_that_is_no_text_is_named_and_not_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "key").write_bytes(b"s3cret\xff\x80")
+    assert main(["status", "--url", "http://127.0.0.1:9", "--api-key-file", str(tmp_path / "key")]) == 1
+    said = capsys.readouterr().err
+    assert said == f"vigor: {tmp_path}/key: is not text; give a file with the key on one line\n"

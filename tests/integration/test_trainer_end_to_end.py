@@ -45,6 +45,18 @@ def test_each_step_is_scored_by_the_weights_of_that_step(model: Path, tmp_path: 
 
 
 @pytest.mark.slow
+def test_a_run_goes_on_from_its_last_whole_checkpoint_and_has_each_step_once(model: Path, tmp_path: Path) -> None:
+    output, log = tmp_path / "run", tmp_path / "trainer.log"
+    with running_service(model, tmp_path / "service.log") as service:
+        flags = [*trainer_flags(service.url, model, output), "--save_steps", "1"]
+        for more in (["--max_steps", "3"], ["--max_steps", "4", "--resume_from_checkpoint", "true"]):
+            with started("vigor_trainer", *flags, *more, log=log) as trainer:
+                assert trainer.wait(RUN_SECONDS) == 0, log.read_text()[-2000:]
+            (output / "checkpoint-3" / "trainer_state.json").unlink(missing_ok=True)  # killed while it was saved
+    assert [record.step for record in read_records(output)] == [0, 1, 2, 3]
+
+
+@pytest.mark.slow
 def test_a_service_with_keys_is_trained_with_by_its_publish_key_and_no_other(model: Path, tmp_path: Path) -> None:
     files = {name: tmp_path / name for name in ("score", "publish", "wrong")}
     for name, file in files.items():

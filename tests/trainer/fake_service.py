@@ -149,7 +149,7 @@ def tiny_trainer(
     }
     given.update(settings)
     task = load_task(TaskSource("addition"), has_chat_template=True)
-    records = RecordFile(directory, keep=False)
+    records = RecordFile(directory)
     return VigorTrainer(
         publisher=publisher,
         model=tiny_model(),

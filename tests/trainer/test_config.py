@@ -94,6 +94,10 @@ def test_any_flag_of_trl_works() -> None:
         (["--wait_seconds", "601"], "--wait_seconds is 601: give 0 to 600"),
         (["--dataset_size", "0"], "--dataset_size is 0: give more than 0"),
         (["--config", "nowhere.yaml"], "No such file or directory: 'nowhere.yaml'"),
+        (["--config"], "--config needs a file"),
+        (["--overlong_prompts", "cut"], "argument --overlong_prompts/--overlong-prompts: invalid choice"),
+        (["--load_best_model_at_end", "true"], "- Save strategy: SaveStrategy.STEPS"),
+        (["--deepspeed", "nowhere.json"], "deepspeed"),
     ],
 )
 def test_what_cannot_be_run_is_refused_in_one_line(

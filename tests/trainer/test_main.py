@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.client.fake_service import MODEL
+from tests.client.test_cli import CommandLineFake, serving
 from tests.tiny_models import save_tiny_checkpoint
+from tests.trainer.example_records import example_record
 from vigor_trainer.__main__ import main
+from vigor_trainer.records import RecordFile, read_records
 
 # TRL 1.16 still uses the names that transformers 5.23 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
@@ -59,6 +64,51 @@ def test_what_cannot_be_used_is_named_before_anything_runs(
     model = str(save_tiny_checkpoint(tmp_path))
     assert run("--reward_url", "http://127.0.0.1:1", "--model", model, *argv) == 2
     assert complaint in capsys.readouterr().err
+
+
+@pytest.fixture
+def service() -> Iterator[str]:
+    """A service whose context is 48 tokens: a question of `addition` has 33."""
+    fake = CommandLineFake()
+    fake.model = MODEL.model_copy(update={"max_sequence_tokens": 48})
+    with serving(fake) as url:
+        yield url
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (["--report_to", "tensorbord"], "the trainer cannot be built: tensorbord is not supported"),
+        (["--attn_implementation", "nonsense"], "the trainer cannot be built: "),
+        (["--optim", "adamw_bnb_8bit"], "the run cannot begin: You need to install `bitsandbytes`"),
+        (["--max_completion_length", "32"], "100 of 100 prompts do not have 1 to 16 tokens"),
+        (["--output_dir", __file__], f"--output_dir: {__file__}: File exists"),
+        (["--resume_from_checkpoint", "true"], "there is no whole checkpoint in"),
+        (["--resume_from_checkpoint", "nowhere"], "nowhere is no checkpoint"),
+    ],
+)
+def test_what_cannot_begin_is_one_line_and_leaves_the_last_runs_records(
+    flags: list[str], complaint: str, service: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, run_directory = save_tiny_checkpoint(tmp_path / "model"), tmp_path / "run"
+    RecordFile(run_directory).append(example_record(0))
+    capsys.readouterr()
+    common = ["--model", str(model), "--output_dir", str(run_directory), "--max_completion_length", "1"]
+    trl = [
+        "--num_generations",
+        "2",
+        "--per_device_train_batch_size",
+        "2",
+        "--report_to",
+        "none",
+        "--disable_tqdm",
+        "true",
+    ]
+    assert run("--reward_url", service, *common, *trl, *flags) == 2
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("vigor-trainer")]
+    assert len(said) == 1
+    assert complaint in said[0]
+    assert [record.step for record in read_records(run_directory)] == [0]
 
 
 @pytest.mark.parametrize("source", ["file", "environment"])

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from tests.trainer.fake_service import score_group
-from vigor_client import Group, GroupScore, in_portions
+from vigor_client import Group, GroupScore
 from vigor_trainer.errors import IncompleteGroupError, WrongAnswerError
 from vigor_trainer.scoring import Sample, check_answer, complete_groups, question
 
@@ -41,14 +41,6 @@ def test_a_group_that_is_not_whole_is_refused() -> None:
 def test_a_group_of_two_prompts_is_refused() -> None:
     with pytest.raises(IncompleteGroupError, match="group 0 mixes"):
         ask(sample(1, 5), sample(2, 6))
-
-
-def test_a_round_too_large_for_one_request_is_cut_between_groups() -> None:
-    groups = ask(*(sample(prompt, 5, 6) for prompt in (1, 1, 2, 2, 3, 3)))  # 5 tokens each
-    assert [len(portion) for portion in in_portions(groups, max_tokens=10)] == [2, 1]
-    assert [len(portion) for portion in in_portions(groups, max_tokens=1)] == [1, 1, 1]
-    assert [group for portion in in_portions(groups, max_tokens=10) for group in portion] == groups
-    assert [len(portion) for portion in in_portions(groups[:1] * 600)] == [512, 88]
 
 
 def test_a_fitting_answer_passes() -> None:

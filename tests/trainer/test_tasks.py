@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
@@ -55,9 +56,7 @@ def test_messages_may_have_what_templates_take_and_null_is_not_there(tmp_path: P
         {"role": "tool", "content": "22 C", "name": "weather"},
     ]
     name = write_lines(tmp_path / "task.jsonl", {"prompt": said})
-    kept = load_task(TaskSource(name), has_chat_template=True)[0]["prompt"]
-    without_null = [{key: value for key, value in message.items() if value is not None} for message in kept]
-    assert without_null == [
+    assert load_task(TaskSource(name), has_chat_template=True)[0]["prompt"] == [
         {"role": "user", "content": "Weather?"},
         {"role": "assistant", "tool_calls": [call]},
         {"role": "tool", "content": "22 C", "name": "weather"},
@@ -97,6 +96,9 @@ def test_messages_may_have_what_templates_take_and_null_is_not_there(tmp_path: P
         ('{"prompt": "a", "answer": "\\ud83d"}', "`answer` character 0 is half of a surrogate pair"),
         ({"prompt": "a", "answer": [1]}, "`answer` must be text or a number, not list"),
         ({"prompt": "a", "answer": True}, "`answer` must be text or a number, not bool"),
+        ('{"prompt": "a", "answer": NaN}', "`answer` must be text or a number, not float"),
+        ("[" * 100_000, "not JSON: maximum recursion depth"),
+        ('{"prompt": "a", "answer": ' + "1" * 5000 + "}", "not JSON: Exceeds the limit"),
     ],
 )
 def test_a_bad_line_is_named_by_file_and_line(tmp_path: Path, line: object, complaint: str) -> None:
@@ -114,9 +116,29 @@ def test_a_named_answer_column_must_be_there(tmp_path: Path) -> None:
 def test_a_file_that_is_missing_empty_or_not_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").touch()
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
-    for name, complaint in [("missing", "No such file"), ("empty", "no prompt in it"), ("binary", "decode")]:
+    for name, complaint in [
+        ("missing", "No such file"),
+        ("empty", "no prompt in it"),
+        ("binary", "binary.jsonl: begins like utf-16"),
+    ]:
         with pytest.raises(InvalidTaskError, match=complaint):
             load_task(TaskSource(str(tmp_path / f"{name}.jsonl")), has_chat_template=False)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-le"])
+def test_a_file_may_be_in_any_encoding_and_compressed(encoding: str, tmp_path: Path) -> None:
+    content = '{"prompt": "題", "answer": "4"}\r\n{"prompt": "b"}\r\n'.encode(encoding)
+    (tmp_path / "task.jsonl").write_bytes(content)
+    (tmp_path / "task.jsonl.gz").write_bytes(gzip.compress(content))
+    for name in ("task.jsonl", "task.jsonl.gz"):
+        task = load_task(TaskSource(str(tmp_path / name)), has_chat_template=False)
+        assert task.to_list() == [{"prompt": "題", "answer": "4"}, {"prompt": "b", "answer": None}]
+
+
+def test_a_file_that_is_not_unicode_is_named_by_its_line(tmp_path: Path) -> None:
+    (tmp_path / "task.jsonl").write_bytes('{"prompt": "a"}\n{"prompt": "é"}\n'.encode("latin-1"))
+    with pytest.raises(InvalidTaskError, match=r"task\.jsonl:2: not JSON: 'utf-8' codec can't decode byte 0xe9"):
+        load_task(TaskSource(str(tmp_path / "task.jsonl")), has_chat_template=False)
 
 
 def test_plain_json_is_refused_with_advice() -> None:

@@ -1,7 +1,8 @@
 """`vigor-trainer`: parse, train, and turn every known failure into one message and an exit code.
 
 0: trained and saved. 1: the run stopped, nothing was trained on a guess. 2: the command line cannot be run.
-130: interrupted. Anything else that is raised is a fault of ours or of TRL, and shows its traceback.
+130: interrupted. What else is raised after the first step has begun is a fault of ours or of TRL, and shows its
+traceback.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
+from io import TextIOWrapper
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,6 +23,9 @@ EXIT_INTERRUPTED = 130
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
     # TRL 1.16 uses the names that transformers 5.23 deprecates, in every run and whatever the user does.
     warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
     try:
@@ -41,7 +46,7 @@ def _run(arguments: Arguments) -> int:
         run(arguments)
     except (InvalidModelError, InvalidTaskError, UnsupportedSettingError) as error:
         return _stopped(error, EXIT_USAGE)
-    except (TrainerError, VigorError) as error:
+    except (TrainerError, VigorError, OSError) as error:  # OSError: the disk is full, a directory was removed
         return _stopped(error, EXIT_STOPPED)
     except KeyboardInterrupt:
         print("vigor-trainer: interrupted, nothing saved", file=sys.stderr)

@@ -16,6 +16,7 @@ from transformers.utils.import_utils import is_peft_available, is_torch_bf16_gpu
 from trl import GRPOConfig, ModelConfig, TrlParser  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
 from vigor_client.schemas import MAX_WAIT_SECONDS
+from vigor_trainer.building import BUILTIN_REFUSALS
 from vigor_trainer.errors import UnsupportedSettingError
 
 # The paper's recipe (arXiv 2605.09920 and its published configuration), pinned where TRL's defaults differ or may move.
@@ -62,6 +63,13 @@ class VigorArguments:
     eval_dataset_split: str = field(default="test", metadata={"help": "Split of a hub dataset for evaluation"})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset"})
     dataset_size: int = field(default=1000, metadata={"help": "Number of questions of a reasoning-gym task"})
+    overlong_prompts: Literal["refuse", "skip"] = field(
+        default="refuse",
+        metadata={
+            "help": "What becomes of prompts that leave no room for max_completion_length in the service's context: "
+            "refuse the run before its first step, or skip them"
+        },
+    )
     prompt_column: str | None = field(default=None, metadata={"help": "Unless given: prompt or question"})
     answer_column: str | None = field(default=None, metadata={"help": "Unless given: answer, where there is one"})
     reward: Literal["vigor", "self_certainty", "logprob", "entropy"] = field(
@@ -123,7 +131,7 @@ class _Parser(TrlParser):
     """TrlParser that reports a fault in one line: TRL's usage text has hundreds."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 def parse_arguments(argv: Sequence[str], *, has_gpu: bool | None = None) -> Arguments:
@@ -165,13 +173,21 @@ def _parse(argv: Sequence[str], defaults: dict[str, Any]) -> Arguments:
         arguments = Arguments(*parsed)
         _refuse_unknown(unknown)
         _refuse_unsupported(arguments)
-    except (ValueError, OSError, yaml.YAMLError, UnsupportedSettingError) as error:
+    except UnicodeDecodeError as error:  # only the file of --config is text from outside
+        parser.error(f"--config: {error}: save the file as UTF-8")
+    except (*BUILTIN_REFUSALS, yaml.YAMLError, UnsupportedSettingError) as error:
         parser.error(str(error))
     return arguments
 
 
 def _separate_config(argv: Sequence[str]) -> list[str]:
-    """TrlParser knows `--config FILE`; make `--config=FILE` the same."""
+    """TrlParser knows `--config FILE`; make `--config=FILE` the same.
+
+    Raises:
+        UnsupportedSettingError: there is no file behind it.
+    """
+    if argv and argv[-1] == "--config":
+        raise UnsupportedSettingError("--config needs a file")
     parts = (part.split("=", 1) if part.startswith("--config=") else [part] for part in argv)
     return [piece for pieces in parts for piece in pieces]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 RECORDS_FILE = "rounds.jsonl"
 
@@ -36,18 +36,45 @@ class RoundRecord:
 
 
 class RecordFile:
-    """Appends records to `rounds.jsonl` in a run's directory, each visible as soon as it is written."""
+    """Appends records to `rounds.jsonl` in a run's directory, each visible as soon as it is written.
 
-    def __init__(self, directory: Path, *, keep: bool) -> None:
-        """Start a new file, or go on with the one there is (`keep`, for a resumed run)."""
+    What an earlier run left there is replaced with the first record, so that a run that cannot begin changes nothing.
+    """
+
+    def __init__(self, directory: Path, *, resumed_step: int | None = None, evaluates_first: bool = False) -> None:
+        """Start a new file, or go on with the one there is from `resumed_step` on, so that each step is there once.
+
+        Rounds that are going to be played again are left out: those of later steps, and those for training that begin
+        at this one. An evaluation after this step stands, unless the run begins with another (`evaluates_first`).
+
+        Raises:
+            ValueError: what is there is not records; names the line.
+        """
         self._path = directory / RECORDS_FILE
-        directory.mkdir(parents=True, exist_ok=True)
-        if not keep:
-            self._path.unlink(missing_ok=True)
+        self._has_begun = False
+        self._before = [
+            record
+            for record in (read_records(directory) if resumed_step is not None else [])
+            if record.step < cast("int", resumed_step)
+            or (record.step == resumed_step and record.mode == "eval" and not evaluates_first)
+        ]
 
     def append(self, record: RoundRecord) -> None:
+        if not self._has_begun:
+            self._begin()
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
+            file.write(_line(record))
+
+    def _begin(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        rewritten = self._path.with_name(f"{RECORDS_FILE}.partial")
+        rewritten.write_text("".join(map(_line, self._before)), encoding="utf-8")
+        rewritten.replace(self._path)
+        self._has_begun = True
+
+
+def _line(record: RoundRecord) -> str:
+    return json.dumps(asdict(record)) + "\n"
 
 
 def read_records(directory: Path) -> list[RoundRecord]:
@@ -64,7 +91,10 @@ def read_records(directory: Path) -> list[RoundRecord]:
 
 
 def _record(place: str, line: str) -> RoundRecord:
-    content = json.loads(line)
-    if set(content) != {field.name for field in fields(RoundRecord)}:
+    try:
+        content = json.loads(line)
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or set(content) != {field.name for field in fields(RoundRecord)}:
         raise ValueError(f"{place}: not a record of this version of vigor-trainer")
     return RoundRecord(**content)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from vigor_client import CompletionScore, Group, GroupScore, Publication, ScoreResponse, in_portions
+from vigor_client import CompletionScore, Group, GroupScore, Publication, ScoreResponse, score_portions
 from vigor_client.schemas import FinishReason, RewardName, TieRule, TruncatedRule
 from vigor_trainer import measures
 from vigor_trainer.processes import on_main_process
@@ -121,9 +121,7 @@ class ServiceReward:
         started = perf_counter()
         publication = self._publisher.wait()
         published = perf_counter()
-        scored = [
-            score for portion in in_portions(question(groups, step=step)) for score in self._ask(portion, publication)
-        ]
+        scored = score_portions(question(groups, step=step), lambda portion: self._ask(portion, publication))
         seconds = {
             "generate_seconds": generate_seconds,
             "publish_seconds": publication.seconds,

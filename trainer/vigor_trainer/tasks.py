@@ -8,12 +8,16 @@ are messages for a chat template or plain text.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vigor_client import InputError
+from vigor_client.jsonl_input import open_input
+from vigor_trainer.building import building
 from vigor_trainer.errors import InvalidTaskError
 from vigor_trainer.prompts import UNRENDERED_COLUMNS, Prompt, prompt_of, refuse_half_character
 
@@ -46,20 +50,41 @@ class Row:
     fields: Mapping[str, object]
 
 
-def load_task(source: TaskSource, *, has_chat_template: bool) -> Dataset:
-    """Return the columns `prompt` (messages where the tokenizer has a chat template, else text) and `answer`.
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One prompt to train on, its answer where there is one, and the place to name when something is wrong with it."""
 
-    `answer` is text, or None on rows without one.
+    place: str
+    prompt: Prompt
+    answer: str | None
+
+
+def load_task(source: TaskSource, *, has_chat_template: bool) -> Dataset:
+    """Return the columns `prompt` and `answer` of `read_task`. Raises as it does."""
+    return as_dataset(read_task(source, has_chat_template=has_chat_template))
+
+
+def read_task(source: TaskSource, *, has_chat_template: bool) -> list[Example]:
+    """Return the prompts (messages where the tokenizer has a chat template, else text) with their answers.
 
     Raises:
         InvalidTaskError: the source cannot be read, holds nothing, or a row is not understood; names the place.
     """
-    from datasets import Dataset
-
     examples = [_example(row, source, has_chat_template=has_chat_template) for row in _rows(source)]
     if not examples:
         raise InvalidTaskError(f"{source.name}: no prompt in it")
-    return Dataset.from_list(examples)
+    return examples
+
+
+def as_dataset(examples: Sequence[Example]) -> Dataset:
+    """Return the columns `prompt` and `answer`; None where a row has no answer."""
+    from datasets import Dataset, Features, Json, List, Value
+
+    # As JSON: Arrow would give each message all keys that any other has, with null, which templates may write out.
+    is_chat = isinstance(examples[0].prompt, list)
+    features = Features({"prompt": List(Json()) if is_chat else Value("string"), "answer": Value("string")})
+    rows = [{"prompt": example.prompt, "answer": example.answer} for example in examples]
+    return Dataset.from_list(rows, features=features)
 
 
 def addition() -> Iterator[Row]:
@@ -74,7 +99,7 @@ def _rows(source: TaskSource) -> Iterable[Row]:
         return addition()
     if source.name.startswith(REASONING_GYM_PREFIX):
         return _reasoning_gym_rows(source)
-    if source.name.endswith(".jsonl"):
+    if source.name.endswith((".jsonl", ".jsonl.gz")):
         return _jsonl_rows(Path(source.name))
     if source.name.endswith(".json"):
         raise InvalidTaskError(f"{source.name}: give a .jsonl file, one JSON object per line")
@@ -99,20 +124,20 @@ def _reasoning_gym_rows(source: TaskSource) -> Iterator[Row]:
 
 def _jsonl_rows(path: Path) -> Iterator[Row]:
     try:
-        with path.open(encoding="utf-8") as file:
-            lines = file.readlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InvalidTaskError(f"{path}: {error}") from error
-    for number, line in enumerate(lines, start=1):
-        if line.strip():
-            yield Row(f"{path}:{number}", _json_object(f"{path}:{number}", line))
+        with open_input(path) as source:
+            for number, line in source.lines():
+                yield Row(f"{path}:{number}", _json_object(f"{path}:{number}", line))
+    except (OSError, InputError) as error:
+        raise InvalidTaskError(str(error) if isinstance(error, InputError) else f"{path}: {error.strerror}") from error
 
 
-def _json_object(place: str, line: str) -> dict[str, object]:
+def _json_object(place: str, line: bytes) -> dict[str, object]:
     try:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
         raise InvalidTaskError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # bytes that are not UTF-8, numbers of thousands of digits
+        raise InvalidTaskError(f"{place}: not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise InvalidTaskError(f"{place}: must be a JSON object, not {type(fields).__name__}")
     return fields
@@ -121,22 +146,20 @@ def _json_object(place: str, line: str) -> dict[str, object]:
 def _hub_rows(source: TaskSource) -> Iterator[Row]:
     from datasets import load_dataset
 
-    try:
+    place = f"dataset {source.name!r} (config {source.config}, split {source.split}) did not load"
+    with building(place, kind=InvalidTaskError):
         dataset = load_dataset(source.name, source.config, split=source.split)
-    except (OSError, ValueError) as error:
-        message = f"dataset {source.name!r} (config {source.config}, split {source.split}) did not load: {error}"
-        raise InvalidTaskError(message) from error
     for index, fields in enumerate(dataset):
         yield Row(f"{source.name}[{source.split}] row {index}", dict(fields))
 
 
-def _example(row: Row, source: TaskSource, *, has_chat_template: bool) -> dict[str, Prompt | str | None]:
+def _example(row: Row, source: TaskSource, *, has_chat_template: bool) -> Example:
     prompt = _prompt(row, source.prompt_column)
     if isinstance(prompt, str) and has_chat_template:
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, list) and not has_chat_template:
         raise InvalidTaskError(f"{row.place}: the prompt is a list of messages, but the tokenizer has no chat template")
-    return {"prompt": prompt, "answer": _answer(row, source.answer_column)}
+    return Example(row.place, prompt, _answer(row, source.answer_column))
 
 
 def _prompt(row: Row, column: str | None) -> Prompt:
@@ -164,6 +187,6 @@ def _answer(row: Row, column: str | None) -> str | None:
         except ValueError as error:
             raise InvalidTaskError(f"{row.place}: `{name}` {error}") from error
         return value
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
         return str(value)
     raise InvalidTaskError(f"{row.place}: `{name}` must be text or a number, not {type(value).__name__}")

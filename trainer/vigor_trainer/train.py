@@ -12,16 +12,20 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig, ModelConfig, get_peft_config  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
-from vigor_client import Broadcast, SharedDirectory, Through, VigorClient, WeightSnapshot
+from vigor_client import Broadcast, NetworkSettingError, SharedDirectory, Through, VigorClient, WeightSnapshot
 from vigor_client.embedded import embedded_model_dir
+from vigor_client.key_file import read_key
+from vigor_trainer.building import building
 from vigor_trainer.config import Arguments, VigorArguments, describe_cpu_settings
 from vigor_trainer.errors import InvalidModelError, UnsupportedSettingError
+from vigor_trainer.prompt_lengths import fitting_prompts, prompt_counter
 from vigor_trainer.publish import Publisher
 from vigor_trainer.records import RecordFile
+from vigor_trainer.resume import Checkpoint, find_checkpoint
 from vigor_trainer.reward import ServiceReward
 from vigor_trainer.saving import save_final_model
 from vigor_trainer.scoring import ScoreOptions
-from vigor_trainer.tasks import TaskSource, load_task
+from vigor_trainer.tasks import Example, TaskSource, as_dataset, read_task
 from vigor_trainer.trainer import VigorTrainer
 
 _DTYPES_OF_16_BITS = ("bfloat16", "float16")
@@ -37,26 +41,57 @@ def run(arguments: Arguments) -> None:
     vigor, grpo, model = arguments
     if (line := describe_cpu_settings(grpo)) is not None:
         print(line, flush=True)
-    model_name = vigor.model or model.model_name_or_path or str(embedded_model_dir())
+    output_dir = _output_dir(grpo)
+    checkpoint = find_checkpoint(grpo.resume_from_checkpoint, output_dir)
+    with building("the embedded model", kind=InvalidModelError):
+        model_name = vigor.model or model.model_name_or_path or str(embedded_model_dir())
     tokenizer = _load_tokenizer(model_name, grpo, model)
-    tasks = _load_tasks(vigor, grpo, tokenizer)
+    tasks = _read_tasks(vigor, grpo, tokenizer)
+    records = _records(grpo, output_dir, checkpoint)
     with _client(vigor) as client, _publisher(vigor, client) as publisher:
-        grpo.model_init_kwargs = _model_init_kwargs(grpo, model)
-        trainer = VigorTrainer(
-            publisher=publisher,
-            model=model_name,
-            args=grpo,
-            reward_funcs=_reward(vigor, grpo, client, publisher),
-            processing_class=tokenizer,
-            peft_config=get_peft_config(model),
-            **tasks,
-        )
-        trainer.train(resume_from_checkpoint=grpo.resume_from_checkpoint)
+        with building("the trainer cannot be built"):
+            grpo.model_init_kwargs = _model_init_kwargs(grpo, model)
+            trainer = VigorTrainer(
+                publisher=publisher,
+                model=model_name,
+                args=grpo,
+                reward_funcs=_reward(vigor, grpo, client, publisher, records),
+                processing_class=tokenizer,
+                peft_config=get_peft_config(model),
+                **_datasets(vigor, grpo, tokenizer, client, tasks),
+            )
+        with building("the run cannot begin", is_over=lambda: trainer.has_begun):
+            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint.directory))
         final = trainer.publish_final_weights()
-    save_final_model(trainer, Path(cast("str", grpo.output_dir)))
+    save_final_model(trainer, output_dir)
     trainer.accelerator.print(
         f"saved {grpo.output_dir}; the service holds version {final.weight_version}, {final.weight_digest}"
     )
+
+
+def _output_dir(grpo: GRPOConfig) -> Path:
+    """Make the directory of the run, so that one that cannot be is known before anything is loaded."""
+    directory = Path(cast("str", grpo.output_dir))
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnsupportedSettingError(f"--output_dir: {directory}: {error.strerror}") from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise UnsupportedSettingError(f"--output_dir: {directory}: nothing can be written there")
+    return directory
+
+
+def _records(grpo: GRPOConfig, output_dir: Path, checkpoint: Checkpoint | None) -> RecordFile:
+    """The records of a run that goes on where it was, or those of a new one."""
+    goes_on = checkpoint is not None and checkpoint.directory.resolve().parent == output_dir.resolve()
+    try:
+        return RecordFile(
+            output_dir,
+            resumed_step=checkpoint.step if checkpoint is not None and goes_on else None,
+            evaluates_first=grpo.eval_on_start,
+        )
+    except ValueError as error:
+        raise UnsupportedSettingError(f"--resume_from_checkpoint: {error}; move the file away") from error
 
 
 @contextmanager
@@ -64,6 +99,8 @@ def _client(vigor: VigorArguments) -> Iterator[VigorClient]:
     """Yield a client of a service that is ready."""
     try:
         client = VigorClient(vigor.reward_url, api_key=_api_key(vigor), timeout_seconds=vigor.score_timeout_seconds)
+    except NetworkSettingError as error:
+        raise UnsupportedSettingError(str(error)) from error
     except ValueError as error:
         raise UnsupportedSettingError(
             f"--reward_url, --api_key_file (VIGOR_API_KEY), --score_timeout_seconds: {error}"
@@ -78,7 +115,7 @@ def _api_key(vigor: VigorArguments) -> str | None:
     if vigor.api_key_file is None:
         return os.environ.get("VIGOR_API_KEY") or None
     try:
-        return Path(vigor.api_key_file).read_text().strip()
+        return read_key(Path(vigor.api_key_file))
     except OSError as error:
         raise UnsupportedSettingError(f"--api_key_file: {vigor.api_key_file}: {error.strerror}") from error
 
@@ -99,14 +136,15 @@ def _through(vigor: VigorArguments) -> Through | None:
         raise UnsupportedSettingError(f"--broadcast_host: {error}") from error
 
 
-def _reward(vigor: VigorArguments, grpo: GRPOConfig, client: VigorClient, publisher: Publisher) -> ServiceReward:
+def _reward(
+    vigor: VigorArguments, grpo: GRPOConfig, client: VigorClient, publisher: Publisher, records: RecordFile
+) -> ServiceReward:
     options = ScoreOptions(
         reward=vigor.reward,
         ties=vigor.ties,
         truncated="worst" if grpo.mask_truncated_completions else "score",
         wait_seconds=vigor.wait_seconds,
     )
-    records = RecordFile(Path(cast("str", grpo.output_dir)), keep=grpo.resume_from_checkpoint is not None)
     return ServiceReward(client, publisher, options, record=records.append)
 
 
@@ -117,7 +155,7 @@ def _model_init_kwargs(grpo: GRPOConfig, model: ModelConfig) -> dict[str, Any]:
 
 
 def _load_tokenizer(model_name: str, grpo: GRPOConfig, model: ModelConfig) -> PreTrainedTokenizerBase:
-    try:
+    with building(f"--model {model_name}: no tokenizer there", kind=InvalidModelError):
         return AutoTokenizer.from_pretrained(
             model_name,
             revision=model.model_revision,
@@ -125,16 +163,14 @@ def _load_tokenizer(model_name: str, grpo: GRPOConfig, model: ModelConfig) -> Pr
             truncation_side="left",
             padding_side="left",
         )
-    except (OSError, ValueError) as error:
-        raise InvalidModelError(f"--model {model_name}: no tokenizer there: {error}") from error
 
 
-def _load_tasks(
+def _read_tasks(
     vigor: VigorArguments, grpo: GRPOConfig, tokenizer: PreTrainedTokenizerBase
-) -> dict[str, Dataset | None]:
+) -> dict[str, list[Example]]:
     has_chat_template = tokenizer.chat_template is not None
 
-    def load(name: str, split: str, seed: int) -> Dataset:
+    def read(name: str, split: str, seed: int) -> list[Example]:
         source = TaskSource(
             name=name,
             split=split,
@@ -144,10 +180,34 @@ def _load_tasks(
             size=vigor.dataset_size,
             seed=seed,
         )
-        return load_task(source, has_chat_template=has_chat_template)
+        return read_task(source, has_chat_template=has_chat_template)
 
-    tasks: dict[str, Dataset | None] = {"train_dataset": load(vigor.dataset, vigor.dataset_split, grpo.seed)}
+    tasks = {"train_dataset": read(vigor.dataset, vigor.dataset_split, grpo.seed)}
     if grpo.eval_strategy != "no" and vigor.eval_dataset is not None:
         # Another seed: a generated task must not be evaluated on the questions it is trained on.
-        tasks["eval_dataset"] = load(vigor.eval_dataset, vigor.eval_dataset_split, grpo.seed + 1)
+        tasks["eval_dataset"] = read(vigor.eval_dataset, vigor.eval_dataset_split, grpo.seed + 1)
     return tasks
+
+
+def _datasets(
+    vigor: VigorArguments,
+    grpo: GRPOConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    client: VigorClient,
+    tasks: dict[str, list[Example]],
+) -> dict[str, Dataset]:
+    """Return the prompts that fit, with a whole completion, into what the service takes."""
+    num_tokens = prompt_counter(tokenizer, cast("dict[str, Any]", grpo.chat_template_kwargs or {}))
+    max_prompt_tokens = client.model().max_sequence_tokens - (grpo.max_completion_length or 1)
+    return {
+        name: as_dataset(
+            fitting_prompts(
+                examples,
+                num_tokens,
+                max_prompt_tokens=max_prompt_tokens,
+                overlong=vigor.overlong_prompts,
+                tell=lambda line: print(line, flush=True),
+            )
+        )
+        for name, examples in tasks.items()
+    }

@@ -38,6 +38,11 @@ class VigorTrainer(GRPOTrainer):
         self._publisher = publisher
         self._published_step: int | None = None
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether anything was generated: until then the run is still being built."""
+        return self._published_step is not None
+
     def publish_final_weights(self) -> Publication:
         """Publish what training ended with, so that the service serves the checkpoint that is saved next."""
         self._begin_publication()

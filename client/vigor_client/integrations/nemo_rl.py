@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 from vigor_client.client import VigorClient
 from vigor_client.integrations.environment import service_of_environment
-from vigor_client.portions import in_portions
+from vigor_client.portions import score_portions
 from vigor_client.schemas import Completion, Group
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def vigor_rewards(batch: Mapping[str, Any]) -> torch.Tensor:
     groups = [_group(batch, positions) for positions in places]
     rewards = torch.zeros(sum(map(len, places)), dtype=torch.float32)
     with VigorClient(url, api_key=api_key) as client:
-        answers = [group for portion in in_portions(groups) for group in client.score(portion).groups]
+        answers = score_portions(groups, lambda portion: client.score(portion).groups)
     for positions, answer in zip(places, answers, strict=True):
         rewards[positions] = torch.tensor([score.reward for score in answer.completions])
     return rewards

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from vigor_client.client import AsyncVigorClient
+from vigor_client.errors import PayloadTooLargeError, UnexpectedAnswerError
 from vigor_client.integrations.parts import Part
-from vigor_client.portions import in_portions
+from vigor_client.portions import halves, in_portions, is_too_large
 from vigor_client.schemas import (
     Completion,
     CompletionScore,
@@ -117,8 +118,19 @@ async def score_round(client: AsyncVigorClient, asked: Round, options: Mapping[s
     try:
         # Together, since other processes wait for these samples already.
         async with asyncio.TaskGroup() as tasks:
-            whole = [tasks.create_task(client.score(groups, **options)) for groups in in_portions(asked.groups())]
+            whole = [tasks.create_task(_score(client, groups, options)) for groups in in_portions(asked.groups())]
             single = [tasks.create_task(client.score_sample(sample)) for sample in asked.samples(options)]
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None
-    return asked.in_order([task.result() for task in whole], [task.result() for task in single])
+    answers = [answer for task in whole for answer in task.result()]
+    return asked.in_order(answers, [task.result() for task in single])
+
+
+async def _score(client: AsyncVigorClient, groups: list[Group], options: Mapping[str, Any]) -> list[ScoreResponse]:
+    """Score whole groups, in halves where the service finds them too large for one request."""
+    try:
+        return [await client.score(groups, **options)]
+    except (PayloadTooLargeError, UnexpectedAnswerError) as error:
+        if len(groups) == 1 or not is_too_large(error):
+            raise
+    return [answer for half in halves(groups) for answer in await _score(client, half, options)]

@@ -1,0 +1,44 @@
+"""What TRL, transformers and the libraries under them raise when a run with these settings cannot begin."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from vigor_client import VigorError
+from vigor_trainer.errors import TrainerError, UnsupportedSettingError
+
+# By these libraries say that a package, a file, a value or a combination is wrong. Other classes of Python's own, such
+# as AttributeError, are faults of a program.
+BUILTIN_REFUSALS = (ImportError, OSError, ValueError, TypeError, LookupError, RuntimeError)
+_OURS = ("vigor_trainer", "vigor_client")
+
+
+@contextmanager
+def building(
+    what: str, *, kind: type[TrainerError] = UnsupportedSettingError, is_over: Callable[[], bool] = lambda: False
+) -> Iterator[None]:
+    """Turn a library's refusal into one line, which begins with ``what``, unless ``is_over`` says that it is built.
+
+    Raises:
+        ``kind``: a library refused; its own error is the cause.
+    """
+    try:
+        yield
+    except Exception as error:  # tracking and tokenizers raise classes that are in no list
+        if is_over() or not is_refusal(error):
+            raise
+        raise kind(f"{what}: {one_line(error)}") from error
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether a library refuses with it what it was given."""
+    if isinstance(error, VigorError | TrainerError):  # these have a message of their own
+        return False
+    is_a_librarys = type(error).__module__.partition(".")[0] not in ("builtins", *_OURS)
+    return is_a_librarys or isinstance(error, BUILTIN_REFUSALS) or type(error) is Exception
+
+
+def one_line(error: BaseException) -> str:
+    """Return an error's message on one line; its kind where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__

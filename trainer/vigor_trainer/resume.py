@@ -1,0 +1,67 @@
+"""Which checkpoint a run goes on from, found before anything is loaded."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from transformers.trainer import TRAINER_STATE_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from vigor_trainer.errors import UnsupportedSettingError
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A whole checkpoint: where it is, and how many optimizer steps had been taken."""
+
+    directory: Path
+    step: int
+
+
+def find_checkpoint(setting: str | bool | None, output_dir: Path) -> Checkpoint | None:
+    """Return what ``--resume_from_checkpoint`` asks for; None: a new run.
+
+    ``true`` is the last whole checkpoint in ``output_dir``: one that a run was killed in the middle of has no state of
+    the trainer, which is written last. ``false`` is none, anything else a directory.
+
+    Raises:
+        UnsupportedSettingError: there is no such checkpoint, or it is not whole.
+    """
+    match setting.lower() if isinstance(setting, str) else setting:
+        case None | False | "false":
+            return None
+        case True | "true":
+            return _last_checkpoint(output_dir)
+        case _:
+            return _checkpoint(Path(str(setting)))
+
+
+def _last_checkpoint(output_dir: Path) -> Checkpoint:
+    directories = output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
+    whole = [Checkpoint(directory, step) for directory in directories if (step := _step_of(directory)) is not None]
+    if not whole:
+        raise UnsupportedSettingError(
+            f"--resume_from_checkpoint true: there is no whole checkpoint in {output_dir}; leave it out for a new run"
+        )
+    return max(whole, key=lambda checkpoint: checkpoint.step)
+
+
+def _checkpoint(directory: Path) -> Checkpoint:
+    step = _step_of(directory)
+    if step is None:
+        raise UnsupportedSettingError(
+            f"--resume_from_checkpoint: {directory} is no checkpoint: it has no {TRAINER_STATE_NAME} that can be read"
+        )
+    return Checkpoint(directory, step)
+
+
+def _step_of(directory: Path) -> int | None:
+    """How many steps the trainer had taken; None where its state is missing or torn."""
+    try:
+        state = json.loads((directory / TRAINER_STATE_NAME).read_bytes())
+    except (OSError, ValueError):
+        return None
+    step = state.get("global_step") if isinstance(state, dict) else None
+    return step if isinstance(step, int) else None
