@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, model_validator
 
+from vigor_client.fault_limit import Item
 from vigor_client.wire_types import Text, TokenIds, WholeCharacters, WireModel, refuse_half_characters
 
 MAX_MESSAGES = 4096
@@ -39,6 +40,8 @@ class TextPart(WireModel):
 def _only_text(content: object) -> object:
     """Name a part that is not text, which a union of types would not do."""
     if isinstance(content, list):
+        if len(cast("list[object]", content)) > MAX_MESSAGES:
+            raise ValueError(f"has more than {MAX_MESSAGES} parts")
         for position, part in enumerate(cast("list[object]", content)):
             kind = cast("dict[str, object]", part).get("type") if isinstance(part, dict) else None
             if kind != "text" and not isinstance(part, TextPart):
@@ -57,7 +60,7 @@ class Message(WireModel):
     __pydantic_extra__: dict[str, JsonValue] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride] - narrower
 
     role: Text = Field(min_length=1, examples=["user"])
-    content: Annotated[str | list[TextPart] | None, WholeCharacters, BeforeValidator(_only_text)] = Field(
+    content: Annotated[str | list[Item[TextPart]] | None, WholeCharacters, BeforeValidator(_only_text)] = Field(
         default=None,
         examples=["What is 3 + 4?"],
         description="Text, or parts of the type `text`. May be null beside other keys, such as `tool_calls`.",
@@ -86,7 +89,7 @@ class GivenPrompt(WireModel):
     prompt: Text | None = Field(
         default=None, min_length=1, description="Tokenized with the tokenizer's own special tokens."
     )
-    messages: list[Message] | None = Field(
+    messages: list[Item[Message]] | None = Field(
         default=None,
         min_length=1,
         max_length=MAX_MESSAGES,

@@ -3,9 +3,21 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+
+from vigor_client.fault_limit import refuse_many_names
 
 Place = tuple[str | int, ...]
 """Where something is in JSON: names and positions, from the outermost on."""
@@ -15,6 +27,11 @@ class WireModel(BaseModel):
     """A shape on the wire: unknown fields are refused, instances do not change."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_many_names(cls, value: object, info: ValidationInfo) -> object:
+        return refuse_many_names(value, info)
 
 
 def half_character(value: object) -> tuple[Place, str] | None:
@@ -78,6 +95,25 @@ WholeCharacters = BeforeValidator(refuse_half_characters)
 Text = Annotated[str, WholeCharacters]
 TokenId = Annotated[int, Field(strict=True, ge=0)]
 MaskBit = Annotated[int, Field(strict=True, ge=0, le=1)]
+
+
+def _validate_in_slices(value: object, validate: ValidatorFunctionWrapHandler) -> Any:  # noqa: ANN401 - as pydantic has it
+    """Let other threads run between two slices of a long list."""
+    if not isinstance(value, list) or len(cast("list[object]", value)) <= _SLICE_ITEMS:
+        return validate(value)
+    items, checked = cast("list[object]", value), list[int]()
+    for start in range(0, len(items), _SLICE_ITEMS):
+        try:
+            checked += validate(items[start : start + _SLICE_ITEMS])
+        except ValidationError as error:
+            fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
+            place = start + int(fault["loc"][-1])
+            raise ValueError(f"item {place}: {fault['msg']}") from error
+    return checked
+
+
+_SLICE_ITEMS = 1 << 17
+_Sliced = WrapValidator(_validate_in_slices)
 # A long list of nothing but wrong ids would cost a hundred times its size in errors: the first one is named.
-TokenIds = Annotated[list[TokenId], Field(fail_fast=True)]
-Mask = Annotated[list[MaskBit], Field(fail_fast=True)]
+TokenIds = Annotated[list[TokenId], Field(fail_fast=True), _Sliced]
+Mask = Annotated[list[MaskBit], Field(fail_fast=True), _Sliced]
