@@ -17,11 +17,12 @@ SLICE_BYTES = 1 << 18
 
 # Each alternative begins with bytes of its own and gives none back, so that no text takes more than one try.
 _STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
+_SHORT_STRING = rb'"[^"\\]{0,1024}+(?:\\.[^"\\]{0,1024}+){0,64}+"'
 _PLAIN, _PLAIN_VALUE = rb'[^"\[\]{}]{1,1024}+', rb'[^"\[\]{},]{1,1024}+'
-_FLAT = rb"(?>[\[{](?:%b|%b){0,16}[\]}])" % (_PLAIN, _STRING)
-_SMALL = rb"(?>[\[{](?:%b|%b|%b){0,16}[\]}])" % (_PLAIN, _STRING, _FLAT)
+_FLAT = rb"(?>[\[{](?:%b|%b){0,16}[\]}])" % (_PLAIN, _SHORT_STRING)
+_SMALL = rb"(?>[\[{](?:%b|%b|%b){0,16}[\]}])" % (_PLAIN, _SHORT_STRING, _FLAT)
 _PLAIN_VALUES = rb'(?>[^"\[\]{}]{0,1024},)'
-_ANY_VALUE = rb"(?>(?:%b|%b|%b){0,16})," % (_PLAIN_VALUE, _STRING, _SMALL)
+_ANY_VALUE = rb"(?>(?:%b|%b|%b){0,16})," % (_PLAIN_VALUE, _SHORT_STRING, _SMALL)
 _VALUES = rb"(?>(?:%b|%b){1,256})" % (_PLAIN_VALUES, _ANY_VALUE)  # each with a comma behind it
 _PARTS = re.compile(rb"%b|%b|[\[\]{}]|%b" % (_VALUES, _STRING, _PLAIN_VALUE), re.DOTALL)
 _CLOSERS = {b"{": b"}", b"[": b"]"}
