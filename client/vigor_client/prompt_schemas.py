@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
-from vigor_client.fault_limit import Item
+from vigor_client.fault_limit import FaultLimit, Item
 from vigor_client.wire_types import Text, TokenIds, WholeCharacters, WireModel, refuse_half_characters
 
 MAX_MESSAGES = 4096
@@ -23,7 +32,14 @@ RESERVED_TEMPLATE_KWARGS = frozenset(
 )  # fmt: skip
 """What transformers' ``apply_chat_template`` takes itself: not for ``chat_template_kwargs``."""
 
-JsonObject = dict[str, JsonValue]
+
+def _as_parsed(value: object, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:  # noqa: ANN401 - JSON
+    """What was parsed is JSON: a service does not look through all of it once more."""
+    return value if isinstance(info.context, FaultLimit) else validate(value)
+
+
+Json = Annotated[JsonValue, WrapValidator(_as_parsed)]
+JsonObject = dict[str, Json]
 JsonObjects = Annotated[list[JsonObject], WholeCharacters]
 
 
@@ -31,7 +47,7 @@ class TextPart(WireModel):
     """A part of a message. Further keys go to the chat template as they are."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, JsonValue] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride] - narrower
+    __pydantic_extra__: dict[str, Json] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride] - narrower
 
     type: Literal["text"]
     text: Text
@@ -57,7 +73,7 @@ class Message(WireModel):
     """
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, JsonValue] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride] - narrower
+    __pydantic_extra__: dict[str, Json] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride] - narrower
 
     role: Text = Field(min_length=1, examples=["user"])
     content: Annotated[str | list[Item[TextPart]] | None, WholeCharacters, BeforeValidator(_only_text)] = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any, cast
 
 from pydantic import (
@@ -39,20 +40,21 @@ def half_character(value: object) -> tuple[Place, str] | None:
 
     Such text is no Unicode and has no tokens. It comes from cutting text between the two UTF-16 units of a character.
     """
-    pending: list[tuple[Place, object]] = [((), value)]
-    while pending:
-        place, part = pending.pop()
-        if isinstance(part, str):
+    path: list[str | int] = []
+    levels = [_members([value])]
+    while levels:
+        key, part = next(levels[-1], _END)
+        if part is _END[1]:
+            levels.pop()
+            path = path[:-1]
+        elif isinstance(part, str):
             if said := _half_in_text(part):
-                return place, said
-        elif isinstance(part, dict):
-            items = cast("dict[object, object]", part)
-            if said := next(filter(None, (_half_in_text(str(name)) for name in items)), None):
-                return place, f"a name in it: {said}"
-            pending += [((*place, str(name)), item) for name, item in reversed(items.items()) if _may_hold_text(item)]
-        elif isinstance(part, list):
-            items = list(enumerate(cast("list[object]", part)))
-            pending += [((*place, index), item) for index, item in reversed(items) if _may_hold_text(item)]
+                return (*path, key)[1:], said
+        elif isinstance(part, dict | list):
+            path = [*path, key]
+            if said := _half_in_names(part):
+                return tuple(path[1:]), said
+            levels.append(_members(part))
     return None
 
 
@@ -64,11 +66,26 @@ def half_character_in_json(text: bytes | bytearray) -> tuple[Place, str] | None:
         return None
 
 
-def _may_hold_text(value: object) -> bool:
-    return isinstance(value, str | dict | list)
+_END: tuple[str, object] = ("", object())
+
+
+def _members(container: object) -> Iterator[tuple[str | int, object]]:
+    """Yield what a dict or list holds, with its name or position."""
+    if isinstance(container, dict):
+        return ((str(name), item) for name, item in cast("dict[object, object]", container).items())
+    return enumerate(cast("list[object]", container))
+
+
+def _half_in_names(container: object) -> str | None:
+    if not isinstance(container, dict):
+        return None
+    said = next(filter(None, (_half_in_text(str(name)) for name in cast("dict[object, object]", container))), None)
+    return said and f"a name in it: {said}"
 
 
 def _half_in_text(text: str) -> str | None:
+    if text.isascii():
+        return None
     try:
         text.encode()
     except UnicodeEncodeError as error:

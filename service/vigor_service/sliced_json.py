@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic_core import from_json
@@ -16,7 +17,6 @@ from pydantic_core import from_json
 SLICE_BYTES = 1 << 18
 
 # Each alternative begins with bytes of its own and gives none back, so that no text takes more than one try.
-_STRING = rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"'
 _SHORT_STRING = rb'"[^"\\]{0,1024}+(?:\\.[^"\\]{0,1024}+){0,64}+"'
 _PLAIN, _PLAIN_VALUE = rb'[^"\[\]{}]{1,1024}+', rb'[^"\[\]{},]{1,1024}+'
 _FLAT = rb"(?>[\[{](?:%b|%b){0,16}[\]}])" % (_PLAIN, _SHORT_STRING)
@@ -24,7 +24,8 @@ _SMALL = rb"(?>[\[{](?:%b|%b|%b){0,16}[\]}])" % (_PLAIN, _SHORT_STRING, _FLAT)
 _PLAIN_VALUES = rb'(?>[^"\[\]{}]{0,1024},)'
 _ANY_VALUE = rb"(?>(?:%b|%b|%b){0,16})," % (_PLAIN_VALUE, _SHORT_STRING, _SMALL)
 _VALUES = rb"(?>(?:%b|%b){1,256})" % (_PLAIN_VALUES, _ANY_VALUE)  # each with a comma behind it
-_PARTS = re.compile(rb"%b|%b|[\[\]{}]|%b" % (_VALUES, _STRING, _PLAIN_VALUE), re.DOTALL)
+_PARTS = re.compile(rb"%b|%b|[\[\]{}]|%b" % (_VALUES, _SHORT_STRING, _PLAIN_VALUE), re.DOTALL)
+_IN_STRING = re.compile(rb'(?>(?:[^"\\]{1,4096}+|\\.){1,256})', re.DOTALL)
 _CLOSERS = {b"{": b"}", b"[": b"]"}
 _MAX_DEPTH = 200  # as from_json has it
 _MAX_UNCUT_BYTES = 1 << 19  # of text without a comma in its place: it is white space, or no JSON
@@ -60,18 +61,36 @@ class _Slices:
     def parse(self) -> object:
         whole: object = None
         names, opened, began, num_uncut = list[bytes](), b"", 0, 0
-        for match in _PARTS.finditer(self._text):
-            num_uncut += min(len(match[0]), _MAX_LENGTH_OF_PART)
-            if self._ends_with(match[0]) or len(self._openers) > _MAX_DEPTH or num_uncut > _MAX_UNCUT_BYTES:
+        for part, end in self._parts():
+            num_uncut += min(len(part), _MAX_LENGTH_OF_PART)
+            if self._ends_with(part) or len(self._openers) > _MAX_DEPTH or num_uncut > _MAX_UNCUT_BYTES:
                 break
-            self._follow(match[0])
-            cut = match.end() - 1
+            self._follow(part)
+            cut = end - 1
             if cut - began < self._slice_bytes or not self._is_between_values(cut):
                 continue
             piece = _parsed(opened + self._text[began:cut] + self._closed())
             whole = self._joined(whole, piece, names)
             names, opened, began, num_uncut = self._names[1:], self._opened(), cut + 1, 0
         return self._joined(whole, _parsed(opened + self._text[began:]), names)
+
+    def _parts(self) -> Iterator[tuple[bytes, int]]:
+        """Yield the parts of the text, each with the place where it ends."""
+        place = 0
+        while place < len(self._text):
+            match = _PARTS.match(self._text, place)
+            end = match.end() if match else self._end_of_string(place)
+            yield self._text[place:end], end
+            place = end
+
+    def _end_of_string(self, start: int) -> int:
+        """Return where a string of any length ends."""
+        end = start + 1
+        while match := _IN_STRING.match(self._text, end):
+            end = match.end()
+        if not self._text.startswith(b'"', end):
+            raise ValueError("EOF while parsing a string")
+        return end + 1
 
     def _ends_with(self, part: bytes) -> bool:
         return part in (b"]", b"}") and len(self._openers) < 2
