@@ -18,6 +18,7 @@ from tests.waiting import DEADLINE_SECONDS, wait_until
 from vigor_client.schemas import BEAT_SECONDS
 from vigor_service.app import create_app
 from vigor_service.connections import DEFAULT_LIMITS, ConnectionLimits, bounded_protocol
+from vigor_service.http_protocol import Hooks
 from vigor_service.loading_progress import LoadingProgress
 from vigor_service.metrics import Metrics
 from vigor_service.problems import refusal_writer
@@ -89,7 +90,7 @@ def _server(app: Any, limits: ConnectionLimits) -> Iterator[str]:  # noqa: ANN40
     config = uvicorn.Config(
         app,
         port=0,
-        http=bounded_protocol(limits, refusal_writer(app.state.runtime.metrics)),
+        http=bounded_protocol(limits, Hooks(refusal_writer(app.state.runtime.metrics))),
         loop="uvloop",
         ws="none",
         lifespan="on",

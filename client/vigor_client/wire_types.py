@@ -51,10 +51,10 @@ def half_character(value: object) -> tuple[Place, str] | None:
             if said := _half_in_text(part):
                 return (*path, key)[1:], said
         elif isinstance(part, dict | list):
-            path = [*path, key]
-            if said := _half_in_names(part):
+            path, container = [*path, key], cast("dict[object, object] | list[object]", part)
+            if said := _half_in_names(container):
                 return tuple(path[1:]), said
-            levels.append(_members(part))
+            levels.append(_members(container))
     return None
 
 
@@ -69,17 +69,17 @@ def half_character_in_json(text: bytes | bytearray) -> tuple[Place, str] | None:
 _END: tuple[str, object] = ("", object())
 
 
-def _members(container: object) -> Iterator[tuple[str | int, object]]:
+def _members(container: dict[object, object] | list[object]) -> Iterator[tuple[str | int, object]]:
     """Yield what a dict or list holds, with its name or position."""
     if isinstance(container, dict):
-        return ((str(name), item) for name, item in cast("dict[object, object]", container).items())
-    return enumerate(cast("list[object]", container))
+        return ((str(name), item) for name, item in container.items())
+    return enumerate(container)
 
 
-def _half_in_names(container: object) -> str | None:
+def _half_in_names(container: dict[object, object] | list[object]) -> str | None:
     if not isinstance(container, dict):
         return None
-    said = next(filter(None, (_half_in_text(str(name)) for name in cast("dict[object, object]", container))), None)
+    said = next(filter(None, (_half_in_text(str(name)) for name in container)), None)
     return said and f"a name in it: {said}"
 
 

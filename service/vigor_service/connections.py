@@ -9,12 +9,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from vigor_service.errors import QueueFullError
-from vigor_service.http_protocol import HeadBoundedProtocol, HeadLimits, Refuse
+from vigor_service.http_protocol import HeadBoundedProtocol, HeadLimits, Hooks
 
 MAX_DESCRIPTORS = 1 << 16
 RESERVED_DESCRIPTORS = 64
@@ -66,24 +65,15 @@ def raise_descriptor_limit() -> int:
 
 
 def bounded_protocol(
-    limits: ConnectionLimits,
-    refuse: Refuse,
-    *,
-    head_limits: HeadLimits | None = None,
-    on_too_many: Callable[[], None] = lambda: None,
+    limits: ConnectionLimits, hooks: Hooks, *, head_limits: HeadLimits | None = None
 ) -> type[HeadBoundedProtocol]:
-    """Return uvicorn's HTTP protocol under these limits, for the connections of one server.
-
-    ``refuse`` returns the answer to what cannot be read. ``on_too_many`` is called for every connection that is closed
-    because there are too many.
-    """
+    """Return uvicorn's HTTP protocol under these limits, for the connections of one server."""
 
     class Protocol(_BoundedProtocol):
         pass
 
     Protocol.limits, Protocol.waiting, Protocol.receiving = limits, {}, {}
-    Protocol.refuse, Protocol.on_too_many = staticmethod(refuse), staticmethod(on_too_many)
-    Protocol.head_limits = head_limits or HeadLimits()
+    Protocol.hooks, Protocol.head_limits = hooks, head_limits or HeadLimits()
     return Protocol
 
 
@@ -91,7 +81,6 @@ class _BoundedProtocol(HeadBoundedProtocol):
     limits: ClassVar[ConnectionLimits]
     waiting: ClassVar[dict[_BoundedProtocol, None]]  # the one that has waited longest comes first
     receiving: ClassVar[dict[_BoundedProtocol, None]]  # the one whose body has not grown for longest comes first
-    on_too_many: ClassVar[Callable[[], None]]
     _is_within_body = False
     _request_timer: asyncio.TimerHandle | None = None
     _answer_timer: asyncio.TimerHandle | None = None
@@ -163,12 +152,12 @@ class _BoundedProtocol(HeadBoundedProtocol):
 
     def _make_room(self) -> None:
         """End the connection that has kept the server waiting for longest, or else this one."""
-        self.on_too_many()
+        self.hooks.on_too_many()
         if longest := next(iter(self.waiting), None) or next(iter(self.receiving), None):
             longest._end("too_many_connections")
             return
         error = QueueFullError("the service has too many connections", retry_after_seconds=1.0)
-        self.transport.write(self.refuse(error))
+        self.transport.write(self.hooks.refuse(error))
         self.transport.close()
 
     def _note_progress(self) -> None:

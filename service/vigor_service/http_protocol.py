@@ -1,6 +1,6 @@
 """HTTP/1.x where uvicorn leaves it open: how large a head may be, refusals without a request, half-closed connections.
 
-Knows nothing about what is asked. What cannot be read is answered as ``refuse`` says, and ends its connection.
+Knows nothing about what is asked. What cannot be read is answered as the hooks say, and ends its connection.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ HALF_CLOSED_SECONDS = 2.0
 _CHECK_SECONDS = 0.25
 _STILL_THERE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _OPEN_END = 1 << 62  # bytes of an answer whose length is not known
-Refuse = Callable[[ServiceError], bytes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +32,22 @@ class HeadLimits:
     max_header_bytes: int = 32 << 10
 
 
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the server is told, and asks."""
+
+    refuse: Callable[[ServiceError], bytes]
+    """Returns the whole answer to what cannot be read."""
+
+    on_too_many: Callable[[], None] = lambda: None
+    """Called for every connection that is closed because there are too many."""
+
+
 class HeadBoundedProtocol(HttpToolsProtocol):
     """Refuses what cannot be read or is too large, and answers callers that speak HTTP/1.0 or close their half."""
 
     head_limits: ClassVar[HeadLimits]
-    refuse: ClassVar[Refuse]
+    hooks: ClassVar[Hooks]
     is_refused = False
     _num_head_bytes = 0
     _num_unparsed_bytes = 0  # since the parser last told of anything: it keeps them, and copies them with every read
@@ -51,7 +61,7 @@ class HeadBoundedProtocol(HttpToolsProtocol):
             return
         self._num_unparsed_bytes += len(data)
         try:
-            self.parser.feed_data(data)
+            self.parser.feed_data(data)  # pyright: ignore[reportOptionalMemberAccess] - None once it is lost
         except httptools.HttpParserUpgrade:
             return  # nothing else is spoken here: it is answered as if it had not been offered
         except httptools.HttpParserError as error:
@@ -108,12 +118,12 @@ class HeadBoundedProtocol(HttpToolsProtocol):
         elif cycle is not None and not cycle.response_complete:
             cycle.keep_alive = False
             return
-        self.transport.write(self.refuse(error))
+        self.transport.write(self.hooks.refuse(error))
         self.transport.write_eof()  # closing would take the answer from a caller that still sends
 
     # ------------------------------------------------------------------------------------- what is answered
 
-    def eof_received(self) -> bool:
+    def eof_received(self) -> bool:  # type: ignore[override] - asyncio has it so; uvicorn returns nothing
         """Go on with an answer that a caller waits for who has sent all; return whether there is one."""
         cycle: RequestResponseCycle | None = self.cycle
         if self.is_refused or cycle is None or cycle.more_body or cycle.response_started:

@@ -20,7 +20,7 @@ import uvicorn
 from vigor_service.app import create_app
 from vigor_service.connections import DEFAULT_LIMITS, ConnectionLimits, bounded_protocol, raise_descriptor_limit
 from vigor_service.errors import StartupError
-from vigor_service.http_protocol import HeadLimits
+from vigor_service.http_protocol import HeadLimits, Hooks
 from vigor_service.loading_progress import LoadingProgress
 from vigor_service.metrics import Metrics
 from vigor_service.problems import refusal_writer
@@ -68,9 +68,8 @@ def serve(
         app,
         http=bounded_protocol(
             limits,
-            refusal_writer(runtime.metrics),
+            Hooks(refusal_writer(runtime.metrics), TooManyConnections(runtime.metrics).note),
             head_limits=HeadLimits(settings.max_url_bytes, settings.max_header_bytes),
-            on_too_many=TooManyConnections(runtime.metrics).note,
         ),
         loop="uvloop",
         ws="none",
@@ -146,6 +145,7 @@ def _end(runtime: Runtime) -> NoReturn:
         logging.shutdown()
         sys.stderr.flush()
         os._exit(code)
+    gc.unfreeze()  # or libraries would complain of all that is left of them at the end
     sys.exit(code)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import process_time
+from typing import Any
 
 import pytest
 
@@ -244,9 +245,7 @@ def test_without_keys_only_names_of_this_machine_are_answered(service: LiveServi
 
 
 @pytest.mark.parametrize("settings", [{"publish_key": "k"}, {"allow_anonymous": True}])
-def test_a_service_with_keys_or_for_everybody_is_reached_by_any_name(
-    tmp_path: Path, settings: dict[str, object]
-) -> None:
+def test_a_service_with_keys_or_for_everybody_is_reached_by_any_name(tmp_path: Path, settings: dict[str, Any]) -> None:
     with live_service(tmp_path, **settings) as open_to_others:
         headers = {"Host": "vigor.example", "Authorization": "Bearer k"}
         assert open_to_others.http.get("/v1/weights", headers=headers).status_code == 200
