@@ -17,9 +17,11 @@ from tests.tiny_models import tiny_tokenizer
 from tests.waiting import DEADLINE_SECONDS, wait_until
 from vigor_client.schemas import BEAT_SECONDS
 from vigor_service.app import create_app
-from vigor_service.connections import DEFAULT_LIMITS, bounded_protocol
+from vigor_service.connections import DEFAULT_LIMITS, ConnectionLimits, bounded_protocol
+from vigor_service.http_protocol import Hooks
 from vigor_service.loading_progress import LoadingProgress
 from vigor_service.metrics import Metrics
+from vigor_service.problems import refusal_writer
 from vigor_service.runtime import LoadedModel, Runtime
 from vigor_service.settings import Settings
 from vigor_service.tracing import Tracing
@@ -53,6 +55,7 @@ def live_service(
     tracing: Tracing | None = None,
     metrics: Metrics | None = None,
     progress: LoadingProgress | None = None,
+    limits: ConnectionLimits = DEFAULT_LIMITS,
     **settings: Any,  # noqa: ANN401 - fields of Settings
 ) -> Iterator[LiveService]:
     """Run the service with a fake scorer and the tiny tokenizer until the block ends; every score is computed."""
@@ -65,7 +68,7 @@ def live_service(
         metrics=metrics,
         progress=progress,
     )
-    with _server(app) as url, httpx.Client(base_url=url, timeout=30) as http:
+    with _server(app, limits) as url, httpx.Client(base_url=url, timeout=30) as http:
         if wait_ready:
             wait_until(lambda: http.get("/readyz").status_code == 200)
         yield LiveService(http, app.state.runtime, scorer)
@@ -83,11 +86,11 @@ class _Server(uvicorn.Server):
 
 
 @contextmanager
-def _server(app: Any) -> Iterator[str]:  # noqa: ANN401 - an ASGI application
+def _server(app: Any, limits: ConnectionLimits) -> Iterator[str]:  # noqa: ANN401 - an ASGI application
     config = uvicorn.Config(
         app,
         port=0,
-        http=bounded_protocol(DEFAULT_LIMITS),
+        http=bounded_protocol(limits, Hooks(refusal_writer(app.state.runtime.metrics))),
         loop="uvloop",
         ws="none",
         lifespan="on",

@@ -19,7 +19,10 @@ PACKAGES = {
 }
 OUTSIDE = {"tests", "benchmarks", "examples"}
 WEB = {"fastapi", "starlette", "uvicorn"}
-HTTP_LAYER = ("__main__", "app", "body", "connections", "middleware", "openapi", "problems", "routes", "server")
+HTTP_LAYER = (
+    "__main__", "app", "body", "connections", "hosts", "http_protocol", "middleware", "openapi", "problems", "routes",
+    "server",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -118,6 +121,7 @@ def test_the_service_takes_the_contract_from_the_client_and_nothing_else() -> No
         "lora",
         "broadcast_process",
         "wire_types",
+        "fault_limit",
         "checkpoints",
     )
     shared = {f"vigor_client.{name}" for name in names}

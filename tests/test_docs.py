@@ -30,11 +30,12 @@ from vigor_client.attribution_schemas import (
 from vigor_client.cli import main
 from vigor_client.client import DEFAULT_TIMEOUT_SECONDS
 from vigor_client.delta_index import DeltaIndex
+from vigor_client.fault_limit import MAX_NAMES
 from vigor_client.schemas import ScoreRequest, ScoreResponse
 from vigor_service import problems
 from vigor_service.adapter_schemas import OpenRLHFRequest, OpenRLHFRewards, SlimeRequest
 from vigor_service.app import create_app
-from vigor_service.body import MAX_BODIES_IN_FLIGHT
+from vigor_service.body import MAX_CONTAINERS, MAX_VALUES
 from vigor_service.compatible_schemas import PullWeights, SGLangModelInfo, UpdateFromDisk
 from vigor_service.connections import DEFAULT_LIMITS
 from vigor_service.errors import MAX_LISTED_ERRORS
@@ -221,8 +222,7 @@ def test_the_calls_are_those_of_the_application(app: FastAPI) -> None:
 
 def test_no_call_is_mentioned_that_the_application_lacks(app: FastAPI) -> None:
     own = {(method, route.path) for route in app.state.endpoints for method in route.methods}
-    descriptions = {("GET", app.docs_url), ("GET", app.openapi_url)}
-    assert set(re.findall(r"`(GET|POST|PUT|DELETE) (/[^`]*)`", HTTP_API)) == own | descriptions
+    assert set(re.findall(r"`(GET|POST|PUT|DELETE) (/[^`]*)`", HTTP_API)) == own
 
 
 def test_every_error_is_in_the_table_with_its_status() -> None:
@@ -269,7 +269,8 @@ def test_the_limits_are_those_of_the_code() -> None:
         "`weight_version`": schemas.MAX_WEIGHT_VERSION,
         "places that an error lists": MAX_LISTED_ERRORS,
         "bytes of all samples whose groups gather or were answered a short time ago": MAX_HELD_BYTES,
-        "bytes of all JSON bodies that are being received at once": f"{MAX_BODIES_IN_FLIGHT} times `--max-body-bytes`",
+        "values, and objects and arrays, in a JSON body": f"{MAX_VALUES}, {MAX_CONTAINERS}",
+        "names in an object": MAX_NAMES,
         "seconds for the headers of a request to come": f"{DEFAULT_LIMITS.header_seconds:g}",
         "seconds for the rest of a body that was refused before it came; then the connection ends": (
             f"{DEFAULT_LIMITS.refused_body_seconds:g}"

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Self, cast
 
-from pydantic import BeforeValidator, ConfigDict, Field, JsonValue, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
 
+from vigor_client.fault_limit import FaultLimit, Item
 from vigor_client.wire_types import Text, TokenIds, WholeCharacters, WireModel, refuse_half_characters
 
 MAX_MESSAGES = 4096
@@ -22,7 +32,14 @@ RESERVED_TEMPLATE_KWARGS = frozenset(
 )  # fmt: skip
 """What transformers' ``apply_chat_template`` takes itself: not for ``chat_template_kwargs``."""
 
-JsonObject = dict[str, JsonValue]
+
+def _as_parsed(value: object, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:  # noqa: ANN401 - JSON
+    """What was parsed is JSON: a service does not look through all of it once more."""
+    return value if isinstance(info.context, FaultLimit) else validate(value)
+
+
+Json = Annotated[JsonValue, WrapValidator(_as_parsed)]
+JsonObject = dict[str, Json]
 JsonObjects = Annotated[list[JsonObject], WholeCharacters]
 
 
@@ -30,7 +47,7 @@ class TextPart(WireModel):
     """A part of a message. Further keys go to the chat template as they are."""
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, JsonValue] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride] - narrower
+    __pydantic_extra__: dict[str, Json] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride] - narrower
 
     type: Literal["text"]
     text: Text
@@ -39,6 +56,8 @@ class TextPart(WireModel):
 def _only_text(content: object) -> object:
     """Name a part that is not text, which a union of types would not do."""
     if isinstance(content, list):
+        if len(cast("list[object]", content)) > MAX_MESSAGES:
+            raise ValueError(f"has more than {MAX_MESSAGES} parts")
         for position, part in enumerate(cast("list[object]", content)):
             kind = cast("dict[str, object]", part).get("type") if isinstance(part, dict) else None
             if kind != "text" and not isinstance(part, TextPart):
@@ -54,10 +73,10 @@ class Message(WireModel):
     """
 
     model_config = ConfigDict(extra="allow")
-    __pydantic_extra__: dict[str, JsonValue] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride] - narrower
+    __pydantic_extra__: dict[str, Json] = Field(init=False)  # pyright: ignore[reportIncompatibleVariableOverride] - narrower
 
     role: Text = Field(min_length=1, examples=["user"])
-    content: Annotated[str | list[TextPart] | None, WholeCharacters, BeforeValidator(_only_text)] = Field(
+    content: Annotated[str | list[Item[TextPart]] | None, WholeCharacters, BeforeValidator(_only_text)] = Field(
         default=None,
         examples=["What is 3 + 4?"],
         description="Text, or parts of the type `text`. May be null beside other keys, such as `tool_calls`.",
@@ -86,7 +105,7 @@ class GivenPrompt(WireModel):
     prompt: Text | None = Field(
         default=None, min_length=1, description="Tokenized with the tokenizer's own special tokens."
     )
-    messages: list[Message] | None = Field(
+    messages: list[Item[Message]] | None = Field(
         default=None,
         min_length=1,
         max_length=MAX_MESSAGES,

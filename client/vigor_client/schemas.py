@@ -11,6 +11,7 @@ from typing import Annotated, Literal, Self, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
+from vigor_client.fault_limit import Item
 from vigor_client.prompt_schemas import MAX_MESSAGES as MAX_MESSAGES
 from vigor_client.prompt_schemas import GivenPrompt as GivenPrompt
 from vigor_client.prompt_schemas import Message as Message
@@ -92,7 +93,7 @@ class Group(GivenPrompt):
     """One prompt with all of its sampled completions: what is ranked together."""
 
     id: Text | None = Field(default=None, max_length=256, examples=["q-17"])
-    completions: list[AnyCompletion] = Field(min_length=1, max_length=MAX_COMPLETIONS_PER_GROUP)
+    completions: list[Item[AnyCompletion]] = Field(min_length=1, max_length=MAX_COMPLETIONS_PER_GROUP)
 
 
 class WeightOptions(WireModel):
@@ -145,7 +146,7 @@ class ScoreRequest(ScoringOptions):
 
     model_config = ConfigDict(json_schema_extra={"examples": [_SCORE_EXAMPLE]})
 
-    groups: list[Group] = Field(min_length=1, max_length=MAX_GROUPS)
+    groups: list[Item[Group]] = Field(min_length=1, max_length=MAX_GROUPS)
 
 
 _SAMPLE_EXAMPLE: JsonDict = {
@@ -322,7 +323,7 @@ class UpdateRequest(WireModel):
         description="`full` holds the model's tensors, `checkpoint` those of a checkpoint as it is saved, `partial` "
         "some of the base's tensors anew, `delta` the bytes that changed.",
     )
-    files: list[UpdateFile] = Field(min_length=1, max_length=4096)
+    files: list[Item[UpdateFile]] = Field(min_length=1, max_length=4096)
 
     @model_validator(mode="after")
     def _check_file_names_differ(self) -> Self:

@@ -5,7 +5,6 @@ Only this module knows the real engine. Nothing heavy is imported before the set
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from functools import partial
@@ -114,8 +113,6 @@ def _load_model(settings: Settings, progress: LoadingProgress) -> LoadedModel:
         )
     except (ModelLoadError, ValueError) as error:
         raise StartupError(str(error)) from error
-    gc.collect()
-    gc.freeze()  # a collection of all that was imported and loaded would hold the event loop for a tenth of a second
     # transformers gives a tokenizer its special tokens at run time, where no type checker sees them.
     return LoadedModel(engine, cast("Tokenizer", policy.tokenizer), generation_ends(policy.model))
 

@@ -15,12 +15,23 @@ from fastapi.routing import APIRoute
 from vigor_client.schemas import BEAT_SECONDS
 from vigor_service.authentication import Keys
 from vigor_service.body import BodyReader
+from vigor_service.hosts import HostCheck
 from vigor_service.loading_progress import LoadingProgress
 from vigor_service.metrics import Metrics
 from vigor_service.middleware import RequestEnvelope
 from vigor_service.openapi import describe
 from vigor_service.problems import CODES, install_problem_handlers
-from vigor_service.routes import adapters, attribution, compatible, inspector, operations, samples, scoring, weights
+from vigor_service.routes import (
+    adapters,
+    attribution,
+    compatible,
+    description,
+    inspector,
+    operations,
+    samples,
+    scoring,
+    weights,
+)
 from vigor_service.runtime import LoadedModel, Runtime
 from vigor_service.settings import Settings
 
@@ -58,7 +69,7 @@ def create_app(
         version=version("vigor-rl"),
         description=_DESCRIPTION,
         lifespan=_lifespan,
-        redoc_url=None,
+        openapi_url=None,  # FastAPI's own page takes a script from another site
         redirect_slashes=False,
     )
     app.state.runtime = runtime
@@ -66,7 +77,9 @@ def create_app(
     app.state.keys = Keys(score=settings.score_key, publish=settings.publish_key)
     app.state.beat_seconds = beat_seconds
     app.state.bodies = BodyReader(
-        max_body_bytes=settings.max_body_bytes, timeout_seconds=settings.request_timeout_seconds
+        max_body_bytes=settings.max_body_bytes,
+        max_held_bytes=settings.max_held_bytes,
+        timeout_seconds=settings.request_timeout_seconds,
     )
     routers = (
         scoring.router,
@@ -77,11 +90,13 @@ def create_app(
         compatible.router,
         operations.router,
         inspector.router,
+        description.router,
     )
     for router in routers:
         app.include_router(router)
     app.state.endpoints = [route for router in routers for route in router.routes if isinstance(route, APIRoute)]
     install_problem_handlers(app)
+    app.add_middleware(HostCheck, only_loopback=not (settings.has_key or settings.allow_anonymous))
     app.add_middleware(RequestEnvelope, metrics=runtime.metrics, tracing=tracing)
     app.openapi = cache(partial(describe, app))
     runtime.metrics.expect_routes(endpoint.path for endpoint in app.state.endpoints)
@@ -96,6 +111,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     try:
         yield
     finally:
+        app.state.bodies.close()
         await runtime.stop()
         if app.state.tracing is not None:
             await asyncio.to_thread(app.state.tracing.close)

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+import resource
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from vigor_service.errors import QueueFullError
+from vigor_service.http_protocol import HeadBoundedProtocol, HeadLimits, Hooks
+
+MAX_DESCRIPTORS = 1 << 16
+RESERVED_DESCRIPTORS = 64
+"""For files, pipes and sockets that are no connections of callers."""
 
 _logger = logging.getLogger(__name__)
 
@@ -32,35 +38,64 @@ class ConnectionLimits:
     max_waiting: int = 512
     """Of more waiting connections, the one that has waited longest is closed."""
 
+    max_connections: int = MAX_DESCRIPTORS - RESERVED_DESCRIPTORS
+    """Of more, one that waits is closed, or that sends nothing of its body; if there is none, the newest."""
+
+    def within(self, num_descriptors: int) -> ConnectionLimits:
+        """Return these limits for a process that may have so many files open."""
+        max_connections = max(num_descriptors - RESERVED_DESCRIPTORS, num_descriptors // 3)
+        return replace(
+            self,
+            max_connections=min(self.max_connections, max_connections),
+            max_waiting=min(self.max_waiting, max_connections * 3 // 4),
+        )
+
 
 DEFAULT_LIMITS = ConnectionLimits()
 
 
-def bounded_protocol(limits: ConnectionLimits) -> type[HttpToolsProtocol]:
+def raise_descriptor_limit() -> int:
+    """Let this process open as many files as it may allow itself; return how many those are."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = most
+    return most if soft == resource.RLIM_INFINITY else soft
+
+
+def bounded_protocol(
+    limits: ConnectionLimits, hooks: Hooks, *, head_limits: HeadLimits | None = None
+) -> type[HeadBoundedProtocol]:
     """Return uvicorn's HTTP protocol under these limits, for the connections of one server."""
 
     class Protocol(_BoundedProtocol):
         pass
 
-    Protocol.limits, Protocol.waiting = limits, {}
+    Protocol.limits, Protocol.waiting, Protocol.receiving = limits, {}, {}
+    Protocol.hooks, Protocol.head_limits = hooks, head_limits or HeadLimits()
     return Protocol
 
 
-class _BoundedProtocol(HttpToolsProtocol):
+class _BoundedProtocol(HeadBoundedProtocol):
     limits: ClassVar[ConnectionLimits]
     waiting: ClassVar[dict[_BoundedProtocol, None]]  # the one that has waited longest comes first
+    receiving: ClassVar[dict[_BoundedProtocol, None]]  # the one whose body has not grown for longest comes first
     _is_within_body = False
     _request_timer: asyncio.TimerHandle | None = None
     _answer_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._begin_waiting()
-        self._expect_rest()
+        if len(self.connections) > self.limits.max_connections:
+            self._make_room()
+        if not transport.is_closing():
+            self._begin_waiting()
+            self._expect_rest()
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        # What came is a part of the headers, or of a body that nobody reads: uvicorn has stopped its clock of idle
+        # What came is a part of the headers, or of a body that is not read: uvicorn has stopped its clock of idle
         # connections, and has none for either.
         if self._is_waiting and self._request_timer is None:
             self._expect_rest()
@@ -69,11 +104,17 @@ class _BoundedProtocol(HttpToolsProtocol):
         self.waiting.pop(self, None)
         self._request_timer = _cancelled(self._request_timer)
         self._is_within_body = True
+        self._note_progress()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._note_progress()
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         self._request_timer = _cancelled(self._request_timer)
         self._is_within_body = False
+        self.receiving.pop(self, None)
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
@@ -94,7 +135,7 @@ class _BoundedProtocol(HttpToolsProtocol):
         self._end("idle")
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.waiting.pop(self, None)
+        self._leave()
         self._request_timer = _cancelled(self._request_timer)
         self._answer_timer = _cancelled(self._answer_timer)
         super().connection_lost(exc)
@@ -109,6 +150,20 @@ class _BoundedProtocol(HttpToolsProtocol):
         if len(self.waiting) > self.limits.max_waiting:
             next(iter(self.waiting))._end("too_many_waiting")
 
+    def _make_room(self) -> None:
+        """End the connection that has kept the server waiting for longest, or else this one."""
+        self.hooks.on_too_many()
+        if longest := next(iter(self.waiting), None) or next(iter(self.receiving), None):
+            longest._end("too_many_connections")
+            return
+        error = QueueFullError("the service has too many connections", retry_after_seconds=1.0)
+        self.transport.write(self.hooks.refuse(error))
+        self.transport.close()
+
+    def _note_progress(self) -> None:
+        self.receiving.pop(self, None)
+        self.receiving[self] = None
+
     def _expect_rest(self) -> None:
         limits = self.limits
         seconds = limits.refused_body_seconds if self._is_within_body else limits.header_seconds
@@ -116,8 +171,12 @@ class _BoundedProtocol(HttpToolsProtocol):
 
     def _end(self, reason: str) -> None:
         _logger.debug("connection_ended reason=%s client=%s", reason, self.client)
-        self.waiting.pop(self, None)
+        self._leave()
         self.transport.abort()  # closing would wait until the caller has taken what was written
+
+    def _leave(self) -> None:
+        self.waiting.pop(self, None)
+        self.receiving.pop(self, None)
 
 
 def _cancelled(timer: asyncio.TimerHandle | None) -> None:

@@ -3,6 +3,10 @@
 StartupError                    the service cannot start: a wrong setting, a model that does not load
 
 ServiceError                    a request that is not answered as it was meant
+├── MalformedHttpError          what came is no request
+├── UrlTooLongError             more bytes than a URL may have
+├── HeadersTooLargeError        more bytes than the headers may have
+├── WrongHostError              the request names no host, several, or another one
 ├── MalformedBodyError          the body is not JSON
 ├── UnsupportedMediaTypeError   the body does not say that it is JSON
 ├── UnauthenticatedError        no key, or one that the service does not know
@@ -66,6 +70,22 @@ class ServiceError(Exception):
         self.errors = list(errors[:MAX_LISTED_ERRORS])
         self.retry_after_seconds = retry_after_seconds
         self.data = data
+
+
+class MalformedHttpError(ServiceError):
+    """What came is no request."""
+
+
+class UrlTooLongError(ServiceError):
+    """More bytes than a URL may have."""
+
+
+class HeadersTooLargeError(ServiceError):
+    """More bytes than the headers may have."""
+
+
+class WrongHostError(ServiceError):
+    """Meant for another host."""
 
 
 class MalformedBodyError(ServiceError):
@@ -168,8 +188,12 @@ class StagingFullError(ServiceError):
     """No disk space for the update."""
 
 
-def invalid_request(errors: Sequence[FieldError], *, consequence: str) -> InvalidRequestError:
-    """Return the error that lists these places, its detail saying how many there are and what did not happen."""
-    count = "1 place is wrong" if len(errors) == 1 else f"{len(errors)} places are wrong"
+def invalid_request(errors: Sequence[FieldError], *, consequence: str, are_all: bool = True) -> InvalidRequestError:
+    """Return the error that lists these places, its detail saying how many there are and what did not happen.
+
+    ``are_all`` is false where there may be more than these.
+    """
+    count = "1 place is wrong" if len(errors) == 1 and are_all else f"{len(errors)} places are wrong"
+    count = count if are_all else f"at least {count}"
     listed = f", the first {MAX_LISTED_ERRORS} are listed" if len(errors) > MAX_LISTED_ERRORS else ""
     return InvalidRequestError(f"{count}{listed}; {consequence}", errors=errors)

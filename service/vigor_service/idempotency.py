@@ -7,7 +7,6 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from vigor_client.digest import checksum
 from vigor_client.schemas import FieldError
 from vigor_service.errors import InvalidRequestError, invalid_request
 from vigor_service.request_record import RequestRecord, current_record
@@ -37,7 +36,7 @@ class Answers:
         self._num_bytes = 0
         self._answers: dict[str, _Answer] = {}  # in the order of arrival
 
-    async def once(self, key: str | None, body: bytes | bytearray, work: Callable[[], Coroutine[Any, Any, str]]) -> str:
+    async def once(self, key: str | None, body_checksum: str, work: Callable[[], Coroutine[Any, Any, str]]) -> str:
         """Return what ``work`` returns, or what it returned when this key came first; without a key, always anew.
 
         Equal requests at the same time wait for one piece of work, which ends when the last of them is cancelled.
@@ -47,7 +46,6 @@ class Answers:
         """
         if key is None:
             return await work()
-        body_checksum = checksum(body)
         answer = self._find(key, body_checksum) or self._begin(key, body_checksum, work)
         answer.num_waiting += 1
         try:
@@ -61,7 +59,7 @@ class Answers:
                 self._forget(key, answer)
 
     async def stream(
-        self, key: str | None, body: bytes | bytearray, work: Callable[[Put], Coroutine[Any, Any, None]], put: Put
+        self, key: str | None, body_checksum: str, work: Callable[[Put], Coroutine[Any, Any, None]], put: Put
     ) -> None:
         """As ``once``, of an answer in lines: ``put`` gets each when it is there, an earlier answer all together."""
         if key is None:
@@ -77,7 +75,7 @@ class Answers:
             await work(put_both)
             return "\n".join(lines)
 
-        answer = await self.once(key, body, collect)
+        answer = await self.once(key, body_checksum, collect)
         if not lines:  # somebody else's
             for line in answer.split("\n"):
                 put(line)

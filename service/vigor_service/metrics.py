@@ -40,6 +40,9 @@ class Metrics:
             "vigor_rejections", "Requests that were refused or failed, by the code of the problem.", code=()
         )
         self.disconnects = self._counter("vigor_disconnects", "Score requests whose client went away.")
+        self.closed_connections = self._counter(
+            "vigor_closed_connections", "Connections that were closed because there were more than may be open."
+        )
         self._add_load()
         self._add_weights()
         self._add_rewards()

@@ -50,10 +50,12 @@ class RequestEnvelope:
                 MutableHeaders(scope=message)[REQUEST_ID] = request_id
             await send(message)
 
+        # The server sends no body in answer to HEAD: all that GET says besides is the same.
+        routed = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
-            await self._app(scope, receive, send_with_id)
+            await self._app(routed, receive, send_with_id)
         finally:
-            self._record(scope, status, record)
+            self._record({**routed, "method": scope["method"]}, status, record)
 
     def _record(self, scope: Scope, status: int, record: RequestRecord) -> None:
         route, seconds = getattr(scope.get("route"), "path", UNMATCHED_ROUTE), perf_counter() - record.began

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from math import ceil
@@ -16,6 +17,7 @@ from starlette.responses import Response
 from vigor_client.schemas import FieldError, Problem
 from vigor_service import errors
 from vigor_service.errors import ServiceError
+from vigor_service.metrics import UNMATCHED_ROUTE, Metrics
 
 MEDIA_TYPE = "application/problem+json"
 _logger = logging.getLogger(__name__)
@@ -31,6 +33,7 @@ class ProblemKind:
 
 
 PROBLEMS: Mapping[type[ServiceError], ProblemKind] = {
+    errors.MalformedHttpError: ProblemKind(400, "invalid_request", "The request cannot be read"),
     errors.MalformedBodyError: ProblemKind(400, "invalid_request", "The body is not JSON"),
     errors.UnauthenticatedError: ProblemKind(401, "unauthenticated", "A key is needed"),
     errors.ForbiddenError: ProblemKind(403, "forbidden", "The key may not do this"),
@@ -43,9 +46,12 @@ PROBLEMS: Mapping[type[ServiceError], ProblemKind] = {
     errors.PayloadTooLargeError: ProblemKind(413, "payload_too_large", "Too many bytes"),
     errors.SequenceTooLongError: ProblemKind(413, "sequence_too_long", "A sequence is too long for the model"),
     errors.SequenceExceedsMemoryError: ProblemKind(413, "sequence_too_long", "A sequence is too long for the memory"),
+    errors.UrlTooLongError: ProblemKind(414, "url_too_long", "The URL is too long"),
     errors.UnsupportedMediaTypeError: ProblemKind(415, "unsupported_media_type", "The body must be JSON"),
+    errors.WrongHostError: ProblemKind(421, "wrong_host", "The request is for another host"),
     errors.InvalidRequestError: ProblemKind(422, "invalid_request", "The request is wrong"),
     errors.QueueFullError: ProblemKind(429, "queue_full", "The queue is full"),
+    errors.HeadersTooLargeError: ProblemKind(431, "headers_too_large", "The headers are too large"),
     errors.ClientGoneError: ProblemKind(499, "client_gone", "The client went away"),
     errors.EngineFailedError: ProblemKind(500, "internal", "The engine failed on this request"),
     errors.UnhealthyError: ProblemKind(503, "unhealthy", "The service cannot compute"),
@@ -68,9 +74,26 @@ def problem_of(error: ServiceError) -> Problem:
     return _problem(PROBLEMS[type(error)], error.detail, error.errors, **error.data)
 
 
+def refusal_writer(metrics: Metrics) -> Callable[[ServiceError], bytes]:
+    """Return what makes an error a whole HTTP answer, for what comes before there is a request."""
+
+    def write(error: ServiceError) -> bytes:
+        problem, request_id = problem_of(error), uuid.uuid4().hex
+        metrics.observe_problem(problem)
+        metrics.observe_request(UNMATCHED_ROUTE, problem.status, 0.0)
+        _logger.info("refused status=%d request_id=%s detail=%s", problem.status, request_id, problem.detail)
+        body = problem.model_dump_json().encode()
+        headers = {"Content-Type": MEDIA_TYPE, "Content-Length": len(body), "X-Request-Id": request_id}
+        lines = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"]
+        lines += [f"{name}: {value}" for name, value in (headers | _retry_after(error)).items()]
+        return "\r\n".join([*lines, "Connection: close", "", ""]).encode("latin-1") + body
+
+    return write
+
+
 def install_problem_handlers(app: FastAPI) -> None:
     """Make every error that leaves the application a problem document."""
-    app.exception_handler(ServiceError)(_handle_service_error)
+    app.exception_handler(ServiceError)(problem_response)
     app.exception_handler(HTTPException)(_handle_protocol_error)
     app.exception_handler(RequestValidationError)(_handle_parameter_error)
     app.exception_handler(Exception)(_handle_bug)
@@ -95,10 +118,9 @@ def _response(request: Request, problem: Problem, headers: Mapping[str, str] | N
     return Response(problem.model_dump_json(), problem.status, dict(headers or {}), MEDIA_TYPE)
 
 
-async def _handle_service_error(request: Request, error: ServiceError) -> Response:
-    headers = {}
-    if error.retry_after_seconds is not None:
-        headers["Retry-After"] = str(ceil(error.retry_after_seconds))
+async def problem_response(request: Request, error: ServiceError) -> Response:
+    """Return the answer that an error is."""
+    headers = _retry_after(error)
     if isinstance(error, errors.UnauthenticatedError):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, errors.DeadlineExceededError):
@@ -106,19 +128,26 @@ async def _handle_service_error(request: Request, error: ServiceError) -> Respon
     return _response(request, problem_of(error), headers)
 
 
+def _retry_after(error: ServiceError) -> dict[str, str]:
+    return {} if error.retry_after_seconds is None else {"Retry-After": str(ceil(error.retry_after_seconds))}
+
+
 async def _handle_protocol_error(request: Request, error: HTTPException) -> Response:
+    allowed = _allowed_methods(request) if error.status_code == 405 else ""
+    if allowed and request.method == "OPTIONS":
+        return Response(status_code=204, headers={"Allow": allowed})
     code = _PROTOCOL_CODES.get(error.status_code, "invalid_request")
     kind = ProblemKind(error.status_code, code, HTTPStatus(error.status_code).phrase)
-    allowed = _allowed_methods(request) if error.status_code == 405 else ""
     headers = {"Allow": allowed} if allowed else error.headers
     return _response(request, _problem(kind, f"{request.method} on this path: {error.detail}", []), headers)
 
 
 def _allowed_methods(request: Request) -> str:
     """All methods of the path; the router itself names those of its first match only."""
-    path = request.url.path
+    path = request.scope["path"]
     matching = [endpoint for endpoint in request.app.state.endpoints if endpoint.path_regex.match(path)]
-    return ", ".join(sorted({method for endpoint in matching for method in endpoint.methods}))
+    methods = {method for endpoint in matching for method in endpoint.methods}
+    return ", ".join(sorted(methods | {"OPTIONS"} | ({"HEAD"} if "GET" in methods else set())))
 
 
 async def _handle_parameter_error(request: Request, error: RequestValidationError) -> Response:

@@ -64,7 +64,7 @@ class Scoring:
         """
         async with self.time_limit(request):
             encoded = await self.encode(request)
-            with self.admission.hold(encoded.num_tokens):
+            with self.admission.hold(_num_admitted_tokens(encoded)):
                 response = await self.grade(encoded, await self.compute(encoded))
             return await self.preparation.run(response.model_dump_json)
 
@@ -79,7 +79,7 @@ class Scoring:
         async with self.time_limit(request):
             encoded = await self.encode(request)
             watch = await self.preparation.run(GroupWatch, encoded.groups, request.truncated)
-            with self.admission.hold(encoded.num_tokens):
+            with self.admission.hold(_num_admitted_tokens(encoded)):
                 computing = asyncio.ensure_future(self.compute(encoded, watch.add))
                 computing.add_done_callback(lambda _: watch.close())
                 try:
@@ -173,6 +173,11 @@ class Scoring:
         self.metrics.tokens.labels("prompt").inc(usage.prompt_tokens)
         self.metrics.tokens.labels("completion").inc(usage.completion_tokens)
         self.metrics.tokens.labels("padding").inc(usage.padding_tokens)
+
+
+def _num_admitted_tokens(encoded: Encoded) -> int:
+    """Each completion counts as a token at least: one that the engine has nothing to do for is held and ranked too."""
+    return max(encoded.num_tokens, sum(len(group.sequences) for group in encoded.groups))
 
 
 def _in_sample(place: FieldError) -> FieldError:

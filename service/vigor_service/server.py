@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from functools import partial
 from math import ceil
+from time import monotonic
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 import uvicorn
 
 from vigor_service.app import create_app
-from vigor_service.connections import DEFAULT_LIMITS, ConnectionLimits, bounded_protocol
+from vigor_service.connections import DEFAULT_LIMITS, ConnectionLimits, bounded_protocol, raise_descriptor_limit
 from vigor_service.errors import StartupError
+from vigor_service.http_protocol import HeadLimits, Hooks
 from vigor_service.loading_progress import LoadingProgress
+from vigor_service.metrics import Metrics
+from vigor_service.problems import refusal_writer
 from vigor_service.runtime import LoadedModel, Runtime
 from vigor_service.settings import Settings
 
@@ -25,6 +31,9 @@ if TYPE_CHECKING:
     from vigor_service.tracing import Tracing
 
 KEEP_ALIVE_SECONDS = 65  # longer than the idle limit of common proxies, so that they close first
+
+QUIET_SECONDS = 10.0
+"""Of connections that are closed because there are too many the log tells no more often."""
 
 _logger = logging.getLogger(__name__)
 
@@ -43,12 +52,25 @@ def serve(
     It ends with 0 after a signal, and with 1 and one line on standard error if the model cannot be loaded.
     """
     listener = _listen(settings.host, settings.port)
-    app = create_app(settings, load_model, on_load_failure=lambda: server.stop(), tracing=tracing, progress=progress)
+    app = create_app(
+        settings,
+        partial(_load_for_good, load_model),
+        on_load_failure=lambda: server.stop(),
+        tracing=tracing,
+        progress=progress,
+    )
     runtime: Runtime = app.state.runtime
+    num_descriptors = raise_descriptor_limit()
+    limits = limits.within(num_descriptors)
+    _logger.info("descriptors limit=%d max_connections=%d", num_descriptors, limits.max_connections)
     _logger.info("who_may %s", app.state.keys.describe())
     config = uvicorn.Config(
         app,
-        http=bounded_protocol(limits),
+        http=bounded_protocol(
+            limits,
+            Hooks(refusal_writer(runtime.metrics), TooManyConnections(runtime.metrics).note),
+            head_limits=HeadLimits(settings.max_url_bytes, settings.max_header_bytes),
+        ),
         loop="uvloop",
         ws="none",
         lifespan="on",
@@ -64,6 +86,30 @@ def serve(
         signal.signal(number, lambda _number, _frame: server.stop())
     server.run(sockets=[listener])
     _end(runtime)
+
+
+def _load_for_good(load_model: Callable[[], LoadedModel]) -> LoadedModel:
+    """Keep what is loaded out of garbage collections: each would stop the event loop to look through all of it."""
+    model = load_model()
+    gc.collect()
+    gc.freeze()
+    return model
+
+
+class TooManyConnections:
+    """Counts connections that are closed because there are too many, and says so in the log once in a while."""
+
+    def __init__(self, metrics: Metrics, *, clock: Callable[[], float] = monotonic) -> None:
+        self._metrics = metrics
+        self._clock = clock
+        self._quiet_until = 0.0
+
+    def note(self) -> None:
+        """One more."""
+        self._metrics.closed_connections.inc()
+        if self._clock() >= self._quiet_until:
+            self._quiet_until = self._clock() + QUIET_SECONDS
+            _logger.warning("too_many_connections; raise the limit of open files (ulimit -n) or send fewer at once")
 
 
 class _Server(uvicorn.Server):
@@ -99,6 +145,7 @@ def _end(runtime: Runtime) -> NoReturn:
         logging.shutdown()
         sys.stderr.flush()
         os._exit(code)
+    gc.unfreeze()  # or libraries would complain of all that is left of them at the end
     sys.exit(code)
 
 

@@ -84,8 +84,18 @@ class Settings(BaseSettings):
     """Latest scores that are kept, about 400 bytes each: the same completions under the same weights are not computed
     again. 0 keeps none."""
 
+    max_url_bytes: int = Field(default=8192, gt=0)
+    """Bytes of a request's URL; a longer one is answered with 414."""
+
+    max_header_bytes: int = Field(default=32_768, gt=0)
+    """Bytes of a request's headers, all together; more is answered with 431."""
+
     max_body_bytes: int = Field(default=16 << 20, gt=0)
     """Bytes of a JSON body; a larger one is answered with 413."""
+
+    max_held_bytes: int = Field(default=1 << 30, gt=0)
+    """Bytes of memory that the bodies of all requests may take at once, each from its first byte to its answer, as JSON
+    or as what it became; more is answered with 429."""
 
     max_upload_bytes: int | None = Field(default=None, gt=0)
     """Bytes of a weight update, all files together. Default: what the model can need."""
@@ -193,7 +203,7 @@ class Settings(BaseSettings):
                 "the score key and the publish key are the same: give --publish-key (VIGOR_PUBLISH_KEY, or its file) "
                 "alone, it may score as well"
             )
-        if self.allow_anonymous and self._has_key:
+        if self.allow_anonymous and self.has_key:
             raise ValueError("--allow-anonymous (VIGOR_ALLOW_ANONYMOUS) and a key exclude each other: give one of them")
         return self
 
@@ -208,7 +218,7 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _check_exposure(self) -> Self:
-        if not self.allow_anonymous and not self._has_key and not _is_loopback(self.host):
+        if not self.allow_anonymous and not self.has_key and not is_loopback(self.host):
             raise ValueError(
                 f"--host {self.host} (VIGOR_HOST) can be reached from other machines and nobody has to show a key: "
                 "give --publish-key-file or --score-key-file (VIGOR_PUBLISH_KEY_FILE, VIGOR_SCORE_KEY_FILE), or "
@@ -217,7 +227,8 @@ class Settings(BaseSettings):
         return self
 
     @property
-    def _has_key(self) -> bool:
+    def has_key(self) -> bool:
+        """Whether anybody has to show a key."""
         return self.score_key is not None or self.publish_key is not None
 
 
@@ -240,7 +251,8 @@ def _revealed(key: str | SecretStr) -> str:
     return key.get_secret_value() if isinstance(key, SecretStr) else key
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether an address or name to listen on is this machine's own."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

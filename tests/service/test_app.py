@@ -105,7 +105,7 @@ def test_an_unknown_path_or_method_is_a_problem(
 
 
 def test_a_wrong_method_is_told_all_that_the_path_has(service: LiveService) -> None:
-    assert service.http.options("/v1/weights/updates/none").headers["Allow"] == "DELETE, GET"
+    assert service.http.options("/v1/weights/updates/none").headers["Allow"] == "DELETE, GET, HEAD, OPTIONS"
 
 
 def test_a_sane_request_id_is_echoed_and_others_are_replaced(service: LiveService) -> None:

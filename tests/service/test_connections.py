@@ -99,7 +99,7 @@ def test_the_second_request_of_a_connection_has_no_longer_than_the_first(service
 
 def test_what_is_left_of_a_refused_body_is_not_read_for_ever(service: ServiceProcess) -> None:
     with connected(service) as connection:
-        announced = b"POST /v1/score HTTP/1.1\r\nHost: service\r\nContent-Length: 10000000000\r\n\r\n"
+        announced = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000000000\r\n\r\n"
         assert_answered(connection, announced, b"415")
         assert BODY_SECONDS * 0.9 <= ended_seconds(connection, trickling=b"x" * 10_000) < BODY_SECONDS + 5
 
@@ -108,7 +108,7 @@ def test_a_refused_body_that_comes_to_its_end_leaves_the_connection_as_it_was(se
     body = b"x" * 1_000_000
     with connected(service) as connection:
         assert_answered(
-            connection, b"POST /v1/score HTTP/1.1\r\nHost: service\r\nContent-Length: %d\r\n\r\n" % len(body), b"415"
+            connection, b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body), b"415"
         )
         connection.sendall(body)
         assert_answered(connection)
@@ -118,10 +118,8 @@ def test_an_idle_connection_is_kept_for_its_next_request_and_a_slow_body_too(ser
     body = b'{"groups":[{"prompt_ids":[1],"completions":[[2]]}]}'
     with connected(service) as idle, connected(service) as slow:
         assert_answered(idle)
-        slow.sendall(
-            b"POST /v1/score HTTP/1.1\r\nHost: service\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-            % len(body)
-        )
+        head = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        slow.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body))
         with connected(service) as silent:  # both outlive it
             ended_seconds(silent)
         assert_answered(idle)
@@ -148,6 +146,6 @@ def test_an_answer_that_nobody_takes_is_given_up(service: ServiceProcess) -> Non
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.settimeout(SECONDS)
         connection.connect((service.http.base_url.host, service.http.base_url.port or 80))
-        request = b"GET /openapi.json HTTP/1.1\r\nHost: service\r\n\r\n"
+        request = b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n"
         connection.sendall(request * 500)  # pipelined: answers of more bytes than the buffers of both ends hold
         wait_until(lambda: ended() > before)

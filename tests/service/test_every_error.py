@@ -106,6 +106,26 @@ def long_sequence(start: Start) -> httpx.Response:
         return service.score(groups=[{"prompt_ids": [1], "completions": [[2] * MAX_SEQUENCE_TOKENS]}])
 
 
+def long_url(start: Start) -> httpx.Response:
+    with start() as service:
+        return service.http.get("/" + "x" * 8192)
+
+
+def many_headers(start: Start) -> httpx.Response:
+    with start() as service:
+        return service.http.get("/", headers={"X": "x" * 32_768})
+
+
+def name_of_another_site(start: Start) -> httpx.Response:
+    with start() as service:
+        return service.http.get("/v1/weights", headers={"Host": "evil.example"})
+
+
+def no_host(start: Start) -> httpx.Response:
+    with start() as service:
+        return service.http.get("/v1/weights", headers={"Host": "/"})
+
+
 def text_body(start: Start) -> httpx.Response:
     with start() as service:
         return service.http.post("/v1/score", content=b"{}", headers={"Content-Type": "text/plain"})
@@ -208,7 +228,7 @@ def sequence_beyond_memory(start: Start) -> httpx.Response:
 
 
 PROVOCATIONS: dict[tuple[int, str], list[Callable[[Start], httpx.Response]]] = {
-    (400, "invalid_request"): [invalid_json],
+    (400, "invalid_request"): [invalid_json, no_host],
     (401, "unauthenticated"): [no_key],
     (403, "forbidden"): [key_of_a_scorer],
     (404, "not_found"): [unknown_update],
@@ -220,9 +240,12 @@ PROVOCATIONS: dict[tuple[int, str], list[Callable[[Start], httpx.Response]]] = {
     (409, "weight_version_mismatch"): [unpublished_version],
     (413, "payload_too_large"): [long_body],
     (413, "sequence_too_long"): [long_sequence, sequence_beyond_memory],
+    (414, "url_too_long"): [long_url],
     (415, "unsupported_media_type"): [text_body],
+    (421, "wrong_host"): [name_of_another_site],
     (422, "invalid_request"): [invalid_token],
     (429, "queue_full"): [full_queue],
+    (431, "headers_too_large"): [many_headers],
     (499, "client_gone"): [client_that_leaves],
     (500, "internal"): [failing_engine],
     (503, "draining"): [service_that_ends],

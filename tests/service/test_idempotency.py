@@ -36,7 +36,7 @@ def test_the_same_request_gets_the_first_answer_and_is_computed_once() -> None:
     async def test() -> None:
         answers, work = Answers(), Work()
         work.gate.set()
-        assert [await answers.once("k", b"body", work) for _ in range(3)] == ["answer 1"] * 3
+        assert [await answers.once("k", "body", work) for _ in range(3)] == ["answer 1"] * 3
 
     asyncio.run(test())
 
@@ -45,7 +45,7 @@ def test_without_a_key_every_request_is_computed() -> None:
     async def test() -> None:
         answers, work = Answers(), Work()
         work.gate.set()
-        assert [await answers.once(None, b"body", work) for _ in range(2)] == ["answer 1", "answer 2"]
+        assert [await answers.once(None, "body", work) for _ in range(2)] == ["answer 1", "answer 2"]
 
     asyncio.run(test())
 
@@ -53,7 +53,7 @@ def test_without_a_key_every_request_is_computed() -> None:
 def test_requests_at_the_same_time_share_the_work_and_one_that_leaves_does_not_stop_it() -> None:
     async def test() -> None:
         answers, work = Answers(), Work()
-        first, second = (asyncio.ensure_future(answers.once("k", b"body", work)) for _ in range(2))
+        first, second = (asyncio.ensure_future(answers.once("k", "body", work)) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()
         await asyncio.wait([first])
@@ -67,13 +67,13 @@ def test_requests_at_the_same_time_share_the_work_and_one_that_leaves_does_not_s
 def test_work_that_nobody_waits_for_is_cancelled_and_a_retry_begins_anew() -> None:
     async def test() -> None:
         answers, work = Answers(), Work()
-        first = asyncio.ensure_future(answers.once("k", b"body", work))
+        first = asyncio.ensure_future(answers.once("k", "body", work))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         first.cancel()
         await asyncio.wait([first])
         work.gate.set()
-        assert await answers.once("k", b"body", work) == "answer 2"
+        assert await answers.once("k", "body", work) == "answer 2"
         assert work.num_cancelled == 1
 
     asyncio.run(test())
@@ -84,9 +84,9 @@ def test_a_failure_is_told_and_not_kept() -> None:
         answers, work = Answers(), Work(fails=True)
         work.gate.set()
         with pytest.raises(QueueFullError):
-            await answers.once("k", b"body", work)
+            await answers.once("k", "body", work)
         work.fails = False
-        assert await answers.once("k", b"body", work) == "answer 2"
+        assert await answers.once("k", "body", work) == "answer 2"
 
     asyncio.run(test())
 
@@ -94,7 +94,7 @@ def test_a_failure_is_told_and_not_kept() -> None:
 @pytest.mark.parametrize("key", ["", "k" * (MAX_KEY_CHARACTERS + 1)])
 def test_what_is_no_key_is_refused(key: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
-        asyncio.run(Answers().once(key, b"body", Work()))
+        asyncio.run(Answers().once(key, "body", Work()))
     assert refused.value.errors[0].loc == ["header", "Idempotency-Key"]
 
 
@@ -102,9 +102,9 @@ def test_a_key_with_another_body_is_refused() -> None:
     async def test() -> None:
         answers, work = Answers(), Work()
         work.gate.set()
-        await answers.once("k", b"body", work)
+        await answers.once("k", "body", work)
         with pytest.raises(InvalidRequestError) as refused:
-            await answers.once("k", b"other", work)
+            await answers.once("k", "other", work)
         assert "another body" in refused.value.errors[0].msg
 
     asyncio.run(test())
@@ -115,8 +115,8 @@ def test_the_oldest_answers_are_forgotten_when_they_are_too_large_together() -> 
         answers, work = Answers(max_bytes=2 * len("answer 1")), Work()
         work.gate.set()
         for key in ("a", "b", "c"):
-            await answers.once(key, b"body", work)
-        assert await answers.once("c", b"body", work) == "answer 3"
-        assert await answers.once("a", b"body", work) == "answer 4"
+            await answers.once(key, "body", work)
+        assert await answers.once("c", "body", work) == "answer 3"
+        assert await answers.once("a", "body", work) == "answer 4"
 
     asyncio.run(test())

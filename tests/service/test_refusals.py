@@ -187,7 +187,7 @@ def test_a_file_name_that_leads_elsewhere_is_refused(service: LiveService, name:
         ("%00", (422, "invalid_request")),
         ("model.safetensors%0a", (422, "invalid_request")),
         ("%ff", (422, "invalid_request")),
-        ("x" * 9000, (422, "invalid_request")),
+        ("x" * 9000, (414, "url_too_long")),
     ],
 )
 def test_a_file_name_in_the_path_that_was_not_announced_is_refused(

@@ -215,6 +215,17 @@ def test_a_full_queue_answers_with_retry_after(tmp_path: Path) -> None:
         assert service.score(groups=[GROUP]).status_code == 200
 
 
+def test_completions_without_a_token_to_score_take_places_of_the_queue(tmp_path: Path) -> None:
+    with live_service(tmp_path, max_queued_tokens=600) as service, ThreadPoolExecutor(1) as pool:
+        service.scorer.gate.clear()
+        scored = {"prompt_ids": [1], "completions": [[2], *[{"ids": []}] * 511]}
+        first = pool.submit(service.score, groups=[scored])
+        wait_until(service.scorer.is_scoring.is_set)
+        refused = service.score(groups=[{"prompt_ids": [1], "completions": [{"ids": []}] * 512}])
+        service.scorer.gate.set()
+        assert (refused.status_code, first.result().status_code) == (429, 200)
+
+
 def test_a_request_past_its_time_limit_is_given_up(tmp_path: Path) -> None:
     with live_service(tmp_path, request_timeout_seconds=0.2) as service:
         service.scorer.gate.clear()

@@ -3,9 +3,13 @@ from pathlib import Path
 from time import monotonic
 
 import httpx
+import pytest
 
 from tests.service_process import ServiceProcess, service_process
 from tests.waiting import wait_until
+from vigor_service.connections import DEFAULT_LIMITS
+from vigor_service.metrics import Metrics
+from vigor_service.server import QUIET_SECONDS, TooManyConnections
 
 # A process as `vigor-service` starts it, around another way to load.
 _PROGRAM = """
@@ -41,6 +45,25 @@ def _stop_and_time(service: ServiceProcess) -> float:
     started = monotonic()
     assert service.stop() == 0
     return monotonic() - started
+
+
+def test_connections_that_are_too_many_are_all_counted_and_said_once_in_a_while(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    metrics, now = Metrics(), [0.0]
+    too_many = TooManyConnections(metrics, clock=lambda: now[0])
+    for now[0] in (0.0, 1.0, QUIET_SECONDS - 1, QUIET_SECONDS + 1):
+        too_many.note()
+    assert metrics.registry.get_sample_value("vigor_closed_connections_total") == 4
+    assert caplog.text.count("too_many_connections") == 2
+
+
+@pytest.mark.parametrize(
+    ("descriptors", "connections", "waiting"), [(96, 32, 24), (1024, 960, 512), (65536, 65472, 512)]
+)
+def test_connections_leave_descriptors_for_files(descriptors: int, connections: int, waiting: int) -> None:
+    limits = DEFAULT_LIMITS.within(descriptors)
+    assert (limits.max_connections, limits.max_waiting) == (connections, waiting)
 
 
 def test_a_batch_that_does_not_end_holds_the_process_no_longer_than_the_drain_time(tmp_path: Path) -> None:

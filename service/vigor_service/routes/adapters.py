@@ -9,9 +9,8 @@ from fastapi import APIRouter, Query, Request, Response
 from vigor_client.schemas import MAX_COMPLETIONS_PER_GROUP
 from vigor_service import errors
 from vigor_service.adapter_schemas import OpenRLHFRequest, OpenRLHFRewards, SlimeRequest
-from vigor_service.body import parse_json
 from vigor_service.openapi import json_body, problems
-from vigor_service.routes.dependencies import FOR_SCORERS, BodiesDependency, ServingDependency
+from vigor_service.routes.dependencies import FOR_SCORERS, BodyDependency, ServingDependency
 from vigor_service.routes.leaving import unless_client_leaves
 from vigor_service.routes.scoring import REFUSALS
 
@@ -29,11 +28,10 @@ GroupSize = Annotated[
     openapi_extra=json_body(OpenRLHFRequest),
 )
 async def openrlhf(
-    request: Request, group_size: GroupSize, serving: ServingDependency, bodies: BodiesDependency
+    request: Request, group_size: GroupSize, serving: ServingDependency, body: BodyDependency
 ) -> Response:
-    async with bodies.receive(request) as body:
-        asked, num_bytes = parse_json(OpenRLHFRequest, body, consequence="nothing was scored"), len(body)
-    work = serving.adapters.openrlhf(asked, group_size=group_size, num_bytes=num_bytes)
+    asked = await body.parse(OpenRLHFRequest, consequence="nothing was scored")
+    work = serving.adapters.openrlhf(asked, group_size=group_size, num_bytes=body.num_bytes)
     return Response((await unless_client_leaves(request, work)).model_dump_json(), media_type="application/json")
 
 
@@ -44,10 +42,7 @@ async def openrlhf(
     responses=problems(*REFUSALS, errors.GroupIncompleteError),
     openapi_extra=json_body(SlimeRequest),
 )
-async def slime(
-    request: Request, group_size: GroupSize, serving: ServingDependency, bodies: BodiesDependency
-) -> Response:
-    async with bodies.receive(request) as body:
-        asked, num_bytes = parse_json(SlimeRequest, body, consequence="nothing was scored"), len(body)
-    work = serving.adapters.slime(asked, group_size=group_size, num_bytes=num_bytes)
+async def slime(request: Request, group_size: GroupSize, serving: ServingDependency, body: BodyDependency) -> Response:
+    asked = await body.parse(SlimeRequest, consequence="nothing was scored")
+    work = serving.adapters.slime(asked, group_size=group_size, num_bytes=body.num_bytes)
     return Response(repr(await unless_client_leaves(request, work)), media_type="application/json")

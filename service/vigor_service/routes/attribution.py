@@ -5,9 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from vigor_client.attribution_schemas import AttributionRequest, AttributionResponse
-from vigor_service.body import parse_json
 from vigor_service.openapi import json_body, problems
-from vigor_service.routes.dependencies import FOR_SCORERS, BodiesDependency, ServingDependency
+from vigor_service.routes.dependencies import FOR_SCORERS, BodyDependency, ServingDependency
 from vigor_service.routes.leaving import unless_client_leaves
 from vigor_service.routes.scoring import REFUSALS
 
@@ -21,8 +20,7 @@ router = APIRouter(tags=["scoring"], dependencies=FOR_SCORERS)
     responses=problems(*REFUSALS),
     openapi_extra=json_body(AttributionRequest),
 )
-async def attribution(request: Request, serving: ServingDependency, bodies: BodiesDependency) -> Response:
-    async with bodies.receive(request) as body:
-        asked = parse_json(AttributionRequest, body, consequence="nothing was attributed")
+async def attribution(request: Request, serving: ServingDependency, body: BodyDependency) -> Response:
+    asked = await body.parse(AttributionRequest, consequence="nothing was attributed")
     answer = await unless_client_leaves(request, serving.attributions.answer(asked))
     return Response(answer, media_type="application/json")

@@ -6,23 +6,20 @@ Answers are theirs as well: ``{"success", "message"}``, and 400 where nothing wa
 from __future__ import annotations
 
 from collections.abc import Awaitable
-from typing import TypeVar
 
-from fastapi import APIRouter, Depends, Request, Response
-from pydantic import BaseModel
+from fastapi import APIRouter, Depends, Response
 
 from vigor_service import errors
-from vigor_service.body import BodyReader, parse_json
 from vigor_service.compatible_schemas import Outcome, PullWeights, SGLangModelInfo, UpdateFromDisk
 from vigor_service.errors import ServiceError
 from vigor_service.openapi import json_body, problems
 from vigor_service.problems import problem_of
-from vigor_service.routes.dependencies import BodiesDependency, ServingDependency, may_publish, may_score
+from vigor_service.routes.dependencies import BodyDependency, ServingDependency, may_publish, may_score
 
 router = APIRouter(
     tags=["compatible"], dependencies=[Depends(may_score)], responses=problems(errors.UnauthenticatedError)
 )
-_Model = TypeVar("_Model", bound=BaseModel)
+_NOT_LOADED = "nothing was loaded"
 _REFUSED = (
     errors.ForbiddenError,
     errors.LoadingError,
@@ -52,9 +49,9 @@ async def model_info(serving: ServingDependency) -> SGLangModelInfo:
     responses={400: {"model": Outcome}, **problems(*_REFUSED)},
     openapi_extra=json_body(UpdateFromDisk),
 )
-async def update_weights_from_disk(request: Request, serving: ServingDependency, bodies: BodiesDependency) -> Response:
+async def update_weights_from_disk(serving: ServingDependency, body: BodyDependency) -> Response:
     async def update() -> str:
-        asked = await _asked(UpdateFromDisk, request, bodies)
+        asked = await body.parse(UpdateFromDisk, consequence=_NOT_LOADED)
         served = await serving.local_files.load(asked.model_path, asked.weight_version)
         return f"version {served.weight_version} is served, digest {served.weight_digest}"
 
@@ -69,18 +66,13 @@ async def update_weights_from_disk(request: Request, serving: ServingDependency,
     responses={400: {"model": Outcome}, **problems(*_REFUSED)},
     openapi_extra=json_body(PullWeights),
 )
-async def pull_weights(request: Request, serving: ServingDependency, bodies: BodiesDependency) -> Response:
+async def pull_weights(serving: ServingDependency, body: BodyDependency) -> Response:
     async def pull() -> str:
-        asked = await _asked(PullWeights, request, bodies)
+        asked = await body.parse(PullWeights, consequence=_NOT_LOADED)
         served = await serving.local_files.pull(asked.source_dir, asked.target_version)
         return f"version {served.version} is served, digest {served.digest}"
 
     return await _outcome(pull())
-
-
-async def _asked(model: type[_Model], request: Request, bodies: BodyReader) -> _Model:
-    async with bodies.receive(request) as body:
-        return parse_json(model, body, consequence="nothing was loaded")
 
 
 async def _outcome(work: Awaitable[str]) -> Response:

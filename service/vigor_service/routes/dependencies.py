@@ -11,7 +11,7 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.security.http import HTTPBase
 
 from vigor_service.authentication import Keys, Role
-from vigor_service.body import BodyReader
+from vigor_service.body import JsonBody
 from vigor_service.errors import ClientGoneError
 from vigor_service.runtime import Runtime, Serving
 
@@ -67,12 +67,17 @@ async def _runtime(request: Request) -> Runtime:
     return request.app.state.runtime
 
 
-async def _bodies(request: Request) -> BodyReader:
-    return request.app.state.bodies
+async def _body(request: Request) -> AsyncIterator[JsonBody]:
+    body = JsonBody(request, request.app.state.bodies)
+    try:
+        yield body
+    finally:
+        body.release()
 
 
 RuntimeDependency = Annotated[Runtime, Depends(_runtime)]
-BodiesDependency = Annotated[BodyReader, Depends(_bodies)]
+BodyDependency = Annotated[JsonBody, Depends(_body)]
+"""What it holds is counted until the answer is sent."""
 
 
 async def _serving(runtime: RuntimeDependency) -> Serving:

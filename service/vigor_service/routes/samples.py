@@ -6,9 +6,8 @@ from fastapi import APIRouter, Request, Response
 
 from vigor_client.schemas import SampleRequest, SampleResponse
 from vigor_service import errors
-from vigor_service.body import parse_json
 from vigor_service.openapi import json_body, problems
-from vigor_service.routes.dependencies import FOR_SCORERS, BodiesDependency, ServingDependency
+from vigor_service.routes.dependencies import FOR_SCORERS, BodyDependency, ServingDependency
 from vigor_service.routes.leaving import unless_client_leaves
 from vigor_service.routes.scoring import REFUSALS
 
@@ -22,8 +21,7 @@ router = APIRouter(tags=["scoring"], dependencies=FOR_SCORERS)
     responses=problems(*REFUSALS, errors.GroupConflictError, errors.GroupIncompleteError),
     openapi_extra=json_body(SampleRequest),
 )
-async def score_sample(request: Request, serving: ServingDependency, bodies: BodiesDependency) -> Response:
-    async with bodies.receive(request) as body:
-        sample, num_bytes = parse_json(SampleRequest, body, consequence="nothing was scored"), len(body)
-    answer = await unless_client_leaves(request, serving.rendezvous.score(sample, num_bytes=num_bytes))
+async def score_sample(request: Request, serving: ServingDependency, body: BodyDependency) -> Response:
+    sample = await body.parse(SampleRequest, consequence="nothing was scored")
+    answer = await unless_client_leaves(request, serving.rendezvous.score(sample, num_bytes=body.num_bytes))
     return Response(answer.model_dump_json(), media_type="application/json")

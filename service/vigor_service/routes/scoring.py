@@ -8,12 +8,11 @@ from fastapi import APIRouter, Request, Response
 
 from vigor_client.schemas import LINES_MEDIA_TYPE, ScoreRequest, ScoreResponse
 from vigor_service import errors
-from vigor_service.body import parse_json
 from vigor_service.idempotency import HEADER
 from vigor_service.openapi import json_body, problems, score_lines
 from vigor_service.routes.dependencies import (
     FOR_SCORERS,
-    BodiesDependency,
+    BodyDependency,
     RuntimeDependency,
     ServingDependency,
 )
@@ -50,15 +49,14 @@ REFUSALS = (
     openapi_extra=json_body(ScoreRequest),
 )
 async def score(
-    request: Request, serving: ServingDependency, runtime: RuntimeDependency, bodies: BodiesDependency
+    request: Request, serving: ServingDependency, runtime: RuntimeDependency, body: BodyDependency
 ) -> Response:
-    async with bodies.receive(request) as body:
-        asked = await runtime.preparation.run(parse_json, ScoreRequest, body, consequence="nothing was scored")
+    asked = await body.parse(ScoreRequest, consequence="nothing was scored")
     key = request.headers.get(HEADER)
     if not _accepts_lines(request):
-        work = serving.answers.once(key, body, partial(serving.scoring.score, asked))
+        work = serving.answers.once(key, body.checksum, partial(serving.scoring.score, asked))
         return Response(await unless_client_leaves(request, work), media_type="application/json")
-    work = partial(serving.answers_in_lines.stream, key, body, partial(serving.scoring.stream, asked))
+    work = partial(serving.answers_in_lines.stream, key, body.checksum, partial(serving.scoring.stream, asked))
     lines = lines_of(work, beat_seconds=request.app.state.beat_seconds)
     first = await unless_client_leaves(request, anext(lines))  # a failure until here has a status of its own
     return LinesResponse(

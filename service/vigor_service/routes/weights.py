@@ -14,9 +14,9 @@ from vigor_client.schemas import (
     WeightsInfo,
 )
 from vigor_service import errors
-from vigor_service.body import content_length, parse_json, stream
+from vigor_service.body import content_length, stream
 from vigor_service.openapi import json_body, problems, raw_body
-from vigor_service.routes.dependencies import BodiesDependency, ServingDependency, may_publish, may_score
+from vigor_service.routes.dependencies import BodyDependency, ServingDependency, may_publish, may_score
 
 router = APIRouter(
     prefix="/v1/weights",
@@ -61,9 +61,8 @@ async def tensors(serving: ServingDependency) -> TensorList:
     ),
     openapi_extra=json_body(UpdateRequest),
 )
-async def open_update(request: Request, serving: ServingDependency, bodies: BodiesDependency) -> UpdateStatus:
-    async with bodies.receive(request) as body:
-        asked = parse_json(UpdateRequest, body, consequence="no update was opened")
+async def open_update(serving: ServingDependency, body: BodyDependency) -> UpdateStatus:
+    asked = await body.parse(UpdateRequest, consequence="no update was opened")
     return serving.updates.open(asked)
 
 
@@ -107,11 +106,8 @@ _FETCHED = problems(
     responses=_FETCHED,
     openapi_extra=json_body(TakeRequest),
 )
-async def take_files(
-    request: Request, update_id: str, serving: ServingDependency, bodies: BodiesDependency
-) -> UpdateStatus:
-    async with bodies.receive(request) as body:
-        asked = parse_json(TakeRequest, body, consequence="no file was taken")
+async def take_files(update_id: str, serving: ServingDependency, body: BodyDependency) -> UpdateStatus:
+    asked = await body.parse(TakeRequest, consequence="no file was taken")
     return await serving.local_files.take(update_id, asked.directory)
 
 
@@ -123,11 +119,8 @@ async def take_files(
     responses=_FETCHED,
     openapi_extra=json_body(BroadcastRequest),
 )
-async def broadcast(
-    request: Request, update_id: str, serving: ServingDependency, bodies: BodiesDependency
-) -> UpdateStatus:
-    async with bodies.receive(request) as body:
-        asked = parse_json(BroadcastRequest, body, consequence="nothing was received")
+async def broadcast(update_id: str, serving: ServingDependency, body: BodyDependency) -> UpdateStatus:
+    asked = await body.parse(BroadcastRequest, consequence="nothing was received")
     return await serving.broadcasts.receive(update_id, asked)
 
 

@@ -1,0 +1,151 @@
+"""JSON of any size as Python objects, parsed in slices: between two of them the interpreter runs other threads.
+
+A parser holds Python's global lock from its first byte to its last, so that a large document would keep the event loop
+waiting. Each slice is a document of its own: what is open where the text is cut is closed there, and opened again.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic_core import from_json
+
+SLICE_BYTES = 1 << 18
+
+# Each alternative begins with bytes of its own and gives none back, so that no text takes more than one try.
+_SHORT_STRING = rb'"[^"\\]{0,1024}+(?:\\.[^"\\]{0,1024}+){0,64}+"'
+_PLAIN, _PLAIN_VALUE = rb'[^"\[\]{}]{1,1024}+', rb'[^"\[\]{},]{1,1024}+'
+_FLAT = rb"(?>[\[{](?:%b|%b){0,16}[\]}])" % (_PLAIN, _SHORT_STRING)
+_SMALL = rb"(?>[\[{](?:%b|%b|%b){0,16}[\]}])" % (_PLAIN, _SHORT_STRING, _FLAT)
+_PLAIN_VALUES = rb'(?>[^"\[\]{}]{0,1024},)'
+_ANY_VALUE = rb"(?>(?:%b|%b|%b){0,16})," % (_PLAIN_VALUE, _SHORT_STRING, _SMALL)
+_VALUES = rb"(?>(?:%b|%b){1,256})" % (_PLAIN_VALUES, _ANY_VALUE)  # each with a comma behind it
+_PARTS = re.compile(rb"%b|%b|[\[\]{}]|%b" % (_VALUES, _SHORT_STRING, _PLAIN_VALUE), re.DOTALL)
+_IN_STRING = re.compile(rb'(?>(?:[^"\\]{1,4096}+|\\.){1,256})', re.DOTALL)
+_CLOSERS = {b"{": b"}", b"[": b"]"}
+_MAX_DEPTH = 200  # as from_json has it
+_MAX_UNCUT_BYTES = 1 << 19  # of text without a comma in its place: it is white space, or no JSON
+_MAX_LENGTH_OF_PART = 1 << 17  # counts of a part: one string may be as long as the document
+_SEEN_BYTES = 64  # around a comma; where there is more white space the text is not cut
+
+
+def parse_in_slices(text: bytes, *, slice_bytes: int = SLICE_BYTES) -> object:
+    """Return what the JSON says, as ``pydantic_core.from_json`` does.
+
+    Raises:
+        ValueError: it is not JSON; says why, and where if the text is no longer than a slice.
+    """
+    if len(text) <= slice_bytes:
+        return _parsed(text)
+    try:
+        return _Slices(text, slice_bytes).parse()
+    except ValueError as error:
+        raise ValueError(str(error).partition(" at line ")[0]) from error
+
+
+class _Slices:
+    """The document so far, and the containers that are open at a place of its text, the outermost first."""
+
+    def __init__(self, text: bytes, slice_bytes: int) -> None:
+        self._text = text
+        self._slice_bytes = slice_bytes
+        self._openers: list[bytes] = []
+        self._names: list[bytes] = []  # under which each of them stands; empty in an array, and for the outermost
+        self._latest_name = b""
+        self._reopened = secrets.token_hex(8)  # stands for any name of what goes on: no document has it
+
+    def parse(self) -> object:
+        whole: object = None
+        names, opened, began, num_uncut = list[bytes](), b"", 0, 0
+        for part, end in self._parts():
+            num_uncut += min(len(part), _MAX_LENGTH_OF_PART)
+            if self._ends_with(part) or len(self._openers) > _MAX_DEPTH or num_uncut > _MAX_UNCUT_BYTES:
+                break
+            self._follow(part)
+            cut = end - 1
+            if cut - began < self._slice_bytes or not self._is_between_values(cut):
+                continue
+            piece = _parsed(opened + self._text[began:cut] + self._closed())
+            whole = self._joined(whole, piece, names)
+            names, opened, began, num_uncut = self._names[1:], self._opened(), cut + 1, 0
+        return self._joined(whole, _parsed(opened + self._text[began:]), names)
+
+    def _parts(self) -> Iterator[tuple[bytes, int]]:
+        """Yield the parts of the text, each with the place where it ends."""
+        place = 0
+        while place < len(self._text):
+            match = _PARTS.match(self._text, place)
+            end = match.end() if match else self._end_of_string(place)
+            yield self._text[place:end], end
+            place = end
+
+    def _end_of_string(self, start: int) -> int:
+        """Return where a string of any length ends."""
+        end = start + 1
+        while match := _IN_STRING.match(self._text, end):
+            end = match.end()
+        if not self._text.startswith(b'"', end):
+            raise ValueError("EOF while parsing a string")
+        return end + 1
+
+    def _ends_with(self, part: bytes) -> bool:
+        return part in (b"]", b"}") and len(self._openers) < 2
+
+    def _follow(self, part: bytes) -> None:
+        if part in _CLOSERS:
+            self._names.append(self._latest_name if self._openers and self._openers[-1] == b"{" else b"")
+            self._openers.append(part)
+        elif part in (b"]", b"}"):
+            self._openers.pop()
+            self._names.pop()
+        elif part.startswith(b'"'):
+            self._latest_name = part
+
+    def _is_between_values(self, end: int) -> bool:
+        """Whether a part of the text ends here with a comma that has a value before and behind it."""
+        before = self._text[max(0, end - _SEEN_BYTES) : end].rstrip()[-1:]
+        after = self._text[end + 1 : end + 1 + _SEEN_BYTES].lstrip()[:1]
+        is_comma = self._text[end : end + 1] == b","
+        return bool(is_comma and self._openers and before and after and before not in b"[{,:" and after not in b"]},:")
+
+    def _closed(self) -> bytes:
+        return b"".join(_CLOSERS[opener] for opener in reversed(self._openers))
+
+    def _opened(self) -> bytes:
+        named = json.dumps(self._reopened).encode() + b":"
+        pairs = zip(self._openers, self._names, strict=True)
+        return b"".join(named + opener if name else opener for opener, name in pairs)
+
+    def _joined(self, whole: object, piece: object, names: list[bytes]) -> object:
+        """Return the document with its next slice, whose containers under these names go on."""
+        if whole is None:
+            return piece
+        outer, inner = whole, piece
+        for name in names:
+            outer, inner = self._join(outer, inner, name)
+        _add(outer, inner)
+        return whole
+
+    def _join(self, outer: Any, inner: Any, name: bytes) -> tuple[object, object]:  # noqa: ANN401 - JSON
+        """Add what stands beside the container that goes on; return it, and what is to go into it."""
+        if name:
+            goes_on, rest = outer[_parsed(name)], inner.pop(self._reopened)
+        else:
+            goes_on, rest = outer[-1], inner.pop(0)
+        _add(outer, inner)
+        return goes_on, rest
+
+
+def _add(outer: Any, inner: Any) -> None:  # noqa: ANN401 - JSON
+    if isinstance(outer, dict):
+        outer.update(inner)
+    else:
+        outer.extend(inner)
+
+
+def _parsed(text: bytes) -> Any:  # noqa: ANN401 - JSON
+    return from_json(text, cache_strings="keys")

@@ -1,0 +1,158 @@
+"""What a request costs by the operating system's own account: processor time and memory of the service's process."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.service_process import ServiceProcess, service_process
+from tests.waiting import wait_until
+
+MIB = 1 << 20
+BODY_BYTES = 15 * MIB
+HELD_BYTES = 64 * MIB
+NUM_WAITING, WAIT_SECONDS = 24, 8
+ANSWERED_SECONDS = 0.1
+TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
+PATHS = (
+    "/v1/score",
+    "/v1/score/sample",
+    "/v1/attribution",
+    "/openrlhf/get_reward?group_size=2",
+    "/slime/reward?group_size=2",
+    "/v1/weights/updates",
+    "/v1/weights/updates/none/take",
+    "/update_weights_from_disk",
+    "/pull_weights",
+)
+_PROGRAM = """
+import logging, sys
+from pydantic_settings import CliApp
+from vigor_service.runtime import LoadedModel
+from vigor_service.server import serve
+from vigor_service.settings import Settings
+
+def load():
+    from tests.fake_scorer import FakeScorer
+    scorer = FakeScorer()
+    scorer.gate.clear()  # no batch ever ends
+    return LoadedModel(scorer, None)
+
+logging.basicConfig(level="INFO")
+serve(CliApp.run(Settings), load)
+"""
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    directory = tmp_path_factory.mktemp("service")
+    flags = ("--max-held-bytes", str(HELD_BYTES), "--weights-root", str(directory))
+    with service_process(directory, *flags, python=["-c", _PROGRAM]) as running:
+        yield running
+
+
+def cpu_seconds(service: ServiceProcess) -> float:
+    """Processor time of the process so far."""
+    fields = Path(f"/proc/{service.process.pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * TICK_SECONDS
+
+
+def reset_peak(service: ServiceProcess) -> int:
+    """Begin to look for another peak of the process' memory; return what it takes now, in bytes."""
+    Path(f"/proc/{service.process.pid}/clear_refs").write_text("5")
+    return peak_bytes(service)
+
+
+def peak_bytes(service: ServiceProcess) -> int:
+    status = Path(f"/proc/{service.process.pid}/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+def post(service: ServiceProcess, path: str, body: bytes) -> httpx.Response:
+    return httpx.post(
+        service.http.base_url.join(path), content=body, headers={"Content-Type": "application/json"}, timeout=120
+    )
+
+
+def filled(begin: bytes, item: bytes, end: bytes) -> bytes:
+    return begin + item * ((BODY_BYTES - len(begin) - len(end)) // len(item)) + end
+
+
+HOSTILE = {
+    "objects": filled(b'{"groups":[', b"{},", b"{}]}"),
+    "arrays": filled(b"[", b"[],", b"[]]"),
+    "nested": filled(b"", b'{"groups":', b""),
+    "ids": filled(b'{"groups":[{"prompt_ids":[', b"12345,", b'"x"],"completions":[[1]]}]}'),
+    "wrong ids": filled(b'{"groups":[{"prompt_ids":[', b'"x",', b'1],"completions":[[1]]}]}'),
+    "names": b"{" + b",".join(b'"x%d":1' % index for index in range(MIB)) + b"}",
+    "faults": json.dumps({"groups": [{"prompt_ids": [1], "completions": [{"x": 1}] * 512}] * 300}).encode(),
+    "text": filled(b'{"groups":[{"prompt":"', b"a b, ", b'","completions":[1]}]}'),
+    "no end": filled(b'{"groups":["', b"a", b""),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_a_refused_body_costs_bounded_time_and_memory_and_keeps_nobody_waiting(
+    service: ServiceProcess, kind: str
+) -> None:
+    before, began = reset_peak(service), cpu_seconds(service)
+    longest = 0.0
+    with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=service.http.base_url, timeout=60) as probe:
+        answering = pool.submit(post, service, "/v1/score", HOSTILE[kind])
+        while not answering.done():
+            asked = cpu_seconds(service)
+            assert probe.get("/healthz").status_code == 200
+            longest = max(longest, cpu_seconds(service) - asked)
+    assert answering.result().status_code in (400, 413, 422)
+    assert longest <= ANSWERED_SECONDS + TICK_SECONDS
+    assert cpu_seconds(service) - began < 3.0
+    assert peak_bytes(service) - before < 400 * MIB
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_it_is_so_on_every_route_that_takes_json(service: ServiceProcess, path: str) -> None:
+    before, began = reset_peak(service), cpu_seconds(service)
+    assert 400 <= post(service, path, HOSTILE["faults"]).status_code < 500
+    assert cpu_seconds(service) - began < 1.0
+    assert peak_bytes(service) - before < 200 * MIB
+
+
+def test_requests_that_wait_hold_no_more_than_all_may_and_the_rest_is_429(service: ServiceProcess) -> None:
+    group = {"prompt_ids": [300] * 20, "completions": [[300, 7]] * 512}
+    body = json.dumps({"groups": [group] * 24, "weight_version": 9, "wait_seconds": WAIT_SECONDS}).encode()
+    before = reset_peak(service)
+    with ThreadPoolExecutor(NUM_WAITING) as pool:
+        answers = [pool.submit(post, service, "/v1/score", body) for _ in range(NUM_WAITING)]
+        statuses = [answer.result().status_code for answer in answers]
+    assert set(statuses) == {409, 429}  # 409: they waited for weights that never came
+    assert statuses.count(429) > NUM_WAITING / 2
+    assert peak_bytes(service) - before < 3 * HELD_BYTES
+
+
+def test_connections_beyond_the_descriptors_are_closed_and_said_while_probes_are_answered(tmp_path: Path) -> None:
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (96, 128))\n" + _PROGRAM
+    with service_process(tmp_path, python=["-c", limited]) as service:
+        url = service.http.base_url
+        assert f"Max open files            {128}" in Path(f"/proc/{service.process.pid}/limits").read_text()
+        address = (url.host, url.port or 80)
+        head = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        idle = [socket.create_connection(address) for _ in range(200)]
+        assert httpx.get(url.join("/healthz"), timeout=20).status_code == 200
+        for connection in idle:
+            connection.close()
+        busy = []
+        for _ in range(200):
+            busy.append(socket.create_connection(address))
+            busy[-1].sendall(head + b"Content-Length: 9\r\n\r\n{")
+        assert httpx.get(url.join("/healthz"), timeout=20).status_code == 200
+        wait_until(lambda: service.metrics()["vigor_closed_connections_total"] > 100)
+        for connection in busy:
+            connection.close()
+        assert service.log.read_text().count("too_many_connections") in range(1, 10)
