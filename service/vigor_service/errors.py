@@ -168,8 +168,12 @@ class StagingFullError(ServiceError):
     """No disk space for the update."""
 
 
-def invalid_request(errors: Sequence[FieldError], *, consequence: str) -> InvalidRequestError:
-    """Return the error that lists these places, its detail saying how many there are and what did not happen."""
-    count = "1 place is wrong" if len(errors) == 1 else f"{len(errors)} places are wrong"
-    listed = f", the first {MAX_LISTED_ERRORS} are listed" if len(errors) > MAX_LISTED_ERRORS else ""
-    return InvalidRequestError(f"{count}{listed}; {consequence}", errors=errors)
+def invalid_request(errors: Sequence[FieldError], *, consequence: str, count: int | None = None) -> InvalidRequestError:
+    """Return the error that lists these places, its detail saying how many there are and what did not happen.
+
+    ``count`` is how many there are where only the first were kept.
+    """
+    number = len(errors) if count is None else count
+    counted = "1 place is wrong" if number == 1 else f"{number} places are wrong"
+    listed = f", the first {MAX_LISTED_ERRORS} are listed" if number > MAX_LISTED_ERRORS else ""
+    return InvalidRequestError(f"{counted}{listed}; {consequence}", errors=errors)

@@ -64,7 +64,7 @@ async def tensors(serving: ServingDependency) -> TensorList:
 async def open_update(request: Request, serving: ServingDependency, bodies: BodiesDependency) -> UpdateStatus:
     async with bodies.receive(request) as body:
         asked = parse_json(UpdateRequest, body, consequence="no update was opened")
-    return serving.updates.open(asked)
+    return await serving.updates.open(asked)
 
 
 @router.put(
@@ -139,7 +139,10 @@ async def broadcast(
         errors.UpdateNotFoundError,
         errors.UpdateConflictError,
         errors.InvalidRequestError,
+        errors.WeightBaseMismatchError,
         errors.WeightsPoisonedError,
+        errors.DeadlineExceededError,
+        errors.StagingFullError,
         *_PUBLISHING,
     ),
 )
