@@ -294,7 +294,7 @@ def test_a_device_is_named(source: Source, tmp_path: Path) -> None:
         place = tmp_path / "state" / "00000001" / "files" / "model.safetensors"
         place.unlink()
         os.mknod(place, 0o600 | stat.S_IFCHR, os.makedev(1, 5))  # /dev/zero, which never ends
-        with pytest.raises(DamagedStateError, match="00000001/files/model.safetensors is no plain file"):
+        with pytest.raises(DamagedStateError, match=r"00000001/files/model\.safetensors is no plain file"):
             state.read()
 
 

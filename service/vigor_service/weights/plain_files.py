@@ -66,7 +66,7 @@ def _refuse_unusable(place: int, root: Path | None) -> None:
     if not stat.S_ISREG(os.fstat(place).st_mode):
         raise UnusableFileError("is no plain file")
     if root is not None and not _link_to(place).readlink().is_relative_to(root):
-        raise UnusableFileError("leads out of the directory that is allowed")
+        raise UnusableFileError("leads out of the service's --weights-root")
 
 
 def _link_to(descriptor: int) -> Path:
