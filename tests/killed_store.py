@@ -9,7 +9,7 @@ import asyncio
 import multiprocessing
 import re
 import subprocess
-from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -56,11 +56,8 @@ class Stored:
 class OneThread(FileThreads):
     """Runs everything where it is asked for."""
 
-    async def run(self, _kind: str, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+    async def run(self, kind: str, work: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401, ARG002
         return work(*args, **kwargs)
-
-    async def run_steps(self, _kind: str, steps: Generator[None, None, Any]) -> Any:  # noqa: ANN401
-        raise NotImplementedError
 
 
 def publish(root: Path, update: Stored) -> None:

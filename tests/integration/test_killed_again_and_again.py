@@ -51,7 +51,7 @@ class History:
             self._snapshot = WeightSnapshot()
         self.sent = version
         published = client.publish_weights(self.tensors(version), weight_version=version, snapshot=self._snapshot)
-        self.encodings.append(published.encoding)
+        self.encodings.append(str(published.encoding))
         self.committed = version
 
     def norms(self, version: int) -> list[float]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.live_service import LiveService, live_service
 from tests.published import Published, outcome, pull
-from tests.pushing import push
+from tests.pushing import UPDATES, announce, open_update, push
 from vigor_client.delta_index import INDEX_NAME, MAX_INDEX_BYTES
 from vigor_client.schemas import MAX_UPDATE_FILES
 from vigor_service.weights.published_versions import MAX_VERSIONS
@@ -71,6 +71,20 @@ def test_what_is_no_plain_file_under_the_root_is_refused_at_once_and_holds_no_th
             "success"
         ]
     assert push(service.http, published.at(1)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    "directory", ["to-itself", "to-itself/below", "nowhere", "file", "file/below", "", "\0", "x" * 5000]
+)
+def test_what_is_no_directory_is_refused_by_name(service: LiveService, root: Path, directory: str) -> None:
+    (root / "to-itself").symlink_to(root / "to-itself")
+    (root / "file").touch()
+    body: dict[str, object] = {"model_path": directory, "weight_version": 1}
+    for told in (pull(service, directory, 1), outcome(service, "/update_weights_from_disk", body)):
+        assert not told["success"]
+    update_id = open_update(service.http, announce(b"bytes")).json()["update_id"]
+    answer = service.http.post(f"{UPDATES}/{update_id}/take", json={"directory": directory})
+    assert answer.status_code == 422, answer.text
 
 
 def test_an_index_is_not_read_before_it_is_known_to_lie_under_the_root(

@@ -1,7 +1,9 @@
 import asyncio
+import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from pathlib import Path
 from threading import Barrier
 
@@ -9,6 +11,7 @@ import pytest
 
 from vigor_service.errors import StagingFullError, StartupError
 from vigor_service.weights.file_threads import FileThreads
+from vigor_service.weights.locking import locked, try_lock
 from vigor_service.weights.staging import StagingArea
 
 
@@ -39,6 +42,7 @@ def test_a_directory_is_made_removed_and_everything_goes_at_the_end(tmp_path: Pa
 _KILLED = """
 import asyncio, os, pathlib, sys
 from vigor_service.weights.file_threads import FileThreads
+from vigor_service.weights.locking import locked, try_lock
 from vigor_service.weights.staging import StagingArea
 area = StagingArea(pathlib.Path(sys.argv[1]), FileThreads())
 asyncio.run(area.create("update", num_bytes=1))
@@ -73,22 +77,39 @@ def test_the_directory_of_a_living_process_is_left_alone(tmp_path: Path) -> None
     living.close()
 
 
-def test_processes_that_start_at_once_leave_each_others_directories_alone(tmp_path: Path) -> None:
-    """The lock of a file belongs to what opened it: threads stand for processes here."""
-    number, rounds = 4, 25
+def test_a_process_that_starts_leaves_the_directory_alone_that_another_is_making(tmp_path: Path) -> None:
+    """The lock of a directory belongs to what opened it: a thread stands for the other process."""
+    directory = tmp_path / "0123456789abcdef"
+    with ThreadPoolExecutor(1) as other:
+        with locked(tmp_path):
+            directory.mkdir()
+            (directory / "lock").touch()  # there, and not locked yet
+            starting = other.submit(opened, tmp_path)
+            with pytest.raises(FutureTimeoutError):
+                starting.result(0.3)
+            lock = try_lock(directory)
+        area = starting.result(30)
+    assert directory.exists()
+    assert lock is not None
+    os.close(lock)
+    area.close()
+
+
+def test_processes_that_start_and_end_at_once_do_not_disturb_each_other(tmp_path: Path) -> None:
+    number, rounds = 4, 10
     together = Barrier(number)
 
-    def start() -> StagingArea:
+    def live() -> bool:
         together.wait(30)
-        return opened(tmp_path)
+        area = opened(tmp_path)
+        found = create(area, "update").exists()
+        area.close()
+        return found
 
     with ThreadPoolExecutor(number) as threads:
-        for _ in range(rounds):
-            areas = [started.result(30) for started in [threads.submit(start) for _ in range(number)]]
-            for area in areas:
-                assert create(area, "update").exists()
-            for closed in [threads.submit(area.close) for area in areas]:
-                closed.result(30)
+        lives = [threads.submit(live) for _ in range(number * rounds)]
+        assert all(life.result(60) for life in lives)
+    opened(tmp_path).close()
     assert left_in(tmp_path) == []
 
 

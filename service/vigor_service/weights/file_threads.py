@@ -71,8 +71,9 @@ class FileThreads:
         future = self._pools[kind].submit(work, *args, **kwargs)
         self._running.add(future)
         future.add_done_callback(self._running.discard)
+        limit = asyncio.timeout(self._seconds[kind])
         try:
-            async with asyncio.timeout(self._seconds[kind]) as limit:
+            async with limit:
                 return await asyncio.wrap_future(future)
         except TimeoutError as error:
             if not limit.expired():
