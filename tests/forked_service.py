@@ -51,7 +51,7 @@ def forked_service(log: Path, *arguments: str) -> Iterator[ForkedService]:
         wait_until(lambda: _url(log) is not None or not process.is_alive(), deadline_seconds=START_SECONDS)
         url = _url(log)
         assert url is not None, log.read_text()
-        with httpx.Client(base_url=url) as http:
+        with httpx.Client(base_url=url, timeout=START_SECONDS) as http:
             wait_until(lambda: http.get("/readyz").status_code == 200, deadline_seconds=START_SECONDS)
         yield ForkedService(process, url)
     finally:
