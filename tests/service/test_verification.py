@@ -252,7 +252,7 @@ def test_every_dtype_that_a_client_can_send_can_be_verified(tmp_path: Path, name
 
 
 def _header(num_names: int, *, name: str = "unknown.{}.weight") -> bytes:
-    """A file of so many tensors that hold nothing."""
+    """A file of ``num_names`` tensors that hold nothing."""
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     text = json.dumps({name.format(index): entry for index in range(num_names)}).encode()
     return len(text).to_bytes(8, "little") + text

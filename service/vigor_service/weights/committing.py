@@ -61,8 +61,8 @@ class Committer:
         Raises:
             InvalidRequestError: names all that is wrong; the old weights serve on.
             StagingFullError: it cannot be stored; the old weights serve on.
-            DeadlineExceededError: a disk does not answer; the old weights serve on. If it stored the new ones all the
-                same, they are what a restart comes back with, and the next update has to be a full one.
+            DeadlineExceededError: a disk does not answer; the old weights serve on. If it did store the new ones,
+                they are what a restart comes back with, and the next update has to be a full one.
             WeightsPoisonedError: the swap failed half-way.
         """
         before = self._publication.weights

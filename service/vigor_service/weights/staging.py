@@ -81,7 +81,7 @@ class StagingArea:
         return self._directory / name
 
     async def create(self, name: str, *, num_bytes: int) -> None:
-        """Make a new, empty directory of this name, in which so many bytes are to be written.
+        """Make a new, empty directory of this name, in which ``num_bytes`` are to be written.
 
         Raises:
             StagingFullError: the disk has less than that.

@@ -150,7 +150,7 @@ class StateDirectory:
             remove(incoming)
             raise
         self._last_number += 1
-        self._last_digest = record.weight_digest  # also if what follows fails: it may be there all the same
+        self._last_digest = record.weight_digest  # also if what follows fails: it may be there
         incoming.rename(self._root / f"{self._last_number:08d}")
         _sync(self._root)
         self._note(record, sum(path.stat().st_size for path in files.values()))
