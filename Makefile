@@ -32,7 +32,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 SWEEP ?=
 FUZZ ?=
 
-.PHONY: setup demo test test-all test-gpu sweep fuzz contract inspector monitoring tools check manifests policies image-steps benchmark clean
+.PHONY: setup demo test test-all test-gpu kills sweep fuzz contract inspector monitoring tools check manifests policies image-steps benchmark clean
 
 setup: $(VENV)/.ready
 
@@ -54,6 +54,12 @@ test-all: setup
 
 test-gpu: setup
 	$(BIN)/python -m pytest -m gpu
+
+# Kill -9 at every system call that changes the state directory (needs strace), then KILLS times at random under load.
+KILLS ?= 200
+kills: setup
+	OMP_NUM_THREADS=1 VIGOR_TEST_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/integration/test_killed_at_every_call.py \
+		tests/integration/test_killed_again_and_again.py
 
 # Every model type of transformers against a loop in float64: half an hour on two cores.
 sweep: setup

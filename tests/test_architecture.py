@@ -123,6 +123,7 @@ def test_the_service_takes_the_contract_from_the_client_and_nothing_else() -> No
         "wire_types",
         "fault_limit",
         "checkpoints",
+        "safetensors_file",
     )
     shared = {f"vigor_client.{name}" for name in names}
     refuse(

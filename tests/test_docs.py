@@ -29,7 +29,7 @@ from vigor_client.attribution_schemas import (
 )
 from vigor_client.cli import main
 from vigor_client.client import DEFAULT_TIMEOUT_SECONDS
-from vigor_client.delta_index import DeltaIndex
+from vigor_client.delta_index import MAX_INDEX_BYTES, DeltaIndex
 from vigor_client.fault_limit import MAX_NAMES
 from vigor_client.schemas import ScoreRequest, ScoreResponse
 from vigor_service import problems
@@ -43,6 +43,10 @@ from vigor_service.rendezvous import MAX_HELD_BYTES
 from vigor_service.runtime import LoadedModel
 from vigor_service.server import KEEP_ALIVE_SECONDS
 from vigor_service.settings import Settings
+from vigor_service.weights.checkpoint import MAX_CHECKPOINT_TENSORS
+from vigor_service.weights.file_threads import MODEL_SECONDS, STEP_SECONDS
+from vigor_service.weights.published_versions import MAX_VERSIONS
+from vigor_service.weights.tensor_files import MAX_HEADER_BYTES
 from vigor_trainer.config import VigorArguments
 
 ROOT = Path(__file__).parents[1]
@@ -268,6 +272,14 @@ def test_the_limits_are_those_of_the_code() -> None:
         "`wait_seconds`": f"{schemas.MAX_WAIT_SECONDS:g}",
         "`weight_version`": schemas.MAX_WEIGHT_VERSION,
         "places that an error lists": MAX_LISTED_ERRORS,
+        "files in an update": schemas.MAX_UPDATE_FILES,
+        "bytes of the header of a safetensors file in an update": MAX_HEADER_BYTES,
+        "tensors in a checkpoint": MAX_CHECKPOINT_TENSORS,
+        "bytes of an index, of shards or of changes": MAX_INDEX_BYTES,
+        "versions that lead to one that is pulled": MAX_VERSIONS,
+        "seconds for a disk to answer, for each 4 MiB or name; and to verify, or to store, a whole update": (
+            f"{STEP_SECONDS:g}; {MODEL_SECONDS:g}"
+        ),
         "bytes of all samples whose groups gather or were answered a short time ago": MAX_HELD_BYTES,
         "values, and objects and arrays, in a JSON body": f"{MAX_VALUES}, {MAX_CONTAINERS}",
         "names in an object": MAX_NAMES,

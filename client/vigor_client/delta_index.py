@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SkipValidation, ValidationError
 
 INDEX_NAME = "model.safetensors.index.json"
+MAX_INDEX_BYTES = 32 << 20
+"""Room for the names of more than 200,000 tensors; a larger index is not read."""
+
+
+def _require_text(weight_map: dict[str, str]) -> dict[str, str]:
+    for name, file_name in weight_map.items():
+        if not isinstance(file_name, str):  # pyright: ignore[reportUnnecessaryIsInstance] - it is anything until here
+            raise ValueError(f"{name[:200]}: the name of a file should be text")
+    return weight_map
+
+
+WeightMap = Annotated[dict[str, SkipValidation[str]], AfterValidator(_require_text)]
+"""Name of a tensor -> the file that holds it. One fault is reported, however many there are: a map may be large."""
 
 
 class DeltaMetadata(BaseModel):
@@ -31,7 +44,7 @@ class DeltaIndex(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     metadata: DeltaMetadata
-    weight_map: dict[str, str] = Field(description="Name of a tensor that changed -> the file with its changes.")
+    weight_map: WeightMap = Field(description="Name of a tensor that changed -> the file with its changes.")
 
     @property
     def file_names(self) -> list[str]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, NamedTuple
+from typing import Annotated, BinaryIO, NamedTuple
 
 from pydantic import BaseModel, Field, RootModel, ValidationError
 
@@ -77,6 +78,15 @@ def header(tensors: Sequence[TensorInfo], metadata: Mapping[str, str] = _METADAT
     return struct.pack("<Q", len(text)) + text
 
 
+OpenFile = Callable[[Path], BinaryIO]
+"""How files are opened for reading; raises OSError."""
+
+
+def open_for_reading(path: Path) -> BinaryIO:
+    """``path.open("rb")``."""
+    return path.open("rb")
+
+
 class TensorEntry(NamedTuple):
     """Where a tensor is in a file, in bytes from its start, and what it is; ``code`` is safetensors' dtype."""
 
@@ -96,15 +106,15 @@ class _Header(RootModel[dict[str, _Entry]]):
     pass
 
 
-def read_header(path: Path) -> dict[str, TensorEntry]:
+def read_header(path: Path, *, open_file: OpenFile = open_for_reading) -> dict[str, TensorEntry]:
     """The tensors of a safetensors file, by name; reads its header alone.
 
     Raises:
         OSError: the file cannot be read.
         ValueError: it is no safetensors file, or is cut off.
     """
-    with path.open("rb") as file:
-        size = path.stat().st_size
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
         if not 0 < length <= min(_MAX_HEADER_BYTES, size - 8):

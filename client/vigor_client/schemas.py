@@ -22,6 +22,7 @@ from vigor_client.wire_types import half_character as half_character
 MAX_WAIT_SECONDS = 600.0
 MAX_GROUPS = 512
 MAX_COMPLETIONS_PER_GROUP = 512
+MAX_UPDATE_FILES = 4096
 MAX_WEIGHT_VERSION = 2**53 - 1  # what every JSON parser, and a metric, holds exactly
 
 LINES_MEDIA_TYPE = "application/x-ndjson"
@@ -323,7 +324,7 @@ class UpdateRequest(WireModel):
         description="`full` holds the model's tensors, `checkpoint` those of a checkpoint as it is saved, `partial` "
         "some of the base's tensors anew, `delta` the bytes that changed.",
     )
-    files: list[Item[UpdateFile]] = Field(min_length=1, max_length=4096)
+    files: list[Item[UpdateFile]] = Field(min_length=1, max_length=MAX_UPDATE_FILES)
 
     @model_validator(mode="after")
     def _check_file_names_differ(self) -> Self:

@@ -188,12 +188,15 @@ class StagingFullError(ServiceError):
     """No disk space for the update."""
 
 
-def invalid_request(errors: Sequence[FieldError], *, consequence: str, are_all: bool = True) -> InvalidRequestError:
+def invalid_request(
+    errors: Sequence[FieldError], *, consequence: str, count: int | None = None, are_all: bool = True
+) -> InvalidRequestError:
     """Return the error that lists these places, its detail saying how many there are and what did not happen.
 
-    ``are_all`` is false where there may be more than these.
+    ``count`` is how many there are where only the first were kept; ``are_all`` is false where there may be more.
     """
-    count = "1 place is wrong" if len(errors) == 1 and are_all else f"{len(errors)} places are wrong"
-    count = count if are_all else f"at least {count}"
-    listed = f", the first {MAX_LISTED_ERRORS} are listed" if len(errors) > MAX_LISTED_ERRORS else ""
-    return InvalidRequestError(f"{count}{listed}; {consequence}", errors=errors)
+    number = len(errors) if count is None else count
+    counted = "1 place is wrong" if number == 1 and are_all else f"{number} places are wrong"
+    counted = counted if are_all else f"at least {counted}"
+    listed = f", the first {MAX_LISTED_ERRORS} are listed" if number > MAX_LISTED_ERRORS else ""
+    return InvalidRequestError(f"{counted}{listed}; {consequence}", errors=errors)

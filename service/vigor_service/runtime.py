@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vigor_service.adapters import Adapters
 from vigor_service.admission import Admission
 from vigor_service.attribution import Attributions
-from vigor_service.errors import DrainingError, LoadingError, UnhealthyError
+from vigor_service.errors import DeadlineExceededError, DrainingError, LoadingError, StartupError, UnhealthyError
 from vigor_service.idempotency import Answers
 from vigor_service.loading_progress import LoadingPhase, LoadingProgress
 from vigor_service.metrics import Metrics
@@ -26,6 +26,7 @@ from vigor_service.tokenization import Encoder, Tokenizer
 from vigor_service.watchdog import Watchdog
 from vigor_service.weights.broadcasting import Broadcasts
 from vigor_service.weights.committing import Committer
+from vigor_service.weights.file_threads import FileThreads
 from vigor_service.weights.local_files import LocalFiles
 from vigor_service.weights.publication import Publication
 from vigor_service.weights.staging import StagingArea, default_staging_root
@@ -98,6 +99,7 @@ class Runtime:
         self._on_load_failure = on_load_failure
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loading: asyncio.Task[Serving] | None = None
+        self._files = FileThreads()
         self._staging: StagingArea | None = None
         self._state: StateDirectory | None = None
         self._serving: Serving | None = None
@@ -123,7 +125,7 @@ class Runtime:
     @property
     def is_idle(self) -> bool:
         """Whether no thread of the service runs something that cannot be interrupted."""
-        return self._compute.is_idle and self.preparation.is_idle
+        return self._compute.is_idle and self.preparation.is_idle and self._files.is_idle
 
     def require_alive(self) -> None:
         """Raise UnhealthyError unless batches are, or will be, taken from the queue and come to an end."""
@@ -166,21 +168,29 @@ class Runtime:
         self._compute.close()
         self.preparation.close()
         if self._staging is not None:
-            await asyncio.to_thread(self._staging.close)
+            await self._files.run("removal", self._staging.close)
         if self._state is not None:
             self._state.close()
+        self._files.close()
 
     async def _load(self) -> Serving:
-        if self.settings.state_dir is not None:
-            self._state = await asyncio.to_thread(StateDirectory, self.settings.state_dir)
-        self._staging = await asyncio.to_thread(StagingArea, self._staging_root())
+        staging = await self._open_directories()
         self._progress.begin(LoadingPhase.IMPORTING_LIBRARIES)
         model, replayed = await self._compute.run(_load_and_replay, self._load_model, self._state, self._progress)
         budget = self.settings.max_batch_tokens
         if budget == "auto":
             self._progress.begin(LoadingPhase.MEASURING_BATCH_SIZE)
             budget = await self._compute.run(model.scorer.measure_batch_tokens)
-        return self._assemble(model, replayed, self._staging, max_batch_tokens=budget)
+        return self._assemble(model, replayed, staging, max_batch_tokens=budget)
+
+    async def _open_directories(self) -> StagingArea:
+        try:
+            if self.settings.state_dir is not None:
+                self._state = await self._files.run("state", StateDirectory, self.settings.state_dir)
+            self._staging = await self._files.run("state", StagingArea, self._staging_root(), self._files)
+        except DeadlineExceededError as error:
+            raise StartupError(error.detail) from error
+        return self._staging
 
     def _staging_root(self) -> Path:
         if self._state is not None:
@@ -251,10 +261,12 @@ class Runtime:
                 plan_checkpoint=model.scorer.plan_checkpoint,
                 exclusive=scheduler.exclusive,
                 state=self._state,
+                threads=self._files,
                 metrics=metrics,
             ),
             staging=staging,
             state=self._state,
+            threads=self._files,
             metrics=metrics,
             timeout_seconds=settings.update_timeout_seconds,
             max_upload_bytes=settings.max_upload_bytes,
@@ -264,7 +276,7 @@ class Runtime:
             timeout_seconds=settings.group_timeout_seconds,
             metrics=metrics,
         )
-        local_files = LocalFiles(updates, publication, root=settings.weights_root)
+        local_files = LocalFiles(updates, publication, root=settings.weights_root, threads=self._files)
         broadcasts = Broadcasts(
             updates,
             device=info.device,

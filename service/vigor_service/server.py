@@ -8,10 +8,12 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from functools import partial
 from math import ceil
-from time import monotonic
+from queue import SimpleQueue
+from time import monotonic, sleep
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -30,6 +32,8 @@ from vigor_service.settings import Settings
 if TYPE_CHECKING:
     from vigor_service.tracing import Tracing
 
+ENDING_SECONDS = 5.0
+"""After the drain time, for what follows it; then the process ends, whatever still runs."""
 KEEP_ALIVE_SECONDS = 65  # longer than the idle limit of common proxies, so that they close first
 
 QUIET_SECONDS = 10.0
@@ -81,6 +85,7 @@ def serve(
         timeout_graceful_shutdown=ceil(settings.drain_seconds),
     )
     server = _Server(config, runtime)
+    server.end_at_last(settings.drain_seconds + ENDING_SECONDS)
     # Uvicorn has its own handlers while it runs; when it has ended it raises the signal that ended it once more.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: server.stop())
@@ -118,13 +123,26 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
         super().__init__(config)
         self._runtime = runtime
+        # Signal handlers put into it: unlike the start of a thread, and an event, that cannot lock itself out.
+        self._stopped = SimpleQueue[None]()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         self._runtime.drain_from_signal()
+        self._stopped.put(None)
         super().handle_exit(sig, frame)
 
     def stop(self) -> None:
+        self._stopped.put(None)
         self.should_exit = True
+
+    def end_at_last(self, seconds: float) -> None:
+        """End the process so long after it was told to stop, whatever it still waits for: a disk, or a lost thread."""
+        threading.Thread(target=self._end_after, args=(seconds,), name="last-resort", daemon=True).start()
+
+    def _end_after(self, seconds: float) -> None:
+        self._stopped.get()
+        sleep(seconds)
+        _end_at_once(int(self._runtime.load_error is not None))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -140,13 +158,17 @@ def _listen(host: str, port: int) -> socket.socket:
 def _end(runtime: Runtime) -> NoReturn:
     code = _report(runtime.load_error)
     if not runtime.is_idle:
-        # A batch cannot be interrupted, and the interpreter would wait for its thread.
-        _logger.warning("ended_while_computing")
-        logging.shutdown()
-        sys.stderr.flush()
-        os._exit(code)
+        # A batch, and a disk that does not answer, cannot be interrupted: the interpreter would wait for their threads.
+        _end_at_once(code)
     gc.unfreeze()  # or libraries would complain of all that is left of them at the end
     sys.exit(code)
+
+
+def _end_at_once(code: int = 0) -> NoReturn:
+    _logger.warning("ended_while_computing")
+    logging.shutdown()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _report(error: BaseException | None) -> int:

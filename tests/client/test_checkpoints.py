@@ -21,6 +21,7 @@ from tests.tiny_models import save_tiny_checkpoint, tiny_model
 from vigor_client import CheckpointError, VigorClient, checkpoint_tensors, digest_of_tensors
 from vigor_client.checkpoint_plan import make_checkpoint_plan
 from vigor_client.checkpoints import checkpoint_files
+from vigor_client.delta_index import MAX_INDEX_BYTES
 
 SHARD = "model-00001-of-00002.safetensors"
 OTHER_SHARD = "model-00002-of-00002.safetensors"
@@ -83,6 +84,26 @@ def index_of_numbers(directory: Path) -> None:
     (directory / "model.safetensors.index.json").write_text('{"weight_map": {"a": 1}}')
 
 
+def shard_is_pickle(directory: Path) -> None:
+    """Also a valid safetensors file: only its name tells."""
+    save_sharded(directory, a="pytorch_model.bin")
+    save_file({"a": torch.ones(2)}, directory / "pytorch_model.bin")
+
+
+def weights_are_pickle(directory: Path) -> None:
+    save_file({"a": torch.ones(2)}, directory / "adapter_model.bin")
+    (directory / "config.json").write_text('{"transformers_weights": "adapter_model.bin"}')
+
+
+def index_outside(directory: Path) -> None:
+    (directory / "config.json").write_text('{"transformers_weights": "../x.safetensors.index.json"}')
+
+
+def index_huge(directory: Path) -> None:
+    with (directory / "model.safetensors.index.json").open("wb") as file:
+        file.truncate(MAX_INDEX_BYTES + 1)
+
+
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [
@@ -93,6 +114,10 @@ def index_of_numbers(directory: Path) -> None:
         (shard_outside, "names a shard outside its directory"),
         (index_broken, "is not an index of shards"),
         (index_of_numbers, "is not an index of shards"),
+        (shard_is_pickle, "names 'pytorch_model.bin', which is no safetensors file"),
+        (weights_are_pickle, "names 'adapter_model.bin', which is no safetensors file"),
+        (index_outside, "names an index outside its directory"),
+        (index_huge, f"is larger than {MAX_INDEX_BYTES} bytes"),
     ],
 )
 def test_a_broken_checkpoint_is_refused_by_name(break_it: Callable[[Path], None], said: str, tmp_path: Path) -> None:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -94,6 +98,63 @@ def test_a_config_with_fewer_layers_than_the_checkpoint_is_refused(tmp_path: Pat
 )
 def test_what_the_architecture_is_known_to_ignore_is_ignored(family: str, buffers: Tensors, tmp_path: Path) -> None:
     assert load_policy(checkpoint(tmp_path, family, lambda tensors: tensors.update(buffers)))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "../outside.safetensors", "shard.safetensors.bin"])
+def test_a_shard_that_is_no_safetensors_file_of_the_checkpoint_is_refused_before_it_is_opened(
+    name: str, tmp_path: Path
+) -> None:
+    directory = save_tiny_checkpoint(tmp_path / "checkpoint")
+    names = list(load_file(directory / "model.safetensors"))
+    (directory / "model.safetensors").unlink()
+    os.mkfifo(directory / name)  # to open it would take for ever
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, name)}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ModelLoadError, match=f"index.json names .*{re.escape(name)}"):
+        load_policy(str(directory))
+
+
+_FROM_A_HUB = """
+import sys
+from vigor_service.engine.loading import ModelLoadError, load_policy
+for name in sys.argv[1:]:
+    try:
+        load_policy(name)
+    except ModelLoadError as error:
+        print(error)
+"""
+
+
+@pytest.mark.timeout(120)
+def test_a_checkpoint_of_a_hub_whose_weights_are_a_pickle_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    cases = {
+        "someone/index": ("model.safetensors.index.json", {}),
+        "someone/other-index": ("x.safetensors.index.json", {"transformers_weights": "x.safetensors.index.json"}),
+        "someone/file": ("unread.json", {"transformers_weights": "adapter_model.bin"}),
+    }
+    for name, (index, config) in cases.items():
+        _cache(tmp_path / f"models--{name.replace('/', '--')}", index, config)
+    environment = os.environ | {"HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", _FROM_A_HUB, *cases]
+    ended = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=100, check=False)
+    refused = ended.stdout.splitlines()
+    assert len(refused) == len(cases), ended
+    assert all("names 'adapter_model.bin', which is no safetensors file" in line for line in refused), refused
+
+
+def _cache(stored: Path, index: str, config: dict[str, str]) -> None:
+    """Lay out what was fetched from a hub: a checkpoint whose weights are a pickle that cannot be opened."""
+    snapshot = save_tiny_checkpoint(stored / "snapshots" / ("0" * 40))
+    (stored / "refs").mkdir()
+    (stored / "refs" / "main").write_text("0" * 40)
+    names = list(load_file(snapshot / "model.safetensors"))
+    (snapshot / "model.safetensors").unlink()
+    os.mkfifo(snapshot / "adapter_model.bin")
+    text = json.dumps({"metadata": {}, "weight_map": dict.fromkeys(names, "adapter_model.bin")})
+    (snapshot / index).write_text(text)
+    known = json.loads((snapshot / "config.json").read_text())
+    (snapshot / "config.json").write_text(json.dumps(known | config))
 
 
 def test_a_distributed_checkpoint_is_refused_by_name(tmp_path: Path) -> None:

@@ -131,3 +131,20 @@ def test_files_that_came_over_http_are_not_taken_again(service: LiveService, roo
         taken = service.http.post(f"{update}/take", json={"directory": "."})
         assert taken.status_code == 200, taken.text
         assert taken.json()["received_files"] == ["a.safetensors", "b.safetensors"]
+
+
+def test_a_refused_directory_is_as_it_was_and_may_be_taken_again(service: LiveService, root: Path) -> None:
+    files = {name: bytes([index]) * 1000 for index, name in enumerate(("a", "b", "c"))}
+    for name, data in files.items():
+        (root / name).write_bytes(data)
+    (root / "b").write_bytes(files["c"])
+    announced = [announce(data, name=name) for name, data in files.items()]
+    path = f"{UPDATES}/{open_update(service.http, *announced).json()['update_id']}"
+    refused = service.http.post(f"{path}/take", json={"directory": str(root)})
+    assert refused.status_code == 422
+    assert [place["loc"] for place in refused.json()["errors"]] == [["files", "b"]]
+    assert {file.name: file.read_bytes() for file in root.iterdir()} == files | {"b": files["c"]}
+    assert service.http.get(path).json()["missing_files"] == ["a", "b", "c"]
+    (root / "b").write_bytes(files["b"])
+    assert service.http.post(f"{path}/take", json={"directory": str(root)}).json()["missing_files"] == []
+    assert list(root.iterdir()) == []

@@ -7,6 +7,7 @@ import pytest
 from vigor_client.digest import checksum
 from vigor_client.schemas import UpdateFile
 from vigor_service.errors import ClientGoneError, DeadlineExceededError, InvalidRequestError
+from vigor_service.weights.file_threads import FileThreads
 from vigor_service.weights.receiving import BUFFER_BYTES, receive_file
 
 DATA = bytes(range(256)) * 50_000  # three buffers and a bit
@@ -30,7 +31,14 @@ def _receive(
 ) -> list[None]:
     progress: list[None] = []
     asyncio.run(
-        receive_file(chunks, path, announced, stall_seconds=stall_seconds, on_progress=lambda: progress.append(None))
+        receive_file(
+            chunks,
+            path,
+            announced,
+            threads=FileThreads(),
+            stall_seconds=stall_seconds,
+            on_progress=lambda: progress.append(None),
+        )
     )
     return progress
 
@@ -107,7 +115,14 @@ def test_a_cancelled_upload_leaves_nothing(tmp_path: Path) -> None:
             await asyncio.Event().wait()
 
         receiving = asyncio.ensure_future(
-            receive_file(stalling(), tmp_path / "a", _announced(), stall_seconds=20, on_progress=lambda: None)
+            receive_file(
+                stalling(),
+                tmp_path / "a",
+                _announced(),
+                threads=FileThreads(),
+                stall_seconds=20,
+                on_progress=lambda: None,
+            )
         )
         await begun.wait()
         receiving.cancel()
@@ -129,7 +144,14 @@ def test_the_loop_stays_free_while_bytes_are_written(tmp_path: Path) -> None:
 
     async def run() -> None:
         ticking = asyncio.ensure_future(tick())
-        await receive_file(_chunks(_pieces()), tmp_path / "a", _announced(), stall_seconds=20, on_progress=lambda: None)
+        await receive_file(
+            _chunks(_pieces()),
+            tmp_path / "a",
+            _announced(),
+            threads=FileThreads(),
+            stall_seconds=20,
+            on_progress=lambda: None,
+        )
         ticking.cancel()
 
     asyncio.run(run())

@@ -5,6 +5,7 @@ from time import monotonic
 import httpx
 import pytest
 
+from tests.pushing import push_bytes
 from tests.service_process import ServiceProcess, service_process
 from tests.waiting import wait_until
 from vigor_service.connections import DEFAULT_LIMITS
@@ -24,6 +25,17 @@ def load_fake():
     scorer = FakeScorer()
     scorer.gate.clear()  # no batch ever ends
     return LoadedModel(scorer, None)
+
+def load_with_a_disk_that_hangs():
+    from tests.fake_scorer import FakeScorer
+    class Hanging(FakeScorer):
+        calls = 0
+        def tensors(self):
+            self.calls += 1
+            if self.calls > 1:  # whenever an update is verified
+                threading.Event().wait()
+            return super().tensors()
+    return LoadedModel(Hanging(), None)
 
 def load_forever():
     threading.Event().wait(60)
@@ -78,7 +90,21 @@ def test_a_batch_that_does_not_end_holds_the_process_no_longer_than_the_drain_ti
             wait_until(lambda: "vigor_queued_requests 1.0" in probe.get("/metrics").text)
         assert _DRAIN_SECONDS <= _stop_and_time(service) < _DRAIN_SECONDS + 10
         assert isinstance(pending.exception(), httpx.RemoteProtocolError) or pending.result().status_code >= 500
-        assert list((tmp_path / "staging").iterdir()) == []
+        assert [path.name for path in (tmp_path / "staging").iterdir()] == ["lock"]
+
+
+def test_a_disk_that_does_not_answer_holds_the_process_no_longer_than_the_drain_time(tmp_path: Path) -> None:
+    python = _python("load_with_a_disk_that_hangs")
+    with (
+        service_process(tmp_path, "--drain-seconds", str(_DRAIN_SECONDS), python=python) as service,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        pending = pool.submit(push_bytes, service.http, b"bytes")
+        with httpx.Client(base_url=service.http.base_url) as probe:
+            wait_until(lambda: "vigor_weight_update_active 1.0" in probe.get("/metrics").text)
+            wait_until(lambda: 'vigor_weight_update_seconds_count{phase="receive"} 1.0' in probe.get("/metrics").text)
+            assert _stop_and_time(service) < _DRAIN_SECONDS + 10
+        assert pending.exception() is not None or pending.result().status_code >= 500
 
 
 def test_sigterm_while_the_model_loads_ends_at_once_with_zero(tmp_path: Path) -> None:

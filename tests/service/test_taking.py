@@ -9,11 +9,17 @@ from pathlib import Path
 import pytest
 
 from vigor_client.digest import announce
+from vigor_client.schemas import UpdateFile
 from vigor_service.errors import InvalidRequestError
-from vigor_service.weights.taking import take_file
+from vigor_service.weights import taking
 
 DATA = bytes(range(256)) * 40
 ANNOUNCED = announce("model.safetensors", [DATA])
+
+
+def take_file(source: Path, target: Path, announced: UpdateFile) -> None:
+    for _ in taking.take_file(source, target, announced):
+        pass
 
 
 @pytest.fixture
@@ -74,6 +80,18 @@ def replace_by_a_directory(source: Path) -> None:
     source.mkdir()
 
 
+def test_a_file_with_another_name_is_copied_and_can_no_longer_change_what_was_taken(
+    source: Path, target: Path, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    other.hardlink_to(source)
+    take_file(source, target, ANNOUNCED)
+    with other.open("r+b") as file:
+        file.write(b"changed")
+    assert target.read_bytes() == DATA
+    assert source.samefile(other)
+
+
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
@@ -85,13 +103,35 @@ def replace_by_a_directory(source: Path) -> None:
         (replace_by_a_directory, "is no plain file"),
     ],
 )
-def test_what_was_not_announced_is_refused_and_leaves_nothing(
+def test_what_was_not_announced_is_refused_and_stays_where_it_is(
     spoil: Callable[[Path], None], message: str, source: Path, target: Path
 ) -> None:
     spoil(source)
+    before = [(path.name, path.lstat().st_ino) for path in sorted(source.parent.iterdir())]
     with pytest.raises(InvalidRequestError) as caught:
         take_file(source, target, ANNOUNCED)
     [place] = caught.value.errors
     assert place.loc == ["files", ANNOUNCED.name]
     assert message in place.msg
+    assert list(target.parent.iterdir()) == []
+    assert [(path.name, path.lstat().st_ino) for path in sorted(source.parent.iterdir())] == before
+
+
+def test_a_refused_file_does_not_replace_one_that_has_its_name_by_now(source: Path, target: Path) -> None:
+    replace_by_other_bytes(source)
+    steps = taking.take_file(source, target, ANNOUNCED)
+    next(steps)
+    source.write_bytes(b"the next one")
+    with pytest.raises(InvalidRequestError):
+        next(steps)
+    assert source.read_bytes() == b"the next one"
+    assert list(target.parent.iterdir()) == []
+
+
+def test_a_file_that_is_given_up_half_way_is_where_it_was(source: Path, target: Path) -> None:
+    steps = taking.take_file(source, target, ANNOUNCED)
+    next(steps)
+    assert not source.exists()
+    steps.close()
+    assert source.read_bytes() == DATA
     assert list(target.parent.iterdir()) == []

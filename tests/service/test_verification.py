@@ -1,3 +1,5 @@
+import json
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,9 +9,11 @@ from safetensors.torch import save_file
 
 from tests.fake_scorer import FakeScorer
 from vigor_client.digest import model_digest
+from vigor_client.safetensors_file import ELEMENT_TYPES
 from vigor_client.schemas import TensorInfo
 from vigor_service.errors import InvalidRequestError
 from vigor_service.weights.fingerprint import describe, initial_weights
+from vigor_service.weights.tensor_files import MAX_HEADER_BYTES
 from vigor_service.weights.verification import VerifiedUpdate, verify_tensors
 
 Tensors = dict[str, torch.Tensor]
@@ -232,3 +236,54 @@ def test_a_file_that_is_no_safetensors_is_refused_by_name(tmp_path: Path, damage
     first = refused.value.errors[0]
     assert first.loc == ["files", "a.safetensors"]
     assert first.msg.startswith("not a safetensors file")
+
+
+@pytest.mark.parametrize("name", sorted(ELEMENT_TYPES))
+def test_every_dtype_that_a_client_can_send_can_be_verified(tmp_path: Path, name: str) -> None:
+    buffer = torch.tensor([1, 0, 1]).to(getattr(torch, name))
+    save_file({"buffer": buffer}, tmp_path / "model.safetensors")
+    served = describe("buffer", torch.zeros_like(buffer))
+    verified = verify_tensors({"model.safetensors": tmp_path / "model.safetensors"}, [served])
+    assert [info.checksum for info in verified.tensors] == [describe("buffer", buffer).checksum]
+    written = torch.zeros_like(buffer)
+    for _, write in verified.writes():
+        write(written)
+    assert torch.equal(written, buffer)
+
+
+def _header(num_names: int, *, name: str = "unknown.{}.weight") -> bytes:
+    """A file of ``num_names`` tensors that hold nothing."""
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    text = json.dumps({name.format(index): entry for index in range(num_names)}).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+def test_unknown_names_are_counted_and_the_first_are_listed(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(_header(100_000))
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequestError) as refused:
+            verify_tensors({path.name: path}, _served())
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert "100002 places are wrong, the first 100 are listed" in refused.value.detail
+    assert len(refused.value.errors) == 100
+    assert peak_bytes < 32 << 20
+
+
+def test_a_list_of_tensors_that_is_too_large_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes((MAX_HEADER_BYTES + 1).to_bytes(8, "little"))
+    with pytest.raises(InvalidRequestError) as refused:
+        verify_tensors({path.name: path}, _served())
+    assert f"its header would have {MAX_HEADER_BYTES + 1} bytes" in refused.value.errors[0].msg
+
+
+def test_a_name_of_any_length_is_told_in_part(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(_header(1, name="x" * 1_000_000))
+    with pytest.raises(InvalidRequestError) as refused:
+        verify_tensors({path.name: path}, _served())
+    assert max(len(str(place)) for place in refused.value.errors) < 1000

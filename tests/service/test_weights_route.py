@@ -31,7 +31,7 @@ def _new_tensors(service: LiveService, change: float = 1.0) -> Tensors:
 
 
 def _staged(tmp_path: Path) -> list[Path]:
-    return [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "lock"]
+    return [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.parent.parent == tmp_path]
 
 
 def _opened(service: LiveService, *data: bytes) -> str:
@@ -283,6 +283,21 @@ def test_bytes_that_are_no_safetensors_are_refused_by_file(service: LiveService)
     assert refused.json()["errors"][0]["loc"] == ["files", FILE]
 
 
+def test_names_that_look_like_temporary_ones_are_files_like_any_other(service: LiveService, tmp_path: Path) -> None:
+    tensors = _new_tensors(service)
+    names = ["a", "a.part", "lock", "update.json", "a.part.part"]
+    data = [save({name: tensor}) for name, tensor in tensors.items()]
+    data += [save({"embed.weight": tensors["embed.weight"] + index}) for index in range(1, 4)]  # refused, when read
+    files = dict(zip(names, data, strict=True))
+    opened = open_update(service.http, *(announce(content, name=name) for name, content in files.items()))
+    path = f"{UPDATES}/{opened.json()['update_id']}"
+    with ThreadPoolExecutor(len(files)) as pool:
+        sent = pool.map(lambda name: service.http.put(f"{path}/files/{name}", content=files[name]), names)
+        assert [answer.status_code for answer in sent] == [200] * len(files)
+    assert {file.name: file.read_bytes() for file in _staged(tmp_path)} == files
+    assert service.http.post(f"{path}/commit").status_code == 422  # tensors that come twice, not a file that is gone
+
+
 def test_the_parts_of_an_update_are_measured(service: LiveService) -> None:
     push(service.http, _new_tensors(service))
     for phase in ("receive", "verify", "swap"):
@@ -296,4 +311,4 @@ def test_the_staging_directory_goes_with_the_service(tmp_path: Path) -> None:
         data = save(_new_tensors(service))
         service.http.put(f"{_opened(service, data)}/files/0.safetensors", content=data)
         assert len(_staged(tmp_path)) == 1
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]

@@ -25,7 +25,14 @@ from transformers import (
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
-from vigor_client.checkpoints import checkpoint_files, checkpoint_tensors
+from vigor_client.checkpoints import (
+    INDEX_FILE,
+    INDEX_SUFFIX,
+    SHARD_SUFFIX,
+    checkpoint_files,
+    checkpoint_tensors,
+    shard_names,
+)
 from vigor_client.errors import CheckpointError
 from vigor_service.engine.checkpoint_names import refused_unexpected
 from vigor_service.engine.text_parameters import named_outside_text, text_pass
@@ -71,9 +78,25 @@ def _config(location: str, *, trust_remote_code: bool) -> PreTrainedConfig:
     try:
         if Path(location).is_dir():
             checkpoint_files(location)  # the kinds of directory that no update is taken from
-        return AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
+        config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
+        if not Path(location).is_dir():
+            _refuse_other_shards(location, getattr(config, "transformers_weights", None) or INDEX_FILE)
+        return config
     except _TRANSFORMERS_FAULTS as error:
         raise IncompleteCheckpointError(str(error)) from error
+
+
+def _refuse_other_shards(name: str, weights: str) -> None:
+    """Refuse a checkpoint of the hub unless its weights are safetensors files of its own, before one is opened.
+
+    transformers unpickles what has another name.
+    """
+    if not weights.endswith((SHARD_SUFFIX, INDEX_SUFFIX)):
+        raise CheckpointError(f"{name} names {weights!r}, which is no safetensors file")
+    if weights.endswith(INDEX_SUFFIX):
+        index = cached_file(name, weights, _raise_exceptions_for_missing_entries=False)
+        if index is not None:
+            shard_names(Path(index))
 
 
 def _load(

@@ -24,6 +24,7 @@ _REFUSED = (
     errors.ForbiddenError,
     errors.LoadingError,
     errors.DrainingError,
+    errors.DeadlineExceededError,
     errors.StagingFullError,
     errors.WeightsPoisonedError,
 )

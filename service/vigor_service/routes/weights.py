@@ -63,7 +63,7 @@ async def tensors(serving: ServingDependency) -> TensorList:
 )
 async def open_update(serving: ServingDependency, body: BodyDependency) -> UpdateStatus:
     asked = await body.parse(UpdateRequest, consequence="no update was opened")
-    return serving.updates.open(asked)
+    return await serving.updates.open(asked)
 
 
 @router.put(
@@ -132,7 +132,10 @@ async def broadcast(update_id: str, serving: ServingDependency, body: BodyDepend
         errors.UpdateNotFoundError,
         errors.UpdateConflictError,
         errors.InvalidRequestError,
+        errors.WeightBaseMismatchError,
         errors.WeightsPoisonedError,
+        errors.DeadlineExceededError,
+        errors.StagingFullError,
         *_PUBLISHING,
     ),
 )

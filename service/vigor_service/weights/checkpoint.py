@@ -14,14 +14,18 @@ from pathlib import Path
 from typing import TypeAlias
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from vigor_client.digest import checksum, model_digest, raw_bytes
-from vigor_client.schemas import FieldError, TensorInfo
+from vigor_client.schemas import TensorInfo
 from vigor_service.engine.checkpoint_names import CheckpointPlan, Conversion, ConversionError, Read
 from vigor_service.engine.engine import Write
-from vigor_service.errors import invalid_request
+from vigor_service.weights.faults import Faults
 from vigor_service.weights.fingerprint import dtype_name, is_finite
+from vigor_service.weights.tensor_files import open_tensors
+
+MAX_CHECKPOINT_TENSORS = 1 << 18
+"""The largest mixtures of experts have half as many, each expert's scales of its own among them."""
 
 PlanCheckpoint: TypeAlias = Callable[[Iterable[str]], CheckpointPlan]
 
@@ -60,6 +64,9 @@ def verify_checkpoint(
     """
     check = _Check(served)
     paths = check.find_tensors(files)
+    if len(paths) > MAX_CHECKPOINT_TENSORS:
+        check.faults.add(f"hold {len(paths)} tensors, at most {MAX_CHECKPOINT_TENSORS} are read", "files")
+        raise check.faults.refusal()
     plan = plan_checkpoint(paths)
     check.refuse_unexpected(plan.unexpected, paths)
     with _reading(paths) as read:
@@ -67,8 +74,8 @@ def verify_checkpoint(
             check.make(conversion, read)
     check.find_missing()
     check.compare_aliases()
-    if check.errors:
-        raise invalid_request(check.errors, consequence="nothing was applied and the update is dropped")
+    if check.faults:
+        raise check.faults.refusal()
     tensors = tuple(info.model_copy(update={"checksum": check.checksum_of(info)}) for info in served)
     return VerifiedCheckpoint(
         tensors=tensors,
@@ -87,22 +94,24 @@ class _Check:
         self._expected = _by_any_name(served)
         self._checksums: dict[str, str] = {}  # of what is right
         self._made: set[str] = set()  # what was made at all
-        self.errors: list[FieldError] = []
+        self.faults = Faults()
 
     def find_tensors(self, files: Mapping[str, Path]) -> dict[str, Path]:
         """Return the file of each tensor."""
         found: dict[str, Path] = {}
         for file_name, path in files.items():
+            if len(found) > MAX_CHECKPOINT_TENSORS:
+                break
             try:
-                with safe_open(path, framework="pt") as file:
+                with open_tensors(path) as file:
                     names = list(file.keys())
             except SafetensorError as error:
-                self._refuse(f"not a safetensors file: {error}", "files", file_name)
+                self.faults.add(f"not a safetensors file: {error}", "files", file_name)
                 continue
             for name in names:
                 if name in found:
                     message = f"is in file {found[name].name} already: each tensor comes once"
-                    self._refuse(message, "files", file_name, name)
+                    self.faults.add(message, "files", file_name, name)
                 found[name] = path
         return found
 
@@ -110,7 +119,7 @@ class _Check:
         prefix = common_prefix(paths)
         hint = f"; all names begin with {prefix!r}: save the model without what wraps it" if prefix else ""
         for name in names:
-            self._refuse(f"the model has no such tensor{hint}", "files", paths[name].name, name)
+            self.faults.add(f"the model has no such tensor{hint}", "files", paths[name].name, name)
 
     def make(self, conversion: Conversion, read: Read) -> None:
         info = self._expected[conversion.target]
@@ -118,7 +127,7 @@ class _Check:
         try:
             made = conversion.tensors(read, _torch_dtype(info))
         except ConversionError as error:
-            self._refuse(str(error), "tensors", conversion.target)
+            self.faults.add(str(error), "tensors", conversion.target)
             return
         for name, tensor in made.items():
             self._made.add(name)
@@ -127,33 +136,30 @@ class _Check:
     def _check(self, name: str, tensor: torch.Tensor) -> None:
         info = self._expected.get(name)
         if info is None:
-            self._refuse("the model has no such tensor", "tensors", name)
+            self.faults.add("the model has no such tensor", "tensors", name)
             return
         shape, dtype = list(tensor.shape), dtype_name(tensor.dtype)
         if (dtype, shape) != (info.dtype, info.shape):
-            self._refuse(f"is {dtype} {shape}, the model needs {info.dtype} {info.shape}", "tensors", name)
+            self.faults.add(f"is {dtype} {shape}, the model needs {info.dtype} {info.shape}", "tensors", name)
         elif not is_finite(tensor):
-            self._refuse("has values that are not finite (NaN or infinite)", "tensors", name)
+            self.faults.add("has values that are not finite (NaN or infinite)", "tensors", name)
         else:
             self._checksums[name] = checksum(raw_bytes(tensor))
 
     def find_missing(self) -> None:
         for info in self._served:
             if self._made.isdisjoint(_names(info)):
-                self._refuse(f"is missing, the model needs {info.dtype} {info.shape}", "tensors", info.name)
+                self.faults.add(f"is missing, the model needs {info.dtype} {info.shape}", "tensors", info.name)
 
     def compare_aliases(self) -> None:
         for info in self._served:
             first, *others = [name for name in _names(info) if name in self._checksums] or [info.name]
             for name in others:
                 if self._checksums[name] != self._checksums[first]:
-                    self._refuse(f"is tied to {first} but has other values", "tensors", name)
+                    self.faults.add(f"is tied to {first} but has other values", "tensors", name)
 
     def checksum_of(self, info: TensorInfo) -> str:
         return next(self._checksums[name] for name in _names(info) if name in self._checksums)
-
-    def _refuse(self, message: str, *place: str) -> None:
-        self.errors.append(FieldError(loc=list(place), msg=message))
 
 
 def common_prefix(names: Iterable[str]) -> str:
@@ -166,7 +172,7 @@ def common_prefix(names: Iterable[str]) -> str:
 def _reading(paths: Mapping[str, Path]) -> Iterator[Read]:
     """Yield what reads a tensor by its name; every file is opened once."""
     with ExitStack() as stack:
-        opened = {path: stack.enter_context(safe_open(path, framework="pt")) for path in set(paths.values())}
+        opened = {path: stack.enter_context(open_tensors(path)) for path in set(paths.values())}
         yield lambda name: opened[paths[name]].get_tensor(name)
 
 

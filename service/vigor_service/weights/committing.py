@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from vigor_client.schemas import CommitResponse
 from vigor_service.errors import ServiceError
 from vigor_service.metrics import Metrics
+from vigor_service.weights.file_threads import FileThreads
 from vigor_service.weights.publication import Publication
 from vigor_service.weights.state_directory import StateDirectory, UpdateRecord
 from vigor_service.weights.update import Update
@@ -43,6 +44,7 @@ class Committer:
         plan_checkpoint: PlanCheckpoint,
         exclusive: Callable[[], AbstractAsyncContextManager[None]],
         state: StateDirectory | None,
+        threads: FileThreads,
         metrics: Metrics,
     ) -> None:
         self._publication = publication
@@ -50,6 +52,7 @@ class Committer:
         self._plan_checkpoint = plan_checkpoint
         self._exclusive = exclusive
         self._state = state
+        self._threads = threads
         self._metrics = metrics
 
     async def commit(self, update: Update) -> CommitResponse:
@@ -58,11 +61,13 @@ class Committer:
         Raises:
             InvalidRequestError: names all that is wrong; the old weights serve on.
             StagingFullError: it cannot be stored; the old weights serve on.
+            DeadlineExceededError: a disk does not answer; the old weights serve on. If it did store the new ones,
+                they are what a restart comes back with, and the next update has to be a full one.
             WeightsPoisonedError: the swap failed half-way.
         """
         before = self._publication.weights
         started = perf_counter()
-        verified = await asyncio.to_thread(self._verify, update, before)
+        verified = await self._threads.run("verify", self._verify, update, before)
         verify_seconds = self._observe("verify", started)
         await self._store(update, before, verified.digest)
         update.is_verified = True
@@ -104,7 +109,7 @@ class Committer:
             base_digest=before.digest,
             encoding=update.request.encoding,
         )
-        await asyncio.to_thread(self._state.store, record, update.paths)
+        await self._threads.run("state", self._state.store, record, update.paths)
         self._observe("store", started)
 
     def _observe(self, phase: str, started: float) -> float:

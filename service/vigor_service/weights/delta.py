@@ -17,15 +17,14 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from vigor_client.changes import Changes, apply_changes_, decode_changes
-from vigor_client.delta_index import INDEX_NAME, DeltaIndex
+from vigor_client.delta_index import INDEX_NAME, MAX_INDEX_BYTES, DeltaIndex
 from vigor_client.digest import PREFIX, checksum, model_digest, raw_bytes
 from vigor_client.errors import InvalidDeltaError
-from vigor_client.schemas import FieldError, TensorInfo
+from vigor_client.schemas import TensorInfo
 from vigor_service.engine.engine import Write
-from vigor_service.errors import invalid_request
+from vigor_service.weights.faults import Faults
 from vigor_service.weights.fingerprint import is_finite
-
-_MAX_INDEX_BYTES = 64 << 20
+from vigor_service.weights.tensor_files import open_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class VerifiedDelta:
     def writes(self) -> Iterator[tuple[str, Write]]:
         """Yield every changed tensor's canonical name, with what patches it where it is."""
         for path, places in groupby(self._changed.items(), key=lambda item: item[1].path):
-            with safe_open(path, framework="pt") as file:
+            with open_tensors(path) as file:
                 for name, place in places:
                     yield name, partial(apply_changes_, changes=_read(file, place.key, place.num_bytes))
 
@@ -71,8 +70,8 @@ def verify_delta(
     index = check.read_index(base_version, version)
     for file_name, names in _names_by_file(index).items() if index else ():
         check.read_file(file_name, names)
-    if check.errors:
-        raise invalid_request(check.errors, consequence="nothing was applied and the update is dropped")
+    if check.faults:
+        raise check.faults.refusal()
     tensors = tuple(
         info.model_copy(update={"checksum": check.checksums.get(info.name, info.checksum)}) for info in served
     )
@@ -97,14 +96,14 @@ class _Check:
         self._values = values
         self.changed: dict[str, _Place] = {}
         self.checksums: dict[str, str] = {}
-        self.errors: list[FieldError] = []
+        self.faults = Faults()
 
     def read_index(self, base_version: int, version: int) -> DeltaIndex | None:
         path = self._files.get(INDEX_NAME)
         if path is None:
             return self._refuse("is missing: a delta has an index", INDEX_NAME)
-        if path.stat().st_size > _MAX_INDEX_BYTES:
-            return self._refuse(f"is larger than {_MAX_INDEX_BYTES} bytes", INDEX_NAME)
+        if path.stat().st_size > MAX_INDEX_BYTES:
+            return self._refuse(f"is larger than {MAX_INDEX_BYTES} bytes", INDEX_NAME)
         try:
             index = DeltaIndex.model_validate_json(path.read_bytes())
         except ValidationError as error:
@@ -127,7 +126,7 @@ class _Check:
             self._refuse_all("was not sent", file_name, known)
             return
         try:
-            with safe_open(path, framework="pt") as file:
+            with open_tensors(path) as file:
                 checksums = file.metadata() or {}
                 for name in known:
                     self._read_changes(file, name, checksums.get(name), file_name, path)
@@ -153,11 +152,10 @@ class _Check:
         self.checksums[info.name] = checksum_of_new
 
     def _refuse_all(self, message: str, file_name: str, names: Sequence[str]) -> None:
-        for name in names:
-            self._refuse(message, file_name, name)
+        self.faults.add_all(message, "files", file_name, names=names)
 
     def _refuse(self, message: str, *place: str | int) -> None:
-        self.errors.append(FieldError(loc=["files", *place], msg=message))
+        self.faults.add(message, "files", *place)
 
 
 def _read(file: safe_open, key: str, num_bytes: int) -> Changes:

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import secrets
+from collections.abc import AsyncIterator, Callable, Generator
 from itertools import cycle
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import BinaryIO
 
-from vigor_client.digest import PREFIX, announce, new_hasher
+from vigor_client.digest import PREFIX, new_hasher
 from vigor_client.schemas import FieldError, UpdateFile
 from vigor_service.errors import DeadlineExceededError, invalid_request
+from vigor_service.weights.file_threads import FileThreads
 from vigor_service.weights.staging import refusing_full_disk
-
-if TYPE_CHECKING:
-    from vigor_client.digest import Hasher
 
 BUFFER_BYTES = 4 << 20
 
 
-def describe_file(name: str, path: Path) -> UpdateFile:
-    """Return what there is to announce of a file on disk, read once."""
-    with path.open("rb") as file:
-        return announce(name, iter(lambda: file.read(BUFFER_BYTES), b""))
+def describe_file(name: str, file: BinaryIO) -> Generator[None, None, UpdateFile]:
+    """Return what there is to announce of an open file, read once, in steps of a buffer."""
+    hasher, num_bytes = new_hasher(), 0
+    while data := file.read(BUFFER_BYTES):
+        hasher.update(data)
+        num_bytes += len(data)
+        yield
+    return UpdateFile(name=name, num_bytes=num_bytes, checksum=PREFIX + hasher.hexdigest())
+
+
+def temporary_path(path: Path) -> Path:
+    """Return a path beside this one that is no announced file's, nor another attempt's: their names begin otherwise."""
+    return path.with_name(f".{secrets.token_hex(8)}.part")
 
 
 async def receive_file(
@@ -30,6 +38,7 @@ async def receive_file(
     path: Path,
     announced: UpdateFile,
     *,
+    threads: FileThreads,
     stall_seconds: float,
     on_progress: Callable[[], None],
 ) -> None:
@@ -39,33 +48,45 @@ async def receive_file(
 
     Raises:
         InvalidRequestError: more or fewer bytes than announced, or another checksum.
-        DeadlineExceededError: a buffer took longer than ``stall_seconds`` to arrive.
+        DeadlineExceededError: a buffer took longer than ``stall_seconds`` to arrive, or the disk does not answer.
         StagingFullError: the disk is full.
     """
-    partial = path.with_name(path.name + ".part")
+    partial = temporary_path(path)
+    file: BinaryIO | None = None
     try:
         with refusing_full_disk(f"file {announced.name} of the update does not fit"):
-            with partial.open("wb", buffering=0) as file:
-                digest = await _write_all(chunks, file, announced, stall_seconds, on_progress)
+            file = await threads.run("staging", _create, partial)
+            digest = await _write_all(chunks, _Writer(file, threads), announced, stall_seconds, on_progress)
             if digest != announced.checksum:
                 raise _refuse(announced, f"has checksum {digest}, {announced.checksum} was announced")
-            partial.replace(path)
+            await threads.run("staging", partial.replace, path)
     except TimeoutError as error:
         message = f"file {announced.name}: less than {BUFFER_BYTES} bytes came within {stall_seconds} seconds"
         raise DeadlineExceededError(message) from error
     finally:
-        await asyncio.to_thread(partial.unlink, missing_ok=True)
+        await threads.run("staging", _close_and_remove, file, partial)
+
+
+def _create(path: Path) -> BinaryIO:
+    return path.open("xb", buffering=0)
+
+
+def _close_and_remove(file: BinaryIO | None, path: Path) -> None:
+    if file is not None:
+        file.close()
+    path.unlink(missing_ok=True)
 
 
 async def _write_all(
     chunks: AsyncIterator[bytes],
-    file: BinaryIO,
+    writer: _Writer,
     announced: UpdateFile,
     stall_seconds: float,
     on_progress: Callable[[], None],
 ) -> str:
-    hasher, received = new_hasher(), 0
-    async with asyncio.timeout(stall_seconds) as limit, _Writer(file, hasher) as writer:
+    """Return the digest of what was written."""
+    received = 0
+    async with asyncio.timeout(stall_seconds) as limit, writer:
         async for buffer in _coalesce(chunks):
             received += len(buffer)
             if received > announced.num_bytes:
@@ -75,11 +96,11 @@ async def _write_all(
             on_progress()
     if received < announced.num_bytes:
         raise _refuse(announced, f"has {received} bytes, {announced.num_bytes} were announced")
-    return PREFIX + hasher.hexdigest()
+    return PREFIX + writer.hasher.hexdigest()
 
 
 async def _coalesce(chunks: AsyncIterator[bytes]) -> AsyncIterator[memoryview]:
-    """Yield full buffers, and what is left at the end. Two are used by turns: new ones would be faulted in anew.
+    """Yield full buffers, and what is left at the end. Two take turns: new ones would be faulted in anew.
 
     A buffer holds its bytes until the next but one is asked for.
     """
@@ -100,14 +121,15 @@ async def _coalesce(chunks: AsyncIterator[bytes]) -> AsyncIterator[memoryview]:
 class _Writer:
     """Writes and hashes in a thread while the next buffer fills."""
 
-    def __init__(self, file: BinaryIO, hasher: Hasher) -> None:
+    def __init__(self, file: BinaryIO, threads: FileThreads) -> None:
+        self.hasher = new_hasher()
         self._file = file
-        self._hasher = hasher
+        self._threads = threads
         self._in_flight: asyncio.Task[None] | None = None
 
     async def write(self, buffer: memoryview) -> None:
         await self._settle()
-        self._in_flight = asyncio.create_task(asyncio.to_thread(self._write_now, buffer))
+        self._in_flight = asyncio.create_task(self._threads.run("staging", self._write_now, buffer))
 
     async def __aenter__(self) -> _Writer:
         return self
@@ -116,13 +138,13 @@ class _Writer:
         await self._settle()
 
     async def _settle(self) -> None:
-        """Wait for the write in flight, also when the upload ends early: nobody else may close its file."""
+        """Wait for the write in flight, also when the upload ends early: its file is closed next."""
         if self._in_flight is not None:
             task, self._in_flight = self._in_flight, None
             await asyncio.shield(task)
 
     def _write_now(self, buffer: memoryview) -> None:
-        self._hasher.update(buffer)
+        self.hasher.update(buffer)
         while buffer:
             buffer = buffer[self._file.write(buffer) :]
 

@@ -32,7 +32,7 @@ def replay(state: StateDirectory, scorer: Scorer, weights: Weights) -> Replayed:
             record = update.record
             weights = replace(weights, version=record.weight_version, digest=verified.digest, tensors=verified.tensors)
             _logger.info("weights_restored version=%d digest=%s", weights.version, weights.digest)
-    except DamagedStateError as error:
+    except (DamagedStateError, OSError) as error:  # what is read a moment later may not be readable any more
         _logger.error("state_damaged place=%r have=%d", str(error), weights.version)
         return Replayed(weights, f"the state directory is damaged: {error}")
     return Replayed(weights)

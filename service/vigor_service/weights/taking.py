@@ -1,58 +1,100 @@
-"""A file of an update that this machine can read already: moved into the staging directory, or copied, and hashed."""
+"""A file of an update that this machine can read already: moved into the staging directory, or copied, and hashed.
+
+What is refused stays with its owner: it is put back where it was.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
-import shutil
 import stat
+from collections.abc import Generator
+from contextlib import suppress
 from pathlib import Path
 
 from vigor_client.schemas import FieldError, UpdateFile
 from vigor_service.errors import invalid_request
-from vigor_service.weights.receiving import BUFFER_BYTES, describe_file
+from vigor_service.weights.plain_files import open_plain
+from vigor_service.weights.receiving import BUFFER_BYTES, describe_file, temporary_path
 from vigor_service.weights.staging import refusing_full_disk
 
 # Another disk, or a directory that only its owner may change.
 _CANNOT_BE_MOVED = (errno.EXDEV, errno.EACCES, errno.EPERM)
 
 
-def take_file(source: Path, path: Path, announced: UpdateFile) -> None:
-    """Bring ``source`` to ``path``, which appears only if the bytes have the announced number and checksum.
+def require_takable(source: Path, announced: UpdateFile) -> None:
+    """Find out without moving it whether there is such a file.
 
-    Whoever wrote it no longer finds it there: what was verified cannot be written anew by its name.
+    Raises:
+        InvalidRequestError: it is missing, no plain file, or of another size than announced.
+    """
+    try:
+        _require_plain(source.lstat(), announced)  # a pipe would never end, a link may lead anywhere
+    except OSError as error:
+        raise _refuse(announced, f"cannot be taken: {error.strerror}") from error
+
+
+def take_file(source: Path, path: Path, announced: UpdateFile) -> Generator[None, None, None]:
+    """Bring ``source`` to ``path``, which appears only if the bytes have the announced number and checksum; in steps.
+
+    Its owner no longer finds it under its name: what was verified cannot be written anew by it. A file with several
+    names, or from another disk, is copied, and stays.
 
     Raises:
         InvalidRequestError: it is missing, no plain file, not readable, or other bytes than were announced.
         StagingFullError: the disk is full.
     """
-    partial = path.with_name(path.name + ".part")
+    partial = temporary_path(path)
+    require_takable(source, announced)
     try:
         with refusing_full_disk(f"file {announced.name} of the update does not fit"):
-            _require_plain(source.lstat(), announced)  # a pipe would never end, a link may lead anywhere
-            _bring(source, partial, announced)
-            _require_announced(partial, announced)
+            if not _move(source, partial):
+                yield from _copy(source, partial, announced.num_bytes)
+            yield from _require_announced(partial, announced)
             partial.replace(path)
     except OSError as error:
-        raise _refuse(announced, f"cannot be taken: {error.strerror}") from error
+        raise _refuse(announced, f"cannot be taken: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        give_back(partial, source)
 
 
-def _bring(source: Path, target: Path, announced: UpdateFile) -> None:
+def give_back(path: Path, source: Path) -> None:
+    """Put a file back where it was taken from; remove it if another is there by now, as after it was copied."""
+    with suppress(OSError):
+        if not os.path.lexists(source):
+            path.rename(source)
+    path.unlink(missing_ok=True)
+
+
+def _move(source: Path, target: Path) -> bool:
+    """Return whether the file was moved: it can be, and has no other name by which it could be changed."""
     try:
         source.rename(target)
     except OSError as error:
         if error.errno not in _CANNOT_BE_MOVED:
             raise
-        with open(source, "rb", opener=_open_no_link) as given, target.open("wb") as copy:
-            _require_plain(os.fstat(given.fileno()), announced)
-            shutil.copyfileobj(given, copy, BUFFER_BYTES)
-    _require_plain(target.lstat(), announced)  # it may have been changed for a link meanwhile
+        return False
+    if target.lstat().st_nlink == 1:
+        return True
+    give_back(target, source)
+    return False
 
 
-def _open_no_link(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
+def _copy(source: Path, target: Path, num_bytes: int) -> Generator[None, None, None]:
+    """Copy as many bytes as were announced, and one more where there is one: of a file that grows there is no end."""
+    missing_bytes = num_bytes + 1
+    with open_plain(source) as given, target.open("xb") as copy:
+        while data := given.read(min(BUFFER_BYTES, missing_bytes)):
+            missing_bytes -= copy.write(data)
+            yield
+
+
+def _require_announced(path: Path, announced: UpdateFile) -> Generator[None, None, None]:
+    with open_plain(path) as file:
+        _require_plain(os.fstat(file.fileno()), announced)  # it may have been replaced since it was looked at
+        found = yield from describe_file(announced.name, file)
+    if found != announced:
+        raise _refuse(announced, f"has checksum {found.checksum}, {announced.checksum} was announced")
 
 
 def _require_plain(status: os.stat_result, announced: UpdateFile) -> None:
@@ -62,12 +104,6 @@ def _require_plain(status: os.stat_result, announced: UpdateFile) -> None:
         raise _refuse(announced, f"has {status.st_size} bytes, {announced.num_bytes} were announced")
 
 
-def _require_announced(path: Path, announced: UpdateFile) -> None:
-    found = describe_file(announced.name, path)
-    if found != announced:
-        raise _refuse(announced, f"has checksum {found.checksum}, {announced.checksum} was announced")
-
-
 def _refuse(announced: UpdateFile, message: str) -> Exception:
     place = FieldError(loc=["files", announced.name], msg=message)
-    return invalid_request([place], consequence="the file is dropped and may be sent again")
+    return invalid_request([place], consequence="the file stays where it is, and may be taken again")

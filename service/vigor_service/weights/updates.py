@@ -15,14 +15,21 @@ from pathlib import Path
 from time import perf_counter
 
 from vigor_client.schemas import WHOLE_ENCODINGS, CommitResponse, UpdateFile, UpdateRequest, UpdateStatus
-from vigor_service.errors import PayloadTooLargeError, UpdateConflictError, UpdateNotFoundError, WeightBaseMismatchError
+from vigor_service.errors import (
+    PayloadTooLargeError,
+    ServiceError,
+    UpdateConflictError,
+    UpdateNotFoundError,
+    WeightBaseMismatchError,
+)
 from vigor_service.metrics import Metrics
 from vigor_service.weights.committing import Committer, log_refusal
+from vigor_service.weights.file_threads import FileThreads
 from vigor_service.weights.publication import Publication
 from vigor_service.weights.receiving import receive_file
 from vigor_service.weights.staging import StagingArea
 from vigor_service.weights.state_directory import StateDirectory
-from vigor_service.weights.taking import take_file
+from vigor_service.weights.taking import give_back, require_takable, take_file
 from vigor_service.weights.update import Update
 
 _logger = logging.getLogger(__name__)
@@ -44,6 +51,7 @@ class Updates:
         *,
         staging: StagingArea,
         state: StateDirectory | None,
+        threads: FileThreads,
         metrics: Metrics,
         timeout_seconds: float,
         max_upload_bytes: int | None,
@@ -52,6 +60,7 @@ class Updates:
         self._committer = committer
         self._staging = staging
         self._state = state
+        self._threads = threads
         self._metrics = metrics
         self._timeout_seconds = timeout_seconds
         self._max_upload_bytes = max_upload_bytes
@@ -59,7 +68,7 @@ class Updates:
         self._committed: OrderedDict[str, Update] = OrderedDict()
         self._expiry: asyncio.Task[None] | None = None
 
-    def open(self, request: UpdateRequest) -> UpdateStatus:
+    async def open(self, request: UpdateRequest) -> UpdateStatus:
         """Open an update.
 
         Raises:
@@ -67,15 +76,21 @@ class Updates:
             WeightBaseMismatchError: it was made from other weights than those that serve, or a full update is due.
             PayloadTooLargeError: it announces more bytes than the model can need.
             StagingFullError: the disk has too little space.
+            DeadlineExceededError: the disk does not answer.
         """
         self._refuse_second()
         self._refuse_other_base(request)
         self._refuse_oversize(request)
         update_id = secrets.token_hex(16)
         now = asyncio.get_running_loop().time()
-        update = Update(update_id, request, self._staging.create(update_id), now)
+        update = Update(update_id, request, self._staging.directory(update_id), now)
         self._open = update
         self._metrics.weight_update_active.set(1)
+        try:
+            await self._staging.create(update_id, num_bytes=update.num_bytes)
+        except BaseException:  # also of a request that was cancelled
+            await self._discard(update)
+            raise
         self._expiry = asyncio.create_task(self._expire(update))
         return update.status()
 
@@ -90,7 +105,9 @@ class Updates:
         """
         async with self._receiving(update_id, name, content_length) as (update, announced):
             path, limit = update.paths[name], self._timeout_seconds
-            await receive_file(chunks, path, announced, stall_seconds=limit, on_progress=update.touch)
+            await receive_file(
+                chunks, path, announced, threads=self._threads, stall_seconds=limit, on_progress=update.touch
+            )
         return update.status()
 
     async def take(self, update_id: str, directory: Path) -> UpdateStatus:
@@ -98,12 +115,29 @@ class Updates:
 
         Raises:
             UpdateNotFoundError, UpdateConflictError: the update takes no file now.
-            InvalidRequestError, StagingFullError: as `take_file`; files taken before stay.
+            InvalidRequestError, StagingFullError, DeadlineExceededError: as `take_file`; the directory is as it was.
         """
-        for file in self.missing(update_id):
-            async with self._receiving(update_id, file.name) as (update, announced):
-                await asyncio.to_thread(take_file, directory / file.name, update.paths[file.name], announced)
+        missing, taken = self.missing(update_id), list[str]()
+        for file in missing:
+            await self._threads.run("local", require_takable, directory / file.name, file)
+        try:
+            for file in missing:
+                async with self._receiving(update_id, file.name) as (update, announced):
+                    taking = take_file(directory / file.name, update.paths[file.name], announced)
+                    await self._threads.run_steps("local", taking)
+                taken.append(file.name)
+        except ServiceError:
+            await self._give_back(update_id, taken, directory)
+            raise
         return self.status(update_id)
+
+    async def _give_back(self, update_id: str, names: list[str], directory: Path) -> None:
+        update = self._open
+        if update is None or update.update_id != update_id or update.commit is not None:
+            return
+        for name in names:
+            update.received.discard(name)
+            await self._threads.run("local", give_back, update.paths[name], directory / name)
 
     @asynccontextmanager
     async def _receiving(
@@ -238,14 +272,13 @@ class Updates:
                 "the weights are poisoned: there is no base; send a full update", have=None, want=request.base_version
             )
         if self._state is not None:
-            self._state.require_room_to_follow(model_bytes=serving.num_bytes)
+            self._state.require_room_to_follow(serving.digest, model_bytes=serving.num_bytes)
 
     def _refuse_oversize(self, request: UpdateRequest) -> None:
         num_bytes = sum(file.num_bytes for file in request.files)
         limit = self._max_upload_bytes or self._natural_limit(request)
         if num_bytes > limit:
             raise PayloadTooLargeError(f"the update announces {num_bytes} bytes, the limit is {limit}", limit=limit)
-        self._staging.require_free_bytes(num_bytes)
 
     def _natural_limit(self, request: UpdateRequest) -> int:
         """Every tensor, tied ones under each of their names, and the headers of the files."""

@@ -14,22 +14,15 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from vigor_client.digest import checksum, model_digest, raw_bytes
-from vigor_client.schemas import FieldError, TensorInfo
+from vigor_client.safetensors_file import ELEMENT_TYPES
+from vigor_client.schemas import TensorInfo
 from vigor_service.engine.engine import Write
-from vigor_service.errors import invalid_request
+from vigor_service.weights.faults import Faults
 from vigor_service.weights.fingerprint import is_finite
+from vigor_service.weights.tensor_files import open_tensors
 
 # safetensors' names of dtypes -> torch's, which are the ones on the wire
-_DTYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
+_DTYPES = {element.code: dtype for dtype, element in ELEMENT_TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +37,7 @@ class VerifiedUpdate:
     def writes(self) -> Iterator[tuple[str, Write]]:
         """Yield the canonical name of every tensor that came, with what copies its values to where it is."""
         for path in set(self.paths.values()):
-            with safe_open(path, framework="pt") as file:
+            with open_tensors(path) as file:
                 for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
                     if name in self.paths:
                         yield name, methodcaller("copy_", file.get_tensor(name))
@@ -64,8 +57,8 @@ def verify_tensors(files: Mapping[str, Path], served: Sequence[TensorInfo], *, p
         check.read_file(name, path)
     check.find_missing(partial=partial)
     check.compare_aliases()
-    if check.errors:
-        raise invalid_request(check.errors, consequence="nothing was applied and the update is dropped")
+    if check.faults:
+        raise check.faults.refusal()
     tensors = tuple(
         info.model_copy(update={"checksum": check.checksums.get(info.name, info.checksum)}) for info in served
     )
@@ -86,53 +79,50 @@ class _Check:
         self._homes: dict[str, str] = {}  # tensor -> the file it came in
         self.paths: dict[str, Path] = {}
         self.checksums: dict[str, str] = {}
-        self.errors: list[FieldError] = []
+        self.faults = Faults()
 
     def read_file(self, file_name: str, path: Path) -> None:
         try:
-            with safe_open(path, framework="pt") as file:
+            with open_tensors(path) as file:
                 for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
                     self._read_tensor(file, name, file_name, path)
         except SafetensorError as error:
-            self._refuse(f"not a safetensors file: {error}", "files", file_name)
+            self.faults.add(f"not a safetensors file: {error}", "files", file_name)
 
     def _read_tensor(self, file: safe_open, name: str, file_name: str, path: Path) -> None:
         expected, header = self._expected.get(name), file.get_slice(name)
         dtype, shape = _DTYPES.get(header.get_dtype(), header.get_dtype()), list(header.get_shape())
         if expected is None:
-            self._refuse("the model has no such tensor", "files", file_name, name)
+            self.faults.add("the model has no such tensor", "files", file_name, name)
         elif name in self._homes:
-            self._refuse(f"is in file {self._homes[name]} already: each tensor comes once", "files", file_name, name)
+            self.faults.add(f"is in file {self._homes[name]} already: each tensor comes once", "files", file_name, name)
         elif (dtype, shape) != (expected.dtype, expected.shape):
             self._homes[name] = file_name
             got, needed = f"{dtype} {shape}", f"{expected.dtype} {expected.shape}"
-            self._refuse(f"is {got}, the model needs {needed}", "files", file_name, name)
+            self.faults.add(f"is {got}, the model needs {needed}", "files", file_name, name)
         else:
             self._homes[name] = file_name
             self._read_values(file.get_tensor(name), name, file_name, path)
 
     def _read_values(self, tensor: torch.Tensor, name: str, file_name: str, path: Path) -> None:
         if not is_finite(tensor):
-            self._refuse("has values that are not finite (NaN or infinite)", "files", file_name, name)
+            self.faults.add("has values that are not finite (NaN or infinite)", "files", file_name, name)
         self.paths[name] = path
         self.checksums[name] = checksum(raw_bytes(tensor))
 
     def find_missing(self, *, partial: bool) -> None:
-        if partial and not self._homes and not self.errors:
-            self._refuse("hold no tensor: a partial update has at least one", "files")
+        if partial and not self._homes and not self.faults:
+            self.faults.add("hold no tensor: a partial update has at least one", "files")
         for info in self._served:
             sent = [alias for alias in info.aliases if alias in self._homes]
             if info.name in self._homes or (partial and not sent):
                 continue
             hint = f"; it came as {sent[0]}, send it under its canonical name" if sent else ""
-            self._refuse(f"is missing, the model needs {info.dtype} {info.shape}{hint}", "tensors", info.name)
+            self.faults.add(f"is missing, the model needs {info.dtype} {info.shape}{hint}", "tensors", info.name)
 
     def compare_aliases(self) -> None:
         for info in self._served:
             canonical = self.checksums.get(info.name)
             for alias in info.aliases:
                 if canonical is not None and self.checksums.get(alias, canonical) != canonical:
-                    self._refuse(f"is tied to {info.name} but has other values", "files", self._homes[alias], alias)
-
-    def _refuse(self, message: str, *place: str) -> None:
-        self.errors.append(FieldError(loc=list(place), msg=message))
+                    self.faults.add(f"is tied to {info.name} but has other values", "files", self._homes[alias], alias)

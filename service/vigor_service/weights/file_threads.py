@@ -1,0 +1,122 @@
+"""Threads for what waits for a disk. Each kind of work has its own, so that a disk that hangs stops one kind alone."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Generator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, Literal, NamedTuple, ParamSpec, TypeVar
+
+from vigor_service.errors import DeadlineExceededError
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+FileWork = Literal["local", "staging", "removal", "verify", "state"]
+"""Files under --weights-root; bytes on their way into the staging directory; what is no longer needed there; the check
+of a whole update; the state directory."""
+
+
+STEP_SECONDS = 60.0
+"""For a step of a few mebibytes, or of one name."""
+MODEL_SECONDS = 900.0
+"""For a whole model: to be verified, or to be stored for good."""
+
+
+class _Kind(NamedTuple):
+    num_threads: int
+    disk: str
+    takes_whole_model: bool = False
+
+
+# A disk is no slower for several uploads at once. The state directory is changed by one thread alone.
+_KINDS: dict[FileWork, _Kind] = {
+    "local": _Kind(4, "--weights-root"),
+    "staging": _Kind(4, "the staging directory"),
+    "removal": _Kind(2, "the staging directory"),
+    "verify": _Kind(2, "the staging directory", takes_whole_model=True),
+    "state": _Kind(1, "the state directory", takes_whole_model=True),
+}
+
+
+class FileThreads:
+    """Runs work on files with a time limit: ``step_seconds`` for a step, ``model_seconds`` for a whole model.
+
+    A thread that waits for a disk cannot be interrupted. Its caller gets an error, and the thread is left behind.
+    """
+
+    def __init__(self, *, step_seconds: float = STEP_SECONDS, model_seconds: float = MODEL_SECONDS) -> None:
+        self._pools = {
+            name: ThreadPoolExecutor(kind.num_threads, thread_name_prefix=f"files-{name}")
+            for name, kind in _KINDS.items()
+        }
+        self._seconds = {
+            name: model_seconds if kind.takes_whole_model else step_seconds for name, kind in _KINDS.items()
+        }
+        self._running: set[Future[Any]] = set()
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether all that was begun has come to an end, also what nothing waits for any more."""
+        return not self._running
+
+    async def run(self, kind: FileWork, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Return what ``work`` returns on a thread of this kind, or raise what it raises.
+
+        Raises:
+            DeadlineExceededError: it takes too long, or all threads of this kind are held by what does.
+        """
+        future = self._pools[kind].submit(work, *args, **kwargs)
+        self._running.add(future)
+        future.add_done_callback(self._running.discard)
+        limit = asyncio.timeout(self._seconds[kind])
+        try:
+            async with limit:
+                return await asyncio.wrap_future(future)
+        except TimeoutError as error:
+            if not limit.expired():
+                raise  # the disk's own
+            message = f"the disk of {_KINDS[kind].disk} did not answer within {self._seconds[kind]} seconds"
+            raise DeadlineExceededError(message) from error
+
+    async def run_steps(self, kind: FileWork, steps: Generator[None, None, _R]) -> _R:
+        """Run a generator to its end and return what it returns; each step, up to a ``yield``, has the time limit.
+
+        Where that ends early the generator is closed, at the end of the step that runs.
+
+        Raises:
+            DeadlineExceededError: a step takes too long.
+        """
+        given_up = threading.Event()
+        try:
+            while (ended := await self.run(kind, _run_step, steps, given_up)) is None:
+                pass
+        except BaseException:  # also of a request that was cancelled
+            given_up.set()
+            with suppress(RuntimeError):  # the service ends
+                self._pools[kind].submit(_close, steps)
+            raise
+        return ended.value
+
+    def close(self) -> None:
+        """Take no more work. What runs is not waited for."""
+        for pool in self._pools.values():
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _run_step(steps: Generator[None, None, _R], given_up: threading.Event) -> StopIteration | None:
+    """Return the end of the generator, None if it goes on."""
+    try:
+        next(steps)
+    except StopIteration as ended:
+        return ended
+    if given_up.is_set():
+        _close(steps)
+    return None
+
+
+def _close(steps: Generator[None, None, Any]) -> None:
+    with suppress(ValueError):  # a step runs: it closes the generator when it ends
+        steps.close()

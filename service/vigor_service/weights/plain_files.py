@@ -1,0 +1,73 @@
+"""Files that others wrote: only plain ones are opened, without a wait, and none outside the directory that is allowed.
+
+A pipe would never end, reading a device may do something, and a link may lead anywhere.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import BinaryIO
+
+
+class UnusableFileError(OSError):
+    """A file is not read; the message says why, without its path."""
+
+
+def open_plain(path: Path, *, root: Path | None = None) -> BinaryIO:
+    """Open a plain file for reading. Links are followed only with a ``root``: to what lies under it, a resolved path.
+
+    Raises:
+        UnusableFileError: there is none, it is not plain, it may not be read, or it leads out of the root.
+    """
+    follow = 0 if root is not None else os.O_NOFOLLOW
+    try:
+        # The place alone is opened first, which reads nothing. What is checked is then what is read, whatever becomes
+        # of the name meanwhile.
+        place = os.open(path, os.O_PATH | os.O_CLOEXEC | follow)
+        try:
+            _refuse_unusable(place, root)
+            return _link_to(place).open("rb")
+        finally:
+            os.close(place)
+    except UnusableFileError:
+        raise
+    except OSError as error:
+        raise UnusableFileError(f"cannot be read: {error.strerror}") from error
+    except ValueError as error:  # a null character, half a surrogate pair
+        raise UnusableFileError("cannot be read: no file can have this name") from error
+
+
+def read_plain(path: Path, *, max_bytes: int, root: Path | None = None) -> bytes:
+    """Return the bytes of a plain file.
+
+    Raises:
+        UnusableFileError: as `open_plain`, or it has more than ``max_bytes``.
+    """
+    with open_plain(path, root=root) as file:
+        data = file.read(max_bytes + 1)
+    if len(data) > max_bytes:
+        raise UnusableFileError(f"is larger than {max_bytes} bytes")
+    return data
+
+
+def num_bytes_of_plain(path: Path) -> int:
+    """Return the number of bytes of a plain file.
+
+    Raises:
+        UnusableFileError: there is none, or it is not plain.
+    """
+    with open_plain(path) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def _refuse_unusable(place: int, root: Path | None) -> None:
+    if not stat.S_ISREG(os.fstat(place).st_mode):
+        raise UnusableFileError("is no plain file")
+    if root is not None and not _link_to(place).readlink().is_relative_to(root):
+        raise UnusableFileError("leads out of the service's --weights-root")
+
+
+def _link_to(descriptor: int) -> Path:
+    return Path(f"/proc/self/fd/{descriptor}")

@@ -1,0 +1,25 @@
+"""Removing what is on a disk, of whatever kind."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+
+_logger = logging.getLogger(__name__)
+
+
+def remove(path: Path) -> None:
+    """Remove a directory with all in it, or a file of any kind; of a link the link. What stays is logged.
+
+    A file that somebody has open on a network file system cannot be removed until it is closed.
+    """
+    try:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+    except FileNotFoundError:
+        pass  # removed by another at the same time
+    except OSError as error:
+        _logger.warning("not_removed path=%s reason=%r", path, error.strerror)
