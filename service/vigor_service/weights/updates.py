@@ -9,15 +9,18 @@ import asyncio
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from vigor_client.schemas import WHOLE_ENCODINGS, CommitResponse, UpdateFile, UpdateRequest, UpdateStatus
 from vigor_service.errors import PayloadTooLargeError, UpdateConflictError, UpdateNotFoundError, WeightBaseMismatchError
 from vigor_service.metrics import Metrics
 from vigor_service.weights.committing import Committer, log_refusal
+from vigor_service.weights.newest_sender import SupersededError, run_in_thread
 from vigor_service.weights.publication import Publication
 from vigor_service.weights.receiving import receive_file
 from vigor_service.weights.staging import StagingArea
@@ -27,7 +30,7 @@ from vigor_service.weights.update import Update
 
 _logger = logging.getLogger(__name__)
 
-REMEMBERED_COMMITS = 16
+REMEMBERED_UPDATES = 16
 RETRY_SECONDS = 1.0
 _HEADER_BYTES_PER_TENSOR = 1024  # a tensor's entry in a safetensors header is shorter than this
 _HEADER_BYTES_PER_FILE = 1 << 16
@@ -56,24 +59,27 @@ class Updates:
         self._timeout_seconds = timeout_seconds
         self._max_upload_bytes = max_upload_bytes
         self._open: Update | None = None
-        self._committed: OrderedDict[str, Update] = OrderedDict()
+        self._ended: OrderedDict[str, Update] = OrderedDict()
         self._expiry: asyncio.Task[None] | None = None
 
-    def open(self, request: UpdateRequest) -> UpdateStatus:
-        """Open an update.
+    def open(self, request: UpdateRequest, update_id: str | None = None) -> UpdateStatus:
+        """Open an update, under the name that its caller gives it. Asking again gives the state of the same update.
 
         Raises:
-            UpdateConflictError: another one is open.
+            InvalidRequestError: the name came before, with another request.
+            UpdateConflictError: another one is open; or the one of this name was dropped or refused.
             WeightBaseMismatchError: it was made from other weights than those that serve, or a full update is due.
             PayloadTooLargeError: it announces more bytes than the model can need.
             StagingFullError: the disk has too little space.
         """
+        if update_id is not None and (known := self._find(update_id)) is not None:
+            return known.status_of_same(request)
         self._refuse_second()
         self._refuse_other_base(request)
         self._refuse_oversize(request)
-        update_id = secrets.token_hex(16)
         now = asyncio.get_running_loop().time()
-        update = Update(update_id, request, self._staging.create(update_id), now)
+        directory = self._staging.create(secrets.token_hex(16))  # never a name that a caller chose
+        update = Update(update_id or secrets.token_hex(16), request, directory, now)
         self._open = update
         self._metrics.weight_update_active.set(1)
         self._expiry = asyncio.create_task(self._expire(update))
@@ -82,15 +88,17 @@ class Updates:
     async def receive(
         self, update_id: str, name: str, chunks: AsyncIterator[bytes], *, content_length: int | None
     ) -> UpdateStatus:
-        """Stream one announced file to disk; it replaces what was received of it before.
+        """Stream one announced file to disk; it replaces what was received of it before, and ends an older sender.
 
         Raises:
-            UpdateNotFoundError, UpdateConflictError: the update takes no file now.
+            UpdateNotFoundError, UpdateConflictError: the update takes no file now, or a newer request sends this one.
             InvalidRequestError, DeadlineExceededError, StagingFullError: as `receive_file`; nothing of it stays.
         """
-        async with self._receiving(update_id, name, content_length) as (update, announced):
-            path, limit = update.paths[name], self._timeout_seconds
-            await receive_file(chunks, path, announced, stall_seconds=limit, on_progress=update.touch)
+        update = self._require_receiving(update_id)
+        announced = update.announced(name, content_length)
+        path, limit = update.paths[name], self._timeout_seconds
+        work = partial(receive_file, chunks, path, announced, stall_seconds=limit, on_progress=update.touch)
+        await self._receive(update, announced, work)
         return update.status()
 
     async def take(self, update_id: str, directory: Path) -> UpdateStatus:
@@ -100,26 +108,37 @@ class Updates:
             UpdateNotFoundError, UpdateConflictError: the update takes no file now.
             InvalidRequestError, StagingFullError: as `take_file`; files taken before stay.
         """
-        for file in self.missing(update_id):
-            async with self._receiving(update_id, file.name) as (update, announced):
-                await asyncio.to_thread(take_file, directory / file.name, update.paths[file.name], announced)
+        async with self.fetching(update_id) as update:
+            for file in self.missing(update_id):
+                taking = partial(take_file, directory / file.name, update.paths[file.name], file)
+                await self._receive(update, file, partial(run_in_thread, taking))
         return self.status(update_id)
 
     @asynccontextmanager
-    async def _receiving(
-        self, update_id: str, name: str, content_length: int | None = None
-    ) -> AsyncIterator[tuple[Update, UpdateFile]]:
-        """Note that a file is on its way, and at the end that it has come."""
+    async def fetching(self, update_id: str) -> AsyncIterator[Update]:
+        """Keep others from having the service fetch files of this update: a request that comes again finds them there.
+
+        Raises:
+            UpdateNotFoundError, UpdateConflictError: the update takes no file now.
+        """
         update = self._require_receiving(update_id)
-        announced, started = update.begin_receiving(name, content_length), perf_counter()
+        async with update.fetching:
+            yield update
+
+    async def _receive(
+        self, update: Update, announced: UpdateFile, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Let this sender bring the file, and note that it has come."""
+        started = perf_counter()
         try:
-            yield update, announced
-        except FileNotFoundError as error:  # dropped meanwhile, directory and all
-            raise _not_found(update_id) from error
+            await update.senders[announced.name].send(work)
+        except SupersededError:
+            self._require_receiving(update.update_id)
+            detail = f"file {announced.name} is being received from a newer request"
+            raise UpdateConflictError(detail, state="receiving", retry_after_seconds=RETRY_SECONDS) from None
         finally:
-            update.receiving.discard(name)
             update.touch()
-        self._require_receiving(update_id).received.add(name)
+        self._require_receiving(update.update_id).received.add(announced.name)
         self._metrics.weight_update_bytes.labels(update.request.encoding).inc(announced.num_bytes)
         self._metrics.weight_update_seconds.labels("receive").observe(perf_counter() - started)
 
@@ -140,8 +159,9 @@ class Updates:
             InvalidRequestError: it was refused; names every reason. It is dropped, and the old weights serve on.
             WeightsPoisonedError: the swap failed half-way.
         """
-        update = self._committed.get(update_id) or self._require_receiving(update_id)
-        if update.commit is None:
+        update = self._find(update_id)
+        if update is None or update.commit is None:
+            update = self._require_receiving(update_id)
             update.require_complete()
             update.commit = asyncio.create_task(self._commit(update))
             update.commit.add_done_callback(log_refusal)
@@ -155,18 +175,24 @@ class Updates:
         Raises:
             UpdateNotFoundError: it never was, or was dropped, refused, expired or forgotten.
         """
-        update = self._committed.get(update_id) or self._open
-        if update is None or update.update_id != update_id or update.was_refused:
+        update = self._find(update_id)
+        if update is None or update.is_gone:
             raise _not_found(update_id)
         return update.status()
 
     async def drop(self, update_id: str) -> None:
-        """Forget an open update and free its disk.
+        """End an open update and free its disk. Asking again does nothing.
 
         Raises:
             UpdateNotFoundError, UpdateConflictError: it is not open, or is being committed.
         """
-        await self._discard(self._require_receiving(update_id))
+        update = self._find(update_id)
+        if update is not None and update.is_dropped:
+            return
+        update = self._require_receiving(update_id)
+        update.is_dropped = True
+        self._remember(update)
+        await self._discard(update)
 
     def close(self) -> None:
         """Stop the clock of an open update."""
@@ -175,6 +201,7 @@ class Updates:
 
     async def _commit(self, update: Update) -> CommitResponse:
         try:
+            await update.stop_receiving()
             return await self._committer.commit(update)
         finally:
             await self._discard(update)
@@ -189,7 +216,7 @@ class Updates:
 
     def _seconds_left(self, update: Update) -> float:
         """A file on its way has a limit of its own; when that ends it, there is time to send the file again."""
-        if update.receiving:
+        if update.is_receiving:
             return self._timeout_seconds
         return update.touched_at + self._timeout_seconds - asyncio.get_running_loop().time()
 
@@ -197,11 +224,18 @@ class Updates:
         if self._open is update:
             self._open = None
             self._metrics.weight_update_active.set(0)
+        await update.stop_receiving()
         await self._staging.remove(update.directory)
 
+    def _find(self, update_id: str) -> Update | None:
+        """Return an update that is open, or among the last that were committed, refused or dropped."""
+        if self._open is not None and self._open.update_id == update_id:
+            return self._open
+        return self._ended.get(update_id)
+
     def _require_receiving(self, update_id: str) -> Update:
-        known = self._committed.get(update_id) or self._open
-        if known is None or known.update_id != update_id or known.was_refused:
+        known = self._find(update_id)
+        if known is None or known.is_gone:
             raise _not_found(update_id)
         if known.commit is not None:
             state = known.status().state
@@ -209,9 +243,9 @@ class Updates:
         return known
 
     def _remember(self, update: Update) -> None:
-        self._committed[update.update_id] = update
-        while len(self._committed) > REMEMBERED_COMMITS:
-            self._committed.popitem(last=False)
+        self._ended[update.update_id] = update
+        while len(self._ended) > REMEMBERED_UPDATES:
+            self._ended.popitem(last=False)
 
     def _refuse_second(self) -> None:
         if self._open is not None:
