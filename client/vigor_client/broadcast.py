@@ -6,6 +6,7 @@ import socket
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from vigor_client.broadcast_process import SENDER, BroadcastProcess, End
 from vigor_client.endpoints import Endpoints
@@ -53,7 +54,7 @@ class Broadcast:
         try:
             await endpoints.broadcast(update_id, sender.request, num_bytes=plan.num_bytes)
         except VigorError as refusal:
-            await endpoints.wire.compute(lambda: sender.explain(refusal))
+            await endpoints.wire.compute(partial(sender.explain, refusal))
             raise
         finally:
             sender.process.kill()  # before anything is awaited: whatever waits for it goes on

@@ -108,7 +108,7 @@ class BroadcastProcess:
         self._process.kill()
 
     def close(self) -> None:
-        """End the process, and give back what it held. One that the system cannot end, as in a driver, is left to it."""
+        """End the process, and give back what it held. One that the system cannot end, in a driver, is left alone."""
         self.kill()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(self._end_seconds)

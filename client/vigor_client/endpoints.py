@@ -142,7 +142,7 @@ class Endpoints:
             raise unexpected(response, "no metrics in Prometheus' text format") from None
 
     async def open_update(self, request: UpdateRequest, name: str) -> UpdateStatus:
-        """Open an update under a name, which no other one has: asked again, the service answers with the same update."""
+        """Open an update under a name of its own: asked again, the service answers with the same update."""
         call = Call(
             method="POST",
             path=UPDATES,

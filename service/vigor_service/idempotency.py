@@ -111,4 +111,6 @@ class Answers:
 
 
 def _refuse(message: str) -> InvalidRequestError:
-    return invalid_request([FieldError(loc=["header", IDEMPOTENCY_HEADER], msg=message)], consequence="nothing was scored")
+    return invalid_request(
+        [FieldError(loc=["header", IDEMPOTENCY_HEADER], msg=message)], consequence="nothing was scored"
+    )

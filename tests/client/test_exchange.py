@@ -73,7 +73,9 @@ def fails(kind: type[httpx.RequestError]) -> Callable[[httpx.Request], Exception
 
 def fetch(wire: ScriptedWire, *, repeat_seconds: float = math.inf, policy: RetryPolicy | None = None) -> Health:
     exchange = Exchange(wire, policy or RetryPolicy(max_retries=3), random=lambda: 1.0)
-    call = Call(method="POST", path="/v1/thing", timeout_seconds=5.0, repeat_seconds=repeat_seconds, body=Body.json("{}"))
+    call = Call(
+        method="POST", path="/v1/thing", timeout_seconds=5.0, repeat_seconds=repeat_seconds, body=Body.json("{}")
+    )
     return run_blocking(exchange.fetch(call, Health))
 
 

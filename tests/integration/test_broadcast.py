@@ -379,9 +379,7 @@ def test_a_publication_that_is_cancelled_does_not_block_the_loop_while_its_tenso
     async def cancel_while_a_tensor_is_read() -> bool:
         async with AsyncVigorClient(str(service.http.base_url)) as to_service:
             tensors = ReadAgain(trained(service), stall)
-            publishing = asyncio.create_task(
-                to_service.publish_weights(tensors, weight_version=7, through=Broadcast())
-            )
+            publishing = asyncio.create_task(to_service.publish_weights(tensors, weight_version=7, through=Broadcast()))
             await asyncio.to_thread(is_reading.wait, 60.0)
             publishing.cancel()
             ends_at = asyncio.get_running_loop().call_later(0.1, may_go_on.set)  # by the loop: it must be free
@@ -404,7 +402,9 @@ class Unending(End):
 
     @property
     def command(self) -> list[str]:
-        program = "import os, time; os.close(0); os.close(1); print('late', file=__import__('sys').stderr); time.sleep(600)"
+        program = (
+            "import os, time; os.close(0); os.close(1); print('late', file=__import__('sys').stderr); time.sleep(600)"
+        )
         return [sys.executable, "-c", program]
 
 

@@ -134,7 +134,7 @@ def test_a_key_with_another_body_is_refused() -> None:
 
 def test_the_oldest_answers_are_forgotten_when_they_are_too_large_together() -> None:
     async def test() -> None:
-        answers, work = Answers(max_bytes=2 * len("first" "answer 1")), Work()
+        answers, work = Answers(max_bytes=2 * len("firstanswer 1")), Work()
         work.gate.set()
         for key in ("a", "b", "c"):
             await once(answers, key, work)

@@ -90,7 +90,9 @@ class Update:
             UpdateConflictError: it was dropped or refused.
         """
         if request != self.request:
-            place = FieldError(loc=["header", IDEMPOTENCY_HEADER], msg="named another update; give each a name of its own")
+            place = FieldError(
+                loc=["header", IDEMPOTENCY_HEADER], msg="named another update; give each a name of its own"
+            )
             raise invalid_request([place], consequence="no update was opened")
         if self.is_gone:
             outcome = "dropped" if self.is_dropped else "refused"
