@@ -21,7 +21,7 @@ from vigor_client.checkpoints import CheckpointTensors
 from vigor_client.delta_plan import make_delta_plan
 from vigor_client.digest import PREFIX, checksum, model_digest, new_hasher, raw_bytes
 from vigor_client.endpoints import Endpoints
-from vigor_client.errors import PublishError, TensorsRefusedError, VigorError, WeightBaseMismatchError
+from vigor_client.errors import ProblemError, PublishError, TensorsRefusedError, VigorError, WeightBaseMismatchError
 from vigor_client.names import with_service_names
 from vigor_client.plan import Plan, PlannedFile, refuse
 from vigor_client.safetensors_file import header, split_into_files, tensor_num_bytes
@@ -141,17 +141,13 @@ async def publish(
         tensors = with_service_names(tensors, wanted)
     plan = await endpoints.wire.compute(lambda: _smallest_plan(tensors, wanted, snapshot, weight_version, partial))
     plan_seconds = perf_counter() - started
-    serving = await endpoints.weights()
-    if serving.state == "ready" and serving.weight_digest == plan.weight_digest:
-        publication = Publication(serving.weight_version, serving.weight_digest, 0, 0, encoding=None)
-    else:
-        try:
-            publication = await _send(endpoints, plan, weight_version, through)
-        except WeightBaseMismatchError:
-            if plan.encoding != "delta":  # of parts alone nobody can make a whole
-                raise
-            plan = await endpoints.wire.compute(lambda: make_plan(tensors, wanted))
-            publication = await _send(endpoints, plan, weight_version, through)
+    try:
+        publication = await _bring(endpoints, plan, weight_version, through)
+    except WeightBaseMismatchError:
+        if plan.encoding != "delta":  # parts alone do not make a whole
+            raise
+        plan = await endpoints.wire.compute(lambda: make_plan(tensors, wanted))
+        publication = await _bring(endpoints, plan, weight_version, through)
     if snapshot is not None:
         await endpoints.wire.compute(lambda: _bring_up_to_date(snapshot, tensors, wanted, plan, publication))
     return replace(publication, base_digest=plan.base_digest, plan_seconds=plan_seconds)
@@ -194,6 +190,23 @@ def _bring_up_to_date(
         snapshot.take_changes(plan.changes, weight_version=version, weight_digest=digest)
     elif publication.encoding == "full" or snapshot.weight_digest != digest:
         snapshot.take_all(tensors, wanted, weight_version=version, weight_digest=digest)
+
+
+async def _bring(endpoints: Endpoints, plan: Plan, weight_version: int, through: Through | None) -> Publication:
+    """Send the plan unless the service has these weights; once more if it lost the update: restarted, or expired."""
+    try:
+        return await _send_if_new(endpoints, plan, weight_version, through)
+    except ProblemError as error:
+        if error.code != "not_found":
+            raise
+    return await _send_if_new(endpoints, plan, weight_version, through)
+
+
+async def _send_if_new(endpoints: Endpoints, plan: Plan, weight_version: int, through: Through | None) -> Publication:
+    serving = await endpoints.weights()
+    if serving.state == "ready" and serving.weight_digest == plan.weight_digest:
+        return Publication(serving.weight_version, serving.weight_digest, 0, 0, encoding=None)
+    return await _send(endpoints, plan, weight_version, through)
 
 
 async def _send(endpoints: Endpoints, plan: Plan, weight_version: int, through: Through | None) -> Publication:

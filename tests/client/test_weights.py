@@ -15,6 +15,7 @@ from vigor_client import (
     ConnectionLostError,
     InvalidRequestError,
     LoadingError,
+    ProblemError,
     Publication,
     PublishError,
     TensorsRefusedError,
@@ -265,6 +266,40 @@ def test_an_update_whose_opening_was_not_answered_is_opened_again_by_the_same_na
     openings = [request for request in fake.requests if request.url.path == UPDATES]
     assert len({request.headers["Idempotency-Key"] for request in openings}) == 1
     assert fake.weight_version == 7
+
+
+def test_an_update_that_the_service_lost_is_begun_again() -> None:
+    fake = service()
+    fake.instead[f"PUT {UPDATES}"] = lambda _: problem(404, "not_found")  # it was restarted, or the update expired
+    publish(fake, new_weights())
+    assert fake.weight_version == 7
+    assert not fake.has_open_update
+
+
+def test_an_update_that_was_committed_before_the_service_lost_it_is_not_sent_again() -> None:
+    fake = service()
+
+    def committed_and_restarted(request: httpx.Request) -> httpx.Response:
+        fake(request)
+        return problem(404, "not_found")
+
+    fake.instead[f"POST {UPDATES}/u1/commit"] = committed_and_restarted
+    assert publish(fake, new_weights()).weight_version == 7
+    assert [call for call in fake.calls if call.startswith("PUT")] == SENDING[3:4]
+
+
+def test_an_update_that_is_lost_again_and_again_is_an_error() -> None:
+    fake = service()
+
+    def lose_all(request: httpx.Request) -> httpx.Response:
+        return problem(404, "not_found") if request.method == "PUT" else fake(request)
+
+    with (
+        VigorClient("http://service", transport=httpx.MockTransport(lose_all)) as client,
+        pytest.raises(ProblemError, match="not_found"),
+    ):
+        client.publish_weights(new_weights(), weight_version=7)
+    assert [request.url.path for request in fake.requests].count(UPDATES) == 2
 
 
 def test_two_updates_have_two_names() -> None:
