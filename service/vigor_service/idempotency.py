@@ -7,7 +7,6 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from vigor_client.digest import checksum
 from vigor_client.schemas import IDEMPOTENCY_HEADER, FieldError
 from vigor_service.errors import InvalidRequestError, invalid_request
 from vigor_service.request_record import RequestRecord, current_record
@@ -48,7 +47,7 @@ class Answers:
         self._num_bytes = 0
         self._answers: dict[str, _Answer] = {}  # in the order of arrival
 
-    async def once(self, key: str | None, body: bytes | bytearray, work: Work, put: Put) -> None:
+    async def once(self, key: str | None, body_checksum: str, work: Work, put: Put) -> None:
         """Give ``put`` the lines that ``work`` puts out, or those of the request that came with this key first.
 
         Without a key the work is done anew each time. Equal requests at the same time share one piece of work, which
@@ -61,7 +60,6 @@ class Answers:
         if key is None:
             await work(put)
             return
-        body_checksum = checksum(body)
         answer = self._find(key, body_checksum) or self._begin(key, body_checksum, work)
         for line in answer.lines:
             put(line)

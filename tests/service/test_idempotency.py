@@ -34,7 +34,7 @@ class Work:
         put(f"answer {self.num_begun}")
 
 
-async def once(answers: Answers, key: str | None, work: Work, body: bytes = b"body") -> list[str]:
+async def once(answers: Answers, key: str | None, work: Work, body: str = "body") -> list[str]:
     lines: list[str] = []
     await answers.once(key, body, work, lines.append)
     return lines
@@ -75,9 +75,9 @@ def test_requests_at_the_same_time_share_the_work_and_one_that_leaves_does_not_s
 def test_who_comes_later_gets_the_lines_so_far_at_once_and_the_others_as_they_come() -> None:
     async def test() -> None:
         answers, work, early, late = Answers(), Work(), list[str](), list[str]()
-        first = asyncio.ensure_future(answers.once("k", b"body", work, early.append))
+        first = asyncio.ensure_future(answers.once("k", "body", work, early.append))
         await until(lambda: early == ["first"])
-        second = asyncio.ensure_future(answers.once("k", b"body", work, late.append))
+        second = asyncio.ensure_future(answers.once("k", "body", work, late.append))
         await until(lambda: late == ["first"])
         work.gate.set()
         await asyncio.gather(first, second)
@@ -126,7 +126,7 @@ def test_a_key_with_another_body_is_refused() -> None:
         work.gate.set()
         await once(answers, "k", work)
         with pytest.raises(InvalidRequestError) as refused:
-            await once(answers, "k", work, b"other")
+            await once(answers, "k", work, "other")
         assert "another body" in refused.value.errors[0].msg
 
     asyncio.run(test())

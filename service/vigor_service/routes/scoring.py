@@ -6,6 +6,7 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
+from vigor_client.digest import checksum
 from vigor_client.schemas import IDEMPOTENCY_HEADER, LINES_MEDIA_TYPE, ScoreRequest, ScoreResponse
 from vigor_service import errors
 from vigor_service.body import parse_json
@@ -58,7 +59,7 @@ async def score(
     async with bodies.receive(request) as body:
         asked = await runtime.preparation.run(parse_json, ScoreRequest, body, consequence="nothing was scored")
     key = request.headers.get(IDEMPOTENCY_HEADER)
-    work = partial(serving.answers.once, key, body, partial(serving.scoring.stream, asked))
+    work = partial(serving.answers.once, key, checksum(body), partial(serving.scoring.stream, asked))
     if not _accepts_lines(request):
         whole = serving.scoring.score(asked) if key is None else _whole(work, runtime)
         return Response(await unless_client_leaves(request, whole), media_type="application/json")
