@@ -16,7 +16,7 @@ import httpx
 
 from vigor_client.wire import REQUEST_ID_HEADER
 
-TIMEOUT_SECONDS = 60.0
+TIMEOUT_SECONDS = 180.0
 
 
 class Loss(Enum):

@@ -62,7 +62,7 @@ def calls_through(service: LiveService, lose: Lose) -> Iterator[tuple[Endpoints,
     with losing_proxy(str(service.http.base_url), lose) as proxy:
         connections = Connections(lambda: httpx.Client(base_url=proxy.url))
         exchange = Exchange(BlockingWire(connections), RetryPolicy(), random=lambda: 0.0)
-        yield Endpoints(exchange, timeout_seconds=30.0), proxy
+        yield Endpoints(exchange, timeout_seconds=120.0), proxy
         connections.close()
 
 
