@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 from vigor_client.broadcast_process import SENDER, BroadcastProcess, End
 from vigor_client.endpoints import Endpoints
@@ -50,47 +50,71 @@ class Broadcast:
             VigorError: the service refused, or did not get everything in time; a note says what became of this side.
             Exception: what the tensors raised when they were read.
         """
-        with (
-            ThreadPoolExecutor(1, thread_name_prefix="broadcast-weights") as threads,
-            _listening(self, _device(self), plan.num_bytes) as (process, port),
-        ):
-            request = BroadcastRequest(backend=self.backend, host=self.host, port=port)
-            sending = threads.submit(process.send, (chunk for file in plan.files for chunk in file.chunks()))
-            try:
-                await endpoints.broadcast(update_id, request, num_bytes=plan.num_bytes)
-            except VigorError as refusal:
-                if fault := process.fault():
-                    refusal.add_note(f"the sending end: {fault}")
-                process.kill()
-                with suppress(BroadcastError):  # what the tensors raised is the cause, and the refusal what came of it
-                    await endpoints.wire.compute(sending.result)
-                raise
+        sender = _Sender(self, plan)
+        try:
+            await endpoints.broadcast(update_id, sender.request, num_bytes=plan.num_bytes)
+        except VigorError as refusal:
+            await endpoints.wire.compute(partial(sender.explain, refusal))
+            raise
+        finally:
+            sender.process.kill()  # before anything is awaited: whatever waits for it goes on
+            await endpoints.wire.compute(sender.close)
 
 
-@contextmanager
-def _listening(broadcast: Broadcast, device: str, num_bytes: int) -> Generator[tuple[BroadcastProcess, int]]:
-    """The sender's process and its port: open from the start, so that both ends may start at once."""
+class _Sender:
+    """The process that sends, its address, and the thread that feeds it.
+
+    Its methods wait for both, which may take long where a tensor is read slowly: an event loop must not call them.
+    """
+
+    def __init__(self, broadcast: Broadcast, plan: Plan) -> None:
+        with _listener(broadcast) as listener:  # open from the start, so that both ends may start at once
+            end = _end(broadcast, listener, plan.num_bytes)
+            self.request = BroadcastRequest(backend=broadcast.backend, host=broadcast.host, port=end.port)
+            self.process = BroadcastProcess(end)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="broadcast-weights")
+        self._sending = self._thread.submit(
+            self.process.send, (chunk for file in plan.files for chunk in file.chunks())
+        )
+
+    def explain(self, refusal: VigorError) -> None:
+        """End, and note at the service's refusal what became of this end.
+
+        Raises:
+            Exception: what the tensors raised when they were read: that is the cause, and the refusal came of it.
+        """
+        if fault := self.process.fault():
+            refusal.add_note(f"the sending end: {fault}")
+        self.process.kill()
+        with suppress(BroadcastError):
+            self._sending.result()
+
+    def close(self) -> None:
+        """End both, and give back what they held."""
+        self.process.close()
+        self._thread.shutdown()
+
+
+def _listener(broadcast: Broadcast) -> socket.socket:
     family = socket.AF_INET6 if ":" in broadcast.host else socket.AF_INET
     try:
-        listener = socket.create_server((broadcast.host, broadcast.port), family=family)
+        return socket.create_server((broadcast.host, broadcast.port), family=family)
     except OSError as error:
         place = f"{broadcast.host} port {broadcast.port}"
         raise BroadcastError(f"cannot listen on {place}: {error.strerror}; give an address of this machine") from error
-    with listener:
-        port: int = listener.getsockname()[1]
-        end = End(
-            rank=SENDER,
-            backend=broadcast.backend,
-            host=broadcast.host,
-            port=port,
-            num_bytes=num_bytes,
-            timeout_seconds=broadcast.timeout_seconds,
-            device=device,
-            listener=listener.fileno(),
-        )
-        process = BroadcastProcess(end)
-    with process:
-        yield process, port
+
+
+def _end(broadcast: Broadcast, listener: socket.socket, num_bytes: int) -> End:
+    return End(
+        rank=SENDER,
+        backend=broadcast.backend,
+        host=broadcast.host,
+        port=listener.getsockname()[1],
+        num_bytes=num_bytes,
+        timeout_seconds=broadcast.timeout_seconds,
+        device=_device(broadcast),
+        listener=listener.fileno(),
+    )
 
 
 def _device(broadcast: Broadcast) -> str:

@@ -53,9 +53,13 @@ class End:
 
 
 class BroadcastProcess:
-    """The running process of an end; it is killed with the block, and whoever waits for its pipe then goes on."""
+    """The running process of an end; it is killed with the block, and what waits for its pipe then goes on.
 
-    def __init__(self, end: End) -> None:
+    A process whose pipe has ended, or that was killed, is waited for no longer than ``end_seconds``.
+    """
+
+    def __init__(self, end: End, *, end_seconds: float = _END_SECONDS) -> None:
+        self._end_seconds = end_seconds
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the block; an unread pipe would fill
         self._process = subprocess.Popen(  # noqa: S603 - our own program
             end.command,
@@ -104,9 +108,10 @@ class BroadcastProcess:
         self._process.kill()
 
     def close(self) -> None:
-        """End the process, and give back what it held."""
+        """End the process, and give back what it held. One that the system cannot end, in a driver, is left alone."""
         self.kill()
-        self._process.wait(_END_SECONDS)
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(self._end_seconds)
         for pipe in (self._process.stdin, self._process.stdout, self._errors):
             with suppress(BrokenPipeError):  # closing would send what nobody takes any more
                 if pipe is not None:
@@ -121,8 +126,11 @@ class BroadcastProcess:
         self.close()
 
     def _reason(self) -> str:
-        """The last line that the process wrote, once it has ended."""
-        code = self._process.wait(_END_SECONDS)
+        """The last line that the process wrote, once it has ended; or that it has not."""
+        try:
+            code = self._process.wait(self._end_seconds)
+        except subprocess.TimeoutExpired:
+            return f"the process closed its pipe, and did not end within {self._end_seconds:g} s"
         self._errors.seek(0)
         lines = self._errors.read().decode(errors="replace").strip().splitlines()
         return (lines[-1] if lines else f"the process ended with {code}")[:_MAX_REASON_CHARACTERS]

@@ -1,6 +1,6 @@
 """The endpoints of the service, one coroutine each: the single implementation under both clients.
 
-Knows paths, timeouts and what may be repeated; knows nothing about tensors.
+Knows paths and timeouts, and how each call is made safe to repeat; knows nothing about tensors.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import httpx
 from vigor_client.attribution_schemas import AttributionRequest, AttributionResponse
 from vigor_client.errors import NotReadyError, VigorError
 from vigor_client.exchange import Exchange, failure_of, mixed_up, parse, unexpected
-from vigor_client.retry import Repeat
 from vigor_client.schemas import (
+    IDEMPOTENCY_HEADER,
     LINES_MEDIA_TYPE,
     BroadcastRequest,
     CommitResponse,
@@ -78,7 +78,7 @@ class Endpoints:
             body=Body.json(request.model_dump_json(exclude_none=True)),
             timeout_seconds=self._timeout_seconds + request.wait_seconds,
             # One key for all attempts: an answer that was lost on its way comes again, also under newer weights.
-            headers={"Accept": f"{LINES_MEDIA_TYPE}, application/json", "Idempotency-Key": uuid.uuid4().hex},
+            headers={"Accept": f"{LINES_MEDIA_TYPE}, application/json", IDEMPOTENCY_HEADER: uuid.uuid4().hex},
         )
         tell = each_once(on_group)
         return await self._exchange.stream(call, lambda: ScoreLines(request, tell))
@@ -141,13 +141,14 @@ class Endpoints:
         except ValueError:
             raise unexpected(response, "no metrics in Prometheus' text format") from None
 
-    async def open_update(self, request: UpdateRequest) -> UpdateStatus:
+    async def open_update(self, request: UpdateRequest, name: str) -> UpdateStatus:
+        """Open an update under a name of its own: asked again, the service answers with the same update."""
         call = Call(
             method="POST",
             path=UPDATES,
             body=Body.json(request.model_dump_json(exclude_none=True)),
             timeout_seconds=self._timeout_seconds,
-            repeat=Repeat.IF_NOT_RECEIVED,
+            headers={IDEMPOTENCY_HEADER: name},
         )
         return await self._exchange.fetch(call, UpdateStatus)
 
@@ -171,7 +172,6 @@ class Endpoints:
             path=f"{UPDATES}/{update_id}/broadcast",
             body=Body.json(request.model_dump_json()),
             timeout_seconds=self._seconds_for(num_bytes),
-            repeat=Repeat.NEVER,  # the group of a broadcast is joined once
         )
         return await self._exchange.fetch(call, UpdateStatus)
 
@@ -185,7 +185,7 @@ class Endpoints:
             method="DELETE",
             path=f"{UPDATES}/{update_id}",
             timeout_seconds=ABANDON_TIMEOUT_SECONDS,
-            repeat=Repeat.NEVER,
+            repeat_seconds=ABANDON_TIMEOUT_SECONDS,
         )
         await self._exchange.send(call)
 
@@ -196,5 +196,5 @@ class Endpoints:
         return Call(method="GET", path=path, timeout_seconds=self._timeout_seconds)
 
     async def _probe(self, path: str, timeout_seconds: float) -> Health:
-        call = Call(method="GET", path=path, timeout_seconds=timeout_seconds, repeat=Repeat.NEVER)
+        call = Call(method="GET", path=path, timeout_seconds=timeout_seconds, repeat_seconds=0.0)
         return await self._exchange.fetch(call, Health, also_status=_UNAVAILABLE)

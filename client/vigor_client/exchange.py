@@ -8,6 +8,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Protocol, TypeVar
 
 import httpx
@@ -24,7 +25,7 @@ from vigor_client.errors import (
     UnreachableError,
     VigorError,
 )
-from vigor_client.retry import Failure, RetryPolicy, parse_retry_after, refusal
+from vigor_client.retry import Failure, RetryPolicy, parse_date, parse_retry_after, refusal
 from vigor_client.schemas import Problem, WireModel
 from vigor_client.wire import REQUEST_ID_HEADER, Call, Wire
 
@@ -109,14 +110,18 @@ class Exchange:
         if failure is None:
             return None
         return self._policy.delay_seconds(
-            failure, repeat=call.repeat, retries=retries, elapsed_seconds=elapsed_seconds, jitter=self._random()
+            failure,
+            retries=retries,
+            elapsed_seconds=elapsed_seconds,
+            jitter=self._random(),
+            repeat_seconds=call.repeat_seconds,
         )
 
 
 def failure_of(error: VigorError) -> Failure | None:
     """What the retry policy has to know of an error; None if trying again is pointless."""
     if isinstance(error, TransportError):
-        return Failure(acted_on=not isinstance(error, UnreachableError))
+        return Failure()
     if isinstance(error, ProblemError):
         return refusal(error.status, error.code, retry_after_seconds=error.retry_after_seconds)
     if isinstance(error, UnexpectedAnswerError):
@@ -195,5 +200,6 @@ def request_id_of(response: httpx.Response) -> str:
 
 
 def retry_after_of(response: httpx.Response) -> float:
-    """Seconds the answer asks to wait, 0 if none."""
-    return parse_retry_after(response.headers.get("Retry-After"))
+    """Seconds the answer asks to wait, 0 if none. A date counts from the answer's own, as clocks differ."""
+    now = parse_date(response.headers.get("Date")) or datetime.now(UTC)
+    return parse_retry_after(response.headers.get("Retry-After"), now=now)

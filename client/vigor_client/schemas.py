@@ -30,6 +30,9 @@ LINES_MEDIA_TYPE = "application/x-ndjson"
 BEAT_SECONDS = 10.0
 """While no line is ready an empty one goes out so often."""
 
+IDEMPOTENCY_HEADER = "Idempotency-Key"
+"""Names what a request asks for, so that it may be sent again: it is done once."""
+
 WeightVersion = Annotated[int, Field(strict=True, ge=0, le=MAX_WEIGHT_VERSION)]
 Checksum = Annotated[str, Field(pattern=r"^xxh3-128:[0-9a-f]{32}$", examples=["xxh3-128:" + "0" * 32])]
 FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", examples=["model.safetensors"])]

@@ -32,7 +32,7 @@ class SharedDirectory:
             await endpoints.wire.compute(lambda: _write(directory, plan.files))
             await endpoints.take(update_id, directory.name, num_bytes=plan.num_bytes)
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
+            await endpoints.wire.compute(lambda: shutil.rmtree(directory, ignore_errors=True))
 
 
 def _write(directory: Path, files: Sequence[PlannedFile]) -> None:

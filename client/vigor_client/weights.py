@@ -9,6 +9,7 @@ about when to publish.
 from __future__ import annotations
 
 import contextlib
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -20,11 +21,11 @@ from vigor_client.checkpoints import CheckpointTensors
 from vigor_client.delta_plan import make_delta_plan
 from vigor_client.digest import PREFIX, checksum, model_digest, new_hasher, raw_bytes
 from vigor_client.endpoints import Endpoints
-from vigor_client.errors import PublishError, TensorsRefusedError, VigorError, WeightBaseMismatchError
+from vigor_client.errors import ProblemError, PublishError, TensorsRefusedError, VigorError, WeightBaseMismatchError
 from vigor_client.names import with_service_names
 from vigor_client.plan import Plan, PlannedFile, refuse
 from vigor_client.safetensors_file import header, split_into_files, tensor_num_bytes
-from vigor_client.schemas import CommitResponse, TensorInfo, TensorList, UpdateEncoding, UpdateFile, UpdateStatus
+from vigor_client.schemas import CommitResponse, TensorInfo, TensorList, UpdateEncoding, UpdateFile
 from vigor_client.shared_directory import SharedDirectory
 from vigor_client.snapshot import WeightSnapshot
 from vigor_client.tensors import given_names, read, read_checked, unknown_names, unsendable
@@ -140,17 +141,13 @@ async def publish(
         tensors = with_service_names(tensors, wanted)
     plan = await endpoints.wire.compute(lambda: _smallest_plan(tensors, wanted, snapshot, weight_version, partial))
     plan_seconds = perf_counter() - started
-    serving = await endpoints.weights()
-    if serving.state == "ready" and serving.weight_digest == plan.weight_digest:
-        publication = Publication(serving.weight_version, serving.weight_digest, 0, 0, encoding=None)
-    else:
-        try:
-            publication = await _send(endpoints, plan, weight_version, through)
-        except WeightBaseMismatchError:
-            if plan.encoding != "delta":  # of parts alone nobody can make a whole
-                raise
-            plan = await endpoints.wire.compute(lambda: make_plan(tensors, wanted))
-            publication = await _send(endpoints, plan, weight_version, through)
+    try:
+        publication = await _bring(endpoints, plan, weight_version, through)
+    except WeightBaseMismatchError:
+        if plan.encoding != "delta":  # parts alone do not make a whole
+            raise
+        plan = await endpoints.wire.compute(lambda: make_plan(tensors, wanted))
+        publication = await _bring(endpoints, plan, weight_version, through)
     if snapshot is not None:
         await endpoints.wire.compute(lambda: _bring_up_to_date(snapshot, tensors, wanted, plan, publication))
     return replace(publication, base_digest=plan.base_digest, plan_seconds=plan_seconds)
@@ -195,9 +192,26 @@ def _bring_up_to_date(
         snapshot.take_all(tensors, wanted, weight_version=version, weight_digest=digest)
 
 
+async def _bring(endpoints: Endpoints, plan: Plan, weight_version: int, through: Through | None) -> Publication:
+    """Send the plan unless the service has these weights; once more if it lost the update: restarted, or expired."""
+    try:
+        return await _send_if_new(endpoints, plan, weight_version, through)
+    except ProblemError as error:
+        if error.code != "not_found":
+            raise
+    return await _send_if_new(endpoints, plan, weight_version, through)
+
+
+async def _send_if_new(endpoints: Endpoints, plan: Plan, weight_version: int, through: Through | None) -> Publication:
+    serving = await endpoints.weights()
+    if serving.state == "ready" and serving.weight_digest == plan.weight_digest:
+        return Publication(serving.weight_version, serving.weight_digest, 0, 0, encoding=None)
+    return await _send(endpoints, plan, weight_version, through)
+
+
 async def _send(endpoints: Endpoints, plan: Plan, weight_version: int, through: Through | None) -> Publication:
-    request, started = plan.request(weight_version), perf_counter()
-    served = await _send_files(endpoints, plan, await endpoints.open_update(request), through)
+    started = perf_counter()
+    served = await _serve(endpoints, plan, weight_version, through)
     if served.weight_version != weight_version or plan.weight_digest not in (None, served.weight_digest):
         raise PublishError(
             f"sent weights {weight_version} ({plan.weight_digest}), but the service committed "
@@ -208,26 +222,28 @@ async def _send(endpoints: Endpoints, plan: Plan, weight_version: int, through: 
         served.weight_digest,
         plan.num_bytes,
         served.num_changed_tensors,
-        encoding=request.encoding,
+        encoding=plan.encoding,
         send_seconds=perf_counter() - started - served.verify_seconds - served.swap_seconds,
         verify_seconds=served.verify_seconds,
         swap_seconds=served.swap_seconds,
     )
 
 
-async def _send_files(
-    endpoints: Endpoints, plan: Plan, update: UpdateStatus, through: Through | None
-) -> CommitResponse:
+async def _serve(endpoints: Endpoints, plan: Plan, weight_version: int, through: Through | None) -> CommitResponse:
+    """Open an update, send it and have it served; whatever fails, it does not stay open."""
+    update_id = uuid.uuid4().hex
     try:
+        # A service that does not take names gives one of its own.
+        update_id = (await endpoints.open_update(plan.request(weight_version), update_id)).update_id
         if through is not None:
-            await through.send(endpoints, update.update_id, plan)
+            await through.send(endpoints, update_id, plan)
         else:
             for file in plan.files:
-                await endpoints.put_file(update.update_id, file.announced.name, file.body())
-        return await endpoints.commit(update.update_id, num_bytes=plan.num_bytes)
-    except BaseException:  # also Ctrl-C and a cancelled task: nothing half-sent is left behind
+                await endpoints.put_file(update_id, file.announced.name, file.body())
+        return await endpoints.commit(update_id, num_bytes=plan.num_bytes)
+    except BaseException:  # also Ctrl-C and a cancelled task, and while the answer to its opening is on its way
         with contextlib.suppress(VigorError):
-            await endpoints.abandon(update.update_id)
+            await endpoints.abandon(update_id)
         raise
 
 

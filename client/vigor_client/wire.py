@@ -8,6 +8,7 @@ This module knows nothing about endpoints, retries or what answers say.
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -18,7 +19,6 @@ import httpx
 
 from vigor_client.connections import AsyncConnections, Connections
 from vigor_client.errors import MixedUpAnswerError
-from vigor_client.retry import Repeat
 from vigor_client.schemas import BEAT_SECONDS, LINES_MEDIA_TYPE
 
 REQUEST_ID_HEADER = "X-Request-Id"
@@ -46,12 +46,15 @@ class Body:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One request, to be sent perhaps several times."""
+    """One request. It must do the same however often it is sent: that happens where an answer is lost.
+
+    No attempt begins later than ``repeat_seconds`` after the first one; 0: it is sent once.
+    """
 
     method: str
     path: str
     timeout_seconds: float
-    repeat: Repeat = Repeat.ALWAYS
+    repeat_seconds: float = math.inf
     body: Body | None = None
     headers: dict[str, str] = field(default_factory=dict[str, str])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite
+from operator import attrgetter
 
 from vigor_client.ranking import rank_rewards, ranks
 from vigor_client.schemas import (
@@ -52,6 +53,14 @@ def group_line(
 ) -> GroupLine:
     """Rank the group of this index, alone."""
     return GroupLine(index=index, **dict(grade_group(groups[index], scores, request)))
+
+
+def whole_answer(lines: Sequence[str]) -> str:
+    """Return the answer as a whole, as JSON, from its lines: those of the groups in any order, then the last one."""
+    *groups, last = lines
+    in_order = sorted(map(GroupLine.model_validate_json, groups), key=attrgetter("index"))
+    scores = [GroupScore(**{name: value for name, value in line if name != "index"}) for line in in_order]
+    return ScoreResponse(groups=scores, **dict(LastLine.model_validate_json(last))).model_dump_json()
 
 
 def grade_group(

@@ -4,28 +4,39 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from vigor_client.schemas import FieldError
+from vigor_client.schemas import IDEMPOTENCY_HEADER, FieldError
 from vigor_service.errors import InvalidRequestError, invalid_request
 from vigor_service.request_record import RequestRecord, current_record
 
-HEADER = "Idempotency-Key"
 MAX_KEY_CHARACTERS = 255
+KEY_PATTERN = f".{{1,{MAX_KEY_CHARACTERS}}}"
 MAX_ANSWERS_BYTES = 32 << 20
 
 Put = Callable[[str], None]
+Work = Callable[[Put], Coroutine[Any, Any, None]]
 
 
 @dataclass(slots=True)
 class _Answer:
-    """What one key stands for, the record of who sent it first, and how many wait for it."""
+    """The lines that came so far under one key, who reads them, and the record of the request that began."""
 
     body_checksum: str
-    task: asyncio.Task[str]
     record: RequestRecord
-    num_waiting: int = 0
+    lines: list[str] = field(default_factory=list)
+    readers: dict[object, Put] = field(default_factory=dict)
+    task: asyncio.Task[None] = field(init=False)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(map(len, self.lines))
+
+    def put(self, line: str) -> None:
+        self.lines.append(line)
+        for put in self.readers.values():
+            put(line)
 
 
 class Answers:
@@ -36,49 +47,32 @@ class Answers:
         self._num_bytes = 0
         self._answers: dict[str, _Answer] = {}  # in the order of arrival
 
-    async def once(self, key: str | None, body_checksum: str, work: Callable[[], Coroutine[Any, Any, str]]) -> str:
-        """Return what ``work`` returns, or what it returned when this key came first; without a key, always anew.
+    async def once(self, key: str | None, body_checksum: str, work: Work, put: Put) -> None:
+        """Give ``put`` the lines that ``work`` puts out, or those of the request that came with this key first.
 
-        Equal requests at the same time wait for one piece of work, which ends when the last of them is cancelled.
+        Without a key the work is done anew each time. Equal requests at the same time share one piece of work, which
+        ends when the last of them is cancelled.
 
         Raises:
             InvalidRequestError: the key came with another body, or is no key.
+            whatever the work raises.
         """
-        if key is None:
-            return await work()
-        answer = self._find(key, body_checksum) or self._begin(key, body_checksum, work)
-        answer.num_waiting += 1
-        try:
-            text = await asyncio.shield(answer.task)
-            current_record().weight_version = answer.record.weight_version
-            return text
-        finally:
-            answer.num_waiting -= 1
-            if not answer.num_waiting and not answer.task.done():
-                answer.task.cancel()
-                self._forget(key, answer)
-
-    async def stream(
-        self, key: str | None, body_checksum: str, work: Callable[[Put], Coroutine[Any, Any, None]], put: Put
-    ) -> None:
-        """As ``once``, of an answer in lines: ``put`` gets each when it is there, an earlier answer all together."""
         if key is None:
             await work(put)
             return
-        lines: list[str] = []
-
-        async def collect() -> str:
-            def put_both(line: str) -> None:
-                lines.append(line)
-                put(line)
-
-            await work(put_both)
-            return "\n".join(lines)
-
-        answer = await self.once(key, body_checksum, collect)
-        if not lines:  # somebody else's
-            for line in answer.split("\n"):
-                put(line)
+        answer = self._find(key, body_checksum) or self._begin(key, body_checksum, work)
+        for line in answer.lines:
+            put(line)
+        reader = object()
+        answer.readers[reader] = put
+        try:
+            await asyncio.shield(answer.task)
+            current_record().weight_version = answer.record.weight_version
+        finally:
+            del answer.readers[reader]
+            if not answer.readers and not answer.task.done():
+                answer.task.cancel()
+                self._forget(key, answer)
 
     def _find(self, key: str, body_checksum: str) -> _Answer | None:
         if not 0 < len(key) <= MAX_KEY_CHARACTERS:
@@ -88,8 +82,9 @@ class Answers:
             raise _refuse("came before, with another body; give each request a key of its own")
         return answer
 
-    def _begin(self, key: str, body_checksum: str, work: Callable[[], Coroutine[Any, Any, str]]) -> _Answer:
-        answer = self._answers[key] = _Answer(body_checksum, asyncio.create_task(work()), current_record())
+    def _begin(self, key: str, body_checksum: str, work: Work) -> _Answer:
+        answer = self._answers[key] = _Answer(body_checksum, current_record())
+        answer.task = asyncio.create_task(work(answer.put))
         answer.task.add_done_callback(lambda _: self._end(key, answer))
         return answer
 
@@ -97,7 +92,7 @@ class Answers:
         if answer.task.cancelled() or answer.task.exception() is not None:
             self._forget(key, answer)
         else:
-            self._num_bytes += len(answer.task.result())
+            self._num_bytes += answer.num_bytes
             self._forget_oldest()
 
     def _forget(self, key: str, answer: _Answer) -> None:
@@ -109,9 +104,11 @@ class Answers:
             if self._num_bytes <= self._max_bytes:
                 break
             if answer.task.done():
-                self._num_bytes -= len(answer.task.result())
+                self._num_bytes -= answer.num_bytes
                 del self._answers[key]
 
 
 def _refuse(message: str) -> InvalidRequestError:
-    return invalid_request([FieldError(loc=["header", HEADER], msg=message)], consequence="nothing was scored")
+    return invalid_request(
+        [FieldError(loc=["header", IDEMPOTENCY_HEADER], msg=message)], consequence="nothing was scored"
+    )

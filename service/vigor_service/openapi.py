@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from vigor_client.attribution_schemas import AttributionRequest
 from vigor_client.schemas import (
+    IDEMPOTENCY_HEADER,
     LINES_MEDIA_TYPE,
     BroadcastRequest,
     ErrorLine,
@@ -38,6 +39,13 @@ def json_body(model: type[BaseModel]) -> dict[str, Any]:
     """Describe a JSON body."""
     schema = {"$ref": _REFERENCE.format(model=model.__name__)}
     return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+def idempotency_key(description: str, pattern: str) -> dict[str, Any]:
+    """Describe the header of a request that may be sent again and is done once."""
+    schema = {"type": "string", "pattern": f"^{pattern}$"}
+    header = {"name": IDEMPOTENCY_HEADER, "in": "header", "required": False, "description": description}
+    return {"parameters": [{**header, "schema": schema}]}
 
 
 def raw_body() -> dict[str, Any]:

@@ -62,7 +62,6 @@ class Serving:
     scheduler: Scheduler
     scoring: Scoring
     answers: Answers
-    answers_in_lines: Answers
     rendezvous: Rendezvous
     adapters: Adapters
     attributions: Attributions
@@ -288,7 +287,6 @@ class Runtime:
             publication,
             scheduler,
             scoring,
-            Answers(),
             Answers(),
             rendezvous,
             Adapters(scoring, rendezvous),

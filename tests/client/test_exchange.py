@@ -1,6 +1,9 @@
 """Retries and answers of one call, over a wire that records instead of sending and waiting."""
 
+import math
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from typing import TypeVar
 
 import httpx
@@ -19,7 +22,7 @@ from vigor_client.errors import (
     WeightsPoisonedError,
 )
 from vigor_client.exchange import Exchange
-from vigor_client.retry import Repeat, RetryPolicy
+from vigor_client.retry import RetryPolicy
 from vigor_client.schemas import Health
 from vigor_client.wire import REQUEST_ID_HEADER, Body, Call, TakeChunk, run_blocking
 
@@ -68,9 +71,11 @@ def fails(kind: type[httpx.RequestError]) -> Callable[[httpx.Request], Exception
     return lambda request: kind("it broke", request=request)
 
 
-def fetch(wire: ScriptedWire, *, repeat: Repeat = Repeat.ALWAYS, policy: RetryPolicy | None = None) -> Health:
+def fetch(wire: ScriptedWire, *, repeat_seconds: float = math.inf, policy: RetryPolicy | None = None) -> Health:
     exchange = Exchange(wire, policy or RetryPolicy(max_retries=3), random=lambda: 1.0)
-    call = Call(method="POST", path="/v1/thing", timeout_seconds=5.0, repeat=repeat, body=Body.json("{}"))
+    call = Call(
+        method="POST", path="/v1/thing", timeout_seconds=5.0, repeat_seconds=repeat_seconds, body=Body.json("{}")
+    )
     return run_blocking(exchange.fetch(call, Health))
 
 
@@ -140,28 +145,40 @@ def test_what_would_fail_again_fails_at_once(status: int, code: str, error: type
     assert wire.sleeps == []
 
 
-def test_an_unsafe_call_is_not_repeated_once_it_may_have_arrived() -> None:
-    wire = ScriptedWire(fails(httpx.ReadError))
-    with pytest.raises(ConnectionLostError):
-        fetch(wire, repeat=Repeat.IF_NOT_RECEIVED)
-
-
-def test_an_unsafe_call_is_repeated_if_it_certainly_did_not_arrive() -> None:
-    wire = ScriptedWire(fails(httpx.ConnectError), problem(503, "loading"), problem(429, "queue_full"), OK)
-    assert fetch(wire, repeat=Repeat.IF_NOT_RECEIVED).status == "ok"
-
-
-def test_an_unsafe_call_is_not_repeated_after_a_proxys_503() -> None:
-    wire = ScriptedWire(httpx.Response(503, text="upstream reset"))
-    with pytest.raises(UnexpectedAnswerError):
-        fetch(wire, repeat=Repeat.IF_NOT_RECEIVED)
-
-
 def test_a_call_about_now_is_never_repeated() -> None:
     with pytest.raises(UnreachableError, match="cannot reach the service: POST http://service/v1/thing: it broke"):
-        fetch(ScriptedWire(fails(httpx.ConnectError)), repeat=Repeat.NEVER)
+        fetch(ScriptedWire(fails(httpx.ConnectError)), repeat_seconds=0.0)
     with pytest.raises(LoadingError):
-        fetch(ScriptedWire(problem(503, "loading")), repeat=Repeat.NEVER)
+        fetch(ScriptedWire(problem(503, "loading")), repeat_seconds=0.0)
+
+
+def test_a_call_with_a_limit_of_its_own_is_given_up_there() -> None:
+    wire = ScriptedWire(*[fails(httpx.ReadError)] * 9)
+    with pytest.raises(ConnectionLostError):
+        fetch(wire, repeat_seconds=1.5, policy=RetryPolicy(max_retries=9))
+    assert wire.sleeps == [0.5]
+
+
+def test_a_conflict_that_passes_is_waited_for() -> None:
+    wire = ScriptedWire(problem(409, "update_state", headers={"Retry-After": "1"}), OK)
+    fetch(wire)
+    assert wire.sleeps == [1.5]
+
+
+@pytest.mark.parametrize("ahead", [timedelta(), timedelta(days=-3), timedelta(days=3)])
+def test_a_retry_after_that_is_a_date_counts_by_the_clock_of_who_sent_it(ahead: timedelta) -> None:
+    there = datetime.now(UTC) + ahead
+    dates = {"Date": format_datetime(there), "Retry-After": format_datetime(there + timedelta(seconds=4))}
+    wire = ScriptedWire(problem(429, "queue_full", headers=dates), OK)
+    fetch(wire)
+    assert wire.sleeps == [4.5]
+
+
+def test_a_retry_after_that_is_a_date_counts_by_our_clock_where_there_is_no_other() -> None:
+    header = {"Retry-After": format_datetime(datetime.now(UTC) + timedelta(seconds=100))}
+    wire = ScriptedWire(problem(429, "queue_full", headers=header), OK)
+    fetch(wire)
+    assert 90 < wire.sleeps[0] <= 100.5
 
 
 @pytest.mark.parametrize(

@@ -1,24 +1,31 @@
 """The retry policy is pure: these tests need no clock and no network."""
 
+import math
+from datetime import UTC, datetime
+
 import pytest
 
-from vigor_client.retry import Failure, Repeat, RetryPolicy, parse_retry_after, refusal
+from vigor_client.retry import Failure, RetryPolicy, parse_date, parse_retry_after, refusal
 
-LOST = Failure(acted_on=True)
-NOT_RECEIVED = Failure(acted_on=False)
+LOST = Failure()
+NOW = datetime(2026, 10, 21, 7, 28, tzinfo=UTC)
 
 
 def delay(
     failure: Failure,
     *,
     policy: RetryPolicy | None = None,
-    repeat: Repeat = Repeat.ALWAYS,
+    repeat_seconds: float = math.inf,
     retries: int = 0,
     elapsed_seconds: float = 0.0,
     jitter: float = 0.5,
 ) -> float | None:
     return (policy or RetryPolicy()).delay_seconds(
-        failure, repeat=repeat, retries=retries, elapsed_seconds=elapsed_seconds, jitter=jitter
+        failure,
+        repeat_seconds=repeat_seconds,
+        retries=retries,
+        elapsed_seconds=elapsed_seconds,
+        jitter=jitter,
     )
 
 
@@ -38,11 +45,11 @@ def test_a_huge_number_of_retries_does_not_overflow() -> None:
 
 
 def test_retry_after_is_waited_for_in_full_with_the_jitter_on_top() -> None:
-    assert delay(Failure(acted_on=False, retry_after_seconds=7.0), jitter=0.5) == 7.25
+    assert delay(Failure(retry_after_seconds=7.0), jitter=0.5) == 7.25
 
 
 def test_a_retry_after_beyond_the_time_left_gives_up_instead_of_coming_early() -> None:
-    assert delay(Failure(acted_on=False, retry_after_seconds=3600.0)) is None
+    assert delay(Failure(retry_after_seconds=3600.0)) is None
 
 
 def test_tries_are_bounded() -> None:
@@ -56,19 +63,10 @@ def test_time_is_bounded() -> None:
     assert delay(LOST, policy=policy, elapsed_seconds=60.0, jitter=1.0) is None
 
 
-@pytest.mark.parametrize(
-    ("repeat", "failure", "tried_again"),
-    [
-        (Repeat.ALWAYS, LOST, True),
-        (Repeat.ALWAYS, NOT_RECEIVED, True),
-        (Repeat.IF_NOT_RECEIVED, LOST, False),
-        (Repeat.IF_NOT_RECEIVED, NOT_RECEIVED, True),
-        (Repeat.NEVER, LOST, False),
-        (Repeat.NEVER, NOT_RECEIVED, False),
-    ],
-)
-def test_what_is_not_safe_to_repeat_is_not_repeated(repeat: Repeat, failure: Failure, tried_again: bool) -> None:
-    assert (delay(failure, repeat=repeat) is not None) == tried_again
+def test_a_call_may_bound_its_own_time() -> None:
+    assert delay(LOST, repeat_seconds=5.0, elapsed_seconds=4.0, jitter=1.0) == 0.5
+    assert delay(LOST, repeat_seconds=5.0, elapsed_seconds=5.0, jitter=0.0) is None
+    assert delay(LOST, repeat_seconds=0.0, jitter=0.0) is None
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 409, 413, 422, 499, 500, 501, 504, 507])
@@ -77,15 +75,29 @@ def test_these_statuses_end_the_call(status: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "code"), [(429, "queue_full"), (503, "loading"), (503, "draining"), (503, "weights_applying")]
+    ("status", "code"),
+    [
+        (429, "queue_full"),
+        (503, "loading"),
+        (503, "draining"),
+        (503, "weights_applying"),
+        (429, None),
+        (502, None),
+        (503, None),
+    ],
 )
-def test_a_refusal_at_the_door_was_certainly_not_acted_on(status: int, code: str) -> None:
-    assert refusal(status, code, retry_after_seconds=2.0) == Failure(acted_on=False, retry_after_seconds=2.0)
+def test_these_refusals_pass(status: int, code: str | None) -> None:
+    assert refusal(status, code, retry_after_seconds=2.0) == Failure(retry_after_seconds=2.0)
 
 
-@pytest.mark.parametrize("status", [429, 502, 503])
-def test_a_proxys_refusal_may_hide_a_request_that_was_acted_on(status: int) -> None:
-    assert refusal(status, None) == Failure(acted_on=True)
+def test_a_conflict_is_tried_again_where_the_service_says_when_and_only_there() -> None:
+    assert refusal(409, "update_state", retry_after_seconds=1.0) == Failure(retry_after_seconds=1.0)
+    assert refusal(409, "update_state") is None
+
+
+def test_a_proxy_that_lost_patience_may_be_asked_again_and_a_deadline_of_the_service_may_not() -> None:
+    assert refusal(504, None) == Failure()
+    assert refusal(504, "deadline_exceeded") is None
 
 
 def test_poisoned_weights_are_not_cured_by_waiting() -> None:
@@ -102,11 +114,23 @@ def test_poisoned_weights_are_not_cured_by_waiting() -> None:
         ("-1", 0.0),
         ("nan", 0.0),
         ("inf", 0.0),
-        ("Wed, 21 Oct 2026 07:28:00 GMT", 0.0),
+        ("soon", 0.0),
+        ("Wed, 21 Oct 2026 07:28:30 GMT", 30.0),
+        ("Wed, 21 Oct 2026 07:28:30 -0000", 30.0),
+        ("Wednesday, 21-Oct-26 07:28:30 GMT", 30.0),
+        ("Wed Oct 21 07:28:30 2026", 30.0),
+        ("Wed, 21 Oct 2026 09:29:00 +0200", 60.0),
+        ("Wed, 21 Oct 2026 07:27:00 GMT", 0.0),
+        ("Wed, 21 Oct 99999999 07:27:00 GMT", 0.0),
+        ("Wed, 99 Oct 2026 07:27:00 GMT", 0.0),
     ],
 )
-def test_retry_after_is_read_as_seconds(header: str | None, seconds: float) -> None:
-    assert parse_retry_after(header) == seconds
+def test_retry_after_is_read_as_seconds_or_as_a_date(header: str | None, seconds: float) -> None:
+    assert parse_retry_after(header, now=NOW) == seconds
+
+
+def test_a_date_that_cannot_be_read_is_none() -> None:
+    assert parse_date(None) is parse_date("yesterday") is None
 
 
 def test_a_negative_number_of_retries_is_refused() -> None:

@@ -12,7 +12,7 @@ from vigor_client import AnswerTimeoutError, ConnectionLostError, InvalidRequest
 from vigor_client.connections import Connections
 from vigor_client.endpoints import Endpoints
 from vigor_client.exchange import Exchange
-from vigor_client.retry import Repeat, RetryPolicy
+from vigor_client.retry import RetryPolicy
 from vigor_client.schemas import Health
 from vigor_client.wire import BlockingWire, Body, Call, run_blocking
 
@@ -149,7 +149,6 @@ def test_an_upload_starts_again_from_its_first_byte() -> None:
         method="PUT",
         path="/f",
         timeout_seconds=DEADLINE_SECONDS,
-        repeat=Repeat.ALWAYS,
         body=Body("application/octet-stream", 10, chunks),
     )
     with server(CUT, GOOD) as url, httpx.Client(base_url=url) as http:

@@ -2,7 +2,7 @@
 
 import asyncio
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import httpx
 import numpy as np
@@ -15,6 +15,7 @@ from vigor_client import (
     ConnectionLostError,
     InvalidRequestError,
     LoadingError,
+    ProblemError,
     Publication,
     PublishError,
     TensorsRefusedError,
@@ -248,12 +249,95 @@ def test_files_and_commits_are_sent_again(step: str) -> None:
     assert fake.weight_version == 7
 
 
-def test_an_update_is_not_opened_twice_when_the_first_may_have_arrived() -> None:
+def opened_and_lost(fake: FakeService) -> Callable[[httpx.Request], httpx.Response]:
+    """The update is opened, and the answer does not arrive."""
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        fake(request)
+        return lost(request)
+
+    return handle
+
+
+def test_an_update_whose_opening_was_not_answered_is_opened_again_by_the_same_name() -> None:
     fake = service()
-    fake.instead[f"POST {UPDATES}"] = lost
-    with pytest.raises(ConnectionLostError):
-        publish(fake, new_weights(), max_retries=5)
-    assert fake.calls == SENDING[:3]
+    fake.instead[f"POST {UPDATES}"] = opened_and_lost(fake)
+    publish(fake, new_weights(), max_retries=1)
+    openings = [request for request in fake.requests if request.url.path == UPDATES]
+    assert len({request.headers["Idempotency-Key"] for request in openings}) == 1
+    assert fake.weight_version == 7
+
+
+def test_an_update_that_the_service_lost_is_begun_again() -> None:
+    fake = service()
+    fake.instead[f"PUT {UPDATES}"] = lambda _: problem(404, "not_found")  # it was restarted, or the update expired
+    publish(fake, new_weights())
+    assert fake.weight_version == 7
+    assert not fake.has_open_update
+
+
+def test_an_update_that_was_committed_before_the_service_lost_it_is_not_sent_again() -> None:
+    fake = service()
+
+    def committed_and_restarted(request: httpx.Request) -> httpx.Response:
+        fake(request)
+        return problem(404, "not_found")
+
+    fake.instead[f"POST {UPDATES}/u1/commit"] = committed_and_restarted
+    assert publish(fake, new_weights()).weight_version == 7
+    assert [call for call in fake.calls if call.startswith("PUT")] == SENDING[3:4]
+
+
+def test_an_update_that_is_lost_again_and_again_is_an_error() -> None:
+    fake = service()
+
+    def lose_all(request: httpx.Request) -> httpx.Response:
+        return problem(404, "not_found") if request.method == "PUT" else fake(request)
+
+    with (
+        VigorClient("http://service", transport=httpx.MockTransport(lose_all)) as client,
+        pytest.raises(ProblemError, match="not_found"),
+    ):
+        client.publish_weights(new_weights(), weight_version=7)
+    assert [request.url.path for request in fake.requests].count(UPDATES) == 2
+
+
+def test_two_updates_have_two_names() -> None:
+    fake = service()
+    publish(fake, new_weights())
+    publish(fake, old_weights())
+    names = [request.headers["Idempotency-Key"] for request in fake.requests if request.url.path == UPDATES]
+    assert len(names) == len(set(names)) == 2
+
+
+@pytest.mark.parametrize("interruption", [None, KeyboardInterrupt])
+def test_an_update_that_may_be_open_is_dropped_by_its_name(interruption: type[BaseException] | None) -> None:
+    def unanswered(request: httpx.Request) -> httpx.Response:
+        if interruption is not None:
+            raise interruption
+        return lost(request)
+
+    fake = service()
+    fake.instead[f"POST {UPDATES}"] = unanswered
+    with pytest.raises(interruption or ConnectionLostError):
+        publish(fake, new_weights())
+    assert fake.calls[-1] == f"DELETE {UPDATES}/{fake.requests[2].headers['Idempotency-Key']}"
+
+
+def test_dropping_is_tried_again() -> None:
+    fake = service()
+    fake.instead[f"PUT {UPDATES}"] = lambda _: problem(422, "invalid_request")
+    fake.instead["DELETE /"] = lost
+    with pytest.raises(InvalidRequestError):
+        publish(fake, new_weights(), max_retries=1)
+    assert not fake.has_open_update
+
+
+def test_an_update_waits_until_another_one_has_ended() -> None:
+    fake = service()
+    fake.instead[f"POST {UPDATES}"] = lambda _: problem(409, "update_state", headers={"Retry-After": "0.01"})
+    publish(fake, new_weights(), max_retries=1)
+    assert fake.weight_version == 7
 
 
 def test_an_update_is_opened_again_when_the_service_was_not_there_yet() -> None:

@@ -7,6 +7,7 @@ import contextlib
 import socket
 import subprocess
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -37,7 +38,7 @@ from vigor_client import (
     WeightSnapshot,
     digest_of_tensors,
 )
-from vigor_client.broadcast_process import SENDER, BroadcastProcess, End
+from vigor_client.broadcast_process import RECEIVER, SENDER, BroadcastProcess, End
 from vigor_client.broadcast_pump import CHUNK_BYTES
 
 LIMIT_SECONDS = 3.0
@@ -349,6 +350,71 @@ client = VigorClient(sys.argv[1])
 tensors = HalfWay({info.name: torch.ones(info.shape) for info in client.tensors().tensors})
 client.publish_weights(tensors, weight_version=50, through=Broadcast())
 """
+
+
+def test_a_broadcast_that_is_asked_for_again_gets_the_answer_of_the_first(service: LiveService) -> None:
+    """As after an answer that was lost on its way: the first one goes on, and what is sent is sent once."""
+    data = save(trained(service))
+    path = opened(service, data)
+    with sender(len(data)) as (process, request), ThreadPoolExecutor(2) as threads:
+        first = threads.submit(service.http.post, f"{path}/broadcast", json=request)
+        wait_until(lambda: len(_staged(service)) == 1)
+        again = threads.submit(service.http.post, f"{path}/broadcast", json=request)
+        process.send([data])
+        answers = [answer.result(20.0) for answer in (first, again)]
+    assert [answer.json()["received_files"] for answer in answers] == [[FILE], [FILE]]
+    assert service.http.delete(path).status_code == 204
+
+
+def test_a_publication_that_is_cancelled_does_not_block_the_loop_while_its_tensors_are_read(
+    service: LiveService,
+) -> None:
+    is_reading, may_go_on, ended_by = threading.Event(), threading.Event(), list[str]()
+
+    def stall() -> None:
+        is_reading.set()
+        assert may_go_on.wait(60.0)
+
+    def end(by: str) -> None:
+        ended_by.append(by)
+        may_go_on.set()
+
+    async def cancel_while_a_tensor_is_read() -> None:
+        async with AsyncVigorClient(str(service.http.base_url)) as to_service:
+            tensors = ReadAgain(trained(service), stall)
+            publishing = asyncio.create_task(to_service.publish_weights(tensors, weight_version=7, through=Broadcast()))
+            await asyncio.to_thread(is_reading.wait, 60.0)
+            publishing.cancel()
+            asyncio.get_running_loop().call_later(0.1, end, "the loop")
+            with pytest.raises(asyncio.CancelledError):
+                await publishing
+
+    backstop = threading.Timer(20.0, end, ["the clock"])
+    with nothing_changes(service):
+        backstop.start()
+        asyncio.run(cancel_while_a_tensor_is_read())
+        backstop.cancel()
+    assert ended_by[0] == "the loop"
+
+
+class Unending(End):
+    """A process that closes its pipes at once and does not end."""
+
+    @property
+    def command(self) -> list[str]:
+        program = (
+            "import os, time; os.close(0); os.close(1); print('late', file=__import__('sys').stderr); time.sleep(600)"
+        )
+        return [sys.executable, "-c", program]
+
+
+def test_a_process_that_closes_its_pipe_and_does_not_end_is_an_error_in_time() -> None:
+    end = Unending(rank=RECEIVER, backend="gloo", host="127.0.0.1", port=9, num_bytes=1, timeout_seconds=1.0)
+    with BroadcastProcess(end, end_seconds=0.2) as process:
+        with pytest.raises(BroadcastError, match=r"did not end within 0\.2 s"):
+            process.read(1)
+        with pytest.raises(BroadcastError, match=r"did not end within 0\.2 s"):
+            process.send([bytes(1 << 21)])
 
 
 def test_a_trainer_that_is_killed_half_way_leaves_nothing_behind(service: LiveService) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.losing_proxy import FirstOfEach, Loss, losing_proxy
 from tests.service_process import service_process
 from tests.tiny_models import save_tiny_checkpoint
 from tests.trainer.running import running_service, started, trainer_flags, wait_for
@@ -54,6 +56,26 @@ def test_a_run_goes_on_from_its_last_whole_checkpoint_and_has_each_step_once(mod
                 assert trainer.wait(RUN_SECONDS) == 0, log.read_text()[-2000:]
             (output / "checkpoint-3" / "trainer_state.json").unlink(missing_ok=True)  # killed while it was saved
     assert [record.step for record in read_records(output)] == [0, 1, 2, 3]
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_when_the_first_answer_to_each_call_is_lost(model: Path, tmp_path: Path) -> None:
+    output, log, first = tmp_path / "run", tmp_path / "trainer.log", FirstOfEach(Loss.ANSWER)
+
+    def lose(method: str, path: str, headers: Mapping[str, str]) -> Loss | None:
+        return None if path == "/readyz" else first(method, path, headers)  # which is asked again and again
+
+    with running_service(model, tmp_path / "service.log") as service, losing_proxy(service.url, lose) as proxy:
+        flags = [*trainer_flags(proxy.url, model, output), "--max_steps", "3", "--save_strategy", "no"]
+        with started("vigor_trainer", *flags, log=log) as trainer:
+            assert trainer.wait(RUN_SECONDS) == 0, log.read_text()[-2000:]
+        served = service.client.weights()
+        wanted = service.client.tensors()
+    assert [record.weight_version for record in read_records(output)] == [0, 1, 2]
+    assert served.weight_version == 3
+    assert digest_of_tensors(checkpoint_tensors(output), wanted) == served.weight_digest
+    assert proxy.requests.count("POST /v1/weights/updates") == 2 * 3
+    assert proxy.requests.count("POST /v1/score") == 2 * 3
 
 
 @pytest.mark.slow

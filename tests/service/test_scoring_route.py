@@ -295,6 +295,18 @@ def test_a_request_that_is_sent_again_with_its_key_gets_the_first_answer(service
     assert other.json()["errors"][0]["loc"] == ["header", "Idempotency-Key"]
 
 
+def test_one_key_stands_for_one_answer_whole_or_in_lines(service: LiveService) -> None:
+    groups = [{"id": f"q{n}", "prompt_ids": [1, 2 + n], "completions": [[3, 4], [5]]} for n in range(3)]
+    body, key = {"groups": groups, "return_token_ids": True}, {"Idempotency-Key": "whole or lines"}
+    plain = service.http.post("/v1/score", json=body).json()
+    in_lines = service.http.post("/v1/score", json=body, headers={**key, "Accept": "application/x-ndjson"})
+    push(service.http, {name: tensor * 2 for name, tensor in service.scorer.parameters.items()})
+    whole = service.http.post("/v1/score", json=body, headers=key).json()
+    assert {**whole, "timing": None} == {**plain, "timing": None}
+    again = service.http.post("/v1/score", json=body, headers={**key, "Accept": "application/x-ndjson"})
+    assert again.text == in_lines.text
+
+
 def test_a_token_of_probability_zero_leaves_norms_ranked_and_the_self_certainty_null(tmp_path: Path) -> None:
     model = tiny_model("gptj")
     with torch.no_grad():

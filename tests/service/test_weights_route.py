@@ -1,6 +1,7 @@
-import threading
+import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import httpx
@@ -207,23 +208,134 @@ def test_an_upload_that_breaks_off_leaves_no_bytes_and_the_old_weights(service: 
     assert service.norms() != norms
 
 
-def test_a_file_cannot_be_sent_twice_at_once_and_dropping_ends_the_upload(service: LiveService) -> None:
-    data, begun, gate = save(_new_tensors(service)), threading.Event(), threading.Event()
+@contextmanager
+def _half_sent(service: LiveService, path: str, data: bytes) -> Iterator[socket.socket]:
+    """A connection with half of a file, that says no more: its sender may be dead without a sign."""
+    url = service.http.base_url
+    with socket.create_connection((url.host, url.port)) as connection:
+        head = f"PUT {path} HTTP/1.1\r\nHost: {url.host}\r\nContent-Length: {len(data)}\r\n\r\n"
+        connection.sendall(head.encode() + data[: len(data) // 2])
+        yield connection
+
+
+def _answer_to(connection: socket.socket) -> str:
+    connection.settimeout(WAIT_SECONDS)
+    return connection.recv(1 << 16).decode()
+
+
+def test_the_newest_sender_of_a_file_wins(service: LiveService, tmp_path: Path) -> None:
+    data = save(_new_tensors(service))
+    path = f"{_opened(service, data)}/files/0.safetensors"
+    with _half_sent(service, path, data) as dead:
+        wait_until(lambda: len(_staged(tmp_path)) == 1)
+        assert service.http.put(path, content=data).status_code == 200
+        answer = _answer_to(dead)
+        assert answer.startswith("HTTP/1.1 409 ")
+        assert "from a newer request" in answer
+    assert service.http.post(f"{path.partition('/files/')[0]}/commit").status_code == 200
+
+
+def test_each_newer_sender_ends_the_one_before(service: LiveService, tmp_path: Path) -> None:
+    data = save(_new_tensors(service))
+    path = f"{_opened(service, data)}/files/0.safetensors"
+    with ExitStack() as stack:
+        senders = [stack.enter_context(_half_sent(service, path, data))]
+        wait_until(lambda: len(_staged(tmp_path)) == 1)
+        for _ in range(4):
+            senders.append(stack.enter_context(_half_sent(service, path, data)))
+            answer = _answer_to(senders[-2])
+            assert answer.startswith("HTTP/1.1 409 ")
+            assert "retry-after: 1\r\n" in answer.lower()
+        assert service.http.put(path, content=data).status_code == 200
+        assert service.http.post(f"{path.partition('/files/')[0]}/commit").status_code == 200
+
+
+def test_what_comes_late_of_a_file_that_is_there_neither_undoes_it_nor_holds_up_the_commit(
+    service: LiveService, tmp_path: Path
+) -> None:
+    data = save(_new_tensors(service))
     path = _opened(service, data)
+    assert service.http.put(f"{path}/files/0.safetensors", content=data).status_code == 200
+    with _half_sent(service, f"{path}/files/0.safetensors", data) as late:
+        wait_until(lambda: len(_staged(tmp_path)) == 2)
+        assert service.http.post(f"{path}/commit").status_code == 200
+        assert _answer_to(late).startswith("HTTP/1.1 409 ")
 
-    def held() -> Iterator[bytes]:
-        yield data[:100]
-        begun.set()
-        assert gate.wait(WAIT_SECONDS)
-        yield data[100:]
 
-    with ThreadPoolExecutor(1) as pool:
-        sending = pool.submit(service.http.put, f"{path}/files/0.safetensors", content=held())
-        assert begun.wait(WAIT_SECONDS)  # or the other may come first, and be the one that is taken
-        wait_until(lambda: service.http.put(f"{path}/files/0.safetensors", content=data).status_code == 409)
+def test_dropping_an_update_ends_its_uploads_at_once(service: LiveService, tmp_path: Path) -> None:
+    data = save(_new_tensors(service))
+    path = _opened(service, data)
+    with _half_sent(service, f"{path}/files/0.safetensors", data) as sending:
+        wait_until(lambda: len(_staged(tmp_path)) == 1)
         assert service.http.delete(path).status_code == 204
-        gate.set()
-        assert sending.result(WAIT_SECONDS).status_code == 404
+        assert _staged(tmp_path) == []
+        assert _answer_to(sending).startswith("HTTP/1.1 404 ")
+
+
+# ------------------------------------------------------------------------------- updates that their callers name
+
+
+def _open_as(service: LiveService, name: str, data: bytes = b"x", *, version: int = 1) -> httpx.Response:
+    body = {"weight_version": version, "files": [announce(data)]}
+    return service.http.post(UPDATES, json=body, headers={"Idempotency-Key": name})
+
+
+def test_an_update_that_is_opened_again_is_the_same_one(service: LiveService) -> None:
+    data = save(_new_tensors(service))
+    first, second = (_open_as(service, "step-1", data) for _ in range(2))
+    assert (first.status_code, second.status_code) == (201, 201)
+    assert first.json() == second.json()
+    assert first.json()["update_id"] == "step-1"
+    service.http.put(f"{UPDATES}/step-1/files/{FILE}", content=data)
+    assert _open_as(service, "step-1", data).json()["received_files"] == [FILE]
+    service.http.post(f"{UPDATES}/step-1/commit")
+    assert _open_as(service, "step-1", data).json()["state"] == "committed"
+    assert service.http.get("/v1/weights").json()["weight_version"] == 1
+
+
+def test_a_name_stands_for_one_update(service: LiveService) -> None:
+    _open_as(service, "step-1")
+    other = _open_as(service, "step-1", version=2)
+    assert (other.status_code, other.json()["code"]) == (422, "invalid_request")
+    assert other.json()["errors"][0]["loc"] == ["header", "Idempotency-Key"]
+    another = _open_as(service, "step-2")
+    assert (another.status_code, another.json()["update_id"]) == (409, "step-1")
+
+
+def test_dropping_again_does_nothing_and_a_late_opening_does_not_bring_it_back(service: LiveService) -> None:
+    _open_as(service, "step-1")
+    assert [service.http.delete(f"{UPDATES}/step-1").status_code for _ in range(2)] == [204, 204]
+    late = _open_as(service, "step-1")
+    assert (late.status_code, late.json()["code"], late.json()["state"]) == (409, "update_state", "dropped")
+    assert service.http.get(f"{UPDATES}/step-1").status_code == 404
+    assert _open_as(service, "step-2").status_code == 201
+
+
+def test_an_update_that_was_refused_is_not_opened_again(service: LiveService) -> None:
+    _open_as(service, "step-1")
+    service.http.put(f"{UPDATES}/step-1/files/{FILE}", content=b"x")
+    assert service.http.post(f"{UPDATES}/step-1/commit").status_code == 422
+    again = _open_as(service, "step-1")
+    assert (again.status_code, again.json()["state"]) == (409, "refused")
+
+
+def test_an_update_that_expired_may_be_opened_again(tmp_path: Path) -> None:
+    with live_service(tmp_path, update_timeout_seconds=0.1) as service:
+        _open_as(service, "step-1")
+        wait_until(lambda: service.http.get(f"{UPDATES}/step-1").status_code == 404)
+        assert _open_as(service, "step-1").status_code == 201
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a.b", "a b", "lock/", "n" * 129])
+def test_what_is_no_name_is_refused_before_anything_is_opened(service: LiveService, name: str) -> None:
+    refused = _open_as(service, name)
+    assert (refused.status_code, refused.json()["errors"][0]["loc"]) == (422, ["header", "Idempotency-Key"])
+    assert _open_as(service, "step-1").status_code == 201
+
+
+def test_a_name_is_no_name_on_the_disk(service: LiveService, tmp_path: Path) -> None:
+    assert _open_as(service, "lock").status_code == 201  # what the staging directory calls a file of its own
+    assert not [path for path in tmp_path.rglob("lock") if path.is_dir()]
 
 
 def test_a_swap_that_fails_poisons_until_a_full_update_lands(service: LiveService) -> None:

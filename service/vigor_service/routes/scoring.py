@@ -6,10 +6,11 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from vigor_client.schemas import LINES_MEDIA_TYPE, ScoreRequest, ScoreResponse
+from vigor_client.schemas import IDEMPOTENCY_HEADER, LINES_MEDIA_TYPE, ScoreRequest, ScoreResponse
 from vigor_service import errors
-from vigor_service.idempotency import HEADER
-from vigor_service.openapi import json_body, problems, score_lines
+from vigor_service.grading import whole_answer
+from vigor_service.idempotency import KEY_PATTERN, Work
+from vigor_service.openapi import idempotency_key, json_body, problems, score_lines
 from vigor_service.routes.dependencies import (
     FOR_SCORERS,
     BodyDependency,
@@ -18,6 +19,7 @@ from vigor_service.routes.dependencies import (
 )
 from vigor_service.routes.leaving import unless_client_leaves
 from vigor_service.routes.lines_response import LinesResponse
+from vigor_service.runtime import Runtime
 from vigor_service.streaming import lines_of, with_last_error
 
 router = APIRouter(tags=["scoring"], dependencies=FOR_SCORERS)
@@ -46,17 +48,18 @@ REFUSALS = (
     summary="Score whole groups under the current weights",
     response_model=ScoreResponse,
     responses=score_lines() | problems(*REFUSALS),
-    openapi_extra=json_body(ScoreRequest),
+    openapi_extra=json_body(ScoreRequest)
+    | idempotency_key("A request that comes again with the same key and body gets the first answer.", KEY_PATTERN),
 )
 async def score(
     request: Request, serving: ServingDependency, runtime: RuntimeDependency, body: BodyDependency
 ) -> Response:
     asked = await body.parse(ScoreRequest, consequence="nothing was scored")
-    key = request.headers.get(HEADER)
+    key = request.headers.get(IDEMPOTENCY_HEADER)
+    work = partial(serving.answers.once, key, body.checksum, partial(serving.scoring.stream, asked))
     if not _accepts_lines(request):
-        work = serving.answers.once(key, body.checksum, partial(serving.scoring.score, asked))
-        return Response(await unless_client_leaves(request, work), media_type="application/json")
-    work = partial(serving.answers_in_lines.stream, key, body.checksum, partial(serving.scoring.stream, asked))
+        whole = serving.scoring.score(asked) if key is None else _whole(work, runtime)
+        return Response(await unless_client_leaves(request, whole), media_type="application/json")
     lines = lines_of(work, beat_seconds=request.app.state.beat_seconds)
     first = await unless_client_leaves(request, anext(lines))  # a failure until here has a status of its own
     return LinesResponse(
@@ -64,6 +67,13 @@ async def score(
         timeout_seconds=runtime.settings.request_timeout_seconds,
         on_client_gone=runtime.metrics.disconnects.inc,
     )
+
+
+async def _whole(work: Work, runtime: Runtime) -> str:
+    """The answer that is kept in lines as one JSON text."""
+    lines: list[str] = []
+    await work(lines.append)
+    return await runtime.preparation.run(whole_answer, lines)
 
 
 def _accepts_lines(request: Request) -> bool:

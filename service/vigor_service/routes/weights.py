@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 from fastapi import APIRouter, Depends, Request, Response
 
 from vigor_client.schemas import (
+    IDEMPOTENCY_HEADER,
     BroadcastRequest,
     CommitResponse,
+    FieldError,
     TakeRequest,
     TensorList,
     UpdateRequest,
@@ -15,7 +19,7 @@ from vigor_client.schemas import (
 )
 from vigor_service import errors
 from vigor_service.body import content_length, stream
-from vigor_service.openapi import json_body, problems, raw_body
+from vigor_service.openapi import idempotency_key, json_body, problems, raw_body
 from vigor_service.routes.dependencies import BodyDependency, ServingDependency, may_publish, may_score
 
 router = APIRouter(
@@ -25,6 +29,7 @@ router = APIRouter(
     responses=problems(errors.UnauthenticatedError),
 )
 _UPDATE = "/updates/{update_id}"
+_NAME = "[A-Za-z0-9_-]{1,128}"
 _ALWAYS = (errors.LoadingError, errors.DrainingError)
 _PUBLISHING = (errors.ForbiddenError, *_ALWAYS)
 _PUBLISHERS = [Depends(may_publish)]
@@ -59,11 +64,22 @@ async def tensors(serving: ServingDependency) -> TensorList:
         errors.StagingFullError,
         *_PUBLISHING,
     ),
-    openapi_extra=json_body(UpdateRequest),
+    openapi_extra=json_body(UpdateRequest) | idempotency_key("Names the update; its `update_id` is this key.", _NAME),
 )
-async def open_update(serving: ServingDependency, body: BodyDependency) -> UpdateStatus:
+async def open_update(request: Request, serving: ServingDependency, body: BodyDependency) -> UpdateStatus:
+    name = _name(request)
     asked = await body.parse(UpdateRequest, consequence="no update was opened")
-    return await serving.updates.open(asked)
+    return await serving.updates.open(asked, name)
+
+
+def _name(request: Request) -> str | None:
+    """The name that the caller gives an update, if it does."""
+    name = request.headers.get(IDEMPOTENCY_HEADER)
+    if name is not None and not re.fullmatch(_NAME, name):
+        message = f"is no name of an update: give {_NAME}, such as a UUID"
+        place = FieldError(loc=["header", IDEMPOTENCY_HEADER], msg=message)
+        raise errors.invalid_request([place], consequence="no update was opened")
+    return name
 
 
 @router.put(

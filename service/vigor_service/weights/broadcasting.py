@@ -37,9 +37,10 @@ class Broadcasts:
             StagingFullError: the disk is full.
         """
         self._refuse_what_cannot_be(request)
-        files = self._updates.missing(update_id)
-        if files:
-            await self._receive(update_id, request, files)
+        async with self._updates.fetching(update_id):
+            files = self._updates.missing(update_id)
+            if files:
+                await self._receive(update_id, request, files)
         return self._updates.status(update_id)
 
     async def _receive(self, update_id: str, request: BroadcastRequest, files: list[UpdateFile]) -> None:

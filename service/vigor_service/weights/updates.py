@@ -9,10 +9,12 @@ import asyncio
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from vigor_client.schemas import WHOLE_ENCODINGS, CommitResponse, UpdateFile, UpdateRequest, UpdateStatus
 from vigor_service.errors import (
@@ -25,6 +27,7 @@ from vigor_service.errors import (
 from vigor_service.metrics import Metrics
 from vigor_service.weights.committing import Committer, log_refusal
 from vigor_service.weights.file_threads import FileThreads
+from vigor_service.weights.newest_sender import SupersededError
 from vigor_service.weights.publication import Publication
 from vigor_service.weights.receiving import receive_file
 from vigor_service.weights.staging import StagingArea
@@ -34,7 +37,7 @@ from vigor_service.weights.update import Update
 
 _logger = logging.getLogger(__name__)
 
-REMEMBERED_COMMITS = 16
+REMEMBERED_UPDATES = 16
 RETRY_SECONDS = 1.0
 _HEADER_BYTES_PER_TENSOR = 1024  # a tensor's entry in a safetensors header is shorter than this
 _HEADER_BYTES_PER_FILE = 1 << 16
@@ -65,29 +68,36 @@ class Updates:
         self._timeout_seconds = timeout_seconds
         self._max_upload_bytes = max_upload_bytes
         self._open: Update | None = None
-        self._committed: OrderedDict[str, Update] = OrderedDict()
+        self._opening = asyncio.Lock()
+        self._ended: OrderedDict[str, Update] = OrderedDict()
         self._expiry: asyncio.Task[None] | None = None
 
-    async def open(self, request: UpdateRequest) -> UpdateStatus:
-        """Open an update.
+    async def open(self, request: UpdateRequest, update_id: str | None = None) -> UpdateStatus:
+        """Open an update, under the name that its caller gives it. Asking again gives the state of the same update.
 
         Raises:
-            UpdateConflictError: another one is open.
+            InvalidRequestError: the name came before, with another request.
+            UpdateConflictError: another one is open; or the one of this name was dropped or refused.
             WeightBaseMismatchError: it was made from other weights than those that serve, or a full update is due.
             PayloadTooLargeError: it announces more bytes than the model can need.
             StagingFullError: the disk has too little space.
             DeadlineExceededError: the disk does not answer.
         """
-        self._refuse_second()
-        self._refuse_other_base(request)
-        self._refuse_oversize(request)
-        update_id = secrets.token_hex(16)
-        now = asyncio.get_running_loop().time()
-        update = Update(update_id, request, self._staging.directory(update_id), now)
+        async with self._opening:  # a request that comes again waits for the directory of the first one
+            if update_id is not None and (known := self._find(update_id)) is not None:
+                return known.status_of_same(request)
+            self._refuse_second()
+            self._refuse_other_base(request)
+            self._refuse_oversize(request)
+            return await self._make(request, update_id)
+
+    async def _make(self, request: UpdateRequest, update_id: str | None) -> UpdateStatus:
+        directory = self._staging.directory(secrets.token_hex(16))  # never a name that a caller chose
+        update = Update(update_id or secrets.token_hex(16), request, directory, asyncio.get_running_loop().time())
         self._open = update
         self._metrics.weight_update_active.set(1)
         try:
-            await self._staging.create(update_id, num_bytes=update.num_bytes)
+            await self._staging.create(directory.name, num_bytes=update.num_bytes)
         except BaseException:  # also of a request that was cancelled
             await self._discard(update)
             raise
@@ -97,17 +107,19 @@ class Updates:
     async def receive(
         self, update_id: str, name: str, chunks: AsyncIterator[bytes], *, content_length: int | None
     ) -> UpdateStatus:
-        """Stream one announced file to disk; it replaces what was received of it before.
+        """Stream one announced file to disk; it replaces what was received of it before, and ends an older sender.
 
         Raises:
-            UpdateNotFoundError, UpdateConflictError: the update takes no file now.
+            UpdateNotFoundError, UpdateConflictError: the update takes no file now, or a newer request sends this one.
             InvalidRequestError, DeadlineExceededError, StagingFullError: as `receive_file`; nothing of it stays.
         """
-        async with self._receiving(update_id, name, content_length) as (update, announced):
-            path, limit = update.paths[name], self._timeout_seconds
-            await receive_file(
-                chunks, path, announced, threads=self._threads, stall_seconds=limit, on_progress=update.touch
-            )
+        update = self._require_receiving(update_id)
+        announced = update.announced(name, content_length)
+        path, limit = update.paths[name], self._timeout_seconds
+        work = partial(
+            receive_file, chunks, path, announced, threads=self._threads, stall_seconds=limit, on_progress=update.touch
+        )
+        await self._receive(update, announced, work)
         return update.status()
 
     async def take(self, update_id: str, directory: Path) -> UpdateStatus:
@@ -117,18 +129,18 @@ class Updates:
             UpdateNotFoundError, UpdateConflictError: the update takes no file now.
             InvalidRequestError, StagingFullError, DeadlineExceededError: as `take_file`; the directory is as it was.
         """
-        missing, taken = self.missing(update_id), list[str]()
-        for file in missing:
-            await self._threads.run("local", require_takable, directory / file.name, file)
-        try:
+        async with self.fetching(update_id) as update:
+            missing, taken = self.missing(update_id), list[str]()
             for file in missing:
-                async with self._receiving(update_id, file.name) as (update, announced):
-                    taking = take_file(directory / file.name, update.paths[file.name], announced)
-                    await self._threads.run_steps("local", taking)
-                taken.append(file.name)
-        except ServiceError:
-            await self._give_back(update_id, taken, directory)
-            raise
+                await self._threads.run("local", require_takable, directory / file.name, file)
+            try:
+                for file in missing:
+                    taking = take_file(directory / file.name, update.paths[file.name], file)
+                    await self._receive(update, file, partial(self._threads.run_steps, "local", taking))
+                    taken.append(file.name)
+            except ServiceError:
+                await self._give_back(update_id, taken, directory)
+                raise
         return self.status(update_id)
 
     async def _give_back(self, update_id: str, names: list[str], directory: Path) -> None:
@@ -140,20 +152,30 @@ class Updates:
             await self._threads.run("local", give_back, update.paths[name], directory / name)
 
     @asynccontextmanager
-    async def _receiving(
-        self, update_id: str, name: str, content_length: int | None = None
-    ) -> AsyncIterator[tuple[Update, UpdateFile]]:
-        """Note that a file is on its way, and at the end that it has come."""
+    async def fetching(self, update_id: str) -> AsyncIterator[Update]:
+        """Keep others from having the service fetch files of this update: a request that comes again finds them there.
+
+        Raises:
+            UpdateNotFoundError, UpdateConflictError: the update takes no file now.
+        """
         update = self._require_receiving(update_id)
-        announced, started = update.begin_receiving(name, content_length), perf_counter()
+        async with update.fetching:
+            yield update
+
+    async def _receive(
+        self, update: Update, announced: UpdateFile, work: Callable[[], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Let this sender bring the file, and note that it has come."""
+        started = perf_counter()
         try:
-            yield update, announced
-        except FileNotFoundError as error:  # dropped meanwhile, directory and all
-            raise _not_found(update_id) from error
+            await update.senders[announced.name].send(work)
+        except SupersededError:
+            self._require_receiving(update.update_id)
+            detail = f"file {announced.name} is being received from a newer request"
+            raise UpdateConflictError(detail, state="receiving", retry_after_seconds=RETRY_SECONDS) from None
         finally:
-            update.receiving.discard(name)
             update.touch()
-        self._require_receiving(update_id).received.add(name)
+        self._require_receiving(update.update_id).received.add(announced.name)
         self._metrics.weight_update_bytes.labels(update.request.encoding).inc(announced.num_bytes)
         self._metrics.weight_update_seconds.labels("receive").observe(perf_counter() - started)
 
@@ -174,8 +196,9 @@ class Updates:
             InvalidRequestError: it was refused; names every reason. It is dropped, and the old weights serve on.
             WeightsPoisonedError: the swap failed half-way.
         """
-        update = self._committed.get(update_id) or self._require_receiving(update_id)
-        if update.commit is None:
+        update = self._find(update_id)
+        if update is None or update.commit is None:
+            update = self._require_receiving(update_id)
             update.require_complete()
             update.commit = asyncio.create_task(self._commit(update))
             update.commit.add_done_callback(log_refusal)
@@ -189,18 +212,24 @@ class Updates:
         Raises:
             UpdateNotFoundError: it never was, or was dropped, refused, expired or forgotten.
         """
-        update = self._committed.get(update_id) or self._open
-        if update is None or update.update_id != update_id or update.was_refused:
+        update = self._find(update_id)
+        if update is None or update.is_gone:
             raise _not_found(update_id)
         return update.status()
 
     async def drop(self, update_id: str) -> None:
-        """Forget an open update and free its disk.
+        """End an open update and free its disk. Asking again does nothing.
 
         Raises:
             UpdateNotFoundError, UpdateConflictError: it is not open, or is being committed.
         """
-        await self._discard(self._require_receiving(update_id))
+        update = self._find(update_id)
+        if update is not None and update.is_dropped:
+            return
+        update = self._require_receiving(update_id)
+        update.is_dropped = True
+        self._remember(update)
+        await self._discard(update)
 
     def close(self) -> None:
         """Stop the clock of an open update."""
@@ -209,6 +238,7 @@ class Updates:
 
     async def _commit(self, update: Update) -> CommitResponse:
         try:
+            await update.stop_receiving()
             return await self._committer.commit(update)
         finally:
             await self._discard(update)
@@ -223,7 +253,7 @@ class Updates:
 
     def _seconds_left(self, update: Update) -> float:
         """A file on its way has a limit of its own; when that ends it, there is time to send the file again."""
-        if update.receiving:
+        if update.is_receiving:
             return self._timeout_seconds
         return update.touched_at + self._timeout_seconds - asyncio.get_running_loop().time()
 
@@ -231,11 +261,18 @@ class Updates:
         if self._open is update:
             self._open = None
             self._metrics.weight_update_active.set(0)
+        await update.stop_receiving()
         await self._staging.remove(update.directory)
 
+    def _find(self, update_id: str) -> Update | None:
+        """Return an update that is open, or among the last that were committed, refused or dropped."""
+        if self._open is not None and self._open.update_id == update_id:
+            return self._open
+        return self._ended.get(update_id)
+
     def _require_receiving(self, update_id: str) -> Update:
-        known = self._committed.get(update_id) or self._open
-        if known is None or known.update_id != update_id or known.was_refused:
+        known = self._find(update_id)
+        if known is None or known.is_gone:
             raise _not_found(update_id)
         if known.commit is not None:
             state = known.status().state
@@ -243,9 +280,9 @@ class Updates:
         return known
 
     def _remember(self, update: Update) -> None:
-        self._committed[update.update_id] = update
-        while len(self._committed) > REMEMBERED_COMMITS:
-            self._committed.popitem(last=False)
+        self._ended[update.update_id] = update
+        while len(self._ended) > REMEMBERED_UPDATES:
+            self._ended.popitem(last=False)
 
     def _refuse_second(self) -> None:
         if self._open is not None:
