@@ -17,6 +17,7 @@ from vigor_service.errors import DrainingError, LoadingError, UnhealthyError
 from vigor_service.idempotency import Answers
 from vigor_service.loading_progress import LoadingPhase, LoadingProgress
 from vigor_service.metrics import Metrics
+from vigor_service.preparation import Preparation
 from vigor_service.rendezvous import Rendezvous
 from vigor_service.scheduler import Scheduler
 from vigor_service.score_cache import ScoreCache
@@ -89,7 +90,7 @@ class Runtime:
         self.settings = settings
         self.metrics = metrics
         self._progress = progress
-        self.preparation = WorkerThread("prepare")
+        self.preparation = Preparation(seconds=settings.preparation_seconds)
         self.load_error: BaseException | None = None
         self._compute = WorkerThread("compute")
         self.metrics.busy_seconds.set_function(lambda: self._compute.total_busy_seconds)
@@ -234,6 +235,7 @@ class Runtime:
                 info.vocab_size,
                 info.max_sequence_tokens,
                 generation_ends=model.generation_ends,
+                max_request_tokens=settings.max_request_tokens,
             ),
             admission=admission,
             publication=publication,
