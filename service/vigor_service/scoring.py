@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
 from vigor_client.schemas import FieldError, ScoreRequest, ScoreResponse, Usage, WeightOptions
@@ -40,21 +40,22 @@ _R = TypeVar("_R")
 class Encoded:
     """A request as token sequences: its groups, and what of them needs the engine, each once.
 
-    ``num_tokens`` are those that the engine has to score.
+    ``num_tokens`` are those that the engine has to score. ``is_small`` says that the answer takes about a millisecond.
     """
 
     request: ScoreRequest
     groups: Sequence[EncodedGroup]
     sequences: Sequence[TokenSequence]
-    num_tokens: int
+    num_tokens: int = field(init=False)
+    is_small: bool = field(init=False)
 
-    @property
-    def is_small(self) -> bool:
-        """Whether answering it takes about a millisecond."""
-        if _num_completions(self.request) > SMALL_REQUEST_COMPLETIONS:
-            return False
-        ids = (len(group.sequences[0].prompt_ids) for group in self.groups)
-        return sum(ids) + sum(len(item.completion_ids) for item in self.sequences) <= SMALL_REQUEST_IDS
+    def __post_init__(self) -> None:
+        num_completions = sum(len(group.sequences) for group in self.groups)
+        num_ids = sum(len(group.sequences[0].prompt_ids) for group in self.groups)
+        num_ids += sum(len(sequence.completion_ids) for group in self.groups for sequence in group.sequences)
+        is_small = num_completions <= SMALL_REQUEST_COMPLETIONS and num_ids <= SMALL_REQUEST_IDS
+        object.__setattr__(self, "num_tokens", sum(sequence.num_tokens for sequence in self.sequences))
+        object.__setattr__(self, "is_small", is_small)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +178,7 @@ class Scoring:
         groups = self.encoder.encode(request)
         refuse_media_tokens(groups, self.media_token_ids)
         sequences = sequences_to_score(groups, request.truncated)
-        return Encoded(request, groups, sequences, sum(sequence.num_tokens for sequence in sequences))
+        return Encoded(request, groups, sequences)
 
     def _grade(self, encoded: Encoded, scored: Scored) -> ScoreResponse:
         response = grade(self.model, encoded.request, encoded.groups, scored)
@@ -207,10 +208,6 @@ class Scoring:
         self.metrics.tokens.labels("padding").inc(usage.padding_tokens)
 
 
-def _num_completions(request: ScoreRequest) -> int:
-    return sum(len(group.completions) for group in request.groups)
-
-
 def _has_text(request: ScoreRequest) -> bool:
     return any(
         group.prompt_ids is None or any(completion.ids is None for completion in group.completions)
@@ -219,12 +216,12 @@ def _has_text(request: ScoreRequest) -> bool:
 
 
 def _is_small(request: ScoreRequest) -> bool:
-    """Whether encoding its ids takes about a millisecond."""
-    if _num_completions(request) > SMALL_REQUEST_COMPLETIONS:
+    """Whether encoding a request of ids takes about a millisecond."""
+    if sum(len(group.completions) for group in request.groups) > SMALL_REQUEST_COMPLETIONS:
         return False
-    completions = [completion.ids or () for group in request.groups for completion in group.completions]
     prompts = [group.prompt_ids or () for group in request.groups]
-    return sum(map(len, (*prompts, *completions))) <= SMALL_REQUEST_IDS
+    completions = [completion.ids or () for group in request.groups for completion in group.completions]
+    return sum(map(len, prompts + completions)) <= SMALL_REQUEST_IDS
 
 
 def _in_sample(place: FieldError) -> FieldError:

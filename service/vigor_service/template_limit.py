@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from vigor_service.errors import ServiceError
 from vigor_service.work_limit import checkpoint
 
-MAX_STEPS = 2_000_000
-"""About two seconds. A chat of 400 messages takes about 15,000."""
+MAX_STEPS = 1_000_000
+"""Some seconds. A chat of 400 messages takes about 15,000."""
 
 _TEMPLATE_FILE = "<template>"  # what jinja calls the code that it makes of a template
 _STEPS_BETWEEN_CHECKPOINTS = 4096
