@@ -17,7 +17,7 @@ from vigor_service.work_limit import checkpoint
 
 Conversation = list[dict[str, Any]]
 MAX_TEMPLATE_CHARACTERS = 1 << 24
-MAX_TEMPLATE_VALUES = 1 << 18
+MAX_TEMPLATE_VALUES = 1 << 17
 """Numbers, texts, lists and objects that the messages of a prompt, and what is given beside them, may consist of."""
 _MAX_REASON_CHARACTERS = 500  # a template may put all of a message into its error
 _PRINTED_PART = "[{'type': 'text'"

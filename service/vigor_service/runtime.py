@@ -181,7 +181,17 @@ class Runtime:
         if budget == "auto":
             self._progress.begin(LoadingPhase.MEASURING_BATCH_SIZE)
             budget = await self._compute.run(model.scorer.measure_batch_tokens)
-        return self._assemble(model, replayed, self._staging, max_batch_tokens=budget)
+        encoder = await asyncio.to_thread(self._encoder, model)  # it tries the chat template, without a limit of time
+        return self._assemble(model, encoder, replayed, self._staging, max_batch_tokens=budget)
+
+    def _encoder(self, model: LoadedModel) -> Encoder:
+        return Encoder(
+            model.tokenizer,
+            model.scorer.info.vocab_size,
+            model.scorer.info.max_sequence_tokens,
+            generation_ends=model.generation_ends,
+            max_request_tokens=self.settings.max_request_tokens,
+        )
 
     def _staging_root(self) -> Path:
         if self._state is not None:
@@ -210,7 +220,7 @@ class Runtime:
         )
 
     def _assemble(
-        self, model: LoadedModel, replayed: Replayed, staging: StagingArea, *, max_batch_tokens: int
+        self, model: LoadedModel, encoder: Encoder, replayed: Replayed, staging: StagingArea, *, max_batch_tokens: int
     ) -> Serving:
         settings, metrics, info = self.settings, self.metrics, model.scorer.info
         publication = Publication(
@@ -230,13 +240,7 @@ class Runtime:
         )
         scoring = Scoring(
             model=info.model,
-            encoder=Encoder(
-                model.tokenizer,
-                info.vocab_size,
-                info.max_sequence_tokens,
-                generation_ends=model.generation_ends,
-                max_request_tokens=settings.max_request_tokens,
-            ),
+            encoder=encoder,
             admission=admission,
             publication=publication,
             scheduler=scheduler,

