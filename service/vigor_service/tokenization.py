@@ -208,7 +208,7 @@ class _Encoding:
                 f"the request has more than {limit} tokens, each completion counted with its prompt; "
                 f"{_NOTHING_SCORED}: send fewer groups at once",
                 errors=[FieldError(loc=list(place), msg=f"{self._num_tokens} tokens up to here, the limit is {limit}")],
-                limit_tokens=limit,
+                limit=limit,
             )
 
     def _completion_text(

@@ -90,7 +90,8 @@ def test_a_prompt_is_the_tuple_of_its_ids() -> None:
     assert prompt == (1, 2, 3)
     assert prompt == (1, 2, 3)
     assert prompt != (1, 2)
-    assert {(1, 2, 3): "found"}[prompt] == "found"
+    found: dict[tuple[int, ...], str] = {(1, 2, 3): "found"}
+    assert found[prompt] == "found"
     assert (*prompt, 4) == (1, 2, 3, 4)
     assert PromptIds(prompt) is prompt
 

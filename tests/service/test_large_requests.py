@@ -29,12 +29,12 @@ def _request(num_prompt_ids: int) -> ScoreRequest:
     )
 
 
-def _encoder(**limits: int) -> Encoder:
-    return Encoder(None, vocab_size=50_000, max_sequence_tokens=20_000, **limits)
+def _encoder(max_request_tokens: int = 1 << 30) -> Encoder:
+    return Encoder(None, vocab_size=50_000, max_sequence_tokens=20_000, max_request_tokens=max_request_tokens)
 
 
 def _prepare(request: ScoreRequest) -> Sequence[TokenSequence]:
-    groups = _encoder(max_request_tokens=1 << 30).encode(request)
+    groups = _encoder().encode(request)
     refuse_media_tokens(groups, {999})
     return sequences_to_score(groups, request.truncated)
 
@@ -78,7 +78,7 @@ def test_a_request_with_too_many_tokens_is_refused_at_the_completion_that_is_too
     encoder = _encoder(max_request_tokens=1000)
     with pytest.raises(PayloadTooLargeError, match=r"more than 1000 tokens.*send fewer groups") as refused:
         encoder.encode(_request(4))
-    assert refused.value.data == {"limit_tokens": 1000}
+    assert refused.value.data == {"limit": 1000}
     assert [error.loc for error in refused.value.errors] == [["groups", 0, "completions", 166]]
 
 
