@@ -273,7 +273,9 @@ def test_the_limits_are_those_of_the_code() -> None:
         "`weight_version`": schemas.MAX_WEIGHT_VERSION,
         "places that an error lists": MAX_LISTED_ERRORS,
         "steps of a chat template for one prompt; a step is a line of it, or a call of a function": MAX_STEPS,
-        "values in the messages of one prompt and in what is given beside them; contents do not count": MAX_TEMPLATE_VALUES,
+        "values in the messages of one prompt and in what is given beside them; contents do not count": (
+            MAX_TEMPLATE_VALUES
+        ),
         "characters that a chat template writes for one prompt, what its macros write counted again where it is used": (
             f"{MAX_TEMPLATE_SHARE * MAX_CHARACTERS_PER_TOKEN} for each of the model's `max_sequence_tokens`"
         ),
