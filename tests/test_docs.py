@@ -36,13 +36,17 @@ from vigor_service import problems
 from vigor_service.adapter_schemas import OpenRLHFRequest, OpenRLHFRewards, SlimeRequest
 from vigor_service.app import create_app
 from vigor_service.body import MAX_CONTAINERS, MAX_VALUES
+from vigor_service.chat_prompts import MAX_TEMPLATE_VALUES
 from vigor_service.compatible_schemas import PullWeights, SGLangModelInfo, UpdateFromDisk
 from vigor_service.connections import DEFAULT_LIMITS
 from vigor_service.errors import MAX_LISTED_ERRORS
+from vigor_service.preparation import MAX_WAITING
 from vigor_service.rendezvous import MAX_HELD_BYTES
 from vigor_service.runtime import LoadedModel
 from vigor_service.server import KEEP_ALIVE_SECONDS
 from vigor_service.settings import Settings
+from vigor_service.template_limit import MAX_STEPS
+from vigor_service.tokenization import MAX_CHARACTERS_PER_TOKEN, MAX_TEMPLATE_SHARE
 from vigor_service.weights.checkpoint import MAX_CHECKPOINT_TENSORS
 from vigor_service.weights.file_threads import MODEL_SECONDS, STEP_SECONDS
 from vigor_service.weights.published_versions import MAX_VERSIONS
@@ -280,6 +284,14 @@ def test_the_limits_are_those_of_the_code() -> None:
         "seconds for a disk to answer, for each 4 MiB or name; and to verify, or to store, a whole update": (
             f"{STEP_SECONDS:g}; {MODEL_SECONDS:g}"
         ),
+        "steps of a chat template for one prompt; a step is a line of it, or a call of a function": MAX_STEPS,
+        "values in the messages of one prompt and in what is given beside them; contents do not count": (
+            MAX_TEMPLATE_VALUES
+        ),
+        "characters that a chat template writes for one prompt, what its macros write counted again where it is used": (
+            f"{MAX_TEMPLATE_SHARE * MAX_CHARACTERS_PER_TOKEN} for each of the model's `max_sequence_tokens`"
+        ),
+        "requests that wait for tokens or for ranks": f"{MAX_WAITING} of each; more is answered with 429",
         "bytes of all samples whose groups gather or were answered a short time ago": MAX_HELD_BYTES,
         "values, and objects and arrays, in a JSON body": f"{MAX_VALUES}, {MAX_CONTAINERS}",
         "names in an object": MAX_NAMES,

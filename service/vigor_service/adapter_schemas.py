@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
-from vigor_client.schemas import MAX_GROUPS, MAX_MESSAGES, Message
+from vigor_client.schemas import MAX_GROUPS, MAX_MESSAGES, GivenPrompt, Message
 
 
 class _Asked(BaseModel):
@@ -49,4 +49,14 @@ class SlimeRequest(_Asked):
     def _check_messages(self) -> Self:
         if isinstance(self.prompt, list) and len(self.prompt) > MAX_MESSAGES:
             raise ValueError(f"`prompt` has {len(self.prompt)} messages; {MAX_MESSAGES} are the limit")
+        return self
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> Self:
+        """What the service asks of messages, whoever sends them."""
+        if isinstance(self.prompt, list):
+            try:
+                GivenPrompt(messages=self.prompt)
+            except ValidationError as error:
+                raise ValueError(error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")) from error
         return self

@@ -70,7 +70,9 @@ class Adapters:
             await asyncio.sleep(pause_seconds)
 
     async def _token_ids(self, prompt: str, place: str) -> list[int]:
-        return list(await self._scoring.preparation.run(self._scoring.encoder.token_ids, prompt, place=[place]))
+        return list(
+            await self._scoring.preparation.run_on_texts(self._scoring.encoder.token_ids, prompt, place=[place])
+        )
 
     async def _score(self, group: Group, group_size: int, num_bytes: int) -> CompletionScore:
         encoded = await self._scoring.encode(ScoreRequest(groups=[group]))

@@ -60,11 +60,12 @@ class Pool(Generic[Owner]):
         return len(self._owners_of)
 
     def add(self, owner: Owner, sequences: Iterable[TokenSequence]) -> None:
-        """Let ``owner`` wait for these sequences. It begins one turn behind those that were here all the time."""
-        served_tokens = self._fair_tokens - self._turn_tokens
-        self._shares[owner] = _Share(dict.fromkeys(_by_prompt(sequences)), served_tokens)
-        for sequence in self._shares[owner].sequences:
-            self._owners_of.setdefault(sequence, []).append(owner)
+        """Let ``owner`` wait for these sequences too. It begins one turn behind those that were here all the time."""
+        share = self._shares.setdefault(owner, _Share({}, self._fair_tokens - self._turn_tokens))
+        for sequence in _by_prompt(sequences):
+            if sequence not in share.sequences:
+                share.sequences[sequence] = None
+                self._owners_of.setdefault(sequence, []).append(owner)
 
     def remove(self, owner: Owner) -> None:
         """Forget an owner, and the sequences that nobody else waits for. Unknown owners are fine."""

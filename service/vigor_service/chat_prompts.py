@@ -10,13 +10,17 @@ import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from jinja2 import TemplateError
-
 from vigor_client.schemas import GivenPrompt, Message
+from vigor_service.errors import ServiceError
+from vigor_service.template_limit import within_limits
+from vigor_service.work_limit import checkpoint
 
 Conversation = list[dict[str, Any]]
-TEMPLATE_ERRORS = (TemplateError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError)
-"""What a template, and what it calls, may raise on messages that it was not made for."""
+MAX_TEMPLATE_CHARACTERS = 1 << 24
+MAX_TEMPLATE_VALUES = 1 << 17
+"""Numbers, texts, lists and objects that the messages of a prompt, and what is given beside them, may consist of."""
+_MAX_REASON_CHARACTERS = 500  # a template may put all of a message into its error
+_PRINTED_PART = "[{'type': 'text'"
 
 
 class ChatTokenizer(Protocol):
@@ -42,17 +46,24 @@ class ChatPromptError(ValueError):
         self.field = field
 
 
-def rendered(tokenizer: ChatTokenizer, prompt: GivenPrompt) -> str:
+class _TemplateError(Exception):
+    """The template did not render a conversation; says why."""
+
+
+def rendered(tokenizer: ChatTokenizer, prompt: GivenPrompt, *, max_characters: int = MAX_TEMPLATE_CHARACTERS) -> str:
     """Return the prompt's messages as text, special tokens written out.
 
     Raises:
-        ChatPromptError: the template refuses them, or does not use a part of what it is given.
+        ChatPromptError: the template refuses them, fails on them, does not use a part of what it is given, or takes
+            more steps or writes more than ``within_limits`` allows.
+        ServiceError: as ``checkpoint``.
     """
-    messages, options = prompt.messages or [], _options(prompt)
+    _refuse_many_values(prompt)
+    messages, options = prompt.messages or [], {**_options(prompt), "max_characters": max_characters}
     _refuse_unused(tokenizer, prompt)
     try:
-        text = tokenizer.apply_chat_template(_conversation(messages), tokenize=False, **options)
-    except TEMPLATE_ERRORS as error:
+        text = _apply(tokenizer, _conversation(messages), **options)
+    except _TemplateError as error:
         if not any(isinstance(message.content, list) for message in messages):
             raise ChatPromptError(f"the chat template refuses them: {error}") from error
         text = None
@@ -67,10 +78,38 @@ def closing_text(tokenizer: ChatTokenizer) -> str | None:
     mark = "an answer"
     conversation: Conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": mark}]
     try:
-        text = tokenizer.apply_chat_template(conversation, add_generation_prompt=False, tokenize=False)
-    except TEMPLATE_ERRORS:
+        text = _apply(tokenizer, conversation, add_generation_prompt=False)
+    except _TemplateError:
         return None
     return text.rpartition(mark)[2] if mark in text else None
+
+
+def _apply(
+    tokenizer: ChatTokenizer,
+    conversation: Conversation,
+    *,
+    add_generation_prompt: bool,
+    max_characters: int = MAX_TEMPLATE_CHARACTERS,
+    **options: Any,  # noqa: ANN401 - JSON
+) -> str:
+    """Return what the template makes of a conversation.
+
+    A template is a program that came with the checkpoint. Whatever it raises, dividing by zero or recursing without
+    end, is its answer to these messages and no fault of the service: so every exception is taken for one.
+    """
+
+    def render() -> str:
+        return tokenizer.apply_chat_template(
+            conversation, add_generation_prompt=add_generation_prompt, tokenize=False, **options
+        )
+
+    try:
+        return within_limits(render, max_characters=max_characters)
+    except ServiceError:
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise _TemplateError(reason[:_MAX_REASON_CHARACTERS]) from error
 
 
 def _options(prompt: GivenPrompt) -> dict[str, Any]:
@@ -83,6 +122,23 @@ def _options(prompt: GivenPrompt) -> dict[str, Any]:
 
 def _conversation(messages: Sequence[Message]) -> Conversation:
     return [message.for_template() for message in messages]
+
+
+def _refuse_many_values(prompt: GivenPrompt) -> None:
+    """Copying them for the template takes time that no template counts."""
+    pending: list[Any] = [prompt.tools, prompt.documents, prompt.chat_template_kwargs]
+    for message in prompt.messages or []:
+        pending.append(message.model_extra)
+        if isinstance(message.content, list):
+            pending.extend(part.model_extra for part in message.content)
+    num_values = len(pending)
+    while pending:
+        value = pending.pop()
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        num_values += len(items)
+        if num_values > MAX_TEMPLATE_VALUES:
+            raise ChatPromptError(f"they consist of more than {MAX_TEMPLATE_VALUES} values")
+        pending.extend(items)
 
 
 def _refuse_unused(tokenizer: ChatTokenizer, prompt: GivenPrompt) -> None:
@@ -102,8 +158,15 @@ def _refuse_unused(tokenizer: ChatTokenizer, prompt: GivenPrompt) -> None:
 
 def _prints_parts(text: str, messages: Sequence[Message]) -> bool:
     """Whether the template takes text alone, and printed a list of parts as Python does."""
+    if _PRINTED_PART not in text:
+        return False
     contents = [message.for_template()["content"] for message in messages if isinstance(message.content, list)]
-    return any(str(content) in text for content in contents)
+    return any(_is_printed(content, text) for content in contents)
+
+
+def _is_printed(content: object, text: str) -> bool:
+    checkpoint()
+    return str(content) in text
 
 
 def _without_parts(tokenizer: ChatTokenizer, messages: Sequence[Message], options: dict[str, Any]) -> str:
@@ -117,19 +180,29 @@ def _without_parts(tokenizer: ChatTokenizer, messages: Sequence[Message], option
                 )
             given["content"] = message.content[0].text
     try:
-        return tokenizer.apply_chat_template(conversation, tokenize=False, **options)
-    except TEMPLATE_ERRORS as error:
+        return _apply(tokenizer, conversation, **options)
+    except _TemplateError as error:
         raise ChatPromptError(f"the chat template refuses them: {error}") from error
 
 
 def _refuse_left_out(text: str, messages: Sequence[Message]) -> None:
     """A template made for parts may render plain text as nothing."""
+    place = 0  # templates keep the order: each search begins where the last one ended
     for position, message in enumerate(messages):
         if message.role != "user" or message.content is None:
             continue
+        checkpoint()
         parts = [message.content] if isinstance(message.content, str) else [part.text for part in message.content]
-        if any(part.strip() not in text for part in parts):
-            raise ChatPromptError(
-                f"the chat template leaves out the content of message {position}; one that takes parts only wants "
-                'it as [{"type": "text", "text": …}]'
-            )
+        for part in parts:
+            place = _find(part.strip(), text, place)
+            if place < 0:
+                raise ChatPromptError(
+                    f"the chat template leaves out the content of message {position}; one that takes parts only wants "
+                    'it as [{"type": "text", "text": …}]'
+                )
+
+
+def _find(part: str, text: str, begin: int) -> int:
+    """Return where the part is, behind ``begin`` if it is there, else before it; -1 if it is nowhere."""
+    place = text.find(part, begin)
+    return place if place >= 0 else text.find(part)

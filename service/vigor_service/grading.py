@@ -139,6 +139,19 @@ def _completion_score(
     )
 
 
+def answer_json(answer: ScoreResponse | GroupScore | GroupLine) -> str:
+    """Return the answer as ``model_dump_json`` does, a completion at a time.
+
+    One call for all would hold the interpreter, from the event loop too, for as long as the answer is large.
+    """
+    field = "groups" if isinstance(answer, ScoreResponse) else "completions"
+    parts = answer.groups if isinstance(answer, ScoreResponse) else answer.completions
+    texts = [part.model_dump_json() if isinstance(part, CompletionScore) else answer_json(part) for part in parts]
+    # No text within the answer can look like this: its quotation marks are escaped.
+    before, empty, after = answer.model_copy(update={field: []}).model_dump_json().partition(f'"{field}":[]')
+    return f"{before}{empty[:-1]}{','.join(texts)}]{after}"
+
+
 def wire_number(number: float) -> float | None:
     """Return the number as it goes over the wire: null where it is not finite."""
     return number if isfinite(number) else None

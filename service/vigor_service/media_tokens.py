@@ -7,6 +7,7 @@ from collections.abc import Collection, Iterator, Sequence
 from vigor_client.schemas import FieldError
 from vigor_service.errors import invalid_request
 from vigor_service.tokenization import EncodedGroup
+from vigor_service.work_limit import checkpoint
 
 
 def refuse_media_tokens(groups: Sequence[EncodedGroup], media_token_ids: Collection[int]) -> None:
@@ -24,7 +25,9 @@ def refuse_media_tokens(groups: Sequence[EncodedGroup], media_token_ids: Collect
 
 def _faults(groups: Sequence[EncodedGroup], media_token_ids: frozenset[int]) -> Iterator[FieldError]:
     for group_index, group in enumerate(groups):
+        in_prompt = media_token_ids.intersection(group.sequences[0].prompt_ids)
         for index, sequence in enumerate(group.sequences):
-            if found := sorted(media_token_ids.intersection(sequence.token_ids)):
+            checkpoint()
+            if found := sorted(in_prompt | media_token_ids.intersection(sequence.completion_ids)):
                 message = f"it or its prompt has token {found[0]}, which stands for an image or a sound: score text"
                 yield FieldError(loc=["groups", group_index, "completions", index], msg=message)

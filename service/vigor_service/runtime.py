@@ -17,6 +17,7 @@ from vigor_service.errors import DeadlineExceededError, DrainingError, LoadingEr
 from vigor_service.idempotency import Answers
 from vigor_service.loading_progress import LoadingPhase, LoadingProgress
 from vigor_service.metrics import Metrics
+from vigor_service.preparation import Preparation
 from vigor_service.rendezvous import Rendezvous
 from vigor_service.scheduler import Scheduler
 from vigor_service.score_cache import ScoreCache
@@ -89,7 +90,7 @@ class Runtime:
         self.settings = settings
         self.metrics = metrics
         self._progress = progress
-        self.preparation = WorkerThread("prepare")
+        self.preparation = Preparation(seconds=settings.preparation_seconds)
         self.load_error: BaseException | None = None
         self._compute = WorkerThread("compute")
         self.metrics.busy_seconds.set_function(lambda: self._compute.total_busy_seconds)
@@ -180,7 +181,8 @@ class Runtime:
         if budget == "auto":
             self._progress.begin(LoadingPhase.MEASURING_BATCH_SIZE)
             budget = await self._compute.run(model.scorer.measure_batch_tokens)
-        return self._assemble(model, replayed, staging, max_batch_tokens=budget)
+        encoder = await asyncio.to_thread(self._encoder, model)  # it tries the chat template, without a limit of time
+        return self._assemble(model, encoder, replayed, staging, max_batch_tokens=budget)
 
     async def _open_directories(self) -> StagingArea:
         try:
@@ -190,6 +192,15 @@ class Runtime:
         except DeadlineExceededError as error:
             raise StartupError(error.detail) from error
         return self._staging
+
+    def _encoder(self, model: LoadedModel) -> Encoder:
+        return Encoder(
+            model.tokenizer,
+            model.scorer.info.vocab_size,
+            model.scorer.info.max_sequence_tokens,
+            generation_ends=model.generation_ends,
+            max_request_tokens=self.settings.max_request_tokens,
+        )
 
     def _staging_root(self) -> Path:
         if self._state is not None:
@@ -218,7 +229,7 @@ class Runtime:
         )
 
     def _assemble(
-        self, model: LoadedModel, replayed: Replayed, staging: StagingArea, *, max_batch_tokens: int
+        self, model: LoadedModel, encoder: Encoder, replayed: Replayed, staging: StagingArea, *, max_batch_tokens: int
     ) -> Serving:
         settings, metrics, info = self.settings, self.metrics, model.scorer.info
         publication = Publication(
@@ -238,12 +249,7 @@ class Runtime:
         )
         scoring = Scoring(
             model=info.model,
-            encoder=Encoder(
-                model.tokenizer,
-                info.vocab_size,
-                info.max_sequence_tokens,
-                generation_ends=model.generation_ends,
-            ),
+            encoder=encoder,
             admission=admission,
             publication=publication,
             scheduler=scheduler,

@@ -27,6 +27,9 @@ from vigor_service.worker import WorkerThread
 if TYPE_CHECKING:
     from vigor_service.engine.engine import BatchResult
 
+BEGUN_AT_ONCE = 1024
+"""Sequences of one request that are looked up and queued before the loop serves others again."""
+
 _logger = logging.getLogger(__name__)
 
 
@@ -182,9 +185,11 @@ class Scheduler:
         while True:
             await self._has_work.wait()
             epoch = self._epochs[0]
-            self._begin_newcomers(epoch)
+            await self._begin_newcomers(epoch)
             if epoch.pool:
                 await self._run_batch(epoch.pool)
+            elif epoch.newcomers:
+                continue
             elif epoch.barrier is not None:
                 await self._run_barrier(epoch.barrier)
             else:
@@ -195,26 +200,44 @@ class Scheduler:
         await barrier.released.wait()
         self._epochs.popleft()
 
-    def _begin_newcomers(self, epoch: _Epoch) -> None:
-        for job in epoch.newcomers:
+    async def _begin_newcomers(self, epoch: _Epoch) -> None:
+        newcomers, epoch.newcomers = epoch.newcomers, []  # those that come meanwhile are begun after the next batch
+        for job in newcomers:
             if not job.answer.done():
-                self._begin(job, epoch.pool)
-        epoch.newcomers.clear()
+                await self._begin(job, epoch.pool)
 
-    def _begin(self, job: _Job, pool: Pool[_Job]) -> None:
+    async def _begin(self, job: _Job, pool: Pool[_Job]) -> None:
         try:
             weights = self._weights_for(job.requirement)
         except ServiceError as error:
             job.answer.set_exception(error)
             return
-        job.scores = self._cache.find(weights.digest, job.sequences)
+        await self._look_up_and_queue(job, pool, weights)
+        if job.answer.done():
+            return
         self._metrics.cached_scores.inc(len(job.scores))
         if job.on_scores is not None:
             job.on_scores(job.scores)
-        if len(job.scores) < len(job.sequences):
-            pool.add(job, [sequence for sequence in job.sequences if sequence not in job.scores])
-        else:
+        if len(job.scores) == len(job.sequences):
             self._finish(job, weights)
+
+    async def _look_up_and_queue(self, job: _Job, pool: Pool[_Job], weights: Weights) -> None:
+        """Find the scores that are known and queue the other sequences, in slices: the loop serves others in between.
+
+        It ends early when the job is taken back. No batch runs meanwhile.
+        """
+        sequences = list(job.sequences)
+        for first in range(0, len(sequences), BEGUN_AT_ONCE):
+            if first:
+                await asyncio.sleep(0)
+            if job.answer.done():
+                pool.remove(job)
+                return
+            part = sequences[first : first + BEGUN_AT_ONCE]
+            known = self._cache.find(weights.digest, part)
+            job.scores |= known
+            if len(known) < len(part):
+                pool.add(job, [sequence for sequence in part if sequence not in known])
 
     async def _run_batch(self, pool: Pool[_Job]) -> None:
         weights = self._weights_for(WeightRequirement())  # no barrier is passed while this batch runs

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from hashlib import blake2b
 
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 
@@ -46,9 +44,4 @@ class ScoreCache:
 
 def _key(weight_digest: str, sequence: TokenSequence) -> bytes:
     """128 bits: with a billion sequences two would share a key once in 10^20 times."""
-    mask = sequence.loss_mask
-    lengths = (len(sequence.prompt_ids), len(sequence.completion_ids), -1 if mask is None else len(mask))
-    hasher = blake2b(weight_digest.encode(), digest_size=16)
-    hasher.update(array("q", (*lengths, *sequence.prompt_ids, *sequence.completion_ids)))
-    hasher.update(bytes(mask or ()))
-    return hasher.digest()
+    return weight_digest.encode() + sequence.digest[:16]

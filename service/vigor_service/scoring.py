@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import ParamSpec, TypeVar
 
 from vigor_client.schemas import FieldError, ScoreRequest, ScoreResponse, Usage, WeightOptions
 from vigor_service.admission import Admission
@@ -16,42 +17,60 @@ from vigor_service.errors import (
     SequenceExceedsMemoryError,
     SequenceTooLongError,
 )
-from vigor_service.grading import grade, group_line, last_line, sequences_to_score
+from vigor_service.grading import answer_json, grade, group_line, last_line, sequences_to_score
 from vigor_service.group_watch import GroupWatch
 from vigor_service.media_tokens import refuse_media_tokens
 from vigor_service.metrics import Metrics
+from vigor_service.preparation import Preparation
 from vigor_service.request_record import Computation, current_record
 from vigor_service.scheduler import DoesNotFitError, OnScores, Scheduler, Scored
 from vigor_service.tokenization import EncodedGroup, Encoder
 from vigor_service.weights.publication import Publication
 from vigor_service.weights.weights import WeightRequirement
-from vigor_service.worker import WorkerThread
+
+SMALL_REQUEST_COMPLETIONS = 64
+SMALL_REQUEST_IDS = 16_384
+"""A request of at most so many completions, and so many ids, is encoded or answered in about a millisecond."""
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A request as token sequences: its groups, and what of them needs the engine, each once."""
+    """A request as token sequences: its groups, and what of them needs the engine, each once.
+
+    ``num_tokens`` are those that the engine has to score. ``is_small`` says that the answer takes about a millisecond.
+    """
 
     request: ScoreRequest
     groups: Sequence[EncodedGroup]
     sequences: Sequence[TokenSequence]
+    num_tokens: int = field(init=False)
+    is_small: bool = field(init=False)
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the engine has to score."""
-        return sum(sequence.num_tokens for sequence in self.sequences)
+    def __post_init__(self) -> None:
+        num_completions = sum(len(group.sequences) for group in self.groups)
+        num_ids = sum(len(group.sequences[0].prompt_ids) for group in self.groups)
+        num_ids += sum(len(sequence.completion_ids) for group in self.groups for sequence in group.sequences)
+        is_small = num_completions <= SMALL_REQUEST_COMPLETIONS and num_ids <= SMALL_REQUEST_IDS
+        object.__setattr__(self, "num_tokens", sum(sequence.num_tokens for sequence in self.sequences))
+        object.__setattr__(self, "is_small", is_small)
 
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """Answers score requests. What is heavy runs on ``preparation`` or, by the scheduler, on the compute thread."""
+    """Answers score requests.
+
+    What takes longer than about a millisecond runs on ``preparation`` or, by the scheduler, on the compute thread.
+    """
 
     model: str
     encoder: Encoder
     admission: Admission
     publication: Publication
     scheduler: Scheduler
-    preparation: WorkerThread
+    preparation: Preparation
     metrics: Metrics
     timeout_seconds: float
     media_token_ids: frozenset[int] = frozenset()
@@ -66,7 +85,7 @@ class Scoring:
             encoded = await self.encode(request)
             with self.admission.hold(_num_admitted_tokens(encoded)):
                 response = await self.grade(encoded, await self.compute(encoded))
-            return await self.preparation.run(response.model_dump_json)
+            return await self._beside(encoded, answer_json, response)
 
     async def stream(self, request: ScoreRequest, put: Callable[[str], None]) -> None:
         """Give ``put`` the lines of the answer: each group's when it is finished, then the last one.
@@ -78,18 +97,18 @@ class Scoring:
         """
         async with self.time_limit(request):
             encoded = await self.encode(request)
-            watch = await self.preparation.run(GroupWatch, encoded.groups, request.truncated)
+            watch = await self._beside(encoded, GroupWatch, encoded.groups, request.truncated)
             with self.admission.hold(_num_admitted_tokens(encoded)):
                 computing = asyncio.ensure_future(self.compute(encoded, watch.add))
                 computing.add_done_callback(lambda _: watch.close())
                 try:
                     async for indices in watch.finished():
-                        for line in await self.preparation.run(self._group_lines, indices, encoded, watch.scores):
+                        for line in await self._beside(encoded, self._group_lines, indices, encoded, watch.scores):
                             put(line)
                     scored = await computing
                 finally:
                     computing.cancel()
-            put(await self.preparation.run(self._last_line, encoded, scored))
+            put(await self._beside(encoded, self._last_line, encoded, scored))
 
     @asynccontextmanager
     async def time_limit(self, request: WeightOptions) -> AsyncIterator[None]:
@@ -102,7 +121,14 @@ class Scoring:
             raise DeadlineExceededError(f"the request was not answered within {seconds:g} seconds") from error
 
     async def encode(self, request: ScoreRequest) -> Encoded:
-        """Return the request as token sequences. Raises as ``Encoder.encode`` and ``refuse_media_tokens``."""
+        """Return the request as token sequences. A request of ids never waits for another's text.
+
+        Raises as ``Encoder.encode``, ``refuse_media_tokens`` and ``WorkerPool.run``.
+        """
+        if _has_text(request):
+            return await self.preparation.run_on_texts(self._encode, request)
+        if _is_small(request):
+            return self._encode(request)
         return await self.preparation.run(self._encode, request)
 
     async def encode_alone(self, request: ScoreRequest) -> Encoded:
@@ -125,11 +151,17 @@ class Scoring:
         try:
             return await self._schedule(encoded.sequences, requirement, on_scores)
         except DoesNotFitError as error:
-            raise _exceeds_memory(encoded.groups, error.too_long) from error
+            raise await self._beside(encoded, _exceeds_memory, encoded.groups, error.too_long) from error
 
     async def grade(self, encoded: Encoded, scored: Scored) -> ScoreResponse:
         """Rank every group, and count what the request cost."""
-        return await self.preparation.run(self._grade, encoded, scored)
+        return await self._beside(encoded, self._grade, encoded, scored)
+
+    async def _beside(self, encoded: Encoded, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Run what costs by the size of the answer: at once if that is small, else beside the loop."""
+        if encoded.is_small:
+            return work(*args, **kwargs)
+        return await self.preparation.run(work, *args, **kwargs)
 
     async def _schedule(
         self, sequences: Sequence[TokenSequence], requirement: WeightRequirement, on_scores: OnScores | None
@@ -145,7 +177,8 @@ class Scoring:
     def _encode(self, request: ScoreRequest) -> Encoded:
         groups = self.encoder.encode(request)
         refuse_media_tokens(groups, self.media_token_ids)
-        return Encoded(request, groups, sequences_to_score(groups, request.truncated))
+        sequences = sequences_to_score(groups, request.truncated)
+        return Encoded(request, groups, sequences)
 
     def _grade(self, encoded: Encoded, scored: Scored) -> ScoreResponse:
         response = grade(self.model, encoded.request, encoded.groups, scored)
@@ -162,7 +195,7 @@ class Scoring:
     def _group_line(self, index: int, encoded: Encoded, scores: Mapping[TokenSequence, SequenceScore]) -> str:
         line = group_line(index, encoded.groups, scores, encoded.request)
         self.metrics.observe_group(encoded.groups[index].sequences, line.completions)
-        return line.model_dump_json()
+        return answer_json(line)
 
     def _last_line(self, encoded: Encoded, scored: Scored) -> str:
         line = last_line(self.model, encoded.request, encoded.groups, scored)
@@ -178,6 +211,22 @@ class Scoring:
 def _num_admitted_tokens(encoded: Encoded) -> int:
     """Each completion counts as a token at least: one that the engine has nothing to do for is held and ranked too."""
     return max(encoded.num_tokens, sum(len(group.sequences) for group in encoded.groups))
+
+
+def _has_text(request: ScoreRequest) -> bool:
+    return any(
+        group.prompt_ids is None or any(completion.ids is None for completion in group.completions)
+        for group in request.groups
+    )
+
+
+def _is_small(request: ScoreRequest) -> bool:
+    """Whether encoding a request of ids takes about a millisecond."""
+    if sum(len(group.completions) for group in request.groups) > SMALL_REQUEST_COMPLETIONS:
+        return False
+    prompts = [group.prompt_ids or () for group in request.groups]
+    completions = [completion.ids or () for group in request.groups for completion in group.completions]
+    return sum(map(len, prompts + completions)) <= SMALL_REQUEST_IDS
 
 
 def _in_sample(place: FieldError) -> FieldError:

@@ -80,6 +80,13 @@ class Settings(BaseSettings):
     max_queued_requests: int = Field(default=1024, gt=0)
     """Score requests that may wait or be computed at once; more is answered with 429."""
 
+    max_request_tokens: int = Field(default=16_777_216, gt=0)
+    """Maximum number of tokens of one score request, each completion counted with its prompt; more is answered with
+    413."""
+
+    preparation_seconds: float = Field(default=30.0, gt=0)
+    """Processor time in seconds that templates and tokenizer may take for one request; more is answered with 413."""
+
     score_cache_entries: int = Field(default=65_536, ge=0)
     """Latest scores that are kept, about 400 bytes each: the same completions under the same weights are not computed
     again. 0 keeps none."""

@@ -6,19 +6,24 @@ Text and messages become ids here and nowhere else. Runs in a worker thread; kno
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
 from vigor_client.schemas import Completion, FieldError, FinishReason, GivenPrompt, Group, ScoreRequest
 from vigor_service.chat_prompts import ChatPromptError, ChatTokenizer, closing_text, rendered
-from vigor_service.continuation import Continuation, NotContinuableError, TextTokenizer, decoded
+from vigor_service.continuation import Continuation, TextTokenizer, UntokenizableError, decoded, encoded
 from vigor_service.ends import Ends, ends_of
-from vigor_service.engine.sequences import TokenSequence
-from vigor_service.errors import SequenceTooLongError, invalid_request
+from vigor_service.engine.sequences import PromptIds, TokenSequence
+from vigor_service.errors import PayloadTooLargeError, SequenceTooLongError, invalid_request
+from vigor_service.work_limit import checkpoint
 
 MAX_CHARACTERS_PER_TOKEN = 64
 """A text longer than the model's limit at this rate is refused before it costs a tokenization."""
+MAX_TEMPLATE_SHARE = 4
+"""A template may write so many times the longest text: what its macros write counts several times."""
+MAX_REQUEST_TOKENS = 1 << 24
 
 _NOTHING_SCORED = "nothing was scored"
 _Place = tuple[str | int, ...]
@@ -43,7 +48,11 @@ class EncodedGroup:
 class Encoder:
     """Turns requests into sequences for one model. Without a tokenizer only ids are understood.
 
-    ``generation_ends`` are the tokens that end a completion besides the tokenizer's own EOS.
+    Several threads may encode at once. Work that may take long is cut by ``checkpoint``.
+
+    Args:
+        generation_ends: tokens that end a completion besides the tokenizer's own EOS.
+        max_request_tokens: tokens of one request, each completion counted with its prompt.
     """
 
     def __init__(
@@ -53,11 +62,13 @@ class Encoder:
         max_sequence_tokens: int,
         *,
         generation_ends: Sequence[int] = (),
+        max_request_tokens: int = MAX_REQUEST_TOKENS,
     ) -> None:
         self.tokenizer = tokenizer
         self.vocab_size = vocab_size
         self.max_sequence_tokens = max_sequence_tokens
-        self.ends = None if tokenizer is None else _ends(tokenizer, generation_ends)
+        self.max_request_tokens = max_request_tokens
+        self.ends = None if tokenizer is None else _ends(_warm(tokenizer), generation_ends)
 
     def encode(self, request: ScoreRequest) -> list[EncodedGroup]:
         """Return the groups as token sequences.
@@ -65,6 +76,8 @@ class Encoder:
         Raises:
             InvalidRequestError: lists every id outside the vocabulary and every text that cannot be tokenized.
             SequenceTooLongError: nothing else is wrong, but sequences exceed the model's limit.
+            PayloadTooLargeError: the request has more tokens, or takes longer, than one request may.
+            ClientGoneError: as ``checkpoint``.
         """
         encoding = _Encoding(self)
         groups = [encoding.group(group, index) for index, group in enumerate(request.groups)]
@@ -75,10 +88,10 @@ class Encoder:
         """Return the ids of a text to which no special token is added.
 
         Raises:
-            InvalidRequestError: there is no tokenizer; names the place.
+            InvalidRequestError: there is no tokenizer, or the text has no token; names the place.
         """
         encoding = _Encoding(self)
-        ids = encoding.tokenized(text, tuple(place), add_special_tokens=False)
+        ids = encoding.some(encoding.tokenized(text, tuple(place), add_special_tokens=False), tuple(place))
         encoding.refuse_faults()
         return ids
 
@@ -105,7 +118,7 @@ class Encoder:
 class _Behind:
     """What completions of one group stand behind."""
 
-    def __init__(self, prompt_ids: tuple[int, ...], encoder: Encoder, *, in_chat: bool) -> None:
+    def __init__(self, prompt_ids: PromptIds, encoder: Encoder, *, in_chat: bool) -> None:
         self.prompt_ids = prompt_ids
         self.in_chat = in_chat
         self._encoder = encoder
@@ -124,10 +137,14 @@ class _Encoding:
         self._encoder = encoder
         self._faults: list[FieldError] = []
         self._overlong: list[tuple[_Place, int]] = []
+        self._prompts: dict[PromptIds, PromptIds] = {}
+        self._num_tokens = 0
 
     def group(self, group: Group, index: int) -> EncodedGroup:
-        prompt_ids = self._prompt(group, ("groups", index))
-        behind = _Behind(prompt_ids, self._encoder, in_chat=group.messages is not None)
+        prompt_ids = PromptIds(self._prompt(group, ("groups", index)))
+        behind = _Behind(
+            self._prompts.setdefault(prompt_ids, prompt_ids), self._encoder, in_chat=group.messages is not None
+        )
         sequences = tuple(
             self._sequence(behind, completion, ("groups", index, "completions", position))
             for position, completion in enumerate(group.completions)
@@ -163,17 +180,36 @@ class _Encoding:
         else:
             place = (*place, "messages")
             ids = self._rendered(group, place)
+        return self.some(ids, place)
+
+    def some(self, ids: tuple[int, ...], place: _Place) -> tuple[int, ...]:
+        """Return the ids of a prompt, which needs at least one."""
         return ids or self._fault(place, "has no token")
 
     def _sequence(self, behind: _Behind, completion: Completion, place: _Place) -> TokenSequence:
+        checkpoint()
         if completion.text is not None:
             ids = self._completion_text(behind, completion.text, completion.finish_reason, (*place, "text"))
         else:
             ids = self._checked(completion.ids or [], (*place, "ids"))
-        sequence = TokenSequence(behind.prompt_ids, ids, _loss_mask(completion))
-        if sequence.num_tokens > self._encoder.max_sequence_tokens:
-            self._overlong.append((place, sequence.num_tokens))
-        return sequence
+        num_tokens = len(behind.prompt_ids) + len(ids)
+        if num_tokens > self._encoder.max_sequence_tokens:
+            self._overlong.append((place, num_tokens))
+            return TokenSequence(behind.prompt_ids, ())
+        self._count(num_tokens, place)
+        return TokenSequence(behind.prompt_ids, ids, _loss_mask(completion))
+
+    def _count(self, num_tokens: int, place: _Place) -> None:
+        """Refuse the request as soon as it is too large: what would follow is not worth its time."""
+        self._num_tokens += num_tokens
+        limit = self._encoder.max_request_tokens
+        if self._num_tokens > limit:
+            raise PayloadTooLargeError(
+                f"the request has more than {limit} tokens, each completion counted with its prompt; "
+                f"{_NOTHING_SCORED}: send fewer groups at once",
+                errors=[FieldError(loc=list(place), msg=f"{self._num_tokens} tokens up to here, the limit is {limit}")],
+                limit=limit,
+            )
 
     def _completion_text(
         self, behind: _Behind, text: str, finish_reason: FinishReason | None, place: _Place
@@ -186,7 +222,7 @@ class _Encoding:
             return ids
         try:
             ids = self._checked(behind.continuation.ids(text), place)
-        except NotContinuableError as error:
+        except UntokenizableError as error:
             return self._fault(place, str(error))
         if finish_reason == "length" or ends.are_reached_by(ids):
             return ids
@@ -201,8 +237,9 @@ class _Encoding:
         """The template writes the special tokens itself, so none is added."""
         if self._encoder.tokenizer is None:
             return self._fault(place, "the model has no tokenizer: send `prompt_ids`")
+        max_characters = MAX_TEMPLATE_SHARE * MAX_CHARACTERS_PER_TOKEN * self._encoder.max_sequence_tokens
         try:
-            text = rendered(self._encoder.tokenizer, prompt)
+            text = rendered(self._encoder.tokenizer, prompt, max_characters=max_characters)
         except ChatPromptError as error:
             return self._fault((*place[:-1], error.field), str(error))
         return self.tokenized(text, place, add_special_tokens=False)
@@ -213,7 +250,10 @@ class _Encoding:
             return self._fault(place, "the model has no tokenizer: send ids")
         if ids := self._overlong_text(text):
             return ids
-        return self._checked(tokenizer.encode(text, add_special_tokens=add_special_tokens), place)
+        try:
+            return self._checked(encoded(tokenizer, text, add_special_tokens=add_special_tokens), place)
+        except UntokenizableError as error:
+            return self._fault(place, str(error))
 
     def _overlong_text(self, text: str) -> tuple[int, ...]:
         """Stand-ins for the tokens of a text that is too long whatever they are; none where it may fit."""
@@ -221,6 +261,9 @@ class _Encoding:
         return (0,) * num_tokens_at_least if num_tokens_at_least > self._encoder.max_sequence_tokens else ()
 
     def _checked(self, ids: Sequence[int], place: _Place) -> tuple[int, ...]:
+        """Return the ids; where there are more than the model takes, which are refused anyway, stand-ins for them."""
+        if len(ids) > self._encoder.max_sequence_tokens:
+            return (0,) * len(ids)
         limit = self._encoder.vocab_size
         if ids and max(ids) >= limit:
             wrong = [position for position, token_id in enumerate(ids) if token_id >= limit]
@@ -235,10 +278,18 @@ class _Encoding:
         return (0,)
 
 
+def _warm(tokenizer: Tokenizer) -> Tokenizer:
+    """A first text takes off the truncation and padding that a tokenizer was saved with, which only one thread may."""
+    with suppress(UntokenizableError):
+        encoded(tokenizer, "a", add_special_tokens=False)
+    return tokenizer
+
+
 def _ends(tokenizer: Tokenizer, generation_ends: Sequence[int]) -> Ends:
-    closing = closing_text(tokenizer)
-    closing_ids = [] if closing is None else tokenizer.encode(closing, add_special_tokens=False)
-    return ends_of(eos_token_id=tokenizer.eos_token_id, generation_ends=generation_ends, closing_ids=list(closing_ids))
+    closing_ids: list[int] = []
+    with suppress(UntokenizableError):
+        closing_ids = encoded(tokenizer, closing_text(tokenizer) or "", add_special_tokens=False)
+    return ends_of(eos_token_id=tokenizer.eos_token_id, generation_ends=generation_ends, closing_ids=closing_ids)
 
 
 def _loss_mask(completion: Completion) -> tuple[bool, ...] | None:

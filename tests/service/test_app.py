@@ -17,6 +17,7 @@ from vigor_service.problems import PROBLEMS
 from vigor_service.runtime import LoadedModel
 
 GROUP = {"prompt_ids": [1], "completions": [[2]]}
+TEXT_GROUP = {"prompt": "a", "completions": ["b"]}  # not answered without a thread
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +121,7 @@ def test_a_bug_is_a_problem_with_a_request_id_and_no_trace(tmp_path: Path, caplo
     with live_service(tmp_path) as service:
         service.runtime.serving.scoring.preparation.close()  # whatever comes now is a bug
         with caplog.at_level(logging.ERROR):
-            answer = service.score(groups=[GROUP])
+            answer = service.score(groups=[TEXT_GROUP])
         assert (answer.status_code, answer.json()["code"]) == (500, "internal")
         assert answer.headers["X-Request-Id"] == answer.json()["request_id"]
         assert "Traceback" not in answer.text

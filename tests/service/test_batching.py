@@ -22,6 +22,18 @@ def test_the_longest_sequence_leads_and_the_next_longest_fill_the_batch() -> Non
     assert len(pool) == 0
 
 
+def test_an_owner_may_add_sequences_in_parts() -> None:
+    pool = Pool[str]()
+    for lengths in ((3, 9), (5, 9), (8,)):
+        pool.add("a", [_sequence(length) for length in lengths])
+    pool.add("b", [_sequence(5)])
+    assert len(pool) == 4
+    taken = pool.take_batch(100)
+    assert sorted(_lengths(taken)) == [3, 5, 8, 9]
+    assert taken[_sequence(9)] == ["a"]
+    assert len(pool) == 0
+
+
 def test_the_lengths_of_a_batch_add_up_to_its_budget_at_most() -> None:
     pool = Pool[str]()
     pool.add("a", [_sequence(length, length) for length in range(2, 40)])

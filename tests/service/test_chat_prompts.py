@@ -1,5 +1,6 @@
 """Messages become the text that the model's own template makes of them, with everything that it was given."""
 
+from time import thread_time
 from typing import Any, cast
 
 import pytest
@@ -7,7 +8,8 @@ from pydantic import ValidationError
 
 from tests.tiny_models import tiny_tokenizer
 from vigor_client.schemas import GivenPrompt
-from vigor_service.chat_prompts import ChatPromptError, ChatTokenizer, closing_text, rendered
+from vigor_service.chat_prompts import MAX_TEMPLATE_VALUES, ChatPromptError, ChatTokenizer, closing_text, rendered
+from vigor_service.template_limit import MAX_STEPS
 
 BEGINS, ENDS = "<|im_start|>", "<|im_end|>\n"
 PLAIN = (
@@ -149,3 +151,51 @@ def test_without_a_template_messages_are_refused() -> None:
         _rendered(cast("str", None), user())
     with pytest.raises(ChatPromptError, match="there is no chat template"):
         _rendered(cast("str", None), user(), tools=[TOOL])
+
+
+def test_a_reason_that_repeats_the_messages_is_cut() -> None:
+    with pytest.raises(ChatPromptError) as refused:
+        _rendered("{{ raise_exception(messages[0].content) }}", user("no " * 10_000))
+    assert str(refused.value).startswith("the chat template refuses them: no no")
+    assert len(str(refused.value)) < 600
+
+
+def test_an_error_without_words_is_told_by_its_name() -> None:
+    with pytest.raises(ChatPromptError, match="refuses them: MemoryError"):
+        _rendered("{{ 'a' * (10 ** 15) }}", user())
+
+
+def test_a_template_that_loops_is_stopped_and_named() -> None:
+    loops = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(ChatPromptError, match=f"refuses them: it takes more than {MAX_STEPS} steps"):
+        _rendered(loops, user())
+
+
+def test_a_template_that_writes_more_than_any_prompt_is_stopped() -> None:
+    tokenizer = cast("ChatTokenizer", _tokenizer("{% for i in range(99999) %}{{ messages[0].content }}{% endfor %}"))
+    with pytest.raises(ChatPromptError, match="writes more than 1000 characters"):
+        rendered(tokenizer, GivenPrompt.model_validate({"messages": [user("abc")]}), max_characters=1000)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        {"messages": [user(tool_calls=[[0] * 500] * 300)]},
+        {"messages": [user([{"type": "text", "text": "a", "more": {"a": [0] * MAX_TEMPLATE_VALUES}}])]},
+        {"messages": [user()], "chat_template_kwargs": {"x": [0] * MAX_TEMPLATE_VALUES}},
+    ],
+)
+def test_messages_of_too_many_values_are_refused(prompt: dict[str, Any]) -> None:
+    with pytest.raises(ChatPromptError, match=f"more than {MAX_TEMPLATE_VALUES} values"):
+        rendered(cast("ChatTokenizer", _tokenizer(PLAIN)), GivenPrompt.model_validate(prompt))
+
+
+def test_looking_for_each_message_in_the_text_reads_the_text_once() -> None:
+    def seconds(num_characters: int) -> float:
+        contents = [f"{index:05} ".ljust(num_characters, "x") for index in range(2048)]
+        prompt = GivenPrompt.model_validate({"messages": [user(content) for content in contents]})
+        began = thread_time()
+        rendered(cast("ChatTokenizer", _tokenizer(PLAIN)), prompt)
+        return thread_time() - began
+
+    assert seconds(4000) < 3 * seconds(10) + 0.3

@@ -7,7 +7,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from tests.tiny_models import tiny_tokenizer
-from vigor_service.continuation import Continuation, NotContinuableError, decoded
+from vigor_service.continuation import Continuation, NotContinuableError, UntokenizableError, decoded
 
 SPACE = "\u2581"
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
@@ -107,3 +107,33 @@ def test_characters_that_the_vocabulary_lacks_are_refused() -> None:
     tokenizer = _fast(Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "a": 3}, unk_token="<unk>")))
     with pytest.raises(NotContinuableError, match="they read ' <unk>' instead of 'b'"):
         Continuation(tokenizer, [1]).ids("b")
+
+
+@pytest.mark.parametrize("num_bytes", range(4))
+@pytest.mark.parametrize("prompt", ["\U0001f600" * 50, "\ufffd" * 50, "a" * 16 + "\ufffd"])
+def test_only_the_end_of_a_prompt_is_read_wherever_its_characters_begin(prompt: str, num_bytes: int) -> None:
+    read: list[int] = []
+
+    class Reading:
+        tokenizer = tiny_tokenizer()
+
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+            return list(self.tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+        def decode(self, token_ids: list[int], *, clean_up_tokenization_spaces: bool) -> object:
+            read.append(len(token_ids))
+            return self.tokenizer.decode(token_ids, clean_up_tokenization_spaces=clean_up_tokenization_spaces)
+
+    prompt_ids = Reading().encode(prompt + "a" * num_bytes, add_special_tokens=False)
+    continuation = Continuation(Reading(), prompt_ids)
+    for text in ("a", "é", "\U0001f600"):
+        assert continuation.ids(text) == Reading().encode(text, add_special_tokens=False)
+    assert max(read) <= 16 + 3 + 4
+
+
+def test_a_tokenizer_that_fails_on_a_text_says_so() -> None:
+    without_unknown = Tokenizer(models.WordLevel({"a": 0}, unk_token="<unk>"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=without_unknown)
+    assert Continuation(tokenizer, [0]).ids("") == []
+    with pytest.raises(UntokenizableError, match=r"the tokenizer fails on this text: .*UNK"):
+        Continuation(tokenizer, [0]).ids("b")

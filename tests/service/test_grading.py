@@ -6,7 +6,7 @@ import pytest
 
 from vigor_client.schemas import CompletionScore, ScoreRequest
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
-from vigor_service.grading import grade, grade_group, sequences_to_score
+from vigor_service.grading import answer_json, grade, grade_group, group_line, sequences_to_score
 from vigor_service.scheduler import Scored
 from vigor_service.tokenization import EncodedGroup
 from vigor_service.weights.weights import Weights
@@ -133,3 +133,15 @@ def test_usage_counts_prompts_once_a_group_and_duplicates_by_completion() -> Non
     }
     assert (response.weight_version, response.timing.queue_seconds, response.timing.compute_seconds) == (7, 0.25, 0.5)
     assert [group.id for group in response.groups] == ["a", "b"]
+
+
+def test_an_answer_put_together_is_the_json_of_the_whole() -> None:
+    weights = Weights(7, "xxh3-128:" + "0" * 32, (), 0, "float32", datetime.now(UTC))
+    scored = Scored({GOOD: _score(), WORSE: _score(nan)}, weights, 5, 0.25, 0.5)
+    odd = '"groups":[]"completions":[]\\'
+    groups = [EncodedGroup(odd, (GOOD, GOOD, WORSE), (False,) * 3), EncodedGroup(None, (GOOD, EMPTY), (False,) * 2)]
+    for request in (_request(), _request(return_token_ids=True)):
+        response = grade(odd, request, groups, scored)
+        assert answer_json(response) == response.model_dump_json()
+        line = group_line(0, groups, scored.scores, request)
+        assert answer_json(line) == line.model_dump_json()

@@ -19,6 +19,7 @@ from vigor_client.schemas import LINES_MEDIA_TYPE
 from vigor_service.logs import JsonFormatter, current_request_id
 
 GROUP = {"prompt_ids": [1], "completions": [[2, 3]]}
+TEXT_GROUP = {"prompt": "a", "completions": ["b"]}  # not answered without a thread
 
 
 def record(message: str, *arguments: object, error: Exception | None = None) -> logging.LogRecord:
@@ -78,7 +79,7 @@ def test_each_request_has_its_own_id_in_its_context(tmp_path: Path, caplog: pyte
             for request_id in ("r-1", "r-2"):
                 service.http.get("/v1/weights", headers={"X-Request-Id": request_id})
             service.runtime.serving.scoring.preparation.close()  # whatever comes now is a bug
-            service.http.post("/v1/score", json={"groups": [GROUP]}, headers={"X-Request-Id": "r-3"})
+            service.http.post("/v1/score", json={"groups": [TEXT_GROUP]}, headers={"X-Request-Id": "r-3"})
     finally:
         logging.getLogger().removeHandler(handler)
     lines = handler.lines

@@ -201,7 +201,7 @@ def test_a_file_name_in_the_path_that_was_not_announced_is_refused(
 def test_a_bug_ends_its_connection_and_says_so(tmp_path: Path) -> None:
     with live_service(tmp_path) as service:
         service.runtime.serving.scoring.preparation.close()  # whatever comes now is a bug
-        group = {"prompt_ids": [1], "completions": [[2]]}
+        group = {"prompt": "a", "completions": ["b"]}
         for _ in range(3):  # a connection that is closed unsaid would break the next request of the pool
             answer = service.score(groups=[group])
             assert (answer.status_code, answer.headers["Connection"]) == (500, "close")

@@ -4,12 +4,13 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from tests.fake_scorer import PADDING_PER_BATCH, FakeScorer
+from tests.loop_meter import loop_meter
 from tests.waiting import until
 from vigor_service.admission import Admission
 from vigor_service.engine.sequences import TokenSequence
 from vigor_service.errors import EngineFailedError, WeightsPoisonedError, WeightVersionMismatchError
 from vigor_service.metrics import Metrics
-from vigor_service.scheduler import DoesNotFitError, Scheduler
+from vigor_service.scheduler import BEGUN_AT_ONCE, DoesNotFitError, Scheduler
 from vigor_service.score_cache import ScoreCache
 from vigor_service.weights.fingerprint import initial_weights
 from vigor_service.weights.publication import Publication
@@ -89,6 +90,51 @@ def test_requests_that_wait_share_a_batch_and_equal_sequences_are_computed_once(
 
     bench = _run(test)
     assert [len(batch) for batch in bench.scorer.batches] == [1, 3]
+
+
+def _many(num: int) -> list[TokenSequence]:
+    return [_sequence(7, index % 300, index // 300) for index in range(num)]
+
+
+def test_the_loop_serves_others_while_a_huge_request_is_queued() -> None:
+    async def test(bench: Bench) -> None:
+        sequences = _many(12 * BEGUN_AT_ONCE)
+        async with loop_meter() as meter:
+            huge = asyncio.ensure_future(bench.scheduler.score(sequences, ANY))
+            scored = await huge
+        assert len(scored.scores) == len(sequences)
+        assert meter.longest_seconds < 0.1
+
+    _run(test, max_batch_tokens=4 * BEGUN_AT_ONCE, cache_entries=10)
+
+
+def test_a_huge_request_that_is_taken_back_while_it_is_queued_leaves_nothing_behind() -> None:
+    async def test(bench: Bench) -> None:
+        huge = asyncio.ensure_future(bench.scheduler.score(_many(5 * BEGUN_AT_ONCE), ANY))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # its first part is queued
+        huge.cancel()
+        later = asyncio.ensure_future(bench.scheduler.score([_sequence(2)], ANY))
+        await asyncio.sleep(0)  # it is submitted before the barrier
+        async with bench.scheduler.exclusive():
+            assert bench.scorer.batches == [[_sequence(2)]]
+        assert (await later).scores
+        assert huge.cancelled()
+
+    bench = _run(test)
+    assert bench.scorer.batches == [[_sequence(2)]]
+
+
+def test_what_is_known_of_a_huge_request_is_told_once_and_first() -> None:
+    async def test(bench: Bench) -> None:
+        sequences = _many(2 * BEGUN_AT_ONCE + 1)
+        known, told = sequences[::BEGUN_AT_ONCE], list[int]()
+        await bench.scheduler.score(known, ANY)
+        await bench.scheduler.score(sequences, ANY, on_scores=lambda scores: told.append(len(scores)))
+        assert told[0] == len(known)
+        assert sum(told) == len(sequences)
+
+    _run(test, max_batch_tokens=100 * BEGUN_AT_ONCE, cache_entries=10)
 
 
 def test_padding_is_shared_by_tokens() -> None:

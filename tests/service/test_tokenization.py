@@ -1,3 +1,4 @@
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -260,3 +261,39 @@ def test_finished_text_needs_an_end_token() -> None:
     completions = [{"text": "a", "finish_reason": "stop"}, "a", {"text": "a", "finish_reason": "length"}, [1]]
     faults = _faults({"prompt_ids": [1], "completions": completions}, encoder=_encoder(NoEos()))
     assert list(faults) == [("groups", 0, "completions", position, "text") for position in (0, 1)]
+
+
+def test_a_tokenizer_that_fails_on_a_text_is_a_fault_of_its_place() -> None:
+    class Fails(Stub):
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+            if "x" in text:
+                raise Exception("no token for x")
+            return super().encode(text, add_special_tokens=add_special_tokens)
+
+    encoder = _encoder(Fails())
+    faults = _faults(
+        {"prompt": "x", "completions": ["a", "ax"]}, {"prompt": "a", "completions": ["x"]}, encoder=encoder
+    )
+    reason = "the tokenizer fails on this text: no token for x"
+    places = [(0, "prompt"), (0, "completions", 1, "text"), (1, "completions", 0, "text")]
+    assert faults == {("groups", *place): reason for place in places}
+    with pytest.raises(InvalidRequestError) as refused:
+        encoder.token_ids("x", place=["prompt"])
+    assert refused.value.errors[0].msg == reason
+
+
+def test_a_text_without_a_token_is_no_prompt() -> None:
+    with pytest.raises(InvalidRequestError) as refused:
+        _encoder().token_ids("", place=["prompts"])
+    assert [(error.loc, error.msg) for error in refused.value.errors] == [(["prompts"], "has no token")]
+
+
+def test_several_threads_may_encode_with_a_tokenizer_that_was_saved_with_truncation() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.enable_truncation(3)
+    encoder = _encoder(tokenizer)
+    assert tokenizer.backend_tokenizer.truncation is None
+    group = {"prompt": "abcdef", "completions": ["ghijkl"]}
+    with ThreadPoolExecutor(4) as pool:
+        for (encoded,) in pool.map(lambda _: _encode(group, encoder=encoder), range(100)):
+            assert encoded.sequences[0].token_ids == (*_ids("abcdefghijkl"), EOS)

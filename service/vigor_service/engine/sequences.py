@@ -5,16 +5,54 @@ Knows nothing about groups, ranks or text.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from math import nan, sqrt
 
+_DIGEST_BYTES = 32  # as long as that of SHA-256: two contents with one digest cannot be found
+_HASHED_AT_ONCE = 1 << 16  # ids; one call for millions would hold the interpreter from every other thread
 
-@dataclass(frozen=True, slots=True)
+
+class PromptIds(tuple[int, ...]):
+    """The token ids of a prompt, as the tuple that they are. The sequences of a group share one.
+
+    Its ids are read once for all the sequences that hold it: ``digest`` is 32 bytes of them, and two prompts are
+    compared by their digests.
+    """
+
+    digest: bytes
+    _hash: int
+
+    def __new__(cls, token_ids: Iterable[int]) -> PromptIds:
+        """Return the ids as they are if they are a prompt's already."""
+        if isinstance(token_ids, PromptIds):
+            return token_ids
+        prompt = super().__new__(cls, token_ids)
+        hasher = blake2b(digest_size=_DIGEST_BYTES)
+        _update(hasher, prompt)
+        prompt.digest = hasher.digest()
+        prompt._hash = tuple.__hash__(prompt)  # that of the equal tuple
+        return prompt
+
+    def __hash__(self) -> int:
+        return self._hash
+
+    def __eq__(self, other: object) -> bool:
+        return self.digest == other.digest if isinstance(other, PromptIds) else tuple.__eq__(self, other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TokenSequence:
     """A prompt and one completion of it. Hashable: equal sequences have equal scores.
 
     ``loss_mask`` is as long as ``completion_ids`` (None: every completion token counts); a token that is
-    masked out of the loss still conditions what follows.
+    masked out of the loss still conditions what follows. ``digest`` is 32 bytes of all three: sequences are hashed and
+    compared by it, whatever their length. A prompt that is a ``PromptIds`` is read once for all of its sequences.
 
     Raises:
         ValueError: the prompt is empty (its last token predicts the first completion token), or the mask's
@@ -24,12 +62,22 @@ class TokenSequence:
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     loss_mask: tuple[bool, ...] | None = None
+    digest: bytes = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not self.prompt_ids:
             raise ValueError("a sequence needs at least one prompt token")
         if self.loss_mask is not None and len(self.loss_mask) != len(self.completion_ids):
             raise ValueError(f"{len(self.loss_mask)} mask entries for {len(self.completion_ids)} completion tokens")
+        prompt_ids = PromptIds(self.prompt_ids)
+        object.__setattr__(self, "prompt_ids", prompt_ids)
+        object.__setattr__(self, "digest", _digest(prompt_ids, self.completion_ids, self.loss_mask))
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, TokenSequence) and self.digest == other.digest
 
     @property
     def num_tokens(self) -> int:
@@ -75,3 +123,18 @@ class SequenceScore:
 
 
 EMPTY_SCORE = SequenceScore(0, nan, nan, nan, nan)
+
+
+def _digest(prompt_ids: PromptIds, completion_ids: Sequence[int], loss_mask: Sequence[bool] | None) -> bytes:
+    """The lengths are part of it, so that no part reads as the beginning of the next."""
+    lengths = (len(prompt_ids), len(completion_ids), -1 if loss_mask is None else len(loss_mask))
+    hasher = blake2b(prompt_ids.digest, digest_size=_DIGEST_BYTES)
+    hasher.update(array("q", lengths))
+    _update(hasher, completion_ids)
+    hasher.update(bytes(loss_mask or ()))
+    return hasher.digest()
+
+
+def _update(hasher: blake2b, token_ids: Sequence[int]) -> None:
+    for first in range(0, len(token_ids), _HASHED_AT_ONCE):
+        hasher.update(array("q", token_ids[first : first + _HASHED_AT_ONCE]))
