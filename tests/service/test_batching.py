@@ -134,7 +134,7 @@ LINES_PER_SEQUENCE = 50
 
 
 def _lines_of_a_batch(num_owners: int, lengths: list[int], *, share_a_prompt: bool = False) -> tuple[int, int]:
-    """Return the lines that taking a batch of 100 tokens runs, and its sequences; each owner waits for these lengths."""
+    """Return the lines that taking a batch of 100 tokens runs, and its sequences; owners wait for these lengths."""
     pool = Pool[int]()
     for owner in range(num_owners):
         markers = [0 if share_a_prompt else owner * len(lengths) + index for index in range(len(lengths))]

@@ -32,8 +32,9 @@ async def openrlhf(
     request: Request, group_size: GroupSize, serving: ServingDependency, bodies: BodiesDependency
 ) -> Response:
     async with bodies.receive(request) as body:
-        asked, num_bytes = parse_json(OpenRLHFRequest, body, consequence="nothing was scored"), len(body)
-    work = serving.adapters.openrlhf(asked, group_size=group_size, num_bytes=num_bytes)
+        asked = parse_json(OpenRLHFRequest, body, consequence="nothing was scored")
+    work = serving.adapters.openrlhf(asked, group_size=group_size)
+    del body, asked  # the others of its group may be awaited for long
     return Response((await unless_client_leaves(request, work)).model_dump_json(), media_type="application/json")
 
 
@@ -48,6 +49,7 @@ async def slime(
     request: Request, group_size: GroupSize, serving: ServingDependency, bodies: BodiesDependency
 ) -> Response:
     async with bodies.receive(request) as body:
-        asked, num_bytes = parse_json(SlimeRequest, body, consequence="nothing was scored"), len(body)
-    work = serving.adapters.slime(asked, group_size=group_size, num_bytes=num_bytes)
+        asked = parse_json(SlimeRequest, body, consequence="nothing was scored")
+    work = serving.adapters.slime(asked, group_size=group_size)
+    del body, asked  # the others of its group may be awaited for long
     return Response(repr(await unless_client_leaves(request, work)), media_type="application/json")

@@ -24,6 +24,8 @@ router = APIRouter(tags=["scoring"], dependencies=FOR_SCORERS)
 )
 async def score_sample(request: Request, serving: ServingDependency, bodies: BodiesDependency) -> Response:
     async with bodies.receive(request) as body:
-        sample, num_bytes = parse_json(SampleRequest, body, consequence="nothing was scored"), len(body)
-    answer = await unless_client_leaves(request, serving.rendezvous.score(sample, num_bytes=num_bytes))
+        sample = parse_json(SampleRequest, body, consequence="nothing was scored")
+    work = serving.rendezvous.score(sample)
+    del body, sample  # the others of its group may be awaited for long
+    answer = await unless_client_leaves(request, work)
     return Response(answer.model_dump_json(), media_type="application/json")
