@@ -40,6 +40,7 @@ from vigor_service.connections import DEFAULT_LIMITS
 from vigor_service.errors import MAX_LISTED_ERRORS
 from vigor_service.rendezvous import MAX_HELD_BYTES
 from vigor_service.runtime import LoadedModel
+from vigor_service.samples import BYTES_PER_SAMPLE, BYTES_PER_TOKEN
 from vigor_service.server import KEEP_ALIVE_SECONDS
 from vigor_service.settings import Settings
 from vigor_trainer.config import VigorArguments
@@ -268,7 +269,9 @@ def test_the_limits_are_those_of_the_code() -> None:
         "`wait_seconds`": f"{schemas.MAX_WAIT_SECONDS:g}",
         "`weight_version`": schemas.MAX_WEIGHT_VERSION,
         "places that an error lists": MAX_LISTED_ERRORS,
-        "bytes of all samples whose groups gather or were answered a short time ago": MAX_HELD_BYTES,
+        "bytes of all samples whose groups gather or were answered a short time ago": (
+            f"{MAX_HELD_BYTES}: each {BYTES_PER_SAMPLE} and {BYTES_PER_TOKEN} for each token"
+        ),
         "bytes of all JSON bodies that are being received at once": f"{MAX_BODIES_IN_FLIGHT} times `--max-body-bytes`",
         "seconds for the headers of a request to come": f"{DEFAULT_LIMITS.header_seconds:g}",
         "seconds for the rest of a body that was refused before it came; then the connection ends": (
