@@ -123,8 +123,8 @@ class Pool(Generic[Owner]):
         return len(self._waiting)
 
     def add(self, owner: Owner, sequences: Iterable[TokenSequence]) -> None:
-        """Let ``owner`` wait for these sequences. It begins one turn behind those that were here all the time."""
-        share = _Share[Owner](next(self._numbers), self._fair_tokens - self._turn_tokens)
+        """Let ``owner`` wait for these sequences too. It begins one turn behind those that were here all the time."""
+        share = self._shares.get(owner) or _Share[Owner](next(self._numbers), self._fair_tokens - self._turn_tokens)
         for sequence in _by_prompt(sequences):
             waiting = self._waiting.get(sequence)
             if waiting is None:
@@ -132,7 +132,7 @@ class Pool(Generic[Owner]):
             if waiting not in share.waiting:
                 share.waiting[waiting] = None
                 waiting.owners.append(owner)
-        if share.waiting:
+        if share.waiting and owner not in self._shares:
             self._shares[owner] = share
             heappush(self._turns, self._turn(share))
 

@@ -123,6 +123,16 @@ def test_a_removed_owner_takes_along_only_what_nobody_else_waits_for() -> None:
     assert list(pool.take_batch(100).items()) == [(_sequence(4), ["b"])]
 
 
+def test_an_owner_may_wait_for_more_sequences_later() -> None:
+    pool = Pool[str]()
+    for lengths in ([4, 5], [5, 6], []):
+        pool.add("a", [_sequence(length) for length in lengths])
+    assert _lengths(pool.take_batch(9)) == [5, 4]
+    pool.add("a", [_sequence(7)])
+    assert list(pool.take_batch(100).items()) == [(_sequence(6), ["a"]), (_sequence(7), ["a"])]
+    assert len(pool) == 0
+
+
 def test_removing_an_unknown_owner_does_nothing() -> None:
     pool = Pool[str]()
     pool.add("a", [_sequence(4)])
