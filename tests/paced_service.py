@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import vigor_service.__main__ as program
 from tests.fake_scorer import FakeScorer
+from tests.tiny_models import tiny_tokenizer
 from vigor_service.engine.engine import BatchResult
 from vigor_service.engine.sequences import TokenSequence
 from vigor_service.logs import configure_logging
@@ -33,4 +34,4 @@ if __name__ == "__main__":
     seconds = float(sys.argv.pop(1))
     settings = program._read_settings()
     configure_logging("INFO", "text")
-    serve(settings, lambda: LoadedModel(PacedScorer(seconds), None))
+    serve(settings, lambda: LoadedModel(PacedScorer(seconds), tiny_tokenizer()))  # pyright: ignore[reportArgumentType] - see __main__

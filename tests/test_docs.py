@@ -43,6 +43,7 @@ from vigor_service.errors import MAX_LISTED_ERRORS
 from vigor_service.preparation import MAX_WAITING
 from vigor_service.rendezvous import MAX_HELD_BYTES
 from vigor_service.runtime import LoadedModel
+from vigor_service.samples import BYTES_PER_SAMPLE, BYTES_PER_TOKEN
 from vigor_service.server import KEEP_ALIVE_SECONDS
 from vigor_service.settings import Settings
 from vigor_service.template_limit import MAX_STEPS
@@ -292,7 +293,9 @@ def test_the_limits_are_those_of_the_code() -> None:
             f"{MAX_TEMPLATE_SHARE * MAX_CHARACTERS_PER_TOKEN} for each of the model's `max_sequence_tokens`"
         ),
         "requests that wait for tokens or for ranks": f"{MAX_WAITING} of each; more is answered with 429",
-        "bytes of all samples whose groups gather or were answered a short time ago": MAX_HELD_BYTES,
+        "bytes of all samples whose groups gather or were answered a short time ago": (
+            f"{MAX_HELD_BYTES}: each {BYTES_PER_SAMPLE} and {BYTES_PER_TOKEN} for each token"
+        ),
         "values, and objects and arrays, in a JSON body": f"{MAX_VALUES}, {MAX_CONTAINERS}",
         "names in an object": MAX_NAMES,
         "seconds for the headers of a request to come": f"{DEFAULT_LIMITS.header_seconds:g}",

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Self
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vigor_client.schemas import MAX_GROUPS, MAX_MESSAGES, GivenPrompt, Message
 
 
 class _Asked(BaseModel):
-    model_config = ConfigDict(frozen=True)  # fields that newer versions add are of no concern here
+    # Other fields are not read, and not held while a group gathers: the labels, which VIGOR does not need, and what
+    # newer versions add.
+    model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class OpenRLHFRequest(_Asked):
@@ -18,7 +20,6 @@ class OpenRLHFRequest(_Asked):
 
     query: list[str] = Field(max_length=MAX_GROUPS, description="Prompt and response, special tokens written out.")
     prompts: list[str] = Field(max_length=MAX_GROUPS)
-    labels: list[JsonValue] | None = Field(default=None, description="No effect: VIGOR needs no label.")
 
     @model_validator(mode="after")
     def _check_pairs(self) -> Self:
@@ -43,7 +44,6 @@ class SlimeRequest(_Asked):
 
     prompt: str | list[Message] = Field(min_length=1, max_length=2**24, description="As text, or as chat messages.")
     response: str
-    label: JsonValue = Field(default=None, description="No effect: VIGOR needs no label.")
 
     @model_validator(mode="after")
     def _check_messages(self) -> Self:

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 
 from vigor_client.schemas import Completion, CompletionScore, Group, ScoreRequest
 from vigor_service.adapter_schemas import OpenRLHFRequest, OpenRLHFRewards, SlimeRequest
+from vigor_service.engine.sequences import TokenSequence
 from vigor_service.errors import QueueFullError, ServiceError
 from vigor_service.prompt_groups import PromptGroups
 from vigor_service.rendezvous import Rendezvous
+from vigor_service.samples import held_bytes
 from vigor_service.scoring import Scoring
 
 PATIENCE_SECONDS = 150.0
@@ -21,25 +23,37 @@ _logger = logging.getLogger(__name__)
 
 
 class Adapters:
-    """Answers in each trainer's own form. Samples of one prompt are one group."""
+    """Answers in each trainer's own form. Samples of one prompt are one group.
+
+    A text is given up as soon as its token ids are known: the others of its group may be awaited for long.
+    """
 
     def __init__(self, scoring: Scoring, rendezvous: Rendezvous, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
         self._scoring = scoring
+        self._rendezvous = rendezvous
         self._groups = PromptGroups(rendezvous)
         self._patience_seconds = patience_seconds
 
-    async def openrlhf(self, asked: OpenRLHFRequest, *, group_size: int, num_bytes: int) -> OpenRLHFRewards:
+    async def openrlhf(self, asked: OpenRLHFRequest, *, group_size: int) -> OpenRLHFRewards:
         """Return what OpenRLHF logs and trains with; a sample without a score gets the worst reward, and a flag.
 
         OpenRLHF swallows a refusal after five seconds and ends its run without its reason. A group that failed has the
         same reward for all of its samples, so it moves nothing.
-        """
-        pairs = [(prompt, query[len(prompt) :]) for prompt, query in zip(asked.prompts, asked.query, strict=True)]
-        share_bytes = num_bytes // max(1, len(pairs))
-        scoring = (self._score_patiently(prompt, text, group_size, share_bytes) for prompt, text in pairs)
-        return _rewards(await asyncio.gather(*scoring))
 
-    async def slime(self, asked: SlimeRequest, *, group_size: int, num_bytes: int) -> float:
+        Raises:
+            QueueFullError: too many samples are held for this one to wait.
+        """
+        pairs = zip(asked.prompts, asked.query, strict=True)
+        scoring = [self._score_or_log(prompt, query[len(prompt) :], group_size) for prompt, query in pairs]
+        del asked, pairs
+        tasks = [asyncio.create_task(score) for score in scoring]
+        try:
+            return _rewards(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def slime(self, asked: SlimeRequest, *, group_size: int) -> float:
         """Return the rank reward. Refusals go out as they are: slime tries ten times, with pauses.
 
         Raises:
@@ -51,35 +65,42 @@ class Adapters:
             messages=None if isinstance(asked.prompt, str) else asked.prompt,
             completions=[_as_sampled(asked.response)],
         )
-        return (await self._score(group, group_size, num_bytes)).reward
+        sequence = await self._encode(group)
+        del asked, prompt, group
+        return (await self._groups.score(sequence, group_size=group_size)).completion.reward
 
-    async def _score_patiently(self, prompt: str, text: str, group_size: int, num_bytes: int) -> CompletionScore | None:
+    async def _score_or_log(self, prompt: str, text: str, group_size: int) -> CompletionScore | None:
+        try:
+            group = Group(prompt_ids=await self._token_ids(prompt, "prompts"), completions=[_as_sampled(text)])
+            sequence = await self._encode(group)
+            del prompt, text, group
+            return await self._score_patiently(sequence, group_size)
+        except QueueFullError:
+            raise
+        except ServiceError as error:
+            return _without_score(error)
+
+    async def _score_patiently(self, sequence: TokenSequence, group_size: int) -> CompletionScore | None:
+        """Return its score, None where the queue had no place for it in time."""
         loop = asyncio.get_running_loop()
         ends_at = loop.time() + self._patience_seconds
         while True:
             try:
-                prompt_ids = await self._token_ids(prompt, "prompts")
-                group = Group(prompt_ids=prompt_ids, completions=[_as_sampled(text)])
-                return await self._score(group, group_size, num_bytes)
+                return (await self._groups.score(sequence, group_size=group_size)).completion
             except QueueFullError as error:
                 pause_seconds = error.retry_after_seconds or 1.0
                 if loop.time() + pause_seconds > ends_at:
                     return _without_score(error)
-            except ServiceError as error:
-                return _without_score(error)
-            await asyncio.sleep(pause_seconds)
+            with self._rendezvous.holding(held_bytes(sequence)):
+                await asyncio.sleep(pause_seconds)
 
     async def _token_ids(self, prompt: str, place: str) -> list[int]:
         return list(
             await self._scoring.preparation.run_on_texts(self._scoring.encoder.token_ids, prompt, place=[place])
         )
 
-    async def _score(self, group: Group, group_size: int, num_bytes: int) -> CompletionScore:
-        encoded = await self._scoring.encode(ScoreRequest(groups=[group]))
-        sequence = encoded.groups[0].sequences[0]
-        completion = Completion(ids=list(sequence.completion_ids))
-        score = await self._groups.score(sequence.prompt_ids, completion, group_size=group_size, num_bytes=num_bytes)
-        return score.completion
+    async def _encode(self, group: Group) -> TokenSequence:
+        return (await self._rendezvous.encode(ScoreRequest(groups=[group]))).sequences[0]
 
 
 def _as_sampled(text: str) -> Completion:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from vigor_service.errors import QueueFullError
@@ -11,6 +11,19 @@ from vigor_service.metrics import Metrics
 MIN_RETRY_SECONDS = 1.0
 MAX_RETRY_SECONDS = 60.0
 _MEMORY = 0.8  # share of the old rate that a new measurement leaves in place
+
+
+class Place:
+    """What one request holds. Tokens that are added to it are never refused."""
+
+    def __init__(self, count: Callable[[int], None]) -> None:
+        self._count = count
+        self.num_tokens = 0
+
+    def add(self, num_tokens: int) -> None:
+        """Hold more tokens; a negative number gives tokens back."""
+        self._count(num_tokens)
+        self.num_tokens += num_tokens
 
 
 class Admission:
@@ -27,18 +40,20 @@ class Admission:
         self._tokens_per_second: float | None = None
 
     @contextmanager
-    def hold(self, num_tokens: int) -> Iterator[None]:
-        """Hold a place. A request larger than all places gets in when nobody else is there.
+    def hold(self, num_tokens: int) -> Iterator[Place]:
+        """Hold a place, and give it back at the end. A request larger than all places gets in when it is the only one.
 
         Raises:
             QueueFullError: too many tokens or requests are there; says when to come back, from the measured rate.
         """
         self._refuse_when_full(num_tokens)
-        self._count(1, num_tokens)
+        place = Place(lambda added: self._count(0, added))
+        self._count(1, 0)
+        place.add(num_tokens)
         try:
-            yield
+            yield place
         finally:
-            self._count(-1, -num_tokens)
+            self._count(-1, -place.num_tokens)
 
     def observe_batch(self, num_tokens: int, seconds: float) -> None:
         """Take a finished batch into the measured rate."""

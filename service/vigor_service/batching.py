@@ -6,9 +6,11 @@ Pure bookkeeping: knows no clock, no thread and no scores.
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass
+from collections import OrderedDict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
+from itertools import count
 from typing import Generic, TypeVar
 
 from vigor_service.engine.sequences import TokenSequence
@@ -17,6 +19,9 @@ Owner = TypeVar("Owner")
 
 LOWEST_SHARE = 1 / 16
 """Of the tokens that a batch may have at first, what is left however often memory runs out."""
+
+MOST_PASSED_OVER = 256
+"""Sequences that one batch passes over because they are longer than its room, to fill it with shorter ones."""
 
 _logger = logging.getLogger(__name__)
 
@@ -42,38 +47,106 @@ class BatchBudget:
         self.max_tokens, self._was_lowered = lowered, True
 
 
+@dataclass(slots=True, eq=False)
+class _Waiting(Generic[Owner]):
+    """A sequence, and the owners that wait for it. Compared by identity: a sequence is hashed token by token."""
+
+    sequence: TokenSequence
+    num_tokens: int
+    owners: list[Owner]
+
+
+@dataclass(slots=True, eq=False)
+class _Share(Generic[Owner]):
+    """What one owner waits for, in its order, and the tokens that it has had.
+
+    ``passed_over`` stood first and did not fit into the batch that is being put together.
+    """
+
+    number: int
+    served_tokens: float
+    waiting: OrderedDict[_Waiting[Owner], None] = field(default_factory=OrderedDict)
+    passed_over: list[_Waiting[Owner]] = field(default_factory=list)
+
+    def put_back(self) -> None:
+        """Let what was passed over stand first again."""
+        for waiting in reversed(self.passed_over):
+            self.waiting[waiting] = None
+            self.waiting.move_to_end(waiting, last=False)
+        self.passed_over.clear()
+
+
+@dataclass(slots=True, eq=False)
+class _Batch(Generic[Owner]):
+    """A batch that is being put together: what is in it, and how many tokens more it may have."""
+
+    room: int
+    sequences: dict[TokenSequence, list[Owner]] = field(default_factory=dict)
+    passed: list[_Share[Owner]] = field(default_factory=list)  # that have something that was passed over
+    num_passed_over: int = 0
+
+    @property
+    def is_open(self) -> bool:
+        return self.room > 0 and self.num_passed_over < MOST_PASSED_OVER
+
+    def next_of(self, share: _Share[Owner]) -> _Waiting[Owner] | None:
+        """Return the share's next one that fits, pass over what does not. Anything fits into an empty batch."""
+        while share.waiting and self.is_open:
+            waiting = next(iter(share.waiting))
+            if waiting.num_tokens <= self.room or not self.sequences:
+                return waiting
+            if not share.passed_over:
+                self.passed.append(share)
+            del share.waiting[waiting]
+            share.passed_over.append(waiting)
+            self.num_passed_over += 1
+        return None
+
+
 class Pool(Generic[Owner]):
     """Sequences that wait to be scored, each once, with all the owners that wait for it.
 
-    Owners take turns of a whole batch each, whoever has had fewest turns first, and of those who came first: prompts
-    stay together, requests finish one after the other rather than all at once, and a small one that comes behind a huge
-    one is in the next batch.
+    Owners take turns of a whole batch each, the one that has had fewest turns first, and of those the one that came
+    first: prompts stay together, requests finish one after the other rather than all at once, and a small one that
+    comes behind a huge one is in the next batch. Taking a batch costs what is in it, however much waits.
     """
 
     def __init__(self) -> None:
-        self._owners_of: dict[TokenSequence, list[Owner]] = {}
-        self._shares: dict[Owner, _Share] = {}  # in the order of arrival
+        self._waiting: dict[TokenSequence, _Waiting[Owner]] = {}
+        self._shares: dict[Owner, _Share[Owner]] = {}
+        self._turns: list[tuple[float, int, _Share[Owner]]] = []  # a heap: turns had, order of arrival
+        self._numbers = count()
         self._fair_tokens = 0.0  # what an owner has had that was here all the time
         self._turn_tokens = 0
 
     def __len__(self) -> int:
-        return len(self._owners_of)
+        return len(self._waiting)
 
     def add(self, owner: Owner, sequences: Iterable[TokenSequence]) -> None:
         """Let ``owner`` wait for these sequences too. It begins one turn behind those that were here all the time."""
-        share = self._shares.setdefault(owner, _Share({}, self._fair_tokens - self._turn_tokens))
+        share = self._shares.get(owner) or _Share[Owner](next(self._numbers), self._fair_tokens - self._turn_tokens)
         for sequence in _by_prompt(sequences):
-            if sequence not in share.sequences:
-                share.sequences[sequence] = None
-                self._owners_of.setdefault(sequence, []).append(owner)
+            waiting = self._waiting.get(sequence)
+            if waiting is None:
+                waiting = self._waiting[sequence] = _Waiting(sequence, sequence.num_tokens, [])
+            if waiting not in share.waiting:
+                share.waiting[waiting] = None
+                waiting.owners.append(owner)
+        if share.waiting and owner not in self._shares:
+            self._shares[owner] = share
+            heappush(self._turns, self._turn(share))
 
     def remove(self, owner: Owner) -> None:
-        """Forget an owner, and the sequences that nobody else waits for. Unknown owners are fine."""
+        """Forget an owner, and the sequences that no other waits for. Unknown owners are fine."""
         share = self._shares.pop(owner, None)
-        for sequence in share.sequences if share else ():
-            self._owners_of[sequence].remove(owner)
-            if not self._owners_of[sequence]:
-                del self._owners_of[sequence]
+        if share is None:
+            return
+        for waiting in share.waiting:
+            waiting.owners.remove(owner)
+            if not waiting.owners:
+                del self._waiting[waiting.sequence]
+        self._turns = [turn for turn in self._turns if turn[-1] is not share]
+        heapify(self._turns)
 
     def take_batch(self, max_batch_tokens: int) -> dict[TokenSequence, list[Owner]]:
         """Take out the next batch: sequence -> who waits for it. The pool must not be empty.
@@ -82,60 +155,45 @@ class Pool(Generic[Owner]):
         all of them, the longest first. Lengths add up to ``max_batch_tokens`` at most, unless the very first sequence
         alone is longer: it runs alone.
         """
-        batch: dict[TokenSequence, list[Owner]] = {}
-        self._turn_tokens = room = max_batch_tokens
-        turns = [_Turn(share, number, max_batch_tokens) for number, share in enumerate(self._shares.values())]
-        heapify(turns)
-        while turns:
-            turn = heappop(turns)
-            sequence = turn.next_sequence(room, batch)
-            if sequence is not None:
-                batch[sequence] = self._owners_of[sequence]
-                turn.share.served_tokens += sequence.num_tokens
-                room -= sequence.num_tokens
-                heappush(turns, turn)
-        self._fair_tokens += (max_batch_tokens - room) / len(self._shares)
-        self._forget(batch)
-        return batch
+        self._set_turn(max_batch_tokens)
+        batch, num_owners = _Batch[Owner](room=max_batch_tokens), len(self._shares)
+        ended: list[_Share[Owner]] = []  # nothing of it fits any more
+        while self._turns and batch.is_open:
+            *_, share = heappop(self._turns)
+            waiting = batch.next_of(share)
+            if waiting is None:
+                ended.append(share)
+                continue
+            share.served_tokens += waiting.num_tokens
+            self._take(waiting, batch)
+            if share.waiting or share.passed_over:
+                heappush(self._turns, self._turn(share))
+        for share in batch.passed:
+            share.put_back()
+        for share in ended:
+            if share.waiting:
+                heappush(self._turns, self._turn(share))
+        self._fair_tokens += (max_batch_tokens - batch.room) / num_owners
+        return batch.sequences
 
-    def _forget(self, batch: Mapping[TokenSequence, list[Owner]]) -> None:
-        for sequence, owners in batch.items():
-            del self._owners_of[sequence]
-            for owner in owners:
-                del self._shares[owner].sequences[sequence]
-                if not self._shares[owner].sequences:
-                    del self._shares[owner]
+    def _turn(self, share: _Share[Owner]) -> tuple[float, int, _Share[Owner]]:
+        return share.served_tokens // max(self._turn_tokens, 1), share.number, share
 
+    def _set_turn(self, num_tokens: int) -> None:
+        if self._turn_tokens != num_tokens:
+            self._turn_tokens = num_tokens
+            self._turns = [self._turn(share) for share in self._shares.values()]
+            heapify(self._turns)
 
-@dataclass(slots=True)
-class _Share:
-    """What one owner waits for, in its order, and the tokens that it has had."""
-
-    sequences: dict[TokenSequence, None]
-    served_tokens: float
-
-
-class _Turn:
-    """An owner's place while a batch is put together. Within one batch there is ever less room, so none goes back."""
-
-    def __init__(self, share: _Share, number: int, turn_tokens: int) -> None:
-        self.share = share
-        self._number = number
-        self._turn_tokens = turn_tokens
-        self._waiting = iter(share.sequences)
-
-    def __lt__(self, other: _Turn) -> bool:
-        return self._place() < other._place()
-
-    def _place(self) -> tuple[float, int]:
-        return self.share.served_tokens // self._turn_tokens, self._number
-
-    def next_sequence(self, room: int, batch: Container[TokenSequence]) -> TokenSequence | None:
-        """Return the owner's next one that fits and is not in the batch already; anything fits into an empty batch."""
-        for sequence in self._waiting:
-            if sequence not in batch and (sequence.num_tokens <= room or not batch):
-                return sequence
-        return None
+    def _take(self, waiting: _Waiting[Owner], batch: _Batch[Owner]) -> None:
+        del self._waiting[waiting.sequence]
+        batch.sequences[waiting.sequence] = waiting.owners
+        batch.room -= waiting.num_tokens
+        for owner in waiting.owners:
+            share = self._shares[owner]
+            del share.waiting[waiting]
+            if not share.waiting and not share.passed_over:
+                del self._shares[owner]
 
 
 def _by_prompt(sequences: Iterable[TokenSequence]) -> list[TokenSequence]:

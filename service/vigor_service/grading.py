@@ -14,8 +14,8 @@ from vigor_client.schemas import (
     GroupScore,
     LastLine,
     RewardName,
-    ScoreRequest,
     ScoreResponse,
+    ScoringOptions,
     Timing,
     TruncatedRule,
     Usage,
@@ -30,13 +30,13 @@ def sequences_to_score(groups: Sequence[EncodedGroup], truncated: TruncatedRule)
     return list(dict.fromkeys(_computed(groups, truncated)))
 
 
-def grade(model: str, request: ScoreRequest, groups: Sequence[EncodedGroup], scored: Scored) -> ScoreResponse:
+def grade(model: str, request: ScoringOptions, groups: Sequence[EncodedGroup], scored: Scored) -> ScoreResponse:
     """Rank every group and account for the request."""
     graded = [grade_group(group, scored.scores, request) for group in groups]
     return ScoreResponse(groups=graded, **dict(last_line(model, request, groups, scored)))
 
 
-def last_line(model: str, request: ScoreRequest, groups: Sequence[EncodedGroup], scored: Scored) -> LastLine:
+def last_line(model: str, request: ScoringOptions, groups: Sequence[EncodedGroup], scored: Scored) -> LastLine:
     """Account for the request."""
     return LastLine(
         model=model,
@@ -49,7 +49,7 @@ def last_line(model: str, request: ScoreRequest, groups: Sequence[EncodedGroup],
 
 
 def group_line(
-    index: int, groups: Sequence[EncodedGroup], scores: Mapping[TokenSequence, SequenceScore], request: ScoreRequest
+    index: int, groups: Sequence[EncodedGroup], scores: Mapping[TokenSequence, SequenceScore], request: ScoringOptions
 ) -> GroupLine:
     """Rank the group of this index, alone."""
     return GroupLine(index=index, **dict(grade_group(groups[index], scores, request)))
@@ -64,7 +64,7 @@ def whole_answer(lines: Sequence[str]) -> str:
 
 
 def grade_group(
-    group: EncodedGroup, scores: Mapping[TokenSequence, SequenceScore], request: ScoreRequest
+    group: EncodedGroup, scores: Mapping[TokenSequence, SequenceScore], request: ScoringOptions
 ) -> GroupScore:
     """Rank one group, the smallest value first; whatever is not ``ok`` shares the last ranks."""
     judged = [

@@ -11,9 +11,11 @@ import uuid
 from collections import defaultdict
 from dataclasses import dataclass, field
 
-from vigor_client.schemas import Completion, SampleRequest, SampleResponse
+from vigor_client.schemas import SampleResponse
+from vigor_service.engine.sequences import TokenSequence
 from vigor_service.errors import ServiceError
 from vigor_service.rendezvous import Rendezvous
+from vigor_service.samples import Sample
 
 _Key = tuple[tuple[int, ...], int]
 
@@ -34,21 +36,16 @@ class PromptGroups:
         self._rendezvous = rendezvous
         self._groups: dict[_Key, list[_Group]] = defaultdict(list)
 
-    async def score(
-        self, prompt_ids: tuple[int, ...], completion: Completion, *, group_size: int, num_bytes: int
-    ) -> SampleResponse:
-        """Return the sample's score, ranked within ``group_size`` samples of its prompt.
+    async def score(self, sequence: TokenSequence, *, group_size: int) -> SampleResponse:
+        """Return the sequence's score, ranked within ``group_size`` samples of its prompt.
 
-        Raises as ``Rendezvous.score``.
+        Raises as ``Rendezvous.join``.
         """
-        group = self._with_room((prompt_ids, group_size))
+        group = self._with_room((sequence.prompt_ids, group_size))
         index = min(set(range(group_size)) - group.taken)
         group.taken.add(index)
-        sample = SampleRequest(
-            group=group.name, group_size=group_size, index=index, prompt_ids=list(prompt_ids), completion=completion
-        )
         try:
-            response = await self._rendezvous.score(sample, num_bytes=num_bytes)
+            response = await self._rendezvous.join(Sample(group.name, group_size, index, sequence))
         except (asyncio.CancelledError, ServiceError):
             # A refusal, too, may be this sample's alone, as of a full queue: others of its group may be on their way.
             if self._rendezvous.withdraw(group.name, index):
@@ -67,7 +64,7 @@ class PromptGroups:
         return self._groups[key][-1]
 
     def _close(self, group: _Group) -> None:
-        """Take nobody in any more: it was answered, it failed, or nobody is in it."""
+        """Let no further sample into the group: it was answered, it failed, or no sample is in it."""
         others = [other for other in self._groups[group.key] if other is not group]
         if others:
             self._groups[group.key] = others

@@ -1,20 +1,19 @@
 """Groups whose completions come one at a time, each from another caller: all wait, and a part is never ranked.
 
-A group is admitted with its first sample, so that the others always find room. Norms are computed while the group
-gathers; the cache of scores has them when it is whole.
+A group has its place in the queue from its first sample on, so that the others always find room; it holds the tokens of
+those that came. Norms are computed while the group gathers, and kept with it until it is whole.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from time import perf_counter
 from typing import Any
 
 from vigor_client.schemas import (
-    Completion,
     GivenPrompt,
     Group,
     SampleRequest,
@@ -25,46 +24,29 @@ from vigor_client.schemas import (
 )
 from vigor_service.errors import (
     DrainingError,
-    GroupConflictError,
     GroupIncompleteError,
     QueueFullError,
     ServiceError,
 )
+from vigor_service.grading import sequences_to_score
 from vigor_service.metrics import Metrics
+from vigor_service.open_group import OpenGroup
 from vigor_service.request_record import current_record
+from vigor_service.samples import Sample, SharedIds
+from vigor_service.score_cache import ScoreCache
 from vigor_service.scoring import Encoded, Scoring
+from vigor_service.tokenization import EncodedGroup
 
 MAX_HELD_BYTES = 256 << 20
 """Of all samples whose groups gather, or were answered a short time ago."""
-
-_OPTIONS = frozenset(ScoringOptions.model_fields)
-_PROMPT = frozenset(GivenPrompt.model_fields)
-_OWN = frozenset({"index", "completion", "wait_seconds"})
-"""What samples of one group may differ in."""
-
-
-@dataclass(slots=True, eq=False)
-class _Gathering:
-    """One group: its samples so far, and its answer, of which every caller takes its own part."""
-
-    first: SampleRequest
-    timer: asyncio.TimerHandle
-    answer: asyncio.Future[ScoreResponse]
-    place: ExitStack
-    completions: dict[int, Completion] = field(default_factory=dict)
-    tasks: set[asyncio.Task[Any]] = field(default_factory=set)
-    num_bytes: int = 0
-
-    @property
-    def is_whole(self) -> bool:
-        return len(self.completions) == self.first.group_size
 
 
 class Rendezvous:
     """Brings samples together by the name of their group.
 
-    A group that is not whole ``timeout_seconds`` after its first sample fails for all who wait. One that was answered
-    is remembered as long, so that a sample may be sent again, unless newer ones need the ``max_bytes`` of all.
+    A group that is not whole ``timeout_seconds`` after its first sample fails for all who wait; one whose last caller
+    leaves is dropped, with its place in the queue. One that was answered is remembered for ``timeout_seconds``, so that
+    a sample may be sent again, unless newer ones need the ``max_bytes`` of all.
     """
 
     def __init__(
@@ -74,174 +56,216 @@ class Rendezvous:
         self._timeout_seconds = timeout_seconds
         self._max_bytes = max_bytes
         self._metrics = metrics
+        self._ids = SharedIds()
         self._num_bytes = 0
-        self._groups: dict[str, _Gathering] = {}  # in the order of opening
+        self._groups: dict[str, OpenGroup] = {}
+        self._answered: OrderedDict[str, OpenGroup] = OrderedDict()  # of these groups, oldest first
 
-    async def score(self, sample: SampleRequest, *, num_bytes: int) -> SampleResponse:
-        """Wait for the sample's whole group and return the sample's own score. ``num_bytes`` is what it holds.
+    async def score(self, request: SampleRequest) -> SampleResponse:
+        """Wait for the sample's whole group and return the sample's own score.
 
-        A caller that leaves takes nothing with it: it may send its sample again, and find the others waiting.
+        Raises as ``encode`` and ``join``.
+        """
+        group, index = await self.encode(_alone(request)), request.index
+        options = ScoringOptions(**{name: getattr(request, name) for name in ScoringOptions.model_fields})
+        sample = Sample(request.group, request.group_size, index, group.sequences[0], group.is_truncated[0], options)
+        del request  # the others may be awaited for long: what it became is held instead
+        return await self.join(sample)
+
+    async def encode(self, request: ScoreRequest) -> EncodedGroup:
+        """Return the request's one completion as it may be held. Raises as ``Scoring.encode_alone``."""
+        (group,) = (await self._scoring.encode_alone(request)).groups
+        return EncodedGroup(group.id, tuple(map(self._ids.sequence, group.sequences)), group.is_truncated)
+
+    async def join(self, sample: Sample) -> SampleResponse:
+        """Wait for the sample's whole group and return the sample's own score.
+
+        A caller that leaves takes nothing with it while others wait: it may send its sample again, and find them.
 
         Raises:
             GroupConflictError: another sample of the group says otherwise.
             GroupIncompleteError: the others did not come in time.
-            ServiceError: the sample, or the whole group, was not scored; says why.
+            QueueFullError: the queue has no place for a new group, or too many samples are held.
+            ServiceError: the whole group was not scored; says why.
         """
-        encoded = await self._scoring.encode_alone(_request(sample, {0: sample.completion}))
-        gathering = self._groups.get(sample.group) or self._open(sample, encoded)
-        if self._joins(gathering, sample):
-            self._hold(gathering, num_bytes)
-            gathering.completions[sample.index] = sample.completion
-            self._advance(gathering, sample, encoded)
-        record = current_record()
-        try:
-            response = await asyncio.shield(gathering.answer)
-        finally:
-            record.gathered = perf_counter()
-        record.weight_version = response.weight_version
+        group = self._groups.get(sample.group)
+        if group is None or group.lacks(sample):
+            self._make_room(sample.num_bytes)
+            group = self._add(group or self._open(sample), sample)
+        response = await self._answer(group)
         return _own_part(response, sample)
 
     def withdraw(self, name: str, index: int) -> bool:
         """Take a sample out of a group that is not whole; return whether its place is free."""
-        gathering = self._groups.get(name)
-        if gathering is None:
+        group = self._groups.get(name)
+        if group is None:
             return True
-        if gathering.is_whole:
+        if group.is_whole:
             return False
-        gathering.completions.pop(index, None)
-        if not gathering.completions:
-            self._forget(gathering)
-        self._count()
+        self._remove(group, index)
         return True
+
+    @contextmanager
+    def holding(self, num_bytes: int) -> Iterator[None]:
+        """Count what a caller holds that waits for room in the queue, before its sample is in a group.
+
+        Raises:
+            QueueFullError: too many samples are held.
+        """
+        self._make_room(num_bytes)
+        self._num_bytes += num_bytes
+        try:
+            yield
+        finally:
+            self._num_bytes -= num_bytes
 
     def drain(self) -> None:
         """Fail the groups that wait for samples: none will come any more."""
         error = DrainingError("the service is shutting down; the group was not whole", retry_after_seconds=1.0)
-        for gathering in list(self._groups.values()):
-            if not gathering.is_whole:
-                self._fail(gathering, error)
+        for group in list(self._groups.values()):
+            if not group.is_whole:
+                self._fail(group, error)
 
     def close(self) -> None:
         """Forget everything at once."""
-        for gathering in list(self._groups.values()):
-            self._forget(gathering)
+        for group in list(self._groups.values()):
+            self._forget(group)
 
-    def _open(self, sample: SampleRequest, encoded: Encoded) -> _Gathering:
-        loop, place = asyncio.get_running_loop(), ExitStack()
-        place.enter_context(self._scoring.admission.hold(encoded.num_tokens * sample.group_size))
+    async def _answer(self, group: OpenGroup) -> ScoreResponse:
+        """Wait for the answer; the last caller that leaves before it comes takes the group along."""
+        record = current_record()
+        group.num_waiting += 1
+        try:
+            response = await asyncio.shield(group.answer)
+        finally:
+            record.gathered = perf_counter()
+            group.num_waiting -= 1
+            if group.num_waiting == 0 and not group.answer.done():
+                self._forget(group)
+        record.weight_version = response.weight_version
+        return response
+
+    def _open(self, sample: Sample) -> OpenGroup:
+        loop, leave_queue = asyncio.get_running_loop(), ExitStack()
+        place = leave_queue.enter_context(self._scoring.admission.hold(sample.sequence.num_tokens))
         timer = loop.call_later(self._timeout_seconds, self._expire, sample.group)
-        gathering = self._groups[sample.group] = _Gathering(sample, timer, loop.create_future(), place)
-        gathering.answer.add_done_callback(lambda answer: answer.cancelled() or answer.exception())  # nobody may wait
-        return gathering
+        scores = ScoreCache(sample.group_size)
+        group = OpenGroup(sample, timer, loop.create_future(), place, leave_queue, scores)
+        group.answer.add_done_callback(_note_that_it_was_read)
+        self._groups[sample.group] = group
+        self._count(groups=1)
+        return group
 
-    def _joins(self, gathering: _Gathering, sample: SampleRequest) -> bool:
-        """Whether it is new to the group.
-
-        Raises:
-            GroupConflictError: it cannot belong to it.
-        """
-        first = gathering.first
-        differing = [
-            name
-            for name in SampleRequest.model_fields
-            if name not in _OWN and getattr(sample, name) != getattr(first, name)
-        ]
-        if differing:
-            raise GroupConflictError(
-                f"group {sample.group!r}: sample {sample.index} has another {', '.join(differing)} than sample "
-                f"{first.index}; nothing was taken from it"
-            )
-        known = gathering.completions.get(sample.index)
-        if known not in (None, sample.completion):
-            raise GroupConflictError(
-                f"group {sample.group!r}: sample {sample.index} came before, with another completion; nothing was taken"
-            )
-        return known is None
-
-    def _hold(self, gathering: _Gathering, num_bytes: int) -> None:
-        for other in list(self._groups.values()):
-            if self._num_bytes + num_bytes <= self._max_bytes:
-                break
-            if other.answer.done():
-                self._forget(other)
-        if self._num_bytes + num_bytes > self._max_bytes:
-            if not gathering.completions:
-                self._forget(gathering)
-            raise QueueFullError("too many samples wait for their groups; come back later", retry_after_seconds=1.0)
-        gathering.num_bytes += num_bytes
-        self._num_bytes += num_bytes
-
-    def _advance(self, gathering: _Gathering, sample: SampleRequest, encoded: Encoded) -> None:
-        """Rank the group if this was its last sample, else begin to compute this one."""
-        self._count()
-        if not gathering.is_whole:
-            self._start(gathering, self._compute_ahead(encoded))
-            return
-        gathering.timer.cancel()
-        scoring = self._start(gathering, self._score(_request(sample, gathering.completions)))
-        scoring.add_done_callback(lambda task: self._finish(gathering, task))
-
-    def _start(self, gathering: _Gathering, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        task = asyncio.create_task(work)
-        gathering.tasks.add(task)
-        task.add_done_callback(gathering.tasks.discard)
-        return task
-
-    async def _compute_ahead(self, encoded: Encoded) -> None:
-        with suppress(ServiceError):  # it comes again when the whole group is scored, and then all are told
-            await self._scoring.compute(encoded)
-
-    async def _score(self, whole: ScoreRequest) -> ScoreResponse:
-        async with self._scoring.time_limit(whole):
-            encoded = await self._scoring.encode(whole)
-            return await self._scoring.grade(encoded, await self._scoring.compute(encoded))
-
-    def _finish(self, gathering: _Gathering, scoring: asyncio.Task[ScoreResponse]) -> None:
-        gathering.place.close()
-        if scoring.cancelled():
-            self._forget(gathering)
-        elif (error := scoring.exception()) is not None:
-            self._fail(gathering, error)
+    def _add(self, group: OpenGroup, sample: Sample) -> OpenGroup:
+        """Take a sample in. Rank the group if this was its last, else begin to compute this one."""
+        sample = sample.behind(group.first.sequence.prompt_ids)
+        if group.samples:  # the first one's tokens came with the place
+            group.place.add(sample.sequence.num_tokens)
+        group.samples[sample.index] = sample
+        group.num_bytes += sample.num_bytes
+        self._num_bytes += sample.num_bytes
+        self._count(samples=1)
+        if group.is_whole:
+            self._count(groups=-1, samples=-len(group.samples))
+            group.timer.cancel()
+            group.scoring = asyncio.create_task(self._score(group, sample.options))
+            group.scoring.add_done_callback(lambda scoring: self._finish(group, scoring))
         else:
-            gathering.answer.set_result(scoring.result())
+            group.computing[sample.index] = asyncio.create_task(self._compute_ahead(group, sample))
+        return group
+
+    def _remove(self, group: OpenGroup, index: int) -> None:
+        sample = group.samples.pop(index, None)
+        if sample is None:
+            return
+        group.computing.pop(index).cancel()
+        group.place.add(-sample.sequence.num_tokens)
+        group.num_bytes -= sample.num_bytes
+        self._num_bytes -= sample.num_bytes
+        self._count(samples=-1)
+        if not group.samples:
+            self._forget(group)
+
+    def _make_room(self, num_bytes: int) -> None:
+        while self._answered and self._num_bytes + num_bytes > self._max_bytes:
+            self._forget(next(iter(self._answered.values())))
+        if self._num_bytes + num_bytes > self._max_bytes:
+            raise QueueFullError("too many samples wait for their groups; come back later", retry_after_seconds=1.0)
+
+    async def _compute_ahead(self, group: OpenGroup, sample: Sample) -> None:
+        with suppress(ServiceError):  # it comes again when the whole group is scored, and then all are told
+            await self._scoring.compute(_encoded({0: sample}, sample.options), own_scores=group.scores)
+
+    async def _score(self, group: OpenGroup, options: ScoringOptions) -> ScoreResponse:
+        async with self._scoring.time_limit(options):
+            encoded = await self._scoring.preparation.run(_encoded, group.samples, options)
+            scored = await self._scoring.compute(encoded, own_scores=group.scores)
+            return await self._scoring.grade(encoded, scored)
+
+    def _finish(self, group: OpenGroup, scoring: asyncio.Task[ScoreResponse]) -> None:
+        group.leave_queue.close()
+        if scoring.cancelled():
+            self._forget(group)
+        elif (error := scoring.exception()) is not None:
+            self._fail(group, error)
+        else:
+            group.answer.set_result(scoring.result())
             loop = asyncio.get_running_loop()
-            gathering.timer = loop.call_later(self._timeout_seconds, self._forget, gathering)
+            group.timer = loop.call_later(self._timeout_seconds, self._forget, group)
+            self._answered[group.first.group] = group
 
     def _expire(self, name: str) -> None:
-        gathering = self._groups[name]
-        came, size = len(gathering.completions), gathering.first.group_size
+        group = self._groups[name]
+        came, size = len(group.samples), group.first.group_size
         message = f"group {name!r}: {came} of {size} samples came within {self._timeout_seconds:g} seconds"
-        self._fail(gathering, GroupIncompleteError(f"{message}; nothing was ranked", came=came, group_size=size))
+        self._fail(group, GroupIncompleteError(f"{message}; nothing was ranked", came=came, group_size=size))
 
-    def _fail(self, gathering: _Gathering, error: BaseException) -> None:
-        gathering.answer.set_exception(error)
-        self._forget(gathering)
+    def _fail(self, group: OpenGroup, error: BaseException) -> None:
+        group.answer.set_exception(error)
+        self._forget(group)
 
-    def _forget(self, gathering: _Gathering) -> None:
-        gathering.timer.cancel()
-        gathering.place.close()
-        gathering.answer.cancel()
-        for task in list(gathering.tasks):
+    def _forget(self, group: OpenGroup) -> None:
+        name = group.first.group
+        if self._groups.get(name) is not group:
+            return
+        del self._groups[name]
+        self._answered.pop(name, None)
+        self._num_bytes -= group.num_bytes
+        if not group.is_whole:
+            self._count(groups=-1, samples=-len(group.samples))
+        group.timer.cancel()
+        group.leave_queue.close()
+        group.answer.cancel()
+        for task in filter(None, (*group.computing.values(), group.scoring)):
             task.cancel()
-        if self._groups.get(gathering.first.group) is gathering:
-            del self._groups[gathering.first.group]
-            self._num_bytes -= gathering.num_bytes
-        self._count()
 
-    def _count(self) -> None:
-        waiting = [gathering for gathering in self._groups.values() if not gathering.is_whole]
-        self._metrics.gathering_groups.set(len(waiting))
-        self._metrics.gathering_samples.set(sum(len(gathering.completions) for gathering in waiting))
+    def _count(self, *, groups: int = 0, samples: int = 0) -> None:
+        self._metrics.gathering_groups.inc(groups)
+        self._metrics.gathering_samples.inc(samples)
 
 
-def _request(sample: SampleRequest, completions: dict[int, Completion]) -> ScoreRequest:
+def _note_that_it_was_read(answer: asyncio.Future[Any]) -> None:
+    """Asyncio logs an exception that is not looked at, and no caller may be left to do so."""
+    if not answer.cancelled():
+        answer.exception()
+
+
+def _alone(sample: SampleRequest) -> ScoreRequest:
+    """The sample as the only completion of a score request."""
+    prompt = {name: getattr(sample, name) for name in GivenPrompt.model_fields}
+    options = {name: getattr(sample, name) for name in ScoringOptions.model_fields}
+    return ScoreRequest(groups=[Group(id=sample.group, completions=[sample.completion], **prompt)], **options)
+
+
+def _encoded(samples: Mapping[int, Sample], options: ScoringOptions) -> Encoded:
     """The samples as one group of a score request, in the order of their indices."""
-    ordered = [completions[index] for index in sorted(completions)]
-    group = Group(id=sample.group, completions=ordered, **{name: getattr(sample, name) for name in _PROMPT})
-    return ScoreRequest(groups=[group], **{name: getattr(sample, name) for name in _OPTIONS})
+    ordered = [samples[index] for index in sorted(samples)]
+    sequences, is_truncated = zip(*((sample.sequence, sample.is_truncated) for sample in ordered), strict=True)
+    groups = [EncodedGroup(ordered[0].group, sequences, is_truncated)]
+    return Encoded(options, groups, sequences_to_score(groups, options.truncated))
 
 
-def _own_part(response: ScoreResponse, sample: SampleRequest) -> SampleResponse:
+def _own_part(response: ScoreResponse, sample: Sample) -> SampleResponse:
     return SampleResponse(
         model=response.model,
         weight_version=response.weight_version,

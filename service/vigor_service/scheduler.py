@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -51,6 +51,7 @@ class _Job:
     sequences: Collection[TokenSequence]
     requirement: WeightRequirement
     answer: asyncio.Future[Scored]
+    own_scores: ScoreCache
     submitted_at: float = field(default_factory=perf_counter)
     started_at: float | None = None
     scores: dict[TokenSequence, SequenceScore] = field(default_factory=dict)
@@ -90,6 +91,7 @@ class DoesNotFitError(Exception):
         self.too_long = too_long
 
 
+_NO_SCORES = ScoreCache(0)
 _Batch = dict[TokenSequence, list[_Job]]
 
 
@@ -148,18 +150,22 @@ class Scheduler:
         requirement: WeightRequirement,
         *,
         on_scores: OnScores | None = None,
+        own_scores: ScoreCache | None = None,
     ) -> Scored:
         """Score distinct sequences under one version of the weights. Cancelling takes its work out of the queue.
 
         ``on_scores`` is called when its turn has come, with the scores that are there already, and after each batch
-        with those that it brought.
+        with those that it brought. Scores that are in ``own_scores`` are not computed again, and those that are
+        computed are kept there, whatever the cache of all forgets.
 
         Raises:
             EngineFailedError: the engine raised on a batch that held a part of it.
             DoesNotFitError: sequences of it are too long for the memory.
             ServiceError: the weights were others, or poisoned, when its turn came.
         """
-        job = _Job(sequences, requirement, asyncio.get_running_loop().create_future(), on_scores=on_scores)
+        answer = asyncio.get_running_loop().create_future()
+        own_scores = _NO_SCORES if own_scores is None else own_scores
+        job = _Job(sequences, requirement, answer, own_scores, on_scores=on_scores)
         self._epochs[-1].newcomers.append(job)
         self._metrics.waiting_requests.inc()
         self._has_work.set()
@@ -234,7 +240,7 @@ class Scheduler:
                 pool.remove(job)
                 return
             part = sequences[first : first + BEGUN_AT_ONCE]
-            known = self._cache.find(weights.digest, part)
+            known = job.own_scores.find(weights.digest, part) | self._cache.find(weights.digest, part)
             job.scores |= known
             if len(known) < len(part):
                 pool.add(job, [sequence for sequence in part if sequence not in known])
@@ -253,7 +259,6 @@ class Scheduler:
             self._measure(batch, perf_counter() - started_at)
             self._learn(scoring.result())
             self._refuse(batch, pool, scoring.result().too_long)
-            _tell(batch, scoring.result())
             self._deliver(batch, scoring.result(), weights)
 
     def _note_start(self, job: _Job, started_at: float) -> None:
@@ -286,16 +291,18 @@ class Scheduler:
         padding_share = result.padding_tokens / sum(sequence.num_tokens for sequence in batch)
         scores = dict(zip(batch, result.scores, strict=True))
         self._cache.keep(weights.digest, {item: scores[item] for item in batch if item not in result.too_long})
-        for sequence, score in scores.items():
-            for job in batch[sequence]:
-                job.scores[sequence] = score
-                job.padding_tokens += padding_share * sequence.num_tokens
-                if len(job.scores) == len(job.sequences):
-                    self._finish(job, weights)
+        for job, job_scores in _scores_of_jobs(batch, scores).items():
+            if job.answer.done():  # it was refused, or taken back
+                continue
+            job.own_scores.keep(weights.digest, job_scores)
+            job.scores |= job_scores
+            job.padding_tokens += padding_share * sum(sequence.num_tokens for sequence in job_scores)
+            if job.on_scores is not None:
+                job.on_scores(job_scores)
+            if len(job.scores) == len(job.sequences):
+                self._finish(job, weights)
 
     def _finish(self, job: _Job, weights: Weights) -> None:
-        if job.answer.done():
-            return
         finished_at = perf_counter()
         started_at = job.started_at or finished_at
         scored = Scored(
@@ -323,12 +330,15 @@ class Scheduler:
                 epoch.newcomers.remove(job)
 
 
-def _tell(batch: _Batch, result: BatchResult) -> None:
-    """Tell the owners of jobs that were neither refused nor taken back what the batch brought."""
-    for job in _jobs_of(batch):
-        if job.on_scores is not None and not job.answer.done():
-            scored = zip(batch.items(), result.scores, strict=True)
-            job.on_scores({sequence: score for (sequence, owners), score in scored if job in owners})
+def _scores_of_jobs(
+    batch: _Batch, scores: Mapping[TokenSequence, SequenceScore]
+) -> Mapping[_Job, dict[TokenSequence, SequenceScore]]:
+    """What the batch brought to each job that waited for some of it."""
+    of_jobs: defaultdict[_Job, dict[TokenSequence, SequenceScore]] = defaultdict(dict)
+    for sequence, jobs in batch.items():
+        for job in jobs:
+            of_jobs[job][sequence] = scores[sequence]
+    return of_jobs
 
 
 def _jobs_of(batch: _Batch) -> set[_Job]:

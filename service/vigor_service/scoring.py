@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
-from vigor_client.schemas import FieldError, ScoreRequest, ScoreResponse, Usage, WeightOptions
+from vigor_client.schemas import FieldError, ScoreRequest, ScoreResponse, ScoringOptions, Usage, WeightOptions
 from vigor_service.admission import Admission
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 from vigor_service.errors import (
@@ -24,6 +24,7 @@ from vigor_service.metrics import Metrics
 from vigor_service.preparation import Preparation
 from vigor_service.request_record import Computation, current_record
 from vigor_service.scheduler import DoesNotFitError, OnScores, Scheduler, Scored
+from vigor_service.score_cache import ScoreCache
 from vigor_service.tokenization import EncodedGroup, Encoder
 from vigor_service.weights.publication import Publication
 from vigor_service.weights.weights import WeightRequirement
@@ -43,7 +44,7 @@ class Encoded:
     ``num_tokens`` are those that the engine has to score. ``is_small`` says that the answer takes about a millisecond.
     """
 
-    request: ScoreRequest
+    request: ScoringOptions
     groups: Sequence[EncodedGroup]
     sequences: Sequence[TokenSequence]
     num_tokens: int = field(init=False)
@@ -139,8 +140,10 @@ class Scoring:
             error.errors = list(map(_in_sample, error.errors))
             raise
 
-    async def compute(self, encoded: Encoded, on_scores: OnScores | None = None) -> Scored:
-        """Score what was admitted, once the weights are there.
+    async def compute(
+        self, encoded: Encoded, on_scores: OnScores | None = None, *, own_scores: ScoreCache | None = None
+    ) -> Scored:
+        """Score what was admitted, once the weights are there. ``on_scores``, ``own_scores``: see ``Scheduler.score``.
 
         Raises:
             ServiceError: there are no scores; says why.
@@ -149,7 +152,7 @@ class Scoring:
         requirement = WeightRequirement(request.weight_version, request.weight_digest)
         await self.publication.wait_for(requirement, wait_seconds=request.wait_seconds)
         try:
-            return await self._schedule(encoded.sequences, requirement, on_scores)
+            return await self._schedule(encoded.sequences, requirement, on_scores, own_scores)
         except DoesNotFitError as error:
             raise await self._beside(encoded, _exceeds_memory, encoded.groups, error.too_long) from error
 
@@ -164,12 +167,16 @@ class Scoring:
         return await self.preparation.run(work, *args, **kwargs)
 
     async def _schedule(
-        self, sequences: Sequence[TokenSequence], requirement: WeightRequirement, on_scores: OnScores | None
+        self,
+        sequences: Sequence[TokenSequence],
+        requirement: WeightRequirement,
+        on_scores: OnScores | None,
+        own_scores: ScoreCache | None,
     ) -> Scored:
         record = current_record()
         computation = record.computation = Computation()
         tell = computation.watching(on_scores) if record.is_traced else on_scores
-        scored = await self.scheduler.score(sequences, requirement, on_scores=tell)
+        scored = await self.scheduler.score(sequences, requirement, on_scores=tell, own_scores=own_scores)
         computation.finish(compute_seconds=scored.compute_seconds)
         record.weight_version = scored.weights.version
         return scored

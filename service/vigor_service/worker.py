@@ -18,7 +18,7 @@ class WorkerThread:
 
     def __init__(self, name: str, *, clock: Callable[[], float] = monotonic) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
-        self._latest: Future[Any] | None = None
+        self._unfinished: set[Future[Any]] = set()
         self._clock = clock
         self._thread: threading.Thread | None = None
         # What ended, and since when something runs: one value, so that who reads it never sees half a change.
@@ -26,8 +26,8 @@ class WorkerThread:
 
     @property
     def is_idle(self) -> bool:
-        """Whether everything that was given to the thread is done."""
-        return self._latest is None or self._latest.done()
+        """Whether everything that was given to the thread is done, or was cancelled before it began."""
+        return not self._unfinished
 
     @property
     def is_alive(self) -> bool:
@@ -49,7 +49,8 @@ class WorkerThread:
     async def run(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Return what ``work`` returns on the thread, or raise what it raises."""
         future = self._executor.submit(self._timed, work, *args, **kwargs)
-        self._latest = future
+        self._unfinished.add(future)
+        future.add_done_callback(self._unfinished.discard)
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from tests.engine.cases import difficult_sequences, largest_error, on_device, reference
 from tests.tiny_models import FAMILIES, tiny_model
+from vigor_service.engine.checkpoints import checkpointable
 from vigor_service.engine.engine import Engine
 from vigor_service.engine.fast_norms import FastNorms
 from vigor_service.engine.keeping import Keep
@@ -145,3 +146,26 @@ def test_the_layers_are_what_they_were_afterwards() -> None:
     model = tiny_model()
     FastNorms(model, measured_parameters(model)).score([LONG], keep=Keep.LAYER_INPUTS)
     assert all("forward" not in vars(module) for module in model.modules())
+
+
+def test_a_forward_that_was_put_on_a_layer_runs_and_is_there_again_afterwards() -> None:
+    model = tiny_model()
+    fast = FastNorms(model, measured_parameters(model))
+    expected, calls = fast.score([LONG], keep=Keep.LITTLE), []
+    layer = fast.layers[0]
+
+    def hooked(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - as the layer's own
+        calls.append(layer)
+        return type(layer).forward(layer, *args, **options)
+
+    layer.forward = hooked
+    assert largest_error(fast.score([LONG], keep=Keep.LAYER_INPUTS), expected) <= FP32_TOLERANCE
+    assert len(calls) == 2
+    assert vars(layer)["forward"] is hooked
+
+
+def test_a_layer_that_stands_twice_among_the_layers_is_checkpointed_once() -> None:
+    layer = nn.Linear(3, 3)
+    with checkpointable([layer, layer]):
+        assert "forward" in vars(layer)
+    assert "forward" not in vars(layer)

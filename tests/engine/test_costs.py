@@ -52,15 +52,43 @@ def test_each_kind_of_work_is_timed_once() -> None:
     assert ways.timed == [3.0, 1.0] * 2
 
 
-@pytest.mark.parametrize("error", [UnavailableError("no compiler"), torch.OutOfMemoryError("no memory")])
-def test_a_way_that_fails_when_it_is_timed_is_left_out_and_says_why(
-    error: Exception, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_way_that_is_unavailable_when_it_is_timed_is_left_out_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
     ways = Ways(torch=3.0, triton=1.0)
-    ways.broken["triton"] = error
+    fastest = FastestWays(ways.timer)
+    ways.broken["triton"] = UnavailableError("no compiler")
     with caplog.at_level(logging.WARNING):
-        assert FastestWays(ways.timer).run(WORK, ways.calls()).item() == 3.0
-    assert f"{WORK}: not by triton: {error}" in caplog.text
+        assert fastest.run(WORK, ways.calls()).item() == 3.0
+    assert f"{WORK}: not by triton: no compiler" in caplog.text
+    ways.broken.clear()
+    assert fastest.run(WORK, ways.calls()).item() == 3.0
+    assert ways.timed == [3.0]
+
+
+def test_a_way_whose_timing_ran_out_of_memory_is_timed_again(caplog: pytest.LogCaptureFixture) -> None:
+    ways = Ways(torch=3.0, triton=1.0)
+    fastest = FastestWays(ways.timer)
+    ways.broken["triton"] = torch.OutOfMemoryError("no memory")
+    with caplog.at_level(logging.WARNING):
+        assert fastest.run(WORK, ways.calls()).item() == 3.0
+    assert f"{WORK}: not by triton for now: no memory" in caplog.text
+    ways.broken.clear()
+    assert fastest.run(WORK, ways.calls()).item() == 1.0
+    assert ways.timed == [3.0, 1.0]
+
+
+def test_a_way_that_never_fits_into_memory_is_timed_ever_more_seldom() -> None:
+    ways = Ways(torch=3.0, triton=1.0)
+    ways.broken["triton"] = torch.OutOfMemoryError("no memory")
+    tries: list[Way] = []
+
+    def timer(way: Way) -> float:
+        tries.append(way)
+        return way().item()
+
+    fastest = FastestWays(timer)
+    for _ in range(1000):
+        fastest.run(WORK, ways.calls())
+    assert len(tries) == 1 + 11  # torch once; triton before the runs 1, 2, 3, 5, …, 513
 
 
 def test_a_way_that_fails_later_gives_way_to_the_next_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
@@ -84,11 +112,21 @@ def test_memory_that_runs_out_later_is_not_the_fault_of_the_way() -> None:
     assert fastest.run(WORK, ways.calls()).item() == 1.0
 
 
-def test_the_reason_of_the_last_way_is_raised_when_none_is_left() -> None:
+def test_memory_is_the_reason_when_no_way_is_left_and_one_ran_out_of_it() -> None:
     ways = Ways(torch=3.0, triton=1.0)
     ways.broken = {"torch": torch.OutOfMemoryError("no memory"), "triton": UnavailableError("no driver")}
     fastest = FastestWays(ways.timer)
-    with pytest.raises(UnavailableError, match="no driver"):
+    with pytest.raises(torch.OutOfMemoryError):
+        fastest.run(WORK, ways.calls())
+    ways.broken.clear()
+    assert fastest.run(WORK, ways.calls()).item() == 1.0
+
+
+def test_the_reason_of_the_last_way_is_raised_when_none_is_left() -> None:
+    ways = Ways(torch=3.0, triton=1.0)
+    ways.broken = {name: UnavailableError(f"no {name}") for name in ways.seconds}
+    fastest = FastestWays(ways.timer)
+    with pytest.raises(UnavailableError, match="no triton"):
         fastest.run(WORK, ways.calls())
     ways.broken.clear()
     assert fastest.run(WORK, ways.calls()).item() == 1.0

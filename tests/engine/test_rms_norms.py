@@ -96,6 +96,15 @@ def test_the_fused_kernel_gives_the_same_but_for_rounding_and_leaves_no_trace(dt
     torch.testing.assert_close(output, norm(x))
 
 
+def test_a_forward_that_was_put_on_the_norm_after_it_was_chosen_is_there_again_afterwards() -> None:
+    norm, x = UsualRMSNorm(), torch.randn(5, 24)
+    norms = usual_rms_norms(nn.Sequential(norm))
+    norm.forward = hooked = lambda x: 2 * x
+    with fused(norms):
+        assert norm(x).ne(2 * x).any()
+    assert vars(norm)["forward"] is hooked
+
+
 def test_a_gate_is_not_forgotten() -> None:
     norm, x, gate = GatedRMSNorm(), torch.randn(5, 24), torch.randn(5, 24)
     with fused({norm: 1e-6}):

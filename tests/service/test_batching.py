@@ -2,7 +2,9 @@ import logging
 
 import pytest
 
-from vigor_service.batching import BatchBudget, Pool
+from tests.counting import lines_run
+from vigor_service import batching
+from vigor_service.batching import MOST_PASSED_OVER, BatchBudget, Pool
 from vigor_service.engine.sequences import TokenSequence
 
 
@@ -133,11 +135,89 @@ def test_a_removed_owner_takes_along_only_what_nobody_else_waits_for() -> None:
     assert list(pool.take_batch(100).items()) == [(_sequence(4), ["b"])]
 
 
+def test_an_owner_may_wait_for_more_sequences_later() -> None:
+    pool = Pool[str]()
+    for lengths in ([4, 5], [5, 6], []):
+        pool.add("a", [_sequence(length) for length in lengths])
+    assert _lengths(pool.take_batch(9)) == [5, 4]
+    pool.add("a", [_sequence(7)])
+    assert list(pool.take_batch(100).items()) == [(_sequence(6), ["a"]), (_sequence(7), ["a"])]
+    assert len(pool) == 0
+
+
 def test_removing_an_unknown_owner_does_nothing() -> None:
     pool = Pool[str]()
     pool.add("a", [_sequence(4)])
     pool.remove("b")
     assert len(pool) == 1
+
+
+LINES_PER_SEQUENCE = 50
+
+
+def _lines_of_a_batch(num_owners: int, lengths: list[int], *, share_a_prompt: bool = False) -> tuple[int, int]:
+    """Return the lines that taking a batch of 100 tokens runs, and its sequences; owners wait for these lengths."""
+    pool = Pool[int]()
+    for owner in range(num_owners):
+        markers = [0 if share_a_prompt else owner * len(lengths) + index for index in range(len(lengths))]
+        pool.add(owner, [_sequence(length, marker) for length, marker in zip(lengths, markers, strict=True)])
+    pool.take_batch(100)  # after a change of the budget the turns are sorted anew
+    batches: list[int] = []
+    lines = lines_run(lambda: batches.append(len(pool.take_batch(100))), within=batching)
+    return lines, batches[0]
+
+
+@pytest.mark.parametrize(
+    ("num_owners", "lengths"),
+    [
+        pytest.param(1, [5] * 8_000, id="one huge request"),
+        pytest.param(800, [5] * 10, id="many requests"),
+        pytest.param(1, [60] * 8_000, id="nothing fits beside the first"),
+        pytest.param(800, [60] * 10, id="nothing of anybody fits beside the first"),
+        pytest.param(800, [60] * 9 + [41], id="each could fill the rest with its last one"),
+    ],
+)
+def test_a_batch_costs_what_is_in_it_however_much_waits(num_owners: int, lengths: list[int]) -> None:
+    lines, num_sequences = _lines_of_a_batch(num_owners, lengths)
+    assert num_sequences >= 1
+    assert lines <= LINES_PER_SEQUENCE * (num_sequences + MOST_PASSED_OVER)
+    fewer_lines, _ = _lines_of_a_batch(max(1, num_owners // 2), lengths[: max(10, len(lengths) // 2)])
+    assert lines <= 1.1 * fewer_lines + 100
+
+
+def test_equal_sequences_of_many_owners_cost_each_owner_once() -> None:
+    lines, num_sequences = _lines_of_a_batch(500, [90, 80], share_a_prompt=True)
+    assert num_sequences == 1
+    assert lines <= LINES_PER_SEQUENCE + 20 * 500
+
+
+def test_what_was_passed_over_keeps_its_place() -> None:
+    pool = Pool[str]()
+    pool.add("a", [_sequence(60, marker) for marker in range(4)] + [_sequence(40, 9)])
+    assert _lengths(pool.take_batch(100)) == [60, 40]
+    assert [next(iter(pool.take_batch(60))).prompt_ids for _ in range(3)] == [(1,), (2,), (3,)]
+    assert len(pool) == 0
+
+
+def test_an_owner_that_leaves_takes_along_what_was_passed_over() -> None:
+    pool = Pool[str]()
+    pool.add("a", [_sequence(60, marker) for marker in range(4)])
+    pool.add("b", [_sequence(60, 3), _sequence(60, 4)])
+    pool.take_batch(100)
+    pool.remove("a")
+    assert [list(pool.take_batch(60).items()) for _ in range(2)] == [
+        [(_sequence(60, 3), ["b"])],
+        [(_sequence(60, 4), ["b"])],
+    ]
+    assert len(pool) == 0
+
+
+def test_a_batch_gives_up_looking_for_what_fits_after_a_bounded_number() -> None:
+    pool = Pool[str]()
+    pool.add("a", [_sequence(60, marker) for marker in range(MOST_PASSED_OVER + 1)] + [_sequence(40, 9999)])
+    assert _lengths(pool.take_batch(100)) == [60]
+    while pool:
+        assert sum(_lengths(pool.take_batch(100))) <= 100
 
 
 def test_a_budget_is_lowered_to_what_did_fit_but_at_once_only_to_half() -> None:

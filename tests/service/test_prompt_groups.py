@@ -7,21 +7,22 @@ from typing import cast
 
 import pytest
 
-from vigor_client.schemas import Completion, SampleRequest, SampleResponse
+from vigor_client.schemas import SampleResponse
+from vigor_service.engine.sequences import TokenSequence
 from vigor_service.errors import QueueFullError
 from vigor_service.prompt_groups import PromptGroups
 from vigor_service.rendezvous import Rendezvous
+from vigor_service.samples import Sample
 
 
 class ToldRendezvous:
     """Remembers the samples; each waits until the test sets what it comes to."""
 
     def __init__(self) -> None:
-        self.samples: list[SampleRequest] = []
+        self.samples: list[Sample] = []
         self.outcomes: list[asyncio.Future[SampleResponse]] = []
 
-    async def score(self, sample: SampleRequest, *, num_bytes: int) -> SampleResponse:
-        assert num_bytes == 1
+    async def join(self, sample: Sample) -> SampleResponse:
         self.samples.append(sample)
         self.outcomes.append(asyncio.get_running_loop().create_future())
         return await self.outcomes[-1]
@@ -31,8 +32,7 @@ class ToldRendezvous:
 
 
 def _send(groups: PromptGroups, token_id: int) -> asyncio.Task[SampleResponse]:
-    completion = Completion(ids=[token_id])
-    return asyncio.create_task(groups.score((1, 2), completion, group_size=2, num_bytes=1))
+    return asyncio.create_task(groups.score(TokenSequence((1, 2), (token_id,)), group_size=2))
 
 
 def test_a_sample_that_was_refused_alone_comes_back_to_those_that_were_not() -> None:

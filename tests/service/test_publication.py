@@ -132,6 +132,28 @@ def test_a_swap_that_fails_poisons_until_a_full_update_lands() -> None:
     _run(test)
 
 
+def test_a_swap_that_fails_wakes_those_who_wait_for_its_version_with_the_reason() -> None:
+    async def test(bench: Bench) -> None:
+        bench.scorer.fail_loading = RuntimeError("the device is gone")
+        its_version, its_digest, later = (
+            asyncio.ensure_future(bench.publication.wait_for(requirement, wait_seconds=20))
+            for requirement in (WeightRequirement(1), WeightRequirement(digest=OTHER_DIGEST), WeightRequirement(2))
+        )
+        await asyncio.sleep(0)
+        with pytest.raises(WeightsPoisonedError):
+            await bench.swap(1)
+        for waiting in (its_version, its_digest):
+            with pytest.raises(WeightsPoisonedError, match="swap to version 1 failed half-way") as told:
+                await waiting
+            assert "RuntimeError" in told.value.detail
+        assert not later.done()
+        bench.scorer.fail_loading = None
+        await bench.swap(2)
+        await later
+
+    _run(test)
+
+
 def test_who_waits_while_the_weights_are_poisoned_gets_the_update_that_cures_them() -> None:
     async def test(bench: Bench) -> None:
         bench.publication.state = "poisoned"

@@ -112,12 +112,96 @@ def test_a_sample_that_is_sent_again_gets_the_same_answer_and_costs_nothing(serv
     assert len(service.scorer.batches) == num_batches
 
 
-def test_who_left_may_come_back_and_finds_the_others_waiting(service: LiveService) -> None:
+def _leave(service: LiveService, sample: dict[str, object]) -> None:
+    """Send a sample, and close the connection while its group gathers."""
     with pytest.raises(httpx.ReadTimeout):
-        service.http.post("/v1/score/sample", json=_sample(0), timeout=0.3)
+        service.http.post("/v1/score/sample", json=sample, timeout=0.3)
+
+
+def _gauge(service: LiveService, name: str) -> float | None:
+    return service.runtime.metrics.registry.get_sample_value(f"vigor_{name}")
+
+
+def test_who_left_may_come_back_and_finds_the_others_waiting(service: LiveService) -> None:
     with ThreadPoolExecutor(4) as pool:
-        answers = _answers([pool.submit(_send, service, _sample(index)) for index in range(1, 4)])
+        pending = [pool.submit(_send, service, _sample(1))]
+        _waiting(service, samples=1)
+        _leave(service, _sample(0))
+        _waiting(service, samples=2)
+        pending += [pool.submit(_send, service, _sample(index)) for index in (2, 3)]
+        answers = _answers(pending)
     assert _send(service, _sample(0)).json()["weight_digest"] == answers[0]["weight_digest"]
+
+
+def test_a_group_is_dropped_with_its_place_when_its_last_caller_leaves(service: LiveService) -> None:
+    _leave(service, _sample(0))
+    _waiting(service, samples=0)
+    assert _gauge(service, "gathering_groups") == _gauge(service, "queued_requests") == 0
+    assert _gauge(service, "queued_tokens") == 0
+    with ThreadPoolExecutor(4) as pool:
+        pending = [pool.submit(_send, service, _sample(index)) for index in range(4)]
+        assert all("completion" in answer for answer in _answers(pending))
+
+
+def test_a_group_of_which_one_caller_still_waits_is_kept(service: LiveService) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        pending = [pool.submit(_send, service, _sample(0))]
+        _waiting(service, samples=1)
+        _leave(service, _sample(0))  # the same sample's first try, say
+        pending += [pool.submit(_send, service, _sample(index)) for index in range(1, 4)]
+        assert all("completion" in answer for answer in _answers(pending))
+
+
+def test_a_whole_group_leaves_the_queue_when_all_of_its_callers_leave(service: LiveService) -> None:
+    service.scorer.gate.clear()
+    with ThreadPoolExecutor(4) as pool:
+        for _ in pool.map(lambda index: _leave(service, _sample(index)), range(4)):
+            pass
+    wait_until(lambda: _gauge(service, "queued_requests") == 0)
+    service.scorer.gate.set()
+    with ThreadPoolExecutor(4) as pool:
+        answers = _answers([pool.submit(_send, service, _sample(index)) for index in range(4)])
+    assert all("completion" in answer for answer in answers)
+
+
+def test_a_burst_of_groups_that_never_complete_gives_its_places_back(tmp_path: Path) -> None:
+    with live_service(tmp_path, max_queued_requests=8) as service, ThreadPoolExecutor(8) as pool:
+        for _ in pool.map(lambda number: _leave(service, _sample(0, group=f"g{number}")), range(8)):
+            pass
+        wait_until(lambda: _gauge(service, "queued_requests") == 0)
+        assert service.score(groups=[{"prompt_ids": [1, 2], "completions": _COMPLETIONS}]).status_code == 200
+
+
+def test_a_sample_reserves_its_own_tokens_and_not_those_of_its_whole_group(tmp_path: Path) -> None:
+    with live_service(tmp_path, max_queued_tokens=40) as service, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(_send, service, _sample(0, group_size=512))
+        _waiting(service, samples=1)
+        assert _gauge(service, "queued_tokens") == 4
+        assert service.score(groups=[{"prompt_ids": [1, 2], "completions": _COMPLETIONS}]).status_code == 200
+        service.runtime.drain_from_signal()
+        assert first.result(DEADLINE_SECONDS).status_code == 503
+
+
+def test_what_completes_a_group_is_taken_though_the_queue_has_no_token_left(tmp_path: Path) -> None:
+    with live_service(tmp_path, max_queued_tokens=10) as service, ThreadPoolExecutor(4) as pool:
+        pending = [pool.submit(_send, service, _sample(index)) for index in (0, 2)]
+        _waiting(service, samples=2)
+        assert _gauge(service, "queued_tokens") == 9
+        assert _send(service, _sample(0, group="other")).status_code == 429
+        pending += [pool.submit(_send, service, _sample(index)) for index in (1, 3)]
+        assert all("completion" in answer for answer in _answers(pending))
+    assert _gauge(service, "queued_tokens") == 0
+
+
+def test_a_group_is_computed_once_also_without_a_cache_of_scores(tmp_path: Path) -> None:
+    with live_service(tmp_path, score_cache_entries=0) as service, ThreadPoolExecutor(4) as pool:
+        pending = [pool.submit(_send, service, _sample(index)) for index in range(3)]
+        wait_until(lambda: sum(map(len, service.scorer.batches)) == 3)
+        pending.append(pool.submit(_send, service, _sample(3)))
+        answers = _answers(pending)
+        assert sum(map(len, service.scorer.batches)) == 4
+        whole = service.score(groups=[{"prompt_ids": [1, 2], "completions": _COMPLETIONS}]).json()
+    assert [answer["completion"] for answer in answers] == whole["groups"][0]["completions"]
 
 
 def test_a_group_that_is_not_whole_in_time_fails_for_all_who_wait(tmp_path: Path) -> None:
@@ -132,7 +216,7 @@ def test_a_group_that_is_not_whole_in_time_fails_for_all_who_wait(tmp_path: Path
     ("changes", "named"),
     [
         ({"group_size": 5}, "another group_size"),
-        ({"prompt_ids": [1, 3]}, "another prompt_ids"),
+        ({"prompt_ids": [1, 3]}, "another prompt"),
         ({"reward": "entropy"}, "another reward"),
         ({"index": 0, "completion": [9]}, "sample 0 came before"),
     ],

@@ -54,6 +54,28 @@ def test_it_is_idle_when_everything_is_done() -> None:
     worker.close()
 
 
+def test_it_is_not_idle_after_it_was_closed_while_something_runs() -> None:
+    worker, begun, gate = WorkerThread("compute"), threading.Event(), threading.Event()
+
+    def work() -> None:
+        begun.set()
+        assert gate.wait(10)
+
+    async def run() -> None:
+        running = asyncio.ensure_future(worker.run(work))
+        waiting = asyncio.ensure_future(worker.run(work))
+        await until(begun.is_set)
+        worker.close()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert not worker.is_idle
+        gate.set()
+        await running
+        assert worker.is_idle
+
+    asyncio.run(run())
+
+
 def test_it_tells_for_how_long_it_has_been_busy_with_what_it_runs() -> None:
     now, begun, gates = [100.0], [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
     worker = WorkerThread("compute", clock=lambda: now[0])

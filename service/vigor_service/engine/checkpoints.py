@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from vigor_service.engine.forwards import running_forwards
+
 
 class UncheckpointableLayerError(Exception):
     """A decoder layer is more than a function of one hidden state; the message says what it is."""
@@ -45,16 +47,9 @@ def measured_layers(layers: Iterable[nn.Module], measured: Iterable[nn.Parameter
     return list(dropwhile(lambda layer: ids.isdisjoint(map(id, layer.parameters())), layers))
 
 
-@contextmanager
-def checkpointable(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Let a thread run these layers under ``checkpointing``, and restore their own ways afterwards."""
-    for layer in layers:
-        layer.forward = partial(_run, layer.forward)
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward  # the instance's: the class's is seen again
+def checkpointable(layers: Sequence[nn.Module]) -> AbstractContextManager[None]:
+    """Let a thread run these layers under ``checkpointing``, and restore their own forwards afterwards."""
+    return running_forwards({layer: partial(_run, layer.forward) for layer in layers})
 
 
 @contextmanager

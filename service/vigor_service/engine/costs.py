@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from statistics import median
 
 import torch
@@ -31,44 +32,68 @@ def device_seconds(way: Way) -> float:
     return median(start.elapsed_time(stop) for start, stop in events) / 1000
 
 
+@dataclass(slots=True)
+class _Times:
+    """What is known of the ways of one kind of work. ``untimed`` are those whose timing ran out of memory."""
+
+    untimed: list[str]
+    seconds: dict[str, float] = field(default_factory=dict)
+    num_runs: int = 0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether to time now what is untimed: before runs 1, 2, 3, 5, 9, 17 and so on, so that it costs little."""
+        is_power_of_two = self.num_runs & (self.num_runs - 1) == 0
+        return not self.seconds or (bool(self.untimed) and is_power_of_two)
+
+
 class FastestWays:
     """Remembers, for each kind of work, its ways by their measured time."""
 
     def __init__(self, seconds: Callable[[Way], float] = device_seconds) -> None:
         self._seconds = seconds
-        self._ranked: dict[Hashable, list[str]] = {}  # fastest first
+        self._times: dict[Hashable, _Times] = {}
 
     def run(self, work: Hashable, ways: Mapping[str, Way]) -> Tensor:
         """Return the result of the fastest way; the first time of this kind of work, every way is timed.
 
-        A way that fails is left out from then on, with a warning that says why.
+        A way that is unavailable is left out from then on, with a warning that says why. One whose timing ran out of
+        memory is left out for this time, and timed again later: it depends on what else is in memory.
 
         Raises:
-            UnavailableError, torch.OutOfMemoryError: no way is left; the last one's reason.
+            torch.OutOfMemoryError: no way is left, and memory is the reason for one.
+            UnavailableError: no way is left; the last one's reason.
         """
-        if work not in self._ranked:
-            self._ranked[work] = self._rank(work, ways)
-        ranked = self._ranked[work]
+        times = self._times.get(work) or _Times(list(ways))
+        if times.is_due:
+            self._time(work, ways, times)
+        self._times[work] = times
+        times.num_runs += 1
         while True:
+            name = min(times.seconds, key=times.seconds.__getitem__)
             try:
-                return ways[ranked[0]]()
+                return ways[name]()
             except UnavailableError as error:
-                logger.warning("%s: no longer by %s: %s", work, ranked[0], error)
-                if len(ranked) == 1:
+                logger.warning("%s: no longer by %s: %s", work, name, error)
+                if len(times.seconds) == 1:
                     raise
-                del ranked[0]
+                del times.seconds[name]
 
-    def _rank(self, work: Hashable, ways: Mapping[str, Way]) -> list[str]:
-        seconds: dict[str, float] = {}
+    def _time(self, work: Hashable, ways: Mapping[str, Way], times: _Times) -> None:
+        """Time the ways that are untimed. Where none works, memory is named as the reason: less work may then fit."""
         refusal: Exception = UnavailableError(f"{work}: there is no way to compute it")
-        for name, way in ways.items():
+        left, times.untimed = times.untimed, []
+        for name in left:
             try:
-                seconds[name] = self._seconds(way)
-            except (UnavailableError, torch.OutOfMemoryError) as error:
-                logger.warning("%s: not by %s: %s", work, name, error)
+                times.seconds[name] = self._seconds(ways[name])
+            except torch.OutOfMemoryError as error:
+                logger.warning("%s: not by %s for now: %s", work, name, error)
                 refusal = error
-        if not seconds:
+                times.untimed.append(name)
+            except UnavailableError as error:
+                logger.warning("%s: not by %s: %s", work, name, error)
+                refusal = refusal if times.untimed else error
+        if not times.seconds:
             raise refusal
-        ranked = sorted(seconds, key=lambda name: seconds[name])
-        logger.info("%s: by %s", work, ", ".join(f"{name} ({seconds[name]:.2e} s)" for name in ranked))
-        return ranked
+        ranked = sorted(times.seconds.items(), key=lambda item: item[1])
+        logger.info("%s: by %s", work, ", ".join(f"{name} ({seconds:.2e} s)" for name, seconds in ranked))

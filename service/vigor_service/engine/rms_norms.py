@@ -6,14 +6,16 @@ found by trying it on random numbers, not by its name alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
+
+from vigor_service.engine.forwards import running_forwards
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MOST_ROUNDINGS = 8  # in float32: two orders of summation, two roundings
@@ -27,16 +29,10 @@ def usual_rms_norms(model: nn.Module) -> dict[nn.Module, float]:
     return {module: epsilon for module, epsilon in found if epsilon is not None and _is_usual(module, epsilon)}
 
 
-@contextmanager
-def fused(norms: Mapping[nn.Module, float]) -> Iterator[None]:
-    """Let these modules run by the fused kernel, and restore their own ways afterwards."""
-    for module, epsilon in norms.items():
-        module.forward = partial(_run, module, module.forward, epsilon)
-    try:
-        yield
-    finally:
-        for module in norms:
-            del module.forward  # the instance's: the class's is seen again
+def fused(norms: Mapping[nn.Module, float]) -> AbstractContextManager[None]:
+    """Let these modules run by the fused kernel, and restore their own forwards afterwards."""
+    forwards = {module: partial(_run, module, module.forward, epsilon) for module, epsilon in norms.items()}
+    return running_forwards(forwards)
 
 
 def _run(

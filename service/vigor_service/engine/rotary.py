@@ -8,13 +8,15 @@ the frequencies that it would have alone, in a model that has run nothing before
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from vigor_service.engine.forwards import running_forwards
 
 # One thread at a time: frequencies stand on the module between their choice and their use.
 _lock = threading.Lock()
@@ -32,20 +34,14 @@ def forget_earlier_lengths(model: nn.Module) -> None:
             module.forward = partial(_run_afresh, module, module.forward)
 
 
-@contextmanager
-def each_sequence_alone(modules: Sequence[nn.Module], token_slices: Callable[[], Sequence[slice]]) -> Iterator[None]:
+def each_sequence_alone(
+    modules: Sequence[nn.Module], token_slices: Callable[[], Sequence[slice]]
+) -> AbstractContextManager[None]:
     """Within it, these modules give the rows of each sequence of a packed row what the sequence would get alone.
 
     ``token_slices`` returns the rows of each sequence of the batch that the calling thread has.
     """
-    before = [module.forward for module in modules]
-    for module, forward in zip(modules, before, strict=True):
-        module.forward = partial(_run_each, forward, token_slices)
-    try:
-        yield
-    finally:
-        for module, forward in zip(modules, before, strict=True):
-            module.forward = forward
+    return running_forwards({module: partial(_run_each, module.forward, token_slices) for module in modules})
 
 
 def _run_each(

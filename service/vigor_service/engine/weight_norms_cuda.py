@@ -58,7 +58,7 @@ def weight_norms(
     """``‖GᵀA‖²`` for the rows A of the input and G of the output gradient of each sequence, shape (B,), float64.
 
     Raises:
-        UnavailableError, torch.OutOfMemoryError: no way works; the reason of the last.
+        torch.OutOfMemoryError, UnavailableError: no way works; memory if it is the reason for one.
     """
     ranges, length = _ranges(tuple((rows.start, rows.stop) for rows in slices), x_NI.device)
     work = WeightWork(x_NI.shape[1], gradient_NO.shape[1], x_NI.dtype, length, x_NI.device)

@@ -31,7 +31,9 @@ async def openrlhf(
     request: Request, group_size: GroupSize, serving: ServingDependency, body: BodyDependency
 ) -> Response:
     asked = await body.parse(OpenRLHFRequest, consequence="nothing was scored")
-    work = serving.adapters.openrlhf(asked, group_size=group_size, num_bytes=body.num_bytes)
+    work = serving.adapters.openrlhf(asked, group_size=group_size)
+    body.release()  # what is held of it is counted as what it became
+    del body, asked  # the others of its group may be awaited for long
     return Response((await unless_client_leaves(request, work)).model_dump_json(), media_type="application/json")
 
 
@@ -44,5 +46,7 @@ async def openrlhf(
 )
 async def slime(request: Request, group_size: GroupSize, serving: ServingDependency, body: BodyDependency) -> Response:
     asked = await body.parse(SlimeRequest, consequence="nothing was scored")
-    work = serving.adapters.slime(asked, group_size=group_size, num_bytes=body.num_bytes)
+    work = serving.adapters.slime(asked, group_size=group_size)
+    body.release()  # what is held of it is counted as what it became
+    del body, asked  # the others of its group may be awaited for long
     return Response(repr(await unless_client_leaves(request, work)), media_type="application/json")

@@ -23,5 +23,8 @@ router = APIRouter(tags=["scoring"], dependencies=FOR_SCORERS)
 )
 async def score_sample(request: Request, serving: ServingDependency, body: BodyDependency) -> Response:
     sample = await body.parse(SampleRequest, consequence="nothing was scored")
-    answer = await unless_client_leaves(request, serving.rendezvous.score(sample, num_bytes=body.num_bytes))
+    work = serving.rendezvous.score(sample)
+    body.release()  # what is held of it is counted as what it became
+    del body, sample  # the others of its group may be awaited for long
+    answer = await unless_client_leaves(request, work)
     return Response(answer.model_dump_json(), media_type="application/json")

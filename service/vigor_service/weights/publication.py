@@ -26,6 +26,12 @@ POISONED_RETRY_SECONDS = 5.0
 APPLYING_RETRY_SECONDS = 1.0
 
 
+class _Change(asyncio.Event):
+    """Is set when other weights serve, or when the swap to ``failed`` did not succeed."""
+
+    failed: Weights | None = None
+
+
 class Publication:
     """The weights that serve. Every change wakes those who wait for it.
 
@@ -47,7 +53,7 @@ class Publication:
         self._load = load
         self._compute = compute
         self._metrics = metrics
-        self._changed = asyncio.Event()
+        self._changed = _Change()
         self._draining = False
         metrics.observe_publication(weights.version, weights.published_at)
         metrics.observe_weight_state(self.state)
@@ -79,12 +85,13 @@ class Publication:
 
         Raises:
             DrainingError: the process ends before that.
+            WeightsPoisonedError: the swap to the weights that were awaited failed; says why.
         """
         started = perf_counter()
         with suppress(TimeoutError):
             async with asyncio.timeout(wait_seconds):
                 while not self._is_met(requirement):
-                    await self._wait_for_change()
+                    await self._wait_for_change(requirement)
         self.require(requirement)
         if requirement != WeightRequirement():
             self._metrics.weight_wait_seconds.observe(perf_counter() - started)
@@ -99,7 +106,7 @@ class Publication:
         loading = asyncio.ensure_future(self._compute.run(self._load, writes))
         await asyncio.wait([loading])
         if (error := loading.exception()) is not None:
-            self._poison(weights.version, error)
+            self._poison(weights, error)
         self.weights = replace(weights, published_at=datetime.now(UTC))
         self._enter("ready")
         self._metrics.observe_publication(weights.version, self.weights.published_at)
@@ -130,19 +137,22 @@ class Publication:
         self.state = state
         self._metrics.observe_weight_state(state)
 
-    async def _wait_for_change(self) -> None:
+    async def _wait_for_change(self, requirement: WeightRequirement) -> None:
         if self._draining:
             raise DrainingError("the service shuts down before these weights come", retry_after_seconds=1.0)
-        await self._changed.wait()
+        changed = self._changed
+        await changed.wait()
+        if changed.failed is not None and requirement.unmet_by(changed.failed) is None and self.state == "poisoned":
+            self.require(requirement)
 
     def _wake_waiters(self) -> None:
         self._changed.set()
-        self._changed = asyncio.Event()
+        self._changed = _Change()
 
-    def _poison(self, version: int, error: BaseException) -> None:
+    def _poison(self, weights: Weights, error: BaseException) -> None:
         self._enter("poisoned")
-        self._poisoned_because = "a swap of weights failed half-way"
-        _logger.error("weights_poisoned version=%d", version, exc_info=error)
-        raise WeightsPoisonedError(
-            f"the swap to version {version} failed half-way ({type(error).__name__}); send a full update"
-        ) from error
+        self._poisoned_because = f"the swap to version {weights.version} failed half-way ({type(error).__name__})"
+        _logger.error("weights_poisoned version=%d", weights.version, exc_info=error)
+        self._changed.failed = weights
+        self._wake_waiters()
+        raise WeightsPoisonedError(f"{self._poisoned_because}; send a full update") from error
