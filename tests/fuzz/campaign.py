@@ -54,7 +54,7 @@ def _chunk(service: ServiceProcess, key: str, end: float, number: int, tally: Ta
         max_examples=_EXAMPLES_AT_ONCE,
         deadline=None,
         database=None,
-        suppress_health_check=list(HealthCheck),
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example],
         phases=[Phase.generate, Phase.shrink],
     )
     @given(requests(key, _open_update(service, number)))

@@ -8,7 +8,7 @@ from vigor_client.digest import checksum
 from vigor_client.schemas import UpdateFile
 from vigor_service.errors import ClientGoneError, DeadlineExceededError, InvalidRequestError
 from vigor_service.weights.file_threads import FileThreads
-from vigor_service.weights.receiving import BUFFER_BYTES, receive_file
+from vigor_service.weights.receiving import BUFFER_BYTES, _PartialFile, receive_file
 
 DATA = bytes(range(256)) * 50_000  # three buffers and a bit
 
@@ -156,3 +156,11 @@ def test_the_loop_stays_free_while_bytes_are_written(tmp_path: Path) -> None:
 
     asyncio.run(run())
     assert ticks > len(DATA) // BUFFER_BYTES
+
+
+def test_a_file_that_is_made_after_it_was_given_up_does_not_stay(tmp_path: Path) -> None:
+    partial = _PartialFile(tmp_path / "a")
+    partial.close_and_remove()  # its sender ended while a thread was about to make it
+    with pytest.raises(InterruptedError):
+        partial.create()
+    assert not list(tmp_path.iterdir())

@@ -115,7 +115,7 @@ def _measure(model: PreTrainedModel, sequence: TokenSequence, part: Mapping[str,
     recording = RecordingUses(part, position_claims(model, part), sequence.num_tokens)
     with requiring_grad(model, part.values()):
         with recording:
-            logits_TV = loss_logits(model, sequence)
+            logits_TV = loss_logits(model, sequence, runs_all_positions=True)
         loss = mean_nll(logits_TV, torch.tensor(sequence.loss_targets(), device=logits_TV.device))
         leaves = [*map(get_gradient_edge, part.values()), *(use.output for use in recording.uses)]
         found = torch.autograd.grad(loss, leaves, allow_unused=True)

@@ -61,8 +61,9 @@ class Reference:
         if self._workers is None or len(models) == 1:
             return [exact_score(self._model, sequence, self._measured) for sequence in sequences]
         lanes = zip(models, queues([[sequence] for sequence in sequences], num_queues=len(models)), strict=True)
+        work = [[(model, sequence) for (sequence,) in lane] for model, lane in lanes]
         with requiring_grad(self._model, self._measured.values()):  # the replicas have the same parameters
-            results = self._workers.run(self._score_one, [[(model, *one) for one in lane] for model, lane in lanes])
+            results = self._workers.run(self._score_one, work)
         scores = {sequence: score for lane in results for sequence, score in lane}
         return [scores[sequence] for sequence in sequences]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import threading
 from collections.abc import AsyncIterator, Callable, Generator
 from itertools import cycle
 from pathlib import Path
@@ -51,30 +52,43 @@ async def receive_file(
         DeadlineExceededError: a buffer took longer than ``stall_seconds`` to arrive, or the disk does not answer.
         StagingFullError: the disk is full.
     """
-    partial = temporary_path(path)
-    file: BinaryIO | None = None
+    partial = _PartialFile(temporary_path(path))
     try:
         with refusing_full_disk(f"file {announced.name} of the update does not fit"):
-            file = await threads.run("staging", _create, partial)
+            file = await threads.run("staging", partial.create)
             digest = await _write_all(chunks, _Writer(file, threads), announced, stall_seconds, on_progress)
             if digest != announced.checksum:
                 raise _refuse(announced, f"has checksum {digest}, {announced.checksum} was announced")
-            await threads.run("staging", partial.replace, path)
+            await threads.run("staging", partial.path.replace, path)
     except TimeoutError as error:
         message = f"file {announced.name}: less than {BUFFER_BYTES} bytes came within {stall_seconds} seconds"
         raise DeadlineExceededError(message) from error
     finally:
-        await threads.run("staging", _close_and_remove, file, partial)
+        await threads.run("staging", partial.close_and_remove)
 
 
-def _create(path: Path) -> BinaryIO:
-    return path.open("xb", buffering=0)
+class _PartialFile:
+    """A file that is made and removed on threads. One that is to be gone is gone, whichever of them comes last."""
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._file: BinaryIO | None = None
+        self._is_over = False
+        self._lock = threading.Lock()
 
-def _close_and_remove(file: BinaryIO | None, path: Path) -> None:
-    if file is not None:
-        file.close()
-    path.unlink(missing_ok=True)
+    def create(self) -> BinaryIO:
+        with self._lock:
+            if self._is_over:
+                raise InterruptedError(f"{self.path.name} is not wanted any more")
+            self._file = self.path.open("xb", buffering=0)
+            return self._file
+
+    def close_and_remove(self) -> None:
+        with self._lock:
+            self._is_over = True
+            if self._file is not None:
+                self._file.close()
+            self.path.unlink(missing_ok=True)
 
 
 async def _write_all(
