@@ -111,7 +111,7 @@ def _no_json() -> Iterator[bytes]:
     yield from (b"", b"{", b"groups", b"\x00\x01", b'{"groups": [1,]}', b"{'groups': []}", b"\xff\xfe{\x00}\x00")
     yield b'{"groups": "\xc3\x28"}'
     yield b'{"groups": "\\ud800"}'
-    yield b"[" * 1_000_000
+    yield b"[" * 200_000
     yield b'{"groups":' * 100_000
     yield b'{"groups": [{"prompt_ids": [' + b"9" * 100_000 + b'], "completions": [[1]]}]}'
     yield b'{"groups": [{"prompt_ids": [NaN], "completions": [[1]]}]}'
@@ -296,7 +296,7 @@ def test_sigterm_lets_admitted_requests_finish_and_ends_with_zero(checkpoint: Pa
         wait_until(lambda: service.metrics()["vigor_queued_requests"] == 1)
         assert service.stop() == 0
         assert pending.result().status_code == 200
-        assert list((tmp_path / "staging").iterdir()) == []
+        assert [path.name for path in (tmp_path / "staging").iterdir()] == ["lock"]
 
 
 def test_a_model_that_cannot_be_loaded_ends_with_one_clear_line(tmp_path: Path) -> None:

@@ -22,9 +22,10 @@ OPERATIONS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Clients that left",
-            "Score requests whose client went away before the answer: its time limit is too short, or it died.",
+            "Score requests whose client went away before the answer (its time limit is too short, or it died), and "
+            "connections that were closed because more were open than there are descriptors for.",
             "reqps",
-            {"left": rate("vigor_disconnects_total")},
+            {"left": rate("vigor_disconnects_total"), "closed": rate("vigor_closed_connections_total")},
         ),
         Panel(
             "Tokens",

@@ -86,7 +86,7 @@ def loss_logits(model: PreTrainedModel, sequence: TokenSequence, *, runs_all_pos
 
 
 def _takes_positions(model: PreTrainedModel) -> bool:
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's passes everything on
+    inner: nn.Module = getattr(model, "get_base_model", lambda: model)()  # PEFT's passes everything on
     return "logits_to_keep" in inspect.signature(inner.forward).parameters
 
 
