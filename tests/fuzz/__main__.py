@@ -30,9 +30,8 @@ def main() -> int:
 
 
 def _errors(log: Path) -> list[str]:
-    return [line for line in log.read_text(errors="replace").splitlines() if "Traceback" in line or "Error" in line][
-        -20:
-    ]
+    lines = log.read_text(errors="replace").splitlines()
+    return [line for line in lines if "Traceback" in line][-20:]
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import pytest
 from tests.fuzz.bodies import UPDATE, VALID
 from tests.fuzz.campaign import BrokenPromiseError, Tally, attack, try_one
 from tests.fuzz.target import KEY, fuzzed_service
-from tests.fuzz.wire import RawRequest
+from tests.fuzz.wire import RawRequest, _status
 from tests.service_process import REPOSITORY, ServiceProcess
 from tests.waiting import wait_until
 
@@ -98,3 +98,17 @@ def test_a_service_that_breaks_a_promise_is_found_out(path: str, promise: str) -
     request: Any = RawRequest(b"GET", path.encode(), ((b"Host", b"127.0.0.1"), (b"Connection", b"close")), b"")
     with bad_service() as service, pytest.raises(BrokenPromiseError, match=promise):
         try_one(service, request, Tally())
+
+
+@pytest.mark.parametrize(
+    ("received", "status"),
+    [
+        (b"HTTP/1.1 200 OK\r\n\r\n", 200),
+        (b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 422 Wrong\r\nA: b\r\n\r\n{}", 422),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", None),
+        (b"", None),
+        (b"\x00", None),
+    ],
+)
+def test_the_status_is_that_of_the_answer_itself(received: bytes, status: int | None) -> None:
+    assert _status(received) == status

@@ -53,6 +53,10 @@ def _received(connection: socket.socket) -> bytes:
 
 
 def _status(received: bytes) -> int | None:
-    line, _, _ = received.partition(b"\r\n")
-    words = line.split(b" ", 2)
-    return int(words[1]) if len(words) > 1 and words[0].startswith(b"HTTP/") and words[1].isdigit() else None
+    """Return the status of the answer behind those that only announce one, such as 100."""
+    head, _, rest = received.partition(b"\r\n\r\n")
+    words = head.split(maxsplit=2)
+    if len(words) < 2 or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
+        return None
+    status = int(words[1])
+    return _status(rest) if status < 200 else status
