@@ -161,8 +161,7 @@ class Engine:
         self._heap = HeapTrimming()
         self._fitting = FittingScorer(self._score, score_frugally=_frugal_score(self._fast))
         # The reference takes gradients beside what a batch takes, and only where there is room for them.
-        batches = self._reference.score if self._fast is None else self._fast.score
-        self._fitting_batches = FittingScorer(batches, score_frugally=_frugal_score(self._fast))
+        self._fitting_batches = FittingScorer(self._score_by("rules"), score_frugally=_frugal_score(self._fast))
 
     @property
     def info(self) -> EngineInfo:

@@ -32,8 +32,6 @@ def exact_score(
     ``nll = F.cross_entropy(logits.double(), targets)``, with teacher forcing, no temperature and dropout off
     (arXiv 2605.09920, equation 4).
     """
-    if sequence.num_loss_tokens == 0:
-        return EMPTY_SCORE
     with requiring_grad(model, parameters.values()):
         return score_requiring_grad(model, sequence, parameters)
 
@@ -41,7 +39,9 @@ def exact_score(
 def score_requiring_grad(
     model: PreTrainedModel, sequence: TokenSequence, parameters: Mapping[str, nn.Parameter]
 ) -> SequenceScore:
-    """Equal ``exact_score`` of a sequence with a loss, within ``requiring_grad``; several threads may call it."""
+    """Equal ``exact_score``, within ``requiring_grad``; several threads may call it at once."""
+    if sequence.num_loss_tokens == 0:
+        return EMPTY_SCORE
     logits_TV = loss_logits(model, sequence)
     loss = mean_nll(logits_TV, torch.tensor(sequence.loss_targets(), device=logits_TV.device))
     gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)

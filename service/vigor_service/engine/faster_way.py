@@ -82,7 +82,7 @@ def _size(sequence: TokenSequence, sequences: Sequence[TokenSequence]) -> Size:
 
 def _trial(sequences: Sequence[TokenSequence], num_lanes: int) -> list[TokenSequence]:
     """Return the first sequences that keep as many threads busy: a batch for each."""
-    tokens_before = accumulate((max(sequence.num_tokens, 1) for sequence in sequences), initial=0)
+    tokens_before = accumulate((sequence.num_tokens for sequence in sequences), initial=0)
     enough = num_lanes * TOKENS_AT_FULL_RATE
     return [
         sequence

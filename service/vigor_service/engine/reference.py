@@ -19,7 +19,7 @@ from vigor_service.engine.exact_norms import ELEMENTS_AT_ONCE, exact_score, requ
 from vigor_service.engine.free_memory import free_bytes
 from vigor_service.engine.keeping import LayerBytes, room_bytes
 from vigor_service.engine.replicas import replica
-from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
+from vigor_service.engine.sequences import SequenceScore, TokenSequence
 from vigor_service.engine.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -80,8 +80,6 @@ class Reference:
 
     def _score_one(self, lane: tuple[PreTrainedModel, TokenSequence]) -> tuple[TokenSequence, SequenceScore]:
         model, sequence = lane
-        if not sequence.num_loss_tokens:
-            return sequence, EMPTY_SCORE
         with torch.enable_grad():
             return sequence, score_requiring_grad(model, sequence, self._measured)
 
