@@ -60,7 +60,7 @@ def whole_answer(lines: Sequence[str]) -> str:
     *groups, last = lines
     in_order = sorted(map(GroupLine.model_validate_json, groups), key=attrgetter("index"))
     scores = [GroupScore(**{name: value for name, value in line if name != "index"}) for line in in_order]
-    return ScoreResponse(groups=scores, **dict(LastLine.model_validate_json(last))).model_dump_json()
+    return answer_json(ScoreResponse(groups=scores, **dict(LastLine.model_validate_json(last))))
 
 
 def grade_group(
