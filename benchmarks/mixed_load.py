@@ -33,7 +33,7 @@ from benchmarks.mixed_callers import (
     send_samples,
 )
 from benchmarks.report import Cell, Report, Table, finish, new_report
-from tests.fuzz.account import num_descriptors, num_threads
+from tests.process_account import num_descriptors, num_threads
 from tests.service_process import ServiceProcess, service_process
 from tests.tiny_models import save_tiny_checkpoint
 

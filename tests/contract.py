@@ -13,13 +13,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from tests.fuzz.target import KEY, everything
 from tests.service_process import service_process
-from tests.tiny_models import save_tiny_checkpoint
 
 MAX_SECONDS = 900
-PUBLISH_KEY, SCORE_KEY = "key-of-the-publisher", "key-of-the-scorers"
-# A sample waits for others of its group, which never come here.
-GROUP_TIMEOUT_SECONDS = 1
 _CONFIGURATION = """
 [checks.not_a_server_error]
 expected-statuses = ["2xx", "3xx", "4xx", "504"]
@@ -41,27 +38,14 @@ def main() -> int:
 
 
 def _check(schemathesis: Path, directory: Path) -> int:
-    with service_process(directory, *_flags(directory)) as service:
+    with service_process(directory, *everything(directory)) as service:
         (directory / "schemathesis.toml").write_text(_CONFIGURATION)
         url = f"{str(service.http.base_url).rstrip('/')}/openapi.json"
-        command = [schemathesis, "run", url, *_OPTIONS, "--header", f"Authorization: Bearer {PUBLISH_KEY}"]
+        command = [schemathesis, "run", url, *_OPTIONS, "--header", f"Authorization: Bearer {KEY}"]
         code = subprocess.run(command, cwd=directory, timeout=MAX_SECONDS, check=False).returncode
         if service.http.get("/healthz").status_code != 200:
             sys.exit("the service did not survive it")
     return code
-
-
-def _flags(directory: Path) -> list[str]:
-    """A service with all that can be reached over HTTP, except for what connects to other machines."""
-    model, root = save_tiny_checkpoint(directory / "model"), directory / "root"
-    root.mkdir()
-    keys = {"publish": PUBLISH_KEY, "score": SCORE_KEY}
-    for name, key in keys.items():
-        (directory / name).write_text(key)
-    given = {"model": model, "device": "cpu", "state-dir": directory / "state", "weights-root": root}
-    given["group-timeout-seconds"] = GROUP_TIMEOUT_SECONDS
-    given |= {f"{name}-key-file": directory / name for name in keys}
-    return [part for name, value in given.items() for part in (f"--{name}", str(value))]
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from time import monotonic
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from tests.fuzz.account import forget_peak, main_thread_seconds, peak_mib
 from tests.fuzz.bodies import VALID
 from tests.fuzz.requests import requests
 from tests.fuzz.wire import RawRequest, send
+from tests.process_account import main_thread_seconds, peak_bytes, reset_peak
 from tests.service_process import ServiceProcess
 
 MOST_LOOP_SECONDS = 0.1  # of processor time, until /healthz answers
@@ -99,15 +99,14 @@ def try_one(service: ServiceProcess, request: RawRequest, tally: Tally) -> None:
 def _cost(service: ServiceProcess, request: RawRequest) -> tuple[int | None, float, float]:
     """Return the answer's status, the event loop's processor seconds until /healthz answers, and MiB of growth."""
     pid = service.process.pid
-    forget_peak(pid)
-    before_mib, before_seconds = peak_mib(pid), main_thread_seconds(pid)
+    before_bytes, before_seconds = reset_peak(pid), main_thread_seconds(pid)
     try:
         status = send(service.http.base_url.port or 0, bytes(request))
     except TimeoutError as error:
         raise BrokenPromiseError(f"neither an answer nor the end of the connection: {str(request)[:2000]}") from error
     if service.http.get("/healthz").status_code != 200:
         raise BrokenPromiseError("/healthz is not 200")
-    return status, main_thread_seconds(pid) - before_seconds, peak_mib(pid) - before_mib
+    return status, main_thread_seconds(pid) - before_seconds, (peak_bytes(pid) - before_bytes) / 2**20
 
 
 def table(tally: Tally) -> str:

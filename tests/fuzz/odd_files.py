@@ -10,7 +10,6 @@ from pathlib import Path
 
 def plant(root: Path) -> None:
     """Make files under the root: pipes, links to themselves and outwards, directories, headers that lie, indexes."""
-    root.mkdir(parents=True, exist_ok=True)
     os.mkfifo(root / "fifo")
     (root / "itself").symlink_to("itself")
     (root / "outwards").symlink_to("/etc")

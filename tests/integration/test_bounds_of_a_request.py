@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.process_account import TICK_SECONDS, cpu_seconds, peak_bytes, reset_peak
 from tests.service_process import ServiceProcess, service_process
 from tests.waiting import wait_until
 
@@ -20,7 +20,6 @@ BODY_BYTES = 15 * MIB
 HELD_BYTES = 64 * MIB
 NUM_WAITING, WAIT_SECONDS = 24, 8
 ANSWERED_SECONDS = 0.1
-TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
 PATHS = (
     "/v1/score",
     "/v1/score/sample",
@@ -58,23 +57,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess
         yield running
 
 
-def cpu_seconds(service: ServiceProcess) -> float:
-    """Processor time of the process so far."""
-    fields = Path(f"/proc/{service.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) * TICK_SECONDS
-
-
-def reset_peak(service: ServiceProcess) -> int:
-    """Begin to look for another peak of the process' memory; return what it takes now, in bytes."""
-    Path(f"/proc/{service.process.pid}/clear_refs").write_text("5")
-    return peak_bytes(service)
-
-
-def peak_bytes(service: ServiceProcess) -> int:
-    status = Path(f"/proc/{service.process.pid}/status").read_text()
-    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-
-
 def post(service: ServiceProcess, path: str, body: bytes) -> httpx.Response:
     return httpx.post(
         service.http.base_url.join(path), content=body, headers={"Content-Type": "application/json"}, timeout=120
@@ -102,38 +84,38 @@ HOSTILE = {
 def test_a_refused_body_costs_bounded_time_and_memory_and_keeps_nobody_waiting(
     service: ServiceProcess, kind: str
 ) -> None:
-    before, began = reset_peak(service), cpu_seconds(service)
+    before, began = reset_peak(service.process.pid), cpu_seconds(service.process.pid)
     longest = 0.0
     with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=service.http.base_url, timeout=60) as probe:
         answering = pool.submit(post, service, "/v1/score", HOSTILE[kind])
         while not answering.done():
-            asked = cpu_seconds(service)
+            asked = cpu_seconds(service.process.pid)
             assert probe.get("/healthz").status_code == 200
-            longest = max(longest, cpu_seconds(service) - asked)
+            longest = max(longest, cpu_seconds(service.process.pid) - asked)
     assert answering.result().status_code in (400, 413, 422)
     assert longest <= ANSWERED_SECONDS + TICK_SECONDS
-    assert cpu_seconds(service) - began < 3.0
-    assert peak_bytes(service) - before < 400 * MIB
+    assert cpu_seconds(service.process.pid) - began < 3.0
+    assert peak_bytes(service.process.pid) - before < 400 * MIB
 
 
 @pytest.mark.parametrize("path", PATHS)
 def test_it_is_so_on_every_route_that_takes_json(service: ServiceProcess, path: str) -> None:
-    before, began = reset_peak(service), cpu_seconds(service)
+    before, began = reset_peak(service.process.pid), cpu_seconds(service.process.pid)
     assert 400 <= post(service, path, HOSTILE["faults"]).status_code < 500
-    assert cpu_seconds(service) - began < 1.0
-    assert peak_bytes(service) - before < 200 * MIB
+    assert cpu_seconds(service.process.pid) - began < 1.0
+    assert peak_bytes(service.process.pid) - before < 200 * MIB
 
 
 def test_requests_that_wait_hold_no_more_than_all_may_and_the_rest_is_429(service: ServiceProcess) -> None:
     group = {"prompt_ids": [300] * 20, "completions": [[300, 7]] * 512}
     body = json.dumps({"groups": [group] * 24, "weight_version": 9, "wait_seconds": WAIT_SECONDS}).encode()
-    before = reset_peak(service)
+    before = reset_peak(service.process.pid)
     with ThreadPoolExecutor(NUM_WAITING) as pool:
         answers = [pool.submit(post, service, "/v1/score", body) for _ in range(NUM_WAITING)]
         statuses = [answer.result().status_code for answer in answers]
     assert set(statuses) == {409, 429}  # 409: they waited for weights that never came
     assert statuses.count(429) > NUM_WAITING / 2
-    assert peak_bytes(service) - before < 3 * HELD_BYTES
+    assert peak_bytes(service.process.pid) - before < 3 * HELD_BYTES
 
 
 def test_connections_beyond_the_descriptors_are_closed_and_said_while_probes_are_answered(tmp_path: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from time import monotonic
 
 import pytest
 
+from tests.raw_connection import connected
 from tests.service_process import ServiceProcess, service_process
 from tests.waiting import wait_until
 
@@ -44,13 +45,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess
         yield running
 
 
-@contextmanager
-def connected(service: ServiceProcess) -> Iterator[socket.socket]:
-    url = service.http.base_url
-    with socket.create_connection((url.host, url.port or 80), timeout=SECONDS) as connection:
-        yield connection
-
-
 def ended_seconds(connection: socket.socket, *, trickling: bytes = b"") -> float:
     """Return how long it takes until the server ends the connection, to which bytes are sent one by one."""
     began, rest = monotonic(), iter(trickling)
@@ -79,12 +73,12 @@ def assert_answered(connection: socket.socket, request: bytes = GET, status: byt
 
 
 def test_a_connection_that_sends_nothing_is_ended(service: ServiceProcess) -> None:
-    with connected(service) as silent:
+    with connected(service.http, seconds=SECONDS) as silent:
         assert HEADER_SECONDS * 0.9 <= ended_seconds(silent) < HEADER_SECONDS + 5
 
 
 def test_headers_that_trickle_are_given_up_and_healthy_requests_are_answered_meanwhile(service: ServiceProcess) -> None:
-    with connected(service) as trickling:
+    with connected(service.http, seconds=SECONDS) as trickling:
         assert service.http.get("/healthz").status_code == 200
         headers = b"GET /healthz HTTP/1.1\r\nHost: " + b"x" * 1000
         assert HEADER_SECONDS * 0.9 <= ended_seconds(trickling, trickling=headers) < HEADER_SECONDS + 5
@@ -92,13 +86,13 @@ def test_headers_that_trickle_are_given_up_and_healthy_requests_are_answered_mea
 
 
 def test_the_second_request_of_a_connection_has_no_longer_than_the_first(service: ServiceProcess) -> None:
-    with connected(service) as connection:
+    with connected(service.http, seconds=SECONDS) as connection:
         assert_answered(connection)
         assert ended_seconds(connection, trickling=GET[:-1] * 100) < HEADER_SECONDS + 5
 
 
 def test_what_is_left_of_a_refused_body_is_not_read_for_ever(service: ServiceProcess) -> None:
-    with connected(service) as connection:
+    with connected(service.http, seconds=SECONDS) as connection:
         announced = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000000000\r\n\r\n"
         assert_answered(connection, announced, b"415")
         assert BODY_SECONDS * 0.9 <= ended_seconds(connection, trickling=b"x" * 10_000) < BODY_SECONDS + 5
@@ -106,7 +100,7 @@ def test_what_is_left_of_a_refused_body_is_not_read_for_ever(service: ServicePro
 
 def test_a_refused_body_that_comes_to_its_end_leaves_the_connection_as_it_was(service: ServiceProcess) -> None:
     body = b"x" * 1_000_000
-    with connected(service) as connection:
+    with connected(service.http, seconds=SECONDS) as connection:
         assert_answered(
             connection, b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body), b"415"
         )
@@ -116,11 +110,11 @@ def test_a_refused_body_that_comes_to_its_end_leaves_the_connection_as_it_was(se
 
 def test_an_idle_connection_is_kept_for_its_next_request_and_a_slow_body_too(service: ServiceProcess) -> None:
     body = b'{"groups":[{"prompt_ids":[1],"completions":[[2]]}]}'
-    with connected(service) as idle, connected(service) as slow:
+    with connected(service.http, seconds=SECONDS) as idle, connected(service.http, seconds=SECONDS) as slow:
         assert_answered(idle)
         head = b"POST /v1/score HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         slow.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body))
-        with connected(service) as silent:  # both outlive it
+        with connected(service.http, seconds=SECONDS) as silent:  # both outlive it
             ended_seconds(silent)
         assert_answered(idle)
         assert_answered(slow, body)
@@ -128,10 +122,10 @@ def test_an_idle_connection_is_kept_for_its_next_request_and_a_slow_body_too(ser
 
 def test_of_too_many_waiting_connections_the_oldest_is_ended(service: ServiceProcess) -> None:
     with ExitStack() as stack:
-        oldest, *others = (stack.enter_context(connected(service)) for _ in range(MAX_WAITING))
+        oldest, *others = (stack.enter_context(connected(service.http, seconds=SECONDS)) for _ in range(MAX_WAITING))
         for connection in (oldest, *others):
             assert_answered(connection)  # from here on they wait, and not for headers
-        newest = stack.enter_context(connected(service))
+        newest = stack.enter_context(connected(service.http, seconds=SECONDS))
         assert ended_seconds(oldest) < HEADER_SECONDS
         for connection in (*others, newest):
             assert_answered(connection)

@@ -6,7 +6,6 @@ import json
 import re
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.live_service import LiveService, live_service
+from tests.raw_connection import connected
 from tests.waiting import wait_until
 from vigor_client.schemas import Problem
 from vigor_service.http_protocol import HeadLimits
@@ -32,13 +32,6 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
         yield running
 
 
-@contextmanager
-def connected(service: LiveService) -> Iterator[socket.socket]:
-    url = service.http.base_url
-    with socket.create_connection((url.host, url.port or 80), timeout=SECONDS) as connection:
-        yield connection
-
-
 def rest_of(connection: socket.socket) -> bytes:
     """Return what comes until the server ends the connection."""
     received = b""
@@ -49,7 +42,7 @@ def rest_of(connection: socket.socket) -> bytes:
 
 def answer_to(service: LiveService, *parts: bytes, ends: bool = False) -> bytes:
     """Return what comes back for these bytes; ``ends`` closes the caller's half behind them."""
-    with connected(service) as connection:
+    with connected(service.http, seconds=SECONDS) as connection:
         for part in parts:
             connection.sendall(part)
         if ends:
@@ -106,7 +99,7 @@ def test_a_url_above_the_limit_is_414_and_one_up_to_it_is_looked_up(service: Liv
 )
 def test_what_never_ends_costs_no_more_than_its_limit(service: LiveService, begin: bytes) -> None:
     began = process_time()
-    with connected(service) as connection:
+    with connected(service.http, seconds=SECONDS) as connection:
         connection.sendall(begin)
         try:
             for _ in range(1000):
@@ -147,7 +140,7 @@ def test_what_cannot_be_read_is_answered_with_a_problem(service: LiveService, se
 
 def test_answers_to_earlier_requests_come_before_the_connection_ends(service: LiveService) -> None:
     service.scorer.gate.clear()
-    with connected(service) as connection:
+    with connected(service.http, seconds=SECONDS) as connection:
         connection.sendall(SCORE)
         wait_until(service.scorer.is_scoring.is_set)
         connection.sendall(b"garbage\r\n\r\n")
@@ -169,7 +162,7 @@ def test_a_caller_that_closes_its_half_gets_its_answer(service: LiveService) -> 
 
 def test_a_caller_that_closes_its_half_is_waited_for_as_long_as_any(service: LiveService) -> None:
     service.scorer.gate.clear()
-    with connected(service) as connection:
+    with connected(service.http, seconds=SECONDS) as connection:
         connection.sendall(SCORE)
         connection.shutdown(socket.SHUT_WR)
         wait_until(service.scorer.is_scoring.is_set)
@@ -184,7 +177,7 @@ def test_the_work_of_a_caller_that_is_gone_leaves_the_queue(service: LiveService
         return service.runtime.metrics.registry.get_sample_value("vigor_queued_requests")
 
     service.scorer.gate.clear()
-    with connected(service) as connection:
+    with connected(service.http, seconds=SECONDS) as connection:
         connection.sendall(SCORE.replace(b"HTTP/1.1", version))
         wait_until(lambda: queued() == 1)
     wait_until(lambda: queued() == 0)

@@ -2,7 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+
+from benchmarks.measuring import resident_bytes
+
+TICK_SECONDS = 1 / os.sysconf("SC_CLK_TCK")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the processor time of all threads so far, to a tick."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) * TICK_SECONDS
 
 
 def main_thread_seconds(pid: int) -> float:
@@ -11,16 +22,15 @@ def main_thread_seconds(pid: int) -> float:
     return int(nanoseconds) / 1e9
 
 
-def peak_mib(pid: int) -> float:
-    """Return the most memory that was resident since ``forget_peak``."""
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    (kib,) = (line.split()[1] for line in lines if line.startswith("VmHWM:"))
-    return int(kib) / 1024
+def peak_bytes(pid: int) -> int:
+    """Return the most memory that was resident since ``reset_peak``."""
+    return resident_bytes("VmHWM", pid=pid)
 
 
-def forget_peak(pid: int) -> None:
-    """Let the peak begin anew, with what is resident now."""
+def reset_peak(pid: int) -> int:
+    """Let the peak begin anew with what is resident now, and return that."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
+    return peak_bytes(pid)
 
 
 def num_descriptors(pid: int) -> int:
