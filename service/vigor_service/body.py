@@ -27,7 +27,7 @@ from vigor_service.errors import (
     invalid_request,
 )
 from vigor_service.request_record import current_record
-from vigor_service.sliced_json import parse_in_slices
+from vigor_service.sliced_json import free_in_slices, parse_in_slices
 from vigor_service.worker import WorkerThread
 
 MAX_VALUES = 1 << 22
@@ -168,10 +168,12 @@ def parse_json(model: type[_Model], text: bytes, *, consequence: str) -> _Model:
         InvalidRequestError: lists the offending places, and what did not happen because of them.
     """
     limit = FaultLimit(MAX_LISTED_ERRORS)
+    parsed = _objects(text, consequence)
     try:
-        return model.model_validate(_objects(text, consequence), context=limit)
+        return model.model_validate(parsed, context=limit)
     except ValidationError as error:
         refusal = _refusal(error, limit, consequence)
+    free_in_slices(parsed)
     raise refusal  # without the error, which holds all that was parsed
 
 

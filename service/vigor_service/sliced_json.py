@@ -10,7 +10,7 @@ import json
 import re
 import secrets
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from pydantic_core import from_json
 
@@ -30,6 +30,7 @@ _CLOSERS = {b"{": b"}", b"[": b"]"}
 _MAX_DEPTH = 200  # as from_json has it
 _MAX_UNCUT_BYTES = 1 << 19  # of text without a comma in its place: it is white space, or no JSON
 _MAX_LENGTH_OF_PART = 1 << 17  # counts of a part: one string may be as long as the document
+_FREED_VALUES = 1 << 16
 _SEEN_BYTES = 64  # around a comma; where there is more white space the text is not cut
 
 
@@ -45,6 +46,23 @@ def parse_in_slices(text: bytes, *, slice_bytes: int = SLICE_BYTES) -> object:
         return _Slices(text, slice_bytes).parse()
     except ValueError as error:
         raise ValueError(str(error).partition(" at line ")[0]) from error
+
+
+def free_in_slices(parsed: object) -> None:
+    """Empty a document that nobody reads any more: a list of millions would be freed in one step."""
+    containers = [parsed]
+    while containers:
+        container = containers.pop()
+        if isinstance(container, dict):
+            containers += cast("dict[str, object]", container).values()
+        elif isinstance(container, list):
+            _free_list(cast("list[object]", container), containers)
+
+
+def _free_list(values: list[object], containers: list[object]) -> None:
+    while values:
+        containers += [value for value in values[-_FREED_VALUES:] if isinstance(value, dict | list)]
+        del values[-_FREED_VALUES:]
 
 
 class _Slices:

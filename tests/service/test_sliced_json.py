@@ -2,13 +2,14 @@ import json
 import threading
 from contextlib import suppress
 from time import process_time
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_core import from_json
 
-from vigor_service.sliced_json import parse_in_slices
+from vigor_service.sliced_json import free_in_slices, parse_in_slices
 
 TEXT = st.text(alphabet='ab",\\[]{}: é\n', max_size=6)
 LONG = st.sampled_from(["x" * 3000, " " * 100])
@@ -89,3 +90,11 @@ def test_other_threads_run_while_a_large_document_is_parsed() -> None:
     is_done.set()
     counting.join()
     assert turns > 2
+
+
+def test_a_document_is_emptied_at_every_depth() -> None:
+    parsed: dict[str, Any] = {"groups": [{"prompt_ids": [12345] * 200_000, "completions": [[1], {"ids": [2]}]}], "a": 1}
+    group = parsed["groups"][0]
+    emptied = [parsed["groups"], group["prompt_ids"], group["completions"], group["completions"][1]["ids"]]
+    free_in_slices(parsed)
+    assert emptied == [[], [], [], []]
