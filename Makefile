@@ -12,7 +12,7 @@ WHERE ?= cpu
 LONG ?= --layers 6
 RESULTS := benchmarks/results
 # Programs that some tests need and skip without, each with its package of Debian.
-TOOLS := prometheus:prometheus chromium:chromium kubectl:kubernetes-client
+TOOLS := prometheus:prometheus chromium:chromium kubectl:kubernetes-client nginx:nginx strace:strace
 # Those that are not wanted: make tools WITHOUT=chromium.
 WITHOUT ?=
 PROGRAM = $(firstword $(subst :, ,$(1)))
@@ -73,9 +73,9 @@ fuzz: setup
 monitoring: setup
 	$(BIN)/python -m pytest tests/monitoring
 
-# Needs root. Prometheus is not to run as a service of the machine because of it: the tests start their own.
+# Needs root. Neither server is to run as a service of the machine because of it: the tests start their own.
 tools:
-	$(if $(and $(filter prometheus,$(MISSING)),$(wildcard /etc/systemd/system)),ln -sf /dev/null /etc/systemd/system/prometheus.service)
+	$(if $(wildcard /etc/systemd/system),$(foreach server,$(filter prometheus nginx,$(MISSING)),ln -sf /dev/null /etc/systemd/system/$(server).service;))
 	$(if $(MISSING),$(APT_GET) update)
 	$(if $(MISSING),$(APT_GET) install --yes --no-install-recommends $(MISSING))
 

@@ -30,6 +30,13 @@ from vigor_client.schemas import Problem, WireModel
 from vigor_client.wire import REQUEST_ID_HEADER, Call, Wire
 
 _MAX_QUOTED_CHARACTERS = 200
+_OF_A_PROXY = {
+    413: "takes no body of this size: raise its limit (nginx: client_max_body_size)",
+    502: "did not reach it: is the service running, and is this its address?",
+    503: "says that it is not available: is the service running?",
+    504: "waited too long for it: raise its time limit (nginx: proxy_read_timeout)",
+}
+"""What a refusal means that is not in the service's words, by status."""
 
 Answer = TypeVar("Answer", bound=WireModel)
 Result = TypeVar("Result")
@@ -149,8 +156,16 @@ def refusal_error(response: httpx.Response) -> VigorError:
     try:
         problem = Problem.model_validate_json(response.content)
     except pydantic.ValidationError:
-        return unexpected(response, "an answer that is not problem+json")
+        return _refusal_of_a_proxy(response)
     return problem_error(problem, response, retry_after_seconds=retry_after_of(response))
+
+
+def _refusal_of_a_proxy(response: httpx.Response) -> UnexpectedAnswerError:
+    """The error that a refusal means which is not in the service's words."""
+    if said := _OF_A_PROXY.get(response.status_code):
+        message = f"was refused by what stands before the service, which {said} ({response.status_code})"
+        return _unexpected(response, message)
+    return unexpected(response, "an answer that is not problem+json")
 
 
 def problem_error(problem: Problem, response: httpx.Response, *, retry_after_seconds: float) -> ProblemError:
@@ -178,9 +193,13 @@ def unexpected(response: httpx.Response, what: str, *, body: bytes | None = None
     """An error that names what came, and where from; of an answer in lines, ``body`` is the one in question."""
     text = (response.text if body is None else body.decode(errors="replace"))[:_MAX_QUOTED_CHARACTERS]
     content_type = response.headers.get("Content-Type", "no content type")
+    return _unexpected(response, f"answered {what} ({response.status_code}, {content_type}): {text!r}")
+
+
+def _unexpected(response: httpx.Response, message: str) -> UnexpectedAnswerError:
     request = response.request
     return UnexpectedAnswerError(
-        f"{request.method} {request.url} answered {what} ({response.status_code}, {content_type}): {text!r}",
+        f"{request.method} {request.url} {message}",
         status=response.status_code,
         request_id=request_id_of(response),
         retry_after_seconds=retry_after_of(response),

@@ -207,6 +207,17 @@ def test_a_refusal_that_is_no_problem_document_is_quoted_in_part(status: int) ->
     assert len(str(raised.value)) < 500
 
 
+@pytest.mark.parametrize(
+    ("status", "said"), [(413, "client_max_body_size"), (502, "did not reach"), (503, "not available"), (504, "time")]
+)
+def test_a_refusal_of_a_proxy_says_what_to_do_instead_of_its_page(status: int, said: str) -> None:
+    refusals = [httpx.Response(status, text="<html>", headers={"Content-Type": "text/html"}) for _ in range(10)]
+    with pytest.raises(UnexpectedAnswerError, match=said) as raised:
+        fetch(ScriptedWire(*refusals))
+    assert raised.value.status == status
+    assert "<html>" not in str(raised.value)
+
+
 def test_the_services_own_request_id_wins() -> None:
     wire = ScriptedWire(problem(422, "invalid_request", headers={REQUEST_ID_HEADER: "theirs"}))
     with pytest.raises(InvalidRequestError) as raised:
