@@ -272,6 +272,7 @@ def test_the_limits_are_those_of_the_code() -> None:
     limits = {
         "groups in a request": schemas.MAX_GROUPS,
         "completions in a group": schemas.MAX_COMPLETIONS_PER_GROUP,
+        "completions in a request": schemas.MAX_COMPLETIONS,
         "messages in a prompt": schemas.MAX_MESSAGES,
         "tokens of a prompt with one completion, for an attribution": MAX_ATTRIBUTED_TOKENS,
         "`wait_seconds`": f"{schemas.MAX_WAIT_SECONDS:g}",

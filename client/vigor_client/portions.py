@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from vigor_client.errors import PayloadTooLargeError, UnexpectedAnswerError, VigorError
-from vigor_client.schemas import MAX_GROUPS, Group, GroupScore
+from vigor_client.schemas import MAX_COMPLETIONS, MAX_GROUPS, Group, GroupScore
 
 MAX_REQUEST_BYTES = 2**23
 """Bytes of the JSON of a request with more than one group: half of what a service takes unless told otherwise."""
@@ -16,14 +16,16 @@ _TOO_LARGE = 413
 def in_portions(groups: Iterable[Group], *, max_bytes: int = MAX_REQUEST_BYTES) -> list[list[Group]]:
     """Cut groups into requests, groups whole and in order; a group of more than ``max_bytes`` goes alone."""
     portions: list[list[Group]] = []
-    room = 0
+    byte_room = completion_room = 0
     for group in groups:
-        num_bytes = len(group.model_dump_json(exclude_none=True).encode())
-        if not portions or num_bytes > room or len(portions[-1]) == MAX_GROUPS:
+        num_bytes, num_completions = len(group.model_dump_json(exclude_none=True).encode()), len(group.completions)
+        fits = num_bytes <= byte_room and num_completions <= completion_room
+        if not portions or not fits or len(portions[-1]) == MAX_GROUPS:
             portions.append([])
-            room = max_bytes
+            byte_room, completion_room = max_bytes, MAX_COMPLETIONS
         portions[-1].append(group)
-        room -= num_bytes
+        byte_room -= num_bytes
+        completion_room -= num_completions
     return portions
 
 

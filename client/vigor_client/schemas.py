@@ -22,6 +22,8 @@ from vigor_client.wire_types import half_character as half_character
 MAX_WAIT_SECONDS = 600.0
 MAX_GROUPS = 512
 MAX_COMPLETIONS_PER_GROUP = 512
+MAX_COMPLETIONS = 65_536
+"""Of one request. Of more, each step that handles all of them at once would keep others waiting."""
 MAX_UPDATE_FILES = 4096
 MAX_WEIGHT_VERSION = 2**53 - 1  # what every JSON parser, and a metric, holds exactly
 

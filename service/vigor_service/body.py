@@ -55,7 +55,8 @@ class BodyReader:
         self.max_body_bytes = max_body_bytes
         self.timeout_seconds = timeout_seconds
         self._max_held_bytes = max_held_bytes
-        self._held_bytes = 0
+        self.held_bytes = 0
+        """Of all requests under way."""
         self._thread = WorkerThread("parse")
 
     def hold(self, num_bytes: int, *, already: int) -> None:
@@ -64,16 +65,16 @@ class BodyReader:
         Raises:
             QueueFullError: all requests together would hold too much.
         """
-        others = self._held_bytes - already
-        if others > 0 and self._held_bytes + num_bytes > self._max_held_bytes:
+        others = self.held_bytes - already
+        if others > 0 and self.held_bytes + num_bytes > self._max_held_bytes:
             raise QueueFullError(
                 f"other requests hold {others >> 20} MiB of memory; come back later", retry_after_seconds=1.0
             )
-        self._held_bytes += num_bytes
+        self.held_bytes += num_bytes
 
     def release(self, num_bytes: int) -> None:
         """Count these bytes no more."""
-        self._held_bytes -= num_bytes
+        self.held_bytes -= num_bytes
 
     async def run(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Return what ``work`` returns on the thread that parses, which does nothing else."""
@@ -170,11 +171,13 @@ def parse_json(model: type[_Model], text: bytes, *, consequence: str) -> _Model:
     limit = FaultLimit(MAX_LISTED_ERRORS)
     parsed = _objects(text, consequence)
     try:
-        return model.model_validate(parsed, context=limit)
+        validated, refusal = model.model_validate(parsed, context=limit), None
     except ValidationError as error:
-        refusal = _refusal(error, limit, consequence)
+        validated, refusal = None, _refusal(error, limit, consequence)
     free_in_slices(parsed)
-    raise refusal  # without the error, which holds all that was parsed
+    if refusal is not None:
+        raise refusal  # without the error, which holds all that was parsed
+    return validated
 
 
 def _objects(text: bytes, consequence: str) -> object:

@@ -22,6 +22,7 @@ import uvicorn
 from vigor_service.app import create_app
 from vigor_service.connections import DEFAULT_LIMITS, ConnectionLimits, bounded_protocol, raise_descriptor_limit
 from vigor_service.errors import StartupError
+from vigor_service.garbage import OldGarbage
 from vigor_service.http_protocol import HeadLimits, Hooks
 from vigor_service.loading_progress import LoadingProgress
 from vigor_service.metrics import Metrics
@@ -89,7 +90,10 @@ def serve(
     # Uvicorn has its own handlers while it runs; when it has ended it raises the signal that ended it once more.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: server.stop())
+    garbage = OldGarbage(lambda: app.state.bodies.held_bytes)
+    garbage.start()
     server.run(sockets=[listener])
+    garbage.stop()
     _end(runtime)
 
 

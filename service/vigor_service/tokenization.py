@@ -11,7 +11,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-from vigor_client.schemas import Completion, FieldError, FinishReason, GivenPrompt, Group, ScoreRequest
+from vigor_client.schemas import (
+    MAX_COMPLETIONS,
+    Completion,
+    FieldError,
+    FinishReason,
+    GivenPrompt,
+    Group,
+    ScoreRequest,
+)
 from vigor_service.chat_prompts import ChatPromptError, ChatTokenizer, closing_text, rendered
 from vigor_service.continuation import Continuation, TextTokenizer, UntokenizableError, decoded, encoded
 from vigor_service.ends import Ends, ends_of
@@ -76,9 +84,10 @@ class Encoder:
         Raises:
             InvalidRequestError: lists every id outside the vocabulary and every text that cannot be tokenized.
             SequenceTooLongError: nothing else is wrong, but sequences exceed the model's limit.
-            PayloadTooLargeError: the request has more tokens, or takes longer, than one request may.
+            PayloadTooLargeError: the request has more completions or tokens, or takes longer, than one request may.
             ClientGoneError: as ``checkpoint``.
         """
+        _refuse_many_completions(request)
         encoding = _Encoding(self)
         groups = [encoding.group(group, index) for index, group in enumerate(request.groups)]
         encoding.refuse_faults()
@@ -276,6 +285,16 @@ class _Encoding:
         """Note a fault; one token stands in for what is wrong, so that the rest is still checked."""
         self._faults.append(FieldError(loc=list(place), msg=message))
         return (0,)
+
+
+def _refuse_many_completions(request: ScoreRequest) -> None:
+    num_completions = sum(len(group.completions) for group in request.groups)
+    if num_completions > MAX_COMPLETIONS:
+        raise PayloadTooLargeError(
+            f"the request has {num_completions} completions, the limit is {MAX_COMPLETIONS}; {_NOTHING_SCORED}: "
+            "send fewer groups at once",
+            limit=MAX_COMPLETIONS,
+        )
 
 
 def _warm(tokenizer: Tokenizer) -> Tokenizer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,12 +14,14 @@ import pytest
 from tests.process_account import TICK_SECONDS, cpu_seconds, peak_bytes, reset_peak
 from tests.service_process import ServiceProcess, service_process
 from tests.waiting import wait_until
+from vigor_client.schemas import MAX_COMPLETIONS, MAX_COMPLETIONS_PER_GROUP
 
 MIB = 1 << 20
 BODY_BYTES = 15 * MIB
 HELD_BYTES = 64 * MIB
 NUM_WAITING, WAIT_SECONDS = 24, 8
 ANSWERED_SECONDS = 0.1
+REFUSED = {400, 413, 422}
 NUM_ATTEMPTS = 3  # what a shared host takes is counted as the process's own: the least disturbed one tells
 PATHS = (
     "/v1/score",
@@ -42,7 +44,8 @@ from vigor_service.settings import Settings
 def load():
     from tests.fake_scorer import FakeScorer
     scorer = FakeScorer()
-    scorer.gate.clear()  # no batch ever ends
+    if {no_batch_ends}:
+        scorer.gate.clear()
     return LoadedModel(scorer, None)
 
 logging.basicConfig(level="INFO")
@@ -50,11 +53,21 @@ serve(CliApp.run(Settings), load)
 """
 
 
+STUCK, WORKING = _PROGRAM.format(no_batch_ends=True), _PROGRAM.format(no_batch_ends=False)
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     directory = tmp_path_factory.mktemp("service")
     flags = ("--max-held-bytes", str(HELD_BYTES), "--weights-root", str(directory))
-    with service_process(directory, *flags, python=["-c", _PROGRAM]) as running:
+    with service_process(directory, *flags, python=["-c", STUCK]) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def working_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
+    """Its batches end."""
+    with service_process(tmp_path_factory.mktemp("working"), python=["-c", WORKING]) as running:
         yield running
 
 
@@ -92,7 +105,18 @@ def test_a_refused_body_costs_bounded_time_and_memory_and_keeps_nobody_waiting(
     assert peak_bytes(service.process.pid) - before < 400 * MIB
 
 
-def _longest_wait(service: ServiceProcess, body: bytes) -> float:
+def test_the_largest_requests_that_are_scored_keep_nobody_waiting(working_service: ServiceProcess) -> None:
+    completions = [[7, 1 + index % 200, 1 + index // 200] for index in range(MAX_COMPLETIONS_PER_GROUP)]
+    groups = [
+        {"prompt_ids": [9, 1 + number], "completions": [{"ids": ids} for ids in completions]}
+        for number in range(MAX_COMPLETIONS // MAX_COMPLETIONS_PER_GROUP)
+    ]
+    body = json.dumps({"groups": groups}).encode()
+    waits = (_longest_wait(working_service, body, {200}) for _ in range(NUM_ATTEMPTS))
+    assert any(seconds <= ANSWERED_SECONDS + TICK_SECONDS for seconds in waits)
+
+
+def _longest_wait(service: ServiceProcess, body: bytes, statuses: Container[int] = REFUSED) -> float:
     """Return the most processor time that the service took before it answered a probe beside this request."""
     longest = 0.0
     with ThreadPoolExecutor(1) as pool, httpx.Client(base_url=service.http.base_url, timeout=60) as probe:
@@ -101,7 +125,7 @@ def _longest_wait(service: ServiceProcess, body: bytes) -> float:
             asked = cpu_seconds(service.process.pid)
             assert probe.get("/healthz").status_code == 200
             longest = max(longest, cpu_seconds(service.process.pid) - asked)
-    assert answering.result().status_code in (400, 413, 422)
+    assert answering.result().status_code in statuses
     return longest
 
 
@@ -126,7 +150,7 @@ def test_requests_that_wait_hold_no_more_than_all_may_and_the_rest_is_429(servic
 
 
 def test_connections_beyond_the_descriptors_are_closed_and_said_while_probes_are_answered(tmp_path: Path) -> None:
-    limited = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (96, 128))\n" + _PROGRAM
+    limited = "import resource; resource.setrlimit(resource.RLIMIT_NOFILE, (96, 128))\n" + STUCK
     with service_process(tmp_path, python=["-c", limited]) as service:
         url = service.http.base_url
         assert f"Max open files            {128}" in Path(f"/proc/{service.process.pid}/limits").read_text()

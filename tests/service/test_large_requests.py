@@ -5,7 +5,7 @@ from time import thread_time
 
 import pytest
 
-from vigor_client.schemas import Group, ScoreRequest
+from vigor_client.schemas import MAX_COMPLETIONS, Group, ScoreRequest
 from vigor_service.batching import Pool
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 from vigor_service.errors import PayloadTooLargeError
@@ -80,6 +80,14 @@ def test_a_request_with_too_many_tokens_is_refused_at_the_completion_that_is_too
         encoder.encode(_request(4))
     assert refused.value.data == {"limit": 1000}
     assert [error.loc for error in refused.value.errors] == [["groups", 0, "completions", 166]]
+
+
+def test_a_request_with_too_many_completions_is_refused() -> None:
+    (group,) = _request(4).groups[:1]
+    groups = [group] * (MAX_COMPLETIONS // NUM_COMPLETIONS)
+    assert len(_encoder().encode(ScoreRequest(groups=groups))) == len(groups)
+    with pytest.raises(PayloadTooLargeError, match=r"66048 completions, the limit is 65536.*send fewer groups"):
+        _encoder().encode(ScoreRequest(groups=[*groups, group]))
 
 
 def test_as_many_tokens_as_are_allowed_are_taken() -> None:

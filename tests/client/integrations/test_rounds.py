@@ -7,7 +7,7 @@ import pytest
 from tests.client.test_client import scores
 from vigor_client import Completion, Group, GroupScore, PayloadTooLargeError, UnexpectedAnswerError, VigorError
 from vigor_client.portions import in_portions, score_portions
-from vigor_client.schemas import MAX_GROUPS, Problem
+from vigor_client.schemas import MAX_COMPLETIONS, MAX_GROUPS, Problem
 
 
 def group(num_ids: int) -> Group:
@@ -31,6 +31,11 @@ def test_groups_go_together_as_far_as_a_request_may_be_large() -> None:
 
 def test_no_request_has_more_groups_than_one_may_have() -> None:
     assert sizes(in_portions([group(2)] * (MAX_GROUPS + 1))) == [MAX_GROUPS, 1]
+
+
+def test_no_request_has_more_completions_than_one_may_have() -> None:
+    large, num_fitting = Group(prompt="a", completions=[Completion(ids=[1])] * 512), MAX_COMPLETIONS // 512
+    assert sizes(in_portions([large] * (num_fitting + 1), max_bytes=2**40)) == [num_fitting, 1]
 
 
 def test_without_groups_there_is_no_request() -> None:
