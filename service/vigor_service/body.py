@@ -171,13 +171,12 @@ def parse_json(model: type[_Model], text: bytes, *, consequence: str) -> _Model:
     limit = FaultLimit(MAX_LISTED_ERRORS)
     parsed = _objects(text, consequence)
     try:
-        validated, refusal = model.model_validate(parsed, context=limit), None
+        return model.model_validate(parsed, context=limit)
     except ValidationError as error:
-        validated, refusal = None, _refusal(error, limit, consequence)
-    free_in_slices(parsed)
-    if refusal is not None:
-        raise refusal  # without the error, which holds all that was parsed
-    return validated
+        refusal = _refusal(error, limit, consequence)
+    finally:
+        free_in_slices(parsed)
+    raise refusal  # without the error, which holds all that was parsed
 
 
 def _objects(text: bytes, consequence: str) -> object:
