@@ -171,11 +171,10 @@ def parse_json(model: type[_Model], text: bytes, *, consequence: str) -> _Model:
     limit = FaultLimit(MAX_LISTED_ERRORS)
     parsed = _objects(text, consequence)
     try:
-        return model.model_validate(parsed, context=limit)
+        return model.model_validate(parsed, context=limit)  # which keeps parts of it: what templates are given
     except ValidationError as error:
         refusal = _refusal(error, limit, consequence)
-    finally:
-        free_in_slices(parsed)
+    free_in_slices(parsed)
     raise refusal  # without the error, which holds all that was parsed
 
 

@@ -183,3 +183,12 @@ def test_a_place_named_by_the_caller_is_cut() -> None:
 def test_a_refusal_holds_nothing_of_what_was_parsed() -> None:
     refused = _refused(json.dumps({"groups": [[1] * 1000]}).encode())
     assert refused.__cause__ is refused.__context__ is None
+
+
+def test_what_a_template_is_given_is_kept_to_the_last_list() -> None:
+    tools = [{"name": "add", "parameters": {"required": ["a", ["b", {"c": [1]}]]}}]
+    message = {"role": "user", "content": None, "tool_calls": [{"arguments": {"a": [1, [2]]}}]}
+    body = {"groups": [{"messages": [message], "tools": tools, "completions": [[1]]}]}
+    (group,) = parse_json(ScoreRequest, json.dumps(body).encode(), consequence="nothing was scored").groups
+    assert group.tools == tools
+    assert group.messages and group.messages[0].for_template() == {"role": "user", "tool_calls": message["tool_calls"]}
