@@ -191,4 +191,5 @@ def test_what_a_template_is_given_is_kept_to_the_last_list() -> None:
     body = {"groups": [{"messages": [message], "tools": tools, "completions": [[1]]}]}
     (group,) = parse_json(ScoreRequest, json.dumps(body).encode(), consequence="nothing was scored").groups
     assert group.tools == tools
-    assert group.messages and group.messages[0].for_template() == {"role": "user", "tool_calls": message["tool_calls"]}
+    assert group.messages is not None
+    assert group.messages[0].for_template() == {"role": "user", "tool_calls": message["tool_calls"]}
