@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import ipaddress
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -96,3 +97,11 @@ def read_key(file: Path) -> str:
 
 def _matches(key: SecretStr | None, offered: bytes) -> bool:
     return key is not None and hmac.compare_digest(offered, key.get_secret_value().encode())
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address or name to listen on is this machine's own."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

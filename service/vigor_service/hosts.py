@@ -8,9 +8,9 @@ import re
 from fastapi import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from vigor_service.authentication import is_loopback
 from vigor_service.errors import MalformedHttpError, ServiceError, WrongHostError
 from vigor_service.problems import problem_response
-from vigor_service.settings import is_loopback
 
 _HOST = re.compile(r"(?:\[(?P<ip>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]*))(?::\d*)?")
 _PROBES = ("/healthz", "/readyz")  # asked by name or address of whatever watches the service, and of no use to a page

@@ -5,7 +5,6 @@ Imports no torch: `--help` answers at once.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from vigor_service.authentication import checked_key, read_key
+from vigor_service.authentication import checked_key, is_loopback, read_key
 
 
 class Settings(BaseSettings):
@@ -256,11 +255,3 @@ def _key(name: str, values: Mapping[str, Any]) -> str | None:
 
 def _revealed(key: str | SecretStr) -> str:
     return key.get_secret_value() if isinstance(key, SecretStr) else key
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address or name to listen on is this machine's own."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

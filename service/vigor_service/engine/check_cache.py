@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vigor_service.engine.decoder import Layout
-from vigor_service.engine.plan import causal_model
+from vigor_service.engine.unwrap import causal_model
 
 logger = logging.getLogger(__name__)
 

@@ -26,13 +26,13 @@ from vigor_service.engine.keeping import Keep
 from vigor_service.engine.layout_choice import choose_layout, require_policy_of_text
 from vigor_service.engine.memory import FittingScorer, Score, is_out_of_memory
 from vigor_service.engine.parameters import in_parts, measured_parameters
-from vigor_service.engine.plan import causal_model
 from vigor_service.engine.probes import Probes
 from vigor_service.engine.reference import Reference
 from vigor_service.engine.rotary import forget_earlier_lengths
 from vigor_service.engine.self_check import reason
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
 from vigor_service.engine.text_parameters import media_token_ids
+from vigor_service.engine.unwrap import causal_model
 
 logger = logging.getLogger(__name__)
 

@@ -24,12 +24,13 @@ from vigor_service.engine.interception import Measuring, RecordingLinears
 from vigor_service.engine.keeping import Demand, Keep, LayerBytes, choose_keep, room_bytes
 from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.packing import PackedBatch, pack_prompts
-from vigor_service.engine.plan import LAYOUTS, causal_model, make_plan
+from vigor_service.engine.plan import LAYOUTS, make_plan
 from vigor_service.engine.probes import Probes
 from vigor_service.engine.prompts import KnownRows, Prompt, PromptRows, num_tokens_without, shared_prompts
 from vigor_service.engine.rules.head import HeadSignals, head_loss
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
 from vigor_service.engine.sums import squared_norm
+from vigor_service.engine.unwrap import causal_model
 from vigor_service.engine.workers import Workers
 
 R = TypeVar("R")

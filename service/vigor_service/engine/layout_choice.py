@@ -16,8 +16,9 @@ from vigor_service.engine.check_cache import CheckCache, Outcome, outcome_key
 from vigor_service.engine.exact_norms import exact_score, loss_logits
 from vigor_service.engine.fast_norms import FastNorms
 from vigor_service.engine.memory import is_out_of_memory
-from vigor_service.engine.plan import LAYOUTS, UnsupportedModelError, causal_model, probe_sequences
+from vigor_service.engine.plan import LAYOUTS, UnsupportedModelError, probe_sequences
 from vigor_service.engine.self_check import check, reason
+from vigor_service.engine.unwrap import causal_model
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from vigor_service.engine.adapters import adapter_parameters, has_adapter
 from vigor_service.engine.decoder import decoder_layers
-from vigor_service.engine.plan import causal_model
 from vigor_service.engine.text_parameters import unreached_by_text
+from vigor_service.engine.unwrap import causal_model
 
 _ELEMENTS_AT_ONCE = 2**28  # what a part has at most, unless it is a single parameter
 _LAST_LAYERS = re.compile(r"last-(\d+)-layers")

@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from vigor_service.engine.decoder import decoder_layers
-from vigor_service.engine.plan import causal_model
+from vigor_service.engine.unwrap import causal_model
 
 
 def places(model: nn.Module, names: Iterable[str]) -> dict[str, str]:

@@ -150,12 +150,6 @@ def _check_independence(hidden_ND: Tensor, embedded_1ND: Tensor, batch: PackedBa
             raise UnsupportedModelError("tokens of one packed sequence reach another")
 
 
-def causal_model(model: nn.Module) -> PreTrainedModel:
-    """Return the transformers model inside a PEFT wrapper, or the model itself."""
-    unwrap = getattr(model, "get_base_model", None)
-    return unwrap() if unwrap is not None else model  # pyright: ignore[reportReturnType] - PEFT's wrapper is untyped
-
-
 def probe_sequences(model: PreTrainedModel) -> list[TokenSequence]:
     """Return two short sequences of one prompt, whose token count equals no other size in the model's config.
 

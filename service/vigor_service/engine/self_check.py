@@ -27,10 +27,11 @@ from vigor_service.engine.free_memory import free_bytes
 from vigor_service.engine.keeping import Keep, ways_to_keep
 from vigor_service.engine.memory import is_out_of_memory, release_memory
 from vigor_service.engine.parameters import in_parts
-from vigor_service.engine.plan import causal_model, probe_ids, probe_sequences
+from vigor_service.engine.plan import probe_ids, probe_sequences
 from vigor_service.engine.rotary import length_dependent
 from vigor_service.engine.sequences import TokenSequence
 from vigor_service.engine.sums import squared_norm
+from vigor_service.engine.unwrap import causal_model
 
 logger = logging.getLogger(__name__)
 

@@ -19,8 +19,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from transformers import PreTrainedModel
 
 from vigor_service.engine.interception import Claim, Interception, Tracing
-from vigor_service.engine.plan import causal_model, probe_ids
+from vigor_service.engine.plan import probe_ids
 from vigor_service.engine.rules import Call
+from vigor_service.engine.unwrap import causal_model
 
 
 @dataclass(frozen=True, slots=True)
