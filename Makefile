@@ -81,7 +81,7 @@ tools:
 
 # A running service against its own OpenAPI description; schemathesis has an environment of its own.
 contract: setup .venv-contract/.ready
-	$(BIN)/python -m tests.contract --schemathesis .venv-contract/bin/schemathesis
+	$(BIN)/python -m tests.support.contract --schemathesis .venv-contract/bin/schemathesis
 
 .venv-contract/.ready:
 	$(PYTHON) -m venv .venv-contract
@@ -98,7 +98,7 @@ check: setup manifests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/python -m pytest --quiet tests/test_architecture.py tests/test_exported_members.py
+	$(BIN)/python -m pytest --quiet tests/repo/test_architecture.py tests/repo/test_exported_members.py
 
 # Whatever k8s/ can be rendered to, by the schemas of Kubernetes; what its words mean is in tests/k8s.
 manifests: setup

@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 
-from vigor_service.engine.heap import trim
+from vigor_service.engine.memory.malloc import trim
 
 _TUNED_BY = ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_THRESHOLD_")
 _ALL_ARENAS = 4096  # jemalloc's MALLCTL_ARENAS_ALL

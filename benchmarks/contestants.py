@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 from benchmarks.loops import ideal_loop, published_loop
 from benchmarks.models import Subject
 from benchmarks.per_sample import opacus_norms, vmap_norms
-from vigor_service.batching import Pool
 from vigor_service.engine.engine import Engine
-from vigor_service.engine.heap import tune_heap
+from vigor_service.engine.memory.malloc import tune_heap
 from vigor_service.engine.sequences import TokenSequence
+from vigor_service.scheduling.fair_queue import Pool
 
 PUBLISHED, IDEAL, ENGINE = "published loop", "ideal loop", "engine"
 LOOPS: dict[str, Callable[[PreTrainedModel, Sequence[TokenSequence]], list[float]]] = {

@@ -21,9 +21,9 @@ from transformers import PreTrainedModel
 from benchmarks.models import load_subject, save_random_weights
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from benchmarks.workloads import Workload
-from tests.service_process import service_process
+from tests.support.service_process import service_process
 from vigor_client import Publication, VigorClient, WeightSnapshot, digest_of_tensors
-from vigor_service.engine.exact_norms import loss_logits
+from vigor_service.engine.norms.reference import loss_logits
 from vigor_service.engine.sequences import TokenSequence
 
 _GROUP = Workload("group", None, 4, 64, 32, 64, "bfloat16")

@@ -20,10 +20,10 @@ from benchmarks.child import in_child
 from benchmarks.measuring import resident_bytes
 from benchmarks.models import load_subject, save_random_weights
 from benchmarks.report import Cell, Report, Table, finish, new_report
-from tests.service_process import service_process
+from tests.support.service_process import service_process
 from vigor_client import VigorClient
 from vigor_service.engine.engine import Engine
-from vigor_service.engine.heap import tune_heap
+from vigor_service.engine.memory.malloc import tune_heap
 from vigor_service.engine.sequences import TokenSequence
 
 Samples = list[tuple[int, int]]  # requests so far, resident bytes

@@ -22,7 +22,7 @@ from benchmarks.measuring import default_device
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from benchmarks.turn import Conditions
 from benchmarks.workloads import ON_A_CPU, ON_A_GPU, Workload, parse_workload
-from vigor_service.engine.batch_budget import probe_sizes
+from vigor_service.engine.memory.token_budget import probe_sizes
 
 _COLUMNS = {
     "contestant": ("", "{}"),

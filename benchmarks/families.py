@@ -21,8 +21,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from vigor_service.engine.engine import Engine
-from vigor_service.engine.exact_norms import requiring_grad
-from vigor_service.engine.heap import tune_heap
+from vigor_service.engine.memory.malloc import tune_heap
+from vigor_service.engine.norms.reference import requiring_grad
 from vigor_service.engine.sequences import TokenSequence
 
 _SIZES: dict[str, Any] = {

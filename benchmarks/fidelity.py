@@ -23,7 +23,7 @@ from benchmarks.agreement import kendall_tau_b, same_best, spearman_rho
 from benchmarks.measuring import hardware, timed
 from benchmarks.sampling import SampledGroup, load_groups, sample_groups, save_groups
 from vigor_service.engine.engine import Engine
-from vigor_service.engine.loading import Policy, load_policy
+from vigor_service.engine.loading.loading import Policy, load_policy
 
 _DATA = Path(__file__).resolve().parent / "data" / "groups.json"
 _TEMPLATE = """\

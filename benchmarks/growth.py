@@ -20,7 +20,7 @@ from benchmarks.measuring import default_device
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from benchmarks.turn import Conditions
 from benchmarks.workloads import Workload, parse_numbers
-from vigor_service.engine.batch_budget import probe_sizes
+from vigor_service.engine.memory.token_budget import probe_sizes
 
 _COLUMNS = {
     "loop_seconds": ("ideal loop, s", "{:.2f}"),

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import hardware
-from vigor_service.engine.costs import UnavailableError, Way, device_seconds
-from vigor_service.engine.kernels import gram_norm, product_norm
-from vigor_service.engine.kernels.row_ranges import RowRanges, row_ranges
+from vigor_service.engine.ops.autotune import UnavailableError, Way, device_seconds
+from vigor_service.engine.ops.kernels import gram_norm, product_norm
+from vigor_service.engine.ops.kernels.row_ranges import RowRanges, row_ranges
 
 NormWay = Callable[[Tensor, Tensor, RowRanges], Tensor]
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
@@ -86,7 +86,7 @@ def matrices(num_features: int, num_key_features: int, num_inner: int) -> dict[s
 
 def norm_ways() -> dict[str, NormWay]:
     """Return every way, whether the engine would time it or not."""
-    from vigor_service.engine.kernels import gram_norm_triton, product_norm_triton
+    from vigor_service.engine.ops.kernels import gram_norm_triton, product_norm_triton
 
     return {
         "Gram in torch": gram_norm.gram_norms,

@@ -19,9 +19,9 @@ from benchmarks.measuring import default_device, peak_bytes, timed
 from benchmarks.models import load_subject
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from benchmarks.workloads import Workload, parse_numbers
-from vigor_service.engine.fast_norms import FastNorms
-from vigor_service.engine.keeping import Keep
-from vigor_service.engine.parameters import measured_parameters
+from vigor_service.engine.memory.activation_policy import Keep
+from vigor_service.engine.model.parameter_selection import measured_parameters
+from vigor_service.engine.norms.fast import FastNorms
 
 _COLUMNS = {
     "tokens": ("tokens", "{:,}"),

@@ -12,8 +12,8 @@ from typing import TypeVar
 import torch
 
 from benchmarks.allocator import allocator_name, give_back
-from vigor_service.engine.gemm import linear
-from vigor_service.engine.proc import bytes_of
+from vigor_service.engine.memory.proc import bytes_of
+from vigor_service.engine.ops.gemm import linear
 
 T = TypeVar("T")
 _PROCESS = Path("/proc/self")

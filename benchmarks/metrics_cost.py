@@ -26,9 +26,9 @@ import torch
 
 from benchmarks.models import load_subject
 from benchmarks.report import Cell, Report, Table, finish, new_report
-from tests.live_service import LiveService, live_service
+from tests.support.live_service import LiveService, live_service
 from vigor_service.engine.engine import Engine
-from vigor_service.metrics import Metrics
+from vigor_service.observability.metrics import Metrics
 from vigor_service.runtime import LoadedModel
 
 NUM_CLIENTS = 4

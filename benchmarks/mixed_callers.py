@@ -15,7 +15,7 @@ from typing import TypeAlias
 import httpx
 from safetensors.torch import load_file, save
 
-from tests.pushing import FILE, UPDATES, announce
+from tests.support.pushing import FILE, UPDATES, announce
 
 Tally: TypeAlias = Counter[tuple[str, int]]
 Role: TypeAlias = Callable[[httpx.AsyncClient, random.Random, Tally], Awaitable[None]]

@@ -33,9 +33,9 @@ from benchmarks.mixed_callers import (
     send_samples,
 )
 from benchmarks.report import Cell, Report, Table, finish, new_report
-from tests.process_account import num_descriptors, num_threads
-from tests.service_process import ServiceProcess, service_process
-from tests.tiny_models import save_tiny_checkpoint
+from tests.support.process_account import num_descriptors, num_threads
+from tests.support.service_process import ServiceProcess, service_process
+from tests.support.tiny_models import save_tiny_checkpoint
 
 LATER = (503, 504)
 _SHARES = {score_ids: 90, score_text: 40, send_samples: 24, adapt: 16, leave: 14, send_junk: 10, abandon: 5}

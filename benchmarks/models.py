@@ -10,8 +10,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from benchmarks.measuring import default_device
-from tests.tiny_models import tiny_tokenizer
-from vigor_service.engine.loading import load_policy
+from tests.support.tiny_models import tiny_tokenizer
+from vigor_service.engine.loading.loading import load_policy
 
 _ROOT = Path(__file__).resolve().parent.parent
 _NUM_RANDOM_IDS = 40_000

@@ -19,8 +19,8 @@ import torch
 from benchmarks.models import save_random_weights
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from benchmarks.workloads import parse_numbers
-from tests.service_process import service_process
-from vigor_trainer.records import RoundRecord, read_records
+from tests.support.service_process import service_process
+from vigor_trainer.monitoring.records import RoundRecord, read_records
 
 _COLUMNS = {
     "tokens": ("completions of up to", "{}"),

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from vigor_service.engine.loading import Policy
+from vigor_service.engine.loading.loading import Policy
 from vigor_service.engine.sequences import TokenSequence
-from vigor_trainer.tasks import REASONING_GYM_PREFIX, TaskSource, load_task
+from vigor_trainer.data.tasks import REASONING_GYM_PREFIX, TaskSource, load_task
 
 _TASKS = (
     "chain_sum", "simple_equations", "letter_counting", "spell_backward", "leg_counting", "gsm_symbolic",

@@ -28,13 +28,13 @@ from benchmarks.loads import ON_A_CPU, ON_A_GPU, Load
 from benchmarks.measuring import default_device, resident_bytes
 from benchmarks.models import save_random_weights
 from benchmarks.report import Cell, Report, Table, finish, new_report
-from tests.service_process import ServiceProcess, service_process
-from tests.waiting import wait_until
+from tests.support.service_process import ServiceProcess, service_process
+from tests.support.waiting import wait_until
 from vigor_client import VigorClient
-from vigor_service.batching import Pool
 from vigor_service.engine.engine import Engine
-from vigor_service.engine.loading import load_policy
+from vigor_service.engine.loading.loading import load_policy
 from vigor_service.engine.sequences import TokenSequence
+from vigor_service.scheduling.fair_queue import Pool
 
 NUM_CLIENTS = 16
 OVERLOAD = 10

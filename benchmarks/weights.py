@@ -26,7 +26,7 @@ import torch
 from benchmarks.measuring import resident_bytes
 from benchmarks.models import save_random_weights
 from benchmarks.report import Cell, Report, Table, finish, new_report
-from tests.service_process import ServiceProcess, service_process
+from tests.support.service_process import ServiceProcess, service_process
 from vigor_client import Publication, VigorClient
 
 _CHUNK_BYTES = 1 << 20

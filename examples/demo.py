@@ -23,9 +23,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn
 from rich.table import Table
 
 from vigor_client import NotReadyError, VigorClient, VigorError, checkpoint_tensors, digest_of_tensors
-from vigor_client.embedded import MODEL_NAME, embedded_model_dir
-from vigor_trainer.records import RECORDS_FILE, RoundRecord, read_records
-from vigor_trainer.report import cell, write_report
+from vigor_client.models.embedded import MODEL_NAME, embedded_model_dir
+from vigor_trainer.monitoring.records import RECORDS_FILE, RoundRecord, read_records
+from vigor_trainer.reports.run_page import cell, write_report
 
 READY_TIMEOUT_SECONDS = 180.0
 TRAINING_TIMEOUT_SECONDS = 900.0

@@ -2,15 +2,7 @@
 
 __version__ = "0.1.0"
 
-from vigor_client.attribution_schemas import (
-    AttributionRequest,
-    AttributionResponse,
-    LayerShare,
-    ParameterShare,
-    TokenShare,
-)
-from vigor_client.broadcast import Broadcast
-from vigor_client.checkpoints import checkpoint_tensors
+from vigor_client.chunking import in_portions, score_portions
 from vigor_client.client import AsyncVigorClient, VigorClient
 from vigor_client.errors import (
     AnswerTimeoutError,
@@ -50,10 +42,19 @@ from vigor_client.errors import (
     WeightsPoisonedError,
     WeightVersionMismatchError,
 )
-from vigor_client.lora import lora_scalings
-from vigor_client.portions import in_portions, score_portions
+from vigor_client.publishing.publish import Publication, Through, digest_of_tensors
+from vigor_client.publishing.snapshot import WeightSnapshot
+from vigor_client.publishing.transports.broadcast import Broadcast
+from vigor_client.publishing.transports.shared_directory import SharedDirectory
 from vigor_client.ranking import rank_rewards, ranks
-from vigor_client.schemas import (
+from vigor_client.schemas.attribution import (
+    AttributionRequest,
+    AttributionResponse,
+    LayerShare,
+    ParameterShare,
+    TokenShare,
+)
+from vigor_client.schemas.scoring import (
     Completion,
     CompletionScore,
     FieldError,
@@ -72,9 +73,8 @@ from vigor_client.schemas import (
     Usage,
     WeightsInfo,
 )
-from vigor_client.shared_directory import SharedDirectory
-from vigor_client.snapshot import WeightSnapshot
-from vigor_client.weights import Publication, Through, digest_of_tensors
+from vigor_client.weight_format.checkpoint_files import checkpoint_tensors
+from vigor_client.weight_format.lora import lora_scalings
 
 __all__ = [
     "AnswerTimeoutError",

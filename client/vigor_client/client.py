@@ -13,13 +13,10 @@ from typing import TYPE_CHECKING, Self
 import httpx
 
 from vigor_client import __version__
-from vigor_client.attribution_schemas import AttributionRequest, AttributionResponse
-from vigor_client.connections import AsyncConnections, Connections
-from vigor_client.endpoints import Endpoints
-from vigor_client.exchange import Exchange
-from vigor_client.network import Network, checked_url, network_for
-from vigor_client.retry import DEFAULT_MAX_RETRIES, RetryPolicy
-from vigor_client.schemas import (
+from vigor_client.publishing.publish import Publication, Through, publish
+from vigor_client.publishing.snapshot import WeightSnapshot
+from vigor_client.schemas.attribution import AttributionRequest, AttributionResponse
+from vigor_client.schemas.scoring import (
     Group,
     Health,
     ModelInfo,
@@ -33,10 +30,13 @@ from vigor_client.schemas import (
     TruncatedRule,
     WeightsInfo,
 )
-from vigor_client.score_lines import OnGroup
-from vigor_client.snapshot import WeightSnapshot
-from vigor_client.weights import Publication, Through, publish
-from vigor_client.wire import AsyncWire, BlockingWire, Wire, run_blocking
+from vigor_client.transport.connections import AsyncConnections, Connections
+from vigor_client.transport.endpoints import Endpoints
+from vigor_client.transport.exchange import Exchange
+from vigor_client.transport.network import Network, checked_url, network_for
+from vigor_client.transport.retry import DEFAULT_MAX_RETRIES, RetryPolicy
+from vigor_client.transport.score_stream import OnGroup
+from vigor_client.transport.wire import AsyncWire, BlockingWire, Wire, run_blocking
 
 if TYPE_CHECKING:
     import torch

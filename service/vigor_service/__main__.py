@@ -12,15 +12,15 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, NoReturn, cast
 
-from vigor_service.engine.heap import tune_heap
-from vigor_service.logs import configure_logging, join_transformers
+from vigor_service.engine.memory.malloc import tune_heap
+from vigor_service.observability.logs import configure_logging, join_transformers
 
 if TYPE_CHECKING:
-    from vigor_service.loading_progress import LoadingProgress
+    from vigor_service.observability.loading_progress import LoadingProgress
+    from vigor_service.observability.otel import Tracing
     from vigor_service.runtime import LoadedModel
+    from vigor_service.scoring.tokenization import Tokenizer
     from vigor_service.settings import Settings
-    from vigor_service.tokenization import Tokenizer
-    from vigor_service.tracing import Tracing
 
 _REQUIRED = (
     "fastapi", "httptools", "prometheus_client", "pydantic_settings", "safetensors", "torch", "transformers", "uvicorn",
@@ -40,7 +40,7 @@ def main() -> None:
     configure_logging(settings.log_level, settings.log_format)
     tune_heap(short_of_memory=settings.activation_mib is not None)
 
-    from vigor_service.loading_progress import LoadingProgress
+    from vigor_service.observability.loading_progress import LoadingProgress
     from vigor_service.server import serve
 
     progress = LoadingProgress()
@@ -74,7 +74,7 @@ def _tracing(url: str | None) -> Tracing | None:
     if url is None and not named:
         return None
     try:
-        from vigor_service.tracing import Tracing
+        from vigor_service.observability.otel import Tracing
     except ModuleNotFoundError as error:
         asked = "--otlp-endpoint (VIGOR_OTLP_ENDPOINT)" if url is not None else named[0]
         _exit(2, f"{asked}: {error.name} not installed: pip install '.[service,otel]' {_CHECKOUT}")
@@ -83,14 +83,14 @@ def _tracing(url: str | None) -> Tracing | None:
 
 def _load_model(settings: Settings, progress: LoadingProgress) -> LoadedModel:
     """Load what the settings name. Runs on the compute thread."""
-    from vigor_client.embedded import default_cache_dir
-    from vigor_service.ends import generation_ends
-    from vigor_service.engine.check_cache import CheckCache
+    from vigor_client.models.embedded import default_cache_dir
     from vigor_service.engine.engine import Engine
-    from vigor_service.engine.loading import ModelLoadError, load_policy
+    from vigor_service.engine.loading.loading import ModelLoadError, load_policy
+    from vigor_service.engine.norms.check_cache import CheckCache
     from vigor_service.errors import StartupError
-    from vigor_service.loading_progress import LoadingPhase
+    from vigor_service.observability.loading_progress import LoadingPhase
     from vigor_service.runtime import LoadedModel
+    from vigor_service.scoring.end_tokens import generation_ends
 
     if settings.log_format == "json":
         join_transformers()

@@ -12,19 +12,18 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from vigor_client.schemas import BEAT_SECONDS
-from vigor_service.authentication import Keys
-from vigor_service.body import BodyReader
-from vigor_service.hosts import HostCheck
-from vigor_service.loading_progress import LoadingProgress
-from vigor_service.metrics import Metrics
-from vigor_service.middleware import RequestEnvelope
-from vigor_service.openapi import describe
-from vigor_service.problems import CODES, install_problem_handlers
+from vigor_client.schemas.scoring import BEAT_SECONDS
+from vigor_service.http.authentication import Keys
+from vigor_service.http.host_check import HostCheck
+from vigor_service.http.middleware import RequestEnvelope
+from vigor_service.http.problems import CODES, install_problem_handlers
+from vigor_service.http.request_body import BodyReader
+from vigor_service.observability.loading_progress import LoadingProgress
+from vigor_service.observability.metrics import Metrics
 from vigor_service.routes import (
-    adapters,
     attribution,
-    compatible,
+    compat_rewards,
+    compat_weights,
     description,
     inspector,
     operations,
@@ -32,11 +31,12 @@ from vigor_service.routes import (
     scoring,
     weights,
 )
+from vigor_service.routes.openapi import describe
 from vigor_service.runtime import LoadedModel, Runtime
 from vigor_service.settings import Settings
 
 if TYPE_CHECKING:
-    from vigor_service.tracing import Tracing
+    from vigor_service.observability.otel import Tracing
 
 _DESCRIPTION = "Exact gradient norms of the current policy, ranked within groups. Errors are RFC 9457 problems."
 
@@ -85,9 +85,9 @@ def create_app(
         scoring.router,
         samples.router,
         attribution.router,
-        adapters.router,
+        compat_rewards.router,
         weights.router,
-        compatible.router,
+        compat_weights.router,
         operations.router,
         inspector.router,
         description.router,

@@ -10,34 +10,34 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vigor_service.adapters import Adapters
-from vigor_service.admission import Admission
-from vigor_service.attribution import Attributions
+from vigor_service.compat.rewards import Adapters
 from vigor_service.errors import DeadlineExceededError, DrainingError, LoadingError, StartupError, UnhealthyError
-from vigor_service.idempotency import Answers
-from vigor_service.loading_progress import LoadingPhase, LoadingProgress
-from vigor_service.metrics import Metrics
-from vigor_service.preparation import Preparation
-from vigor_service.rendezvous import Rendezvous
-from vigor_service.scheduler import Scheduler
-from vigor_service.score_cache import ScoreCache
-from vigor_service.scoring import Scoring
+from vigor_service.http.idempotency import Answers
+from vigor_service.observability.loading_progress import LoadingPhase, LoadingProgress
+from vigor_service.observability.metrics import Metrics
+from vigor_service.sample_groups.assembly import Rendezvous
+from vigor_service.scheduling.admission import Admission
+from vigor_service.scheduling.scheduler import Scheduler
+from vigor_service.scheduling.score_cache import ScoreCache
+from vigor_service.scoring.attribution import Attributions
+from vigor_service.scoring.service import Scoring
+from vigor_service.scoring.tokenization import Encoder, Tokenizer
 from vigor_service.settings import Settings
-from vigor_service.tokenization import Encoder, Tokenizer
-from vigor_service.watchdog import Watchdog
-from vigor_service.weights.broadcasting import Broadcasts
-from vigor_service.weights.committing import Committer
-from vigor_service.weights.file_threads import FileThreads
-from vigor_service.weights.local_files import LocalFiles
-from vigor_service.weights.publication import Publication
-from vigor_service.weights.staging import StagingArea, default_staging_root
-from vigor_service.weights.state_directory import StateDirectory
-from vigor_service.weights.updates import Updates
-from vigor_service.worker import WorkerThread
+from vigor_service.threads.file_threads import FileThreads
+from vigor_service.threads.preparation import Preparation
+from vigor_service.threads.watchdog import Watchdog
+from vigor_service.threads.worker import WorkerThread
+from vigor_service.weights.current import Publication
+from vigor_service.weights.sources.broadcast import Broadcasts
+from vigor_service.weights.sources.directory import LocalFiles
+from vigor_service.weights.storage.staging import StagingArea, default_staging_root
+from vigor_service.weights.storage.state import StateDirectory
+from vigor_service.weights.updates.commit import Committer
+from vigor_service.weights.updates.manager import Updates
 
 if TYPE_CHECKING:
     from vigor_service.engine.engine import EngineInfo, Scorer
-    from vigor_service.weights.replay import Replayed
+    from vigor_service.weights.updates.restore import Replayed
 
 _logger = logging.getLogger(__name__)
 
@@ -307,7 +307,7 @@ def _memory_reader(device: str) -> Callable[[], Mapping[str, int]]:
     # They bring torch along, as below.
     import torch
 
-    from vigor_service.engine.device_memory import device_memory_bytes
+    from vigor_service.engine.memory.device_memory import device_memory_bytes
 
     return partial(device_memory_bytes, torch.device(device))
 
@@ -317,8 +317,8 @@ def _load_and_replay(
 ) -> tuple[LoadedModel, Replayed]:
     model = load_model()
     # They bring torch along: imported here, so that the socket opens before torch is loaded.
-    from vigor_service.weights.fingerprint import initial_weights
-    from vigor_service.weights.replay import Replayed, replay
+    from vigor_service.weights.updates.restore import Replayed, replay
+    from vigor_service.weights.verification.fingerprint import initial_weights
 
     progress.begin(LoadingPhase.HASHING_WEIGHTS)
     weights = initial_weights(model.scorer)

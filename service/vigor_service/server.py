@@ -20,18 +20,23 @@ from typing import TYPE_CHECKING, NoReturn
 import uvicorn
 
 from vigor_service.app import create_app
-from vigor_service.connections import DEFAULT_LIMITS, ConnectionLimits, bounded_protocol, raise_descriptor_limit
 from vigor_service.errors import StartupError
-from vigor_service.garbage import OldGarbage
-from vigor_service.http_protocol import HeadLimits, Hooks
-from vigor_service.loading_progress import LoadingProgress
-from vigor_service.metrics import Metrics
-from vigor_service.problems import refusal_writer
+from vigor_service.http.connection_limits import (
+    DEFAULT_LIMITS,
+    ConnectionLimits,
+    bounded_protocol,
+    raise_descriptor_limit,
+)
+from vigor_service.http.problems import refusal_writer
+from vigor_service.http.protocol import HeadLimits, Hooks
+from vigor_service.observability.loading_progress import LoadingProgress
+from vigor_service.observability.metrics import Metrics
 from vigor_service.runtime import LoadedModel, Runtime
 from vigor_service.settings import Settings
+from vigor_service.threads.garbage import OldGarbage
 
 if TYPE_CHECKING:
-    from vigor_service.tracing import Tracing
+    from vigor_service.observability.otel import Tracing
 
 ENDING_SECONDS = 5.0
 """After the drain time, for what follows it; then the process ends, whatever still runs."""

@@ -13,7 +13,7 @@ from typing import Any, Literal, Self
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from vigor_service.authentication import checked_key, is_loopback, read_key
+from vigor_service.http.authentication import checked_key, is_loopback, read_key
 
 
 class Settings(BaseSettings):

@@ -11,8 +11,8 @@ from benchmarks.contest import Contest, Outcome, median_of_ratios, run_contest, 
 from benchmarks.contestants import ENGINE, IDEAL, LOOPS, Contestant
 from benchmarks.turn import Conditions, Turn, Work
 from benchmarks.workloads import ON_A_CPU, Workload, parse_workload
-from tests.tiny_models import tiny_model
-from vigor_service.engine.exact_norms import exact_score
+from tests.support.tiny_models import tiny_model
+from vigor_service.engine.norms.reference import exact_score
 from vigor_service.engine.sequences import TokenSequence
 
 GROUP = [TokenSequence((1, 2, 3), tuple(range(7, 7 + length))) for length in (9, 6, 1)]

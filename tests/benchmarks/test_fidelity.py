@@ -11,10 +11,10 @@ from torch import nn
 from benchmarks.fidelity import EXACT, VARIANTS, Outcome, Variant, make_engine, measure, table_row
 from benchmarks.sampling import SampledGroup
 from tests.engine.cases import random_sequence
-from tests.tiny_models import tiny_model, tiny_tokenizer
-from vigor_service.engine.exact_norms import exact_score
-from vigor_service.engine.loading import Policy
-from vigor_service.engine.parameters import measured_parameters
+from tests.support.tiny_models import tiny_model, tiny_tokenizer
+from vigor_service.engine.loading.loading import Policy
+from vigor_service.engine.model.parameter_selection import measured_parameters
+from vigor_service.engine.norms.reference import exact_score
 from vigor_service.settings import Settings
 
 

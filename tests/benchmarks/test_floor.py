@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.floor import Sizes, floor_flops, sizes_of
-from tests.tiny_models import VOCAB_SIZE, tiny_model
+from tests.support.tiny_models import VOCAB_SIZE, tiny_model
 from vigor_service.engine.sequences import TokenSequence
 
 SIZES = Sizes(layer_parameters=1000, head_parameters=600, num_layers=2, attention_width=12)

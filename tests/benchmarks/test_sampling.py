@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.sampling import SampledGroup, StaleGroupsError, load_groups, sample_groups, save_groups
-from tests.tiny_models import tiny_model, tiny_tokenizer
-from vigor_service.engine.loading import EMBEDDED_NAME, Policy
+from tests.support.tiny_models import tiny_model, tiny_tokenizer
+from vigor_service.engine.loading.loading import EMBEDDED_NAME, Policy
 from vigor_service.engine.sequences import TokenSequence
 
 KEPT = Path(__file__).parents[2] / "benchmarks" / "data" / "groups.json"

@@ -12,8 +12,7 @@ import httpx
 import safetensors.torch
 import torch
 
-from vigor_client.digest import checksum, model_digest
-from vigor_client.schemas import (
+from vigor_client.schemas.scoring import (
     WHOLE_ENCODINGS,
     CommitResponse,
     Health,
@@ -26,6 +25,7 @@ from vigor_client.schemas import (
     WeightState,
     WireModel,
 )
+from vigor_client.weight_format.digest import checksum, model_digest
 
 MODEL = ModelInfo(
     model="tiny",

@@ -21,7 +21,7 @@ from vigor_client import (
     UnexpectedAnswerError,
     VigorClient,
 )
-from vigor_client.schemas import CompletionScore, GroupScore, Health, ScoreResponse, Timing, Usage
+from vigor_client.schemas.scoring import CompletionScore, GroupScore, Health, ScoreResponse, Timing, Usage
 
 URL = "http://service"
 DIGEST = "xxh3-128:" + "0" * 32

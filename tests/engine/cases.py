@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tests.tiny_models import VOCAB_SIZE
-from vigor_service.engine.exact_norms import exact_score
+from tests.support.tiny_models import VOCAB_SIZE
+from vigor_service.engine.norms.reference import exact_score
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 
 EOS = 257

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from tests.engine.cases import difficult_sequences, largest_error
-from tests.tiny_models import tiny_model
+from tests.support.tiny_models import tiny_model
 from vigor_service.engine.engine import Engine
-from vigor_service.engine.exact_norms import exact_score
-from vigor_service.engine.parameters import measured_parameters
+from vigor_service.engine.model.parameter_selection import measured_parameters
+from vigor_service.engine.norms.reference import exact_score
 
 
 def test_the_info_says_what_is_measured_and_how() -> None:

@@ -12,8 +12,8 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from tests.fuzz.bodies import VALID
 from tests.fuzz.requests import requests
 from tests.fuzz.wire import RawRequest, send
-from tests.process_account import main_thread_seconds, peak_bytes, reset_peak
-from tests.service_process import ServiceProcess
+from tests.support.process_account import main_thread_seconds, peak_bytes, reset_peak
+from tests.support.service_process import ServiceProcess
 
 MOST_LOOP_SECONDS = 0.1  # of processor time, until /healthz answers
 MOST_GROWTH_MIB = 256.0  # of one request, of which no body is above the service's limit

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tests.fuzz.odd_files import plant
-from tests.service_process import ServiceProcess, service_process
-from tests.tiny_models import save_tiny_checkpoint
+from tests.support.service_process import ServiceProcess, service_process
+from tests.support.tiny_models import save_tiny_checkpoint
 
 KEY = "key-of-the-publisher"  # opens all routes
 GROUP_TIMEOUT_SECONDS = 1  # a sample waits for others of its group, which seldom come here

@@ -17,8 +17,8 @@ from tests.fuzz.bodies import UPDATE, VALID
 from tests.fuzz.campaign import BrokenPromiseError, Tally, attack, try_one
 from tests.fuzz.target import KEY, fuzzed_service
 from tests.fuzz.wire import RawRequest, _status
-from tests.service_process import REPOSITORY, ServiceProcess
-from tests.waiting import wait_until
+from tests.support.service_process import REPOSITORY, ServiceProcess
+from tests.support.waiting import wait_until
 
 SECONDS = 8.0
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.image.dockerfile import DOCKERFILE, ROOT, Stage, read_stages
 from tests.k8s.rendering import container, needs_kubectl, pod, render, the, trainer_job
-from tests.live_service import live_service
+from tests.support.live_service import live_service
 from vigor_service.runtime import LoadedModel
 from vigor_service.settings import Settings
 

@@ -18,7 +18,7 @@ from tests.image.build import FINAL
 from tests.image.dockerfile import DOCKERFILE, ROOT, Stage, read_stages
 from tests.image.layers import in_namespace, why_not_here
 from tests.image.start import WRITABLE, writable
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 pytestmark = [
     pytest.mark.slow,

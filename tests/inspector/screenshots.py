@@ -12,7 +12,7 @@ from PIL import Image
 from playwright.sync_api import Browser, expect
 
 from tests.inspector.browser import chromium, inspector_page, score_and_explain
-from tests.service_process import service_process
+from tests.support.service_process import service_process
 
 _NUM_COLOURS = 256  # keeps a picture below 200 kB
 _PICTURES: dict[str, dict[str, Any]] = {

@@ -12,9 +12,9 @@ import torch
 from playwright.sync_api import Browser, Page, expect
 
 from tests.inspector.browser import CHROMIUM, Watched, chromium, inspector_page, score_and_explain
-from tests.live_service import live_service
-from tests.service_process import service_process
-from tests.tiny_models import save_tiny_checkpoint, tiny_model
+from tests.support.live_service import live_service
+from tests.support.service_process import service_process
+from tests.support.tiny_models import save_tiny_checkpoint, tiny_model
 from vigor_client import VigorClient
 
 pytestmark = [

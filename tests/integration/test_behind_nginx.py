@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.live_service import live_service
-from tests.waiting import wait_until
+from tests.support.live_service import live_service
+from tests.support.waiting import wait_until
 from vigor_client import Completion, Group, ScoreResponse, UnexpectedAnswerError, VigorClient
 
 STOP_SECONDS = 20.0

@@ -11,10 +11,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.process_account import TICK_SECONDS, cpu_seconds, peak_bytes, reset_peak
-from tests.service_process import ServiceProcess, service_process
-from tests.waiting import wait_until
-from vigor_client.schemas import MAX_COMPLETIONS, MAX_COMPLETIONS_PER_GROUP
+from tests.support.process_account import TICK_SECONDS, cpu_seconds, peak_bytes, reset_peak
+from tests.support.service_process import ServiceProcess, service_process
+from tests.support.waiting import wait_until
+from vigor_client.schemas.scoring import MAX_COMPLETIONS, MAX_COMPLETIONS_PER_GROUP
 
 MIB = 1 << 20
 BODY_BYTES = 15 * MIB
@@ -42,7 +42,7 @@ from vigor_service.server import serve
 from vigor_service.settings import Settings
 
 def load():
-    from tests.fake_scorer import FakeScorer
+    from tests.support.fake_scorer import FakeScorer
     scorer = FakeScorer()
     if {no_batch_ends}:
         scorer.gate.clear()

@@ -21,11 +21,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from tests.live_service import LiveService, live_service
-from tests.pushing import FILE, UPDATES, announce, open_update
-from tests.service_process import service_process
-from tests.tiny_models import save_tiny_checkpoint
-from tests.waiting import wait_until
+from tests.support.live_service import LiveService, live_service
+from tests.support.pushing import FILE, UPDATES, announce, open_update
+from tests.support.service_process import service_process
+from tests.support.tiny_models import save_tiny_checkpoint
+from tests.support.waiting import wait_until
 from vigor_client import (
     AsyncVigorClient,
     Broadcast,
@@ -38,8 +38,8 @@ from vigor_client import (
     WeightSnapshot,
     digest_of_tensors,
 )
-from vigor_client.broadcast_process import RECEIVER, SENDER, BroadcastProcess, End
-from vigor_client.broadcast_pump import CHUNK_BYTES
+from vigor_client.weight_format.broadcast_process import RECEIVER, SENDER, BroadcastProcess, End
+from vigor_client.weight_format.broadcast_worker import CHUNK_BYTES
 
 LIMIT_SECONDS = 3.0
 Tensors = dict[str, torch.Tensor]
@@ -100,7 +100,7 @@ def _pumps() -> list[Path]:
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended meanwhile, or is somebody else's
             command = (process / "cmdline").read_bytes().split(b"\0")
-            if b"vigor_client.broadcast_pump" in command and (process / "cwd").samefile(Path.cwd()):
+            if b"vigor_client.weight_format.broadcast_worker" in command and (process / "cwd").samefile(Path.cwd()):
                 found.append(process)
     return found
 

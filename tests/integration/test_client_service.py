@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tests.fake_scorer import MAX_SEQUENCE_TOKENS, VOCAB_SIZE
-from tests.live_service import LiveService, live_service
-from tests.service.test_score_stream import stepping_service
-from tests.tiny_models import tiny_model, tiny_tokenizer
-from tests.waiting import wait_until
+from tests.service.routes.test_score_stream import stepping_service
+from tests.support.fake_scorer import MAX_SEQUENCE_TOKENS, VOCAB_SIZE
+from tests.support.live_service import LiveService, live_service
+from tests.support.tiny_models import tiny_model, tiny_tokenizer
+from tests.support.waiting import wait_until
 from vigor_client import (
     AsyncVigorClient,
     Completion,
@@ -34,17 +34,17 @@ from vigor_client import (
     checkpoint_tensors,
     digest_of_tensors,
 )
-from vigor_client.cli import main
-from vigor_client.connections import Connections
-from vigor_client.endpoints import Endpoints
-from vigor_client.exchange import Exchange
-from vigor_client.retry import RetryPolicy
-from vigor_client.schemas import ScoreRequest
-from vigor_client.wire import BlockingWire, run_blocking
+from vigor_client.cli.main import main
+from vigor_client.schemas.scoring import ScoreRequest
+from vigor_client.transport.connections import Connections
+from vigor_client.transport.endpoints import Endpoints
+from vigor_client.transport.exchange import Exchange
+from vigor_client.transport.retry import RetryPolicy
+from vigor_client.transport.wire import BlockingWire, run_blocking
 from vigor_service.engine.engine import Engine
 from vigor_service.engine.sequences import TokenSequence
 from vigor_service.runtime import LoadedModel
-from vigor_service.tokenization import Tokenizer
+from vigor_service.scoring.tokenization import Tokenizer
 
 SEQUENCES = [TokenSequence((1, 2), (3, 4)), TokenSequence((1, 2), (5,))]
 GROUPS = [Group(id="q", prompt_ids=[1, 2], completions=[Completion(ids=[3, 4]), Completion(ids=[5])])]

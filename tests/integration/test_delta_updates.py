@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from tests.client.fake_service import FakeService, problem
-from tests.live_service import LiveService, live_service
-from tests.pushing import UPDATES, announce
+from tests.support.live_service import LiveService, live_service
+from tests.support.pushing import UPDATES, announce
 from vigor_client import Publication, VigorClient, WeightBaseMismatchError, WeightSnapshot, digest_of_tensors
-from vigor_client.delta_index import INDEX_NAME
+from vigor_client.weight_format.delta_index import INDEX_NAME
 
 Tensors = dict[str, torch.Tensor]
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.tiny_models import save_tiny_checkpoint
+from tests.support.tiny_models import save_tiny_checkpoint
 from tests.trainer.running import ENVIRONMENT, wait_for
-from vigor_trainer.records import read_records
+from vigor_trainer.monitoring.records import read_records
 
 DEMO = Path(__file__).parents[2] / "examples" / "demo.py"
 LIMIT_SECONDS = 150.0

@@ -17,12 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from tests.cutting_proxy import cutting_proxy
-from tests.killed_service import STAGES
-from tests.pushing import FILE, UPDATES, announce, open_update
-from tests.service_process import STOP_SECONDS, ServiceProcess, service_process
-from tests.tiny_models import save_tiny_checkpoint
-from tests.waiting import wait_until
+from tests.support.cutting_proxy import cutting_proxy
+from tests.support.killed_service import STAGES
+from tests.support.pushing import FILE, UPDATES, announce, open_update
+from tests.support.service_process import STOP_SECONDS, ServiceProcess, service_process
+from tests.support.tiny_models import save_tiny_checkpoint
+from tests.support.waiting import wait_until
 from vigor_client import TransportError, UpdateStateError, VigorClient, VigorError, WeightSnapshot, digest_of_tensors
 
 Tensors = dict[str, torch.Tensor]
@@ -42,7 +42,7 @@ def tensors(checkpoint: Path) -> Tensors:
 
 @contextmanager
 def durable(directory: Path, checkpoint: Path, *arguments: str, stage: str | None = None) -> Iterator[ServiceProcess]:
-    python = ("-m", "vigor_service") if stage is None else ("-m", "tests.killed_service", stage)
+    python = ("-m", "vigor_service") if stage is None else ("-m", "tests.support.killed_service", stage)
     given = ("--model", str(checkpoint), "--state-dir", str(directory / "state"), *arguments)
     with service_process(directory, *given, python=python) as service:
         yield service

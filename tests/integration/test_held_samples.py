@@ -9,8 +9,8 @@ from pathlib import Path
 import httpx
 
 from benchmarks.measuring import resident_bytes
-from tests.service_process import ServiceProcess, service_process
-from tests.waiting import wait_until
+from tests.support.service_process import ServiceProcess, service_process
+from tests.support.waiting import wait_until
 
 NUM_SAMPLES = 2
 GROWTH_BYTES = 128 << 20
@@ -34,7 +34,7 @@ def _send(service: ServiceProcess, path: str, body: str) -> httpx.Response:
 
 def test_fields_that_are_ignored_are_not_held_while_groups_gather(tmp_path: Path) -> None:
     with (
-        service_process(tmp_path, python=["-m", "tests.paced_service", "0"]) as service,
+        service_process(tmp_path, python=["-m", "tests.support.paced_service", "0"]) as service,
         ThreadPoolExecutor(2 * NUM_SAMPLES) as pool,
     ):
         before_bytes = resident_bytes(pid=service.process.pid)

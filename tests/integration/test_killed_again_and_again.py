@@ -14,10 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.forked_service import ForkedService, forked_service
-from tests.tiny_models import save_tiny_checkpoint, tiny_model
+from tests.support.forked_service import ForkedService, forked_service
+from tests.support.tiny_models import save_tiny_checkpoint, tiny_model
 from vigor_client import VigorClient, VigorError, WeightSnapshot, digest_of_tensors
-from vigor_client.schemas import TensorList
+from vigor_client.schemas.scoring import TensorList
 
 NUM_KILLS = int(os.environ.get("VIGOR_TEST_KILLS", "200"))
 MAX_SECONDS_TO_LIVE = 1.5

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.killed_store import OneThread, Stored, calls_of_publish, publish, publish_killed
-from vigor_service.weights.staging import StagingArea
-from vigor_service.weights.state_directory import StateDirectory
+from tests.support.killed_store import OneThread, Stored, calls_of_publish, publish, publish_killed
+from vigor_service.weights.storage.staging import StagingArea
+from vigor_service.weights.storage.state import StateDirectory
 
 Contents = list[tuple[int, dict[str, bytes]]]
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from tests.service_process import STOP_SECONDS, ServiceProcess, service_process
-from tests.tiny_models import save_tiny_checkpoint
-from tests.waiting import wait_until
+from tests.support.service_process import STOP_SECONDS, ServiceProcess, service_process
+from tests.support.tiny_models import save_tiny_checkpoint
+from tests.support.waiting import wait_until
 from vigor_client import VigorClient
-from vigor_client.schemas import GroupScore, ScoreResponse
+from vigor_client.schemas.scoring import GroupScore, ScoreResponse
 
 Sample = dict[str, object]
 
@@ -52,7 +52,7 @@ def samples_of(number: int) -> list[Sample]:
 @contextmanager
 def callers(service: ServiceProcess, samples: Sequence[Sample]) -> Iterator[subprocess.Popen[str]]:
     """A process with a caller for each sample; it is killed with the block."""
-    command = [sys.executable, "-m", "tests.sample_callers", str(service.http.base_url)]
+    command = [sys.executable, "-m", "tests.support.sample_callers", str(service.http.base_url)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin
         process.stdin.write("".join(json.dumps(sample) + "\n" for sample in samples))
@@ -129,7 +129,7 @@ def score_share(url: str, digest: str, numbers: Sequence[int], results: list[Gro
 
 def score_file(url: str, source: Path, out: Path) -> None:
     """Run `vigor score` again and again until it has come to its end, as a shell's loop would."""
-    command = [sys.executable, "-m", "vigor_client.cli", "score", str(source), "--out", str(out), "--resume"]
+    command = [sys.executable, "-m", "vigor_client.cli.main", "score", str(source), "--out", str(out), "--resume"]
     for _ in range(MAX_STARTS):
         ended = subprocess.run(
             [*command, "--url", url, "--groups-per-request", "1"], capture_output=True, text=True, timeout=120

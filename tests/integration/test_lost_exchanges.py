@@ -11,16 +11,16 @@ import httpx
 import pytest
 import torch
 
-from tests.live_service import LiveService, live_service
-from tests.losing_proxy import FirstOfEach, Lose, Loss, Proxy, losing_proxy
+from tests.support.live_service import LiveService, live_service
+from tests.support.losing_proxy import FirstOfEach, Lose, Loss, Proxy, losing_proxy
 from vigor_client import Broadcast, ConnectionLostError, Publication, SharedDirectory, WeightSnapshot
-from vigor_client.connections import Connections
-from vigor_client.endpoints import Endpoints
-from vigor_client.exchange import Exchange
-from vigor_client.retry import RetryPolicy
-from vigor_client.schemas import ScoreRequest, ScoreResponse
-from vigor_client.weights import Through, publish
-from vigor_client.wire import BlockingWire, run_blocking
+from vigor_client.publishing.publish import Through, publish
+from vigor_client.schemas.scoring import ScoreRequest, ScoreResponse
+from vigor_client.transport.connections import Connections
+from vigor_client.transport.endpoints import Endpoints
+from vigor_client.transport.exchange import Exchange
+from vigor_client.transport.retry import RetryPolicy
+from vigor_client.transport.wire import BlockingWire, run_blocking
 
 GROUPS = [{"id": f"q{n}", "prompt_ids": [1, 2 + n], "completions": [[3, 4], [5]]} for n in range(3)]
 Ways = Mapping[str, Callable[[Path], Through | None]]

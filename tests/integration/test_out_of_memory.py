@@ -6,9 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.short_of_memory import HEADROOM_BYTES, SIZES, forbid_growth, long_sequence, prompt_heavy_sequences
-from tests.service_process import service_process
-from tests.tiny_models import save_tiny_checkpoint
+from tests.engine.memory.short_of_memory import (
+    HEADROOM_BYTES,
+    SIZES,
+    forbid_growth,
+    long_sequence,
+    prompt_heavy_sequences,
+)
+from tests.support.service_process import service_process
+from tests.support.tiny_models import save_tiny_checkpoint
 
 
 @pytest.mark.slow
@@ -31,7 +37,7 @@ def test_a_service_that_runs_out_of_memory_answers_and_takes_smaller_batches(tmp
         expected = [norm for answer in before for norm in _norms(answer)]
         assert _norms(after.json()) == pytest.approx(expected, rel=1e-3)  # other batches, other rounding
         assert service.http.get("/v1/model").json()["max_batch_tokens"] == 50_000
-        assert service.log.read_text().count("WARNING vigor_service.batching out_of_memory") == 1
+        assert service.log.read_text().count("WARNING vigor_service.scheduling.fair_queue out_of_memory") == 1
         refused = service.http.post("/v1/score", json={"groups": [groups[0], long]})
         assert (refused.status_code, refused.json()["code"]) == (413, "sequence_too_long")
         assert refused.json()["group"] == 1

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from tests.live_service import LiveService, live_service
-from tests.pushing import FILE, UPDATES, announce
+from tests.support.live_service import LiveService, live_service
+from tests.support.pushing import FILE, UPDATES, announce
 from vigor_client import VigorClient, WeightBaseMismatchError, WeightSnapshot, digest_of_tensors
 
 Tensors = dict[str, torch.Tensor]

@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from tests.service_process import ServiceProcess, service_process
-from tests.tiny_models import save_tiny_checkpoint
+from tests.support.service_process import ServiceProcess, service_process
+from tests.support.tiny_models import save_tiny_checkpoint
 from vigor_client import VigorClient, WeightSnapshot, digest_of_tensors
-from vigor_service.engine.exact_norms import exact_score
-from vigor_service.engine.loading import load_policy
-from vigor_service.engine.parameters import measured_parameters
+from vigor_service.engine.loading.loading import load_policy
+from vigor_service.engine.model.parameter_selection import measured_parameters
+from vigor_service.engine.norms.reference import exact_score
 from vigor_service.engine.sequences import TokenSequence
 
 pytestmark = [

@@ -13,14 +13,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
-from tests.pushing import FILE, UPDATES, announce, open_update, push, push_bytes
-from tests.service_process import ServiceProcess, service_process
-from tests.tiny_models import save_tiny_checkpoint, tiny_tokenizer
-from tests.waiting import wait_until
-from vigor_client.digest import model_digest
-from vigor_client.schemas import Problem, ScoreResponse
-from vigor_service.loading_progress import LoadingPhase
-from vigor_service.weights.fingerprint import describe
+from tests.support.pushing import FILE, UPDATES, announce, open_update, push, push_bytes
+from tests.support.service_process import ServiceProcess, service_process
+from tests.support.tiny_models import save_tiny_checkpoint, tiny_tokenizer
+from tests.support.waiting import wait_until
+from vigor_client.schemas.scoring import Problem, ScoreResponse
+from vigor_client.weight_format.digest import model_digest
+from vigor_service.observability.loading_progress import LoadingPhase
+from vigor_service.weights.verification.fingerprint import describe
 
 JSON = {"Content-Type": "application/json"}
 GROUP = {"prompt_ids": [1, 2, 3], "completions": [[4, 5], [6], [7, 8, 9]]}

@@ -14,11 +14,11 @@ import httpx
 import pytest
 
 from benchmarks.measuring import resident_bytes
-from tests.service_process import STOP_SECONDS, ServiceProcess, service_process
-from tests.waiting import wait_until
-from vigor_client.schemas import LINES_MEDIA_TYPE
+from tests.support.service_process import STOP_SECONDS, ServiceProcess, service_process
+from tests.support.waiting import wait_until
+from vigor_client.schemas.scoring import LINES_MEDIA_TYPE
 
-PACED = ("-m", "tests.paced_service")
+PACED = ("-m", "tests.support.paced_service")
 REQUEST_TOKENS = 4
 BATCH_REQUESTS = 4
 SETTINGS = ("--max-batch-tokens", str(BATCH_REQUESTS * REQUEST_TOKENS), "--score-cache-entries", "0")

@@ -12,9 +12,9 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from tests.cutting_proxy import cutting_proxy
-from tests.service_process import ServiceProcess, service_process
-from tests.tiny_models import save_tiny_checkpoint
+from tests.support.cutting_proxy import cutting_proxy
+from tests.support.service_process import ServiceProcess, service_process
+from tests.support.tiny_models import save_tiny_checkpoint
 from tests.trainer.sharded_publishing import STEP, step
 from vigor_client import VigorClient, digest_of_tensors
 

@@ -9,8 +9,8 @@ import httpx
 import pytest
 import torch
 
-from tests.live_service import LiveService, live_service
-from tests.pushing import UPDATES, announce, open_update
+from tests.support.live_service import LiveService, live_service
+from tests.support.pushing import UPDATES, announce, open_update
 from vigor_client import (
     InvalidRequestError,
     SharedDirectory,

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from tests.losing_proxy import FirstOfEach, Loss, losing_proxy
-from tests.service_process import service_process
-from tests.tiny_models import save_tiny_checkpoint
+from tests.support.losing_proxy import FirstOfEach, Loss, losing_proxy
+from tests.support.service_process import service_process
+from tests.support.tiny_models import save_tiny_checkpoint
 from tests.trainer.running import running_service, started, trainer_flags, wait_for
 from vigor_client import checkpoint_tensors, digest_of_tensors
-from vigor_service.engine.loading import load_policy
-from vigor_trainer.records import read_records
+from vigor_service.engine.loading.loading import load_policy
+from vigor_trainer.monitoring.records import read_records
 
 RUN_SECONDS = 150.0
 GIVE_UP_SECONDS = 60.0  # the client's bounded retries, and what a busy machine adds

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from tests.k8s.rendering import Manifest, container, needs_kubectl, render, the, trainer_job
-from vigor_service.metrics import Metrics
+from vigor_service.observability.metrics import Metrics
 
 pytestmark = needs_kubectl
 

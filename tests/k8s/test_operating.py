@@ -13,7 +13,7 @@ import pytest
 from tests.image.dockerfile import DOCKERFILE, read_stages
 from tests.k8s.rendering import K8S, ROOT, container, needs_kubectl, pod, render, render_directory, the, trainer_job
 from tests.k8s.settings import environment
-from vigor_client.cli import main
+from vigor_client.cli.main import main
 from vigor_service.settings import Settings
 
 PAGE = (ROOT / "docs/operations/operating.md").read_text()

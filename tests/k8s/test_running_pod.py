@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 
 from tests.k8s.rendering import container, needs_kubectl, render, the
 from tests.k8s.settings import KEYS, flags
-from tests.live_service import live_service
-from tests.pushing import push
-from tests.service_process import service_process
-from tests.tiny_models import save_tiny_checkpoint
-from tests.waiting import wait_until
+from tests.support.live_service import live_service
+from tests.support.pushing import push
+from tests.support.service_process import service_process
+from tests.support.tiny_models import save_tiny_checkpoint
+from tests.support.waiting import wait_until
 
 pytestmark = needs_kubectl
 PLACED_BY_THE_TEST = ("--host", "--port", "--state-dir", "--model")

@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import torch
 
-from tests.pushing import push
+from tests.support.pushing import push
 
 PAUSE_SECONDS = 0.1
 PATIENCE_SECONDS = 0.5

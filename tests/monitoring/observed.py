@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from vigor_service.metrics import Metrics
-from vigor_service.problems import CODES
+from vigor_service.http.problems import CODES
+from vigor_service.observability.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 MONITORING = ROOT / "k8s/components/monitoring"

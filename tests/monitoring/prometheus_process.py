@@ -15,7 +15,7 @@ import httpx
 import yaml
 
 from tests.monitoring.observed import write_rules
-from tests.waiting import wait_until
+from tests.support.waiting import wait_until
 
 START_SECONDS = 30.0
 STOP_SECONDS = 20.0

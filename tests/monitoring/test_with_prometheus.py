@@ -10,9 +10,9 @@ import pytest
 from tests.monitoring.load import KINDS, MAX_QUEUED_TOKENS, Load
 from tests.monitoring.observed import alerts, needs_prometheus, panel_queries, without_thresholds
 from tests.monitoring.prometheus_process import Prometheus, prometheus_process
-from tests.service_process import service_process
-from tests.tiny_models import save_tiny_checkpoint, tiny_model
-from tests.waiting import wait_until
+from tests.support.service_process import service_process
+from tests.support.tiny_models import save_tiny_checkpoint, tiny_model
+from tests.support.waiting import wait_until
 
 WINDOW = "10s"
 DATA_SECONDS = 30.0

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from tests.fake_scorer import FakeScorer
-from tests.live_service import LiveService, live_service
-from tests.waiting import wait_until
-from vigor_client.schemas import Health, ModelInfo, Problem, WeightsInfo
+from tests.support.fake_scorer import FakeScorer
+from tests.support.live_service import LiveService, live_service
+from tests.support.waiting import wait_until
+from vigor_client.schemas.scoring import Health, ModelInfo, Problem, WeightsInfo
 from vigor_service.errors import StartupError
-from vigor_service.problems import PROBLEMS
+from vigor_service.http.problems import PROBLEMS
 from vigor_service.runtime import LoadedModel
 
 GROUP = {"prompt_ids": [1], "completions": [[2]]}

@@ -5,11 +5,11 @@ from time import monotonic
 import httpx
 import pytest
 
-from tests.pushing import push_bytes
-from tests.service_process import ServiceProcess, service_process
-from tests.waiting import wait_until
-from vigor_service.connections import DEFAULT_LIMITS
-from vigor_service.metrics import Metrics
+from tests.support.pushing import push_bytes
+from tests.support.service_process import ServiceProcess, service_process
+from tests.support.waiting import wait_until
+from vigor_service.http.connection_limits import DEFAULT_LIMITS
+from vigor_service.observability.metrics import Metrics
 from vigor_service.server import QUIET_SECONDS, TooManyConnections
 
 # A process as `vigor-service` starts it, around another way to load.
@@ -21,13 +21,13 @@ from vigor_service.server import serve
 from vigor_service.settings import Settings
 
 def load_fake():
-    from tests.fake_scorer import FakeScorer
+    from tests.support.fake_scorer import FakeScorer
     scorer = FakeScorer()
     scorer.gate.clear()  # no batch ever ends
     return LoadedModel(scorer, None)
 
 def load_with_a_disk_that_hangs():
-    from tests.fake_scorer import FakeScorer
+    from tests.support.fake_scorer import FakeScorer
     class Hanging(FakeScorer):
         calls = 0
         def tensors(self):

@@ -16,7 +16,7 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-from tests.model_table import PAGE
+from tests.support.model_table import PAGE
 from tests.sweep.check import Outcome, check_quietly
 from tests.sweep.families import Family, families
 from tests.sweep.isolation import DiedError, in_own_process, preload

@@ -14,14 +14,14 @@ from typing import TypeAlias
 import transformers
 from transformers import PreTrainedModel
 
+from tests.support.tiny_models import tiny_tokenizer
 from tests.sweep.double_loop import Expected, expected_score, rounding_of_float32
 from tests.sweep.families import Family, tiny_policy
 from tests.sweep.sequences import sequences
-from tests.tiny_models import tiny_tokenizer
 from vigor_service.engine.engine import Engine, Scorer
-from vigor_service.engine.loading import load_policy
-from vigor_service.engine.parameters import measured_parameters
-from vigor_service.engine.reference import Reference
+from vigor_service.engine.loading.loading import load_policy
+from vigor_service.engine.model.parameter_selection import measured_parameters
+from vigor_service.engine.norms.parallel_reference import Reference
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 
 # Relative, in float32. Rounding costs most families 1e-6, and the smallest fault that was found 5e-3. Models whose

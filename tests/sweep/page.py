@@ -8,7 +8,7 @@ from datetime import date
 
 import transformers
 
-from tests.model_table import PAGE, replaced, written
+from tests.support.model_table import PAGE, replaced, written
 from tests.sweep.check import Outcome
 
 MARKER = "sweep"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from tests.tiny_models import VOCAB_SIZE
+from tests.support.tiny_models import VOCAB_SIZE
 
 WINDOW = (
     32  # of attention, chunks, top-k and original lengths: longer than a short probe, shorter than LONGEST sequences

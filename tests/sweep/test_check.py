@@ -18,7 +18,7 @@ from tests.sweep.report import failures, line, summary
 from tests.sweep.sequences import sequences
 from tests.sweep.sizes import WINDOW
 from vigor_service.engine.engine import BatchResult, Engine
-from vigor_service.engine.exact_norms import exact_score
+from vigor_service.engine.norms.reference import exact_score
 from vigor_service.engine.sequences import TokenSequence
 
 LLAMA = families()["llama"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import transformers
 
-from tests.model_table import PAGE
+from tests.support.model_table import PAGE
 from tests.sweep.check import EXACT, check
 from tests.sweep.families import families
 from tests.sweep.page import made_with, row, rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vigor_trainer.records import RoundRecord
+from vigor_trainer.monitoring.records import RoundRecord
 
 
 def example_record(step: int, **changes: object) -> RoundRecord:

@@ -10,11 +10,10 @@ import torch
 from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
 from tests.client.fake_service import MODEL
-from tests.tiny_models import tiny_model, tiny_tokenizer
+from tests.support.tiny_models import tiny_model, tiny_tokenizer
 from vigor_client import Publication, Through, WeightSnapshot
-from vigor_client.digest import checksum
 from vigor_client.ranking import rank_rewards, ranks
-from vigor_client.schemas import (
+from vigor_client.schemas.scoring import (
     CompletionScore,
     Group,
     GroupScore,
@@ -25,12 +24,13 @@ from vigor_client.schemas import (
     Timing,
     Usage,
 )
-from vigor_trainer.publish import Publisher
-from vigor_trainer.records import RecordFile
-from vigor_trainer.reward import ServiceReward
-from vigor_trainer.scoring import ScoreOptions
-from vigor_trainer.tasks import TaskSource, load_task
+from vigor_client.weight_format.digest import checksum
+from vigor_trainer.data.tasks import TaskSource, load_task
+from vigor_trainer.monitoring.records import RecordFile
+from vigor_trainer.rewards.groups import ScoreOptions
+from vigor_trainer.rewards.service_reward import ServiceReward
 from vigor_trainer.trainer import VigorTrainer
+from vigor_trainer.weights.publisher import Publisher
 
 
 def digest_of(tensors: Mapping[str, torch.Tensor]) -> str:

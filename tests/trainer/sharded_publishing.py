@@ -15,9 +15,9 @@ from transformers import AutoModelForCausalLM
 
 from vigor_client import VigorClient, VigorError
 from vigor_trainer.errors import ScoringFailedError
-from vigor_trainer.gathering import gathered_weights
 from vigor_trainer.processes import on_main_process
-from vigor_trainer.publish import Publisher
+from vigor_trainer.weights.gathering import gathered_weights
+from vigor_trainer.weights.publisher import Publisher
 
 STEP = 5
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.client.cli.test_main import CommandLineFake, serving
 from tests.client.fake_service import MODEL
-from tests.client.test_cli import CommandLineFake, serving
-from tests.tiny_models import save_tiny_checkpoint
+from tests.support.tiny_models import save_tiny_checkpoint
 from tests.trainer.example_records import example_record
 from vigor_trainer.__main__ import main
-from vigor_trainer.records import RecordFile, read_records
+from vigor_trainer.monitoring.records import RecordFile, read_records
 
 # TRL 1.16 still uses the names that transformers 5.23 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")

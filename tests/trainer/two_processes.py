@@ -14,9 +14,9 @@ from transformers import TrainerState
 from tests.trainer.fake_service import FakeService
 from vigor_client import Group, ScoreResponse
 from vigor_trainer.errors import ScoringFailedError
-from vigor_trainer.publish import Publisher
-from vigor_trainer.reward import ServiceReward
-from vigor_trainer.scoring import ScoreOptions
+from vigor_trainer.rewards.groups import ScoreOptions
+from vigor_trainer.rewards.service_reward import ServiceReward
+from vigor_trainer.weights.publisher import Publisher
 
 
 class Stopping(FakeService):

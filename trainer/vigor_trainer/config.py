@@ -15,7 +15,7 @@ import yaml
 from transformers.utils.import_utils import is_peft_available, is_torch_bf16_gpu_available
 from trl import GRPOConfig, ModelConfig, TrlParser  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
-from vigor_client.schemas import MAX_WAIT_SECONDS
+from vigor_client.schemas.scoring import MAX_WAIT_SECONDS
 from vigor_trainer.building import BUILTIN_REFUSALS
 from vigor_trainer.errors import UnsupportedSettingError
 

@@ -13,20 +13,20 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig, ModelConfig, get_peft_config  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
 from vigor_client import Broadcast, NetworkSettingError, SharedDirectory, Through, VigorClient, WeightSnapshot
-from vigor_client.embedded import embedded_model_dir
-from vigor_client.key_file import read_key
+from vigor_client.models.embedded import embedded_model_dir
+from vigor_client.transport.key_file import read_key
 from vigor_trainer.building import building
 from vigor_trainer.config import Arguments, VigorArguments, describe_cpu_settings
+from vigor_trainer.data.prompt_lengths import fitting_prompts, prompt_counter
+from vigor_trainer.data.tasks import Example, TaskSource, as_dataset, read_task
 from vigor_trainer.errors import InvalidModelError, UnsupportedSettingError
-from vigor_trainer.prompt_lengths import fitting_prompts, prompt_counter
-from vigor_trainer.publish import Publisher
-from vigor_trainer.records import RecordFile
+from vigor_trainer.monitoring.records import RecordFile
 from vigor_trainer.resume import Checkpoint, find_checkpoint
-from vigor_trainer.reward import ServiceReward
-from vigor_trainer.saving import save_final_model
-from vigor_trainer.scoring import ScoreOptions
-from vigor_trainer.tasks import Example, TaskSource, as_dataset, read_task
+from vigor_trainer.rewards.groups import ScoreOptions
+from vigor_trainer.rewards.service_reward import ServiceReward
 from vigor_trainer.trainer import VigorTrainer
+from vigor_trainer.weights.publisher import Publisher
+from vigor_trainer.weights.saving import save_final_model
 
 _DTYPES_OF_16_BITS = ("bfloat16", "float16")
 

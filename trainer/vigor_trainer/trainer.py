@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any, cast
 from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
 from vigor_client import Publication
-from vigor_trainer.adapters import adapted_model
-from vigor_trainer.gathering import gathered_weights
 from vigor_trainer.processes import on_main_process
-from vigor_trainer.publish import Publisher
+from vigor_trainer.weights.gathering import gathered_weights
+from vigor_trainer.weights.lora import adapted_model
+from vigor_trainer.weights.publisher import Publisher
 
 if TYPE_CHECKING:
     import torch

@@ -11,10 +11,10 @@ from collections.abc import Mapping, Sequence
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
+from vigor_client.chunking import score_portions
 from vigor_client.client import VigorClient
 from vigor_client.integrations.environment import service_of_environment
-from vigor_client.portions import score_portions
-from vigor_client.schemas import Completion, Group
+from vigor_client.schemas.scoring import Completion, Group
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from vigor_client.client import AsyncVigorClient
 from vigor_client.integrations.environment import service_of_environment
-from vigor_client.schemas import Completion, FinishReason, Group
+from vigor_client.schemas.scoring import Completion, FinishReason, Group
 
 FINISH_REASONS: dict[str, FinishReason] = {"completed": "stop", "truncated": "length"}
 

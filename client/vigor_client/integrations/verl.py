@@ -19,7 +19,7 @@ from vigor_client.client import AsyncVigorClient
 from vigor_client.errors import VigorError
 from vigor_client.integrations.environment import service_of_environment
 from vigor_client.ranking import rank_rewards, ranks
-from vigor_client.schemas import Completion, CompletionScore, Group
+from vigor_client.schemas.scoring import Completion, CompletionScore, Group
 
 if TYPE_CHECKING:
     import torch

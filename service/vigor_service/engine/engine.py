@@ -12,27 +12,27 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vigor_client.lora import lora_scalings
-from vigor_service.engine.attribution import Attribution, attribute_within_memory
-from vigor_service.engine.batch_budget import measure_batch_tokens, peak_memory, probe_sizes
-from vigor_service.engine.check_cache import CheckCache
-from vigor_service.engine.checkpoint_names import CheckpointPlan, plan_checkpoint
-from vigor_service.engine.decoder import num_token_ids
-from vigor_service.engine.fast_norms import FastNorms
-from vigor_service.engine.faster_way import FasterWay, Way
-from vigor_service.engine.free_memory import free_bytes
-from vigor_service.engine.heap import HeapTrimming
-from vigor_service.engine.keeping import Keep
-from vigor_service.engine.layout_choice import choose_layout, require_policy_of_text
-from vigor_service.engine.memory import FittingScorer, Score, is_out_of_memory
-from vigor_service.engine.parameters import in_parts, measured_parameters
-from vigor_service.engine.probes import Probes
-from vigor_service.engine.reference import Reference
-from vigor_service.engine.rotary import forget_earlier_lengths
-from vigor_service.engine.self_check import reason
+from vigor_client.weight_format.lora import lora_scalings
+from vigor_service.engine.attribution.attribution import Attribution, attribute_within_memory
+from vigor_service.engine.loading.checkpoint_names import CheckpointPlan, plan_checkpoint
+from vigor_service.engine.memory.activation_policy import Keep
+from vigor_service.engine.memory.free_memory import free_bytes
+from vigor_service.engine.memory.malloc import HeapTrimming
+from vigor_service.engine.memory.out_of_memory import FittingScorer, Score, is_out_of_memory
+from vigor_service.engine.memory.token_budget import measure_batch_tokens, peak_memory, probe_sizes
+from vigor_service.engine.model.decoder import num_token_ids
+from vigor_service.engine.model.parameter_selection import in_parts, measured_parameters
+from vigor_service.engine.model.rotary import forget_earlier_lengths
+from vigor_service.engine.model.text_parameters import media_token_ids
+from vigor_service.engine.model.unwrap import causal_model
+from vigor_service.engine.norms.check_cache import CheckCache
+from vigor_service.engine.norms.fast import FastNorms
+from vigor_service.engine.norms.faster_way import FasterWay, Way
+from vigor_service.engine.norms.layout_choice import choose_layout, require_policy_of_text
+from vigor_service.engine.norms.parallel_reference import Reference
+from vigor_service.engine.norms.self_check import reason
+from vigor_service.engine.ops.hutchinson import Probes
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
-from vigor_service.engine.text_parameters import media_token_ids
-from vigor_service.engine.unwrap import causal_model
 
 logger = logging.getLogger(__name__)
 

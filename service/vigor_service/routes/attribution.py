@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from vigor_client.attribution_schemas import AttributionRequest, AttributionResponse
-from vigor_service.openapi import json_body, problems
+from vigor_client.schemas.attribution import AttributionRequest, AttributionResponse
+from vigor_service.http.disconnect import unless_client_leaves
 from vigor_service.routes.dependencies import FOR_SCORERS, BodyDependency, ServingDependency
-from vigor_service.routes.leaving import unless_client_leaves
+from vigor_service.routes.openapi import json_body, problems
 from vigor_service.routes.scoring import REFUSALS
 
 router = APIRouter(tags=["scoring"], dependencies=FOR_SCORERS)

@@ -10,9 +10,9 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.security.http import HTTPBase
 
-from vigor_service.authentication import Keys, Role
-from vigor_service.body import JsonBody
 from vigor_service.errors import ClientGoneError
+from vigor_service.http.authentication import Keys, Role
+from vigor_service.http.request_body import JsonBody
 from vigor_service.runtime import Runtime, Serving
 
 _bearer = HTTPBearer(

@@ -8,7 +8,7 @@ import json
 from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.responses import HTMLResponse
 
-from vigor_service.docs_page import POLICY, docs_page
+from vigor_service.routes.docs_page import POLICY, docs_page
 
 router = APIRouter(tags=["operations"], include_in_schema=False)
 

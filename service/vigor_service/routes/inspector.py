@@ -11,7 +11,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 from starlette.exceptions import HTTPException
 
-from vigor_service.openapi import no_such
+from vigor_service.routes.openapi import no_such
 
 _DIRECTORY = Path(__file__).parents[1] / "inspector"
 _PAGE = "index.html"

@@ -9,12 +9,12 @@ from typing import Any
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from vigor_client.schemas import Health, ModelInfo, ParameterRules
+from vigor_client.schemas.scoring import Health, ModelInfo, ParameterRules
 from vigor_service import errors
 from vigor_service.errors import ServiceError
-from vigor_service.openapi import problems
-from vigor_service.problems import problem_of
+from vigor_service.http.problems import problem_of
 from vigor_service.routes.dependencies import RuntimeDependency, ServingDependency, may_score
+from vigor_service.routes.openapi import problems
 
 router = APIRouter(tags=["operations"])
 _UNAVAILABLE: dict[int | str, dict[str, Any]] = {

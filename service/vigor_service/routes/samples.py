@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
 
-from vigor_client.schemas import SampleRequest, SampleResponse
+from vigor_client.schemas.scoring import SampleRequest, SampleResponse
 from vigor_service import errors
-from vigor_service.openapi import json_body, problems
+from vigor_service.http.disconnect import unless_client_leaves
 from vigor_service.routes.dependencies import FOR_SCORERS, BodyDependency, ServingDependency
-from vigor_service.routes.leaving import unless_client_leaves
+from vigor_service.routes.openapi import json_body, problems
 from vigor_service.routes.scoring import REFUSALS
 
 router = APIRouter(tags=["scoring"], dependencies=FOR_SCORERS)

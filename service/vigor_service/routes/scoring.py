@@ -6,21 +6,21 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from vigor_client.schemas import IDEMPOTENCY_HEADER, LINES_MEDIA_TYPE, ScoreRequest, ScoreResponse
+from vigor_client.schemas.scoring import IDEMPOTENCY_HEADER, LINES_MEDIA_TYPE, ScoreRequest, ScoreResponse
 from vigor_service import errors
-from vigor_service.grading import whole_answer
-from vigor_service.idempotency import KEY_PATTERN, Work
-from vigor_service.openapi import idempotency_key, json_body, problems, score_lines
+from vigor_service.http.disconnect import unless_client_leaves
+from vigor_service.http.idempotency import KEY_PATTERN, Work
+from vigor_service.http.lines_response import LinesResponse
+from vigor_service.http.ndjson import lines_of, with_last_error
 from vigor_service.routes.dependencies import (
     FOR_SCORERS,
     BodyDependency,
     RuntimeDependency,
     ServingDependency,
 )
-from vigor_service.routes.leaving import unless_client_leaves
-from vigor_service.routes.lines_response import LinesResponse
+from vigor_service.routes.openapi import idempotency_key, json_body, problems, score_lines
 from vigor_service.runtime import Runtime
-from vigor_service.streaming import lines_of, with_last_error
+from vigor_service.scoring.ranking import whole_answer
 
 router = APIRouter(tags=["scoring"], dependencies=FOR_SCORERS)
 REFUSALS = (

@@ -6,7 +6,7 @@ import re
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from vigor_client.schemas import (
+from vigor_client.schemas.scoring import (
     IDEMPOTENCY_HEADER,
     BroadcastRequest,
     CommitResponse,
@@ -18,9 +18,9 @@ from vigor_client.schemas import (
     WeightsInfo,
 )
 from vigor_service import errors
-from vigor_service.body import content_length, stream
-from vigor_service.openapi import idempotency_key, json_body, problems, raw_body
+from vigor_service.http.request_body import content_length, stream
 from vigor_service.routes.dependencies import BodyDependency, ServingDependency, may_publish, may_score
+from vigor_service.routes.openapi import idempotency_key, json_body, problems, raw_body
 
 router = APIRouter(
     prefix="/v1/weights",

@@ -1,1 +1,4 @@
-"""Weights that come over the wire: staged on disk, verified, then swapped between two batches."""
+"""Which weights serve, who waits for others, and the swap between two batches.
+
+It knows versions and digests; it does not know where their files come from.
+"""

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from tests.trainer.fake_service import score_group
-from vigor_client.schemas import (
+from vigor_client.schemas.scoring import (
     Group,
     SampleRequest,
     SampleResponse,

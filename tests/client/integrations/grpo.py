@@ -8,8 +8,8 @@ from typing import Any
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
-from tests.tiny_models import tiny_model, tiny_tokenizer
-from vigor_client.integrations.trl_weights import WeightPublisher
+from tests.support.tiny_models import tiny_model, tiny_tokenizer
+from vigor_client.integrations.trl.publisher import WeightPublisher
 
 QUESTIONS = [f"{number} + {number} =" for number in range(8)]
 CHATS = Dataset.from_dict({"prompt": [[{"role": "user", "content": question}] for question in QUESTIONS]})

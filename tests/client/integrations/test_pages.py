@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from vigor_client.integrations import slime, trl, verl
-from vigor_client.integrations.rounds import MAX_WAITING_SAMPLES
+from vigor_client.integrations import slime, verl
+from vigor_client.integrations.trl import reward as trl
+from vigor_client.integrations.trl.round import MAX_WAITING_SAMPLES
 
 DOCS = Path(__file__).parents[3] / "docs" / "integrations"
 PAGES = sorted(DOCS.glob("*.md"))

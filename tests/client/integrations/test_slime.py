@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tests.client.integrations.gathering_service import GatheringService, gathering_service
-from tests.live_service import live_service
+from tests.support.live_service import live_service
 from vigor_client.integrations.slime import vigor_group_reward
 
 

@@ -17,9 +17,9 @@ import torch
 from accelerate import PartialState
 
 from tests.client.integrations.grpo import stock_trainer
-from tests.tiny_models import tiny_tokenizer
-from vigor_client.integrations import trl
-from vigor_client.integrations.trl_weights import WeightPublisher
+from tests.support.tiny_models import tiny_tokenizer
+from vigor_client.integrations.trl import reward as trl
+from vigor_client.integrations.trl.publisher import WeightPublisher
 
 
 def main(url: str, directory: str, kind: str, *publish: str) -> None:

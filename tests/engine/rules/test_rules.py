@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vigor_service.engine.grams import gram_blocks, inner_product_, weighted_gram_blocks
-from vigor_service.engine.interception import Claim, Measuring, UnclaimedCallError
-from vigor_service.engine.measurement import Measurement
-from vigor_service.engine.packing import PackedBatch, pack
+from vigor_service.engine.batching.packing import PackedBatch, pack
+from vigor_service.engine.norms.op_interception import Claim, Measuring, UnclaimedCallError
+from vigor_service.engine.ops.gram import gram_blocks, inner_product_, weighted_gram_blocks
+from vigor_service.engine.rules.context import Measurement
 from vigor_service.engine.rules.embedding import DistinctIds
 from vigor_service.engine.rules.experts import Routing, experts_linear
 from vigor_service.engine.rules.head import Head, head_loss, hidden_gradient

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vigor_service.engine.measurement import Measurement
 from vigor_service.engine.rules import affine, batched_linear, copies, embedding, experts, linear
+from vigor_service.engine.rules.context import Measurement
 
 
 class Call(Protocol):

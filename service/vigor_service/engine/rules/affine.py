@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vigor_service.engine.measurement import Measurement
+from vigor_service.engine.rules.context import Measurement
 from vigor_service.engine.rules.linear import row_sum_shares
 
 Elementwise = Literal["multiply", "add"]

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vigor_service.engine.measurement import Measurement
+from vigor_service.engine.rules.context import Measurement
 from vigor_service.engine.rules.linear import weight_share
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from vigor_service.engine.measurement import Measurement
+from vigor_service.engine.rules.context import Measurement
 
 
 def copies_for_sequences(parameter: Tensor, num_sequences: int) -> Tensor:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vigor_service.engine.measurement import Measurement
-from vigor_service.engine.packing import PackedBatch
+from vigor_service.engine.batching.packing import PackedBatch
+from vigor_service.engine.rules.context import Measurement
 
 
 @dataclass(frozen=True, slots=True)

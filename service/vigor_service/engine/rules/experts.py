@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
-from vigor_service.engine.measurement import Measurement
+from vigor_service.engine.ops.sums import squared_norm
+from vigor_service.engine.rules.context import Measurement
 from vigor_service.engine.rules.linear import weight_share
-from vigor_service.engine.sums import squared_norm
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedConfig
 
-from vigor_service.engine import gemm
-from vigor_service.engine.grams import matmul_float32
-from vigor_service.engine.measurement import Measurement
-from vigor_service.engine.probes import estimated_share
+from vigor_service.engine.ops import gemm
+from vigor_service.engine.ops.gram import matmul_float32
+from vigor_service.engine.ops.hutchinson import estimated_share
+from vigor_service.engine.ops.kernels.weight_norms import weight_norms
+from vigor_service.engine.ops.sums import squared_norm
+from vigor_service.engine.rules.context import Measurement
 from vigor_service.engine.rules.embedding import DistinctIds
+from vigor_service.engine.rules.head_chunks import LongSequence
 from vigor_service.engine.rules.linear import gram_is_cheaper, weight_share
-from vigor_service.engine.rules.long_head import LongSequence
 from vigor_service.engine.rules.softmax import softmax_gradient
-from vigor_service.engine.sums import squared_norm
-from vigor_service.engine.weight_norms_cuda import weight_norms
 
 _SLICE = 1024  # vocabulary entries
 _LARGE = 2**-5  # of a row's gradient; softmax has at most 32 such entries

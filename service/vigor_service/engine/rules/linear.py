@@ -14,14 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vigor_service.engine import gemm
-from vigor_service.engine.grams import TRIANGLE_SHARE, gram_blocks, inner_product_, matmul_float32, weighted_gram_blocks
-from vigor_service.engine.linear_input import LinearInput
-from vigor_service.engine.measurement import Measurement
-from vigor_service.engine.probes import estimated_share
-from vigor_service.engine.prompts import join_rows
-from vigor_service.engine.sums import squared_norm
-from vigor_service.engine.weight_norms_cuda import weight_norms
+from vigor_service.engine.batching.shared_prefixes import join_rows
+from vigor_service.engine.ops import gemm
+from vigor_service.engine.ops.gram import (
+    TRIANGLE_SHARE,
+    gram_blocks,
+    inner_product_,
+    matmul_float32,
+    weighted_gram_blocks,
+)
+from vigor_service.engine.ops.hutchinson import estimated_share
+from vigor_service.engine.ops.kernels.weight_norms import weight_norms
+from vigor_service.engine.ops.sums import squared_norm
+from vigor_service.engine.rules.context import Measurement
+from vigor_service.engine.rules.shared_input import LinearInput
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,109 @@
+"""What stands on the lines: a group on each line of the input, its scores or why it has none on each of the output.
+
+Knows nothing about requests or the command line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pydantic
+from pydantic import Field
+
+from vigor_client.cli.jsonl_input import JsonlInput
+from vigor_client.errors import InputError
+from vigor_client.schemas.common import half_character_in_json
+from vigor_client.schemas.scoring import Checksum, FieldError, Group, GroupScore, WeightVersion, WireModel
+
+_MAX_LISTED_LINES = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A group, the line it stands on, counted from 1, and the bytes of that line."""
+
+    number: int
+    group: Group
+    num_bytes: int
+
+
+class ScoredGroup(GroupScore):
+    """A line of the output: a group's scores, and the weights they come from."""
+
+    weight_version: WeightVersion
+    weight_digest: Checksum
+
+
+class Refusal(WireModel):
+    """Why the service did not score a group: ``detail`` says it in a line, ``errors`` has the places in the group."""
+
+    status: int
+    code: str
+    detail: str
+    errors: list[FieldError] = Field(default_factory=list[FieldError])
+
+
+class RefusedGroup(WireModel):
+    """A line of the output: a group that was not scored."""
+
+    id: str | None = None
+    error: Refusal
+
+
+def check_lines(source: JsonlInput) -> int:
+    """Read the whole input once, before anything is scored, and return how many groups it has: at least one.
+
+    Raises:
+        InputError: it is empty, or some lines are not groups; the first of them are named.
+    """
+    faults: list[str] = []
+    num_groups = 0
+    for number, text in source.lines():
+        try:
+            _parse(source, number, text)
+            num_groups += 1
+        except InputError as error:
+            faults.append(str(error))
+        if len(faults) == _MAX_LISTED_LINES:
+            break
+    if faults:
+        raise InputError("\n  ".join(faults))
+    if not num_groups:
+        raise InputError(f"{source.name}: no group in it; nothing was scored")
+    return num_groups
+
+
+def read_groups(source: JsonlInput) -> Iterator[Line]:
+    """Yield the groups of the input, one at a time.
+
+    Raises:
+        InputError: a line is not a group.
+    """
+    return (_parse(source, number, text) for number, text in source.lines())
+
+
+def _parse(source: JsonlInput, number: int, text: bytes) -> Line:
+    try:
+        return Line(number, Group.model_validate_json(text), len(text))
+    except pydantic.ValidationError as error:
+        raise InputError(f"{source.name}:{number}: {_fault_of(text) or _places(error)}") from error
+
+
+def _fault_of(text: bytes) -> str | None:
+    """What is wrong with the characters, which the parser would call invalid JSON."""
+    if found := half_character_in_json(text):
+        place, said = found
+        return ": ".join(filter(None, (".".join(map(str, place)), said)))
+    try:
+        text.decode()
+    except UnicodeDecodeError as error:
+        return f"byte {error.start} of the line (0x{text[error.start]:02x}) is not UTF-8: save the file as UTF-8"
+    return None
+
+
+def _places(error: pydantic.ValidationError) -> str:
+    return "; ".join(
+        ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"])))
+        for fault in error.errors(include_url=False, include_input=False)
+    )

@@ -1,0 +1,117 @@
+"""Waiting for a service that is starting, with a line whenever what is waited for changes. For the command line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vigor_client.errors import NotReadyError, UnreachableError, VigorError
+from vigor_client.schemas.scoring import Health
+from vigor_client.transport.exchange import failure_of
+
+PAUSE_SECONDS = 0.5
+CONNECT_SECONDS = 10.0
+"""How long a service that was just started may take until it listens."""
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the readiness probe gave: the service's own words, or the error that came instead."""
+
+    health: Health | None
+    error: VigorError | None = None
+
+    @property
+    def kind(self) -> object:
+        """Equal for answers that differ only in their seconds: no new line is worth it."""
+        return type(self.error) if self.health is None else (self.health.reason, self.health.phase)
+
+    @property
+    def is_ready(self) -> bool:
+        return self.health is not None and self.health.status == "ok"
+
+    @property
+    def is_loading(self) -> bool:
+        return self.health is not None and self.health.reason == "loading"
+
+    def __str__(self) -> str:
+        if self.health is None:
+            return str(self.error)
+        return self.health.detail or self.health.reason or self.health.status
+
+
+class ReadinessWait:
+    """Asks a service's readiness probe until an answer will do.
+
+    ``ask`` sends one probe; ``announce`` gets a line at first, and whenever the answer is of another kind.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[], Health],
+        announce: Callable[[str], None],
+        *,
+        url: str,
+        clock_seconds: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._ask = ask
+        self._announce = announce
+        self._url = url
+        self._clock_seconds = clock_seconds
+        self._sleep = sleep
+
+    def until_ready(self, timeout_seconds: float) -> float:
+        """Wait until the service would score now; return the seconds that took.
+
+        Raises:
+            NotReadyError: it was not ready in time; says what it answered last.
+            VigorError: an answer that waiting does not change, such as one of another server.
+        """
+        started_seconds = self._clock_seconds()
+        answer = self._poll(lambda answer, _: not answer.is_ready, timeout_seconds)
+        if not answer.is_ready:
+            raise NotReadyError(f"{self._url} is not ready after {timeout_seconds:g} s: {answer}")
+        return self._clock_seconds() - started_seconds
+
+    def while_loading(self, timeout_seconds: float) -> None:
+        """Wait while the service loads, or does not listen yet; any other answer is for the next call to tell.
+
+        Raises:
+            NotReadyError: it still loads after ``timeout_seconds``.
+            UnreachableError: it does not listen after ``CONNECT_SECONDS``, or ``timeout_seconds`` if that is less.
+        """
+        answer = self._poll(_loads_or_comes_up, timeout_seconds)
+        if isinstance(answer.error, UnreachableError):
+            raise answer.error
+        if answer.is_loading:
+            raise NotReadyError(f"{self._url} is not ready after {timeout_seconds:g} s: {answer}")
+
+    def _poll(self, must_wait: Callable[[Answer, float], bool], timeout_seconds: float) -> Answer:
+        """Ask until waiting is over or the time is up; return the last answer.
+
+        ``must_wait`` is given an answer, and at how many seconds the next one would come.
+        """
+        started_seconds = self._clock_seconds()
+        told: object = None
+        while True:
+            answer, next_seconds = self._probe(), self._clock_seconds() + PAUSE_SECONDS - started_seconds
+            if next_seconds > timeout_seconds or not must_wait(answer, next_seconds):
+                return answer
+            if answer.kind != told:
+                self._announce(f"waiting for {self._url}: {answer}")
+                told = answer.kind
+            self._sleep(PAUSE_SECONDS)
+
+    def _probe(self) -> Answer:
+        try:
+            return Answer(self._ask())
+        except VigorError as error:
+            if failure_of(error) is None:
+                raise
+            return Answer(None, error)
+
+
+def _loads_or_comes_up(answer: Answer, next_seconds: float) -> bool:
+    return answer.is_loading or (isinstance(answer.error, UnreachableError) and next_seconds <= CONNECT_SECONDS)

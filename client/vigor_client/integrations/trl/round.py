@@ -1,0 +1,136 @@
+"""One process' share of a round of completions: whole groups together, the rest sample by sample, in order again.
+
+Knows groups, samples and clients; knows no trainer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vigor_client.chunking import halves, in_portions, is_too_large
+from vigor_client.client import AsyncVigorClient
+from vigor_client.errors import PayloadTooLargeError, UnexpectedAnswerError
+from vigor_client.integrations.trl.group_slices import Part
+from vigor_client.schemas.scoring import (
+    Completion,
+    CompletionScore,
+    Group,
+    SampleRequest,
+    SampleResponse,
+    ScoreResponse,
+)
+
+MAX_WAITING_SAMPLES = 100  # each waits on a connection of its own, and httpx opens so many
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A completion's score, and the version of the weights that it comes from."""
+
+    weight_version: int
+    score: CompletionScore
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """The completions of one process with their prompts, and the parts of groups that they are.
+
+    Raises:
+        ValueError: a part mixes prompts, or more samples would wait for other processes than can.
+    """
+
+    name: str
+    group_size: int
+    parts: Sequence[Part]
+    prompt_ids: Sequence[list[int]]
+    completions: Sequence[Completion]
+
+    def __post_init__(self) -> None:
+        for part in self.parts:
+            if any(ids != self.prompt_ids[part.start] for ids in self.prompt_ids[part.start : part.stop]):
+                raise ValueError(f"group {part.group} mixes completions of different prompts: nothing was asked")
+        num_waiting = sum(part.stop - part.start for part in self._split_parts())
+        if num_waiting > MAX_WAITING_SAMPLES:
+            raise ValueError(
+                f"{num_waiting} completions of this process belong to groups that other processes hold parts of; at "
+                f"most {MAX_WAITING_SAMPLES} can wait for them: give each process whole groups of {self.group_size}"
+            )
+
+    def groups(self) -> list[Group]:
+        """The groups that are whole in this process."""
+        return [self._group(part) for part in self.parts if self._is_whole(part)]
+
+    def samples(self, options: Mapping[str, Any]) -> list[SampleRequest]:
+        """The completions of the groups that are not."""
+        return [
+            self._sample(part, position, options)
+            for part in self._split_parts()
+            for position in range(part.start, part.stop)
+        ]
+
+    def in_order(self, groups: Iterable[ScoreResponse], samples: Iterable[SampleResponse]) -> list[Scored]:
+        """The answers to `groups` and `samples` as one list, a score per completion."""
+        whole = iter([(answer.weight_version, group) for answer in groups for group in answer.groups])
+        single = iter(samples)
+        ordered: list[Scored] = []
+        for part in self.parts:
+            if self._is_whole(part):
+                version, group = next(whole)
+                ordered += [Scored(version, score) for score in group.completions]
+            else:
+                answers = [next(single) for _ in range(part.start, part.stop)]
+                ordered += [Scored(answer.weight_version, answer.completion) for answer in answers]
+        return ordered
+
+    def _split_parts(self) -> list[Part]:
+        return [part for part in self.parts if not self._is_whole(part)]
+
+    def _is_whole(self, part: Part) -> bool:
+        return part.stop - part.start == self.group_size
+
+    def _group(self, part: Part) -> Group:
+        completions = list(self.completions[part.start : part.stop])
+        return Group(id=self._name(part), prompt_ids=self.prompt_ids[part.start], completions=completions)
+
+    def _sample(self, part: Part, position: int, options: Mapping[str, Any]) -> SampleRequest:
+        return SampleRequest(
+            group=self._name(part),
+            group_size=self.group_size,
+            index=part.first + position - part.start,
+            prompt_ids=self.prompt_ids[position],
+            completion=self.completions[position],
+            **options,
+        )
+
+    def _name(self, part: Part) -> str:
+        return f"{self.name}/{part.group}"
+
+
+async def score_round(client: AsyncVigorClient, asked: Round, options: Mapping[str, Any]) -> list[Scored]:
+    """Score a round, a score per completion. ``options`` are those of ``VigorClient.score``.
+
+    Raises:
+        the error of what failed first; the rest is given up.
+    """
+    try:
+        # Together, since other processes wait for these samples already.
+        async with asyncio.TaskGroup() as tasks:
+            whole = [tasks.create_task(_score(client, groups, options)) for groups in in_portions(asked.groups())]
+            single = [tasks.create_task(client.score_sample(sample)) for sample in asked.samples(options)]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    answers = [answer for task in whole for answer in task.result()]
+    return asked.in_order(answers, [task.result() for task in single])
+
+
+async def _score(client: AsyncVigorClient, groups: list[Group], options: Mapping[str, Any]) -> list[ScoreResponse]:
+    """Score whole groups, in halves where the service finds them too large for one request."""
+    try:
+        return [await client.score(groups, **options)]
+    except (PayloadTooLargeError, UnexpectedAnswerError) as error:
+        if len(groups) == 1 or not is_too_large(error):
+            raise
+    return [answer for half in halves(groups) for answer in await _score(client, half, options)]

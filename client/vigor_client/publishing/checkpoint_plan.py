@@ -1,0 +1,72 @@
+"""A checkpoint as an update: its files are sent as they are, and the service loads them as transformers would.
+
+Which tensors of the model they become only the service knows, which has the model. Knows nothing about torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pydantic
+
+from vigor_client.errors import CheckpointError
+from vigor_client.schemas.scoring import TensorInfo, TensorList
+from vigor_client.weight_format.checkpoint_files import CheckpointTensors
+from vigor_client.weight_format.digest import PREFIX, new_hasher
+from vigor_client.weight_format.safetensors_stream import ELEMENT_TYPES, TensorEntry
+from vigor_client.weight_format.update_plan import Plan, PlannedFile, planned_file
+
+_CHUNK_BYTES = 1 << 20
+
+
+def make_checkpoint_plan(checkpoint: CheckpointTensors, wanted: TensorList) -> Plan:
+    """Compute the checksums of a checkpoint's files; the digest is that of ``wanted`` if these tensors are the same.
+
+    Raises:
+        CheckpointError: a file cannot be announced under its name.
+        MissingDependencyError: xxhash is not installed.
+    """
+    digest = wanted.weight_digest if _is_served(checkpoint, wanted) else None
+    return Plan(digest, [_planned(path) for path in checkpoint.files], encoding="checkpoint")
+
+
+def _planned(path: Path) -> PlannedFile:
+    try:
+        return planned_file(path.name, partial(_file_chunks, path))
+    except pydantic.ValidationError as error:
+        raise CheckpointError(f"{path} cannot be sent: {error.errors()[0]['msg']}") from error
+
+
+def _file_chunks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def _is_served(checkpoint: CheckpointTensors, wanted: TensorList) -> bool:
+    """Whether the checkpoint has the very tensors of the service: names, dtypes, shapes and bytes."""
+    info_of = {name: info for info in wanted.tensors for name in (info.name, *info.aliases)}
+    given = {info_of[name].name for name in checkpoint if name in info_of}
+    if len(given) != len(wanted.tensors) or not info_of.keys() >= checkpoint.entries.keys():
+        return False
+    # dtypes and shapes of all tensors before the bytes of any
+    return all(_has_form(entry, info_of[name]) for name, (_, entry) in checkpoint.entries.items()) and all(
+        _checksum(path, entry) == info_of[name].checksum for name, (path, entry) in checkpoint.entries.items()
+    )
+
+
+def _has_form(entry: TensorEntry, info: TensorInfo) -> bool:
+    element_type = ELEMENT_TYPES.get(info.dtype)
+    return element_type is not None and (entry.code, entry.shape) == (element_type.code, info.shape)
+
+
+def _checksum(path: Path, entry: TensorEntry) -> str:
+    hasher, left = new_hasher(), entry.num_bytes
+    with path.open("rb") as file:
+        file.seek(entry.start)
+        while left > 0 and (chunk := file.read(min(left, _CHUNK_BYTES))):
+            hasher.update(chunk)
+            left -= len(chunk)
+    return PREFIX + hasher.hexdigest()

@@ -1,0 +1,101 @@
+"""A trainer's tensors, read as the service holds them: under its names, in its shapes and dtypes.
+
+A tied tensor may be given under its canonical name, under an alias, or under several names that say the same.
+Works on one tensor at a time and knows nothing about files or HTTP; torch is imported on first use.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from vigor_client.errors import TensorsRefusedError
+from vigor_client.schemas.scoring import TensorInfo, TensorList
+from vigor_client.weight_format.safetensors_stream import ELEMENT_TYPES
+
+if TYPE_CHECKING:
+    import torch
+
+
+def unknown_names(tensors: Mapping[str, torch.Tensor], wanted: TensorList) -> dict[str, str]:
+    """The names that the service does not have, not even as an alias, and that as their fault."""
+    known = {name for info in wanted.tensors for name in (info.name, *info.aliases)}
+    return {name: "the service has no such tensor" for name in tensors if name not in known}
+
+
+def unsendable(wanted: TensorList) -> dict[str, str]:
+    """The tensors whose dtype this client cannot write, and that as their fault."""
+    unknown = (info for info in wanted.tensors if info.dtype not in ELEMENT_TYPES)
+    return {info.name: f"the service holds {info.dtype}, which this client cannot send" for info in unknown}
+
+
+def given_names(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> list[str]:
+    """The names under which a tensor is given, its canonical one first."""
+    return [name for name in (info.name, *info.aliases) if name in tensors]
+
+
+def read(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> torch.Tensor:
+    """One tensor as the service holds it: on the CPU, in its dtype, contiguous, flat. Checks nothing."""
+    return _cast(tensors[given_names(tensors, info)[0]], info)
+
+
+def read_checked(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> torch.Tensor:
+    """As ``read``, of a tensor that fits.
+
+    Raises:
+        TensorsRefusedError: it is missing, has another shape or kind, is not finite in the service's dtype, or is
+            given under several names that differ.
+    """
+    import torch
+
+    if not (names := given_names(tensors, info)):
+        raise TensorsRefusedError({info.name: "missing"})
+    first, *others = names
+    values = _fitting(first, tensors[first], info)
+    for name in others:
+        if not torch.equal(_fitting(name, tensors[name], info), values):
+            fault = f"differs from {first}, to which it is tied: one of the two is stale"
+            raise TensorsRefusedError({name: fault})
+    return values
+
+
+def _fitting(name: str, tensor: torch.Tensor, info: TensorInfo) -> torch.Tensor:
+    if fault := _misfit(tensor, info):
+        raise TensorsRefusedError({name: fault})
+    values = _cast(tensor, info)
+    if not _all_finite(values):
+        raise TensorsRefusedError({name: f"holds values that are not finite in {info.dtype}"})
+    return values
+
+
+def _misfit(tensor: torch.Tensor, info: TensorInfo) -> str | None:
+    import torch
+
+    if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
+        return f"is a {type(tensor).__name__}; give a plain tensor, whole and on one device"
+    if tensor.layout != torch.strided or tensor.is_meta:
+        return f"has no plain data (layout {tensor.layout}, device {tensor.device})"
+    if list(tensor.shape) != info.shape:
+        return f"has shape {list(tensor.shape)}, the service needs {info.shape}"
+    wanted = _dtype(info)
+    if tensor.dtype != wanted and not (tensor.dtype.is_floating_point and wanted.is_floating_point):
+        return f"has dtype {tensor.dtype}, which does not turn into the service's {info.dtype}"
+    return None
+
+
+def _dtype(info: TensorInfo) -> torch.dtype:
+    import torch
+
+    return getattr(torch, info.dtype)
+
+
+def _cast(tensor: torch.Tensor, info: TensorInfo) -> torch.Tensor:
+    return tensor.detach().to(device="cpu", dtype=_dtype(info)).contiguous().flatten()
+
+
+def _all_finite(values: torch.Tensor) -> bool:
+    """Whether no value is NaN or infinite; unlike ``isfinite(values).all()`` it makes no copies and is 10 x as fast."""
+    if not values.numel():
+        return True
+    low, high = values.aminmax()
+    return bool(low.isfinite() & high.isfinite())

@@ -1,0 +1,454 @@
+"""The wire contract of the HTTP API, version 1: every shape that crosses it, once.
+
+Service, client and tests import these models from here. This module knows nothing about transport,
+tokenization or torch. Units are in the names; a number that is not finite is ``None`` on the wire.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
+
+from vigor_client.schemas.common import Mask, Text, TokenId, TokenIds
+from vigor_client.schemas.common import WireModel as WireModel
+from vigor_client.schemas.common import half_character as half_character
+from vigor_client.schemas.fault_limit import Item
+from vigor_client.schemas.prompts import MAX_MESSAGES as MAX_MESSAGES
+from vigor_client.schemas.prompts import GivenPrompt as GivenPrompt
+from vigor_client.schemas.prompts import Message as Message
+
+MAX_WAIT_SECONDS = 600.0
+MAX_GROUPS = 512
+MAX_COMPLETIONS_PER_GROUP = 512
+MAX_COMPLETIONS = 65_536
+"""Of one request. Of more, each step that handles all of them at once would keep others waiting."""
+MAX_UPDATE_FILES = 4096
+MAX_WEIGHT_VERSION = 2**53 - 1  # what every JSON parser, and a metric, holds exactly
+
+LINES_MEDIA_TYPE = "application/x-ndjson"
+"""A caller that accepts it gets its scores in lines, each group's when it is finished."""
+BEAT_SECONDS = 10.0
+"""While no line is ready an empty one goes out so often."""
+
+IDEMPOTENCY_HEADER = "Idempotency-Key"
+"""Names what a request asks for, so that it may be sent again: it is done once."""
+
+WeightVersion = Annotated[int, Field(strict=True, ge=0, le=MAX_WEIGHT_VERSION)]
+Checksum = Annotated[str, Field(pattern=r"^xxh3-128:[0-9a-f]{32}$", examples=["xxh3-128:" + "0" * 32])]
+FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", examples=["model.safetensors"])]
+
+FinishReason = Literal["stop", "length"]
+RewardName = Literal["vigor", "self_certainty", "logprob", "entropy"]
+TieRule = Literal["average", "ordinal"]
+TruncatedRule = Literal["score", "worst"]
+CompletionStatus = Literal["ok", "empty", "truncated", "nonfinite"]
+WeightState = Literal["ready", "applying", "poisoned"]
+UpdateState = Literal["receiving", "verifying", "applying", "committed"]
+UpdateEncoding = Literal["full", "checkpoint", "partial", "delta"]
+WHOLE_ENCODINGS: frozenset[UpdateEncoding] = frozenset({"full", "checkpoint"})  # they need no base
+BroadcastBackend = Literal["gloo", "nccl"]
+
+
+# ---------------------------------------------------------------------------------------------- scoring
+
+
+class Completion(WireModel):
+    """One sampled completion: its token ids, or its text."""
+
+    ids: TokenIds | None = Field(default=None, description="The sampled token ids, used as they are.")
+    text: Text | None = Field(default=None, description="What was sampled after the prompt, to the character.")
+    mask: Mask | None = Field(
+        default=None,
+        description="Same length as `ids`; 0 leaves a token out of the loss, it still conditions what follows.",
+    )
+    finish_reason: FinishReason | None = Field(
+        default=None,
+        description="`stop`: it ended by itself; `length`: it was cut off. Text without either is taken as `stop`, and "
+        "ends with an end token, which is appended where it has none.",
+    )
+
+    @model_validator(mode="after")
+    def _check_exactly_one_source(self) -> Self:
+        if (self.ids is None) == (self.text is None):
+            raise ValueError("give exactly one of `ids` and `text`")
+        if self.mask is not None and self.ids is None:
+            raise ValueError("`mask` counts token ids: give `ids`, not `text`")
+        if self.mask is not None and self.ids is not None and len(self.mask) != len(self.ids):
+            raise ValueError(f"`mask` has {len(self.mask)} entries for {len(self.ids)} `ids`")
+        return self
+
+
+def _completion_from_shorthand(value: object) -> object:
+    """Plain text and plain id lists are shorthands for a completion object."""
+    if isinstance(value, str):
+        return {"text": value}
+    if isinstance(value, list):
+        return {"ids": cast("list[object]", value)}
+    return value
+
+
+AnyCompletion = Annotated[
+    Completion,
+    BeforeValidator(_completion_from_shorthand, json_schema_input_type=Completion | str | list[TokenId]),
+]
+
+
+class Group(GivenPrompt):
+    """One prompt with all of its sampled completions: what is ranked together."""
+
+    id: Text | None = Field(default=None, max_length=256, examples=["q-17"])
+    completions: list[Item[AnyCompletion]] = Field(min_length=1, max_length=MAX_COMPLETIONS_PER_GROUP)
+
+
+class WeightOptions(WireModel):
+    """Which weights must score."""
+
+    weight_version: WeightVersion | None = Field(default=None, description="Score with exactly these weights, or 409.")
+    weight_digest: Checksum | None = Field(
+        default=None, description="Stronger than the version: the weights' own digest."
+    )
+    wait_seconds: float = Field(
+        default=0.0,
+        strict=True,
+        ge=0,
+        le=MAX_WAIT_SECONDS,
+        description="How long to wait for `weight_version` before 409.",
+    )
+
+
+def _is_false(value: object) -> bool:
+    return value is False
+
+
+class ScoringOptions(WeightOptions):
+    """Which weights must score, and how groups are ranked."""
+
+    reward: RewardName = Field(default="vigor", description="What is ranked.")
+    ties: TieRule = Field(default="average", description="Equal values share the mean rank, or rank by index.")
+    truncated: TruncatedRule = Field(default="score", description="What `finish_reason: length` gets.")
+    return_token_ids: bool = Field(
+        default=False, strict=True, description="Return the token ids that were scored.", exclude_if=_is_false
+    )
+
+
+_SCORE_EXAMPLE: JsonDict = {
+    "groups": [
+        {
+            "id": "q-17",
+            "messages": [{"role": "user", "content": "What is 3 + 4?"}],
+            "completions": [
+                {"text": "3 + 4 = 7.", "finish_reason": "stop"},
+                {"text": "The answer is 8.", "finish_reason": "stop"},
+            ],
+        }
+    ]
+}
+
+
+class ScoreRequest(ScoringOptions):
+    """``POST /v1/score``: whole groups to score under the current weights."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_SCORE_EXAMPLE]})
+
+    groups: list[Item[Group]] = Field(min_length=1, max_length=MAX_GROUPS)
+
+
+_SAMPLE_EXAMPLE: JsonDict = {
+    "group": "run7/step12/q-17",
+    "group_size": 2,
+    "index": 0,
+    "messages": [{"role": "user", "content": "What is 3 + 4?"}],
+    "completion": {"text": "3 + 4 = 7", "finish_reason": "stop"},
+}
+
+
+class SampleRequest(GivenPrompt, ScoringOptions):
+    """``POST /v1/score/sample``: one completion of a group whose others come from elsewhere.
+
+    All samples of a group give the same size, prompt and options.
+    """
+
+    model_config = ConfigDict(json_schema_extra={"examples": [_SAMPLE_EXAMPLE]})
+
+    group: Text = Field(
+        min_length=1, max_length=256, description="Its name, the same for all of its samples, never used again."
+    )
+    group_size: int = Field(strict=True, ge=1, le=MAX_COMPLETIONS_PER_GROUP)
+    index: int = Field(strict=True, ge=0, description="Which of the group's completions this is, from 0.")
+    completion: AnyCompletion
+
+    @model_validator(mode="after")
+    def _check_index(self) -> Self:
+        if self.index >= self.group_size:
+            raise ValueError(f"`index` is {self.index} in a group of {self.group_size}; indices begin at 0")
+        return self
+
+
+_RETURNED = "The token ids that were scored; only with `return_token_ids`."
+
+
+def _is_none(value: object) -> bool:
+    return value is None
+
+
+class CompletionScore(WireModel):
+    """The result of one completion. Anything but status ``ok`` has no norm of its own meaning."""
+
+    status: CompletionStatus
+    num_tokens: int = Field(description="T: tokens that count in the loss.")
+    grad_norm: float | None = Field(description="L2 norm of the gradient of the mean negative log-likelihood.")
+    scaled_grad_norm: float | None = Field(description="grad_norm times the square root of T; smallest is best.")
+    rank: float = Field(description="1 is best, the group's size is worst; ties share the mean of their ranks.")
+    reward: float = Field(ge=-1, le=1, description="1 - 2 (rank - 1) / (G - 1); 0 in a group of one.")
+    mean_logprob: float | None = Field(description="Mean log-probability of the loss tokens, nats.")
+    mean_entropy: float | None = Field(description="Mean entropy of the predictions, nats.")
+    self_certainty: float | None = Field(description="Mean over tokens and vocabulary of -log(V p), nats.")
+    ids: list[int] | None = Field(default=None, description=_RETURNED, exclude_if=_is_none)
+
+
+class GroupScore(WireModel):
+    """Results of one group, completions in the order they were asked."""
+
+    id: str | None = None
+    completions: list[CompletionScore]
+    prompt_ids: list[int] | None = Field(default=None, description=_RETURNED, exclude_if=_is_none)
+
+
+class Usage(WireModel):
+    """What the request cost."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    padding_tokens: int
+    deduplicated_completions: int
+
+
+class Timing(WireModel):
+    """Where the time of the request went."""
+
+    queue_seconds: float
+    compute_seconds: float
+
+
+class ScoreResponse(WireModel):
+    """All scores of one request, taken under one version of the weights."""
+
+    model: str
+    weight_version: int
+    weight_digest: str
+    reward: RewardName
+    groups: list[GroupScore]
+    usage: Usage
+    timing: Timing
+
+
+class GroupLine(WireModel):
+    """A line of a streamed answer: one group's results, in whatever order groups are finished."""
+
+    index: int = Field(ge=0, description="Which of the request's groups this is, from 0.")
+    id: str | None = None
+    completions: list[CompletionScore]
+    prompt_ids: list[int] | None = Field(default=None, description=_RETURNED, exclude_if=_is_none)
+
+
+class LastLine(WireModel):
+    """The line that completes a streamed answer: what all of its groups have in common."""
+
+    model: str
+    weight_version: int
+    weight_digest: str
+    reward: RewardName
+    usage: Usage
+    timing: Timing
+
+
+class SampleResponse(WireModel):
+    """The result of one completion, ranked within its whole group."""
+
+    model: str
+    weight_version: int
+    weight_digest: str
+    reward: RewardName
+    group: str
+    index: int
+    completion: CompletionScore
+    prompt_ids: list[int] | None = Field(default=None, description=_RETURNED, exclude_if=_is_none)
+
+
+# ---------------------------------------------------------------------------------------------- weights
+
+
+class WeightsInfo(WireModel):
+    """``GET /v1/weights``: what the service scores with now."""
+
+    weight_version: int
+    weight_digest: str
+    state: WeightState
+    num_tensors: int
+    num_bytes: int
+    dtype: str = Field(description="The model's dtype, or `mixed`.", examples=["float32"])
+    published_at: str = Field(description="When these weights began to serve, ISO 8601, UTC.")
+
+
+class TensorInfo(WireModel):
+    """One tensor the trainer must supply. Tied tensors stand once, under their canonical name."""
+
+    name: str
+    dtype: str = Field(examples=["float32", "bfloat16"])
+    shape: list[int]
+    checksum: str = Field(description="xxh3-128 of the raw little-endian bytes.")
+    aliases: list[str] = Field(default=[], description="Other names of the same tied tensor.")
+
+
+class TensorList(WireModel):
+    """``GET /v1/weights/tensors``."""
+
+    weight_version: int
+    weight_digest: str
+    tensors: list[TensorInfo]
+
+
+class UpdateFile(WireModel):
+    """One file of an update, announced before its bytes are sent."""
+
+    name: FileName
+    num_bytes: int = Field(strict=True, gt=0)
+    checksum: Checksum
+
+
+class UpdateRequest(WireModel):
+    """``POST /v1/weights/updates``: open an update. The trainer names the version."""
+
+    weight_version: WeightVersion
+    base_version: WeightVersion | None = Field(default=None, description="The version the update was made from.")
+    base_digest: Checksum | None = Field(default=None, description="The digest of the weights it was made from.")
+    encoding: UpdateEncoding = Field(
+        default="full",
+        description="`full` holds the model's tensors, `checkpoint` those of a checkpoint as it is saved, `partial` "
+        "some of the base's tensors anew, `delta` the bytes that changed.",
+    )
+    files: list[Item[UpdateFile]] = Field(min_length=1, max_length=MAX_UPDATE_FILES)
+
+    @model_validator(mode="after")
+    def _check_file_names_differ(self) -> Self:
+        names = [file.name for file in self.files]
+        if len(set(names)) != len(names):
+            raise ValueError("two files have the same name")
+        return self
+
+    @model_validator(mode="after")
+    def _check_base_is_named(self) -> Self:
+        if self.encoding not in WHOLE_ENCODINGS and (self.base_version is None or self.base_digest is None):
+            raise ValueError(
+                f"a {self.encoding} update needs `base_version` and `base_digest`: without its base it means nothing"
+            )
+        return self
+
+
+class TakeRequest(WireModel):
+    """``POST /v1/weights/updates/{id}/take``: the files lie where the service can reach them."""
+
+    directory: str = Field(min_length=1, max_length=4096, description="Absolute, or from the service's --weights-root.")
+
+
+class UpdateStatus(WireModel):
+    """The state of one update."""
+
+    update_id: str
+    weight_version: int
+    state: UpdateState
+    received_files: list[str] = Field(default=[])
+    missing_files: list[str] = Field(default=[])
+
+
+class BroadcastRequest(WireModel):
+    """``POST /v1/weights/updates/{id}/broadcast``: where the caller sends the bytes of the missing files."""
+
+    backend: BroadcastBackend
+    host: str = Field(pattern=r"^[A-Za-z0-9._:-]{1,253}$", examples=["10.0.0.5"])
+    port: int = Field(strict=True, ge=1, le=65535)
+
+
+class CommitResponse(WireModel):
+    """``POST /v1/weights/updates/{id}/commit``: the update serves now."""
+
+    weight_version: int
+    weight_digest: str
+    num_changed_tensors: int
+    verify_seconds: float
+    swap_seconds: float
+
+
+# ------------------------------------------------------------------------------------------- operations
+
+
+class ParameterRules(WireModel):
+    """How many measured parameters one rule claims, and which."""
+
+    rule: str
+    num_parameters: int
+    parameters: list[str]
+
+
+class ModelInfo(WireModel):
+    """``GET /v1/model``."""
+
+    model: str
+    architecture: str
+    num_parameters: int
+    num_measured_parameters: int
+    dtype: str
+    device: str
+    max_sequence_tokens: int
+    vocab_size: int
+    tied_embeddings: bool
+    layout: str = Field(description="How sequences share a batch: packed, padded or single.")
+    max_batch_tokens: int = Field(description="Tokens that a batch may have now: less after memory ran out.")
+    norm_probes: int | None = Field(
+        default=None, description="Random probes that estimate every norm; null: every norm is exact."
+    )
+    rules: list[ParameterRules]
+    lora_scalings: dict[str, float] = Field(
+        default={}, description="Layer with a LoRA adapter -> what its product is multiplied by."
+    )
+
+
+class Health(WireModel):
+    """``GET /healthz`` and ``GET /readyz``."""
+
+    status: Literal["ok", "unavailable"]
+    reason: str | None = None
+    phase: str | None = None
+    detail: str | None = None
+
+
+class FieldError(WireModel):
+    """One offending place in a request."""
+
+    loc: list[str | int]
+    msg: str
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it; members beyond these are the data of the code."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str
+    errors: list[FieldError] = []
+
+
+class ErrorLine(WireModel):
+    """The last line of a streamed answer that failed after its first byte."""
+
+    error: Problem
+    retry_after_seconds: float | None = Field(default=None, description="What `Retry-After` would have said.")
+
+
+ScoreLine = Annotated[GroupLine | LastLine | ErrorLine, Field(union_mode="left_to_right")]

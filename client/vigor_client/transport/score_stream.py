@@ -1,0 +1,144 @@
+"""The answer to a score request, put together from the lines in which it comes, and held to what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import httpx
+import pydantic
+
+from vigor_client.errors import ConnectionLostError
+from vigor_client.schemas.scoring import (
+    ErrorLine,
+    GroupLine,
+    GroupScore,
+    LastLine,
+    ScoreLine,
+    ScoreRequest,
+    ScoreResponse,
+)
+from vigor_client.transport.exchange import mixed_up, parse, problem_error, request_id_of, unexpected
+from vigor_client.transport.wire import comes_in_lines
+
+MAX_LINE_BYTES = 2**24  # some hundred times the largest group
+OnGroup = Callable[[int, GroupScore], object]
+
+_line = pydantic.TypeAdapter[GroupLine | LastLine | ErrorLine](ScoreLine)
+
+
+class ScoreLines:
+    """Reads the answer of one attempt. ``on_group`` is told of each group when its line comes."""
+
+    def __init__(self, request: ScoreRequest, on_group: OnGroup) -> None:
+        self._request = request
+        self._on_group = on_group
+        self._groups: dict[int, GroupScore] = {}
+        self._scores: ScoreResponse | None = None
+        self._rest = b""
+
+    def take(self, response: httpx.Response, chunk: bytes) -> None:
+        """Take the next bytes of an answer in lines.
+
+        Raises:
+            ProblemError: the service says that the rest failed.
+            UnexpectedAnswerError: a line is not in the contract, or not what was asked for.
+        """
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for line in filter(None, lines):
+            self._take_line(response, line)
+        if len(self._rest) > MAX_LINE_BYTES:
+            raise unexpected(response, f"a line of more than {MAX_LINE_BYTES} bytes", body=self._rest)
+
+    def result(self, response: httpx.Response) -> ScoreResponse:
+        """Return all scores; from a service that does not know lines they come as a whole.
+
+        Raises:
+            ConnectionLostError: the lines ended too early.
+            UnexpectedAnswerError: the whole answer is not in the contract, or not what was asked for.
+        """
+        if not comes_in_lines(response):
+            return self._whole(response)
+        if self._scores is None:
+            request_id = request_id_of(response)
+            place = f"{response.request.method} {response.request.url}"
+            message = f"connection lost: {place}: the answer ended before its last line (request {request_id})"
+            raise ConnectionLostError(message, request_id=request_id)
+        return self._scores
+
+    def _whole(self, response: httpx.Response) -> ScoreResponse:
+        scores = parse(response, ScoreResponse)
+        self._refuse_others_groups(response, scores.groups)
+        self._refuse_other_terms(response, scores)
+        for index, group in enumerate(scores.groups):
+            self._on_group(index, group)
+        return scores
+
+    def _take_line(self, response: httpx.Response, text: bytes) -> None:
+        line = _parse(response, text)
+        if isinstance(line, ErrorLine):
+            raise problem_error(line.error, response, retry_after_seconds=line.retry_after_seconds or 0.0)
+        if self._scores is not None:
+            raise unexpected(response, "a line after the last one", body=text)
+        if isinstance(line, GroupLine):
+            self._add(response, line, text)
+        else:
+            self._complete(response, line, text)
+
+    def _add(self, response: httpx.Response, line: GroupLine, text: bytes) -> None:
+        if line.index >= len(self._request.groups):
+            raise mixed_up(response, f"group {line.index} of {len(self._request.groups)}")
+        if line.index in self._groups:
+            raise unexpected(response, f"group {line.index} once more", body=text)
+        group = GroupScore(**{name: value for name, value in line if name != "index"})
+        self._refuse_others_group(response, line.index, group)
+        self._groups[line.index] = group
+        self._on_group(line.index, group)
+
+    def _complete(self, response: httpx.Response, line: LastLine, text: bytes) -> None:
+        if missing := [index for index in range(len(self._request.groups)) if index not in self._groups]:
+            raise unexpected(response, f"a last line before group {missing[0]}", body=text)
+        groups = [group for _, group in sorted(self._groups.items())]
+        self._scores = ScoreResponse(groups=groups, **dict(line))
+        self._refuse_other_terms(response, self._scores, body=text)
+
+    def _refuse_others_groups(self, response: httpx.Response, groups: list[GroupScore]) -> None:
+        if len(groups) != len(self._request.groups):
+            raise mixed_up(response, f"{len(groups)} groups instead of {len(self._request.groups)}")
+        for index, group in enumerate(groups):
+            self._refuse_others_group(response, index, group)
+
+    def _refuse_others_group(self, response: httpx.Response, index: int, group: GroupScore) -> None:
+        """A trainer must never pair a score with another completion."""
+        asked = self._request.groups[index]
+        if group.id != asked.id:
+            raise mixed_up(response, f"group {index} with the id {group.id!r} instead of {asked.id!r}")
+        if len(group.completions) != len(asked.completions):
+            raise mixed_up(response, f"group {index} with {len(group.completions)} scores of {len(asked.completions)}")
+
+    def _refuse_other_terms(
+        self, response: httpx.Response, scores: ScoreResponse, *, body: bytes | None = None
+    ) -> None:
+        """Which weights scored, and what was ranked, where the request says it."""
+        for name in ("weight_version", "weight_digest", "reward"):
+            asked, came = getattr(self._request, name), getattr(scores, name)
+            if asked is not None and came != asked:
+                raise unexpected(response, f"{name} {came!r} instead of {asked!r}", body=body)
+
+
+def each_once(on_group: OnGroup | None) -> OnGroup:
+    """Tell of each group once only, also where an answer breaks off and comes again."""
+    told: set[int] = set()
+
+    def tell(index: int, group: GroupScore) -> None:
+        if on_group is not None and index not in told:
+            told.add(index)
+            on_group(index, group)
+
+    return tell
+
+
+def _parse(response: httpx.Response, text: bytes) -> GroupLine | LastLine | ErrorLine:
+    try:
+        return _line.validate_json(text)
+    except pydantic.ValidationError as error:
+        raise unexpected(response, "a line that is not in the contract", body=text) from error

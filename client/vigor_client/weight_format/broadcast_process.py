@@ -1,0 +1,136 @@
+"""One end of a broadcast in a process of its own, fed or read through a pipe, and killed.
+
+Only a process can be ended from outside. Within this one, torch.distributed waits without a limit for a listener that
+says nothing, and ends the whole process when a message is longer than expected. The program is ``broadcast_pump``.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, cast
+
+from vigor_client.errors import BroadcastError
+from vigor_client.schemas.scoring import BroadcastBackend
+
+if TYPE_CHECKING:
+    from io import BufferedReader, BufferedWriter
+
+SENDER, RECEIVER = 0, 1
+_PIPE_BYTES = 1 << 20
+_END_SECONDS = 30.0
+_MAX_REASON_CHARACTERS = 300
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class End:
+    """One of the two ranks. ``listener`` is the sender's: an open socket at host and port, handed on as a number."""
+
+    rank: int
+    backend: BroadcastBackend
+    host: str
+    port: int
+    num_bytes: int
+    timeout_seconds: float
+    device: str = "cpu"
+    listener: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> End:
+        """Read what ``command`` wrote."""
+        return cls(**json.loads(text))
+
+    @property
+    def command(self) -> list[str]:
+        """What runs this end. ``-P``: a file of the current directory must not be taken for a module of Python."""
+        return [sys.executable, "-P", "-m", "vigor_client.weight_format.broadcast_worker", json.dumps(asdict(self))]
+
+
+class BroadcastProcess:
+    """The running process of an end; it is killed with the block, and what waits for its pipe then goes on.
+
+    A process whose pipe has ended, or that was killed, is waited for no longer than ``end_seconds``.
+    """
+
+    def __init__(self, end: End, *, end_seconds: float = _END_SECONDS) -> None:
+        self._end_seconds = end_seconds
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the block; an unread pipe would fill
+        self._process = subprocess.Popen(  # noqa: S603 - our own program
+            end.command,
+            stdin=subprocess.PIPE,  # the process ends when this one is gone
+            stdout=subprocess.PIPE if end.rank == RECEIVER else subprocess.DEVNULL,
+            stderr=self._errors,
+            pass_fds=() if end.listener is None else (end.listener,),
+            pipesize=_PIPE_BYTES,
+            start_new_session=True,  # Ctrl-C is for whoever started it
+        )
+
+    def send(self, chunks: Iterable[bytes]) -> None:
+        """Hand everything over; the process then goes on until the other end has it. Whatever fails ends the process.
+
+        Raises:
+            BroadcastError: the process ended before.
+        """
+        pipe = cast("BufferedWriter", self._process.stdin)
+        try:
+            for chunk in chunks:
+                pipe.write(chunk)
+            pipe.flush()
+        except BrokenPipeError as error:
+            raise BroadcastError(self._reason()) from error
+        except BaseException:
+            self.kill()
+            raise
+
+    def read(self, num_bytes: int) -> bytes:
+        """Return what has come, at most so many bytes.
+
+        Raises:
+            BroadcastError: the process ended, and nothing is left.
+        """
+        data = cast("BufferedReader", self._process.stdout).read1(num_bytes)
+        if not data:
+            raise BroadcastError(self._reason())
+        return data
+
+    def fault(self) -> str | None:
+        """Return why the process failed; None while it runs, and where it did not."""
+        return self._reason() if self._process.poll() else None
+
+    def kill(self) -> None:
+        """End the process at once."""
+        self._process.kill()
+
+    def close(self) -> None:
+        """End the process, and give back what it held. One that the system cannot end, in a driver, is left alone."""
+        self.kill()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(self._end_seconds)
+        for pipe in (self._process.stdin, self._process.stdout, self._errors):
+            with suppress(BrokenPipeError):  # closing would send what nobody takes any more
+                if pipe is not None:
+                    pipe.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _reason(self) -> str:
+        """The last line that the process wrote, once it has ended; or that it has not."""
+        try:
+            code = self._process.wait(self._end_seconds)
+        except subprocess.TimeoutExpired:
+            return f"the process closed its pipe, and did not end within {self._end_seconds:g} s"
+        self._errors.seek(0)
+        lines = self._errors.read().decode(errors="replace").strip().splitlines()
+        return (lines[-1] if lines else f"the process ended with {code}")[:_MAX_REASON_CHARACTERS]

@@ -1,0 +1,81 @@
+"""Names for bytes: the checksums of files and tensors, and the digest of a whole model.
+
+Both ends of the wire compute them from here. Needs xxhash, which the extras `service` and `trainer` bring;
+it is imported on first use, so the base client works without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from vigor_client.errors import MissingDependencyError
+from vigor_client.schemas.scoring import TensorInfo, UpdateFile
+
+if TYPE_CHECKING:
+    from typing import Protocol
+
+    import torch
+
+    class Hasher(Protocol):
+        """What xxhash's streaming hashes offer."""
+
+        def update(self, data: Bytes, /) -> None: ...
+        def hexdigest(self) -> str: ...
+
+
+PREFIX = "xxh3-128:"
+Bytes = bytes | bytearray | memoryview
+
+
+def new_hasher() -> Hasher:
+    """Return a fresh streaming xxh3-128.
+
+    Raises:
+        MissingDependencyError: xxhash is not installed; says which extra brings it.
+    """
+    try:
+        import xxhash
+    except ImportError as error:
+        raise MissingDependencyError("xxhash", extra="trainer", purpose="a checksum") from error
+    return xxhash.xxh3_128()
+
+
+def checksum(data: Bytes) -> str:
+    """``xxh3-128:<hex>`` of the bytes."""
+    hasher = new_hasher()
+    hasher.update(data)
+    return PREFIX + hasher.hexdigest()
+
+
+def announce(name: str, chunks: Iterable[Bytes]) -> UpdateFile:
+    """A file of an update as it is announced: the chunks are read once for its size and checksum."""
+    hasher, num_bytes = new_hasher(), 0
+    for chunk in chunks:
+        hasher.update(chunk)
+        num_bytes += len(chunk)
+    return UpdateFile(name=name, num_bytes=num_bytes, checksum=PREFIX + hasher.hexdigest())
+
+
+def raw_bytes(tensor: torch.Tensor) -> memoryview:
+    """The tensor's elements in row-major order, little-endian, whatever its dtype, strides or device: what is hashed.
+
+    Copies nothing of a contiguous tensor on the CPU. Needs torch.
+    """
+    import torch
+
+    flat = tensor.detach().cpu().contiguous().reshape(-1)
+    return flat.view(torch.uint8).numpy().data
+
+
+def model_digest(tensors: Iterable[TensorInfo]) -> str:
+    """Digest of a whole model: xxh3-128 over the sorted lines ``name dtype shape checksum``, newline ended.
+
+    ``shape`` is written as ``[2,3]``. Equal digests mean equal names, dtypes, shapes and bytes.
+    """
+    return checksum("".join(sorted(map(_digest_line, tensors))).encode())
+
+
+def _digest_line(tensor: TensorInfo) -> str:
+    shape = "[" + ",".join(map(str, tensor.shape)) + "]"
+    return f"{tensor.name} {tensor.dtype} {shape} {tensor.checksum}\n"

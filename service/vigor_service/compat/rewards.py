@@ -1,0 +1,126 @@
+"""Rewards for trainers that send text, one sample at a time and without a group: OpenRLHF and slime."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+
+from vigor_client.schemas.scoring import Completion, CompletionScore, Group, ScoreRequest
+from vigor_service.compat.reward_schemas import OpenRLHFRequest, OpenRLHFRewards, SlimeRequest
+from vigor_service.engine.sequences import TokenSequence
+from vigor_service.errors import QueueFullError, ServiceError
+from vigor_service.sample_groups.assembly import Rendezvous
+from vigor_service.sample_groups.by_prompt import PromptGroups
+from vigor_service.sample_groups.samples import held_bytes
+from vigor_service.scoring.service import Scoring
+
+PATIENCE_SECONDS = 150.0
+"""How long a full queue is waited for: OpenRLHF gives a call up after 180 seconds, and five tries of a second each."""
+WORST_REWARD = -1.0
+
+_logger = logging.getLogger(__name__)
+
+
+class Adapters:
+    """Answers in each trainer's own form. Samples of one prompt are one group.
+
+    A text is given up as soon as its token ids are known: the others of its group may be awaited for long.
+    """
+
+    def __init__(self, scoring: Scoring, rendezvous: Rendezvous, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
+        self._scoring = scoring
+        self._rendezvous = rendezvous
+        self._groups = PromptGroups(rendezvous)
+        self._patience_seconds = patience_seconds
+
+    async def openrlhf(self, asked: OpenRLHFRequest, *, group_size: int) -> OpenRLHFRewards:
+        """Return what OpenRLHF logs and trains with; a sample without a score gets the worst reward, and a flag.
+
+        OpenRLHF swallows a refusal after five seconds and ends its run without its reason. A group that failed has the
+        same reward for all of its samples, so it moves nothing.
+
+        Raises:
+            QueueFullError: too many samples are held for this one to wait.
+        """
+        pairs = zip(asked.prompts, asked.query, strict=True)
+        scoring = [self._score_or_log(prompt, query[len(prompt) :], group_size) for prompt, query in pairs]
+        del asked, pairs
+        tasks = [asyncio.create_task(score) for score in scoring]
+        try:
+            return _rewards(await asyncio.gather(*tasks))
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def slime(self, asked: SlimeRequest, *, group_size: int) -> float:
+        """Return the rank reward. Refusals go out as they are: slime tries ten times, with pauses.
+
+        Raises:
+            ServiceError: there is no score; says why.
+        """
+        prompt = asked.prompt if isinstance(asked.prompt, str) else None
+        group = Group(
+            prompt_ids=None if prompt is None else await self._token_ids(prompt, "prompt"),
+            messages=None if isinstance(asked.prompt, str) else asked.prompt,
+            completions=[_as_sampled(asked.response)],
+        )
+        sequence = await self._encode(group)
+        del asked, prompt, group
+        return (await self._groups.score(sequence, group_size=group_size)).completion.reward
+
+    async def _score_or_log(self, prompt: str, text: str, group_size: int) -> CompletionScore | None:
+        try:
+            group = Group(prompt_ids=await self._token_ids(prompt, "prompts"), completions=[_as_sampled(text)])
+            sequence = await self._encode(group)
+            del prompt, text, group
+            return await self._score_patiently(sequence, group_size)
+        except QueueFullError:
+            raise
+        except ServiceError as error:
+            return _without_score(error)
+
+    async def _score_patiently(self, sequence: TokenSequence, group_size: int) -> CompletionScore | None:
+        """Return its score, None where the queue had no place for it in time."""
+        loop = asyncio.get_running_loop()
+        ends_at = loop.time() + self._patience_seconds
+        while True:
+            try:
+                return (await self._groups.score(sequence, group_size=group_size)).completion
+            except QueueFullError as error:
+                pause_seconds = error.retry_after_seconds or 1.0
+                if loop.time() + pause_seconds > ends_at:
+                    return _without_score(error)
+            with self._rendezvous.holding(held_bytes(sequence)):
+                await asyncio.sleep(pause_seconds)
+
+    async def _token_ids(self, prompt: str, place: str) -> list[int]:
+        return list(
+            await self._scoring.preparation.run_on_texts(self._scoring.encoder.token_ids, prompt, place=[place])
+        )
+
+    async def _encode(self, group: Group) -> TokenSequence:
+        return (await self._rendezvous.encode(ScoreRequest(groups=[group]))).sequences[0]
+
+
+def _as_sampled(text: str) -> Completion:
+    """Special tokens are written out, the end too: where there is none the response was cut off, and gets none."""
+    return Completion(text=text, finish_reason="length")
+
+
+def _without_score(error: ServiceError) -> None:
+    _logger.warning("sample_without_score error=%s detail=%s", type(error).__name__, error.detail)
+
+
+def _rewards(scores: Sequence[CompletionScore | None]) -> OpenRLHFRewards:
+    rewards = [WORST_REWARD if score is None else score.reward for score in scores]
+    logs = {
+        "vigor_failed": [float(score is None) for score in scores],
+        "vigor_num_tokens": [0.0 if score is None else float(score.num_tokens) for score in scores],
+        "vigor_scaled_grad_norm": [(score and score.scaled_grad_norm) or 0.0 for score in scores],
+    }
+    return OpenRLHFRewards(
+        rewards=rewards,
+        scores=[(reward + 1) / 2 for reward in rewards],
+        extra_logs=logs if scores else {},
+    )

@@ -1,0 +1,117 @@
+"""From a checkpoint to a model and its tokenizer: a directory, a hub name, a GGUF file, or the embedded default.
+
+A directory with an adapter_config.json is a PEFT adapter: it is loaded over the base model that it names. Never loads a
+pickle, and never runs code from a checkpoint unless told to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from vigor_service.engine.loading.adapter import AdapterError, adapter_base, is_adapter, load_adapter
+from vigor_service.engine.loading.checkpoint import IncompleteCheckpointError, load_checkpoint
+
+EMBEDDED_NAME = "SmolLM2-135M-Instruct"
+_TOKENIZER_CONFIG = "tokenizer_config.json"
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class ModelLoadError(Exception):
+    """The model cannot be loaded; the message says which, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A loaded model with its tokenizer, and the name it goes by."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+
+def load_policy(
+    source: str | None, *, dtype: str = "auto", device: str = "auto", trust_remote_code: bool = False
+) -> Policy:
+    """Load a directory with safetensors, a ``.gguf`` file, a hub name, or (None) the embedded model.
+
+    A directory that holds a PEFT adapter gives its base model with the adapter in it, and the adapter's tokenizer if
+    there is one; the base is a directory (a relative one is looked for from the adapter's, too), a file or a name.
+
+    ``dtype`` "auto" is float32 on a CPU and the checkpoint's own dtype elsewhere; ``device`` "auto" is a CUDA device
+    where there is one.
+
+    Raises:
+        ModelLoadError: there is no such model, it has no safetensors, tensors of it are missing or unexpected, it would
+            need its own code, it is an adapter of another kind than LoRA or PEFT is not installed, or the dtype or the
+            device is not known.
+    """
+    if source is not None and is_adapter(Path(source)):
+        return _load_with_adapter(Path(source), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+    torch_device = _device(device)
+    torch_dtype = _dtype(dtype, torch_device)
+    location, name, options = _locate(source)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
+        model = load_checkpoint(location, dtype=torch_dtype, trust_remote_code=trust_remote_code, **options)
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, IncompleteCheckpointError) as error:
+        raise ModelLoadError(f"cannot load model {name!r}: {error}") from error
+    model.eval().to(torch_device)  # pyright: ignore[reportArgumentType] - transformers wraps torch's own method
+    return Policy(model, tokenizer, name)
+
+
+def _load_with_adapter(adapter: Path, *, dtype: str, device: str, trust_remote_code: bool) -> Policy:
+    try:
+        base = load_policy(adapter_base(adapter), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
+        model = load_adapter(base.model, adapter)
+        tokenizer = (
+            AutoTokenizer.from_pretrained(adapter) if (adapter / _TOKENIZER_CONFIG).is_file() else base.tokenizer
+        )
+    except AdapterError as error:
+        raise ModelLoadError(str(error)) from error
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelLoadError(f"cannot load the tokenizer of adapter {str(adapter)!r}: {error}") from error
+    model.eval()
+    return replace(base, model=model, tokenizer=tokenizer, name=adapter.name)  # pyright: ignore[reportArgumentType] - PEFT's wrapper serves as a model
+
+
+def _locate(source: str | None) -> tuple[str, str, dict[str, Any]]:
+    """Return what transformers loads from, the name to show, and further options."""
+    if source is None:
+        return str(_embedded_model()), EMBEDDED_NAME, {}
+    path = Path(source)
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelLoadError(f"cannot load model {source!r}: there is no such file")
+        return str(path.parent), path.stem, {"gguf_file": path.name}
+    return source, path.name if path.is_dir() else source, {}
+
+
+def _embedded_model() -> Path:
+    from vigor_client.models.embedded import EmbeddedModelError, embedded_model_dir
+
+    try:
+        return embedded_model_dir()
+    except EmbeddedModelError as error:
+        raise ModelLoadError(str(error)) from error
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ModelLoadError(f"device {device!r} cannot be used: {error}") from error
+
+
+def _dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+    if dtype == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    if dtype not in _DTYPES:
+        raise ModelLoadError(f"dtype {dtype!r} is not one of auto, {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]

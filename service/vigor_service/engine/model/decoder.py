@@ -1,0 +1,92 @@
+"""A model's decoder, from ids to final hidden states, in one of two layouts.
+
+Packed, sequences lie end to end and attend through packed attention. Single, one sequence runs under the model's own
+attention or other mixer of tokens, whatever that is. Experts run as operations that a rule knows in either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Literal
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from vigor_service.engine.batching.packing import PackedBatch, pack
+from vigor_service.engine.model.experts import experts_as_operations
+from vigor_service.engine.model.fused_rms_norm import fused
+from vigor_service.engine.model.implementations import running_under
+from vigor_service.engine.model.packed_attention import IMPLEMENTATION, attending_within, current_batch
+from vigor_service.engine.model.rotary import each_sequence_alone
+from vigor_service.engine.sequences import TokenSequence
+
+Layout = Literal["packed", "single"]
+
+
+def decoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:
+    """Return the layers that run one after the other; None where they cannot be told."""
+    num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))  # outer modules first
+    return next((layers for layers in lists if len(layers) == num_layers), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Decoder:
+    """The part of ``model`` that ends before its output head."""
+
+    model: PreTrainedModel
+    module: nn.Module
+    layout: Layout
+    norms: Mapping[nn.Module, float] = field(default_factory=dict)  # that run by the fused kernel
+    length_dependent: Sequence[nn.Module] = ()  # give a token other numbers in a longer sequence
+
+    @contextmanager
+    def prepared(self) -> Iterator[None]:
+        """Let the model run as the layout asks, and restore its own ways afterwards."""
+        with experts_as_operations(self.module), fused(self.norms), self._packed():
+            yield
+
+    @contextmanager
+    def _packed(self) -> Iterator[None]:
+        if self.layout == "single":
+            yield
+            return
+        with (
+            running_under(IMPLEMENTATION, "attn", self.module),
+            each_sequence_alone(self.length_dependent, lambda: current_batch().token_slices),
+        ):
+            yield
+
+    def pack(self, sequences: Sequence[TokenSequence]) -> PackedBatch:
+        """Lay the sequences end to end.
+
+        With the tokens after the last loss position too where they may condition what is before: in the single layout
+        by the model's own mixer of tokens, as indexers that keep the best keys of a sequence do; else by its length.
+        """
+        whole = self.layout == "single" or bool(self.length_dependent)
+        return pack(sequences, self.model.device, whole=whole)
+
+    def given(self, batch: PackedBatch) -> AbstractContextManager[None]:
+        """On this thread, let the model know the batch that it is given next; within ``prepared``.
+
+        Raises:
+            ValueError: the layout is single and the batch holds several sequences.
+        """
+        if self.layout == "single" and batch.num_sequences != 1:
+            raise ValueError(f"a batch of {batch.num_sequences} sequences in the single layout")
+        return attending_within(batch) if self.layout == "packed" else nullcontext()
+
+    def hidden_states(self, batch: PackedBatch) -> Tensor:
+        """Return the final hidden states (N, D); within ``prepared`` and ``given``."""
+        # alone, a sequence has the positions that the model itself counts, as in the reference
+        positions = {"position_ids": batch.position_ids_1N} if self.layout == "packed" else {}
+        output = self.module(input_ids=batch.input_ids_1N, use_cache=False, **positions)
+        return output.last_hidden_state[0].to(self.model.dtype)  # Mamba keeps its residual in float32
+
+
+def num_token_ids(model: PreTrainedModel) -> int:
+    """Return the rows of the input embedding: every id that the model takes is below that."""
+    table_VD: Tensor = model.get_input_embeddings().weight  # pyright: ignore[reportAssignmentType] - PEFT's is no parameter
+    return table_VD.shape[0]

@@ -1,0 +1,260 @@
+"""Exact norms of many sequences at once: one forward pass, one backward pass, input gradients only.
+
+No weight gradient of the model ever exists. Every parameterised operation sees its input and its output gradient,
+adds its parameters' share of each sequence's ``‖∇θ NLL‖²`` (engine/rules), and lets both go. Parameters that no rule
+claims are exact all the same: autograd gives their gradient, one sequence at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from vigor_service.engine.batching.cpu_workers import Workers
+from vigor_service.engine.batching.microbatches import TOKENS_AT_FULL_RATE, queues, small_batches
+from vigor_service.engine.batching.packing import PackedBatch, pack_prompts
+from vigor_service.engine.batching.shared_prefixes import (
+    KnownRows,
+    Prompt,
+    PromptRows,
+    num_tokens_without,
+    shared_prompts,
+)
+from vigor_service.engine.memory.activation_checkpointing import (
+    Checkpoints,
+    checkpointable,
+    checkpointing,
+    measured_layers,
+)
+from vigor_service.engine.memory.activation_policy import Demand, Keep, LayerBytes, choose_keep, room_bytes
+from vigor_service.engine.memory.free_memory import free_bytes
+from vigor_service.engine.model.decoder import Layout, decoder_layers
+from vigor_service.engine.model.unwrap import causal_model
+from vigor_service.engine.norms.op_interception import Measuring, RecordingLinears
+from vigor_service.engine.norms.plan import LAYOUTS, make_plan
+from vigor_service.engine.ops.hutchinson import Probes
+from vigor_service.engine.ops.sums import squared_norm
+from vigor_service.engine.rules.context import Measurement
+from vigor_service.engine.rules.head import HeadSignals, head_loss
+from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
+
+R = TypeVar("R")
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What one pass gave for B sequences: ``‖∇θ Σ_t NLL_t‖²`` (B,), float64, signals, and shares by parameter name."""
+
+    squared_norms_B: Tensor
+    signals: HeadSignals
+    shares: Mapping[str, Tensor]
+
+
+class FastNorms:
+    """Scores batches of one model. The model's parameters are frozen and the model is in eval mode from here on.
+
+    Raises:
+        UnsupportedModelError: the model's decoder, experts or head are not understood in any of the layouts.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        layouts: Sequence[Layout] = LAYOUTS,
+        free_bytes: Callable[[torch.device], int | None] = free_bytes,
+    ) -> None:
+        model.requires_grad_(False).eval()
+        self._model = causal_model(model)
+        self._workers = Workers() if self._model.device.type == "cpu" else None
+        self.plan = make_plan(self._model, parameters, layouts)
+        self._parameters = parameters
+        self.probes: Probes | None = None  # None: every norm is exact
+        self.layers = measured_layers(decoder_layers(self._model) or [], parameters.values())
+        self.most_kept_bytes: int | None = None  # None: what free memory allows
+        self._layer_bytes = LayerBytes.of(self._model, self.layers)
+        self._free_bytes = free_bytes
+
+    def score(self, sequences: Sequence[TokenSequence], *, keep: Keep | None = None) -> list[SequenceScore]:
+        """Equal ``[exact_score(model, sequence, parameters) for sequence in sequences]``.
+
+        ``keep`` None: what free memory and ``most_kept_bytes`` allow, with no more layers run again than that takes.
+        Layers run again only if there are ``layers``.
+        """
+        scores = self._run(sequences, keep, _scores)
+        return [scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
+
+    def squared_shares(self, sequences: Sequence[TokenSequence], *, keep: Keep | None = None) -> list[dict[str, float]]:
+        """Equal ``[{name: grad.double().square().sum()} for each measured parameter]`` of each sequence's mean loss.
+
+        They add up to the squares of the norms that ``score`` returns, and are what the same passes give.
+        """
+        shares = self._run(sequences, keep, _shares, {parameter: name for name, parameter in self._parameters.items()})
+        return [shares[sequence] for sequence in sequences]
+
+    def _run(
+        self,
+        sequences: Sequence[TokenSequence],
+        keep: Keep | None,
+        result_of: Callable[[_Measured, Sequence[slice]], list[R]],
+        apart: Mapping[nn.Parameter, str] | None = None,
+    ) -> dict[TokenSequence, R]:
+        distinct = [sequence for sequence in dict.fromkeys(sequences) if sequence.num_loss_tokens]
+        if not distinct:
+            return {}
+        batches = self._batches(distinct)
+        prompts = self._shared_prompts(batches)
+        keep, num_twice = self._choose_keep(batches, prompts) if keep is None else (keep, len(self.layers))
+        twice = self.layers[:num_twice] if keep is Keep.LAYER_INPUTS else []
+        prompt_rows = PromptRows({}, {})
+
+        def run_batch(batch: list[TokenSequence]) -> list[tuple[TokenSequence, R]]:
+            packed = self.plan.decoder.pack(batch)
+            measured = self._measure_batch(packed, prompt_rows.in_batch(batch, packed), keep, apart)
+            return list(zip(batch, result_of(measured, packed.loss_slices), strict=True))
+
+        with self.plan.decoder.prepared(), checkpointable(twice), self._fallback_requiring_grad():
+            if not twice or twice != self.layers:
+                prompt_rows = self._prompt_rows(prompts)
+            return {sequence: result for batch in self._map(run_batch, batches) for sequence, result in batch}
+
+    def _map(self, function: Callable[[list[TokenSequence]], R], batches: Sequence[list[TokenSequence]]) -> list[R]:
+        """Return ``list(map(function, batches))`` in some order, several at a time where there are workers."""
+        if self._workers is None or self._num_at_once(batches) == 1:
+            return list(map(function, batches))
+        results = self._workers.run(function, queues(batches, num_queues=self._workers.count))
+        return [result for queue in results for result in queue]
+
+    def _shared_prompts(self, batches: Sequence[list[TokenSequence]]) -> list[Prompt]:
+        """Return the prompts that run once; all layers' rows of them are kept until the batches are done."""
+        decoder = self.plan.decoder
+        if self._model.device.type != "cpu" or decoder.layout != "packed" or decoder.length_dependent:
+            return []
+        return shared_prompts([sequence for batch in batches for sequence in batch])
+
+    def _num_at_once(self, batches: Sequence[list[TokenSequence]]) -> int:
+        if self._workers is None or self.plan.one_at_a_time:
+            return 1  # what no rule knows may change the model while it runs, as PEFT does for experts
+        return min(self._workers.count, len(batches))
+
+    def demand(self, sequences: Sequence[TokenSequence]) -> Demand:
+        """Return about what scoring distinct sequences keeps at once.
+
+        Rows of a shared prompt count once, and stay whether or not layers run twice.
+        """
+        batches = self._batches(sequences)
+        return self._demand(batches, self._shared_prompts(batches))
+
+    def _demand(self, batches: Sequence[list[TokenSequence]], prompts: Sequence[Prompt]) -> Demand:
+        shared = set(prompts)
+        largest_first = sorted((num_tokens_without(shared, batch) for batch in batches), reverse=True)
+        return self._layer_bytes.demand(
+            sum(largest_first[: self._num_at_once(batches)]),
+            num_prompt_tokens=sum(map(len, prompts)),
+            num_layers=len(self.layers),
+        )
+
+    def _choose_keep(self, batches: Sequence[list[TokenSequence]], prompts: Sequence[Prompt]) -> tuple[Keep, int]:
+        device = self._model.device
+        room = room_bytes(self._free_bytes(device), self.most_kept_bytes)
+        return choose_keep(device, self._demand(batches, prompts), room)
+
+    def _batches(self, sequences: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
+        if self.plan.one_at_a_time:
+            return [[sequence] for sequence in sequences]
+        if self._workers is None:
+            return [list(sequences)]
+        return small_batches(sequences, num_tokens=TOKENS_AT_FULL_RATE)
+
+    @torch.no_grad()
+    def _prompt_rows(self, prompts: Sequence[Prompt]) -> PromptRows:
+        if not prompts:
+            return PromptRows({}, {})
+        batch = pack_prompts(prompts, self._model.device)
+        recording = RecordingLinears(self.plan.claims)
+        with self.plan.decoder.given(batch), recording:
+            self.plan.decoder.hidden_states(batch)
+        return PromptRows(dict(zip(prompts, batch.token_slices, strict=True)), recording.outputs)
+
+    def _measure_batch(
+        self, batch: PackedBatch, known_rows: KnownRows, keep: Keep, apart: Mapping[nn.Parameter, str] | None
+    ) -> _Measured:
+        measurement = Measurement(
+            batch,
+            tied_weight_VD=self.plan.tied_weight_VD,
+            apart=apart,
+            known_rows=known_rows,
+            probes=self.probes,
+            keeps_everything=keep is Keep.EVERYTHING,
+        )
+        with torch.enable_grad():
+            return self._measure(measurement, keep)
+
+    def _measure(self, measurement: Measurement, keep: Keep) -> _Measured:
+        batch, fallback = measurement.batch, self.plan.fallback
+        measuring = Measuring(self.plan.claims, measurement, self.plan.untouched.values())
+
+        @contextmanager
+        def observed() -> Iterator[None]:
+            with self.plan.decoder.given(batch), measurement.keeping_little(), measuring:
+                yield
+
+        leaves = measurement.leaves()
+        checkpoints = Checkpoints(measuring.suspended, observed, [*leaves, *fallback.values()])
+        with checkpointing(checkpoints) if keep is Keep.LAYER_INPUTS else nullcontext(), observed():
+            hidden_ND = self.plan.decoder.hidden_states(batch)
+        total, signals = head_loss(hidden_ND[batch.loss_rows_M], self.plan.head, measurement)
+        gradients = torch.autograd.grad(total, [*leaves, *fallback.values()], allow_unused=True)
+        measuring.check_all_seen()
+        shares = measurement.shares_apart(gradients[: len(leaves)])
+        shares |= _squared(fallback, gradients[len(leaves) :])
+        common_B = torch.zeros_like(measurement.squared_norms_B) if gradients[0] is None else gradients[0]
+        return _Measured(torch.stack([common_B, *shares.values()]).sum(0), signals, shares)
+
+    @contextmanager
+    def _fallback_requiring_grad(self) -> Iterator[None]:
+        for parameter in self.plan.fallback.values():
+            parameter.requires_grad_(True)
+        try:
+            yield
+        finally:
+            for parameter in self.plan.fallback.values():
+                parameter.requires_grad_(False)
+
+
+def _squared(parameters: Mapping[str, nn.Parameter], gradients: Sequence[Tensor | None]) -> dict[str, Tensor]:
+    """Return name -> squared norm of the gradient, shape (1,), of those that have one."""
+    named = zip(parameters, gradients, strict=True)
+    return {name: squared_norm(gradient)[None] for name, gradient in named if gradient is not None}
+
+
+def _shares(measured: _Measured, loss_slices: Sequence[slice]) -> list[dict[str, float]]:
+    lengths_B = torch.tensor([rows.stop - rows.start for rows in loss_slices], dtype=torch.float64)
+    shares = {name: (share_B.cpu() / lengths_B.square()).tolist() for name, share_B in measured.shares.items()}
+    return [{name: values[b] for name, values in shares.items()} for b in range(len(loss_slices))]
+
+
+def _scores(measured: _Measured, loss_slices: Sequence[slice]) -> list[SequenceScore]:
+    """Return the scores in the order of the sequences; what is on a device is fetched from there at once."""
+    lengths = [rows.stop - rows.start for rows in loss_slices]
+    signals, norms_of_sums_B = measured.signals, measured.squared_norms_B.sqrt()
+    signals_3M = torch.stack([signals.nll_M, signals.entropy_M, signals.self_certainty_M])
+    means_B3 = torch.stack([signals_3T.mean(-1) for signals_3T in signals_3M.split(lengths, dim=1)])
+    rows = torch.cat([norms_of_sums_B[:, None], means_B3.double()], dim=1).tolist()
+    return [
+        SequenceScore(
+            num_loss_tokens=length,
+            grad_norm=norm_of_sum / length,  # of the mean, where NLL was summed
+            mean_logprob=-nll,
+            mean_entropy=entropy,
+            self_certainty=self_certainty,
+        )
+        for length, (norm_of_sum, nll, entropy, self_certainty) in zip(lengths, rows, strict=True)
+    ]

@@ -1,0 +1,240 @@
+"""Seeing every operation that touches a measured parameter.
+
+A torch function mode stands between the model's code and torch. It first traces a small batch, to learn which rule
+claims which parameter, and then runs the claimed calls under their rules. The model itself is never changed.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode, resolve_name
+from torch.utils._pytree import tree_leaves
+
+from vigor_service.engine.rules import Call, recognize
+from vigor_service.engine.rules.context import Measurement
+from vigor_service.engine.rules.linear import LinearCall
+
+# What was cast or transposed, or to which a number was added, has a gradient of the same norm as the parameter itself.
+_DERIVING = (
+    torch.Tensor.float,
+    torch.Tensor.to,
+    torch.Tensor.type,
+    torch.Tensor.add,
+    torch.add,
+    torch.Tensor.T.__get__,  # pyright: ignore[reportAttributeAccessIssue] - a property's getter
+    torch.Tensor.t,
+)
+
+
+class UnclaimedCallError(Exception):
+    """A measured parameter is used in a way that the trace did not show."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A call that a rule can measure: its measured parameters, and the axis of its input that holds the tokens."""
+
+    rule: str
+    names: tuple[str, ...]
+    token_axis: int
+
+
+class Interception(TorchFunctionMode):
+    """Recognises calls; what is done with them is up to the subclasses."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__()
+        # id of each measured parameter, and of what was derived from it -> the parameter
+        self._sources = {id(parameter): parameter for parameter in parameters}
+        self._derived: list[Tensor] = []  # kept alive, so that their ids stay theirs
+        self._is_suspended = False
+
+    @contextmanager
+    def suspended(self) -> Iterator[None]:
+        """Let what follows run unseen, as the model meant it."""
+        self._is_suspended = True
+        try:
+            yield
+        finally:
+            self._is_suspended = False
+
+    @abstractmethod
+    def run_call(self, call: Call, plain: partial[Any]) -> Any:  # noqa: ANN401 - whatever torch returns
+        """Run a recognised call that has a measured parameter; ``plain`` runs it as the model meant it."""
+
+    def run_other(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        uses: list[Tensor],  # noqa: ARG002
+    ) -> Any:  # noqa: ANN401
+        """Run what no rule recognises; ``uses`` are the measured parameters, or what was derived from them, in it."""
+        return function(*args, **kwargs)
+
+    def run_unconcerned(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        """Run what takes no measured parameter."""
+        return function(*args, **kwargs)
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401
+        kwargs = kwargs or {}
+        if self._is_suspended:
+            return func(*args, **kwargs)
+        uses = [use for use in _tensors((args, kwargs)) if id(use) in self._sources]
+        if not uses:
+            return self.run_unconcerned(func, args, kwargs)
+        if func in _DERIVING and self._is_derivation(args, kwargs):
+            return self._derive(func, args, kwargs)
+        call = recognize(func, args, kwargs, self._sources)
+        if call is None or len(self.measured(call)) != len(uses):  # a rule must know every use of a parameter
+            return self.run_other(func, args, kwargs, uses)
+        return self.run_call(call, partial(func, *args, **kwargs))
+
+    def measured(self, call: Call) -> list[nn.Parameter]:
+        """Return the measured parameters that the call takes as they are, or derived from them."""
+        return [self._sources[id(tensor)] for tensor in call.parameters() if id(tensor) in self._sources]
+
+    def _is_derivation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        return len(_tensors((args, kwargs))) == 1 and isinstance(args[0], Tensor) and "alpha" not in kwargs
+
+    def _derive(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        parameter = self._sources[id(args[0])]
+        derived = function(*args, **kwargs)
+        if isinstance(derived, Tensor):  # Tensor.type() is a name
+            self._sources[id(derived)] = parameter
+            self._derived.append(derived)
+        return derived
+
+
+class Tracing(Interception):
+    """Learns from one run which rules meet which parameters, and which uses no rule understands."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], num_tokens: int) -> None:
+        super().__init__(parameters.values())
+        self._names = {id(parameter): name for name, parameter in parameters.items()}
+        self._num_tokens = num_tokens
+        self.claims: list[Claim] = []
+        self.refusals: dict[str, str] = {}  # parameter name -> the use that no rule understands
+
+    def run_call(self, call: Call, plain: partial[Any]) -> Any:  # noqa: ANN401
+        names = tuple(self._names[id(parameter)] for parameter in self.measured(call))
+        token_axes = call.token_axes(self._num_tokens)
+        if len(token_axes) == 1:
+            self.claims.append(Claim(call.rule, names, token_axes[0]))
+        else:
+            self.refusals |= dict.fromkeys(names, f"no single axis of tokens in the input of a {call.rule} call")
+        return plain()
+
+    def run_other(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], uses: list[Tensor]
+    ) -> Any:  # noqa: ANN401
+        result = function(*args, **kwargs)
+        if _holds_tensor(result):  # what returns none, such as a dtype or a shape, is no use of the parameter
+            names = [self._names[id(self._sources[id(use)])] for use in uses]
+            self.refusals |= dict.fromkeys(names, f"no rule for {resolve_name(function)}")
+        return result
+
+
+class RecordingLinears(Interception):
+    """Runs the model as it is, and keeps what its measured linear layers return."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
+        super().__init__(parameters)
+        self.outputs: dict[int, Tensor] = {}  # id of the weight -> (rows, O)
+
+    def run_call(self, call: Call, plain: partial[Any]) -> Any:  # noqa: ANN401
+        if not isinstance(call, LinearCall) or not isinstance(call.weight, nn.Parameter):
+            return plain()  # what is derived from a parameter has no id that lasts
+        output = call.plain_output(call.x)
+        self.outputs[id(call.weight)] = output.flatten(0, -2).clone()  # some models add to it in place
+        return output
+
+
+class Measuring(Interception):
+    """Runs the claimed calls under their rules.
+
+    ``claims`` has exactly one claim for each parameter; ``untouched`` parameters must have no use at all.
+    """
+
+    def __init__(
+        self,
+        claims: Mapping[nn.Parameter, Claim],
+        measurement: Measurement,
+        untouched: Iterable[nn.Parameter] = (),
+    ) -> None:
+        super().__init__([*claims, *untouched])
+        self._claims = {id(parameter): claim for parameter, claim in claims.items()}
+        self._unseen = set(self._claims)
+        self._measurement = measurement
+
+    def check_all_seen(self) -> None:
+        """Make sure that every claimed parameter was measured.
+
+        Raises:
+            UnclaimedCallError: one was not.
+        """
+        if self._unseen:
+            raise UnclaimedCallError(f"{len(self._unseen)} parameters were not used as in the trace")
+
+    def run_call(self, call: Call, plain: partial[Any]) -> Any:  # noqa: ANN401, ARG002
+        keys = [id(parameter) for parameter in self.measured(call)]
+        token_axis = self._claimed_axis(keys)
+        if token_axis not in call.token_axes(self._measurement.batch.num_tokens):
+            raise UnclaimedCallError(f"a {call.rule} call differs from the one in the trace")
+        self._unseen.difference_update(keys)
+        return call.run(self._measurement, self._leaf_of, token_axis)
+
+    def _claimed_axis(self, keys: list[int]) -> int | None:
+        """Return the axis of the tokens in a call with these parameters; None if the trace did not have such a call."""
+        axes = {self._claims[key].token_axis if key in self._claims else None for key in keys}
+        return axes.pop() if len(axes) == 1 and self._unseen.issuperset(keys) else None
+
+    def _leaf_of(self, tensor: Tensor) -> Tensor | None:
+        parameter = self._sources.get(id(tensor))
+        return None if parameter is None else self._measurement.leaf_of(parameter)
+
+    def run_other(
+        self,
+        function: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        uses: list[Tensor],  # noqa: ARG002
+    ) -> Any:  # noqa: ANN401
+        result = function(*args, **kwargs)
+        if _holds_tensor(result):
+            raise UnclaimedCallError(f"{resolve_name(function)} takes a measured parameter as it did not in the trace")
+        return result
+
+    def run_unconcerned(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
+        result = function(*args, **kwargs)
+        self._measurement.rematerialization.note(function, args, kwargs, result)
+        return result
+
+
+def _tensors(arguments: Any) -> list[Tensor]:  # noqa: ANN401 - whatever a torch function takes
+    """Return the tensors among arguments, in lists and dictionaries too; a hundred times faster than a pytree."""
+    if isinstance(arguments, Tensor):
+        return [arguments]
+    if isinstance(arguments, (list, tuple)):
+        return [tensor for item in arguments for tensor in _tensors(item)]
+    if isinstance(arguments, dict):
+        return [tensor for item in arguments.values() for tensor in _tensors(item)]
+    return []
+
+
+def _holds_tensor(result: object) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in tree_leaves(result))

@@ -1,0 +1,121 @@
+"""The obviously correct reference: one forward and one backward pass per sequence.
+
+Uses the model as it is, computes every gradient, and sums squares in float64. Slow on purpose: this is the
+yardstick of the fast path, and its fallback for models that the fast path does not understand.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from math import log, sqrt
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from vigor_service.engine.ops.sums import squared_norm
+from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
+
+ELEMENTS_AT_ONCE = 2**24
+_FEW_ROWS = 16  # a CPU's backward product of fewer rows with a large vocabulary is off by 1e-5, of more by 3e-6
+
+
+def exact_score(
+    model: PreTrainedModel, sequence: TokenSequence, parameters: Mapping[str, nn.Parameter]
+) -> SequenceScore:
+    """Score one sequence with ``torch.autograd.grad``.
+
+    ``grad_norm = sqrt(sum((g.double() ** 2).sum() for g in grad(nll, parameters)))`` over the loss tokens, where
+    ``nll = F.cross_entropy(logits.double(), targets)``, with teacher forcing, no temperature and dropout off
+    (arXiv 2605.09920, equation 4).
+    """
+    with requiring_grad(model, parameters.values()):
+        return score_requiring_grad(model, sequence, parameters)
+
+
+def score_requiring_grad(
+    model: PreTrainedModel, sequence: TokenSequence, parameters: Mapping[str, nn.Parameter]
+) -> SequenceScore:
+    """Equal ``exact_score``, within ``requiring_grad``; several threads may call it at once."""
+    if sequence.num_loss_tokens == 0:
+        return EMPTY_SCORE
+    logits_TV = loss_logits(model, sequence)
+    loss = mean_nll(logits_TV, torch.tensor(sequence.loss_targets(), device=logits_TV.device))
+    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    total = sum(squared_norm(gradient).item() for gradient in gradients if gradient is not None)
+    return SequenceScore(sequence.num_loss_tokens, sqrt(total), -loss.item(), *_signals(logits_TV.detach()))
+
+
+def mean_nll(logits_TV: Tensor, targets_T: Tensor) -> Tensor:
+    """``F.cross_entropy(logits_TV.double(), targets_T)``; float64 copies of only some rows are in memory at once.
+
+    In float32 the sum over a large vocabulary is off by more than the rest of the model.
+    """
+    num_rows = _rows_at_once(logits_TV)
+    if num_rows >= len(logits_TV):
+        return _nll(logits_TV, targets_T).mean()
+    nll_T = [
+        checkpoint(_nll, rows, targets, use_reentrant=False, preserve_rng_state=False)
+        for rows, targets in zip(logits_TV.split(num_rows), targets_T.split(num_rows), strict=True)
+    ]
+    return torch.cat(nll_T).mean()
+
+
+def _nll(logits_RV: Tensor, targets_R: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits_RV.double(), targets_R, reduction="none")
+
+
+def _rows_at_once(logits_TV: Tensor) -> int:
+    return max(1, ELEMENTS_AT_ONCE // logits_TV.shape[1])
+
+
+def loss_logits(model: PreTrainedModel, sequence: TokenSequence, *, runs_all_positions: bool = False) -> Tensor:
+    """Return the logits (T, V) of the loss positions, in the dtype in which the model returns them.
+
+    The head runs at these alone where the model can do so, unless ``runs_all_positions``.
+    """
+    input_ids = torch.tensor([sequence.token_ids], device=model.device)
+    positions_T = torch.tensor(sequence.loss_positions(), device=model.device)
+    if runs_all_positions or len(positions_T) < _FEW_ROWS or not _takes_positions(model):
+        return model(input_ids=input_ids, use_cache=False).logits[0, positions_T]
+    logits_TV = model(input_ids=input_ids, logits_to_keep=positions_T, use_cache=False).logits[0]
+    return logits_TV if len(logits_TV) == len(positions_T) else logits_TV[positions_T]  # some ignore what they take
+
+
+def _takes_positions(model: PreTrainedModel) -> bool:
+    inner: nn.Module = getattr(model, "get_base_model", lambda: model)()  # PEFT's passes everything on
+    return "logits_to_keep" in inspect.signature(inner.forward).parameters
+
+
+def _signals(logits_TV: Tensor) -> tuple[float, float]:
+    """Return mean entropy and self-certainty (mean over tokens and vocabulary of -log(V p)), in nats.
+
+    A token of probability 0 adds nothing to the entropy, and makes the self-certainty infinite.
+    """
+    entropy, mean_logprob = 0.0, 0.0
+    for logits_RV in logits_TV.split(_rows_at_once(logits_TV)):
+        logprobs_RV = logits_RV.double().log_softmax(-1)
+        mean_logprob += logprobs_RV.mean(-1).sum().item()
+        finite_RV = logprobs_RV.clamp_min(torch.finfo(torch.float64).min)
+        entropy -= logprobs_RV.exp_().mul_(finite_RV).sum().item()
+    return entropy / len(logits_TV), -mean_logprob / len(logits_TV) - log(logits_TV.shape[1])
+
+
+@contextmanager
+def requiring_grad(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+    """Let exactly these parameters require gradients, in eval mode, and restore both afterwards."""
+    before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    was_training = model.training
+    model.requires_grad_(False).eval()
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield
+    finally:
+        for parameter, required in before:
+            parameter.requires_grad_(required)
+        model.train(was_training)

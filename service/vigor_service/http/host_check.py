@@ -1,0 +1,52 @@
+"""For which hosts requests are answered: a page of another site, whose name a browser was told to be this machine, is
+not to reach a service that asks for no key."""
+
+from __future__ import annotations
+
+import re
+
+from fastapi import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from vigor_service.errors import MalformedHttpError, ServiceError, WrongHostError
+from vigor_service.http.authentication import is_loopback
+from vigor_service.http.problems import problem_response
+
+_HOST = re.compile(r"(?:\[(?P<ip>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]*))(?::\d*)?")
+_PROBES = ("/healthz", "/readyz")  # asked by name or address of whatever watches the service, and of no use to a page
+
+
+class HostCheck:
+    """Wraps an ASGI application: refuses requests for no host, for several, and, if asked to, for other machines."""
+
+    def __init__(self, app: ASGIApp, *, only_loopback: bool) -> None:
+        self._app = app
+        self._only_loopback = only_loopback
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        fault = self._fault(scope) if scope["type"] == "http" else None
+        if fault is None:
+            await self._app(scope, receive, send)
+            return
+        response = await problem_response(Request(scope), fault)
+        await response(scope, receive, send)
+
+    def _fault(self, scope: Scope) -> ServiceError | None:
+        hosts = [value.decode("latin-1") for name, value in scope["headers"] if name == b"host"]
+        if not hosts and scope["http_version"] == "1.0":
+            return None
+        if len(hosts) != 1:
+            return MalformedHttpError(f"the request has {len(hosts)} Host headers; it needs one")
+        if (host := _HOST.fullmatch(hosts[0])) is None:
+            return MalformedHttpError("the Host header names no host")
+        if self._only_loopback and scope["path"] not in _PROBES and not _is_this_machine(host["ip"] or host["name"]):
+            return WrongHostError(
+                f"without keys the service answers requests for localhost alone, not for {hosts[0][:100]!r}: "
+                "start it with a key, or with --allow-anonymous, or let a proxy send `Host: localhost`"
+            )
+        return None
+
+
+def _is_this_machine(host: str) -> bool:
+    name = host.lower().removesuffix(".")
+    return is_loopback(name) or name.endswith(".localhost")  # which no name server may give another address

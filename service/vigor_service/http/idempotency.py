@@ -1,0 +1,114 @@
+"""Answers by ``Idempotency-Key``: a request that is sent again gets the first answer, also under newer weights."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any
+
+from vigor_client.schemas.scoring import IDEMPOTENCY_HEADER, FieldError
+from vigor_service.errors import InvalidRequestError, invalid_request
+from vigor_service.observability.request_record import RequestRecord, current_record
+
+MAX_KEY_CHARACTERS = 255
+KEY_PATTERN = f".{{1,{MAX_KEY_CHARACTERS}}}"
+MAX_ANSWERS_BYTES = 32 << 20
+
+Put = Callable[[str], None]
+Work = Callable[[Put], Coroutine[Any, Any, None]]
+
+
+@dataclass(slots=True)
+class _Answer:
+    """The lines that came so far under one key, who reads them, and the record of the request that began."""
+
+    body_checksum: str
+    record: RequestRecord
+    lines: list[str] = field(default_factory=list)
+    readers: dict[object, Put] = field(default_factory=dict)
+    task: asyncio.Task[None] = field(init=False)
+
+    @property
+    def num_bytes(self) -> int:
+        return sum(map(len, self.lines))
+
+    def put(self, line: str) -> None:
+        self.lines.append(line)
+        for put in self.readers.values():
+            put(line)
+
+
+class Answers:
+    """The latest answers, up to ``max_bytes`` of them; the oldest go first. Failures are not kept."""
+
+    def __init__(self, max_bytes: int = MAX_ANSWERS_BYTES) -> None:
+        self._max_bytes = max_bytes
+        self._num_bytes = 0
+        self._answers: dict[str, _Answer] = {}  # in the order of arrival
+
+    async def once(self, key: str | None, body_checksum: str, work: Work, put: Put) -> None:
+        """Give ``put`` the lines that ``work`` puts out, or those of the request that came with this key first.
+
+        Without a key the work is done anew each time. Equal requests at the same time share one piece of work, which
+        ends when the last of them is cancelled.
+
+        Raises:
+            InvalidRequestError: the key came with another body, or is no key.
+            whatever the work raises.
+        """
+        if key is None:
+            await work(put)
+            return
+        answer = self._find(key, body_checksum) or self._begin(key, body_checksum, work)
+        for line in answer.lines:
+            put(line)
+        reader = object()
+        answer.readers[reader] = put
+        try:
+            await asyncio.shield(answer.task)
+            current_record().weight_version = answer.record.weight_version
+        finally:
+            del answer.readers[reader]
+            if not answer.readers and not answer.task.done():
+                answer.task.cancel()
+                self._forget(key, answer)
+
+    def _find(self, key: str, body_checksum: str) -> _Answer | None:
+        if not 0 < len(key) <= MAX_KEY_CHARACTERS:
+            raise _refuse(f"has {len(key)} characters; give 1 to {MAX_KEY_CHARACTERS}")
+        answer = self._answers.get(key)
+        if answer is not None and answer.body_checksum != body_checksum:
+            raise _refuse("came before, with another body; give each request a key of its own")
+        return answer
+
+    def _begin(self, key: str, body_checksum: str, work: Work) -> _Answer:
+        answer = self._answers[key] = _Answer(body_checksum, current_record())
+        answer.task = asyncio.create_task(work(answer.put))
+        answer.task.add_done_callback(lambda _: self._end(key, answer))
+        return answer
+
+    def _end(self, key: str, answer: _Answer) -> None:
+        if answer.task.cancelled() or answer.task.exception() is not None:
+            self._forget(key, answer)
+        else:
+            self._num_bytes += answer.num_bytes
+            self._forget_oldest()
+
+    def _forget(self, key: str, answer: _Answer) -> None:
+        if self._answers.get(key) is answer:
+            del self._answers[key]
+
+    def _forget_oldest(self) -> None:
+        for key, answer in list(self._answers.items()):
+            if self._num_bytes <= self._max_bytes:
+                break
+            if answer.task.done():
+                self._num_bytes -= answer.num_bytes
+                del self._answers[key]
+
+
+def _refuse(message: str) -> InvalidRequestError:
+    return invalid_request(
+        [FieldError(loc=["header", IDEMPOTENCY_HEADER], msg=message)], consequence="nothing was scored"
+    )

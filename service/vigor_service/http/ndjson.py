@@ -1,0 +1,58 @@
+"""An answer in lines, sent while it is still being worked on. Knows nothing about HTTP, and not what the lines say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextlib import aclosing
+from typing import Any
+
+from vigor_client.schemas.scoring import ErrorLine, Problem
+from vigor_service.errors import ServiceError
+from vigor_service.http.problems import problem_of
+
+
+async def lines_of(
+    work: Callable[[Callable[[str], None]], Coroutine[Any, Any, None]], *, beat_seconds: float
+) -> AsyncGenerator[str]:
+    """Yield each line that ``work`` puts out, and an empty one whenever none has come for ``beat_seconds``.
+
+    The work never waits for the reader: what is not read yet piles up, so it must have a bounded number of lines.
+    Closing the generator cancels it.
+
+    Raises:
+        ServiceError: the work did, and all that it had put out before is read.
+    """
+    lines: asyncio.Queue[str | None] = asyncio.Queue()
+    working = asyncio.ensure_future(work(lines.put_nowait))
+    working.add_done_callback(lambda _: lines.put_nowait(None))
+    try:
+        while (line := await _next(lines, beat_seconds)) is not None:
+            yield f"{line}\n"
+        working.result()
+    finally:
+        working.cancel()
+
+
+async def with_last_error(
+    first: str, lines: AsyncGenerator[str], *, on_problem: Callable[[Problem], None]
+) -> AsyncGenerator[str]:
+    """Yield the first line, then the others; a failure among these is the last line, and ``on_problem`` is told."""
+    async with aclosing(lines):
+        yield first
+        try:
+            async for line in lines:
+                yield line
+        except ServiceError as error:
+            problem = problem_of(error)
+            on_problem(problem)
+            last = ErrorLine(error=problem, retry_after_seconds=error.retry_after_seconds)
+            yield f"{last.model_dump_json()}\n"
+
+
+async def _next(lines: asyncio.Queue[str | None], beat_seconds: float) -> str | None:
+    try:
+        async with asyncio.timeout(beat_seconds):
+            return await lines.get()
+    except TimeoutError:
+        return ""

@@ -1,0 +1,233 @@
+"""The body of a JSON request: bounded while it comes, parsed off the event loop, the first faults listed at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable
+from time import perf_counter
+from typing import ParamSpec, TypeVar
+
+from fastapi import Request
+from pydantic import BaseModel, ValidationError
+from starlette.requests import ClientDisconnect
+
+from vigor_client.schemas.common import half_character_in_json
+from vigor_client.schemas.fault_limit import MAX_NAMES, FaultLimit
+from vigor_client.schemas.scoring import FieldError
+from vigor_client.weight_format.digest import checksum
+from vigor_service.errors import (
+    MAX_LISTED_ERRORS,
+    ClientGoneError,
+    DeadlineExceededError,
+    InvalidRequestError,
+    MalformedBodyError,
+    PayloadTooLargeError,
+    QueueFullError,
+    UnsupportedMediaTypeError,
+    invalid_request,
+)
+from vigor_service.http.sliced_json import free_in_slices, parse_in_slices
+from vigor_service.observability.request_record import current_record
+from vigor_service.threads.worker import WorkerThread
+
+MAX_VALUES = 1 << 22
+"""Of one body, about: its commas. More are refused, since each costs memory of its own."""
+MAX_CONTAINERS = 1 << 18
+"""Objects and arrays of one body, about: its opening brackets."""
+
+_INLINE_BYTES = 1 << 14  # parsed in less time than another thread takes to begin
+_MAX_NAME_CHARACTERS = 100
+_MAX_SEARCHED_BYTES = 1 << 20  # json's own parser takes many times the memory of the body
+_BYTES_PER_VALUE, _BYTES_PER_OBJECT = 40, 512  # of an int in a list; of a model, or of a string that becomes one
+_Model = TypeVar("_Model", bound=BaseModel)
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class BodyReader:
+    """Receives and parses bodies: each within ``max_body_bytes``, all of them within ``max_held_bytes``.
+
+    A body counts with its bytes while it comes, and from then on with an upper bound of what it is as objects, until
+    its request is answered.
+    """
+
+    def __init__(self, *, max_body_bytes: int, max_held_bytes: int, timeout_seconds: float) -> None:
+        self.max_body_bytes = max_body_bytes
+        self.timeout_seconds = timeout_seconds
+        self._max_held_bytes = max_held_bytes
+        self.held_bytes = 0
+        """Of all requests under way."""
+        self._thread = WorkerThread("parse")
+
+    def hold(self, num_bytes: int, *, already: int) -> None:
+        """Count these bytes for a request that holds ``already``. What is alone gets in however large it is.
+
+        Raises:
+            QueueFullError: all requests together would hold too much.
+        """
+        others = self.held_bytes - already
+        if others > 0 and self.held_bytes + num_bytes > self._max_held_bytes:
+            raise QueueFullError(
+                f"other requests hold {others >> 20} MiB of memory; come back later", retry_after_seconds=1.0
+            )
+        self.held_bytes += num_bytes
+
+    def release(self, num_bytes: int) -> None:
+        """Count these bytes no more."""
+        self.held_bytes -= num_bytes
+
+    async def run(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Return what ``work`` returns on the thread that parses, which does nothing else."""
+        return await self._thread.run(work, *args, **kwargs)
+
+    def close(self) -> None:
+        """Parse nothing any more."""
+        self._thread.close()
+
+
+class JsonBody:
+    """The body of one request. Nothing of it is kept but what it says."""
+
+    def __init__(self, request: Request, reader: BodyReader) -> None:
+        self._request = request
+        self._reader = reader
+        self._held_bytes = 0
+        self.num_bytes = 0
+        self.checksum = ""
+
+    async def parse(self, model: type[_Model], *, consequence: str) -> _Model:
+        """Return the body as the model.
+
+        Raises:
+            UnsupportedMediaTypeError, PayloadTooLargeError, QueueFullError, DeadlineExceededError, ClientGoneError
+            MalformedBodyError, InvalidRequestError: as ``parse_json``.
+        """
+        _refuse_other_media(self._request)
+        self._refuse_large(content_length(self._request) or 0)
+        text = await self._receive()
+        current_record().received = perf_counter()
+        self.num_bytes = len(text)
+        if len(text) <= _INLINE_BYTES:
+            self._hold(_extra_bytes(text))
+            self.checksum = checksum(text)
+            return parse_json(model, text, consequence=consequence)
+        self._hold(await self._reader.run(_extra_bytes, text))
+        self.checksum = await self._reader.run(checksum, text)
+        return await self._reader.run(parse_json, model, text, consequence=consequence)
+
+    def release(self) -> None:
+        """Count it no more: its request is answered."""
+        self._reader.release(self._held_bytes)
+        self._held_bytes = 0
+
+    async def _receive(self) -> bytes:
+        body, seconds = bytearray(), self._reader.timeout_seconds
+        try:
+            async with asyncio.timeout(seconds):
+                async for chunk in stream(self._request):
+                    self._refuse_large(len(body) + len(chunk))
+                    self._hold(len(chunk))
+                    body += chunk
+        except TimeoutError as error:
+            raise DeadlineExceededError(f"the body did not come within {seconds} seconds") from error
+        return bytes(body)
+
+    def _hold(self, num_bytes: int) -> None:
+        self._reader.hold(num_bytes, already=self._held_bytes)
+        self._held_bytes += num_bytes
+
+    def _refuse_large(self, num_bytes: int) -> None:
+        limit = self._reader.max_body_bytes
+        if num_bytes > limit:
+            raise PayloadTooLargeError(f"the body is larger than {limit} bytes; send fewer groups at once", limit=limit)
+
+
+async def stream(request: Request) -> AsyncIterator[bytes]:
+    """Yield the body as it comes.
+
+    Raises:
+        ClientGoneError: the connection ended before the body did.
+    """
+    try:
+        async for chunk in request.stream():
+            yield chunk
+    except ClientDisconnect as error:
+        raise ClientGoneError("the connection ended before the body did") from error
+
+
+def content_length(request: Request) -> int | None:
+    """Return the announced length of the body; the HTTP parser has checked that it is a number."""
+    text = request.headers.get("content-length")
+    return None if text is None else int(text)
+
+
+def parse_json(model: type[_Model], text: bytes, *, consequence: str) -> _Model:
+    """Return the JSON as the model. A refusal costs no more than the parsing of the text and its first faults.
+
+    Raises:
+        MalformedBodyError: it is not JSON.
+        InvalidRequestError: lists the offending places, and what did not happen because of them.
+    """
+    limit = FaultLimit(MAX_LISTED_ERRORS)
+    parsed = _objects(text, consequence)
+    try:
+        return model.model_validate(parsed, context=limit)  # which keeps parts of it: what templates are given
+    except ValidationError as error:
+        refusal = _refusal(error, limit, consequence)
+    free_in_slices(parsed)
+    raise refusal  # without the error, which holds all that was parsed
+
+
+def _objects(text: bytes, consequence: str) -> object:
+    try:
+        parsed = parse_in_slices(text)
+    except ValueError as error:
+        raise _no_json(text, str(error), consequence) from error
+    if isinstance(parsed, dict) and len(parsed) > MAX_NAMES:
+        whole = FieldError(loc=[], msg=f"has {len(parsed)} names: this is another kind of body")
+        raise invalid_request([whole], consequence=consequence)
+    return parsed
+
+
+def _no_json(text: bytes, message: str, consequence: str) -> MalformedBodyError | InvalidRequestError:
+    if len(text) <= _MAX_SEARCHED_BYTES and (found := half_character_in_json(text)):
+        return invalid_request([FieldError(loc=_short(found[0]), msg=found[1])], consequence=consequence)
+    place = FieldError(loc=[], msg=f"Invalid JSON: {message}")
+    return MalformedBodyError(f"{place.msg}; {consequence}", errors=[place])
+
+
+def _refusal(error: ValidationError, limit: FaultLimit, consequence: str) -> InvalidRequestError:
+    places = [
+        FieldError(loc=_short(item["loc"]), msg=item["msg"].removeprefix("Value error, "))
+        for item in error.errors(include_url=False, include_context=False, include_input=False)
+    ]
+    if limit.has_skipped:  # behind as many faults as are listed
+        del places[MAX_LISTED_ERRORS:]
+    return invalid_request(places, consequence=consequence, are_all=not limit.has_skipped)
+
+
+def _extra_bytes(text: bytes) -> int:
+    """Return an upper bound, about, of the memory that the body takes as objects, its text aside.
+
+    Raises:
+        PayloadTooLargeError: more values than are parsed.
+    """
+    num_values, num_containers = text.count(b","), text.count(b"[") + text.count(b"{")
+    for count, limit, what in (
+        (num_values, MAX_VALUES, "values"),
+        (num_containers, MAX_CONTAINERS, "objects and arrays"),
+    ):
+        if count > limit:
+            raise PayloadTooLargeError(f"the body has {count} {what}, the limit is {limit}; send fewer", limit=limit)
+    return _BYTES_PER_VALUE * num_values + _BYTES_PER_OBJECT * (num_containers + text.count(b'"') // 2)
+
+
+def _short(loc: Iterable[str | int]) -> list[str | int]:
+    """A place may hold the caller's own names: those are cut."""
+    return [part[:_MAX_NAME_CHARACTERS] if isinstance(part, str) else part for part in loc]
+
+
+def _refuse_other_media(request: Request) -> None:
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type != "application/json":
+        raise UnsupportedMediaTypeError(f"Content-Type is {media_type[:100]!r}, application/json is needed")

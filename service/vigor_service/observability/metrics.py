@@ -1,0 +1,226 @@
+"""Prometheus metrics: names, units and buckets. Every label child exists from the start, so that rates begin at 0."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
+from importlib.metadata import version
+from itertools import product
+from typing import TypeVar, get_args
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
+from prometheus_client.metrics import MetricWrapperBase
+from prometheus_client.metrics_core import CounterMetricFamily
+from prometheus_client.registry import Collector
+
+from vigor_client.schemas.scoring import CompletionScore, CompletionStatus, Problem, UpdateEncoding, WeightState
+from vigor_service.observability.reward_health import group_health
+
+_SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
+_SEQUENCES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+_TOKENS = (64, 256, 1024, 4096, 16384, 65536, 262144)
+_NORMS = tuple(mantissa * 10.0**exponent for exponent in range(-2, 5) for mantissa in (1, 2, 5))
+_CORRELATIONS = tuple(tenths / 10 for tenths in (*range(-9, 10, 2), 10))
+_SPREADS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5, 0.75, 1, 1.5, 2, 5)
+_USUAL_CODES = (200, 401, 403, 409, 413, 422, 429, 499, 500, 503, 504)
+_MEMORY_KINDS = ("allocated", "reserved", "total")
+UNMATCHED_ROUTE = "unmatched"
+_Family = TypeVar("_Family", bound=MetricWrapperBase)
+
+
+class Metrics:
+    """All series of one service, in their own registry."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._build = Info("vigor_build", "What runs: version, model, dtype and device.", registry=self.registry)
+        self.requests = self._counter("vigor_requests", "Requests, by route and status.", route=(), code=())
+        self.request_seconds = self._seconds("vigor_request_seconds", "From first byte to answer.", route=())
+        self.rejections = self._counter(
+            "vigor_rejections", "Requests that were refused or failed, by the code of the problem.", code=()
+        )
+        self.disconnects = self._counter("vigor_disconnects", "Score requests whose client went away.")
+        self.closed_connections = self._counter(
+            "vigor_closed_connections", "Connections that were closed because there were more than may be open."
+        )
+        self._add_load()
+        self._add_weights()
+        self._add_rewards()
+        ProcessCollector(namespace="vigor", registry=self.registry)
+        self.describe_build(model="", dtype="", device="")
+
+    def _add_load(self) -> None:
+        self.queue_seconds = self._seconds(
+            "vigor_queue_seconds", "A score request in the queue, until its first batch began."
+        )
+        self.compute_seconds = self._seconds(
+            "vigor_compute_seconds", "A score request, from its first batch to its scores."
+        )
+        self.tokens = self._counter(
+            "vigor_tokens", "Tokens that were scored.", kind=("prompt", "completion", "padding")
+        )
+        self.cached_scores = self._counter("vigor_cached_scores", "Scores that were known from an earlier request.")
+        self.batch_sequences = self._sizes("vigor_batch_sequences", "Sequences of a batch.", _SEQUENCES)
+        self.batch_tokens = self._sizes("vigor_batch_tokens", "Tokens of a batch, without padding.", _TOKENS)
+        self.max_batch_tokens = self._gauge(
+            "vigor_max_batch_tokens", "Tokens that a batch may have now: fewer after memory ran out."
+        )
+        self.queued_requests = self._gauge("vigor_queued_requests", "Score requests admitted and not yet answered.")
+        self.queued_tokens = self._gauge("vigor_queued_tokens", "Tokens admitted and not yet answered.")
+        self.max_queued_requests = self._gauge(
+            "vigor_max_queued_requests", "Score requests that may be admitted at once."
+        )
+        self.max_queued_tokens = self._gauge("vigor_max_queued_tokens", "Tokens that may be admitted at once.")
+        self.waiting_requests = self._gauge(
+            "vigor_waiting_requests", "Score requests in the queue: none of their batches began."
+        )
+        self.running_requests = self._gauge(
+            "vigor_running_requests", "Score requests that are computed: a batch began."
+        )
+        self.gathering_groups = self._gauge("vigor_gathering_groups", "Groups whose samples have not all come.")
+        self.gathering_samples = self._gauge("vigor_gathering_samples", "Samples that wait for others of their groups.")
+        self.busy_seconds = ReadCounter(
+            "vigor_engine_busy_seconds",
+            "Seconds that the compute thread worked: its rate is the busy share.",
+            registry=self.registry,
+        )
+        self.memory_bytes = self._gauge(
+            "vigor_memory_bytes",
+            "Memory of the model's device: of the GPU, else of this process and its machine.",
+            kind=_MEMORY_KINDS,
+        )
+
+    def _add_weights(self) -> None:
+        self.weight_version = self._gauge("vigor_weight_version", "The version that is served.")
+        self.weight_state = self._gauge("vigor_weight_state", "1 for the current state.", state=get_args(WeightState))
+        self.weight_published = self._gauge(
+            "vigor_weight_published_timestamp_seconds", "When the served weights were published or loaded."
+        )
+        self.weight_wait_seconds = self._seconds(
+            "vigor_weight_wait_seconds", "Score requests that name weights, until these were served."
+        )
+        self.weight_update_active = self._gauge("vigor_weight_update_active", "1 while an update is open.")
+        self.weight_update_seconds = self._seconds(
+            "vigor_weight_update_seconds", "Parts of a weight update.", phase=("receive", "verify", "store", "swap")
+        )
+        self.weight_update_bytes = self._counter(
+            "vigor_weight_update_bytes", "Bytes of files that came with updates.", encoding=get_args(UpdateEncoding)
+        )
+
+    def _add_rewards(self) -> None:
+        self.completions = self._counter(
+            "vigor_completions", "Ranked completions, by status.", status=get_args(CompletionStatus)
+        )
+        self.tied_completions = self._counter(
+            "vigor_tied_completions", "Ranked completions that share their rank with another one."
+        )
+        self.duplicate_completions = self._counter(
+            "vigor_duplicate_completions", "Ranked completions that came before in their group."
+        )
+        self.scaled_grad_norm = self._sizes("vigor_scaled_grad_norm", "Scaled norms of completions.", _NORMS)
+        self.norm_spread = self._sizes(
+            "vigor_norm_spread_ratio", "Standard deviation of a group's scaled norms by their mean.", _SPREADS
+        )
+        self.length_correlation = self._sizes(
+            "vigor_reward_length_correlation", "Spearman correlation of reward and length, of a group.", _CORRELATIONS
+        )
+        # A sum that can fall is none for rate(), so a histogram with negative buckets has none.
+        self.length_correlation_plus_one = self._counter(
+            "vigor_reward_length_correlation_plus_one", "Sum of 1 + that correlation, which never falls."
+        )
+
+    def describe_build(self, *, model: str, dtype: str, device: str) -> None:
+        """Say what is served; empty until it is known."""
+        self._build.info({"version": version("vigor-rl"), "model": model, "dtype": dtype, "device": device})
+
+    def expect_routes(self, routes: Iterable[str]) -> None:
+        """Create the series of these routes."""
+        for route in (*routes, UNMATCHED_ROUTE):
+            self.request_seconds.labels(route)
+            for code in _USUAL_CODES:
+                self.requests.labels(route, code)
+
+    def expect_problems(self, codes: Iterable[str]) -> None:
+        """Create the series of these codes."""
+        for code in codes:
+            self.rejections.labels(code)
+
+    def observe_request(self, route: str, code: int, seconds: float) -> None:
+        """Count one answered request."""
+        self.requests.labels(route, code).inc()
+        self.request_seconds.labels(route).observe(seconds)
+
+    def observe_problem(self, problem: Problem) -> None:
+        """Count one request that was refused, or failed."""
+        self.rejections.labels(problem.code).inc()
+
+    def observe_group(self, sequences: Sequence[Hashable], scores: Sequence[CompletionScore]) -> None:
+        """Count one ranked group, and look at its health."""
+        health = group_health(sequences, scores)
+        for status, count in health.statuses.items():
+            self.completions.labels(status).inc(count)
+        self.tied_completions.inc(health.num_tied)
+        self.duplicate_completions.inc(health.num_duplicates)
+        for norm in health.scaled_norms:
+            self.scaled_grad_norm.observe(norm)
+        if health.norm_spread is not None:
+            self.norm_spread.observe(health.norm_spread)
+        if health.length_correlation is not None:
+            self.length_correlation.observe(health.length_correlation)
+            self.length_correlation_plus_one.inc(1 + health.length_correlation)
+
+    def observe_publication(self, weight_version: int, published_at: datetime) -> None:
+        """Say which weights serve, and since when they are published."""
+        self.weight_version.set(weight_version)
+        self.weight_published.set(published_at.timestamp())
+
+    def observe_weight_state(self, state: WeightState) -> None:
+        """Say the state of the weights: one of the gauges is 1."""
+        for known in get_args(WeightState):
+            self.weight_state.labels(known).set(known == state)
+
+    def watch_memory(self, read: Callable[[], Mapping[str, int]]) -> None:
+        """Ask ``read`` for the bytes of each kind whenever metrics are collected."""
+        for kind in _MEMORY_KINDS:
+            self.memory_bytes.labels(kind).set_function(lambda kind=kind: read()[kind])
+
+    def render(self) -> bytes:
+        """Return the text exposition format."""
+        return generate_latest(self.registry)
+
+    def _seconds(self, name: str, text: str, **labels: Sequence[str]) -> Histogram:
+        family = Histogram(name, text, [*labels], buckets=_SECONDS, registry=self.registry)
+        return _with_children(family, labels)
+
+    def _sizes(self, name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(name, text, buckets=buckets, registry=self.registry)
+
+    def _counter(self, name: str, text: str, **labels: Sequence[str]) -> Counter:
+        return _with_children(Counter(name, text, [*labels], registry=self.registry), labels)
+
+    def _gauge(self, name: str, text: str, **labels: Sequence[str]) -> Gauge:
+        return _with_children(Gauge(name, text, [*labels], registry=self.registry), labels)
+
+
+class ReadCounter(Collector):
+    """A counter whose value is read when metrics are collected, as gauges can be. What is read must not fall."""
+
+    def __init__(self, name: str, text: str, *, registry: CollectorRegistry) -> None:
+        self._name, self._text = name, text
+        self._read: Callable[[], float] = float
+        registry.register(self)
+
+    def set_function(self, read: Callable[[], float]) -> None:
+        """Take the value from ``read``; it is 0 until then."""
+        self._read = read
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield the family, as registries ask for it."""
+        yield CounterMetricFamily(self._name, self._text, value=self._read())
+
+
+def _with_children(family: _Family, labels: Mapping[str, Sequence[str]]) -> _Family:
+    """Create the series of all combinations of the labels' values."""
+    for values in product(*labels.values()) if labels else ():
+        family.labels(*values)
+    return family

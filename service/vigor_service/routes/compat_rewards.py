@@ -1,0 +1,52 @@
+"""What trainers call that send text and expect a reward in their own form."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request, Response
+
+from vigor_client.schemas.scoring import MAX_COMPLETIONS_PER_GROUP
+from vigor_service import errors
+from vigor_service.compat.reward_schemas import OpenRLHFRequest, OpenRLHFRewards, SlimeRequest
+from vigor_service.http.disconnect import unless_client_leaves
+from vigor_service.routes.dependencies import FOR_SCORERS, BodyDependency, ServingDependency
+from vigor_service.routes.openapi import json_body, problems
+from vigor_service.routes.scoring import REFUSALS
+
+router = APIRouter(tags=["adapters"], dependencies=FOR_SCORERS)
+GroupSize = Annotated[
+    int, Query(ge=1, le=MAX_COMPLETIONS_PER_GROUP, description="Samples of a prompt that are ranked together.")
+]
+
+
+@router.post(
+    "/openrlhf/get_reward",
+    summary="OpenRLHF's remote reward model: --reward.remote_url …/openrlhf/get_reward?group_size=8",
+    response_model=OpenRLHFRewards,
+    responses=problems(*REFUSALS),
+    openapi_extra=json_body(OpenRLHFRequest),
+)
+async def openrlhf(
+    request: Request, group_size: GroupSize, serving: ServingDependency, body: BodyDependency
+) -> Response:
+    asked = await body.parse(OpenRLHFRequest, consequence="nothing was scored")
+    work = serving.adapters.openrlhf(asked, group_size=group_size)
+    body.release()  # what is held of it is counted as what it became
+    del body, asked  # the others of its group may be awaited for long
+    return Response((await unless_client_leaves(request, work)).model_dump_json(), media_type="application/json")
+
+
+@router.post(
+    "/slime/reward",
+    summary="slime's remote_rm: --rm-url …/slime/reward?group_size=8",
+    response_model=float,
+    responses=problems(*REFUSALS, errors.GroupIncompleteError),
+    openapi_extra=json_body(SlimeRequest),
+)
+async def slime(request: Request, group_size: GroupSize, serving: ServingDependency, body: BodyDependency) -> Response:
+    asked = await body.parse(SlimeRequest, consequence="nothing was scored")
+    work = serving.adapters.slime(asked, group_size=group_size)
+    body.release()  # what is held of it is counted as what it became
+    del body, asked  # the others of its group may be awaited for long
+    return Response(repr(await unless_client_leaves(request, work)), media_type="application/json")

@@ -1,0 +1,73 @@
+"""Samples of groups as they are held while the others of their group are awaited: token ids, not what came in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from vigor_client.schemas.scoring import ScoringOptions
+from vigor_service.engine.sequences import TokenSequence
+
+BYTES_PER_TOKEN = 8
+"""Of a token id, and of a place in a mask, which are references to objects that all share."""
+BYTES_PER_SAMPLE = 4096
+"""Of everything else: the objects themselves, a task, its score, and a caller that waits."""
+
+
+def held_bytes(sequence: TokenSequence) -> int:
+    """Return about what a sequence with shared ids holds in memory."""
+    return BYTES_PER_SAMPLE + BYTES_PER_TOKEN * (sequence.num_tokens + len(sequence.loss_mask or ()))
+
+
+class SharedIds:
+    """One object for each token id: 8 bytes for a held token instead of 36. Holds a vocabulary at most."""
+
+    def __init__(self) -> None:
+        self._ids: dict[int, int] = {}
+
+    def sequence(self, sequence: TokenSequence) -> TokenSequence:
+        """Return the sequence, its ids shared."""
+        return replace(
+            sequence, prompt_ids=self._shared(sequence.prompt_ids), completion_ids=self._shared(sequence.completion_ids)
+        )
+
+    def _shared(self, ids: Sequence[int]) -> tuple[int, ...]:
+        return tuple(map(self._ids.setdefault, ids, ids))
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One completion behind its prompt, and its place in the group of this name."""
+
+    group: str
+    group_size: int
+    index: int
+    sequence: TokenSequence
+    is_truncated: bool = False
+    options: ScoringOptions = field(default_factory=ScoringOptions)
+
+    @property
+    def num_bytes(self) -> int:
+        """About what it holds in memory, its prompt and the ids that its answer may return included."""
+        returned = BYTES_PER_TOKEN * self.sequence.num_tokens if self.options.return_token_ids else 0
+        return held_bytes(self.sequence) + returned
+
+    def behind(self, prompt_ids: tuple[int, ...]) -> Sample:
+        """Return the sample behind this prompt, which equals its own: one object for the whole group."""
+        if prompt_ids is self.sequence.prompt_ids:
+            return self
+        return replace(self, sequence=replace(self.sequence, prompt_ids=prompt_ids))
+
+    def is_same_completion(self, other: Sample) -> bool:
+        """Whether both, of one group, have the same completion."""
+        return (self.sequence, self.is_truncated) == (other.sequence, other.is_truncated)
+
+    def differing(self, other: Sample) -> list[str]:
+        """Return what differs from the other sample and must be the same within a group."""
+        names = [name for name in ScoringOptions.model_fields if name != "wait_seconds"]
+        differing = [name for name in names if getattr(self.options, name) != getattr(other.options, name)]
+        if self.sequence.prompt_ids != other.sequence.prompt_ids:
+            differing.insert(0, "prompt")
+        if self.group_size != other.group_size:
+            differing.insert(0, "group_size")
+        return differing

@@ -1,0 +1,157 @@
+"""One attribution from its request to its answer: it has the compute thread alone, between two batches."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from vigor_client.schemas.attribution import (
+    MAX_ATTRIBUTED_TOKENS,
+    AttributionRequest,
+    AttributionResponse,
+    LayerShare,
+    ParameterShare,
+    TokenShare,
+)
+from vigor_client.schemas.scoring import FieldError, GivenPrompt, Group, ScoreRequest, Timing
+from vigor_service.engine.sequences import TokenSequence
+from vigor_service.errors import (
+    EngineFailedError,
+    SequenceExceedsMemoryError,
+    SequenceTooLongError,
+    invalid_request,
+)
+from vigor_service.scoring.ranking import wire_number
+from vigor_service.scoring.service import Scoring
+from vigor_service.threads.worker import WorkerThread
+from vigor_service.weights.version import WeightRequirement, Weights
+
+if TYPE_CHECKING:
+    from vigor_service.engine.attribution.attribution import Attribution
+
+_logger = logging.getLogger(__name__)
+_PLACE: list[str | int] = ["completion"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Attributed:
+    attribution: Attribution
+    weights: Weights
+    timing: Timing
+
+
+@dataclass(frozen=True, slots=True)
+class Attributions:
+    """Answers attribution requests. ``attribute`` runs on the compute thread, behind what was admitted before."""
+
+    scoring: Scoring
+    attribute: Callable[[TokenSequence], Attribution]
+    compute: WorkerThread
+
+    async def answer(self, request: AttributionRequest) -> str:
+        """Return the answer as JSON. Cancelling it takes it out of the queue; what runs is not interrupted.
+
+        Raises:
+            ServiceError: nothing was attributed; says why.
+        """
+        async with self.scoring.time_limit(request):
+            sequence = await self._encode(request)
+            with self.scoring.admission.hold(sequence.num_tokens):
+                attributed = await self._attribute(sequence, request)
+            return await self.scoring.preparation.run(self._response, sequence, attributed)
+
+    async def _encode(self, request: AttributionRequest) -> TokenSequence:
+        prompt = {name: getattr(request, name) for name in GivenPrompt.model_fields}
+        group = Group(**prompt, completions=[request.completion])
+        encoded = await self.scoring.encode_alone(ScoreRequest(groups=[group]))
+        (sequence,) = encoded.groups[0].sequences
+        if sequence.num_loss_tokens == 0:
+            place = FieldError(loc=_PLACE, msg="no token of it counts in the loss: there is no gradient")
+            raise invalid_request([place], consequence="nothing was attributed")
+        if sequence.num_tokens > MAX_ATTRIBUTED_TOKENS:
+            length, limit = sequence.num_tokens, MAX_ATTRIBUTED_TOKENS
+            place = FieldError(loc=_PLACE, msg=f"{length} tokens with its prompt, the limit is {limit}")
+            detail = f"a completion of at most {limit} tokens with its prompt can be attributed, not {length}"
+            raise SequenceTooLongError(detail, errors=[place], length=length, limit=limit)
+        return sequence
+
+    async def _attribute(self, sequence: TokenSequence, request: AttributionRequest) -> _Attributed:
+        publication = self.scoring.publication
+        requirement = WeightRequirement(request.weight_version, request.weight_digest)
+        await publication.wait_for(requirement, wait_seconds=request.wait_seconds)
+        submitted_at = perf_counter()
+        async with self.scoring.scheduler.exclusive():
+            weights, started_at = publication.require(requirement), perf_counter()
+            attribution = await self._compute(sequence)
+        timing = Timing(queue_seconds=started_at - submitted_at, compute_seconds=perf_counter() - started_at)
+        return _Attributed(attribution, weights, timing)
+
+    async def _compute(self, sequence: TokenSequence) -> Attribution:
+        running = asyncio.ensure_future(self.compute.run(self.attribute, sequence))
+        try:
+            await asyncio.wait([running])
+        finally:
+            running.cancel()
+        error = running.exception()
+        if error is None:
+            return running.result()
+        if isinstance(error, MemoryError):
+            place = FieldError(loc=_PLACE, msg=f"{sequence.num_tokens} tokens with its prompt")
+            detail = "the completion with its prompt does not fit into memory; a shorter one may"
+            raise SequenceExceedsMemoryError(detail, errors=[place], length=sequence.num_tokens) from error
+        _logger.error("attribution_failed tokens=%d", sequence.num_tokens, exc_info=error)
+        raise EngineFailedError(f"the engine raised {type(error).__name__} on this request") from error
+
+    def _response(self, sequence: TokenSequence, attributed: _Attributed) -> str:
+        attribution, weights = attributed.attribution, attributed.weights
+        texts = self.scoring.encoder.pieces(sequence.token_ids)
+        return AttributionResponse(
+            model=self.scoring.model,
+            weight_version=weights.version,
+            weight_digest=weights.digest,
+            num_tokens=attribution.num_loss_tokens,
+            grad_norm=wire_number(attribution.grad_norm),
+            scaled_grad_norm=wire_number(attribution.scaled_grad_norm),
+            tokens=_tokens(sequence, texts, attribution),
+            layers=_layers(attribution),
+            unresolved_share=wire_number(attribution.unresolved_share),
+            timing=attributed.timing,
+        ).model_dump_json()
+
+
+def _tokens(sequence: TokenSequence, texts: Sequence[str | None], attribution: Attribution) -> list[TokenShare]:
+    targets = {position + 1 for position in sequence.loss_positions()}
+    rows = zip(sequence.token_ids, texts, attribution.position_shares, strict=True)
+    return [
+        TokenShare(
+            id=token_id,
+            text=text,
+            part="prompt" if position < len(sequence.prompt_ids) else "completion",
+            in_loss=position in targets,
+            share=wire_number(share),
+        )
+        for position, (token_id, text, share) in enumerate(rows)
+    ]
+
+
+def _layers(attribution: Attribution) -> list[LayerShare]:
+    """In the order in which the model has them."""
+    names_of: dict[str, list[str]] = {}
+    for name in attribution.parameter_shares:
+        names_of.setdefault(attribution.places[name], []).append(name)
+    shares, unresolved = attribution.parameter_shares, set(attribution.unresolved)
+    return [
+        LayerShare(
+            name=place,
+            share=wire_number(sum(shares[name] for name in names)),
+            parameters=[
+                ParameterShare(name=name, share=wire_number(shares[name]), has_positions=name not in unresolved)
+                for name in names
+            ],
+        )
+        for place, names in names_of.items()
+    ]

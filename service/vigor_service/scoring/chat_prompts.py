@@ -1,0 +1,208 @@
+"""From the messages of a chat to the text that the model's own chat template makes of them.
+
+Equals what transformers' ``apply_chat_template`` gives for the same messages and arguments; what a template would
+leave out without a word is refused. Knows no token ids.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from vigor_client.schemas.scoring import GivenPrompt, Message
+from vigor_service.errors import ServiceError
+from vigor_service.scoring.template_limit import within_limits
+from vigor_service.threads.work_limit import checkpoint
+
+Conversation = list[dict[str, Any]]
+MAX_TEMPLATE_CHARACTERS = 1 << 24
+MAX_TEMPLATE_VALUES = 1 << 17
+"""Numbers, texts, lists and objects that the messages of a prompt, and what is given beside them, may consist of."""
+_MAX_REASON_CHARACTERS = 500  # a template may put all of a message into its error
+_PRINTED_PART = "[{'type': 'text'"
+
+
+class ChatTokenizer(Protocol):
+    """What is asked of a transformers tokenizer that has a chat template."""
+
+    def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str: ...  # noqa: ANN401 - JSON
+
+    def apply_chat_template(
+        self,
+        conversation: Conversation,
+        *,
+        add_generation_prompt: bool,
+        tokenize: bool,
+        **options: Any,  # noqa: ANN401 - JSON
+    ) -> Any: ...  # noqa: ANN401 - text, when it is not asked to tokenize
+
+
+class ChatPromptError(ValueError):
+    """The messages cannot be rendered; ``field`` is the field of the prompt that is at fault."""
+
+    def __init__(self, message: str, *, field: str = "messages") -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class _TemplateError(Exception):
+    """The template did not render a conversation; says why."""
+
+
+def rendered(tokenizer: ChatTokenizer, prompt: GivenPrompt, *, max_characters: int = MAX_TEMPLATE_CHARACTERS) -> str:
+    """Return the prompt's messages as text, special tokens written out.
+
+    Raises:
+        ChatPromptError: the template refuses them, fails on them, does not use a part of what it is given, or takes
+            more steps or writes more than ``within_limits`` allows.
+        ServiceError: as ``checkpoint``.
+    """
+    _refuse_many_values(prompt)
+    messages, options = prompt.messages or [], {**_options(prompt), "max_characters": max_characters}
+    _refuse_unused(tokenizer, prompt)
+    try:
+        text = _apply(tokenizer, _conversation(messages), **options)
+    except _TemplateError as error:
+        if not any(isinstance(message.content, list) for message in messages):
+            raise ChatPromptError(f"the chat template refuses them: {error}") from error
+        text = None
+    if text is None or _prints_parts(text, messages):
+        text = _without_parts(tokenizer, messages, options)
+    _refuse_left_out(text, messages)
+    return text
+
+
+def closing_text(tokenizer: ChatTokenizer) -> str | None:
+    """Return what the chat template writes behind an assistant's message; None where that cannot be told."""
+    mark = "an answer"
+    conversation: Conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": mark}]
+    try:
+        text = _apply(tokenizer, conversation, add_generation_prompt=False)
+    except _TemplateError:
+        return None
+    return text.rpartition(mark)[2] if mark in text else None
+
+
+def _apply(
+    tokenizer: ChatTokenizer,
+    conversation: Conversation,
+    *,
+    add_generation_prompt: bool,
+    max_characters: int = MAX_TEMPLATE_CHARACTERS,
+    **options: Any,  # noqa: ANN401 - JSON
+) -> str:
+    """Return what the template makes of a conversation.
+
+    A template is a program that came with the checkpoint. Whatever it raises, dividing by zero or recursing without
+    end, is its answer to these messages and no fault of the service: so every exception is taken for one.
+    """
+
+    def render() -> str:
+        return tokenizer.apply_chat_template(
+            conversation, add_generation_prompt=add_generation_prompt, tokenize=False, **options
+        )
+
+    try:
+        return within_limits(render, max_characters=max_characters)
+    except ServiceError:
+        raise
+    except Exception as error:
+        reason = str(error) or type(error).__name__
+        raise _TemplateError(reason[:_MAX_REASON_CHARACTERS]) from error
+
+
+def _options(prompt: GivenPrompt) -> dict[str, Any]:
+    """As ``apply_chat_template`` takes them; what was not given is not passed on."""
+    given = {name: getattr(prompt, name) for name in ("tools", "documents", "continue_final_message")}
+    adds = not prompt.continue_final_message if prompt.add_generation_prompt is None else prompt.add_generation_prompt
+    named = {name: value for name, value in given.items() if value}
+    return {"add_generation_prompt": adds, **named, **(prompt.chat_template_kwargs or {})}
+
+
+def _conversation(messages: Sequence[Message]) -> Conversation:
+    return [message.for_template() for message in messages]
+
+
+def _refuse_many_values(prompt: GivenPrompt) -> None:
+    """Copying them for the template takes time that no template counts."""
+    pending: list[Any] = [prompt.tools, prompt.documents, prompt.chat_template_kwargs]
+    for message in prompt.messages or []:
+        pending.append(message.model_extra)
+        if isinstance(message.content, list):
+            pending.extend(part.model_extra for part in message.content)
+    num_values = len(pending)
+    while pending:
+        value = pending.pop()
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        num_values += len(items)
+        if num_values > MAX_TEMPLATE_VALUES:
+            raise ChatPromptError(f"they consist of more than {MAX_TEMPLATE_VALUES} values")
+        pending.extend(items)
+
+
+def _refuse_unused(tokenizer: ChatTokenizer, prompt: GivenPrompt) -> None:
+    """Jinja takes any variable, also one that the template never reads."""
+    names = {name: name for name in ("tools", "documents") if getattr(prompt, name)}
+    names |= dict.fromkeys(prompt.chat_template_kwargs or {}, "chat_template_kwargs")
+    if not names:
+        return
+    try:
+        template = tokenizer.get_chat_template(tools=prompt.tools)
+    except ValueError as error:
+        raise ChatPromptError(f"there is no chat template: {error}") from error
+    for name, field in names.items():
+        if not re.search(rf"\b{re.escape(name)}\b", template):
+            raise ChatPromptError(f"the chat template does not use `{name}`", field=field)
+
+
+def _prints_parts(text: str, messages: Sequence[Message]) -> bool:
+    """Whether the template takes text alone, and printed a list of parts as Python does."""
+    if _PRINTED_PART not in text:
+        return False
+    contents = [message.for_template()["content"] for message in messages if isinstance(message.content, list)]
+    return any(_is_printed(content, text) for content in contents)
+
+
+def _is_printed(content: object, text: str) -> bool:
+    checkpoint()
+    return str(content) in text
+
+
+def _without_parts(tokenizer: ChatTokenizer, messages: Sequence[Message], options: dict[str, Any]) -> str:
+    conversation = _conversation(messages)
+    for position, (message, given) in enumerate(zip(messages, conversation, strict=True)):
+        if isinstance(message.content, list):
+            if len(message.content) != 1:
+                raise ChatPromptError(
+                    f"the chat template takes no parts, and message {position} has {len(message.content)}: send its "
+                    "`content` as one text"
+                )
+            given["content"] = message.content[0].text
+    try:
+        return _apply(tokenizer, conversation, **options)
+    except _TemplateError as error:
+        raise ChatPromptError(f"the chat template refuses them: {error}") from error
+
+
+def _refuse_left_out(text: str, messages: Sequence[Message]) -> None:
+    """A template made for parts may render plain text as nothing."""
+    place = 0  # templates keep the order: each search begins where the last one ended
+    for position, message in enumerate(messages):
+        if message.role != "user" or message.content is None:
+            continue
+        checkpoint()
+        parts = [message.content] if isinstance(message.content, str) else [part.text for part in message.content]
+        for part in parts:
+            place = _find(part.strip(), text, place)
+            if place < 0:
+                raise ChatPromptError(
+                    f"the chat template leaves out the content of message {position}; one that takes parts only wants "
+                    'it as [{"type": "text", "text": …}]'
+                )
+
+
+def _find(part: str, text: str, begin: int) -> int:
+    """Return where the part is, behind ``begin`` if it is there, else before it; -1 if it is nowhere."""
+    place = text.find(part, begin)
+    return place if place >= 0 else text.find(part)

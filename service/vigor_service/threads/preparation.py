@@ -1,0 +1,97 @@
+"""Threads for what a request needs before and after the model: its tokens, its ranks, its answer.
+
+Two kinds of work have threads of their own, so that neither waits for the other: texts, whose tokenizer or template may
+take seconds, and everything else, which takes milliseconds. What takes less than a millisecond needs no thread at all:
+that is for the caller to decide.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
+
+from vigor_service.errors import QueueFullError
+from vigor_service.threads.work_limit import WorkLimit
+
+NUM_TEXT_THREADS = 4
+NUM_OTHER_THREADS = 2
+MAX_WAITING = 4096
+"""Pieces of work of one kind that may wait or run; one more is refused."""
+RETRY_SECONDS = 1.0
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class Preparation:
+    """The threads of both kinds.
+
+    ``seconds`` is the processor time of one piece of work. It may exceed it by the time between two checkpoints.
+    """
+
+    def __init__(self, *, seconds: float) -> None:
+        self._texts = WorkerPool("texts", num_threads=NUM_TEXT_THREADS, seconds=seconds)
+        self._others = WorkerPool("prepare", num_threads=NUM_OTHER_THREADS, seconds=seconds)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no thread runs anything."""
+        return self._texts.is_idle and self._others.is_idle
+
+    async def run(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Return what work without tokenizers and templates returns. Raises as ``WorkerPool.run``."""
+        return await self._others.run(work, *args, **kwargs)
+
+    async def run_on_texts(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Return what work with tokenizers or templates returns. Raises as ``WorkerPool.run``."""
+        return await self._texts.run(work, *args, **kwargs)
+
+    def close(self) -> None:
+        """Take no more work, and end what runs at its next checkpoint."""
+        self._texts.close()
+        self._others.close()
+
+
+class WorkerPool:
+    """A few threads, a bounded queue in front of them, and a limit of processor time for each piece of work."""
+
+    def __init__(self, name: str, *, num_threads: int, seconds: float, max_waiting: int = MAX_WAITING) -> None:
+        self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
+        self._max_waiting = max_waiting
+        self._seconds = seconds
+        self._limits: dict[Future[Any], WorkLimit] = {}  # of what waits or runs
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether everything that was taken is done."""
+        return not self._limits
+
+    async def run(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Return what ``work`` returns on one of the threads, or raise what it raises.
+
+        Cancelling it takes the work out of the queue, or ends it at its next checkpoint.
+
+        Raises:
+            QueueFullError: too much waits already.
+            PayloadTooLargeError: the work used its processor time.
+        """
+        if len(self._limits) >= self._max_waiting:
+            detail = f"{len(self._limits)} requests wait to be prepared; come back later"
+            raise QueueFullError(detail, retry_after_seconds=RETRY_SECONDS)
+        limit = WorkLimit(self._seconds)
+        future = self._executor.submit(limit.run, work, *args, **kwargs)
+        self._limits[future] = limit
+        future.add_done_callback(lambda done: self._limits.pop(done, None))
+        try:
+            return await asyncio.wrap_future(future)
+        except asyncio.CancelledError:
+            limit.abandon()
+            raise
+
+    def close(self) -> None:
+        """Take no more work, and end what runs at its next checkpoint."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        for limit in list(self._limits.values()):
+            limit.abandon()

@@ -1,0 +1,42 @@
+"""Whether the compute thread gets anywhere. Knows nothing about what it computes."""
+
+from __future__ import annotations
+
+import logging
+
+from vigor_service.errors import UnhealthyError
+from vigor_service.threads.worker import WorkerThread
+
+_logger = logging.getLogger(__name__)
+
+
+class Watchdog:
+    """Looks at a thread when it is asked; it interrupts nothing. One piece of work may take ``limit_seconds``."""
+
+    def __init__(self, thread: WorkerThread, *, limit_seconds: float) -> None:
+        self._thread = thread
+        self._limit_seconds = limit_seconds
+        self._has_barked = False
+
+    def require_progress(self) -> None:
+        """Return if the thread is alive and what it runs began not too long ago; the log says once that it did not.
+
+        Raises:
+            UnhealthyError: says why.
+        """
+        reason = self._why_not()
+        if reason is not None and not self._has_barked:
+            _logger.error("unhealthy reason=%r", reason)
+        self._has_barked = reason is not None
+        if reason is not None:
+            raise UnhealthyError(f"{reason}; the service has to be restarted")
+
+    def _why_not(self) -> str | None:
+        if not self._thread.is_alive:
+            return "the compute thread has ended"
+        seconds = self._thread.busy_seconds
+        if seconds > self._limit_seconds:
+            return (
+                f"the compute thread has worked on one batch for {seconds:.0f} s, {self._limit_seconds:g} s are allowed"
+            )
+        return None

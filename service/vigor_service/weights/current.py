@@ -1,0 +1,158 @@
+"""Which weights serve, who waits for others, and the swap itself. Knows no files and no queue."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import replace
+from datetime import UTC, datetime
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from vigor_client.schemas.scoring import WeightsInfo, WeightState
+from vigor_service.errors import DrainingError, WeightsApplyingError, WeightsPoisonedError
+from vigor_service.observability.metrics import Metrics
+from vigor_service.threads.worker import WorkerThread
+from vigor_service.weights.version import WeightRequirement, Weights
+
+if TYPE_CHECKING:
+    from vigor_service.engine.engine import Write
+
+_logger = logging.getLogger(__name__)
+
+POISONED_RETRY_SECONDS = 5.0
+APPLYING_RETRY_SECONDS = 1.0
+
+
+class _Change(asyncio.Event):
+    """Is set when other weights serve, or when the swap to ``failed`` did not succeed."""
+
+    failed: Weights | None = None
+
+
+class Publication:
+    """The weights that serve. Every change wakes those who wait for it.
+
+    With ``damage`` the model holds weights that must not serve: the state is ``poisoned`` from the start.
+    """
+
+    def __init__(
+        self,
+        weights: Weights,
+        *,
+        load: Callable[[Iterable[tuple[str, Write]]], None],
+        compute: WorkerThread,
+        metrics: Metrics,
+        damage: str | None = None,
+    ) -> None:
+        self.weights = weights
+        self.state: WeightState = "ready" if damage is None else "poisoned"
+        self._poisoned_because = damage
+        self._load = load
+        self._compute = compute
+        self._metrics = metrics
+        self._changed = _Change()
+        self._draining = False
+        metrics.observe_publication(weights.version, weights.published_at)
+        metrics.observe_weight_state(self.state)
+
+    def require(self, requirement: WeightRequirement) -> Weights:
+        """Return the weights that serve, if they meet the requirement.
+
+        Raises:
+            WeightsPoisonedError: the model holds weights that nobody published; nothing can be scored.
+            WeightVersionMismatchError, WeightDigestMismatchError: others are served.
+        """
+        if self.state == "poisoned":
+            raise WeightsPoisonedError(
+                f"{self._poisoned_because}; nothing is scored until a full update lands",
+                retry_after_seconds=POISONED_RETRY_SECONDS,
+            )
+        if (unmet := requirement.unmet_by(self.weights)) is not None:
+            raise unmet
+        return self.weights
+
+    def require_ready(self) -> None:
+        """Raise unless the weights serve and stay as they are at this moment."""
+        self.require(WeightRequirement())
+        if self.state == "applying":
+            raise WeightsApplyingError("weights are being swapped", retry_after_seconds=APPLYING_RETRY_SECONDS)
+
+    async def wait_for(self, requirement: WeightRequirement, *, wait_seconds: float) -> None:
+        """Return once the requirement is met; after ``wait_seconds`` raise as `require` does.
+
+        Raises:
+            DrainingError: the process ends before that.
+            WeightsPoisonedError: the swap to the weights that were awaited failed; says why.
+        """
+        started = perf_counter()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(wait_seconds):
+                while not self._is_met(requirement):
+                    await self._wait_for_change(requirement)
+        self.require(requirement)
+        if requirement != WeightRequirement():
+            self._metrics.weight_wait_seconds.observe(perf_counter() - started)
+
+    async def swap(self, weights: Weights, writes: Iterable[tuple[str, Write]]) -> None:
+        """Write verified values into the model and serve them as ``weights``. The caller keeps batches away.
+
+        Raises:
+            WeightsPoisonedError: the engine failed while it loaded; the model may hold a mixture.
+        """
+        self._enter("applying")
+        loading = asyncio.ensure_future(self._compute.run(self._load, writes))
+        await asyncio.wait([loading])
+        if (error := loading.exception()) is not None:
+            self._poison(weights, error)
+        self.weights = replace(weights, published_at=datetime.now(UTC))
+        self._enter("ready")
+        self._metrics.observe_publication(weights.version, self.weights.published_at)
+        _logger.info("weights_published version=%d digest=%s", weights.version, weights.digest)
+        self._wake_waiters()
+
+    def drain(self) -> None:
+        """Nobody waits for other weights from here on."""
+        self._draining = True
+        self._wake_waiters()
+
+    def info(self) -> WeightsInfo:
+        """Return what ``GET /v1/weights`` answers."""
+        return WeightsInfo(
+            weight_version=self.weights.version,
+            weight_digest=self.weights.digest,
+            state=self.state,
+            num_tensors=len(self.weights.tensors),
+            num_bytes=self.weights.num_bytes,
+            dtype=self.weights.dtype,
+            published_at=self.weights.published_at.isoformat(),
+        )
+
+    def _is_met(self, requirement: WeightRequirement) -> bool:
+        return self.state != "poisoned" and requirement.unmet_by(self.weights) is None
+
+    def _enter(self, state: WeightState) -> None:
+        self.state = state
+        self._metrics.observe_weight_state(state)
+
+    async def _wait_for_change(self, requirement: WeightRequirement) -> None:
+        if self._draining:
+            raise DrainingError("the service shuts down before these weights come", retry_after_seconds=1.0)
+        changed = self._changed
+        await changed.wait()
+        if changed.failed is not None and requirement.unmet_by(changed.failed) is None and self.state == "poisoned":
+            self.require(requirement)
+
+    def _wake_waiters(self) -> None:
+        self._changed.set()
+        self._changed = _Change()
+
+    def _poison(self, weights: Weights, error: BaseException) -> None:
+        self._enter("poisoned")
+        self._poisoned_because = f"the swap to version {weights.version} failed half-way ({type(error).__name__})"
+        _logger.error("weights_poisoned version=%d", weights.version, exc_info=error)
+        self._changed.failed = weights
+        self._wake_waiters()
+        raise WeightsPoisonedError(f"{self._poisoned_because}; send a full update") from error

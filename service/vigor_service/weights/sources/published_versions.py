@@ -1,0 +1,172 @@
+"""Directories under --weights-root as they are: checkpoints, and versions as slime publishes them.
+
+A version is a directory ``weight_v000012``, with all weights or with what changed since the version that its index
+names. Nothing outside the root is opened, nothing but plain files, and of an index no more than a bounded part.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from pydantic import TypeAdapter, ValidationError
+
+from vigor_client.errors import CheckpointError
+from vigor_client.schemas.scoring import MAX_UPDATE_FILES, FieldError, FileName, UpdateFile
+from vigor_client.weight_format.checkpoint_files import checkpoint_files
+from vigor_client.weight_format.delta_index import INDEX_NAME, MAX_INDEX_BYTES, DeltaIndex, is_index_of_delta
+from vigor_service.errors import InvalidRequestError, invalid_request
+from vigor_service.weights.storage.plain_files import UnusableFileError, open_plain, read_plain
+from vigor_service.weights.updates.upload import describe_file
+
+MAX_VERSIONS = 1024
+"""A version that is reached by more steps from a full one is refused: publish a full one."""
+
+_FILE_NAME: TypeAdapter[str] = TypeAdapter(FileName)
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedVersion:
+    """One published directory; without a base it has all weights."""
+
+    number: int
+    files: Mapping[str, Path]
+    base_number: int | None = None
+
+
+class PublishedVersions:
+    """What lies under ``root``, a resolved path. Its methods wait for the disk."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def inside(self, directory: str, field: str) -> Path:
+        """Return a directory under the root, resolved; ``field`` is what the request calls it.
+
+        Raises:
+            InvalidRequestError: there is no such directory under the root.
+        """
+        path = _resolved(self._root / directory)
+        if path is None or not path.is_relative_to(self._root):
+            raise refuse(f"{directory[:200]!r} is no directory under the service's --weights-root", field)
+        return path
+
+    def checkpoint(self, directory: str, number: int, field: str) -> PublishedVersion:
+        """Return the files that transformers would load from a directory, under the root.
+
+        Raises:
+            InvalidRequestError: there is no such directory, or it is no checkpoint.
+        """
+        return PublishedVersion(number, self._checkpoint(self.inside(directory, field), field))
+
+    def leading_to(self, directory: Path, target: int, served: int | None) -> list[PublishedVersion]:
+        """Return what leads to the target, first things first: from a full version, or from the one that is served.
+
+        Raises:
+            InvalidRequestError: a version is missing or damaged, or there are too many.
+        """
+        versions: list[PublishedVersion] = []
+        number: int | None = target
+        while number is not None and number != served:
+            if len(versions) == MAX_VERSIONS:
+                raise refuse(
+                    f"more than {MAX_VERSIONS} versions lead to {target}: publish a full one", "target_version"
+                )
+            versions.append(self._read(directory, number))
+            number = versions[-1].base_number
+        return versions[::-1]
+
+    def open(self, path: Path) -> BinaryIO:
+        """Open a file of a version.
+
+        Raises:
+            InvalidRequestError: it cannot be read, is not plain, or leads out of the root.
+        """
+        try:
+            return open_plain(path, root=self._root)
+        except UnusableFileError as error:
+            raise refuse(str(error), path.parent.name, path.name) from error
+
+    def announce(self, name: str, path: Path) -> Generator[None, None, UpdateFile]:
+        """Return what there is to announce of a file, in steps of a buffer.
+
+        Raises:
+            InvalidRequestError: as `open`, or it is empty.
+        """
+        with self.open(path) as file:
+            try:
+                return (yield from describe_file(name, file))
+            except ValidationError as error:
+                raise refuse("is empty", path.parent.name, name) from error
+
+    def _read(self, directory: Path, number: int) -> PublishedVersion:
+        path = directory / f"weight_v{number:06d}"
+        if not path.is_dir():
+            raise refuse(f"{path.name} is not there", "source_dir")
+        data = self._index(path)
+        if data is None or not is_index_of_delta(data):
+            return PublishedVersion(number, self._checkpoint(path, path.name))
+        try:
+            index = DeltaIndex.model_validate_json(data)
+        except ValidationError as error:
+            raise _refuse_all(error, path.name, INDEX_NAME) from error
+        told, base = int(index.metadata.version), int(index.metadata.base_version)
+        if told != number or base >= number:
+            raise refuse(f"leads from {base} to {told}", path.name, INDEX_NAME)
+        return PublishedVersion(number, _named(path, [INDEX_NAME, *index.file_names]), base)
+
+    def _index(self, directory: Path) -> bytes | None:
+        if not os.path.lexists(directory / INDEX_NAME):
+            return None
+        try:
+            return read_plain(directory / INDEX_NAME, max_bytes=MAX_INDEX_BYTES, root=self._root)
+        except UnusableFileError as error:
+            raise refuse(str(error), directory.name, INDEX_NAME) from error
+
+    def _checkpoint(self, directory: Path, place: str) -> Mapping[str, Path]:
+        try:
+            files = checkpoint_files(directory, open_file=lambda path: open_plain(path, root=self._root))
+        except CheckpointError as error:
+            raise refuse(str(error), place) from error
+        return _named(directory, [path.name for path in files])
+
+
+def _named(directory: Path, names: Iterable[str]) -> Mapping[str, Path]:
+    """Return the file of each name, if an update may have files of these names."""
+    files = {name: directory / name for name in names}
+    if len(files) > MAX_UPDATE_FILES:
+        raise refuse(f"has {len(files)} files, an update has at most {MAX_UPDATE_FILES}", directory.name)
+    for name in files:
+        try:
+            _FILE_NAME.validate_python(name)
+        except ValidationError as error:
+            raise refuse(f"is no file of an update: {error.errors()[0]['msg']}", directory.name, name[:200]) from error
+    return files
+
+
+def _resolved(path: Path) -> Path | None:
+    """Return a directory's own path, None if there is no such directory."""
+    try:
+        resolved = path.resolve(strict=True)
+        return resolved if resolved.is_dir() else None
+    except (OSError, ValueError, RuntimeError):  # a name that is too long, one that no file can have, links in a circle
+        return None
+
+
+def _refuse_all(error: ValidationError, *place: str) -> InvalidRequestError:
+    faults = error.errors(include_url=False, include_context=False, include_input=False)
+    return invalid_request(
+        [FieldError(loc=[*place, *fault["loc"]], msg=fault["msg"]) for fault in faults],
+        consequence=_NOTHING_APPLIED,
+    )
+
+
+_NOTHING_APPLIED = "nothing was applied"
+
+
+def refuse(message: str, *place: str) -> InvalidRequestError:
+    """Return the error that nothing was applied because of this place."""
+    return invalid_request([FieldError(loc=list(place), msg=message)], consequence=_NOTHING_APPLIED)

@@ -1,0 +1,135 @@
+"""Disk space for updates that are under way. One directory per process, locked while it lives.
+
+What a killed process left behind is removed by the next one that starts. Processes that start at once look around and
+make their directories one after the other, so that none takes another's new directory for one that was left behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import re
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from vigor_service.errors import DeadlineExceededError, StagingFullError, StartupError
+from vigor_service.threads.file_threads import FileThreads
+from vigor_service.weights.storage.file_lock import locked, try_lock
+from vigor_service.weights.storage.removal import remove
+
+_logger = logging.getLogger(__name__)
+
+_TOKEN_BYTES = 8
+_OWN_NAME = re.compile(f"[0-9a-f]{{{2 * _TOKEN_BYTES}}}")
+_FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
+
+
+@contextmanager
+def refusing_full_disk(what: str) -> Iterator[None]:
+    """Raise StagingFullError, ``the disk is full: what``, where the system says so."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL_DISK_ERRORS:
+            raise StagingFullError(f"the disk is full: {what}") from error
+        raise
+
+
+def default_staging_root() -> Path:
+    """Return a directory of this user's under the system's temporary directory."""
+    return Path(tempfile.gettempdir()) / f"vigor-staging-{os.getuid()}"
+
+
+class StagingArea:
+    """This process's own directory under the staging root.
+
+    Raises:
+        StartupError: the root cannot be used, or belongs to somebody else.
+    """
+
+    def __init__(self, root: Path, threads: FileThreads) -> None:
+        self._threads = threads
+        self._directory = root / secrets.token_hex(_TOKEN_BYTES)
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _refuse_foreign(root)
+            with locked(root):
+                self._directory.mkdir(mode=0o700)
+                self._lock = try_lock(self._directory)
+                stale = self._take_over_stale(root)
+        except OSError as error:
+            raise StartupError(f"staging directory {root}: {error.strerror}") from error
+        for directory in stale:
+            remove(directory)
+
+    def _take_over_stale(self, root: Path) -> list[Path]:
+        """Move the directories of processes that are gone into this one's, where they are removed at leisure."""
+        stale: list[Path] = []
+        for path in root.iterdir():
+            with suppress(FileNotFoundError):  # its process is removing it at this moment
+                if _is_stale(path):
+                    stale.append(path.rename(self._directory / path.name))
+        return stale
+
+    def directory(self, name: str) -> Path:
+        """Return where `create` makes the directory of this name."""
+        return self._directory / name
+
+    async def create(self, name: str, *, num_bytes: int) -> None:
+        """Make a new, empty directory of this name, in which ``num_bytes`` are to be written.
+
+        Raises:
+            StagingFullError: the disk has less than that.
+            DeadlineExceededError: it does not answer.
+        """
+        await self._threads.run("staging", self._create, name, num_bytes)
+
+    def _create(self, name: str, num_bytes: int) -> None:
+        free = shutil.disk_usage(self._directory).free
+        if free < num_bytes:
+            raise StagingFullError(
+                f"the update needs {num_bytes} bytes in the staging directory, {free} are free",
+                num_bytes=num_bytes,
+                num_free_bytes=free,
+            )
+        with refusing_full_disk("there is no room for an update"):
+            self.directory(name).mkdir()
+
+    async def remove(self, path: Path) -> None:
+        """Free the disk, away from the event loop. A disk that does not answer is logged: nothing depends on it."""
+        try:
+            await self._threads.run("removal", self._remove, path)
+        except DeadlineExceededError as error:
+            _logger.warning("not_removed path=%s reason=%r", path, error.detail)
+
+    def _remove(self, path: Path) -> None:
+        with suppress(FileNotFoundError):
+            # Renamed first: a file that is still on its way finds no directory, instead of keeping this one alive.
+            remove(path.rename(self._directory / secrets.token_hex(_TOKEN_BYTES)))
+
+    def close(self) -> None:
+        """Remove everything and give up the lock."""
+        remove(self._directory)
+        if self._lock is not None:
+            os.close(self._lock)
+
+
+def _refuse_foreign(root: Path) -> None:
+    status = root.lstat()
+    if root.is_symlink() or status.st_uid != os.getuid():
+        raise StartupError(f"staging directory {root}: is a link or belongs to somebody else; choose another")
+
+
+def _is_stale(directory: Path) -> bool:
+    """Whether this is a directory of a process that is gone: its lock is free, or it was killed before it had one."""
+    if not _OWN_NAME.fullmatch(directory.name) or directory.is_symlink() or not directory.is_dir():
+        return False
+    lock = try_lock(directory)
+    if lock is not None:
+        os.close(lock)
+    return lock is not None

@@ -1,0 +1,245 @@
+"""The published weights on disk, from which a restarted service comes back: the last full update and what followed it.
+
+Each update has a directory of its own, ``00000012``, numbered in the order of the commits, with its files as they were
+received and a record of what it is. A directory gets its number in one step, when all of it is on the disk, and loses
+it in one step, before any of it is removed: what has a number is whole, wherever the process was killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import secrets
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from vigor_client.schemas.scoring import WHOLE_ENCODINGS, Checksum, UpdateEncoding, WeightVersion
+from vigor_service.errors import StagingFullError, StartupError, WeightBaseMismatchError
+from vigor_service.weights.storage.file_lock import try_lock
+from vigor_service.weights.storage.plain_files import UnusableFileError, num_bytes_of_plain, read_plain
+from vigor_service.weights.storage.removal import remove
+from vigor_service.weights.storage.staging import refusing_full_disk
+
+_logger = logging.getLogger(__name__)
+
+MAX_FOLLOWING = 32
+"""After so many deltas and partial updates a full one is asked for: a restart replays them all."""
+_RECORD = "update.json"
+_FILES = "files"
+_INCOMING = "incoming"
+_OUTGOING = "outgoing-"
+_NUMBER = re.compile(r"[0-9]{8,}")
+_MAX_RECORD_BYTES = 1 << 16
+
+
+class UpdateRecord(BaseModel):
+    """What a stored update is: which weights it makes, of which it was made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    weight_version: WeightVersion
+    weight_digest: Checksum
+    base_version: WeightVersion
+    base_digest: Checksum
+    encoding: UpdateEncoding
+
+
+@dataclass(frozen=True, slots=True)
+class StoredUpdate:
+    """An update on the disk, in the directory of that name."""
+
+    name: str
+    record: UpdateRecord
+    files: Mapping[str, Path]
+    num_bytes: int
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it needs no update before it."""
+        return self.record.encoding in WHOLE_ENCODINGS
+
+
+class DamagedStateError(Exception):
+    """The directory holds something else than what was stored; the message names the place."""
+
+
+class StateDirectory:
+    """The state directory of this process alone.
+
+    Raises:
+        StartupError: it cannot be used, or another service uses it.
+    """
+
+    def __init__(self, root: Path) -> None:
+        try:
+            root.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = try_lock(root)
+            if lock is None:
+                raise StartupError(f"state directory {root}: another service uses it; give each its own")
+            self._root = root
+            self._lock = lock
+            self._remove_leftovers()
+        except OSError as error:
+            raise StartupError(f"state directory {root}: {error.strerror}") from error
+        self._last_number = max(map(_number, self._directories()), default=0)
+        self._last_digest: str | None = None  # of the weights that a restart comes back with; None: what it starts with
+        self._following_bytes: list[int] = []  # of each update since the last full one
+
+    @property
+    def staging_root(self) -> Path:
+        """Where updates are received, on the same file system."""
+        return self._root / "staging"
+
+    def read(self) -> list[StoredUpdate]:
+        """Return what has to be replayed, in order: the last full update, if there is one, and all that followed it.
+
+        What came before is removed: the process may have been killed before it got to that.
+
+        Raises:
+            DamagedStateError: a record or a file is not there, is not plain, or cannot be read.
+        """
+        updates: list[StoredUpdate] = []
+        for path in reversed(self._directories()):
+            updates.append(_read(path))
+            if updates[-1].is_whole:
+                self._remove_before(_number(path))
+                break
+        updates.reverse()
+        self._following_bytes = [update.num_bytes for update in updates if not update.is_whole]
+        self._last_digest = updates[-1].record.weight_digest if updates else None
+        return updates
+
+    def require_room_to_follow(self, base_digest: str, *, model_bytes: int) -> None:
+        """Raise WeightBaseMismatchError where a full update has to come first: a restart replays all since the last."""
+        if len(self._following_bytes) >= MAX_FOLLOWING or sum(self._following_bytes) > model_bytes:
+            raise WeightBaseMismatchError(
+                f"{len(self._following_bytes)} updates follow the last full one in the state directory; "
+                "send all weights"
+            )
+        self._require_stored(base_digest)
+
+    def _require_stored(self, base_digest: str) -> None:
+        """What is stored last is not what serves where storing ended with an error, or was not waited for."""
+        if self._last_digest not in (None, base_digest):
+            raise WeightBaseMismatchError(
+                f"the state directory ends with weights {self._last_digest}, not {base_digest}; send all weights",
+                have=self._last_digest,
+                want=base_digest,
+            )
+
+    def store(self, record: UpdateRecord, files: Mapping[str, Path]) -> None:
+        """Keep an update that is verified: once this returns, a restart comes back with it. The files stay, too.
+
+        Raises:
+            StagingFullError: the disk is full; nothing is stored.
+            WeightBaseMismatchError: it does not follow what is stored last; nothing is stored.
+        """
+        if record.encoding not in WHOLE_ENCODINGS:
+            self._require_stored(record.base_digest)
+        incoming = self._root / _INCOMING
+        remove(incoming)
+        try:
+            with refusing_full_disk("the update cannot be kept in the state directory"):
+                self._write(incoming, record, files)
+        except (OSError, StagingFullError):
+            remove(incoming)
+            raise
+        self._last_number += 1
+        self._last_digest = record.weight_digest  # also if what follows fails: it may be there
+        incoming.rename(self._root / f"{self._last_number:08d}")
+        _sync(self._root)
+        self._note(record, sum(path.stat().st_size for path in files.values()))
+
+    def close(self) -> None:
+        """Give up the lock; what is stored stays."""
+        os.close(self._lock)
+
+    def _write(self, directory: Path, record: UpdateRecord, files: Mapping[str, Path]) -> None:
+        (directory / _FILES).mkdir(parents=True)
+        for name, path in files.items():
+            _sync(path)
+            (directory / _FILES / name).hardlink_to(path)
+        (directory / _RECORD).write_text(record.model_dump_json(indent=1))
+        for path in (directory / _RECORD, directory / _FILES, directory):
+            _sync(path)
+
+    def _note(self, record: UpdateRecord, num_bytes: int) -> None:
+        if record.encoding in WHOLE_ENCODINGS:
+            self._following_bytes.clear()
+            self._remove_before(self._last_number)
+        else:
+            self._following_bytes.append(num_bytes)
+
+    def _remove_before(self, number: int) -> None:
+        """Remove updates that no restart needs any more; what stays costs disk space alone."""
+        try:
+            outgoing = [self._without_number(path) for path in self._directories() if _number(path) < number]
+            _sync(self._root)  # or, after a loss of power, what is half removed might have its number again
+        except OSError as error:
+            _logger.warning("not_removed path=%s before=%d reason=%r", self._root, number, error.strerror)
+            return
+        for path in outgoing:
+            remove(path)
+
+    def _without_number(self, path: Path) -> Path:
+        return path.rename(self._root / f"{_OUTGOING}{secrets.token_hex(8)}")
+
+    def _remove_leftovers(self) -> None:
+        """Remove what a process was writing, or removing, when it was killed."""
+        for path in self._root.iterdir():
+            if path.name == _INCOMING or path.name.startswith(_OUTGOING):
+                remove(path)
+
+    def _directories(self) -> list[Path]:
+        return sorted((path for path in self._root.iterdir() if _NUMBER.fullmatch(path.name)), key=_number)
+
+
+def _number(path: Path) -> int:
+    return int(path.name)
+
+
+def _read(directory: Path) -> StoredUpdate:
+    _require_directory(directory, directory.name)
+    _require_directory(directory / _FILES, f"{directory.name}/{_FILES}")
+    record = _read_record(directory / _RECORD, f"{directory.name}/{_RECORD}")
+    files = {path.name: path for path in (directory / _FILES).iterdir()}
+    num_bytes = sum(_num_bytes(path, f"{directory.name}/{_FILES}/{path.name}") for path in files.values())
+    return StoredUpdate(directory.name, record, files, num_bytes)
+
+
+def _read_record(path: Path, place: str) -> UpdateRecord:
+    try:
+        return UpdateRecord.model_validate_json(read_plain(path, max_bytes=_MAX_RECORD_BYTES))
+    except UnusableFileError as error:
+        raise DamagedStateError(f"{place} {error}") from error
+    except ValidationError as error:
+        raise DamagedStateError(f"{place}: {error.errors()[0]['msg']}") from error
+
+
+def _num_bytes(path: Path, place: str) -> int:
+    try:
+        return num_bytes_of_plain(path)
+    except UnusableFileError as error:
+        raise DamagedStateError(f"{place} {error}") from error
+
+
+def _require_directory(path: Path, place: str) -> None:
+    try:
+        is_directory = stat.S_ISDIR(path.lstat().st_mode)
+    except OSError as error:
+        raise DamagedStateError(f"{place} cannot be read: {error.strerror}") from error
+    if not is_directory:
+        raise DamagedStateError(f"{place} is no directory")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

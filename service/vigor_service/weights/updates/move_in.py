@@ -1,0 +1,109 @@
+"""A file of an update that this machine can read already: moved into the staging directory, or copied, and hashed.
+
+What is refused stays with its owner: it is put back where it was.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Generator
+from contextlib import suppress
+from pathlib import Path
+
+from vigor_client.schemas.scoring import FieldError, UpdateFile
+from vigor_service.errors import invalid_request
+from vigor_service.weights.storage.plain_files import open_plain
+from vigor_service.weights.storage.staging import refusing_full_disk
+from vigor_service.weights.updates.upload import BUFFER_BYTES, describe_file, temporary_path
+
+# Another disk, or a directory that only its owner may change.
+_CANNOT_BE_MOVED = (errno.EXDEV, errno.EACCES, errno.EPERM)
+
+
+def require_takable(source: Path, announced: UpdateFile) -> None:
+    """Find out without moving it whether there is such a file.
+
+    Raises:
+        InvalidRequestError: it is missing, no plain file, or of another size than announced.
+    """
+    try:
+        _require_plain(source.lstat(), announced)  # a pipe would never end, a link may lead anywhere
+    except OSError as error:
+        raise _refuse(announced, f"cannot be taken: {error.strerror}") from error
+
+
+def take_file(source: Path, path: Path, announced: UpdateFile) -> Generator[None, None, None]:
+    """Bring ``source`` to ``path``, which appears only if the bytes have the announced number and checksum; in steps.
+
+    Its owner no longer finds it under its name: what was verified cannot be written anew by it. A file with several
+    names, or from another disk, is copied, and stays.
+
+    Raises:
+        InvalidRequestError: it is missing, no plain file, not readable, or other bytes than were announced.
+        StagingFullError: the disk is full.
+    """
+    partial = temporary_path(path)
+    require_takable(source, announced)
+    try:
+        with refusing_full_disk(f"file {announced.name} of the update does not fit"):
+            if not _move(source, partial):
+                yield from _copy(source, partial, announced.num_bytes)
+            yield from _require_announced(partial, announced)
+            partial.replace(path)
+    except OSError as error:
+        raise _refuse(announced, f"cannot be taken: {error.strerror or error}") from error
+    finally:
+        give_back(partial, source)
+
+
+def give_back(path: Path, source: Path) -> None:
+    """Put a file back where it was taken from; remove it if another is there by now, as after it was copied."""
+    with suppress(OSError):
+        if not os.path.lexists(source):
+            path.rename(source)
+    path.unlink(missing_ok=True)
+
+
+def _move(source: Path, target: Path) -> bool:
+    """Return whether the file was moved: it can be, and has no other name by which it could be changed."""
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno not in _CANNOT_BE_MOVED:
+            raise
+        return False
+    if target.lstat().st_nlink == 1:
+        return True
+    give_back(target, source)
+    return False
+
+
+def _copy(source: Path, target: Path, num_bytes: int) -> Generator[None, None, None]:
+    """Copy as many bytes as were announced, and one more where there is one: of a file that grows there is no end."""
+    missing_bytes = num_bytes + 1
+    with open_plain(source) as given, target.open("xb") as copy:
+        while data := given.read(min(BUFFER_BYTES, missing_bytes)):
+            missing_bytes -= copy.write(data)
+            yield
+
+
+def _require_announced(path: Path, announced: UpdateFile) -> Generator[None, None, None]:
+    with open_plain(path) as file:
+        _require_plain(os.fstat(file.fileno()), announced)  # it may have been replaced since it was looked at
+        found = yield from describe_file(announced.name, file)
+    if found != announced:
+        raise _refuse(announced, f"has checksum {found.checksum}, {announced.checksum} was announced")
+
+
+def _require_plain(status: os.stat_result, announced: UpdateFile) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise _refuse(announced, "is no plain file")
+    if status.st_size != announced.num_bytes:
+        raise _refuse(announced, f"has {status.st_size} bytes, {announced.num_bytes} were announced")
+
+
+def _refuse(announced: UpdateFile, message: str) -> Exception:
+    place = FieldError(loc=["files", announced.name], msg=message)
+    return invalid_request([place], consequence="the file stays where it is, and may be taken again")

@@ -1,0 +1,60 @@
+"""Back to the last published weights after a restart: stored updates are verified and applied, one after the other."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, replace
+
+from vigor_client.schemas.scoring import WHOLE_ENCODINGS
+from vigor_service.engine.engine import Scorer
+from vigor_service.errors import InvalidRequestError
+from vigor_service.weights.storage.state import DamagedStateError, StateDirectory, StoredUpdate
+from vigor_service.weights.verification.verify import Verified, verify
+from vigor_service.weights.version import Weights
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """What the model holds now; ``damage`` says why that is not what was published last."""
+
+    weights: Weights
+    damage: str | None = None
+
+
+def replay(state: StateDirectory, scorer: Scorer, weights: Weights) -> Replayed:
+    """Apply what is stored to a model that holds ``weights``. Nothing may be scored while there is damage."""
+    try:
+        for update in state.read():
+            verified = _verified(update, scorer, weights)
+            scorer.load(verified.writes())
+            record = update.record
+            weights = replace(weights, version=record.weight_version, digest=verified.digest, tensors=verified.tensors)
+            _logger.info("weights_restored version=%d digest=%s", weights.version, weights.digest)
+    except (DamagedStateError, OSError) as error:  # what is read a moment later may not be readable any more
+        _logger.error("state_damaged place=%r have=%d", str(error), weights.version)
+        return Replayed(weights, f"the state directory is damaged: {error}")
+    return Replayed(weights)
+
+
+def _verified(update: StoredUpdate, scorer: Scorer, weights: Weights) -> Verified:
+    record = update.record
+    if record.encoding not in WHOLE_ENCODINGS and record.base_digest != weights.digest:
+        raise DamagedStateError(f"{update.name} was made from weights {record.base_digest}, not {weights.digest}")
+    try:
+        verified = verify(
+            update.files,
+            record.encoding,
+            weights.tensors,
+            scorer.tensors(),
+            plan_checkpoint=scorer.plan_checkpoint,
+            base_version=record.base_version,
+            version=record.weight_version,
+        )
+    except InvalidRequestError as error:
+        fault = error.errors[0]
+        raise DamagedStateError(f"{update.name}/{'/'.join(map(str, fault.loc))} {fault.msg}") from error
+    if verified.digest != record.weight_digest:
+        raise DamagedStateError(f"{update.name} makes weights {verified.digest}, not {record.weight_digest}")
+    return verified

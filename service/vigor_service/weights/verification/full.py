@@ -1,0 +1,128 @@
+"""Whether files hold the model's tensors: all of them, or some. Reads files; knows neither HTTP nor the engine.
+
+Everything that is wrong is found before anything is refused, and nothing is held in memory but one tensor's pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from operator import methodcaller
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from vigor_client.schemas.scoring import TensorInfo
+from vigor_client.weight_format.digest import checksum, model_digest, raw_bytes
+from vigor_client.weight_format.safetensors_stream import ELEMENT_TYPES
+from vigor_service.engine.engine import Write
+from vigor_service.weights.verification.faults import Faults
+from vigor_service.weights.verification.fingerprint import is_finite
+from vigor_service.weights.verification.tensor_files import open_tensors
+
+# safetensors' names of dtypes -> torch's, which are the ones on the wire
+_DTYPES = {element.code: dtype for dtype, element in ELEMENT_TYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedUpdate:
+    """Tensors that may be swapped in: all of the model as it is afterwards, and where the new values lie."""
+
+    tensors: tuple[TensorInfo, ...]
+    digest: str
+    num_changed_tensors: int
+    paths: Mapping[str, Path]
+
+    def writes(self) -> Iterator[tuple[str, Write]]:
+        """Yield the canonical name of every tensor that came, with what copies its values to where it is."""
+        for path in set(self.paths.values()):
+            with open_tensors(path) as file:
+                for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                    if name in self.paths:
+                        yield name, methodcaller("copy_", file.get_tensor(name))
+
+
+def verify_tensors(files: Mapping[str, Path], served: Sequence[TensorInfo], *, partial: bool = False) -> VerifiedUpdate:
+    """Check the files against the tensors that are served, and describe the model with the new ones.
+
+    With ``partial`` they need not be all, but one at least; what did not come stays as it is served.
+
+    Raises:
+        InvalidRequestError: lists every file that is no safetensors, and every tensor that is unknown, missing, there
+            twice, of another shape or dtype, not finite, or an alias that differs from its canonical tensor.
+    """
+    check = _Check(served)
+    for name, path in files.items():
+        check.read_file(name, path)
+    check.find_missing(partial=partial)
+    check.compare_aliases()
+    if check.faults:
+        raise check.faults.refusal()
+    tensors = tuple(
+        info.model_copy(update={"checksum": check.checksums.get(info.name, info.checksum)}) for info in served
+    )
+    return VerifiedUpdate(
+        tensors=tensors,
+        digest=model_digest(tensors),
+        num_changed_tensors=sum(new != old for new, old in zip(tensors, served, strict=True)),
+        paths={info.name: check.paths[info.name] for info in served if info.name in check.paths},
+    )
+
+
+class _Check:
+    """One pass over the files of an update."""
+
+    def __init__(self, served: Sequence[TensorInfo]) -> None:
+        self._served = served
+        self._expected = {name: info for info in served for name in (info.name, *info.aliases)}
+        self._homes: dict[str, str] = {}  # tensor -> the file it came in
+        self.paths: dict[str, Path] = {}
+        self.checksums: dict[str, str] = {}
+        self.faults = Faults()
+
+    def read_file(self, file_name: str, path: Path) -> None:
+        try:
+            with open_tensors(path) as file:
+                for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                    self._read_tensor(file, name, file_name, path)
+        except SafetensorError as error:
+            self.faults.add(f"not a safetensors file: {error}", "files", file_name)
+
+    def _read_tensor(self, file: safe_open, name: str, file_name: str, path: Path) -> None:
+        expected, header = self._expected.get(name), file.get_slice(name)
+        dtype, shape = _DTYPES.get(header.get_dtype(), header.get_dtype()), list(header.get_shape())
+        if expected is None:
+            self.faults.add("the model has no such tensor", "files", file_name, name)
+        elif name in self._homes:
+            self.faults.add(f"is in file {self._homes[name]} already: each tensor comes once", "files", file_name, name)
+        elif (dtype, shape) != (expected.dtype, expected.shape):
+            self._homes[name] = file_name
+            got, needed = f"{dtype} {shape}", f"{expected.dtype} {expected.shape}"
+            self.faults.add(f"is {got}, the model needs {needed}", "files", file_name, name)
+        else:
+            self._homes[name] = file_name
+            self._read_values(file.get_tensor(name), name, file_name, path)
+
+    def _read_values(self, tensor: torch.Tensor, name: str, file_name: str, path: Path) -> None:
+        if not is_finite(tensor):
+            self.faults.add("has values that are not finite (NaN or infinite)", "files", file_name, name)
+        self.paths[name] = path
+        self.checksums[name] = checksum(raw_bytes(tensor))
+
+    def find_missing(self, *, partial: bool) -> None:
+        if partial and not self._homes and not self.faults:
+            self.faults.add("hold no tensor: a partial update has at least one", "files")
+        for info in self._served:
+            sent = [alias for alias in info.aliases if alias in self._homes]
+            if info.name in self._homes or (partial and not sent):
+                continue
+            hint = f"; it came as {sent[0]}, send it under its canonical name" if sent else ""
+            self.faults.add(f"is missing, the model needs {info.dtype} {info.shape}{hint}", "tensors", info.name)
+
+    def compare_aliases(self) -> None:
+        for info in self._served:
+            canonical = self.checksums.get(info.name)
+            for alias in info.aliases:
+                if canonical is not None and self.checksums.get(alias, canonical) != canonical:
+                    self.faults.add(f"is tied to {info.name} but has other values", "files", self._homes[alias], alias)

@@ -1,0 +1,40 @@
+"""The one way from received files to an update that may be swapped in, whatever its encoding."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+
+from vigor_client.schemas.scoring import TensorInfo, UpdateEncoding
+from vigor_service.weights.verification.checkpoint import PlanCheckpoint, VerifiedCheckpoint, verify_checkpoint
+from vigor_service.weights.verification.delta import VerifiedDelta, verify_delta
+from vigor_service.weights.verification.full import VerifiedUpdate, verify_tensors
+
+Verified: TypeAlias = VerifiedUpdate | VerifiedDelta | VerifiedCheckpoint
+
+
+def verify(
+    files: Mapping[str, Path],
+    encoding: UpdateEncoding,
+    served: Sequence[TensorInfo],
+    values: Mapping[str, torch.Tensor],
+    *,
+    plan_checkpoint: PlanCheckpoint,
+    base_version: int,
+    version: int,
+) -> Verified:
+    """Check the files against the tensors that are served; only a delta reads their ``values``.
+
+    ``plan_checkpoint`` says what a checkpoint's tensors become in the model.
+
+    Raises:
+        InvalidRequestError: lists all that is wrong.
+    """
+    if encoding == "delta":
+        return verify_delta(files, served, values, base_version=base_version, version=version)
+    if encoding == "checkpoint":
+        return verify_checkpoint(files, served, plan_checkpoint)
+    return verify_tensors(files, served, partial=encoding == "partial")

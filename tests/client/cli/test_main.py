@@ -1,0 +1,386 @@
+"""The command line against a fake service on a real socket."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from tests.client.fake_service import MODEL, FakeService, answer, problem
+from tests.client.test_client import DIGEST, scores
+from vigor_client.cli.main import main
+from vigor_client.schemas.scoring import GroupScore, Health, ScoreRequest
+
+DEADLINE_SECONDS = 30.0
+WEIGHTS = {"a": torch.ones(2)}
+LOADING = Health(
+    status="unavailable", reason="loading", phase="reading_model", detail="it is being loaded (3 s so far)"
+)
+
+
+class CommandLineFake(FakeService):
+    """Weights as the fake has them, and scores that repeat the groups' ids."""
+
+    def __init__(self) -> None:
+        super().__init__(WEIGHTS)
+        self.group_counts: list[int] = []
+        self.keys: set[str | None] = set()
+        self.ready = True
+        self.loading_answers = 0  # how many of the next probes say that the model is being loaded
+        self.weight_digest = DIGEST
+        self.model = MODEL
+        self.problems: dict[str, httpx.Response] = {}  # what a request with a group of this id is answered
+        self.max_body_bytes = 2**24
+        self.too_large = problem(413, "payload_too_large")
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        self.keys.add(request.headers.get("Authorization"))
+        if len(request.content) > self.max_body_bytes:
+            self.group_counts.append(-len(ScoreRequest.model_validate_json(request.content).groups))
+            return self.too_large
+        match request.method, request.url.path:
+            case "POST", "/v1/score":
+                return self._score(ScoreRequest.model_validate_json(request.content))
+            case "GET", "/v1/model":
+                return answer(self.model)
+            case "GET", "/metrics":
+                return httpx.Response(200, text="# TYPE\nvigor_queued_requests 2.0\nvigor_queued_tokens 34.0\n")
+            case "GET", "/readyz" if self.loading_answers:
+                self.loading_answers -= 1
+                return answer(LOADING, status=503)
+            case "GET", "/readyz" if not self.ready:
+                return answer(Health(status="unavailable", reason="draining"), status=503)
+            case _:
+                return super().__call__(request)
+
+    def _score(self, request: ScoreRequest) -> httpx.Response:
+        self.group_counts.append(len(request.groups))
+        bad = [index for index, group in enumerate(request.groups) if group.id and group.id.startswith("bad")]
+        if bad:
+            places = [{"loc": ["groups", index, "prompt_ids", 0], "msg": "id 9 is out of range"} for index in bad]
+            return problem(422, "invalid_request", errors=places)
+        for group in request.groups:
+            if group.id in self.problems:
+                return self.problems[group.id]
+        if request.weight_digest not in (None, self.weight_digest):
+            return problem(409, "weight_digest_mismatch", have=self.weight_digest, want=request.weight_digest)
+        one = scores(sizes=(1,)).groups[0].completions
+        groups = [GroupScore(id=group.id, completions=one * len(group.completions)) for group in request.groups]
+        return answer(scores(groups=groups, weight_digest=self.weight_digest))
+
+
+class FakeOnASocket(ThreadingHTTPServer):
+    """Serves a fake to other processes."""
+
+    daemon_threads = True
+
+    def __init__(self, fake: FakeService) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def handle(self) -> None:
+                with contextlib.suppress(ConnectionResetError):  # a client that was interrupted
+                    super().handle()
+
+            def do_request(self) -> None:
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+                url = httpx.URL("http://fake").join(self.path)  # a proxy is asked for a whole URL
+                response = fake(httpx.Request(self.command, url, headers=dict(self.headers), content=body))
+                self.send_response(response.status_code)
+                self.send_header("Content-Length", str(len(response.content)))
+                self.end_headers()
+                self.wfile.write(response.content)
+
+            do_GET = do_POST = do_PUT = do_DELETE = do_request
+
+            def log_message(self, format: str, *args: object) -> None:
+                """Say nothing."""
+
+        super().__init__(("127.0.0.1", 0), Handler)
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+@pytest.fixture
+def fake() -> CommandLineFake:
+    return CommandLineFake()
+
+
+@pytest.fixture
+def url(fake: CommandLineFake) -> Iterator[str]:
+    with serving(fake) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def serving(fake: FakeService) -> Iterator[str]:
+    """The fake on a socket; yields its URL."""
+    with FakeOnASocket(fake) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield server.url
+        server.shutdown()
+        thread.join()
+
+
+def write_groups(path: Path, *ids: str) -> Path:
+    lines = [json.dumps({"id": group_id, "prompt": "hi", "completions": ["a", "b"]}) for group_id in ids]
+    path.write_text("\n".join(lines) + "\n\n")
+    return path
+
+
+def test_each_line_is_scored_in_order_a_bounded_number_at_a_time(
+    fake: CommandLineFake, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_groups(tmp_path / "in.jsonl", "q1", "q2", "q3", "q4", "q5")
+    assert main(["score", str(source), "--url", url, "--groups-per-request", "2"]) == 0
+    results = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [result["id"] for result in results] == ["q1", "q2", "q3", "q4", "q5"]
+    assert [len(result["completions"]) for result in results] == [2] * 5
+    assert {result["weight_version"] for result in results} == {3}
+    assert fake.group_counts == [2, 2, 1]
+
+
+def test_results_appear_under_their_name_when_they_are_complete(
+    fake: CommandLineFake, url: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.jsonl"
+    source = write_groups(tmp_path / "in.jsonl", "q1", "q2")
+    fake.problems["q2"] = problem(503, "weights_poisoned")
+    arguments = ["score", str(source), "--url", url, "--out", str(out), "--groups-per-request", "1"]
+    assert main(arguments) == 1
+    assert not out.exists()
+    fake.problems.clear()
+    assert main(arguments) == 0
+    assert [json.loads(line)["id"] for line in out.read_text().splitlines()] == ["q1", "q2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
+
+
+def test_wrong_lines_are_named_before_anything_is_scored(
+    fake: CommandLineFake, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_groups(tmp_path / "in.jsonl", "q1")
+    source.write_text(source.read_text() + '{"prompt": "hi"}\nnot json\n{"prompt": "x", "completions": [[-1]]}\n')
+    assert main(["score", str(source), "--url", url]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert f"{source}:3: completions: Field required" in line
+    assert f"{source}:4: Invalid JSON" in line
+    assert f"{source}:5: completions.0.ids.0: Input should be greater than or equal to 0" in line
+    assert fake.group_counts == []
+
+
+@pytest.mark.parametrize("place", ["nowhere.jsonl", "."])
+def test_an_input_that_is_no_file_is_one_line(place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", str(tmp_path / place), "--url", "http://127.0.0.1:9"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("vigor: ")
+    assert str(tmp_path) in line
+
+
+def test_status_shows_model_weights_and_queue(
+    fake: CommandLineFake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["status", "--url", url]) == 0
+    shown = capsys.readouterr().out.splitlines()
+    assert shown == [
+        f"service   {url}",
+        "state     ready",
+        "model     tiny (LlamaForCausalLM, float32 on cpu)",
+        "measured  1,234 of 1,234 parameters, packed",
+        "norms     estimated with 16 random probes",
+        "weights   version 0, ready, since 2026-01-01T00:00:00Z",
+        f"digest    {fake.tensor_list().weight_digest}",
+        "queue     2 requests, 34 tokens",
+    ]
+
+
+def test_status_of_a_service_that_is_not_ready_is_a_failure(
+    fake: CommandLineFake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.ready = False
+    assert main(["status", "--url", url]) == 1
+    assert "state     not ready: draining" in capsys.readouterr().out
+
+
+def test_status_of_a_service_that_loads_says_how_far_it_is(
+    fake: CommandLineFake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.loading_answers = 1
+    assert main(["status", "--url", url]) == 1
+    assert capsys.readouterr().out == f"service   {url}\nstate     not ready: it is being loaded (3 s so far)\n"
+
+
+def test_wait_ends_when_the_service_is_ready(
+    fake: CommandLineFake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.loading_answers = 1
+    assert main(["wait", "--url", url]) == 0
+    captured = capsys.readouterr()
+    assert captured.err == f"vigor: waiting for {url}: it is being loaded (3 s so far)\n"
+    assert re.fullmatch(rf"ready     {url}, after \d s\n", captured.out)
+
+
+def test_wait_for_nothing_fails_in_time_with_what_it_waits_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["wait", "--url", "http://127.0.0.1:9", "--ready-timeout-seconds", "0.6"]) == 1
+    waiting, failed = capsys.readouterr().err.splitlines()
+    assert waiting.startswith("vigor: waiting for http://127.0.0.1:9: cannot reach the service: GET http")
+    assert failed.startswith("vigor: http://127.0.0.1:9 is not ready after 0.6 s: cannot reach the service: GET http")
+
+
+def test_calls_wait_for_a_service_that_loads_and_say_so(
+    fake: CommandLineFake, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_groups(tmp_path / "in.jsonl", "q1")
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    for command in (["score", str(source)], ["push", str(tmp_path), "--weight-version", "5"]):
+        fake.loading_answers = 1
+        assert main([*command, "--url", url]) == 0
+        assert capsys.readouterr().err == f"vigor: waiting for {url}: it is being loaded (3 s so far)\n"
+        fake.loading_answers = 1
+        assert main([*command, "--url", url, "--ready-timeout-seconds", "0"]) == 1
+        assert capsys.readouterr().err == f"vigor: {url} is not ready after 0 s: it is being loaded (3 s so far)\n"
+
+
+def test_status_of_nothing_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--url", "http://127.0.0.1:9"]) == 1
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("vigor: cannot reach the service: GET http://127.0.0.1:9/readyz")
+    assert len(captured.err.splitlines()) == 1
+
+
+def test_a_checkpoint_is_pushed_once(
+    fake: CommandLineFake, url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"a": torch.zeros(2)}, tmp_path / "model.safetensors")
+    push = ["push", str(tmp_path), "--url", url, "--weight-version"]
+    assert main([*push, "5"]) == 0
+    assert "published version 5" in capsys.readouterr().out
+    assert fake.weight_version == 5
+    assert main([*push, "6"]) == 0
+    assert capsys.readouterr().out.startswith("nothing sent: the service has these weights already (version 5")
+
+
+def test_a_checkpoint_that_does_not_fit_is_named_in_one_line(
+    url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_file({"a": torch.zeros(3), "b": torch.zeros(1)}, tmp_path / "model.safetensors")
+    assert main(["push", str(tmp_path), "--url", url, "--weight-version", "5"]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "the model has no such tensor" in line
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["dance"],
+        ["push", "somewhere"],
+        ["push", "somewhere", "--weight-version", "-1"],
+        ["score", "in.jsonl", "--groups-per-request", "0"],
+        ["score", "in.jsonl", "--groups-per-request", "many"],
+        ["score", "in.jsonl", "--wait-seconds", "601"],
+        ["score", "in.jsonl", "--reward", "applause"],
+        ["status", "--api-key", "secret"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as raised:
+        main(arguments)
+    assert raised.value.code == 2
+    assert "usage: vigor" in capsys.readouterr().err
+
+
+def test_a_wrong_url_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--url", "localhost:8000"]) == 1
+    assert "is not a service's URL; give one like http://127.0.0.1:8000" in capsys.readouterr().err
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vigor_client.cli.main", *arguments]
+    env = {**os.environ, **environment}
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False)
+
+
+def test_url_and_key_come_from_the_environment(fake: CommandLineFake, url: str) -> None:
+    done = run("status", VIGOR_URL=url, VIGOR_API_KEY="s3cret")
+    assert done.returncode == 0
+    assert fake.keys == {"Bearer s3cret"}
+    assert "s3cret" not in done.stdout + done.stderr
+
+
+def test_a_key_file_wins_over_the_environment(fake: CommandLineFake, url: str, tmp_path: Path) -> None:
+    key_file = tmp_path / "key"
+    key_file.write_text("from-file\n")
+    assert run("status", "--url", url, "--api-key-file", str(key_file), VIGOR_API_KEY="other").returncode == 0
+    assert fake.keys == {"Bearer from-file"}
+
+
+def interrupt(process: subprocess.Popen[str]) -> str:
+    """Ctrl-C as people do it: again if nothing happens; returns what the process said on stderr.
+
+    A signal that comes between Python's own check and the system call that waits is seen after the call.
+    """
+    for _ in range(5):
+        process.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=DEADLINE_SECONDS / 6)[1]
+    raise AssertionError("the process does not end")
+
+
+def test_an_interrupt_is_exit_code_130_without_a_trace(fake: CommandLineFake, url: str, tmp_path: Path) -> None:
+    asked, released = threading.Event(), threading.Event()
+
+    def hold(_: httpx.Request) -> httpx.Response:
+        asked.set()
+        released.wait(DEADLINE_SECONDS)
+        return problem(503, "draining")
+
+    fake.instead["GET /v1/weights/tensors"] = hold
+    save_file(WEIGHTS, tmp_path / "model.safetensors")
+    command = [
+        sys.executable,
+        "-m",
+        "vigor_client.cli.main",
+        "push",
+        str(tmp_path),
+        "--url",
+        url,
+        "--weight-version",
+        "1",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert asked.wait(DEADLINE_SECONDS)
+        errors = interrupt(process)
+    released.set()
+    assert (process.returncode, errors) == (130, "")
+
+
+def test_a_reader_that_leaves_ends_the_scoring_quietly(url: str, tmp_path: Path) -> None:
+    source = write_groups(tmp_path / "in.jsonl", *[f"q{number}" for number in range(50)])
+    command = [sys.executable, "-m", "vigor_client.cli.main", "score", str(source), "--url", url]
+    with subprocess.Popen(
+        [*command, "--groups-per-request", "1"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+        assert process.wait(DEADLINE_SECONDS) == 141
+    assert errors == ""

@@ -1,0 +1,44 @@
+"""The benchmark of the kernels: its table on any device, its refusal where there is none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engine.conftest import HAS_CUDA
+
+pytest.importorskip("triton", reason="Triton is not installed: it has wheels for Linux alone")
+
+from benchmarks.kernels import matrices, row
+from vigor_service.engine.ops.autotune import Way
+
+ROOT = Path(__file__).resolve().parents[4]
+
+
+def test_a_row_has_each_way_their_ratios_and_the_fastest(kernel_device: torch.device) -> None:
+    milliseconds = iter([3.0, 1.5, 0.5, 1.0])
+
+    def timer(way: Way) -> float:
+        way()
+        return next(milliseconds) / 1000
+
+    shown = row("tiny", ("q, o", (24, 40)), 20, 2, torch.float32, kernel_device, timer)
+    *cells, error = [cell.strip() for cell in shown.strip("|").split("|")]
+    assert cells == ["tiny", "q, o", "20", "3.000", "1.500", "0.500", "1.000", "2.00", "0.50", "product in torch"]
+    assert float(error) <= 1e-5
+
+
+def test_the_matrices_are_those_of_a_decoder_layer() -> None:
+    assert matrices(8, 2, 20) == {"q, o": (8, 8), "k, v": (8, 2), "gate, up": (8, 20), "down": (20, 8)}
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="there is a CUDA device")
+def test_without_a_device_it_says_so_and_exits_with_2() -> None:
+    command = [sys.executable, "-m", "benchmarks.kernels"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "kernels are timed on a CUDA device, and there is none" in done.stderr

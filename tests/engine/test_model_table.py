@@ -1,9 +1,0 @@
-"""docs/models.md says what the engine does with each family."""
-
-from __future__ import annotations
-
-from tests.model_table import PAGE, table, written
-
-
-def test_the_table_of_models_is_what_the_engine_does() -> None:
-    assert written(PAGE.read_text()) == table(), "run python -m tests.model_table"

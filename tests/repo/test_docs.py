@@ -1,0 +1,419 @@
+"""The documentation says what the code does: settings, routes, errors, limits, links, and examples that run."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shlex
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+
+import pytest
+import torch
+from fastapi import FastAPI
+from pydantic import BaseModel
+from safetensors.torch import save_file
+
+from tests.support.fake_scorer import VOCAB_SIZE
+from tests.support.live_service import LiveService, live_service
+from vigor_client import errors, ranking
+from vigor_client.cli.main import main
+from vigor_client.client import DEFAULT_TIMEOUT_SECONDS
+from vigor_client.schemas import scoring as schemas
+from vigor_client.schemas.attribution import (
+    MAX_ATTRIBUTED_TOKENS,
+    AttributionRequest,
+    AttributionResponse,
+    LayerShare,
+    ParameterShare,
+    TokenShare,
+)
+from vigor_client.schemas.fault_limit import MAX_NAMES
+from vigor_client.schemas.scoring import ScoreRequest, ScoreResponse
+from vigor_client.transport import retry, wire
+from vigor_client.weight_format.delta_index import MAX_INDEX_BYTES, DeltaIndex
+from vigor_service.app import create_app
+from vigor_service.compat.reward_schemas import OpenRLHFRequest, OpenRLHFRewards, SlimeRequest
+from vigor_service.compat.weight_refresh import PullWeights, SGLangModelInfo, UpdateFromDisk
+from vigor_service.errors import MAX_LISTED_ERRORS
+from vigor_service.http import problems
+from vigor_service.http.connection_limits import DEFAULT_LIMITS
+from vigor_service.http.request_body import MAX_CONTAINERS, MAX_VALUES
+from vigor_service.runtime import LoadedModel
+from vigor_service.sample_groups.assembly import MAX_HELD_BYTES
+from vigor_service.sample_groups.samples import BYTES_PER_SAMPLE, BYTES_PER_TOKEN
+from vigor_service.scoring.chat_prompts import MAX_TEMPLATE_VALUES
+from vigor_service.scoring.template_limit import MAX_STEPS
+from vigor_service.scoring.tokenization import MAX_CHARACTERS_PER_TOKEN, MAX_TEMPLATE_SHARE
+from vigor_service.server import KEEP_ALIVE_SECONDS
+from vigor_service.settings import Settings
+from vigor_service.threads.file_threads import MODEL_SECONDS, STEP_SECONDS
+from vigor_service.threads.preparation import MAX_WAITING
+from vigor_service.weights.sources.published_versions import MAX_VERSIONS
+from vigor_service.weights.verification.checkpoint import MAX_CHECKPOINT_TENSORS
+from vigor_service.weights.verification.tensor_files import MAX_HEADER_BYTES
+from vigor_trainer.config import VigorArguments
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = sorted([ROOT / "README.md", *DOCS.rglob("*.md")])
+HTTP_API, CONFIGURATION, CLIENT = (
+    (DOCS / name).read_text() for name in ("http-api.md", "configuration.md", "client.md")
+)
+
+DOCUMENTED_URL = "http://127.0.0.1:8000"
+HTTP_EXAMPLES: list[type[BaseModel]] = [
+    schemas.ScoreRequest,
+    schemas.ScoreResponse,
+    schemas.SampleRequest,
+    AttributionRequest,
+    AttributionResponse,
+    OpenRLHFRequest,
+    OpenRLHFRewards,
+    SlimeRequest,
+    schemas.WeightsInfo,
+    schemas.TensorList,
+    schemas.UpdateRequest,
+    schemas.UpdateStatus,
+    schemas.TakeRequest,
+    schemas.BroadcastRequest,
+    schemas.CommitResponse,
+    DeltaIndex,
+    SGLangModelInfo,
+    UpdateFromDisk,
+    PullWeights,
+    schemas.ModelInfo,
+    schemas.Health,
+    schemas.Health,
+    schemas.Problem,
+]
+DESCRIBED_IN_TABLES: list[type[BaseModel]] = [
+    schemas.ScoreRequest,
+    schemas.Group,
+    schemas.Completion,
+    schemas.ScoreResponse,
+    schemas.CompletionScore,
+    schemas.Usage,
+    schemas.Timing,
+    schemas.GroupLine,
+    schemas.LastLine,
+    schemas.ErrorLine,
+    schemas.UpdateRequest,
+    schemas.BroadcastRequest,
+    AttributionRequest,
+    AttributionResponse,
+    TokenShare,
+    LayerShare,
+    ParameterShare,
+]
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Return the fenced code of one language, in order."""
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def table_row(*cells: object) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+# ------------------------------------------------------------------------------------------- all pages
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    targets = re.findall(r"\]\(([^)\s]+)\)", prose)
+    relative = [target for target in targets if not re.match(r"[a-z]+:", target)]
+    assert [target for target in relative if not _exists(page, target)] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_is_left_unfinished(page: Path) -> None:
+    assert not re.search(r"\b(TODO|FIXME|TBD)\b", page.read_text())
+
+
+def _exists(page: Path, target: str) -> bool:
+    path, _, anchor = target.partition("#")
+    destination = (page.parent / path).resolve() if path else page
+    return destination.exists() and (not anchor or anchor in _anchors(destination.read_text()))
+
+
+def _anchors(text: str) -> set[str]:
+    """The anchors of headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+# -------------------------------------------------------------------------------------- configuration.md
+
+
+def test_the_table_of_settings_is_the_settings() -> None:
+    rows = [
+        table_row(
+            f"`--{name.replace('_', '-')}`",
+            f"`VIGOR_{name.upper()}`",
+            _shown(field.default),
+            " ".join((field.description or "").split()),
+        )
+        for name, field in Settings.model_fields.items()
+    ]
+    assert (
+        "\n".join(["| flag | environment variable | default | meaning |", "|---|---|---|---|", *rows, ""])
+        in CONFIGURATION
+    )
+
+
+def test_the_table_of_the_trainer_is_its_arguments() -> None:
+    rows = [
+        table_row(
+            f"`--{field.name}`",
+            "required" if field.default is MISSING else _shown(field.default),
+            field.metadata["help"].replace("<", r"\<"),
+        )
+        for field in fields(VigorArguments)
+    ]
+    assert "\n".join(["| flag | default | meaning |", "|---|---|---|", *rows, ""]) in CONFIGURATION
+
+
+def test_every_variable_that_is_read_is_documented_and_no_other() -> None:
+    sources = [path for package in ("client", "trainer") for path in (ROOT / package).rglob("*.py")]
+    read = {name for path in sources for name in re.findall(r"environ[^\n]*\"(VIGOR_[A-Z_]+)\"", path.read_text())}
+    documented = set(re.findall(r"\bVIGOR_[A-Z_]+", CONFIGURATION))
+    assert documented == read | {f"VIGOR_{name.upper()}" for name in Settings.model_fields}
+
+
+def _shown(default: object) -> str:
+    if default is None:
+        return "unset"
+    return f"`{str(default).lower() if isinstance(default, bool) else default}`"
+
+
+# ------------------------------------------------------------------------------------- approximations.md
+
+
+def test_the_numbers_of_the_approximations_are_those_of_the_result() -> None:
+    page = (DOCS / "approximations.md").read_text()
+    (link,) = set(re.findall(r"\]\((\S*results/fidelity_\S*\.md)\)", page))
+    assert _tables((DOCS / link).read_text()) == _tables(page)[1:]
+
+
+def test_every_approximation_on_the_page_is_a_setting() -> None:
+    tables = "".join(_tables((DOCS / "approximations.md").read_text()))
+    flags = set(re.findall(r"--([a-z][a-z-]*)", tables))
+    assert {"parameters", "norm-probes", "dtype"} <= flags
+    assert {flag.replace("-", "_") for flag in flags} <= set(Settings.model_fields)
+
+
+def _tables(text: str) -> list[str]:
+    return re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+
+
+# ------------------------------------------------------------------------------------------- http-api.md
+
+
+@pytest.fixture(scope="module")
+def app() -> FastAPI:
+    """The application, never started: nothing is loaded."""
+
+    def load_model() -> LoadedModel:
+        raise AssertionError("not started")
+
+    return create_app(Settings(), load_model)
+
+
+def test_the_calls_are_those_of_the_application(app: FastAPI) -> None:
+    operations = {(method.upper(), path) for path, item in app.openapi()["paths"].items() for method in item}
+    rows = set(re.findall(r"^\| `([A-Z]+) (/[^`]*)` \|", HTTP_API, re.MULTILINE))
+    headings = set(re.findall(r"^### `([A-Z]+) (/[^`]*)`$", HTTP_API, re.MULTILINE))
+    assert rows == headings == operations
+
+
+def test_no_call_is_mentioned_that_the_application_lacks(app: FastAPI) -> None:
+    own = {(method, route.path) for route in app.state.endpoints for method in route.methods}
+    assert set(re.findall(r"`(GET|POST|PUT|DELETE) (/[^`]*)`", HTTP_API)) == own
+
+
+def test_every_error_is_in_the_table_with_its_status() -> None:
+    rows = re.findall(r"^\| (\d{3}) \| `(\w+)` \| [^|]+ \| [^|]*\|$", HTTP_API, re.MULTILINE)
+    answered = {(kind.status, kind.code) for kind in problems.PROBLEMS.values()}
+    of_the_protocol = {(404, "not_found"), (405, "method_not_allowed"), (500, "internal")}
+    documented = [(int(status), code) for status, code in rows]
+    assert sorted(documented) == sorted(answered | of_the_protocol)
+
+
+def test_every_example_fits_its_schema() -> None:
+    for schema, example in zip(HTTP_EXAMPLES, blocks(HTTP_API, "json"), strict=True):
+        schema.model_validate_json(example)
+
+
+def test_the_worked_answer_belongs_to_the_worked_request() -> None:
+    request_json, response_json, *_ = blocks(HTTP_API, "json")
+    request = ScoreRequest.model_validate_json(request_json)
+    response = ScoreResponse.model_validate_json(response_json)
+    assert [group.id for group in response.groups] == [group.id for group in request.groups]
+    scores = response.groups[0].completions
+    assert len(scores) == len(request.groups[0].completions)
+    group_ranks = ranking.ranks([score.scaled_grad_norm for score in scores])
+    assert [score.rank for score in scores] == group_ranks
+    assert [score.reward for score in scores] == pytest.approx(ranking.rank_rewards(group_ranks), abs=1e-4)
+    for score in scores:
+        if score.grad_norm is not None:
+            assert score.scaled_grad_norm == pytest.approx(score.grad_norm * math.sqrt(score.num_tokens), rel=1e-4)
+
+
+@pytest.mark.parametrize("schema", DESCRIBED_IN_TABLES, ids=lambda schema: schema.__name__)
+def test_every_field_is_described(schema: type[BaseModel]) -> None:
+    described = set(re.findall(r"`(\w+)`", HTTP_API))
+    assert set(schema.model_fields) - described == set()
+
+
+def test_the_limits_are_those_of_the_code() -> None:
+    limits = {
+        "groups in a request": schemas.MAX_GROUPS,
+        "completions in a group": schemas.MAX_COMPLETIONS_PER_GROUP,
+        "completions in a request": schemas.MAX_COMPLETIONS,
+        "messages in a prompt": schemas.MAX_MESSAGES,
+        "tokens of a prompt with one completion, for an attribution": MAX_ATTRIBUTED_TOKENS,
+        "`wait_seconds`": f"{schemas.MAX_WAIT_SECONDS:g}",
+        "`weight_version`": schemas.MAX_WEIGHT_VERSION,
+        "places that an error lists": MAX_LISTED_ERRORS,
+        "files in an update": schemas.MAX_UPDATE_FILES,
+        "bytes of the header of a safetensors file in an update": MAX_HEADER_BYTES,
+        "tensors in a checkpoint": MAX_CHECKPOINT_TENSORS,
+        "bytes of an index, of shards or of changes": MAX_INDEX_BYTES,
+        "versions that lead to one that is pulled": MAX_VERSIONS,
+        "seconds for a disk to answer, for each 4 MiB or name; and to verify, or to store, a whole update": (
+            f"{STEP_SECONDS:g}; {MODEL_SECONDS:g}"
+        ),
+        "steps of a chat template for one prompt; a step is a line of it, or a call of a function": MAX_STEPS,
+        "values in the messages of one prompt and in what is given beside them; contents do not count": (
+            MAX_TEMPLATE_VALUES
+        ),
+        "characters that a chat template writes for one prompt, what its macros write counted again where it is used": (
+            f"{MAX_TEMPLATE_SHARE * MAX_CHARACTERS_PER_TOKEN} for each of the model's `max_sequence_tokens`"
+        ),
+        "requests that wait for tokens or for ranks": f"{MAX_WAITING} of each; more is answered with 429",
+        "bytes of all samples whose groups gather or were answered a short time ago": (
+            f"{MAX_HELD_BYTES}: each {BYTES_PER_SAMPLE} and {BYTES_PER_TOKEN} for each token"
+        ),
+        "values, and objects and arrays, in a JSON body": f"{MAX_VALUES}, {MAX_CONTAINERS}",
+        "names in an object": MAX_NAMES,
+        "seconds for the headers of a request to come": f"{DEFAULT_LIMITS.header_seconds:g}",
+        "seconds for the rest of a body that was refused before it came; then the connection ends": (
+            f"{DEFAULT_LIMITS.refused_body_seconds:g}"
+        ),
+        "seconds that a connection may be idle between two requests": KEEP_ALIVE_SECONDS,
+        "seconds that a caller may take nothing of an answer that fills the socket's buffers": (
+            f"{DEFAULT_LIMITS.stalled_answer_seconds:g}"
+        ),
+        "connections that wait for a request; of more, the one that has waited longest is closed": (
+            DEFAULT_LIMITS.max_waiting
+        ),
+    }
+    assert [what for what, limit in limits.items() if table_row(what, limit) not in HTTP_API] == []
+
+
+def test_the_pause_between_signs_of_life_is_that_of_the_code() -> None:
+    assert f"an empty one goes out every {schemas.BEAT_SECONDS:g} seconds" in HTTP_API
+
+
+def test_every_flag_on_every_page_of_the_service_exists() -> None:
+    flags = {f"--{name.replace('_', '-')}" for name in Settings.model_fields}
+    assert set(re.findall(r"`(--[a-z-]+)`", HTTP_API)) <= flags
+
+
+# ---------------------------------------------------------------------------------------------- client.md
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[LiveService]:
+    with live_service(tmp_path / "staging", allow_broadcast=True) as running:
+        yield running
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A current directory with the files that the examples name."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "groups.jsonl").write_text(blocks(CLIENT, "json")[0])
+    (tmp_path / "checkpoint-100").mkdir()
+    save_file(dict(policy().state_dict()), tmp_path / "checkpoint-100" / "model.safetensors")
+    return tmp_path
+
+
+def policy() -> torch.nn.Module:
+    """A module with the tensors of the fake scorer."""
+    return torch.nn.ModuleDict({"embed": torch.nn.Embedding(VOCAB_SIZE, 2), "norm": torch.nn.RMSNorm(3)})
+
+
+def train_one_step(model: torch.nn.Module) -> None:
+    """Change a little, as training does."""
+    with torch.no_grad():
+        model.get_parameter("norm.weight").add_(0.5)
+
+
+@pytest.mark.usefixtures("workplace")
+def test_the_python_examples_run_in_order(service: LiveService) -> None:
+    namespace: dict[str, object] = {"model": policy(), "train_one_step": train_one_step}
+    for number, source in enumerate(blocks(CLIENT, "python"), start=1):
+        code = source.replace(DOCUMENTED_URL, str(service.http.base_url))
+        exec(compile(code, f"client.md, example {number}", "exec"), namespace)  # noqa: S102 - our own documentation
+    assert service.http.get("/v1/weights").json()["weight_version"] == 105
+
+
+def test_the_command_lines_run_in_order(
+    service: LiveService, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VIGOR_URL", str(service.http.base_url))
+    lines = re.findall(r"^\$ (.+)$", "\n".join(blocks(CLIENT, "console")), re.MULTILINE)
+    assert lines
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        assert (program, main(arguments)) == ("vigor", 0), capsys.readouterr().err
+    assert json.loads((workplace / "scores.jsonl").read_text())["id"] == "q-17"
+    assert service.http.get("/v1/weights").json()["weight_version"] == 101
+
+
+def test_the_shown_status_has_the_rows_of_the_command(service: LiveService, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["status", "--url", str(service.http.base_url)]) == 0
+    shown = blocks(CLIENT, "text")[0].splitlines()
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [line.split()[0] for line in shown]
+
+
+def test_every_option_of_the_command_is_described(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("score", "status", "push"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+    options = set(re.findall(r"--[a-z-]+", capsys.readouterr().out)) - {"--help"}
+    rows = re.findall(r"^\| (`--[^|]+) \|", CLIENT, re.MULTILINE)
+    assert set(re.findall(r"--[a-z-]+", " ".join(rows))) == options
+
+
+def test_every_error_class_is_in_the_table_and_no_other() -> None:
+    named = re.findall(r"^\| (?:[├└] )?`(\w+Error)` \|", CLIENT, re.MULTILINE)
+    assert sorted(named) == sorted(
+        name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, errors.VigorError)
+    )
+
+
+@pytest.mark.parametrize(("code", "error"), errors.PROBLEM_ERRORS.items())
+def test_every_code_stands_beside_its_class(code: str, error: type[errors.ProblemError]) -> None:
+    assert re.search(rf"^\| [├└] `{error.__name__}` \| `{code}`", CLIENT, re.MULTILINE)
+
+
+def test_the_bounds_of_a_call_are_those_of_the_code() -> None:
+    bounds: Mapping[str, str] = {
+        "silence of the service within one attempt (`timeout_seconds`)": f"{DEFAULT_TIMEOUT_SECONDS:g} s",
+        "silence within an answer in lines, where the service shows life every 10 s": (
+            f"{wire.SILENCE_BETWEEN_LINES_SECONDS:g} s"
+        ),
+        "making a connection": f"{wire.CONNECT_TIMEOUT_SECONDS:g} s",
+        "retries of one call (`max_retries`)": f"{retry.DEFAULT_MAX_RETRIES}",
+        "pause before the first retry": f"a random part of {retry.FIRST_DELAY_SECONDS:g} s",
+        "longest such pause": f"{retry.LONGEST_DELAY_SECONDS:g} s",
+        "all attempts together": f"no retry begins later than {retry.TOTAL_SECONDS:g} s",
+    }
+    assert [what for what, bound in bounds.items() if f"| {what} | {bound}" not in CLIENT] == []

@@ -1,0 +1,138 @@
+"""Lines of JSON: what they hold, that they are lines, and that a whole service writes nothing else."""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextvars import copy_context
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.support.live_service import live_service
+from tests.support.pushing import push
+from tests.support.service_process import service_process
+from tests.support.tiny_models import save_tiny_checkpoint
+from tests.support.waiting import wait_until
+from vigor_client.schemas.scoring import LINES_MEDIA_TYPE
+from vigor_service.observability.logs import JsonFormatter, current_request_id
+
+GROUP = {"prompt_ids": [1], "completions": [[2, 3]]}
+TEXT_GROUP = {"prompt": "a", "completions": ["b"]}  # not answered without a thread
+
+
+def record(message: str, *arguments: object, error: Exception | None = None) -> logging.LogRecord:
+    exc_info = None if error is None else (type(error), error, error.__traceback__)
+    return logging.LogRecord("vigor_service.x", logging.WARNING, __file__, 1, message, arguments, exc_info)
+
+
+class KeepingHandler(logging.Handler):
+    """Keeps what the lines hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lines: list[dict[str, str]] = []
+        self.setFormatter(JsonFormatter())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(json.loads(self.format(record)))
+
+
+def test_a_line_has_time_level_logger_and_message() -> None:
+    written = record("ready model=%s", "a\nb é")
+    line = JsonFormatter().format(written)
+    assert "\n" not in line
+    assert json.loads(line) == {
+        "time": datetime.fromtimestamp(written.created, UTC).isoformat(timespec="milliseconds"),
+        "level": "warning",
+        "logger": "vigor_service.x",
+        "message": "ready model=a\nb é",
+    }
+
+
+def test_a_line_that_belongs_to_a_request_names_it() -> None:
+    def write() -> str:
+        current_request_id.set("r-1")
+        return JsonFormatter().format(record("x"))
+
+    assert json.loads(copy_context().run(write))["request_id"] == "r-1"
+    assert "request_id" not in json.loads(JsonFormatter().format(record("x")))
+
+
+def test_an_exception_stays_within_its_line() -> None:
+    try:
+        raise ArithmeticError("no")
+    except ArithmeticError as error:
+        line = JsonFormatter().format(record("failed", error=error))
+    assert "\n" not in line
+    exception = json.loads(line)["exception"]
+    assert exception.startswith("Traceback")
+    assert exception.endswith("ArithmeticError: no")
+
+
+def test_each_request_has_its_own_id_in_its_context(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    handler = KeepingHandler()
+    logging.getLogger().addHandler(handler)
+    try:
+        with caplog.at_level(logging.INFO), live_service(tmp_path) as service:
+            for request_id in ("r-1", "r-2"):
+                service.http.get("/v1/weights", headers={"X-Request-Id": request_id})
+            service.runtime.serving.scoring.preparation.close()  # whatever comes now is a bug
+            service.http.post("/v1/score", json={"groups": [TEXT_GROUP]}, headers={"X-Request-Id": "r-3"})
+    finally:
+        logging.getLogger().removeHandler(handler)
+    lines = handler.lines
+    of_requests = [(line["request_id"], line["message"].split()[0]) for line in lines if "request_id" in line]
+    assert of_requests[:2] == [("r-1", "request"), ("r-2", "request")]
+    assert ("r-3", "bug") in of_requests
+    assert [line["request_id"] for line in lines if "RuntimeError" in line.get("exception", "")] == ["r-3"]
+    assert {"request_id" in line for line in lines if line["message"].startswith("ready")} == {False}
+
+
+def test_the_line_of_an_answered_score_request_names_the_weights(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    ids = {"prompt_ids": [1], "completion": [2, 3], "group": "g", "group_size": 1, "index": 0}
+    keyed = {"Idempotency-Key": "k"}
+    with caplog.at_level(logging.INFO), live_service(tmp_path) as service:
+        push(service.http, {name: tensor + 1 for name, tensor in service.scorer.parameters.items()}, version=12)
+        caplog.clear()
+        answers = [
+            service.score(groups=[GROUP]),
+            service.http.post("/v1/score", json={"groups": [GROUP]}, headers={"Accept": LINES_MEDIA_TYPE}),
+            service.http.post("/v1/score", json={"groups": [GROUP]}, headers=keyed),
+            service.http.post("/v1/score", json={"groups": [GROUP]}, headers=keyed),
+            service.http.post("/v1/score/sample", json=ids),
+            service.http.post("/v1/score/sample", json=ids),
+            service.http.post("/slime/reward?group_size=1", json={"prompt": "a", "response": "b"}),
+            service.http.post("/openrlhf/get_reward?group_size=1", json={"prompts": ["a"], "query": ["ab"]}),
+        ]
+        assert {answer.status_code for answer in answers} == {200}
+        assert service.score(groups=[GROUP], weight_version=3).status_code == 409
+        assert service.http.get("/v1/weights").status_code == 200
+        wait_until(lambda: len(_requests(caplog)) == len(answers) + 2)
+    *answered, refused, other = _requests(caplog)
+    assert all(line.getMessage().endswith(" weight_version=12") for line in answered)
+    assert {json.loads(JsonFormatter().format(line))["weight_version"] for line in answered} == {12}
+    for line in (refused, other):
+        assert "weight_version" not in line.getMessage()
+        assert "weight_version" not in json.loads(JsonFormatter().format(line))
+
+
+def _requests(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [line for line in caplog.records if line.name == "vigor_service.requests" and line.levelno == logging.INFO]
+
+
+def test_a_service_that_logs_json_writes_nothing_else(tmp_path: Path) -> None:
+    model = save_tiny_checkpoint(tmp_path / "model")
+    with service_process(tmp_path, "--model", str(model), "--device", "cpu", "--log-format", "json") as service:
+        headers = {"X-Request-Id": "run7/step-3"}
+        assert service.http.post("/v1/score", json={"groups": [GROUP]}, headers=headers).status_code == 200
+        assert service.http.post("/v1/score", content=b"{", headers=headers).status_code == 415
+        assert service.stop() == 0
+    lines = [json.loads(line) for line in service.log.read_text().splitlines()]
+    assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
+    scored = [line for line in lines if "route=/v1/score status=200" in line["message"]]
+    assert [(line["request_id"], line["weight_version"]) for line in scored] == [("run7/step-3", 0)]
+    assert any(line["message"].startswith("ready ") for line in lines)

@@ -1,0 +1,465 @@
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from tests.support.fake_scorer import PADDING_PER_BATCH, FakeScorer
+from tests.support.loop_meter import loop_meter
+from tests.support.waiting import until
+from vigor_service.engine.sequences import TokenSequence
+from vigor_service.errors import EngineFailedError, WeightsPoisonedError, WeightVersionMismatchError
+from vigor_service.observability.metrics import Metrics
+from vigor_service.scheduling.admission import Admission
+from vigor_service.scheduling.scheduler import BEGUN_AT_ONCE, DoesNotFitError, Scheduler
+from vigor_service.scheduling.score_cache import ScoreCache
+from vigor_service.threads.worker import WorkerThread
+from vigor_service.weights.current import Publication
+from vigor_service.weights.verification.fingerprint import initial_weights
+from vigor_service.weights.version import WeightRequirement
+
+ANY = WeightRequirement()
+
+
+class Bench:
+    """A scheduler in front of a fake scorer."""
+
+    def __init__(self, max_batch_tokens: int, cache_entries: int) -> None:
+        self.scorer = FakeScorer()
+        self.metrics = Metrics()
+        self.compute = WorkerThread("compute")
+        self.publication = Publication(
+            initial_weights(self.scorer), load=self.scorer.load, compute=self.compute, metrics=self.metrics
+        )
+        self.scheduler = Scheduler(
+            self.scorer.score,
+            compute=self.compute,
+            weights_for=self.publication.require,
+            admission=Admission(max_tokens=10_000, max_requests=100, metrics=self.metrics),
+            cache=ScoreCache(cache_entries),
+            max_batch_tokens=max_batch_tokens,
+            metrics=self.metrics,
+        )
+
+    async def held(self) -> None:
+        """Wait until a batch is at the gate."""
+        await asyncio.to_thread(self.scorer.is_scoring.wait, 10)
+
+
+def _run(test: Callable[[Bench], Awaitable[None]], *, max_batch_tokens: int = 100, cache_entries: int = 0) -> Bench:
+    bench = Bench(max_batch_tokens, cache_entries)
+
+    async def run() -> None:
+        bench.scheduler.start()
+        try:
+            async with asyncio.timeout(20):
+                await test(bench)
+        finally:
+            bench.scorer.gate.set()
+            bench.scheduler.stop()
+
+    asyncio.run(run())
+    bench.compute.close()
+    return bench
+
+
+def _sequence(*ids: int, prompt: int = 1) -> TokenSequence:
+    return TokenSequence((prompt,), ids)
+
+
+def test_scores_come_back_under_their_sequences() -> None:
+    async def test(bench: Bench) -> None:
+        sequences = [_sequence(2), _sequence(3, 4)]
+        scored = await bench.scheduler.score(sequences, ANY)
+        assert [scored.scores[item] for item in sequences] == bench.scorer.score(sequences).scores
+        assert scored.weights == bench.publication.weights
+
+    bench = _run(test)
+    assert "compute_0" in bench.scorer.thread_names
+
+
+def test_requests_that_wait_share_a_batch_and_equal_sequences_are_computed_once() -> None:
+    async def test(bench: Bench) -> None:
+        bench.scorer.gate.clear()
+        first = asyncio.ensure_future(bench.scheduler.score([_sequence(9)], ANY))
+        await bench.held()
+        others = [asyncio.ensure_future(bench.scheduler.score([_sequence(2), _sequence(n)], ANY)) for n in (3, 4)]
+        await asyncio.sleep(0)
+        bench.scorer.gate.set()
+        results = await asyncio.gather(first, *others)
+        assert [len(result.scores) for result in results] == [1, 2, 2]
+
+    bench = _run(test)
+    assert [len(batch) for batch in bench.scorer.batches] == [1, 3]
+
+
+def _many(num: int) -> list[TokenSequence]:
+    return [_sequence(7, index % 300, index // 300) for index in range(num)]
+
+
+def test_the_loop_serves_others_while_a_huge_request_is_queued() -> None:
+    async def test(bench: Bench) -> None:
+        sequences = _many(12 * BEGUN_AT_ONCE)
+        async with loop_meter() as meter:
+            huge = asyncio.ensure_future(bench.scheduler.score(sequences, ANY))
+            scored = await huge
+        assert len(scored.scores) == len(sequences)
+        assert meter.longest_seconds < 0.1
+
+    _run(test, max_batch_tokens=4 * BEGUN_AT_ONCE, cache_entries=10)
+
+
+def test_a_huge_request_that_is_taken_back_while_it_is_queued_leaves_nothing_behind() -> None:
+    async def test(bench: Bench) -> None:
+        huge = asyncio.ensure_future(bench.scheduler.score(_many(5 * BEGUN_AT_ONCE), ANY))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)  # its first part is queued
+        huge.cancel()
+        later = asyncio.ensure_future(bench.scheduler.score([_sequence(2)], ANY))
+        await asyncio.sleep(0)  # it is submitted before the barrier
+        async with bench.scheduler.exclusive():
+            assert bench.scorer.batches == [[_sequence(2)]]
+        assert (await later).scores
+        assert huge.cancelled()
+
+    bench = _run(test)
+    assert bench.scorer.batches == [[_sequence(2)]]
+
+
+def test_what_is_known_of_a_huge_request_is_told_once_and_first() -> None:
+    async def test(bench: Bench) -> None:
+        sequences = _many(2 * BEGUN_AT_ONCE + 1)
+        known, told = sequences[::BEGUN_AT_ONCE], list[int]()
+        await bench.scheduler.score(known, ANY)
+        await bench.scheduler.score(sequences, ANY, on_scores=lambda scores: told.append(len(scores)))
+        assert told[0] == len(known)
+        assert sum(told) == len(sequences)
+
+    _run(test, max_batch_tokens=100 * BEGUN_AT_ONCE, cache_entries=10)
+
+
+def test_padding_is_shared_by_tokens() -> None:
+    async def test(bench: Bench) -> None:
+        scored = await bench.scheduler.score([_sequence(2)], ANY)
+        assert scored.padding_tokens == PADDING_PER_BATCH
+
+    _run(test)
+
+
+def test_a_request_larger_than_a_batch_takes_several_and_its_time_is_accounted_for() -> None:
+    async def test(bench: Bench) -> None:
+        scored = await bench.scheduler.score([_sequence(n) for n in range(7)], ANY)
+        assert len(scored.scores) == 7
+        assert scored.queue_seconds >= 0
+        assert scored.compute_seconds > 0
+
+    bench = _run(test, max_batch_tokens=4)
+    assert [len(batch) for batch in bench.scorer.batches] == [2, 2, 2, 1]
+
+
+def test_a_request_without_sequences_is_answered() -> None:
+    async def test(bench: Bench) -> None:
+        assert (await bench.scheduler.score([], ANY)).scores == {}
+
+    _run(test)
+
+
+def test_a_batch_that_fails_fails_its_requests_only() -> None:
+    async def test(bench: Bench) -> None:
+        bench.scorer.fail_scoring = RuntimeError("out of memory")
+        failing = [asyncio.ensure_future(bench.scheduler.score([_sequence(n)], ANY)) for n in (1, 2)]
+        for task in failing:
+            with pytest.raises(EngineFailedError, match="RuntimeError"):
+                await task
+        bench.scorer.fail_scoring = None
+        assert len((await bench.scheduler.score([_sequence(3)], ANY)).scores) == 1
+        assert bench.scheduler.is_alive
+
+    _run(test)
+
+
+def test_a_failed_request_leaves_nothing_behind() -> None:
+    async def test(bench: Bench) -> None:
+        bench.scorer.fail_scoring = RuntimeError("no")
+        with pytest.raises(EngineFailedError):
+            await bench.scheduler.score([_sequence(n) for n in range(8)], ANY)
+        bench.scorer.fail_scoring = None
+        await bench.scheduler.score([_sequence(100)], ANY)
+
+    bench = _run(test, max_batch_tokens=4)
+    assert bench.scorer.batches == [[_sequence(100)]]
+
+
+def test_a_batch_that_does_not_fit_is_answered_and_the_next_are_smaller() -> None:
+    async def test(bench: Bench) -> None:
+        bench.scorer.fitting_tokens = 7
+        sequences = [_sequence(n) for n in range(12)]
+        scored = await bench.scheduler.score(sequences, ANY)
+        assert [scored.scores[item] for item in sequences] == bench.scorer.score(sequences).scores
+        assert bench.scheduler.max_batch_tokens == 4
+        bench.scorer.tries.clear()
+        await bench.scheduler.score([_sequence(n) for n in range(100, 112)], ANY)
+
+    bench = _run(test, max_batch_tokens=16)
+    assert bench.scorer.tries == [4] * 6
+    assert bench.metrics.registry.get_sample_value("vigor_max_batch_tokens") == 4
+
+
+def test_a_sequence_that_does_not_fit_alone_fails_its_own_request_only() -> None:
+    async def test(bench: Bench) -> None:
+        bench.scorer.fitting_tokens = 10
+        bench.scorer.gate.clear()
+        first = asyncio.ensure_future(bench.scheduler.score([_sequence(1)], ANY))
+        await bench.held()
+        long, short = _sequence(*range(20)), _sequence(3, 4)
+        neighbour = asyncio.ensure_future(bench.scheduler.score([short], ANY))
+        failing = asyncio.ensure_future(bench.scheduler.score([long, *(_sequence(n) for n in range(50))], ANY))
+        await asyncio.sleep(0)
+        bench.scorer.gate.set()
+        await first
+        assert (await neighbour).scores == {short: bench.scorer.score([short]).scores[0]}
+        with pytest.raises(DoesNotFitError) as raised:
+            await failing
+        assert raised.value.too_long == {long: 10}
+
+    bench = _run(test, max_batch_tokens=30)
+    first, shared, alone = bench.scorer.batches  # the rest of the request that failed left the queue
+    assert {_sequence(*range(20)), _sequence(3, 4)} < set(shared)
+    assert (first, alone) == ([_sequence(1)], [_sequence(3, 4)])
+
+
+def test_cancelled_work_leaves_the_queue() -> None:
+    async def test(bench: Bench) -> None:
+        bench.scorer.gate.clear()
+        running = asyncio.ensure_future(bench.scheduler.score([_sequence(1)], ANY))
+        await bench.held()
+        waiting = asyncio.ensure_future(bench.scheduler.score([_sequence(2), _sequence(3)], ANY))
+        shared = asyncio.ensure_future(bench.scheduler.score([_sequence(3)], ANY))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        await asyncio.sleep(0)
+        bench.scorer.gate.set()
+        await asyncio.gather(running, shared)
+
+    bench = _run(test)
+    assert bench.scorer.batches == [[_sequence(1)], [_sequence(3)]]
+
+
+def test_work_that_is_cancelled_while_it_runs_is_discarded() -> None:
+    async def test(bench: Bench) -> None:
+        bench.scorer.gate.clear()
+        running = asyncio.ensure_future(bench.scheduler.score([_sequence(1)], ANY))
+        await bench.held()
+        running.cancel()
+        bench.scorer.gate.set()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        assert len((await bench.scheduler.score([_sequence(2)], ANY)).scores) == 1
+
+    _run(test)
+
+
+def test_scores_of_an_earlier_request_are_not_computed_again() -> None:
+    async def test(bench: Bench) -> None:
+        first = await bench.scheduler.score([_sequence(2), _sequence(3)], ANY)
+        second = await bench.scheduler.score([_sequence(3), _sequence(4)], ANY)
+        again = await bench.scheduler.score([_sequence(2), _sequence(4)], ANY)
+        assert again.scores == {
+            _sequence(2): first.scores[_sequence(2)],
+            _sequence(4): second.scores[_sequence(4)],
+        }
+        assert (again.padding_tokens, again.weights) == (0, bench.publication.weights)
+
+    bench = _run(test, cache_entries=1000)
+    assert [set(batch) for batch in bench.scorer.batches] == [{_sequence(2), _sequence(3)}, {_sequence(4)}]
+    assert bench.metrics.registry.get_sample_value("vigor_cached_scores_total") == 3
+
+
+def test_a_request_that_comes_while_the_same_is_computed_waits_for_its_scores() -> None:
+    async def test(bench: Bench) -> None:
+        bench.scorer.gate.clear()
+        first = asyncio.ensure_future(bench.scheduler.score([_sequence(2)], ANY))
+        await bench.held()
+        second = asyncio.ensure_future(bench.scheduler.score([_sequence(2)], ANY))
+        await asyncio.sleep(0)
+        bench.scorer.gate.set()
+        assert (await first).scores == (await second).scores
+
+    assert len(_run(test, cache_entries=1000).scorer.batches) == 1
+
+
+def test_a_sequence_that_did_not_fit_is_tried_again() -> None:
+    async def test(bench: Bench) -> None:
+        bench.scorer.fitting_tokens = 3
+        for _ in range(2):
+            with pytest.raises(DoesNotFitError):
+                await bench.scheduler.score([_sequence(1, 2, 3, 4, 5)], ANY)
+        bench.scorer.fitting_tokens = 100
+        await bench.scheduler.score([_sequence(1, 2, 3, 4, 5)], ANY)
+
+    assert len(_run(test, cache_entries=1000).scorer.batches) == 3
+
+
+def test_a_barrier_waits_for_what_came_before_and_holds_what_comes_after() -> None:
+    async def test(bench: Bench) -> None:
+        events: list[str] = []
+
+        async def score(name: str, marker: int) -> None:
+            await bench.scheduler.score([_sequence(n, prompt=marker) for n in range(4)], ANY)
+            events.append(name)
+
+        async def swap() -> None:
+            async with bench.scheduler.exclusive():
+                events.append("swap")
+
+        bench.scorer.gate.clear()
+        before = asyncio.ensure_future(score("before", 1))
+        await bench.held()
+        swapping = asyncio.ensure_future(swap())
+        await asyncio.sleep(0)
+        after = asyncio.ensure_future(score("after", 2))
+        bench.scorer.gate.set()
+        await asyncio.gather(before, swapping, after)
+        assert events == ["before", "swap", "after"]
+
+    bench = _run(test, max_batch_tokens=4)
+    assert all(len({item.prompt_ids for item in batch}) == 1 for batch in bench.scorer.batches)
+
+
+def test_all_scores_of_a_request_come_from_one_version() -> None:
+    async def test(bench: Bench) -> None:
+        sequences = [_sequence(n) for n in range(8)]
+        alone = bench.scorer.score(sequences).scores
+        bench.scorer.gate.clear()
+        before = asyncio.ensure_future(bench.scheduler.score(sequences, ANY))
+        await bench.held()
+
+        async def double() -> None:
+            async with bench.scheduler.exclusive():
+                for tensor in bench.scorer.parameters.values():
+                    tensor.mul_(2)
+
+        doubling = asyncio.ensure_future(double())
+        await asyncio.sleep(0)
+        after = asyncio.ensure_future(bench.scheduler.score(sequences, ANY))
+        bench.scorer.gate.set()
+        scored = await before
+        assert [scored.scores[item] for item in sequences] == alone
+        await doubling
+        scored = await after
+        assert [scored.scores[item] for item in sequences] == bench.scorer.score(sequences).scores
+
+    _run(test, max_batch_tokens=4)
+
+
+def test_a_cancelled_barrier_does_not_stop_the_queue() -> None:
+    async def test(bench: Bench) -> None:
+        async def swap() -> None:
+            async with bench.scheduler.exclusive():
+                raise AssertionError("it was cancelled before")
+
+        bench.scorer.gate.clear()
+        running = asyncio.ensure_future(bench.scheduler.score([_sequence(1)], ANY))
+        await bench.held()
+        swapping = asyncio.ensure_future(swap())
+        await asyncio.sleep(0)
+        swapping.cancel()
+        bench.scorer.gate.set()
+        await running
+        await bench.scheduler.score([_sequence(2)], ANY)
+
+    _run(test)
+
+
+def test_a_failure_behind_a_barrier_goes_to_who_asked_and_the_queue_goes_on() -> None:
+    async def test(bench: Bench) -> None:
+        with pytest.raises(ArithmeticError):
+            async with bench.scheduler.exclusive():
+                raise ArithmeticError
+        await bench.scheduler.score([_sequence(2)], ANY)
+
+    _run(test)
+
+
+def test_the_requirement_is_checked_when_the_turn_has_come() -> None:
+    async def test(bench: Bench) -> None:
+        bench.scorer.gate.clear()
+        running = asyncio.ensure_future(bench.scheduler.score([_sequence(1)], WeightRequirement(version=0)))
+        await bench.held()
+
+        async def poison() -> None:
+            async with bench.scheduler.exclusive():
+                bench.publication.state = "poisoned"
+
+        poisoning = asyncio.ensure_future(poison())
+        await asyncio.sleep(0)
+        late = asyncio.ensure_future(bench.scheduler.score([_sequence(2)], WeightRequirement(version=0)))
+        bench.scorer.gate.set()
+        await asyncio.gather(running, poisoning)
+        with pytest.raises(WeightsPoisonedError):
+            await late
+        bench.publication.state = "ready"
+        with pytest.raises(WeightVersionMismatchError):
+            await bench.scheduler.score([_sequence(2)], WeightRequirement(version=1))
+
+    bench = _run(test)
+    assert bench.scorer.batches == [[_sequence(1)]]
+
+
+def test_a_finished_request_is_measured() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.scheduler.score([_sequence(1), _sequence(2)], ANY)
+
+    value = _run(test).metrics.registry.get_sample_value
+    assert value("vigor_batch_sequences_sum") == 2
+    assert value("vigor_batch_tokens_sum") == 4
+    assert value("vigor_queue_seconds_count") == value("vigor_compute_seconds_count") == 1
+
+
+def test_it_is_alive_between_start_and_stop() -> None:
+    async def test(bench: Bench) -> None:
+        assert bench.scheduler.is_alive
+        bench.scheduler.stop()
+        await until(lambda: not bench.scheduler.is_alive)
+
+    assert not Bench(100, 0).scheduler.is_alive
+    _run(test)
+
+
+def test_an_owner_is_told_of_scores_batch_by_batch_from_its_turn_on() -> None:
+    told: list[int] = []
+
+    async def test(bench: Bench) -> None:
+        scored = await bench.scheduler.score(
+            [_sequence(n) for n in range(5)], ANY, on_scores=lambda scores: told.append(len(scores))
+        )
+        assert len(scored.scores) == 5
+
+    _run(test, max_batch_tokens=4)
+    assert told == [0, 2, 2, 1]
+
+
+def test_an_owner_whose_sequence_did_not_fit_is_told_nothing_of_that_batch() -> None:
+    told: list[int] = []
+
+    async def test(bench: Bench) -> None:
+        bench.scorer.fitting_tokens = 5
+        with pytest.raises(DoesNotFitError):
+            await bench.scheduler.score(
+                [_sequence(2), _sequence(*range(9))], ANY, on_scores=lambda scores: told.append(len(scores))
+            )
+
+    _run(test)
+    assert told == [0]
+
+
+def test_an_owner_of_other_weights_is_told_nothing() -> None:
+    told: list[int] = []
+
+    async def test(bench: Bench) -> None:
+        with pytest.raises(WeightVersionMismatchError):
+            await bench.scheduler.score(
+                [_sequence(2)], WeightRequirement(version=7), on_scores=lambda scores: told.append(len(scores))
+            )
+
+    _run(test)
+    assert told == []

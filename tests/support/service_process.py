@@ -1,0 +1,80 @@
+"""The real `vigor-service` in a process of its own, as a user starts it."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from tests.support.waiting import wait_until
+from vigor_client import VigorClient
+
+REPOSITORY = Path(__file__).parents[2]
+START_SECONDS = 120.0
+STOP_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class ServiceProcess:
+    """A running service, an HTTP client for it, and its log."""
+
+    process: subprocess.Popen[bytes]
+    http: httpx.Client
+    log: Path
+
+    def metrics(self) -> dict[str, float]:
+        """Return what it measures, by series."""
+        with VigorClient(str(self.http.base_url)) as client:
+            return client.metrics()
+
+    def stop(self) -> int:
+        """Send SIGTERM and return the exit code."""
+        self.process.send_signal(signal.SIGTERM)
+        return self.process.wait(STOP_SECONDS)
+
+
+@contextmanager
+def service_process(
+    directory: Path,
+    *arguments: str,
+    python: Sequence[str] = ("-m", "vigor_service"),
+    wait_ready: bool = True,
+    num_threads: int = 1,
+    port: int = 0,
+) -> Iterator[ServiceProcess]:
+    """Start the service on a free port, or on this one, wait until it is ready, and end it with the block.
+
+    ``python`` is what the interpreter runs; it takes the service's arguments. The log begins anew.
+    """
+    log = directory / "service.log"
+    command = [sys.executable, *python, "--port", str(port)]
+    if "--state-dir" not in arguments:
+        command += ["--staging-dir", str(directory / "staging")]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "HF_HUB_OFFLINE": "1"}
+    with log.open("wb") as stderr:
+        process = subprocess.Popen([*command, *arguments], stderr=stderr, env=environment, cwd=REPOSITORY)
+    try:
+        wait_until(lambda: _url(log) is not None or process.poll() is not None, deadline_seconds=START_SECONDS)
+        url = _url(log)
+        if url is None:
+            raise RuntimeError(f"the service ended before it listened:\n{log.read_text()}")
+        with httpx.Client(base_url=url, timeout=60) as http:
+            if wait_ready:
+                wait_until(lambda: http.get("/readyz").status_code == 200, deadline_seconds=START_SECONDS)
+            yield ServiceProcess(process, http, log)
+    finally:
+        process.kill()
+        process.wait(STOP_SECONDS)
+
+
+def _url(log: Path) -> str | None:
+    found = re.search(r"listening url=([^\s\"]+)", log.read_text())
+    return found[1] if found else None

@@ -1,0 +1,64 @@
+"""From samples to a request, and what is checked of the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from tests.trainer.fake_service import score_group
+from vigor_client import Group, GroupScore
+from vigor_trainer.errors import IncompleteGroupError, WrongAnswerError
+from vigor_trainer.rewards.groups import Sample, check_answer, complete_groups, question
+
+
+def sample(prompt: int, *ids: int, mask: list[int] | None = None) -> Sample:
+    return Sample([prompt], list(ids), mask, "stop", None)
+
+
+def ask(*samples: Sample, group_size: int = 2) -> list[Group]:
+    return question(complete_groups(samples, group_size), step=7)
+
+
+def answer(groups: Sequence[Group], **changes: object) -> list[GroupScore]:
+    """What the fake service says, with the first completion changed."""
+    [first, *others] = map(score_group, groups)
+    changed = first.completions[0].model_copy(update=changes)
+    return [first.model_copy(update={"completions": [changed, *first.completions[1:]]}), *others]
+
+
+def test_what_is_asked_are_whole_groups() -> None:
+    first, second = ask(sample(1, 5), sample(1, 6, 7, mask=[1, 0]), sample(2, 8), sample(2, 9))
+    assert (first.id, first.prompt_ids, second.id, second.prompt_ids) == ("step7/0", [1], "step7/1", [2])
+    assert [(completion.ids, completion.mask) for completion in first.completions] == [([5], None), ([6, 7], [1, 0])]
+
+
+def test_a_group_that_is_not_whole_is_refused() -> None:
+    with pytest.raises(IncompleteGroupError, match="group 1 has 1 of 2"):
+        ask(sample(1, 5), sample(1, 6), sample(2, 8))
+
+
+def test_a_group_of_two_prompts_is_refused() -> None:
+    with pytest.raises(IncompleteGroupError, match="group 0 mixes"):
+        ask(sample(1, 5), sample(2, 6))
+
+
+def test_a_fitting_answer_passes() -> None:
+    groups = ask(sample(1, 5, 6), sample(1, 7), sample(2, 8), sample(2, 9))
+    check_answer(groups, answer(groups))
+
+
+def test_masked_tokens_do_not_count() -> None:
+    groups = ask(sample(1, 5, 6, mask=[1, 0]), sample(1, 7))
+    check_answer(groups, answer(groups, num_tokens=1))
+
+
+def test_an_answer_about_other_tokens_is_refused() -> None:
+    groups = ask(sample(1, 5, 6), sample(1, 7))
+    with pytest.raises(WrongAnswerError, match=r"step7/0, completion 0: the service scored 1 tokens of the 2"):
+        check_answer(groups, answer(groups, num_tokens=1))
+
+
+def test_a_completion_without_a_norm_is_a_rank_all_the_same() -> None:
+    groups = ask(sample(1, 5, 6), sample(1, 7))
+    check_answer(groups, answer(groups, num_tokens=0, status="truncated"))

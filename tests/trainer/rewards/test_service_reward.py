@@ -1,0 +1,137 @@
+"""The function that TRL calls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from tests.trainer.fake_service import FakeService
+from vigor_client import Group, MixedUpAnswerError, ScoreResponse, UnexpectedAnswerError, VigorClient
+from vigor_trainer.errors import WrongAnswerError
+from vigor_trainer.monitoring.records import RoundRecord
+from vigor_trainer.rewards.groups import ScoreOptions
+from vigor_trainer.rewards.service_reward import ServiceReward
+from vigor_trainer.weights.publisher import Publisher
+
+
+class Call:
+    """One call of the reward function, for two prompts of two completions."""
+
+    def __init__(self, service: FakeService, options: ScoreOptions | None = None) -> None:
+        self.service = service
+        self.records: list[RoundRecord] = []
+        self.metrics: dict[str, float] = {}
+        self.options = options or ScoreOptions()
+
+    def __call__(self, **columns: object) -> list[float]:
+        given: dict[str, Any] = {
+            "prompts": ["1+1", "1+1", "2+2", "2+2"],
+            "completions": ["2", "it is 3", "4", "so 4"],
+            "completion_ids": [[9], [1, 2, 3], [7], [8, 2]],
+            "prompt_ids": [[1], [1], [2], [2]],
+            "loss_mask": [None] * 4,
+            "finish_reason": ["stop", "length", "stop", "stop"],
+            "group_size": [2] * 4,
+            "mode": ["train"] * 4,
+            "generate_seconds": [2.5] * 4,
+            "trainer_state": SimpleNamespace(global_step=5),
+            "log_metric": self.metrics.__setitem__,
+            "log_extra": None,
+        }
+        given.update(columns)
+        with Publisher(self.service) as publisher:
+            publisher.begin({"weight": torch.ones(1)}, 5)
+            reward = ServiceReward(self.service, publisher, self.options, record=self.records.append)
+            return reward(**given)
+
+
+def test_the_smaller_norm_of_each_group_is_rewarded() -> None:
+    service = FakeService()
+    assert Call(service)() == [-1.0, 1.0, 1.0, -1.0]
+    [request] = service.requests
+    assert [[completion.finish_reason for completion in group.completions] for group in request.groups] == [
+        ["stop", "length"],
+        ["stop", "stop"],
+    ]
+
+
+def test_the_request_carries_the_options_and_the_publication() -> None:
+    service = FakeService()
+    Call(service, ScoreOptions(reward="entropy", ties="ordinal", truncated="worst", wait_seconds=3.0))()
+    [request] = service.requests
+    assert (request.reward, request.ties, request.truncated, request.wait_seconds) == ("entropy", "ordinal", "worst", 3)
+    assert (request.weight_version, request.weight_digest) == (5, service.weight_digest)
+
+
+def test_the_answers_are_counted_and_never_rewarded() -> None:
+    call = Call(FakeService())
+    rewards = call(answer=["2", "2", "4", None])
+    assert rewards == call(answer=["0", "0", "0", "0"])
+    assert [record.accuracy for record in call.records] == [2 / 3, 0.0]
+    messages = [[{"role": "assistant", "content": text}] for text in ("2", "2", "4", "4")]
+    call(completions=messages, answer=["2", "2", "4", "5"])
+    assert call.records[-1].accuracy == 0.75
+
+
+def test_a_round_is_recorded_and_logged() -> None:
+    call = Call(FakeService())
+    call()
+    [record] = call.records
+    assert (record.step, record.mode, record.weight_version) == (5, "train", 5)
+    assert (record.num_groups, record.num_completions, record.num_unscored) == (2, 4, 0)
+    assert record.mean_length == 7 / 4
+    assert record.mean_scaled_grad_norm == (9 + 6 + 7 + 10) / 4
+    assert record.reward_length_correlation == pytest.approx(0.3162, abs=1e-4)
+    assert record.accuracy is None
+    assert record.sent_bytes == 1000
+    assert (record.generate_seconds, record.publish_seconds) == (2.5, 0.75)
+    assert call.metrics["vigor/mean_length"] == 7 / 4
+    assert "vigor/accuracy" not in call.metrics
+
+
+def test_an_answer_that_does_not_fit_gives_no_reward() -> None:
+    class Miscounting(FakeService):
+        def score(self, groups: Sequence[Group], **insisted: Any) -> ScoreResponse:  # noqa: ANN401 - as its base
+            response = super().score(groups, **insisted)
+            [first, *_] = response.groups[0].completions
+            wrong = response.groups[0].model_copy(
+                update={"completions": [first.model_copy(update={"num_tokens": 99})] * 2}
+            )
+            return response.model_copy(update={"groups": [wrong, response.groups[1]]})
+
+    call = Call(Miscounting())
+    with pytest.raises(WrongAnswerError, match="99 tokens"):
+        call()
+    assert call.records == []
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"weight_version": 6}, "weight_version 6 instead of 5"),
+        ({"weight_digest": "xxh3-128:" + "0" * 32}, "weight_digest"),
+        ({"reward": "entropy"}, "reward 'entropy' instead of 'vigor'"),
+        ({"groups": []}, "0 groups instead of 2"),
+    ],
+)
+def test_a_service_that_answers_something_else_gives_no_reward(change: dict[str, Any], complaint: str) -> None:
+    class OverHttp(FakeService):
+        """Its answers pass through the real client."""
+
+        def score(self, groups: Sequence[Group], **insisted: Any) -> ScoreResponse:  # noqa: ANN401 - as its base
+            def answer(_: httpx.Request) -> httpx.Response:
+                response = FakeService.score(self, groups, **insisted).model_copy(update=change)
+                return httpx.Response(200, json=response.model_dump())
+
+            with VigorClient("http://service", max_retries=0, transport=httpx.MockTransport(answer)) as client:
+                return client.score(groups, **insisted)
+
+    call = Call(OverHttp())
+    with pytest.raises((UnexpectedAnswerError, MixedUpAnswerError), match=complaint):
+        call()
+    assert call.records == []

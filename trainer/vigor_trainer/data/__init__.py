@@ -1,0 +1,4 @@
+"""What is trained on: tasks, prompts as TRL hands them to the template, and prompts too long to score.
+
+It knows files and tokenizers, and no service.
+"""

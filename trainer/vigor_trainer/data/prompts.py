@@ -1,0 +1,63 @@
+"""The prompt of one row: text, or messages as TRL hands them to the chat template. What TRL would change is refused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import ValidationError
+
+from vigor_client import Message
+from vigor_client.schemas.scoring import half_character
+
+Prompt = str | list[dict[str, Any]]
+
+UNRENDERED_COLUMNS = ("tools", "chat_template_kwargs")
+"""Columns that would change a prompt, and that GRPO does not look at."""
+
+
+def prompt_of(value: object) -> Prompt:
+    """Return text as it is, and messages without the keys that are null.
+
+    Raises:
+        ValueError: it is neither, or nothing that a completion can follow; says why.
+    """
+    if isinstance(value, str) and value.strip():
+        refuse_half_character(value)
+        return value
+    if isinstance(value, list) and value:
+        return _messages(value)
+    raise ValueError("must be text, or messages with `role` and `content`")
+
+
+def refuse_half_character(value: object) -> None:
+    """Raise a ValueError where text, or something with text in it, holds half of a surrogate pair."""
+    if found := half_character(value):
+        place, said = found
+        raise ValueError(": ".join([*map(str, place), said]))
+
+
+def _messages(value: list[Any]) -> list[dict[str, Any]]:
+    messages = [_message(message, position) for position, message in enumerate(value)]
+    if messages[-1]["role"] == "assistant":
+        raise ValueError(
+            "ends with a message of the assistant, whose turn TRL would close before it generates another: take it out"
+        )
+    return messages
+
+
+def _message(value: object, position: int) -> dict[str, Any]:
+    try:
+        message = Message.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        said = first["msg"].removeprefix("Value error, ")
+        raise ValueError(
+            f"must be text, or messages with `role` and `content`: message {position}: {place}: {said}"
+        ) from error
+    fields = message.for_template()
+    if isinstance(message.content, list):
+        if len(message.content) != 1:
+            raise ValueError(f"message {position} has {len(message.content)} parts: write its `content` as one text")
+        fields["content"] = message.content[0].text
+    return fields

@@ -1,0 +1,192 @@
+"""What is trained on: prompts, and the answers that are counted but never rewarded.
+
+A task is spelled as one name: `addition`, `reasoning-gym:<task>`, a path ending in `.jsonl`, or a dataset on the hub.
+Every source becomes the columns `prompt` and `answer`. Knows nothing about rewards or models, except whether prompts
+are messages for a chat template or plain text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vigor_client import InputError
+from vigor_client.cli.jsonl_input import open_input
+from vigor_trainer.building import building
+from vigor_trainer.data.prompts import UNRENDERED_COLUMNS, Prompt, prompt_of, refuse_half_character
+from vigor_trainer.errors import InvalidTaskError
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+REASONING_GYM_PREFIX = "reasoning-gym:"
+PROMPT_COLUMNS = ("prompt", "question")
+ANSWER_COLUMN = "answer"
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSource:
+    """Which prompts, by name, and the few things a name cannot say."""
+
+    name: str
+    split: str = "train"  # hub datasets
+    config: str | None = None  # hub datasets
+    prompt_column: str | None = None  # None: `prompt` or `question`
+    answer_column: str | None = None  # None: `answer`, where there is one
+    size: int = 1000  # generated tasks: number of questions
+    seed: int = 0  # generated tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One raw row and the place to name when it is bad."""
+
+    place: str
+    fields: Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One prompt to train on, its answer where there is one, and the place to name when something is wrong with it."""
+
+    place: str
+    prompt: Prompt
+    answer: str | None
+
+
+def load_task(source: TaskSource, *, has_chat_template: bool) -> Dataset:
+    """Return the columns `prompt` and `answer` of `read_task`. Raises as it does."""
+    return as_dataset(read_task(source, has_chat_template=has_chat_template))
+
+
+def read_task(source: TaskSource, *, has_chat_template: bool) -> list[Example]:
+    """Return the prompts (messages where the tokenizer has a chat template, else text) with their answers.
+
+    Raises:
+        InvalidTaskError: the source cannot be read, holds nothing, or a row is not understood; names the place.
+    """
+    examples = [_example(row, source, has_chat_template=has_chat_template) for row in _rows(source)]
+    if not examples:
+        raise InvalidTaskError(f"{source.name}: no prompt in it")
+    return examples
+
+
+def as_dataset(examples: Sequence[Example]) -> Dataset:
+    """Return the columns `prompt` and `answer`; None where a row has no answer."""
+    from datasets import Dataset, Features, Json, List, Value
+
+    # As JSON: Arrow would give each message all keys that any other has, with null, which templates may write out.
+    is_chat = isinstance(examples[0].prompt, list)
+    features = Features({"prompt": List(Json()) if is_chat else Value("string"), "answer": Value("string")})
+    rows = [{"prompt": example.prompt, "answer": example.answer} for example in examples]
+    return Dataset.from_list(rows, features=features)
+
+
+def addition() -> Iterator[Row]:
+    """All hundred one-digit additions."""
+    for left, right in product(range(10), repeat=2):
+        fields = {"question": f"What is {left} + {right}?", "answer": str(left + right)}
+        yield Row(f"addition: {left} + {right}", fields)
+
+
+def _rows(source: TaskSource) -> Iterable[Row]:
+    if source.name == "addition":
+        return addition()
+    if source.name.startswith(REASONING_GYM_PREFIX):
+        return _reasoning_gym_rows(source)
+    if source.name.endswith((".jsonl", ".jsonl.gz")):
+        return _jsonl_rows(Path(source.name))
+    if source.name.endswith(".json"):
+        raise InvalidTaskError(f"{source.name}: give a .jsonl file, one JSON object per line")
+    return _hub_rows(source)
+
+
+def _reasoning_gym_rows(source: TaskSource) -> Iterator[Row]:
+    try:
+        import reasoning_gym
+    except ModuleNotFoundError as error:
+        raise InvalidTaskError(f"{source.name} needs a package: pip install reasoning-gym") from error
+    task = source.name.removeprefix(REASONING_GYM_PREFIX)
+    try:
+        dataset = reasoning_gym.create_dataset(task, size=source.size, seed=source.seed)
+    except ValueError as error:
+        raise InvalidTaskError(f"{source.name}: {error}") from error
+    for index in range(len(dataset)):
+        entry = dataset[index]
+        fields = {"question": entry["question"], "answer": entry["answer"]}
+        yield Row(f"{source.name} entry {index}", fields)
+
+
+def _jsonl_rows(path: Path) -> Iterator[Row]:
+    try:
+        with open_input(path) as source:
+            for number, line in source.lines():
+                yield Row(f"{path}:{number}", _json_object(f"{path}:{number}", line))
+    except (OSError, InputError) as error:
+        raise InvalidTaskError(str(error) if isinstance(error, InputError) else f"{path}: {error.strerror}") from error
+
+
+def _json_object(place: str, line: bytes) -> dict[str, object]:
+    try:
+        fields = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise InvalidTaskError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # bytes that are not UTF-8, numbers of thousands of digits
+        raise InvalidTaskError(f"{place}: not JSON: {error}") from error
+    if not isinstance(fields, dict):
+        raise InvalidTaskError(f"{place}: must be a JSON object, not {type(fields).__name__}")
+    return fields
+
+
+def _hub_rows(source: TaskSource) -> Iterator[Row]:
+    from datasets import load_dataset
+
+    place = f"dataset {source.name!r} (config {source.config}, split {source.split}) did not load"
+    with building(place, kind=InvalidTaskError):
+        dataset = load_dataset(source.name, source.config, split=source.split)
+    for index, fields in enumerate(dataset):
+        yield Row(f"{source.name}[{source.split}] row {index}", dict(fields))
+
+
+def _example(row: Row, source: TaskSource, *, has_chat_template: bool) -> Example:
+    prompt = _prompt(row, source.prompt_column)
+    if isinstance(prompt, str) and has_chat_template:
+        prompt = [{"role": "user", "content": prompt}]
+    if isinstance(prompt, list) and not has_chat_template:
+        raise InvalidTaskError(f"{row.place}: the prompt is a list of messages, but the tokenizer has no chat template")
+    return Example(row.place, prompt, _answer(row, source.answer_column))
+
+
+def _prompt(row: Row, column: str | None) -> Prompt:
+    wanted = (column,) if column else PROMPT_COLUMNS
+    found = [name for name in wanted if row.fields.get(name) is not None]
+    if len(found) != 1:
+        needed = " or ".join(f"`{name}`" for name in wanted)
+        raise InvalidTaskError(f"{row.place}: needs exactly one of {needed}, has {sorted(row.fields)}")
+    if unrendered := [name for name in UNRENDERED_COLUMNS if row.fields.get(name)]:
+        raise InvalidTaskError(f"{row.place}: `{unrendered[0]}` would change the prompt, and GRPO does not render it")
+    try:
+        return prompt_of(row.fields[found[0]])
+    except ValueError as error:
+        raise InvalidTaskError(f"{row.place}: `{found[0]}` {error}") from error
+
+
+def _answer(row: Row, column: str | None) -> str | None:
+    name = column or ANSWER_COLUMN
+    if column and column not in row.fields:
+        raise InvalidTaskError(f"{row.place}: no column `{column}`, has {sorted(row.fields)}")
+    value = row.fields.get(name)
+    if value is None or isinstance(value, str):
+        try:
+            refuse_half_character(value)
+        except ValueError as error:
+            raise InvalidTaskError(f"{row.place}: `{name}` {error}") from error
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
+        return str(value)
+    raise InvalidTaskError(f"{row.place}: `{name}` must be text or a number, not {type(value).__name__}")

@@ -1,0 +1,219 @@
+"""Publishes a model with a LoRA adapter in the form in which the service holds it: beside its base, or merged into it.
+
+All weights come first, which proves that both ends have the same base; after that what training changes, on top of what
+was published last. Where that no longer serves, all weights come again. Knows nothing about TRL.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+import torch
+from accelerate import Accelerator, DistributedType
+from accelerate.utils import is_peft_model
+
+from vigor_client import Publication, Through, WeightBaseMismatchError, WeightSnapshot, lora_scalings
+from vigor_trainer.errors import UnsupportedSettingError
+from vigor_trainer.weights.gathering import with_plain_names
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from vigor_trainer.weights.publisher import PublishingClient
+
+_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
+_NAMES_IN_MESSAGE = 3
+
+Delta = Callable[[], torch.Tensor]
+
+
+class MergedTensors(Mapping[str, torch.Tensor]):
+    """Tensors, with what an adapter adds to some of them. A sum is made when it is asked for: there is no second model.
+
+    ``merged[name]`` equals ``tensors[name] + deltas[name]()``, rounded once to the tensor's dtype.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], deltas: Mapping[str, Delta]) -> None:
+        self._tensors = tensors
+        self._deltas = deltas
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        tensor, delta = self._tensors[name], self._deltas.get(name)
+        if delta is None:
+            return tensor
+        with torch.no_grad():
+            return (tensor + delta()).to(tensor.dtype)
+
+    def __contains__(self, name: object) -> bool:  # Mapping's own would make the sum
+        return name in self._tensors
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptedWeights:
+    """A model's weights under the service's names: all of them, and those alone that training changes."""
+
+    all: Mapping[str, torch.Tensor]
+    trained: Mapping[str, torch.Tensor]
+
+
+class AdaptedModel:
+    """A model with a LoRA adapter, and what was published of it."""
+
+    def __init__(self, model: PeftModel) -> None:
+        self._model = model
+        self._form: Callable[[PeftModel], AdaptedWeights] | None = None
+        self._published_digest: str | None = None
+
+    def publish(
+        self,
+        client: PublishingClient,
+        *,
+        weight_version: int,
+        snapshot: WeightSnapshot | None = None,
+        through: Through | None = None,
+    ) -> Publication:
+        """Bring the weights into service: all of them at first, then those that training changes.
+
+        The names of the service's tensors decide on the form, once. With a snapshot changes are found by bytes, as in
+        any other model.
+
+        Raises:
+            UnsupportedSettingError: the service holds another model, or the adapter cannot be merged.
+            whatever the client raises.
+        """
+        if self._form is None:
+            self._form = _form_of(self._model, client)
+        weights, publication = self._form(self._model), None
+        publish = partial(client.publish_weights, weight_version=weight_version, through=through)
+        if snapshot is None and self._published_digest is not None:
+            publication = _publish_trained(publish, weights.trained, base_digest=self._published_digest)
+        if publication is None:
+            publication = publish(weights.all, snapshot=snapshot)
+        self._published_digest = publication.weight_digest
+        return publication
+
+
+def adapted_model(accelerator: Accelerator, model: torch.nn.Module) -> AdaptedModel | None:
+    """What publishes a model with an adapter; None for one without.
+
+    Raises:
+        UnsupportedSettingError: it has other adapters than one of type LoRA, or is in shards.
+    """
+    if not is_peft_model(model):
+        return None
+    adapted = cast("PeftModel", model)
+    kinds = ", ".join(cast("str", config.peft_type) for config in adapted.peft_config.values())
+    if kinds != "LORA":
+        raise UnsupportedSettingError(f"the model has adapters of type {kinds}: train one of type LORA")
+    if accelerator.distributed_type in _SHARDED:
+        raise UnsupportedSettingError(
+            f"--use_peft with {accelerator.distributed_type.value}: an adapter is published by a process that has all "
+            "of the model; launch without shards"
+        )
+    return AdaptedModel(adapted)
+
+
+def beside_base(model: PeftModel) -> AdaptedWeights:
+    """As a service holds them that was started with the adapter: ``model.state_dict()``, nothing copied."""
+    state = with_plain_names(model.state_dict())
+    parameters = with_plain_names(dict(model.named_parameters(remove_duplicate=False)))
+    return AdaptedWeights(state, {name: state[name] for name, value in parameters.items() if value.requires_grad})
+
+
+def merged_into_base(model: PeftModel) -> AdaptedWeights:
+    """As a service holds them that was started with the base model: ``merge_and_unload().state_dict()`` of a copy.
+
+    Raises:
+        UnsupportedSettingError: a layer has more than LoRA's two matrices; names it.
+    """
+    adapter, base = model.active_adapters[0], model.get_base_model()
+    deltas, saved = _deltas(base, adapter), f".modules_to_save.{adapter}."
+    parameters = with_plain_names(dict(base.named_parameters(remove_duplicate=False)))
+    in_training = {path for path, parameter in parameters.items() if parameter.requires_grad}  # biases, by ``bias``
+    tensors: dict[str, torch.Tensor] = {}
+    trained: dict[str, torch.Tensor] = {}
+    for path, tensor in with_plain_names(base.state_dict()).items():
+        if ".lora_" in path or ".original_module." in path:
+            continue
+        name = path.replace(".base_layer.", ".").replace(saved, ".")
+        tensors[name] = tensor
+        if name in deltas or saved in path or path in in_training:
+            trained[name] = tensor
+    return AdaptedWeights(MergedTensors(tensors, deltas), MergedTensors(trained, deltas))
+
+
+def _deltas(base: torch.nn.Module, adapter: str) -> dict[str, Delta]:
+    """What makes each layer's addition, by the name of the weight that it is added to."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    modules = with_plain_names(dict(base.named_modules(remove_duplicate=False)))
+    layers = {name: module for name, module in modules.items() if isinstance(module, BaseTunerLayer)}
+    return {f"{name}.weight": _delta(name, layer, adapter) for name, layer in layers.items()}
+
+
+def _delta(name: str, layer: torch.nn.Module, adapter: str) -> Delta:
+    from peft.tuners import lora
+
+    # An exact type: a subclass, DoRA and other variants merge by other rules.
+    if type(layer) not in (lora.Linear, lora.Embedding):
+        raise UnsupportedSettingError(_unmergeable(name, type(layer).__name__))
+    layer = cast("lora.Linear | lora.Embedding", layer)
+    if adapter in layer.lora_variant:
+        raise UnsupportedSettingError(_unmergeable(name, type(layer.lora_variant[adapter]).__name__))
+    if layer.lora_bias[adapter]:
+        raise UnsupportedSettingError(_unmergeable(name, "lora_bias"))
+    return partial(layer.get_delta_weight, adapter)
+
+
+def _unmergeable(name: str, kind: str) -> str:
+    return (
+        f"{name} ({kind}) is more than plain LoRA on a linear layer or an embedding, and is not merged into the base "
+        "model that the service holds; start vigor-service with the directory of an adapter that has the same settings"
+    )
+
+
+def _form_of(model: PeftModel, client: PublishingClient) -> Callable[[PeftModel], AdaptedWeights]:
+    """Return the form whose names are the service's."""
+    served = client.tensors()
+    held = {name for info in served.tensors for name in (info.name, *info.aliases)}
+    form = beside_base if any("lora_" in name for name in held) else merged_into_base
+    names = set(form(model).all)
+    missing = {info.name for info in served.tensors if names.isdisjoint((info.name, *info.aliases))}
+    if differing := sorted(missing | names - held):
+        raise UnsupportedSettingError(
+            f"--use_peft: {len(differing)} tensors are not both the service's and this model's, such as "
+            f"{', '.join(differing[:_NAMES_IN_MESSAGE])}; start vigor-service with the model that is trained, or with "
+            "the directory of an adapter that has the same settings"
+        )
+    if form is beside_base:
+        _refuse_other_scalings(with_plain_names(lora_scalings(model)), client.model().lora_scalings)
+    return form
+
+
+def _refuse_other_scalings(own: Mapping[str, float], served: Mapping[str, float]) -> None:
+    for name in sorted(own.keys() & served.keys()):
+        if own[name] != served[name]:
+            raise UnsupportedSettingError(
+                f"--lora_alpha, --use_rslora: {name} multiplies its adapter by {own[name]:g}, the service's by "
+                f"{served[name]:g}; give both ends the same settings"
+            )
+
+
+def _publish_trained(
+    publish: Callable[..., Publication], trained: Mapping[str, torch.Tensor], *, base_digest: str
+) -> Publication | None:
+    """None: all weights are due: the service takes no parts now, or they landed on others than were published last."""
+    with suppress(WeightBaseMismatchError):
+        publication = publish(trained, partial=True)
+        return publication if publication.base_digest == base_digest else None
+    return None
