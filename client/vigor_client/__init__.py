@@ -1,7 +1,6 @@
 """The light client of the VIGOR scoring service: httpx and pydantic, no torch."""
 
-__version__ = "0.1.0"
-
+from vigor_client._version import __version__ as __version__
 from vigor_client.chunking import in_portions, score_portions
 from vigor_client.client import AsyncVigorClient, VigorClient
 from vigor_client.errors import (
@@ -54,25 +53,21 @@ from vigor_client.schemas.attribution import (
     ParameterShare,
     TokenShare,
 )
+from vigor_client.schemas.problems import FieldError
+from vigor_client.schemas.prompts import Message
 from vigor_client.schemas.scoring import (
     Completion,
     CompletionScore,
-    FieldError,
     Group,
     GroupScore,
-    Health,
-    Message,
-    ModelInfo,
-    ParameterRules,
     SampleRequest,
     SampleResponse,
     ScoreResponse,
-    TensorInfo,
-    TensorList,
     Timing,
     Usage,
-    WeightsInfo,
 )
+from vigor_client.schemas.service import Health, ModelInfo, ParameterRules
+from vigor_client.schemas.weights import TensorInfo, TensorList, WeightsInfo
 from vigor_client.weight_format.checkpoint_files import checkpoint_tensors
 from vigor_client.weight_format.lora import lora_scalings
 

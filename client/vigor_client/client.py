@@ -12,24 +12,22 @@ from typing import TYPE_CHECKING, Self
 
 import httpx
 
-from vigor_client import __version__
+from vigor_client._version import __version__
 from vigor_client.publishing.publish import Publication, Through, publish
 from vigor_client.publishing.snapshot import WeightSnapshot
 from vigor_client.schemas.attribution import AttributionRequest, AttributionResponse
 from vigor_client.schemas.scoring import (
     Group,
-    Health,
-    ModelInfo,
     RewardName,
     SampleRequest,
     SampleResponse,
     ScoreRequest,
     ScoreResponse,
-    TensorList,
     TieRule,
     TruncatedRule,
-    WeightsInfo,
 )
+from vigor_client.schemas.service import Health, ModelInfo
+from vigor_client.schemas.weights import TensorList, WeightsInfo
 from vigor_client.transport.connections import AsyncConnections, Connections
 from vigor_client.transport.endpoints import Endpoints
 from vigor_client.transport.exchange import Exchange

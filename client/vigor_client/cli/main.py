@@ -18,7 +18,7 @@ from pathlib import Path
 from time import monotonic
 from typing import TextIO, TypeVar, get_args
 
-from vigor_client import __version__
+from vigor_client._version import __version__
 from vigor_client.cli.jsonl_input import open_input
 from vigor_client.cli.jsonl_lines import check_lines
 from vigor_client.cli.jsonl_scoring import score_groups
@@ -27,10 +27,10 @@ from vigor_client.cli.readiness import ReadinessWait
 from vigor_client.cli.results_file import Finished, RefusedLines, open_results, partial_of, resume, write_result
 from vigor_client.client import DEFAULT_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS, VigorClient
 from vigor_client.errors import InputError, VigorError, WeightDigestMismatchError
+from vigor_client.schemas.common import MAX_WEIGHT_VERSION
 from vigor_client.schemas.scoring import (
     MAX_GROUPS,
     MAX_WAIT_SECONDS,
-    MAX_WEIGHT_VERSION,
     Group,
     RewardName,
     ScoreResponse,

@@ -19,11 +19,11 @@ from accelerate.utils import is_peft_model
 from vigor_client import Publication, Through, WeightBaseMismatchError, WeightSnapshot, lora_scalings
 from vigor_trainer.errors import UnsupportedSettingError
 from vigor_trainer.weights.gathering import with_plain_names
+from vigor_trainer.weights.publishing_client import PublishingClient
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from vigor_trainer.weights.publisher import PublishingClient
 
 _SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 _NAMES_IN_MESSAGE = 3

@@ -11,33 +11,15 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Protocol, Self
+from typing import TYPE_CHECKING, Self
 
 from vigor_client import Publication, Through, WeightSnapshot
-from vigor_client.schemas.scoring import ModelInfo, TensorList
+from vigor_trainer.weights.publishing_client import PublishingClient
 
 if TYPE_CHECKING:
     import torch
 
     from vigor_trainer.weights.lora import AdaptedModel
-
-
-class PublishingClient(Protocol):
-    """What is needed of `VigorClient`."""
-
-    def model(self) -> ModelInfo: ...
-
-    def tensors(self) -> TensorList: ...
-
-    def publish_weights(
-        self,
-        tensors: Mapping[str, torch.Tensor],
-        *,
-        weight_version: int,
-        snapshot: WeightSnapshot | None = None,
-        partial: bool = False,
-        through: Through | None = None,
-    ) -> Publication: ...
 
 
 class Publisher:
