@@ -44,7 +44,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from vigor_client.schemas.scoring import Problem
+from vigor_client.schemas.problems import Problem
 
 _MAX_LISTED = 10
 

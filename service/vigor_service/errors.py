@@ -40,7 +40,7 @@ from collections.abc import Sequence
 
 from pydantic import JsonValue
 
-from vigor_client.schemas.scoring import FieldError
+from vigor_client.schemas.problems import FieldError
 
 MAX_LISTED_ERRORS = 100
 """An answer names at most so many places; its detail says how many there are."""

@@ -12,18 +12,17 @@ import httpx
 import safetensors.torch
 import torch
 
-from vigor_client.schemas.scoring import (
+from vigor_client.schemas.common import WireModel
+from vigor_client.schemas.service import Health, ModelInfo
+from vigor_client.schemas.weights import (
     WHOLE_ENCODINGS,
     CommitResponse,
-    Health,
-    ModelInfo,
     TensorInfo,
     TensorList,
     UpdateRequest,
     UpdateStatus,
     WeightsInfo,
     WeightState,
-    WireModel,
 )
 from vigor_client.weight_format.digest import checksum, model_digest
 

@@ -21,7 +21,8 @@ from vigor_client import (
     UnexpectedAnswerError,
     VigorClient,
 )
-from vigor_client.schemas.scoring import CompletionScore, GroupScore, Health, ScoreResponse, Timing, Usage
+from vigor_client.schemas.scoring import CompletionScore, GroupScore, ScoreResponse, Timing, Usage
+from vigor_client.schemas.service import Health
 
 URL = "http://service"
 DIGEST = "xxh3-128:" + "0" * 32

@@ -15,7 +15,7 @@ from vigor_client.errors import (
     VigorError,
     WeightVersionMismatchError,
 )
-from vigor_client.schemas.scoring import FieldError, Problem
+from vigor_client.schemas.problems import FieldError, Problem
 from vigor_client.transport.wire import REQUEST_ID_HEADER
 
 # every code of the HTTP contract that a caller can act on

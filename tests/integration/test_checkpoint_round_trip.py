@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.support.live_service import LiveService, live_service
 from tests.support.tiny_models import save_tiny_checkpoint
 from vigor_client import InvalidRequestError, VigorClient, WeightSnapshot, checkpoint_tensors
-from vigor_client.schemas.scoring import WeightsInfo
+from vigor_client.schemas.weights import WeightsInfo
 from vigor_service.engine.engine import Engine
 from vigor_service.engine.loading.loading import load_policy
 from vigor_service.runtime import LoadedModel

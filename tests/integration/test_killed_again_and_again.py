@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from tests.support.forked_service import ForkedService, forked_service
 from tests.support.tiny_models import save_tiny_checkpoint, tiny_model
 from vigor_client import VigorClient, VigorError, WeightSnapshot, digest_of_tensors
-from vigor_client.schemas.scoring import TensorList
+from vigor_client.schemas.weights import TensorList
 
 NUM_KILLS = int(os.environ.get("VIGOR_TEST_KILLS", "200"))
 MAX_SECONDS_TO_LIVE = 1.5

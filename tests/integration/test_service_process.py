@@ -17,7 +17,8 @@ from tests.support.pushing import FILE, UPDATES, announce, open_update, push, pu
 from tests.support.service_process import ServiceProcess, service_process
 from tests.support.tiny_models import save_tiny_checkpoint, tiny_tokenizer
 from tests.support.waiting import wait_until
-from vigor_client.schemas.scoring import Problem, ScoreResponse
+from vigor_client.schemas.problems import Problem
+from vigor_client.schemas.scoring import ScoreResponse
 from vigor_client.weight_format.digest import model_digest
 from vigor_service.observability.loading_progress import LoadingPhase
 from vigor_service.weights.verification.fingerprint import describe

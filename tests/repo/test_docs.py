@@ -21,7 +21,6 @@ from tests.support.live_service import LiveService, live_service
 from vigor_client import errors, ranking
 from vigor_client.cli.main import main
 from vigor_client.client import DEFAULT_TIMEOUT_SECONDS
-from vigor_client.schemas import scoring as schemas
 from vigor_client.schemas.attribution import (
     MAX_ATTRIBUTED_TOKENS,
     AttributionRequest,
@@ -30,8 +29,39 @@ from vigor_client.schemas.attribution import (
     ParameterShare,
     TokenShare,
 )
+from vigor_client.schemas.common import MAX_WEIGHT_VERSION
 from vigor_client.schemas.fault_limit import MAX_NAMES
-from vigor_client.schemas.scoring import ScoreRequest, ScoreResponse
+from vigor_client.schemas.problems import Problem
+from vigor_client.schemas.prompts import MAX_MESSAGES
+from vigor_client.schemas.scoring import (
+    BEAT_SECONDS,
+    MAX_COMPLETIONS,
+    MAX_COMPLETIONS_PER_GROUP,
+    MAX_GROUPS,
+    MAX_WAIT_SECONDS,
+    Completion,
+    CompletionScore,
+    ErrorLine,
+    Group,
+    GroupLine,
+    LastLine,
+    SampleRequest,
+    ScoreRequest,
+    ScoreResponse,
+    Timing,
+    Usage,
+)
+from vigor_client.schemas.service import Health, ModelInfo
+from vigor_client.schemas.weights import (
+    MAX_UPDATE_FILES,
+    BroadcastRequest,
+    CommitResponse,
+    TakeRequest,
+    TensorList,
+    UpdateRequest,
+    UpdateStatus,
+    WeightsInfo,
+)
 from vigor_client.transport import retry, wire
 from vigor_client.weight_format.delta_index import MAX_INDEX_BYTES, DeltaIndex
 from vigor_service.app import create_app
@@ -65,43 +95,43 @@ HTTP_API, CONFIGURATION, CLIENT = (
 
 DOCUMENTED_URL = "http://127.0.0.1:8000"
 HTTP_EXAMPLES: list[type[BaseModel]] = [
-    schemas.ScoreRequest,
-    schemas.ScoreResponse,
-    schemas.SampleRequest,
+    ScoreRequest,
+    ScoreResponse,
+    SampleRequest,
     AttributionRequest,
     AttributionResponse,
     OpenRLHFRequest,
     OpenRLHFRewards,
     SlimeRequest,
-    schemas.WeightsInfo,
-    schemas.TensorList,
-    schemas.UpdateRequest,
-    schemas.UpdateStatus,
-    schemas.TakeRequest,
-    schemas.BroadcastRequest,
-    schemas.CommitResponse,
+    WeightsInfo,
+    TensorList,
+    UpdateRequest,
+    UpdateStatus,
+    TakeRequest,
+    BroadcastRequest,
+    CommitResponse,
     DeltaIndex,
     SGLangModelInfo,
     UpdateFromDisk,
     PullWeights,
-    schemas.ModelInfo,
-    schemas.Health,
-    schemas.Health,
-    schemas.Problem,
+    ModelInfo,
+    Health,
+    Health,
+    Problem,
 ]
 DESCRIBED_IN_TABLES: list[type[BaseModel]] = [
-    schemas.ScoreRequest,
-    schemas.Group,
-    schemas.Completion,
-    schemas.ScoreResponse,
-    schemas.CompletionScore,
-    schemas.Usage,
-    schemas.Timing,
-    schemas.GroupLine,
-    schemas.LastLine,
-    schemas.ErrorLine,
-    schemas.UpdateRequest,
-    schemas.BroadcastRequest,
+    ScoreRequest,
+    Group,
+    Completion,
+    ScoreResponse,
+    CompletionScore,
+    Usage,
+    Timing,
+    GroupLine,
+    LastLine,
+    ErrorLine,
+    UpdateRequest,
+    BroadcastRequest,
     AttributionRequest,
     AttributionResponse,
     TokenShare,
@@ -272,15 +302,15 @@ def test_every_field_is_described(schema: type[BaseModel]) -> None:
 
 def test_the_limits_are_those_of_the_code() -> None:
     limits = {
-        "groups in a request": schemas.MAX_GROUPS,
-        "completions in a group": schemas.MAX_COMPLETIONS_PER_GROUP,
-        "completions in a request": schemas.MAX_COMPLETIONS,
-        "messages in a prompt": schemas.MAX_MESSAGES,
+        "groups in a request": MAX_GROUPS,
+        "completions in a group": MAX_COMPLETIONS_PER_GROUP,
+        "completions in a request": MAX_COMPLETIONS,
+        "messages in a prompt": MAX_MESSAGES,
         "tokens of a prompt with one completion, for an attribution": MAX_ATTRIBUTED_TOKENS,
-        "`wait_seconds`": f"{schemas.MAX_WAIT_SECONDS:g}",
-        "`weight_version`": schemas.MAX_WEIGHT_VERSION,
+        "`wait_seconds`": f"{MAX_WAIT_SECONDS:g}",
+        "`weight_version`": MAX_WEIGHT_VERSION,
         "places that an error lists": MAX_LISTED_ERRORS,
-        "files in an update": schemas.MAX_UPDATE_FILES,
+        "files in an update": MAX_UPDATE_FILES,
         "bytes of the header of a safetensors file in an update": MAX_HEADER_BYTES,
         "tensors in a checkpoint": MAX_CHECKPOINT_TENSORS,
         "bytes of an index, of shards or of changes": MAX_INDEX_BYTES,
@@ -317,7 +347,7 @@ def test_the_limits_are_those_of_the_code() -> None:
 
 
 def test_the_pause_between_signs_of_life_is_that_of_the_code() -> None:
-    assert f"an empty one goes out every {schemas.BEAT_SECONDS:g} seconds" in HTTP_API
+    assert f"an empty one goes out every {BEAT_SECONDS:g} seconds" in HTTP_API
 
 
 def test_every_flag_on_every_page_of_the_service_exists() -> None:

@@ -11,7 +11,9 @@ import pytest
 from tests.support.fake_scorer import FakeScorer
 from tests.support.live_service import LiveService, live_service
 from tests.support.waiting import wait_until
-from vigor_client.schemas.scoring import Health, ModelInfo, Problem, WeightsInfo
+from vigor_client.schemas.problems import Problem
+from vigor_client.schemas.service import Health, ModelInfo
+from vigor_client.schemas.weights import WeightsInfo
 from vigor_service.errors import StartupError
 from vigor_service.http.problems import PROBLEMS
 from vigor_service.runtime import LoadedModel

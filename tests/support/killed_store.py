@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from vigor_client.schemas.scoring import UpdateEncoding
+from vigor_client.schemas.weights import UpdateEncoding
 from vigor_client.weight_format.digest import announce
 from vigor_service.threads.file_threads import FileThreads
 from vigor_service.weights.storage.staging import StagingArea

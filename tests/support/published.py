@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from tests.support.live_service import LiveService
 from vigor_client.publishing.delta_plan import make_delta_plan
 from vigor_client.publishing.snapshot import WeightSnapshot
-from vigor_client.schemas.scoring import TensorList
+from vigor_client.schemas.weights import TensorList
 from vigor_client.weight_format.digest import model_digest
 from vigor_service.weights.verification.fingerprint import initial_weights
 

@@ -13,17 +13,9 @@ from tests.client.fake_service import MODEL
 from tests.support.tiny_models import tiny_model, tiny_tokenizer
 from vigor_client import Publication, Through, WeightSnapshot
 from vigor_client.ranking import rank_rewards, ranks
-from vigor_client.schemas.scoring import (
-    CompletionScore,
-    Group,
-    GroupScore,
-    ModelInfo,
-    ScoreRequest,
-    ScoreResponse,
-    TensorList,
-    Timing,
-    Usage,
-)
+from vigor_client.schemas.scoring import CompletionScore, Group, GroupScore, ScoreRequest, ScoreResponse, Timing, Usage
+from vigor_client.schemas.service import ModelInfo
+from vigor_client.schemas.weights import TensorList
 from vigor_client.weight_format.digest import checksum
 from vigor_trainer.data.tasks import TaskSource, load_task
 from vigor_trainer.monitoring.records import RecordFile

@@ -13,8 +13,9 @@ from pydantic import Field
 
 from vigor_client.cli.jsonl_input import JsonlInput
 from vigor_client.errors import InputError
-from vigor_client.schemas.common import half_character_in_json
-from vigor_client.schemas.scoring import Checksum, FieldError, Group, GroupScore, WeightVersion, WireModel
+from vigor_client.schemas.common import Checksum, WeightVersion, WireModel, half_character_in_json
+from vigor_client.schemas.problems import FieldError
+from vigor_client.schemas.scoring import Group, GroupScore
 
 _MAX_LISTED_LINES = 10
 

@@ -13,7 +13,8 @@ from vigor_client.chunking import MAX_REQUEST_BYTES, is_too_large
 from vigor_client.cli.jsonl_input import JsonlInput
 from vigor_client.cli.jsonl_lines import Line, Refusal, RefusedGroup, ScoredGroup, read_groups
 from vigor_client.errors import InputError, ProblemError, UnexpectedAnswerError
-from vigor_client.schemas.scoring import FieldError, Group, ScoreResponse
+from vigor_client.schemas.problems import FieldError
+from vigor_client.schemas.scoring import Group, ScoreResponse
 from vigor_client.transport.score_stream import OnGroup
 
 Result = ScoredGroup | RefusedGroup

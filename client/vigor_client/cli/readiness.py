@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vigor_client.errors import NotReadyError, UnreachableError, VigorError
-from vigor_client.schemas.scoring import Health
+from vigor_client.schemas.service import Health
 from vigor_client.transport.exchange import failure_of
 
 PAUSE_SECONDS = 0.5

@@ -12,7 +12,7 @@ from pathlib import Path
 import pydantic
 
 from vigor_client.errors import CheckpointError
-from vigor_client.schemas.scoring import TensorInfo, TensorList
+from vigor_client.schemas.weights import TensorInfo, TensorList
 from vigor_client.weight_format.checkpoint_files import CheckpointTensors
 from vigor_client.weight_format.digest import PREFIX, new_hasher
 from vigor_client.weight_format.safetensors_stream import ELEMENT_TYPES, TensorEntry

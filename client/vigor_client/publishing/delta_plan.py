@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vigor_client.errors import TensorsRefusedError
 from vigor_client.publishing.snapshot import WeightSnapshot
 from vigor_client.publishing.tensor_reader import read_checked, unknown_names, unsendable
-from vigor_client.schemas.scoring import TensorInfo, TensorList
+from vigor_client.schemas.weights import TensorInfo, TensorList
 from vigor_client.weight_format.delta import MAX_TENSOR_BYTES, encode_changes
 from vigor_client.weight_format.delta_index import INDEX_NAME, DeltaIndex
 from vigor_client.weight_format.digest import PREFIX, checksum, model_digest, raw_bytes

@@ -23,7 +23,7 @@ from vigor_client.publishing.tensor_names import with_service_names
 from vigor_client.publishing.tensor_reader import given_names, read, read_checked, unknown_names, unsendable
 from vigor_client.publishing.transports.broadcast import Broadcast
 from vigor_client.publishing.transports.shared_directory import SharedDirectory
-from vigor_client.schemas.scoring import CommitResponse, TensorInfo, TensorList, UpdateEncoding, UpdateFile
+from vigor_client.schemas.weights import CommitResponse, TensorInfo, TensorList, UpdateEncoding, UpdateFile
 from vigor_client.transport.endpoints import Endpoints
 from vigor_client.weight_format.checkpoint_files import CheckpointTensors
 from vigor_client.weight_format.digest import PREFIX, checksum, model_digest, new_hasher, raw_bytes

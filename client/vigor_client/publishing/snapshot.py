@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vigor_client.publishing.tensor_reader import read
-from vigor_client.schemas.scoring import TensorList
+from vigor_client.schemas.weights import TensorList
 from vigor_client.weight_format.delta import decode_changes
 from vigor_client.weight_format.digest import raw_bytes
 

@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from vigor_client.errors import TensorsRefusedError
-from vigor_client.schemas.scoring import TensorList
+from vigor_client.schemas.weights import TensorList
 
 if TYPE_CHECKING:
     import torch

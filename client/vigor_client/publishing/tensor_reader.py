@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from vigor_client.errors import TensorsRefusedError
-from vigor_client.schemas.scoring import TensorInfo, TensorList
+from vigor_client.schemas.weights import TensorInfo, TensorList
 from vigor_client.weight_format.safetensors_stream import ELEMENT_TYPES
 
 if TYPE_CHECKING:

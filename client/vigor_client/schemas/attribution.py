@@ -10,7 +10,9 @@ from typing import Literal
 from pydantic import ConfigDict, Field
 from pydantic.config import JsonDict
 
-from vigor_client.schemas.scoring import AnyCompletion, GivenPrompt, Timing, WeightOptions, WireModel
+from vigor_client.schemas.common import WireModel
+from vigor_client.schemas.prompts import GivenPrompt
+from vigor_client.schemas.scoring import AnyCompletion, Timing, WeightOptions
 
 MAX_ATTRIBUTED_TOKENS = 1024
 """Of a prompt with its completion: more are refused."""

@@ -1,57 +1,37 @@
-"""The wire contract of the HTTP API, version 1: every shape that crosses it, once.
+"""The wire contract of scores: whole groups, samples of groups, and the lines of a streamed answer.
 
-Service, client and tests import these models from here. This module knows nothing about transport,
-tokenization or torch. Units are in the names; a number that is not finite is ``None`` on the wire.
+Units are in the names; a number that is not finite is ``None`` on the wire.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Literal, Self, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
-from vigor_client.schemas.common import Mask, Text, TokenId, TokenIds
-from vigor_client.schemas.common import WireModel as WireModel
-from vigor_client.schemas.common import half_character as half_character
+from vigor_client.schemas.common import Checksum, Mask, Text, TokenId, TokenIds, WeightVersion, WireModel
 from vigor_client.schemas.fault_limit import Item
-from vigor_client.schemas.prompts import MAX_MESSAGES as MAX_MESSAGES
-from vigor_client.schemas.prompts import GivenPrompt as GivenPrompt
-from vigor_client.schemas.prompts import Message as Message
+from vigor_client.schemas.problems import Problem
+from vigor_client.schemas.prompts import GivenPrompt
 
 MAX_WAIT_SECONDS = 600.0
 MAX_GROUPS = 512
 MAX_COMPLETIONS_PER_GROUP = 512
 MAX_COMPLETIONS = 65_536
 """Of one request. Of more, each step that handles all of them at once would keep others waiting."""
-MAX_UPDATE_FILES = 4096
-MAX_WEIGHT_VERSION = 2**53 - 1  # what every JSON parser, and a metric, holds exactly
 
 LINES_MEDIA_TYPE = "application/x-ndjson"
 """A caller that accepts it gets its scores in lines, each group's when it is finished."""
 BEAT_SECONDS = 10.0
 """While no line is ready an empty one goes out so often."""
 
-IDEMPOTENCY_HEADER = "Idempotency-Key"
-"""Names what a request asks for, so that it may be sent again: it is done once."""
-
-WeightVersion = Annotated[int, Field(strict=True, ge=0, le=MAX_WEIGHT_VERSION)]
-Checksum = Annotated[str, Field(pattern=r"^xxh3-128:[0-9a-f]{32}$", examples=["xxh3-128:" + "0" * 32])]
-FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", examples=["model.safetensors"])]
 
 FinishReason = Literal["stop", "length"]
 RewardName = Literal["vigor", "self_certainty", "logprob", "entropy"]
 TieRule = Literal["average", "ordinal"]
 TruncatedRule = Literal["score", "worst"]
 CompletionStatus = Literal["ok", "empty", "truncated", "nonfinite"]
-WeightState = Literal["ready", "applying", "poisoned"]
-UpdateState = Literal["receiving", "verifying", "applying", "committed"]
-UpdateEncoding = Literal["full", "checkpoint", "partial", "delta"]
-WHOLE_ENCODINGS: frozenset[UpdateEncoding] = frozenset({"full", "checkpoint"})  # they need no base
-BroadcastBackend = Literal["gloo", "nccl"]
-
-
-# ---------------------------------------------------------------------------------------------- scoring
 
 
 class Completion(WireModel):
@@ -275,173 +255,6 @@ class SampleResponse(WireModel):
     index: int
     completion: CompletionScore
     prompt_ids: list[int] | None = Field(default=None, description=_RETURNED, exclude_if=_is_none)
-
-
-# ---------------------------------------------------------------------------------------------- weights
-
-
-class WeightsInfo(WireModel):
-    """``GET /v1/weights``: what the service scores with now."""
-
-    weight_version: int
-    weight_digest: str
-    state: WeightState
-    num_tensors: int
-    num_bytes: int
-    dtype: str = Field(description="The model's dtype, or `mixed`.", examples=["float32"])
-    published_at: str = Field(description="When these weights began to serve, ISO 8601, UTC.")
-
-
-class TensorInfo(WireModel):
-    """One tensor the trainer must supply. Tied tensors stand once, under their canonical name."""
-
-    name: str
-    dtype: str = Field(examples=["float32", "bfloat16"])
-    shape: list[int]
-    checksum: str = Field(description="xxh3-128 of the raw little-endian bytes.")
-    aliases: list[str] = Field(default=[], description="Other names of the same tied tensor.")
-
-
-class TensorList(WireModel):
-    """``GET /v1/weights/tensors``."""
-
-    weight_version: int
-    weight_digest: str
-    tensors: list[TensorInfo]
-
-
-class UpdateFile(WireModel):
-    """One file of an update, announced before its bytes are sent."""
-
-    name: FileName
-    num_bytes: int = Field(strict=True, gt=0)
-    checksum: Checksum
-
-
-class UpdateRequest(WireModel):
-    """``POST /v1/weights/updates``: open an update. The trainer names the version."""
-
-    weight_version: WeightVersion
-    base_version: WeightVersion | None = Field(default=None, description="The version the update was made from.")
-    base_digest: Checksum | None = Field(default=None, description="The digest of the weights it was made from.")
-    encoding: UpdateEncoding = Field(
-        default="full",
-        description="`full` holds the model's tensors, `checkpoint` those of a checkpoint as it is saved, `partial` "
-        "some of the base's tensors anew, `delta` the bytes that changed.",
-    )
-    files: list[Item[UpdateFile]] = Field(min_length=1, max_length=MAX_UPDATE_FILES)
-
-    @model_validator(mode="after")
-    def _check_file_names_differ(self) -> Self:
-        names = [file.name for file in self.files]
-        if len(set(names)) != len(names):
-            raise ValueError("two files have the same name")
-        return self
-
-    @model_validator(mode="after")
-    def _check_base_is_named(self) -> Self:
-        if self.encoding not in WHOLE_ENCODINGS and (self.base_version is None or self.base_digest is None):
-            raise ValueError(
-                f"a {self.encoding} update needs `base_version` and `base_digest`: without its base it means nothing"
-            )
-        return self
-
-
-class TakeRequest(WireModel):
-    """``POST /v1/weights/updates/{id}/take``: the files lie where the service can reach them."""
-
-    directory: str = Field(min_length=1, max_length=4096, description="Absolute, or from the service's --weights-root.")
-
-
-class UpdateStatus(WireModel):
-    """The state of one update."""
-
-    update_id: str
-    weight_version: int
-    state: UpdateState
-    received_files: list[str] = Field(default=[])
-    missing_files: list[str] = Field(default=[])
-
-
-class BroadcastRequest(WireModel):
-    """``POST /v1/weights/updates/{id}/broadcast``: where the caller sends the bytes of the missing files."""
-
-    backend: BroadcastBackend
-    host: str = Field(pattern=r"^[A-Za-z0-9._:-]{1,253}$", examples=["10.0.0.5"])
-    port: int = Field(strict=True, ge=1, le=65535)
-
-
-class CommitResponse(WireModel):
-    """``POST /v1/weights/updates/{id}/commit``: the update serves now."""
-
-    weight_version: int
-    weight_digest: str
-    num_changed_tensors: int
-    verify_seconds: float
-    swap_seconds: float
-
-
-# ------------------------------------------------------------------------------------------- operations
-
-
-class ParameterRules(WireModel):
-    """How many measured parameters one rule claims, and which."""
-
-    rule: str
-    num_parameters: int
-    parameters: list[str]
-
-
-class ModelInfo(WireModel):
-    """``GET /v1/model``."""
-
-    model: str
-    architecture: str
-    num_parameters: int
-    num_measured_parameters: int
-    dtype: str
-    device: str
-    max_sequence_tokens: int
-    vocab_size: int
-    tied_embeddings: bool
-    layout: str = Field(description="How sequences share a batch: packed, padded or single.")
-    max_batch_tokens: int = Field(description="Tokens that a batch may have now: less after memory ran out.")
-    norm_probes: int | None = Field(
-        default=None, description="Random probes that estimate every norm; null: every norm is exact."
-    )
-    rules: list[ParameterRules]
-    lora_scalings: dict[str, float] = Field(
-        default={}, description="Layer with a LoRA adapter -> what its product is multiplied by."
-    )
-
-
-class Health(WireModel):
-    """``GET /healthz`` and ``GET /readyz``."""
-
-    status: Literal["ok", "unavailable"]
-    reason: str | None = None
-    phase: str | None = None
-    detail: str | None = None
-
-
-class FieldError(WireModel):
-    """One offending place in a request."""
-
-    loc: list[str | int]
-    msg: str
-
-
-class Problem(BaseModel):
-    """An error, as RFC 9457 has it; members beyond these are the data of the code."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    type: str
-    title: str
-    status: int
-    code: str
-    detail: str
-    errors: list[FieldError] = []
 
 
 class ErrorLine(WireModel):

@@ -11,17 +11,12 @@ import httpx
 
 from vigor_client.errors import NotReadyError, VigorError
 from vigor_client.schemas.attribution import AttributionRequest, AttributionResponse
-from vigor_client.schemas.scoring import (
-    IDEMPOTENCY_HEADER,
-    LINES_MEDIA_TYPE,
+from vigor_client.schemas.common import IDEMPOTENCY_HEADER
+from vigor_client.schemas.scoring import LINES_MEDIA_TYPE, SampleRequest, SampleResponse, ScoreRequest, ScoreResponse
+from vigor_client.schemas.service import Health, ModelInfo
+from vigor_client.schemas.weights import (
     BroadcastRequest,
     CommitResponse,
-    Health,
-    ModelInfo,
-    SampleRequest,
-    SampleResponse,
-    ScoreRequest,
-    ScoreResponse,
     TakeRequest,
     TensorList,
     UpdateRequest,

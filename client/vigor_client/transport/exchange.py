@@ -25,7 +25,8 @@ from vigor_client.errors import (
     UnreachableError,
     VigorError,
 )
-from vigor_client.schemas.scoring import Problem, WireModel
+from vigor_client.schemas.common import WireModel
+from vigor_client.schemas.problems import Problem
 from vigor_client.transport.retry import Failure, RetryPolicy, parse_date, parse_retry_after, refusal
 from vigor_client.transport.wire import REQUEST_ID_HEADER, Call, Wire
 

@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self, cast
 
 from vigor_client.errors import BroadcastError
-from vigor_client.schemas.scoring import BroadcastBackend
+from vigor_client.schemas.weights import BroadcastBackend
 
 if TYPE_CHECKING:
     from io import BufferedReader, BufferedWriter

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pydantic
 
 from vigor_client.errors import CheckpointError, MissingDependencyError
-from vigor_client.schemas.scoring import MAX_UPDATE_FILES
+from vigor_client.schemas.weights import MAX_UPDATE_FILES
 from vigor_client.weight_format.delta_index import INDEX_NAME, MAX_INDEX_BYTES, WeightMap
 from vigor_client.weight_format.safetensors_stream import OpenFile, TensorEntry, open_for_reading, read_header
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from vigor_client.errors import MissingDependencyError
-from vigor_client.schemas.scoring import TensorInfo, UpdateFile
+from vigor_client.schemas.weights import TensorInfo, UpdateFile
 
 if TYPE_CHECKING:
     from typing import Protocol

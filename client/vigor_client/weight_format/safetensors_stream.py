@@ -16,7 +16,7 @@ from typing import Annotated, BinaryIO, NamedTuple
 
 from pydantic import BaseModel, Field, RootModel, ValidationError
 
-from vigor_client.schemas.scoring import TensorInfo
+from vigor_client.schemas.weights import TensorInfo
 
 
 class ElementType(NamedTuple):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from vigor_client.errors import TensorsRefusedError
-from vigor_client.schemas.scoring import UpdateEncoding, UpdateFile, UpdateRequest
+from vigor_client.schemas.weights import UpdateEncoding, UpdateFile, UpdateRequest
 from vigor_client.transport.wire import Body
 from vigor_client.weight_format.digest import announce
 

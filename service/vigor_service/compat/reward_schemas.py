@@ -6,7 +6,8 @@ from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vigor_client.schemas.scoring import MAX_GROUPS, MAX_MESSAGES, GivenPrompt, Message
+from vigor_client.schemas.prompts import MAX_MESSAGES, GivenPrompt, Message
+from vigor_client.schemas.scoring import MAX_GROUPS
 
 
 class _Asked(BaseModel):

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from vigor_client.schemas.scoring import WeightVersion
+from vigor_client.schemas.common import WeightVersion
 
 
 def _number(value: object) -> object:

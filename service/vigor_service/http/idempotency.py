@@ -7,7 +7,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
-from vigor_client.schemas.scoring import IDEMPOTENCY_HEADER, FieldError
+from vigor_client.schemas.common import IDEMPOTENCY_HEADER
+from vigor_client.schemas.problems import FieldError
 from vigor_service.errors import InvalidRequestError, invalid_request
 from vigor_service.observability.request_record import RequestRecord, current_record
 

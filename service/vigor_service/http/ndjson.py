@@ -7,7 +7,8 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
-from vigor_client.schemas.scoring import ErrorLine, Problem
+from vigor_client.schemas.problems import Problem
+from vigor_client.schemas.scoring import ErrorLine
 from vigor_service.errors import ServiceError
 from vigor_service.http.problems import problem_of
 

@@ -14,7 +14,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
-from vigor_client.schemas.scoring import FieldError, Problem
+from vigor_client.schemas.problems import FieldError, Problem
 from vigor_service import errors
 from vigor_service.errors import ServiceError
 from vigor_service.observability.metrics import UNMATCHED_ROUTE, Metrics

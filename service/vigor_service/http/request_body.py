@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from vigor_client.schemas.common import half_character_in_json
 from vigor_client.schemas.fault_limit import MAX_NAMES, FaultLimit
-from vigor_client.schemas.scoring import FieldError
+from vigor_client.schemas.problems import FieldError
 from vigor_client.weight_format.digest import checksum
 from vigor_service.errors import (
     MAX_LISTED_ERRORS,

@@ -13,7 +13,9 @@ from prometheus_client.metrics import MetricWrapperBase
 from prometheus_client.metrics_core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from vigor_client.schemas.scoring import CompletionScore, CompletionStatus, Problem, UpdateEncoding, WeightState
+from vigor_client.schemas.problems import Problem
+from vigor_client.schemas.scoring import CompletionScore, CompletionStatus
+from vigor_client.schemas.weights import UpdateEncoding, WeightState
 from vigor_service.observability.reward_health import group_health
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)

@@ -10,19 +10,10 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from vigor_client.schemas.attribution import AttributionRequest
-from vigor_client.schemas.scoring import (
-    IDEMPOTENCY_HEADER,
-    LINES_MEDIA_TYPE,
-    BroadcastRequest,
-    ErrorLine,
-    GroupLine,
-    LastLine,
-    Problem,
-    SampleRequest,
-    ScoreRequest,
-    TakeRequest,
-    UpdateRequest,
-)
+from vigor_client.schemas.common import IDEMPOTENCY_HEADER
+from vigor_client.schemas.problems import Problem
+from vigor_client.schemas.scoring import LINES_MEDIA_TYPE, ErrorLine, GroupLine, LastLine, SampleRequest, ScoreRequest
+from vigor_client.schemas.weights import BroadcastRequest, TakeRequest, UpdateRequest
 from vigor_service.compat.reward_schemas import OpenRLHFRequest, SlimeRequest
 from vigor_service.compat.weight_refresh import PullWeights, UpdateFromDisk
 from vigor_service.errors import ServiceError

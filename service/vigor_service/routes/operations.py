@@ -9,7 +9,7 @@ from typing import Any
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from vigor_client.schemas.scoring import Health, ModelInfo, ParameterRules
+from vigor_client.schemas.service import Health, ModelInfo, ParameterRules
 from vigor_service import errors
 from vigor_service.errors import ServiceError
 from vigor_service.http.problems import problem_of

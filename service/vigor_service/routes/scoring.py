@@ -6,7 +6,8 @@ from functools import partial
 
 from fastapi import APIRouter, Request, Response
 
-from vigor_client.schemas.scoring import IDEMPOTENCY_HEADER, LINES_MEDIA_TYPE, ScoreRequest, ScoreResponse
+from vigor_client.schemas.common import IDEMPOTENCY_HEADER
+from vigor_client.schemas.scoring import LINES_MEDIA_TYPE, ScoreRequest, ScoreResponse
 from vigor_service import errors
 from vigor_service.http.disconnect import unless_client_leaves
 from vigor_service.http.idempotency import KEY_PATTERN, Work

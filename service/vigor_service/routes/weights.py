@@ -6,11 +6,11 @@ import re
 
 from fastapi import APIRouter, Depends, Request, Response
 
-from vigor_client.schemas.scoring import (
-    IDEMPOTENCY_HEADER,
+from vigor_client.schemas.common import IDEMPOTENCY_HEADER
+from vigor_client.schemas.problems import FieldError
+from vigor_client.schemas.weights import (
     BroadcastRequest,
     CommitResponse,
-    FieldError,
     TakeRequest,
     TensorList,
     UpdateRequest,

@@ -13,8 +13,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from time import perf_counter
 from typing import Any
 
+from vigor_client.schemas.prompts import GivenPrompt
 from vigor_client.schemas.scoring import (
-    GivenPrompt,
     Group,
     SampleRequest,
     SampleResponse,

@@ -17,7 +17,9 @@ from vigor_client.schemas.attribution import (
     ParameterShare,
     TokenShare,
 )
-from vigor_client.schemas.scoring import FieldError, GivenPrompt, Group, ScoreRequest, Timing
+from vigor_client.schemas.problems import FieldError
+from vigor_client.schemas.prompts import GivenPrompt
+from vigor_client.schemas.scoring import Group, ScoreRequest, Timing
 from vigor_service.engine.sequences import TokenSequence
 from vigor_service.errors import (
     EngineFailedError,

@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from vigor_client.schemas.scoring import GivenPrompt, Message
+from vigor_client.schemas.prompts import GivenPrompt, Message
 from vigor_service.errors import ServiceError
 from vigor_service.scoring.template_limit import within_limits
 from vigor_service.threads.work_limit import checkpoint

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from vigor_client.schemas.scoring import FieldError
+from vigor_client.schemas.problems import FieldError
 from vigor_service.errors import invalid_request
 from vigor_service.scoring.tokenization import EncodedGroup
 from vigor_service.threads.work_limit import checkpoint

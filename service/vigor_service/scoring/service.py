@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import ParamSpec, TypeVar
 
-from vigor_client.schemas.scoring import FieldError, ScoreRequest, ScoreResponse, ScoringOptions, Usage, WeightOptions
+from vigor_client.schemas.problems import FieldError
+from vigor_client.schemas.scoring import ScoreRequest, ScoreResponse, ScoringOptions, Usage, WeightOptions
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 from vigor_service.errors import (
     DeadlineExceededError,

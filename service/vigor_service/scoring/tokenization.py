@@ -11,15 +11,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-from vigor_client.schemas.scoring import (
-    MAX_COMPLETIONS,
-    Completion,
-    FieldError,
-    FinishReason,
-    GivenPrompt,
-    Group,
-    ScoreRequest,
-)
+from vigor_client.schemas.problems import FieldError
+from vigor_client.schemas.prompts import GivenPrompt
+from vigor_client.schemas.scoring import MAX_COMPLETIONS, Completion, FinishReason, Group, ScoreRequest
 from vigor_service.engine.sequences import PromptIds, TokenSequence
 from vigor_service.errors import PayloadTooLargeError, SequenceTooLongError, invalid_request
 from vigor_service.scoring.chat_prompts import ChatPromptError, ChatTokenizer, closing_text, rendered

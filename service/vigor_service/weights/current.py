@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from vigor_client.schemas.scoring import WeightsInfo, WeightState
+from vigor_client.schemas.weights import WeightsInfo, WeightState
 from vigor_service.errors import DrainingError, WeightsApplyingError, WeightsPoisonedError
 from vigor_service.observability.metrics import Metrics
 from vigor_service.threads.worker import WorkerThread

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from vigor_client.schemas.scoring import TensorInfo
+from vigor_client.schemas.weights import TensorInfo
 from vigor_service.errors import ServiceError, WeightDigestMismatchError, WeightVersionMismatchError
 
 

@@ -21,7 +21,8 @@ from vigor_client.errors import (
     UnexpectedAnswerError,
     VigorError,
 )
-from vigor_client.schemas.scoring import Group, GroupScore, Problem, ScoreResponse
+from vigor_client.schemas.problems import Problem
+from vigor_client.schemas.scoring import Group, GroupScore, ScoreResponse
 from vigor_client.transport.score_stream import OnGroup
 
 Refuse = Callable[[list[Group]], VigorError | None]

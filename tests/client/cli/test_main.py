@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from tests.client.fake_service import MODEL, FakeService, answer, problem
 from tests.client.test_client import DIGEST, scores
 from vigor_client.cli.main import main
-from vigor_client.schemas.scoring import GroupScore, Health, ScoreRequest
+from vigor_client.schemas.scoring import GroupScore, ScoreRequest
+from vigor_client.schemas.service import Health
 
 DEADLINE_SECONDS = 30.0
 WEIGHTS = {"a": torch.ones(2)}

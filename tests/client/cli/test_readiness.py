@@ -9,7 +9,7 @@ import pytest
 
 from vigor_client.cli.readiness import CONNECT_SECONDS, PAUSE_SECONDS, ReadinessWait
 from vigor_client.errors import AnswerTimeoutError, NotReadyError, UnexpectedAnswerError, UnreachableError
-from vigor_client.schemas.scoring import Health
+from vigor_client.schemas.service import Health
 
 URL = "http://here"
 READY = Health(status="ok")

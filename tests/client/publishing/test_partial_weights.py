@@ -22,7 +22,7 @@ from vigor_client import (
     digest_of_tensors,
 )
 from vigor_client.publishing.publish import make_partial_plan
-from vigor_client.schemas.scoring import UpdateRequest
+from vigor_client.schemas.weights import UpdateRequest
 
 Tensors = dict[str, torch.Tensor]
 UPDATES = "/v1/weights/updates"

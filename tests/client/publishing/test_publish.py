@@ -23,7 +23,7 @@ from vigor_client import (
     digest_of_tensors,
 )
 from vigor_client.publishing.publish import make_plan
-from vigor_client.schemas.scoring import CommitResponse, TensorInfo, TensorList
+from vigor_client.schemas.weights import CommitResponse, TensorInfo, TensorList
 
 UPDATES = "/v1/weights/updates"
 SENDING = [

@@ -11,7 +11,7 @@ from tests.client.fake_service import FakeService
 from tests.support.tiny_models import tiny_model
 from vigor_client import TensorsRefusedError, digest_of_tensors
 from vigor_client.publishing.tensor_names import with_service_names
-from vigor_client.schemas.scoring import TensorList
+from vigor_client.schemas.weights import TensorList
 
 Tensors = dict[str, torch.Tensor]
 WEIGHTS: Tensors = {"model.a.weight": torch.ones(2), "model.b.weight": torch.zeros(3)}

@@ -21,7 +21,7 @@ from vigor_client.errors import (
     UnreachableError,
     WeightsPoisonedError,
 )
-from vigor_client.schemas.scoring import Health
+from vigor_client.schemas.service import Health
 from vigor_client.transport.exchange import Exchange
 from vigor_client.transport.retry import RetryPolicy
 from vigor_client.transport.wire import REQUEST_ID_HEADER, Body, Call, TakeChunk, run_blocking

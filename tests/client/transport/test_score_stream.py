@@ -23,16 +23,9 @@ from vigor_client import (
     VigorClient,
     WeightVersionMismatchError,
 )
-from vigor_client.schemas.scoring import (
-    LINES_MEDIA_TYPE,
-    ErrorLine,
-    GroupLine,
-    LastLine,
-    Problem,
-    ScoreRequest,
-    ScoreResponse,
-    WireModel,
-)
+from vigor_client.schemas.common import WireModel
+from vigor_client.schemas.problems import Problem
+from vigor_client.schemas.scoring import LINES_MEDIA_TYPE, ErrorLine, GroupLine, LastLine, ScoreRequest, ScoreResponse
 from vigor_client.transport.connections import AsyncConnections, Connections
 from vigor_client.transport.endpoints import Endpoints
 from vigor_client.transport.exchange import Exchange

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from vigor_client import AnswerTimeoutError, ConnectionLostError, InvalidRequestError, UnreachableError, VigorClient
-from vigor_client.schemas.scoring import Health
+from vigor_client.schemas.service import Health
 from vigor_client.transport.connections import Connections
 from vigor_client.transport.endpoints import Endpoints
 from vigor_client.transport.exchange import Exchange

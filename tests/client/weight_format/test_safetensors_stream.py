@@ -8,7 +8,7 @@ import safetensors.torch
 import torch
 
 from tests.client.fake_service import describe
-from vigor_client.schemas.scoring import TensorInfo
+from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import raw_bytes
 from vigor_client.weight_format.safetensors_stream import ELEMENT_TYPES, header, split_into_files, tensor_num_bytes
 

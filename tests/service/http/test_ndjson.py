@@ -4,7 +4,8 @@ from collections.abc import AsyncGenerator, Callable
 import pytest
 from starlette.types import Message
 
-from vigor_client.schemas.scoring import ErrorLine, Problem
+from vigor_client.schemas.problems import Problem
+from vigor_client.schemas.scoring import ErrorLine
 from vigor_service.engine.sequences import EMPTY_SCORE, TokenSequence
 from vigor_service.errors import EngineFailedError, QueueFullError
 from vigor_service.http.lines_response import LinesResponse

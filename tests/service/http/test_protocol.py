@@ -15,7 +15,7 @@ import pytest
 from tests.support.live_service import LiveService, live_service
 from tests.support.raw_connection import connected
 from tests.support.waiting import wait_until
-from vigor_client.schemas.scoring import Problem
+from vigor_client.schemas.problems import Problem
 from vigor_service.http.protocol import HeadLimits
 
 SECONDS = 20.0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.live_service import LiveService, live_service
-from vigor_client.schemas.scoring import Problem
+from vigor_client.schemas.problems import Problem
 
 TEN_GIGABYTES = 10**10
 CHECKSUM = "xxh3-128:" + "0" * 32

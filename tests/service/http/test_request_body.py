@@ -9,7 +9,8 @@ from pydantic import BaseModel, JsonValue, RootModel
 from pydantic_core import from_json
 from starlette.types import Message
 
-from vigor_client.schemas.scoring import ScoreRequest, UpdateRequest
+from vigor_client.schemas.scoring import ScoreRequest
+from vigor_client.schemas.weights import UpdateRequest
 from vigor_service.compat.reward_schemas import OpenRLHFRequest
 from vigor_service.errors import (
     ClientGoneError,

@@ -12,7 +12,7 @@ import pytest
 from tests.support.fake_scorer import FakeScorer
 from tests.support.live_service import live_service
 from tests.support.waiting import wait_until
-from vigor_client.schemas.scoring import Health
+from vigor_client.schemas.service import Health
 from vigor_service.observability.loading_progress import LoadingPhase, LoadingProgress
 from vigor_service.runtime import LoadedModel
 

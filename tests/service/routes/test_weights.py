@@ -13,7 +13,7 @@ from tests.support.fake_scorer import WAIT_SECONDS
 from tests.support.live_service import LiveService, live_service
 from tests.support.pushing import FILE, UPDATES, announce, open_update, push, push_bytes
 from tests.support.waiting import wait_until
-from vigor_client.schemas.scoring import CommitResponse, UpdateStatus
+from vigor_client.schemas.weights import CommitResponse, UpdateStatus
 from vigor_client.weight_format.digest import model_digest
 from vigor_service.weights.verification.fingerprint import describe
 

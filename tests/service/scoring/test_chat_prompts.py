@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from tests.support.tiny_models import tiny_tokenizer
-from vigor_client.schemas.scoring import GivenPrompt
+from vigor_client.schemas.prompts import GivenPrompt
 from vigor_service.scoring.chat_prompts import (
     MAX_TEMPLATE_VALUES,
     ChatPromptError,

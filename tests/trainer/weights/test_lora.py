@@ -18,7 +18,8 @@ from tests.client.fake_service import MODEL, FakeService, problem
 from tests.support.tiny_models import tiny_model
 from tests.trainer import fake_service as scoring
 from vigor_client import Publication, TensorsRefusedError, VigorClient, WeightSnapshot, lora_scalings
-from vigor_client.schemas.scoring import ModelInfo, ScoreRequest
+from vigor_client.schemas.scoring import ScoreRequest
+from vigor_client.schemas.service import ModelInfo
 from vigor_trainer.errors import UnsupportedSettingError
 from vigor_trainer.weights.lora import AdaptedModel, MergedTensors, adapted_model, beside_base, merged_into_base
 from vigor_trainer.weights.publisher import Publisher

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vigor_client import Message
-from vigor_client.schemas.scoring import half_character
+from vigor_client.schemas.common import half_character
 
 Prompt = str | list[dict[str, Any]]
 

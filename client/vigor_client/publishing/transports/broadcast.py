@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from vigor_client.errors import BroadcastError, VigorError
-from vigor_client.schemas.scoring import BroadcastBackend, BroadcastRequest
+from vigor_client.schemas.weights import BroadcastBackend, BroadcastRequest
 from vigor_client.transport.endpoints import Endpoints
 from vigor_client.weight_format.broadcast_process import SENDER, BroadcastProcess, End
 from vigor_client.weight_format.update_plan import Plan

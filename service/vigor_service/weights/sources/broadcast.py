@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from vigor_client.errors import BroadcastError
-from vigor_client.schemas.scoring import BroadcastRequest, FieldError, UpdateFile, UpdateStatus
+from vigor_client.schemas.problems import FieldError
+from vigor_client.schemas.weights import BroadcastRequest, UpdateFile, UpdateStatus
 from vigor_client.weight_format.broadcast_process import RECEIVER, BroadcastProcess, End
 from vigor_service.errors import DeadlineExceededError, InvalidRequestError, invalid_request
 from vigor_service.weights.updates.manager import Updates

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from vigor_client.schemas.scoring import CommitResponse, UpdateRequest, UpdateStatus
+from vigor_client.schemas.weights import CommitResponse, UpdateRequest, UpdateStatus
 from vigor_service.errors import ServiceError, WeightBaseMismatchError
 from vigor_service.threads.file_threads import FileThreads
 from vigor_service.weights.current import Publication

@@ -15,7 +15,8 @@ from typing import BinaryIO
 from pydantic import TypeAdapter, ValidationError
 
 from vigor_client.errors import CheckpointError
-from vigor_client.schemas.scoring import MAX_UPDATE_FILES, FieldError, FileName, UpdateFile
+from vigor_client.schemas.problems import FieldError
+from vigor_client.schemas.weights import MAX_UPDATE_FILES, FileName, UpdateFile
 from vigor_client.weight_format.checkpoint_files import checkpoint_files
 from vigor_client.weight_format.delta_index import INDEX_NAME, MAX_INDEX_BYTES, DeltaIndex, is_index_of_delta
 from vigor_service.errors import InvalidRequestError, invalid_request

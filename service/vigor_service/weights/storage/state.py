@@ -18,7 +18,8 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vigor_client.schemas.scoring import WHOLE_ENCODINGS, Checksum, UpdateEncoding, WeightVersion
+from vigor_client.schemas.common import Checksum, WeightVersion
+from vigor_client.schemas.weights import WHOLE_ENCODINGS, UpdateEncoding
 from vigor_service.errors import StagingFullError, StartupError, WeightBaseMismatchError
 from vigor_service.weights.storage.file_lock import try_lock
 from vigor_service.weights.storage.plain_files import UnusableFileError, num_bytes_of_plain, read_plain

@@ -10,7 +10,7 @@ from dataclasses import replace
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from vigor_client.schemas.scoring import CommitResponse
+from vigor_client.schemas.weights import CommitResponse
 from vigor_service.errors import ServiceError
 from vigor_service.observability.metrics import Metrics
 from vigor_service.threads.file_threads import FileThreads

@@ -16,7 +16,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from vigor_client.schemas.scoring import WHOLE_ENCODINGS, CommitResponse, UpdateFile, UpdateRequest, UpdateStatus
+from vigor_client.schemas.weights import WHOLE_ENCODINGS, CommitResponse, UpdateFile, UpdateRequest, UpdateStatus
 from vigor_service.errors import (
     PayloadTooLargeError,
     ServiceError,

@@ -12,7 +12,8 @@ from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
 
-from vigor_client.schemas.scoring import FieldError, UpdateFile
+from vigor_client.schemas.problems import FieldError
+from vigor_client.schemas.weights import UpdateFile
 from vigor_service.errors import invalid_request
 from vigor_service.weights.storage.plain_files import open_plain
 from vigor_service.weights.storage.staging import refusing_full_disk

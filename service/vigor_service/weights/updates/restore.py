@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass, replace
 
-from vigor_client.schemas.scoring import WHOLE_ENCODINGS
+from vigor_client.schemas.weights import WHOLE_ENCODINGS
 from vigor_service.engine.engine import Scorer
 from vigor_service.errors import InvalidRequestError
 from vigor_service.weights.storage.state import DamagedStateError, StateDirectory, StoredUpdate

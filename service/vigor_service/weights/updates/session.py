@@ -7,15 +7,9 @@ from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from vigor_client.schemas.scoring import (
-    IDEMPOTENCY_HEADER,
-    CommitResponse,
-    FieldError,
-    UpdateFile,
-    UpdateRequest,
-    UpdateState,
-    UpdateStatus,
-)
+from vigor_client.schemas.common import IDEMPOTENCY_HEADER
+from vigor_client.schemas.problems import FieldError
+from vigor_client.schemas.weights import CommitResponse, UpdateFile, UpdateRequest, UpdateState, UpdateStatus
 from vigor_service.errors import UpdateConflictError, invalid_request
 from vigor_service.weights.updates.newest_sender import NewestSender
 

@@ -10,7 +10,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import BinaryIO
 
-from vigor_client.schemas.scoring import FieldError, UpdateFile
+from vigor_client.schemas.problems import FieldError
+from vigor_client.schemas.weights import UpdateFile
 from vigor_client.weight_format.digest import PREFIX, new_hasher
 from vigor_service.errors import DeadlineExceededError, invalid_request
 from vigor_service.threads.file_threads import FileThreads

@@ -16,7 +16,7 @@ from typing import TypeAlias
 import torch
 from safetensors import SafetensorError
 
-from vigor_client.schemas.scoring import TensorInfo
+from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import checksum, model_digest, raw_bytes
 from vigor_service.engine.engine import Write
 from vigor_service.engine.loading.checkpoint_names import CheckpointPlan, Conversion, ConversionError, Read

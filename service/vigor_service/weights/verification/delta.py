@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 
 from vigor_client.errors import InvalidDeltaError
-from vigor_client.schemas.scoring import TensorInfo
+from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.delta import Changes, apply_changes_, decode_changes
 from vigor_client.weight_format.delta_index import INDEX_NAME, MAX_INDEX_BYTES, DeltaIndex
 from vigor_client.weight_format.digest import PREFIX, checksum, model_digest, raw_bytes

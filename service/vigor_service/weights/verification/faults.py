@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vigor_client.schemas.scoring import FieldError
+from vigor_client.schemas.problems import FieldError
 from vigor_service.errors import MAX_LISTED_ERRORS, InvalidRequestError, invalid_request
 
 _MAX_NAME_CHARACTERS = 256

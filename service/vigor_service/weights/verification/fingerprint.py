@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 import torch
 
-from vigor_client.schemas.scoring import TensorInfo
+from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import checksum, model_digest, raw_bytes
 from vigor_service.engine.engine import Scorer
 from vigor_service.weights.version import Weights

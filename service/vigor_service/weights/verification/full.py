@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from vigor_client.schemas.scoring import TensorInfo
+from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import checksum, model_digest, raw_bytes
 from vigor_client.weight_format.safetensors_stream import ELEMENT_TYPES
 from vigor_service.engine.engine import Write

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import torch
 
-from vigor_client.schemas.scoring import TensorInfo, UpdateEncoding
+from vigor_client.schemas.weights import TensorInfo, UpdateEncoding
 from vigor_service.weights.verification.checkpoint import PlanCheckpoint, VerifiedCheckpoint, verify_checkpoint
 from vigor_service.weights.verification.delta import VerifiedDelta, verify_delta
 from vigor_service.weights.verification.full import VerifiedUpdate, verify_tensors

@@ -7,7 +7,8 @@ import pytest
 from tests.client.test_client import scores
 from vigor_client import Completion, Group, GroupScore, PayloadTooLargeError, UnexpectedAnswerError, VigorError
 from vigor_client.chunking import in_portions, score_portions
-from vigor_client.schemas.scoring import MAX_COMPLETIONS, MAX_GROUPS, Problem
+from vigor_client.schemas.problems import Problem
+from vigor_client.schemas.scoring import MAX_COMPLETIONS, MAX_GROUPS
 
 
 def group(num_ids: int) -> Group:

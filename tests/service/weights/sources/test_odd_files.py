@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.support.live_service import LiveService, live_service
 from tests.support.published import Published, outcome, pull
 from tests.support.pushing import UPDATES, announce, open_update, push
-from vigor_client.schemas.scoring import MAX_UPDATE_FILES
+from vigor_client.schemas.weights import MAX_UPDATE_FILES
 from vigor_client.weight_format.delta_index import INDEX_NAME, MAX_INDEX_BYTES
 from vigor_service.weights.sources.published_versions import MAX_VERSIONS
 

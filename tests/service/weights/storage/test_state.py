@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from vigor_client.schemas.scoring import UpdateEncoding
+from vigor_client.schemas.weights import UpdateEncoding
 from vigor_service.errors import StartupError, WeightBaseMismatchError
 from vigor_service.weights.storage.state import MAX_FOLLOWING, DamagedStateError, StateDirectory, UpdateRecord
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from vigor_client.schemas.scoring import UpdateFile
+from vigor_client.schemas.weights import UpdateFile
 from vigor_client.weight_format.digest import announce
 from vigor_service.errors import InvalidRequestError
 from vigor_service.weights.updates import move_in

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from vigor_client.schemas.scoring import UpdateFile
+from vigor_client.schemas.weights import UpdateFile
 from vigor_client.weight_format.digest import checksum
 from vigor_service.errors import ClientGoneError, DeadlineExceededError, InvalidRequestError
 from vigor_service.threads.file_threads import FileThreads

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from tests.support.fake_scorer import FakeScorer
 from vigor_client.publishing.delta_plan import make_delta_plan
 from vigor_client.publishing.snapshot import WeightSnapshot
-from vigor_client.schemas.scoring import TensorList
+from vigor_client.schemas.weights import TensorList
 from vigor_client.weight_format.delta import encode_changes
 from vigor_client.weight_format.delta_index import INDEX_NAME
 from vigor_client.weight_format.digest import PREFIX, checksum, raw_bytes

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from tests.support.fake_scorer import FakeScorer
-from vigor_client.schemas.scoring import TensorInfo
+from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import model_digest
 from vigor_client.weight_format.safetensors_stream import ELEMENT_TYPES
 from vigor_service.errors import InvalidRequestError
