@@ -30,6 +30,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("results")
 
 
+@pytest.mark.slow
 def test_the_engine_is_compared(results: Path) -> None:
     workload = "tiny-untied,3,6,4,9"
     arguments = ["--workload", workload, "--repeats", "2", "--settle-seconds", "0"]
@@ -48,6 +49,7 @@ def test_a_bound_for_a_gpus_memory_is_refused_on_a_cpu(capsys: pytest.CaptureFix
     assert "--gpu-gib bounds the memory of a GPU, and this is to run on cpu" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_growth_has_a_row_for_each_point(results: Path) -> None:
     sizes = "--groups 2 --lengths 8 --models tiny --completions 2 --length 8 --prompt-tokens 6 --repeats 1"
     arguments = ["--model", "tiny", *sizes.split(), "--settle-seconds", "0"]
@@ -82,6 +84,7 @@ def test_endurance_samples_both_paths(results: Path) -> None:
     assert [row["requests"] for row in report.table("samples").rows] == [5, 10, 15, 20]
 
 
+@pytest.mark.slow
 def test_full_updates_are_compared_with_a_bare_copy(results: Path) -> None:
     arguments = ["--model", "tiny", "--rounds", "1", "--pause-seconds", "0"]
     report = weights.main([*arguments, "--out", str(results / "weights_try")])
@@ -94,6 +97,7 @@ def test_full_updates_are_compared_with_a_bare_copy(results: Path) -> None:
     assert scored["longest_score_seconds"]
 
 
+@pytest.mark.slow
 def test_steps_are_published_as_deltas_with_the_trainers_digest(results: Path) -> None:
     report = deltas.main(["--model", "tiny", "--steps", "3", "--out", str(results / "deltas_try")])
     rows = report.table("steps").rows
@@ -134,6 +138,7 @@ def test_what_metrics_cost_is_reported(results: Path) -> None:
     assert row["microseconds"]
 
 
+@pytest.mark.slow
 def test_results_are_published(results: Path, tmp_path: Path) -> None:
     (tmp_path / "plots").mkdir()
     (tmp_path / "benchmarks.md").write_text(PAGE)

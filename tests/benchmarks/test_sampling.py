@@ -27,7 +27,7 @@ def test_the_policy_itself_samples_the_same_groups_from_the_same_seed() -> None:
 
 def test_a_completion_ends_with_its_first_end_token() -> None:
     policy = Policy(tiny_model("llama", max_position_embeddings=2048), tiny_tokenizer(), "tiny")
-    groups = sample_groups(policy, num_completions=8, max_new_tokens=60, seed=0)
+    groups = sample_groups(policy, num_completions=8, max_new_tokens=16, seed=0)
     ended = [s.completion_ids for group in groups for s in group.sequences if 257 in s.completion_ids]
     assert ended
     assert all(ids.index(257) == len(ids) - 1 for ids in ended)

@@ -99,6 +99,10 @@ def test_an_adapter_that_cannot_be_loaded_is_refused_by_name(tmp_path: Path) -> 
         (text.replace('"LORA"', '"PREFIX_TUNING"'), "is of type 'PREFIX_TUNING': only LORA"),
         (text.replace(json.dumps(str(base)), "null"), "names no base model"),
         (text.replace(json.dumps(str(base)), '"/no/such/base"'), "/no/such/base"),
+        (
+            text.replace(json.dumps(str(base)), json.dumps(str(adapter))),
+            "as its base, which is an adapter: name a model",
+        ),
         ("{", "cannot read"),
         ("[]", "cannot read"),
     ]:

@@ -31,7 +31,8 @@ def adapter_base(adapter: Path) -> str:
     """Return what the adapter's base model is loaded from.
 
     Raises:
-        AdapterError: its configuration cannot be read, is of another kind than LoRA, names no base, or has no weights.
+        AdapterError: its configuration cannot be read, is of another kind than LoRA, names no base or an adapter as its
+            base, or has no weights.
     """
     try:
         config = json.loads((adapter / ADAPTER_CONFIG).read_text())
@@ -45,7 +46,10 @@ def adapter_base(adapter: Path) -> str:
     if not (adapter / ADAPTER_WEIGHTS).is_file():
         raise AdapterError(f"adapter {str(adapter)!r} has no {ADAPTER_WEIGHTS}")
     beside = adapter / base
-    return str(beside) if not Path(base).exists() and beside.exists() else base
+    found = str(beside) if not Path(base).exists() and beside.exists() else base
+    if is_adapter(Path(found)):
+        raise AdapterError(f"adapter {str(adapter)!r} has {found!r} as its base, which is an adapter: name a model")
+    return found
 
 
 def load_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
