@@ -22,7 +22,7 @@ from benchmarks.models import load_subject, save_random_weights
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from benchmarks.workloads import Workload
 from tests.support.service_process import service_process
-from vigor_client import Publication, VigorClient, WeightSnapshot, digest_of_tensors
+from vigor_client import PublishResult, VigorClient, WeightSnapshot, digest_of_tensors
 from vigor_service.engine.norms.reference import loss_logits
 from vigor_service.engine.sequences import TokenSequence
 
@@ -117,11 +117,11 @@ def _backward(model: PreTrainedModel, sequences: Sequence[TokenSequence], reward
         (loss * reward).backward()
 
 
-def _is_right(client: VigorClient, tensors: Mapping[str, Tensor], published: Publication) -> bool:
+def _is_right(client: VigorClient, tensors: Mapping[str, Tensor], published: PublishResult) -> bool:
     return client.weights().weight_digest == published.weight_digest == digest_of_tensors(tensors, client.tensors())
 
 
-def _row(step: int, changed: float, published: Publication, of_full: float, *, is_right: bool) -> dict[str, Cell]:
+def _row(step: int, changed: float, published: PublishResult, of_full: float, *, is_right: bool) -> dict[str, Cell]:
     return {
         "step": step,
         "encoding": published.encoding or "nothing",

@@ -19,7 +19,7 @@ from benchmarks.measuring import default_device, peak_bytes, timed
 from benchmarks.models import load_subject
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from benchmarks.workloads import Workload, parse_numbers
-from vigor_service.engine.memory.activation_policy import Keep
+from vigor_service.engine.memory.activation_policy import Activations
 from vigor_service.engine.model.parameter_selection import measured_parameters
 from vigor_service.engine.norms.fast import FastNorms
 
@@ -66,7 +66,7 @@ def score_one(
     fast = FastNorms(subject.model, measured_parameters(subject.model))
     length = num_tokens - num_prompt_tokens
     sequences = Workload("", model, 1, num_prompt_tokens, length, length).sequences(subject.ids)
-    keep = Keep.LAYER_INPUTS if way == "twice" else Keep.LITTLE
+    keep = Activations.CHECKPOINT if way == "twice" else Activations.REMATERIALIZE
     cells: dict[str, Cell] = {"tokens": num_tokens, "loss_tokens": length}
 
     def run() -> None:

@@ -27,7 +27,7 @@ from benchmarks.measuring import resident_bytes
 from benchmarks.models import save_random_weights
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from tests.support.service_process import ServiceProcess, service_process
-from vigor_client import Publication, VigorClient
+from vigor_client import PublishResult, VigorClient
 
 _CHUNK_BYTES = 1 << 20
 PAUSE_SECONDS = 10.0
@@ -199,7 +199,7 @@ def _score(service: ServiceProcess) -> httpx.Response:
     return service.http.post("/v1/score", json={"groups": [_GROUP]})
 
 
-def _publish(service: ServiceProcess, tensors: Mapping[str, torch.Tensor], version: int) -> Publication:
+def _publish(service: ServiceProcess, tensors: Mapping[str, torch.Tensor], version: int) -> PublishResult:
     with VigorClient(str(service.http.base_url)) as client:
         return client.publish_weights(tensors, weight_version=version)
 

@@ -41,7 +41,7 @@ from vigor_client.errors import (
     WeightsPoisonedError,
     WeightVersionMismatchError,
 )
-from vigor_client.publishing.publish import Publication, Through, digest_of_tensors
+from vigor_client.publishing.publish import PublishResult, WeightTransport, digest_of_tensors
 from vigor_client.publishing.snapshot import WeightSnapshot
 from vigor_client.publishing.transports.broadcast import Broadcast
 from vigor_client.publishing.transports.shared_directory import SharedDirectory
@@ -107,8 +107,8 @@ __all__ = [
     "ParameterShare",
     "PayloadTooLargeError",
     "ProblemError",
-    "Publication",
     "PublishError",
+    "PublishResult",
     "QueueFullError",
     "SampleRequest",
     "SampleResponse",
@@ -119,7 +119,6 @@ __all__ = [
     "TensorInfo",
     "TensorList",
     "TensorsRefusedError",
-    "Through",
     "Timing",
     "TokenShare",
     "TransportError",
@@ -134,6 +133,7 @@ __all__ = [
     "WeightDigestMismatchError",
     "WeightMismatchError",
     "WeightSnapshot",
+    "WeightTransport",
     "WeightVersionMismatchError",
     "WeightsInfo",
     "WeightsPoisonedError",

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 import httpx
 
 from vigor_client._version import __version__
-from vigor_client.publishing.publish import Publication, Through, publish
+from vigor_client.publishing.publish import PublishResult, WeightTransport, publish
 from vigor_client.publishing.snapshot import WeightSnapshot
 from vigor_client.schemas.attribution import AttributionRequest, AttributionResponse
 from vigor_client.schemas.scoring import (
@@ -189,8 +189,8 @@ class VigorClient:
         weight_version: int,
         snapshot: WeightSnapshot | None = None,
         partial: bool = False,
-        through: Through | None = None,
-    ) -> Publication:
+        transport: WeightTransport | None = None,
+    ) -> PublishResult:
         """Bring ``tensors`` (a whole state dict) into service as ``weight_version``.
 
         Nothing is sent if they serve already. Each tensor is cast to the service's dtype on its own; a tied one may be
@@ -198,7 +198,7 @@ class VigorClient:
 
         With a ``snapshot``, one for all publications of a run, only what changed is sent, unless all is smaller,
         the service holds other weights than the snapshot, or it is time for an anchor. It takes a model's memory on the
-        host. Bytes go ``through`` a directory that the service sees as its ``--weights-root``, or a broadcast of
+        host. Bytes go ``transport`` a directory that the service sees as its ``--weights-root``, or a broadcast of
         torch.distributed, or else over HTTP.
 
         With ``partial``, ``tensors`` are some of the model's, such as those of an adapter: those that differ from the
@@ -218,7 +218,7 @@ class VigorClient:
             weight_version=weight_version,
             snapshot=snapshot,
             partial=partial,
-            through=through,
+            transport=transport,
         )
         return run_blocking(publication)
 
@@ -328,8 +328,8 @@ class AsyncVigorClient:
         weight_version: int,
         snapshot: WeightSnapshot | None = None,
         partial: bool = False,
-        through: Through | None = None,
-    ) -> Publication:
+        transport: WeightTransport | None = None,
+    ) -> PublishResult:
         """As ``VigorClient.publish_weights``; casts and checksums run on threads."""
         return await publish(
             self._endpoints,
@@ -337,7 +337,7 @@ class AsyncVigorClient:
             weight_version=weight_version,
             snapshot=snapshot,
             partial=partial,
-            through=through,
+            transport=transport,
         )
 
     async def aclose(self) -> None:

@@ -10,9 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vigor_service.compat.rewards import Adapters
+from vigor_service.compat.rewards import CompatRewards
 from vigor_service.errors import DeadlineExceededError, DrainingError, LoadingError, StartupError, UnhealthyError
-from vigor_service.http.idempotency import Answers
+from vigor_service.http.idempotency import IdempotentResponses
 from vigor_service.observability.loading_progress import LoadingPhase, LoadingProgress
 from vigor_service.observability.metrics import Metrics
 from vigor_service.sample_groups.assembly import Rendezvous
@@ -27,8 +27,8 @@ from vigor_service.threads.file_threads import FileThreads
 from vigor_service.threads.preparation import Preparation
 from vigor_service.threads.watchdog import Watchdog
 from vigor_service.threads.worker import WorkerThread
-from vigor_service.weights.current import Publication
-from vigor_service.weights.sources.broadcast import Broadcasts
+from vigor_service.weights.current import CurrentWeights
+from vigor_service.weights.sources.broadcast import BroadcastReceiver
 from vigor_service.weights.sources.directory import LocalFiles
 from vigor_service.weights.storage.staging import StagingArea, default_staging_root
 from vigor_service.weights.storage.state import StateDirectory
@@ -59,16 +59,16 @@ class Serving:
     """What exists once the model is loaded."""
 
     info: EngineInfo
-    publication: Publication
+    current_weights: CurrentWeights
     scheduler: Scheduler
     scoring: Scoring
-    answers: Answers
+    answers: IdempotentResponses
     rendezvous: Rendezvous
-    adapters: Adapters
+    adapters: CompatRewards
     attributions: Attributions
     updates: Updates
     local_files: LocalFiles
-    broadcasts: Broadcasts
+    broadcasts: BroadcastReceiver
 
 
 class Runtime:
@@ -136,7 +136,7 @@ class Runtime:
 
     def require_ready(self) -> None:
         """Raise unless a score request would be taken now."""
-        self.serving.publication.require_ready()
+        self.serving.current_weights.require_ready()
 
     def start(self) -> None:
         """Begin to load the model."""
@@ -148,7 +148,7 @@ class Runtime:
         """Take no new requests; those that were admitted go on."""
         self._is_draining = True
         if self._serving is not None:
-            self._serving.publication.drain()
+            self._serving.current_weights.drain()
             self._serving.rendezvous.drain()
 
     def drain_from_signal(self) -> None:
@@ -216,7 +216,7 @@ class Runtime:
             return
         self._serving = loading.result()
         self._serving.scheduler.start()
-        info, weights = self._serving.info, self._serving.publication.weights
+        info, weights = self._serving.info, self._serving.current_weights.weights
         self.metrics.describe_build(model=info.model, dtype=info.dtype, device=info.device)
         self.metrics.watch_memory(_memory_reader(info.device))
         _logger.info(
@@ -232,7 +232,7 @@ class Runtime:
         self, model: LoadedModel, encoder: Encoder, replayed: Replayed, staging: StagingArea, *, max_batch_tokens: int
     ) -> Serving:
         settings, metrics, info = self.settings, self.metrics, model.scorer.info
-        publication = Publication(
+        current_weights = CurrentWeights(
             replayed.weights, load=model.scorer.load, compute=self._compute, metrics=metrics, damage=replayed.damage
         )
         admission = Admission(
@@ -241,7 +241,7 @@ class Runtime:
         scheduler = Scheduler(
             model.scorer.score,
             compute=self._compute,
-            weights_for=publication.require,
+            weights_for=current_weights.require,
             admission=admission,
             cache=ScoreCache(settings.score_cache_entries),
             max_batch_tokens=max_batch_tokens,
@@ -251,7 +251,7 @@ class Runtime:
             model=info.model,
             encoder=encoder,
             admission=admission,
-            publication=publication,
+            current_weights=current_weights,
             scheduler=scheduler,
             preparation=self.preparation,
             metrics=metrics,
@@ -259,9 +259,9 @@ class Runtime:
             media_token_ids=info.media_token_ids,
         )
         updates = Updates(
-            publication,
+            current_weights,
             Committer(
-                publication,
+                current_weights,
                 tensors=model.scorer.tensors,
                 plan_checkpoint=model.scorer.plan_checkpoint,
                 exclusive=scheduler.exclusive,
@@ -281,8 +281,8 @@ class Runtime:
             timeout_seconds=settings.group_timeout_seconds,
             metrics=metrics,
         )
-        local_files = LocalFiles(updates, publication, root=settings.weights_root, threads=self._files)
-        broadcasts = Broadcasts(
+        local_files = LocalFiles(updates, current_weights, root=settings.weights_root, threads=self._files)
+        broadcasts = BroadcastReceiver(
             updates,
             device=info.device,
             is_allowed=settings.allow_broadcast,
@@ -290,12 +290,12 @@ class Runtime:
         )
         return Serving(
             info,
-            publication,
+            current_weights,
             scheduler,
             scoring,
-            Answers(),
+            IdempotentResponses(),
             rendezvous,
-            Adapters(scoring, rendezvous),
+            CompatRewards(scoring, rendezvous),
             Attributions(scoring, model.scorer.attribute, self._compute),
             updates,
             local_files,

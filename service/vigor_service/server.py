@@ -73,7 +73,7 @@ def serve(
     num_descriptors = raise_descriptor_limit()
     limits = limits.within(num_descriptors)
     _logger.info("descriptors limit=%d max_connections=%d", num_descriptors, limits.max_connections)
-    _logger.info("who_may %s", app.state.keys.describe())
+    _logger.info("access %s", app.state.keys.describe())
     config = uvicorn.Config(
         app,
         http=bounded_protocol(
@@ -151,7 +151,7 @@ class _Server(uvicorn.Server):
     def _end_after(self, seconds: float) -> None:
         self._stopped.get()
         sleep(seconds)
-        _end_at_once(int(self._runtime.load_error is not None))
+        _abort(int(self._runtime.load_error is not None))
 
 
 def _listen(host: str, port: int) -> socket.socket:
@@ -168,12 +168,12 @@ def _end(runtime: Runtime) -> NoReturn:
     code = _report(runtime.load_error)
     if not runtime.is_idle:
         # A batch, and a disk that does not answer, cannot be interrupted: the interpreter would wait for their threads.
-        _end_at_once(code)
+        _abort(code)
     gc.unfreeze()  # or libraries would complain of all that is left of them at the end
     sys.exit(code)
 
 
-def _end_at_once(code: int = 0) -> NoReturn:
+def _abort(code: int = 0) -> NoReturn:
     _logger.warning("ended_while_computing")
     logging.shutdown()
     sys.stderr.flush()

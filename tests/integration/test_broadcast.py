@@ -32,7 +32,7 @@ from vigor_client import (
     BroadcastError,
     DeadlineExceededError,
     InvalidRequestError,
-    Publication,
+    PublishResult,
     TransportError,
     VigorClient,
     WeightSnapshot,
@@ -70,7 +70,7 @@ def trained(service: LiveService, rows: slice = slice(None)) -> Tensors:
     return tensors
 
 
-def publish(service: LiveService, tensors: Mapping[str, torch.Tensor], **how: Any) -> Publication:  # noqa: ANN401 - arguments of publish_weights
+def publish(service: LiveService, tensors: Mapping[str, torch.Tensor], **how: Any) -> PublishResult:  # noqa: ANN401 - arguments of publish_weights
     with client(service) as to_service:
         version = to_service.weights().weight_version + 1
         return to_service.publish_weights(tensors, weight_version=version, **how)
@@ -160,7 +160,7 @@ def refusal(answer: httpx.Response) -> tuple[int, str, str]:
 
 def test_a_broadcast_ends_with_the_trainers_weights(service: LiveService) -> None:
     tensors = trained(service)
-    published = publish(service, tensors, through=Broadcast())
+    published = publish(service, tensors, transport=Broadcast())
     assert published.encoding == "full"
     assert published.sent_bytes > 0
     assert serves(service, tensors)
@@ -171,7 +171,7 @@ def test_changes_alone_are_broadcast_in_the_order_of_their_files(service: LiveSe
     snapshot = WeightSnapshot()
     publish(service, trained(service), snapshot=snapshot)
     tensors = trained(service, slice(0, 2))
-    assert publish(service, tensors, snapshot=snapshot, through=Broadcast()).encoding == "delta"
+    assert publish(service, tensors, snapshot=snapshot, transport=Broadcast()).encoding == "delta"
     assert serves(service, tensors)
 
 
@@ -180,7 +180,7 @@ def test_the_async_client_broadcasts_likewise(service: LiveService) -> None:
 
     async def publish_both() -> None:
         async with AsyncVigorClient(str(service.http.base_url)) as to_service:
-            await to_service.publish_weights(tensors, weight_version=7, through=Broadcast())
+            await to_service.publish_weights(tensors, weight_version=7, transport=Broadcast())
 
     asyncio.run(publish_both())
     assert serves(service, tensors)
@@ -209,7 +209,7 @@ def test_a_service_that_does_not_allow_it_names_the_setting(tmp_path: Path) -> N
         nothing_changes(service),
         pytest.raises(InvalidRequestError, match="--allow-broadcast"),
     ):
-        publish(service, trained(service), through=Broadcast())
+        publish(service, trained(service), transport=Broadcast())
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_the_client_refuses_what_cannot_be_before_anything_is_sent(wrong: dict[s
 
 def test_an_address_of_another_machine_is_refused_where_the_trainer_is(service: LiveService) -> None:
     with nothing_changes(service), pytest.raises(BroadcastError, match=r"203\.0\.113\.1 port 0"):
-        publish(service, trained(service), through=Broadcast(host="203.0.113.1"))
+        publish(service, trained(service), transport=Broadcast(host="203.0.113.1"))
 
 
 def test_other_bytes_than_announced_are_refused_and_may_be_sent_again(service: LiveService) -> None:
@@ -306,7 +306,7 @@ def test_the_client_drops_an_update_that_the_service_gave_up(impatient: LiveServ
         wait_until(lambda: not _staged(impatient))
 
     with nothing_changes(impatient), pytest.raises(DeadlineExceededError, match=r"model-00001-of-00001"):
-        publish(impatient, ReadAgain(trained(impatient), given_up), through=Broadcast())
+        publish(impatient, ReadAgain(trained(impatient), given_up), transport=Broadcast())
 
 
 class ReadAgain(dict[str, torch.Tensor]):
@@ -330,7 +330,7 @@ def test_tensors_that_cannot_be_read_are_the_error_of_the_trainer(service: LiveS
         raise RuntimeError("the disk is gone")
 
     with nothing_changes(service), pytest.raises(RuntimeError, match="the disk is gone"):
-        publish(service, ReadAgain(trained(service), fail), through=Broadcast())
+        publish(service, ReadAgain(trained(service), fail), transport=Broadcast())
 
 
 TRAINER = """
@@ -348,7 +348,7 @@ class HalfWay(dict):
 
 client = VigorClient(sys.argv[1])
 tensors = HalfWay({info.name: torch.ones(info.shape) for info in client.tensors().tensors})
-client.publish_weights(tensors, weight_version=50, through=Broadcast())
+client.publish_weights(tensors, weight_version=50, transport=Broadcast())
 """
 
 
@@ -382,7 +382,9 @@ def test_a_publication_that_is_cancelled_does_not_block_the_loop_while_its_tenso
     async def cancel_while_a_tensor_is_read() -> None:
         async with AsyncVigorClient(str(service.http.base_url)) as to_service:
             tensors = ReadAgain(trained(service), stall)
-            publishing = asyncio.create_task(to_service.publish_weights(tensors, weight_version=7, through=Broadcast()))
+            publishing = asyncio.create_task(
+                to_service.publish_weights(tensors, weight_version=7, transport=Broadcast())
+            )
             await asyncio.to_thread(is_reading.wait, 60.0)
             publishing.cancel()
             asyncio.get_running_loop().call_later(0.1, end, "the loop")
@@ -466,11 +468,11 @@ def test_a_trainer_whose_service_is_killed_gets_an_error(tmp_path: Path) -> None
         service_process(tmp_path, "--model", str(checkpoint), "--allow-broadcast") as service,
         VigorClient(str(service.http.base_url), max_retries=0) as to_service,
     ):
-        published = to_service.publish_weights(tensors, weight_version=1, through=Broadcast())
+        published = to_service.publish_weights(tensors, weight_version=1, transport=Broadcast())
         assert to_service.weights().weight_digest == published.weight_digest
         changed = ReadAgain({name: tensor + 0.5 for name, tensor in tensors.items()}, service.process.kill)
         with pytest.raises(TransportError):
-            to_service.publish_weights(changed, weight_version=2, through=Broadcast())
+            to_service.publish_weights(changed, weight_version=2, transport=Broadcast())
     wait_until(lambda: not _pumps() and not _threads_that_wait())
 
 
@@ -488,6 +490,6 @@ def test_nccl_brings_the_weights_from_one_device_to_another(tmp_path: Path) -> N
         service_process(tmp_path, *arguments) as service,
         VigorClient(str(service.http.base_url)) as to_service,
     ):
-        published = to_service.publish_weights(tensors, weight_version=1, through=Broadcast(backend="nccl"))
+        published = to_service.publish_weights(tensors, weight_version=1, transport=Broadcast(backend="nccl"))
         assert published.encoding == "full"
         assert to_service.weights().weight_digest == published.weight_digest

@@ -12,7 +12,7 @@ import torch
 from tests.client.fake_service import FakeService, problem
 from tests.support.live_service import LiveService, live_service
 from tests.support.pushing import UPDATES, announce
-from vigor_client import Publication, VigorClient, WeightBaseMismatchError, WeightSnapshot, digest_of_tensors
+from vigor_client import PublishResult, VigorClient, WeightBaseMismatchError, WeightSnapshot, digest_of_tensors
 from vigor_client.weight_format.delta_index import INDEX_NAME
 
 Tensors = dict[str, torch.Tensor]
@@ -42,7 +42,7 @@ def test_every_step_after_the_first_sends_changes_and_serves_the_trainers_bytes(
     service: LiveService, client: VigorClient
 ) -> None:
     snapshot, tensors = WeightSnapshot(), weights_of(service)
-    published: list[Publication] = []
+    published: list[PublishResult] = []
     for version in range(1, 5):
         train(tensors, version)
         published.append(client.publish_weights(tensors, weight_version=version, snapshot=snapshot))

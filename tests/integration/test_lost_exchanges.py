@@ -13,8 +13,8 @@ import torch
 
 from tests.support.live_service import LiveService, live_service
 from tests.support.losing_proxy import FirstOfEach, Lose, Loss, Proxy, losing_proxy
-from vigor_client import Broadcast, ConnectionLostError, Publication, SharedDirectory, WeightSnapshot
-from vigor_client.publishing.publish import Through, publish
+from vigor_client import Broadcast, ConnectionLostError, PublishResult, SharedDirectory, WeightSnapshot
+from vigor_client.publishing.publish import WeightTransport, publish
 from vigor_client.schemas.scoring import ScoreRequest, ScoreResponse
 from vigor_client.transport.connections import Connections
 from vigor_client.transport.endpoints import Endpoints
@@ -23,7 +23,7 @@ from vigor_client.transport.retry import RetryPolicy
 from vigor_client.transport.wire import BlockingWire, run_blocking
 
 GROUPS = [{"id": f"q{n}", "prompt_ids": [1, 2 + n], "completions": [[3, 4], [5]]} for n in range(3)]
-Ways = Mapping[str, Callable[[Path], Through | None]]
+Ways = Mapping[str, Callable[[Path], WeightTransport | None]]
 WAYS: Ways = {"http": lambda _: None, "shared directory": SharedDirectory, "broadcast": lambda _: Broadcast()}
 
 
@@ -79,14 +79,14 @@ def step(
     *,
     snapshot: WeightSnapshot | None = None,
     partial: bool = False,
-    through: Through | None = None,
-) -> Publication:
+    transport: WeightTransport | None = None,
+) -> PublishResult:
     """Publish and score, as a trainer does; everything is done once, and nothing is left."""
     tensors, version = trained(service), service.http.get("/v1/weights").json()["weight_version"] + 1
     num_batches = len(service.scorer.batches)
     sent = {"norm.weight": tensors["norm.weight"], "embed.weight": tensors["embed.weight"]} if partial else tensors
     published = run_blocking(
-        publish(calls, sent, weight_version=version, snapshot=snapshot, partial=partial, through=through)
+        publish(calls, sent, weight_version=version, snapshot=snapshot, partial=partial, transport=transport)
     )
     scores = run_blocking(calls.score(asked(published)))
     assert published.weight_version == version
@@ -96,7 +96,7 @@ def step(
     return published
 
 
-def asked(published: Publication) -> ScoreRequest:
+def asked(published: PublishResult) -> ScoreRequest:
     return ScoreRequest.model_validate(
         {"groups": GROUPS, "weight_version": published.weight_version, "weight_digest": published.weight_digest}
     )
@@ -127,7 +127,7 @@ def test_a_step_goes_on_wherever_one_exchange_is_lost(service: LiveService, num_
 @pytest.mark.parametrize("loss", [Loss.REQUEST, Loss.ANSWER])
 def test_a_step_goes_on_when_each_call_is_lost_once(service: LiveService, root: Path, way: str, loss: Loss) -> None:
     with calls_through(service, FirstOfEach(loss)) as (calls, proxy):
-        step(service, calls, through=WAYS[way](root))
+        step(service, calls, transport=WAYS[way](root))
     assert len(proxy.requests) == 12
     assert list(root.iterdir()) == []
 

@@ -63,11 +63,11 @@ class Recording(httpx.HTTPTransport):
 def test_full_updates_and_deltas_end_with_the_trainers_bytes_and_leave_nothing(
     service: LiveService, root: Path
 ) -> None:
-    snapshot, through, recording = WeightSnapshot(), SharedDirectory(root), Recording()
+    snapshot, transport, recording = WeightSnapshot(), SharedDirectory(root), Recording()
     with VigorClient(str(service.http.base_url), transport=recording) as client:
         for version, encoding in ((1, "full"), (2, "delta"), (3, "delta")):
             tensors = changed(service, version)
-            published = client.publish_weights(tensors, weight_version=version, snapshot=snapshot, through=through)
+            published = client.publish_weights(tensors, weight_version=version, snapshot=snapshot, transport=transport)
             assert published.encoding == encoding
             assert published.weight_digest == digest_of_tensors(tensors, client.tensors())
             torch.testing.assert_close(service.scorer.parameters, tensors, rtol=0, atol=0)
@@ -80,7 +80,7 @@ def test_the_two_may_see_the_directory_at_different_paths(
 ) -> None:
     (tmp_path / "mounted").symlink_to(root)
     tensors = changed(service, 3)
-    client.publish_weights(tensors, weight_version=1, through=SharedDirectory(tmp_path / "mounted"))
+    client.publish_weights(tensors, weight_version=1, transport=SharedDirectory(tmp_path / "mounted"))
     torch.testing.assert_close(service.scorer.parameters, tensors, rtol=0, atol=0)
 
 
@@ -90,7 +90,7 @@ def test_a_service_that_sees_another_directory_refuses_and_serves_on(
     (tmp_path / "elsewhere").mkdir()
     before = client.weights()
     with pytest.raises(InvalidRequestError, match="is no directory under the service's --weights-root"):
-        client.publish_weights(changed(service, 3), weight_version=1, through=SharedDirectory(tmp_path / "elsewhere"))
+        client.publish_weights(changed(service, 3), weight_version=1, transport=SharedDirectory(tmp_path / "elsewhere"))
     assert client.weights() == before
     assert list((tmp_path / "elsewhere").iterdir()) == []
     client.publish_weights(changed(service, 3), weight_version=1)  # nothing stands in the way of the next
@@ -99,7 +99,7 @@ def test_a_service_that_sees_another_directory_refuses_and_serves_on(
 def test_a_directory_that_cannot_be_written_is_named(service: LiveService, client: VigorClient, tmp_path: Path) -> None:
     before = client.weights()
     with pytest.raises(SharedDirectoryError, match=r"cannot write an update to .*missing.*: No such file or directory"):
-        client.publish_weights(changed(service, 3), weight_version=1, through=SharedDirectory(tmp_path / "missing"))
+        client.publish_weights(changed(service, 3), weight_version=1, transport=SharedDirectory(tmp_path / "missing"))
     assert client.weights() == before
 
 
@@ -110,7 +110,7 @@ def test_a_service_without_a_root_says_how_to_start_it(tmp_path: Path) -> None:
         VigorClient(str(service.http.base_url), timeout_seconds=30.0) as client,
         pytest.raises(InvalidRequestError, match="start it with --weights-root"),
     ):
-        client.publish_weights(changed(service, 3), weight_version=1, through=SharedDirectory(tmp_path / "shared"))
+        client.publish_weights(changed(service, 3), weight_version=1, transport=SharedDirectory(tmp_path / "shared"))
 
 
 @pytest.mark.parametrize("directory", ["..", "/", "../staging", "nowhere"])

@@ -11,7 +11,7 @@ from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage] - export
 
 from tests.client.fake_service import MODEL
 from tests.support.tiny_models import tiny_model, tiny_tokenizer
-from vigor_client import Publication, Through, WeightSnapshot
+from vigor_client import PublishResult, WeightSnapshot, WeightTransport
 from vigor_client.ranking import rank_rewards, ranks
 from vigor_client.schemas.scoring import CompletionScore, Group, GroupScore, ScoreRequest, ScoreResponse, Timing, Usage
 from vigor_client.schemas.service import ModelInfo
@@ -41,7 +41,7 @@ class FakeService:
         self.asked_versions: list[int] = []
         self.requests: list[ScoreRequest] = []
         self.snapshots: list[WeightSnapshot | None] = []
-        self.ways: list[Through | None] = []
+        self.ways: list[WeightTransport | None] = []
         self.on_score: Callable[[ScoreRequest], None] = lambda _: None
         self.on_publish: Callable[[int], None] = lambda _: None
 
@@ -58,19 +58,19 @@ class FakeService:
         weight_version: int,
         snapshot: WeightSnapshot | None = None,
         partial: bool = False,
-        through: Through | None = None,
-    ) -> Publication:
+        transport: WeightTransport | None = None,
+    ) -> PublishResult:
         assert not partial, "a whole model is published whole"
         self.on_publish(weight_version)
         self.snapshots.append(snapshot)
-        self.ways.append(through)
+        self.ways.append(transport)
         self.asked_versions.append(weight_version)
         digest = digest_of(tensors)
         if digest == self.weight_digest:
-            return Publication(self.weight_version, digest, sent_bytes=0, num_changed_tensors=0)
+            return PublishResult(self.weight_version, digest, sent_bytes=0, num_changed_tensors=0)
         self.weight_version, self.weight_digest = weight_version, digest
         self.sent_versions.append(weight_version)
-        return Publication(
+        return PublishResult(
             weight_version,
             digest,
             sent_bytes=1000,

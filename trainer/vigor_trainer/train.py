@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig, ModelConfig, get_peft_config  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
-from vigor_client import Broadcast, NetworkSettingError, SharedDirectory, Through, VigorClient, WeightSnapshot
+from vigor_client import Broadcast, NetworkSettingError, SharedDirectory, VigorClient, WeightSnapshot, WeightTransport
 from vigor_client.models.embedded import embedded_model_dir
 from vigor_client.transport.key_file import read_key
 from vigor_trainer.building import building
@@ -122,10 +122,10 @@ def _api_key(vigor: VigorArguments) -> str | None:
 
 def _publisher(vigor: VigorArguments, client: VigorClient) -> Publisher:
     sends_deltas = vigor.deltas == "on" or (vigor.deltas == "auto" and client.weights().dtype in _DTYPES_OF_16_BITS)
-    return Publisher(client, WeightSnapshot() if sends_deltas else None, through=_through(vigor))
+    return Publisher(client, WeightSnapshot() if sends_deltas else None, transport=_transport(vigor))
 
 
-def _through(vigor: VigorArguments) -> Through | None:
+def _transport(vigor: VigorArguments) -> WeightTransport | None:
     if vigor.shared_directory is not None:
         return SharedDirectory(Path(vigor.shared_directory))
     if vigor.broadcast is None:

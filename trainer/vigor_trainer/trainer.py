@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
-from vigor_client import Publication
+from vigor_client import PublishResult
 from vigor_trainer.processes import on_main_process
 from vigor_trainer.weights.gathering import gathered_weights
 from vigor_trainer.weights.lora import adapted_model
@@ -43,7 +43,7 @@ class VigorTrainer(GRPOTrainer):
         """Whether anything was generated: until then the run is still being built."""
         return self._published_step is not None
 
-    def publish_final_weights(self) -> Publication:
+    def publish_final_weights(self) -> PublishResult:
         """Publish what training ended with, so that the service serves the checkpoint that is saved next."""
         self._begin_publication()
         return on_main_process(self._publisher.wait)

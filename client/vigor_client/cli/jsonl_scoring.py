@@ -84,12 +84,12 @@ class _Requests:
             except (ProblemError, UnexpectedAnswerError) as error:
                 refused = _refused(lines, error)
                 results |= refused
-                self._tell(told, *refused)
+                self._notify(told, *refused)
                 pending += self._smaller(lines, refused, error)
         return [results[line.number] for line in batch]
 
     def _ask(self, lines: list[Line], told: set[int]) -> dict[int, ScoredGroup]:
-        response = self._score([line.group for line in lines], lambda index, _: self._tell(told, lines[index].number))
+        response = self._score([line.group for line in lines], lambda index, _: self._notify(told, lines[index].number))
         weights = {"weight_version": response.weight_version, "weight_digest": response.weight_digest}
         return {
             line.number: ScoredGroup.model_validate({**dict(group), **weights})
@@ -109,7 +109,7 @@ class _Requests:
             return [rest[middle:], rest[:middle]]
         return []
 
-    def _tell(self, told: set[int], *numbers: int) -> None:
+    def _notify(self, told: set[int], *numbers: int) -> None:
         """A group counts once, also where an answer broke off and its groups are asked for again."""
         for number in set(numbers) - told:
             self._on_group()

@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
     from vigor_client.weight_format.digest import Hasher
 
-Through: TypeAlias = SharedDirectory | Broadcast
+WeightTransport: TypeAlias = SharedDirectory | Broadcast
 MAX_FILE_BYTES = 1 << 30
 CHUNK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Publication:
+class PublishResult:
     """What the service scores with after ``publish_weights``.
 
     When the service had these very weights already, nothing was sent and ``weight_version`` is the service's own.
@@ -117,8 +117,8 @@ async def publish(
     weight_version: int,
     snapshot: WeightSnapshot | None = None,
     partial: bool = False,
-    through: Through | None = None,
-) -> Publication:
+    transport: WeightTransport | None = None,
+) -> PublishResult:
     """Bring ``tensors`` into service as ``weight_version``, unless the service has them already.
 
     With a snapshot of what the service holds, changes alone are sent where they are smaller; it is brought up to date.
@@ -142,12 +142,12 @@ async def publish(
     plan = await endpoints.wire.compute(lambda: _smallest_plan(tensors, wanted, snapshot, weight_version, partial))
     plan_seconds = perf_counter() - started
     try:
-        publication = await _bring(endpoints, plan, weight_version, through)
+        publication = await _bring(endpoints, plan, weight_version, transport)
     except WeightBaseMismatchError:
         if plan.encoding != "delta":  # parts alone do not make a whole
             raise
         plan = await endpoints.wire.compute(lambda: make_plan(tensors, wanted))
-        publication = await _bring(endpoints, plan, weight_version, through)
+        publication = await _bring(endpoints, plan, weight_version, transport)
     if snapshot is not None:
         await endpoints.wire.compute(lambda: _bring_up_to_date(snapshot, tensors, wanted, plan, publication))
     return replace(publication, base_digest=plan.base_digest, plan_seconds=plan_seconds)
@@ -183,7 +183,7 @@ def _bring_up_to_date(
     tensors: Mapping[str, torch.Tensor],
     wanted: TensorList,
     plan: Plan,
-    publication: Publication,
+    publication: PublishResult,
 ) -> None:
     version, digest = publication.weight_version, publication.weight_digest
     if publication.encoding == "delta" and plan.changes is not None:
@@ -192,32 +192,38 @@ def _bring_up_to_date(
         snapshot.take_all(tensors, wanted, weight_version=version, weight_digest=digest)
 
 
-async def _bring(endpoints: Endpoints, plan: Plan, weight_version: int, through: Through | None) -> Publication:
+async def _bring(
+    endpoints: Endpoints, plan: Plan, weight_version: int, transport: WeightTransport | None
+) -> PublishResult:
     """Send the plan unless the service has these weights; once more if it lost the update: restarted, or expired."""
     try:
-        return await _send_if_new(endpoints, plan, weight_version, through)
+        return await _send_if_new(endpoints, plan, weight_version, transport)
     except ProblemError as error:
         if error.code != "not_found":
             raise
-    return await _send_if_new(endpoints, plan, weight_version, through)
+    return await _send_if_new(endpoints, plan, weight_version, transport)
 
 
-async def _send_if_new(endpoints: Endpoints, plan: Plan, weight_version: int, through: Through | None) -> Publication:
+async def _send_if_new(
+    endpoints: Endpoints, plan: Plan, weight_version: int, transport: WeightTransport | None
+) -> PublishResult:
     serving = await endpoints.weights()
     if serving.state == "ready" and serving.weight_digest == plan.weight_digest:
-        return Publication(serving.weight_version, serving.weight_digest, 0, 0, encoding=None)
-    return await _send(endpoints, plan, weight_version, through)
+        return PublishResult(serving.weight_version, serving.weight_digest, 0, 0, encoding=None)
+    return await _send(endpoints, plan, weight_version, transport)
 
 
-async def _send(endpoints: Endpoints, plan: Plan, weight_version: int, through: Through | None) -> Publication:
+async def _send(
+    endpoints: Endpoints, plan: Plan, weight_version: int, transport: WeightTransport | None
+) -> PublishResult:
     started = perf_counter()
-    served = await _serve(endpoints, plan, weight_version, through)
+    served = await _serve(endpoints, plan, weight_version, transport)
     if served.weight_version != weight_version or plan.weight_digest not in (None, served.weight_digest):
         raise PublishError(
             f"sent weights {weight_version} ({plan.weight_digest}), but the service committed "
             f"{served.weight_version} ({served.weight_digest})"
         )
-    return Publication(
+    return PublishResult(
         weight_version,
         served.weight_digest,
         plan.num_bytes,
@@ -229,14 +235,16 @@ async def _send(endpoints: Endpoints, plan: Plan, weight_version: int, through: 
     )
 
 
-async def _serve(endpoints: Endpoints, plan: Plan, weight_version: int, through: Through | None) -> CommitResponse:
+async def _serve(
+    endpoints: Endpoints, plan: Plan, weight_version: int, transport: WeightTransport | None
+) -> CommitResponse:
     """Open an update, send it and have it served; whatever fails, it does not stay open."""
     update_id = uuid.uuid4().hex
     try:
         # A service that does not take names gives one of its own.
         update_id = (await endpoints.open_update(plan.request(weight_version), update_id)).update_id
-        if through is not None:
-            await through.send(endpoints, update_id, plan)
+        if transport is not None:
+            await transport.send(endpoints, update_id, plan)
         else:
             for file in plan.files:
                 await endpoints.put_file(update_id, file.announced.name, file.body())

@@ -25,7 +25,7 @@ from vigor_client.schemas.weights import (
 )
 from vigor_client.transport.exchange import Exchange, failure_of, mixed_up, parse, unexpected
 from vigor_client.transport.score_stream import OnGroup, ScoreLines, each_once
-from vigor_client.transport.wire import Body, Call, Wire
+from vigor_client.transport.wire import Body, HttpCall, Wire
 
 PROBE_TIMEOUT_SECONDS = 5.0
 PROBE_PAUSE_SECONDS = 0.25
@@ -67,7 +67,7 @@ class Endpoints:
         return self._exchange.wire
 
     async def score(self, request: ScoreRequest, on_group: OnGroup | None = None) -> ScoreResponse:
-        call = Call(
+        call = HttpCall(
             method="POST",
             path="/v1/score",
             body=Body.json(request.model_dump_json(exclude_none=True)),
@@ -79,7 +79,7 @@ class Endpoints:
         return await self._exchange.stream(call, lambda: ScoreLines(request, tell))
 
     async def score_sample(self, request: SampleRequest) -> SampleResponse:
-        call = Call(
+        call = HttpCall(
             method="POST",
             path="/v1/score/sample",
             body=Body.json(request.model_dump_json(exclude_none=True)),
@@ -88,7 +88,7 @@ class Endpoints:
         return await self._exchange.stream(call, lambda: _SampleReader(request))
 
     async def attribute(self, request: AttributionRequest) -> AttributionResponse:
-        call = Call(
+        call = HttpCall(
             method="POST",
             path="/v1/attribution",
             body=Body.json(request.model_dump_json(exclude_none=True)),
@@ -138,7 +138,7 @@ class Endpoints:
 
     async def open_update(self, request: UpdateRequest, name: str) -> UpdateStatus:
         """Open an update under a name of its own: asked again, the service answers with the same update."""
-        call = Call(
+        call = HttpCall(
             method="POST",
             path=UPDATES,
             body=Body.json(request.model_dump_json(exclude_none=True)),
@@ -149,11 +149,11 @@ class Endpoints:
 
     async def put_file(self, update_id: str, name: str, body: Body) -> None:
         path = f"{UPDATES}/{update_id}/files/{name}"
-        call = Call(method="PUT", path=path, body=body, timeout_seconds=self._seconds_for(body.num_bytes))
+        call = HttpCall(method="PUT", path=path, body=body, timeout_seconds=self._seconds_for(body.num_bytes))
         await self._exchange.send(call)
 
     async def take(self, update_id: str, directory: str, *, num_bytes: int) -> None:
-        call = Call(
+        call = HttpCall(
             method="POST",
             path=f"{UPDATES}/{update_id}/take",
             body=Body.json(TakeRequest(directory=directory).model_dump_json()),
@@ -162,7 +162,7 @@ class Endpoints:
         await self._exchange.send(call)
 
     async def broadcast(self, update_id: str, request: BroadcastRequest, *, num_bytes: int) -> UpdateStatus:
-        call = Call(
+        call = HttpCall(
             method="POST",
             path=f"{UPDATES}/{update_id}/broadcast",
             body=Body.json(request.model_dump_json()),
@@ -172,11 +172,11 @@ class Endpoints:
 
     async def commit(self, update_id: str, *, num_bytes: int) -> CommitResponse:
         path = f"{UPDATES}/{update_id}/commit"
-        call = Call(method="POST", path=path, timeout_seconds=self._seconds_for(num_bytes))
+        call = HttpCall(method="POST", path=path, timeout_seconds=self._seconds_for(num_bytes))
         return await self._exchange.fetch(call, CommitResponse)
 
     async def abandon(self, update_id: str) -> None:
-        call = Call(
+        call = HttpCall(
             method="DELETE",
             path=f"{UPDATES}/{update_id}",
             timeout_seconds=ABANDON_TIMEOUT_SECONDS,
@@ -187,9 +187,9 @@ class Endpoints:
     def _seconds_for(self, num_bytes: int) -> float:
         return self._timeout_seconds + num_bytes / SLOWEST_VERIFICATION_BYTES_PER_SECOND
 
-    def _get(self, path: str) -> Call:
-        return Call(method="GET", path=path, timeout_seconds=self._timeout_seconds)
+    def _get(self, path: str) -> HttpCall:
+        return HttpCall(method="GET", path=path, timeout_seconds=self._timeout_seconds)
 
     async def _probe(self, path: str, timeout_seconds: float) -> Health:
-        call = Call(method="GET", path=path, timeout_seconds=timeout_seconds, repeat_seconds=0.0)
+        call = HttpCall(method="GET", path=path, timeout_seconds=timeout_seconds, repeat_seconds=0.0)
         return await self._exchange.fetch(call, Health, also_status=_UNAVAILABLE)

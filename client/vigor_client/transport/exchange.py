@@ -28,7 +28,7 @@ from vigor_client.errors import (
 from vigor_client.schemas.common import WireModel
 from vigor_client.schemas.problems import Problem
 from vigor_client.transport.retry import Failure, RetryPolicy, parse_date, parse_retry_after, refusal
-from vigor_client.transport.wire import REQUEST_ID_HEADER, Call, Wire
+from vigor_client.transport.wire import REQUEST_ID_HEADER, HttpCall, Wire
 
 _MAX_QUOTED_CHARACTERS = 200
 _OF_A_PROXY = {
@@ -59,7 +59,7 @@ class Exchange:
         self._policy = policy
         self._random = random
 
-    async def fetch(self, call: Call, schema: type[Answer], *, also_status: int | None = None) -> Answer:
+    async def fetch(self, call: HttpCall, schema: type[Answer], *, also_status: int | None = None) -> Answer:
         """Send ``call`` and return its answer; ``also_status`` is one more status whose body is ``schema``.
 
         Raises:
@@ -69,18 +69,18 @@ class Exchange:
         """
         return parse(await self.send(call, also_status=also_status), schema)
 
-    async def send(self, call: Call, *, also_status: int | None = None) -> httpx.Response:
+    async def send(self, call: HttpCall, *, also_status: int | None = None) -> httpx.Response:
         """Send ``call`` and return the answer, unread. Raises as ``fetch``, except for the body's schema."""
         return await self._try(call, lambda call: self._attempt(call, also_status))
 
-    async def stream(self, call: Call, begin: Callable[[], Reader[Result]]) -> Result:
+    async def stream(self, call: HttpCall, begin: Callable[[], Reader[Result]]) -> Result:
         """Send ``call`` and return what a reader makes of its answer; each attempt begins with another reader.
 
         Raises as ``fetch``, and what the reader raises, which is tried again like any other failure.
         """
         return await self._try(call, lambda call: self._read(call, begin()))
 
-    async def _try(self, call: Call, attempt: Callable[[Call], Awaitable[Result]]) -> Result:
+    async def _try(self, call: HttpCall, attempt: Callable[[HttpCall], Awaitable[Result]]) -> Result:
         call = replace(call, headers={**call.headers, REQUEST_ID_HEADER: uuid.uuid4().hex})
         started_seconds = self.wire.clock_seconds()
         retries = 0
@@ -95,7 +95,7 @@ class Exchange:
             await self.wire.sleep(delay_seconds)
             retries += 1
 
-    async def _attempt(self, call: Call, also_status: int | None) -> httpx.Response:
+    async def _attempt(self, call: HttpCall, also_status: int | None) -> httpx.Response:
         try:
             response = await self.wire.send(call)
         except httpx.RequestError as error:
@@ -104,7 +104,7 @@ class Exchange:
             raise refusal_error(response)
         return response
 
-    async def _read(self, call: Call, reader: Reader[Result]) -> Result:
+    async def _read(self, call: HttpCall, reader: Reader[Result]) -> Result:
         try:
             response = await self.wire.stream(call, reader.take)
         except httpx.RequestError as error:
@@ -113,7 +113,7 @@ class Exchange:
             raise refusal_error(response)
         return reader.result(response)
 
-    def _delay_seconds(self, error: VigorError, call: Call, retries: int, elapsed_seconds: float) -> float | None:
+    def _delay_seconds(self, error: VigorError, call: HttpCall, retries: int, elapsed_seconds: float) -> float | None:
         failure = failure_of(error)
         if failure is None:
             return None
@@ -137,7 +137,7 @@ def failure_of(error: VigorError) -> Failure | None:
     return None
 
 
-def transport_error(error: httpx.RequestError, call: Call) -> TransportError:
+def transport_error(error: httpx.RequestError, call: HttpCall) -> TransportError:
     """Translate httpx's failure to get an answer into ours, which says where and what."""
     request_id = call.headers[REQUEST_ID_HEADER]
     place = f"{call.method} {error.request.url}"

@@ -45,7 +45,7 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class HttpCall:
     """One request. It must do the same however often it is sent: that happens where an answer is lost.
 
     No attempt begins later than ``repeat_seconds`` after the first one; 0: it is sent once.
@@ -76,8 +76,8 @@ TakeChunk = Callable[[httpx.Response, bytes], None]
 class Wire(Protocol):
     """What a call may wait for. Transport failures are httpx's, and ``MixedUpAnswerError`` for another's answer."""
 
-    async def send(self, call: Call) -> httpx.Response: ...
-    async def stream(self, call: Call, take: TakeChunk) -> httpx.Response:
+    async def send(self, call: HttpCall) -> httpx.Response: ...
+    async def stream(self, call: HttpCall, take: TakeChunk) -> httpx.Response:
         """Send ``call``; give ``take`` the chunks of an answer in lines as they come, and read any other whole."""
         ...
 
@@ -93,12 +93,12 @@ class BlockingWire:
         self._connections = connections
         self._silence_seconds = silence_seconds
 
-    async def send(self, call: Call) -> httpx.Response:
+    async def send(self, call: HttpCall) -> httpx.Response:
         with self._answer(call) as response:
             response.read()
         return response
 
-    async def stream(self, call: Call, take: TakeChunk) -> httpx.Response:
+    async def stream(self, call: HttpCall, take: TakeChunk) -> httpx.Response:
         with self._answer(call) as response:
             if not comes_in_lines(response):
                 response.read()
@@ -109,7 +109,7 @@ class BlockingWire:
         return response
 
     @contextmanager
-    def _answer(self, call: Call) -> Generator[httpx.Response]:
+    def _answer(self, call: HttpCall) -> Generator[httpx.Response]:
         content = call.body.chunks() if call.body else None
         with self._connections.pool().stream(
             call.method, call.path, content=content, headers=call.all_headers, timeout=call.timeout
@@ -136,12 +136,12 @@ class AsyncWire:
         self._connections = connections
         self._silence_seconds = silence_seconds
 
-    async def send(self, call: Call) -> httpx.Response:
+    async def send(self, call: HttpCall) -> httpx.Response:
         async with self._answer(call) as response:
             await response.aread()
         return response
 
-    async def stream(self, call: Call, take: TakeChunk) -> httpx.Response:
+    async def stream(self, call: HttpCall, take: TakeChunk) -> httpx.Response:
         async with self._answer(call) as response:
             if not comes_in_lines(response):
                 await response.aread()
@@ -152,7 +152,7 @@ class AsyncWire:
         return response
 
     @asynccontextmanager
-    async def _answer(self, call: Call) -> AsyncGenerator[httpx.Response]:
+    async def _answer(self, call: HttpCall) -> AsyncGenerator[httpx.Response]:
         content = _in_threads(call.body.chunks()) if call.body else None
         pool = await self._connections.pool()
         async with pool.stream(
@@ -171,7 +171,7 @@ class AsyncWire:
         return time.monotonic()
 
 
-def refuse_mixed_up(response: httpx.Response, call: Call) -> None:
+def refuse_mixed_up(response: httpx.Response, call: HttpCall) -> None:
     """Hold an answer to its request, before its body is read: httpx closes a connection that is left in the middle.
 
     Raises:

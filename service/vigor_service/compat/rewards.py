@@ -22,7 +22,7 @@ WORST_REWARD = -1.0
 _logger = logging.getLogger(__name__)
 
 
-class Adapters:
+class CompatRewards:
     """Answers in each trainer's own form. Samples of one prompt are one group.
 
     A text is given up as soon as its token ids are known: the others of its group may be awaited for long.

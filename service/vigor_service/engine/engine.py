@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from vigor_client.weight_format.lora import lora_scalings
 from vigor_service.engine.attribution.attribution import Attribution, attribute_within_memory
 from vigor_service.engine.loading.checkpoint_names import CheckpointPlan, plan_checkpoint
-from vigor_service.engine.memory.activation_policy import Keep
+from vigor_service.engine.memory.activation_policy import Activations
 from vigor_service.engine.memory.free_memory import free_bytes
 from vigor_service.engine.memory.malloc import HeapTrimming
 from vigor_service.engine.memory.out_of_memory import FittingScorer, Score, is_out_of_memory
@@ -290,4 +290,4 @@ def _num_elements(tensors: Iterable[Tensor]) -> int:
 
 def _frugal_score(fast: FastNorms | None) -> Score | None:
     """Return how to score with checkpoints, where layers can be checkpointed."""
-    return partial(fast.score, keep=Keep.LAYER_INPUTS) if fast is not None and fast.layers else None
+    return partial(fast.score, keep=Activations.CHECKPOINT) if fast is not None and fast.layers else None

@@ -47,9 +47,9 @@ class Keys:
     def describe(self) -> str:
         """Say who may score and who may publish; a line for the log, without the keys."""
         if self.score is None and self.publish is None:
-            return "score=anybody publish=anybody"
+            return "score=open publish=open"
         score = "score_key" if self.publish is None else "publish_key" if self.score is None else "either_key"
-        return f"score={score} publish={'nobody' if self.publish is None else 'publish_key'}"
+        return f"score={score} publish={'disabled' if self.publish is None else 'publish_key'}"
 
     def _granted(self, shown: str | None) -> Role | None:
         offered = (shown or "").encode()

@@ -13,7 +13,7 @@ from vigor_service.errors import ClientGoneError
 _T = TypeVar("_T")
 
 
-async def unless_client_leaves(request: Request, work: Awaitable[_T]) -> _T:
+async def cancel_on_disconnect(request: Request, work: Awaitable[_T]) -> _T:
     """Return what the work returns; when the connection ends first, cancel it.
 
     Raises:

@@ -40,7 +40,7 @@ class _Answer:
             put(line)
 
 
-class Answers:
+class IdempotentResponses:
     """The latest answers, up to ``max_bytes`` of them; the oldest go first. Failures are not kept."""
 
     def __init__(self, max_bytes: int = MAX_ANSWERS_BYTES) -> None:

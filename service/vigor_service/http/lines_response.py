@@ -13,7 +13,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from vigor_client.schemas.scoring import LINES_MEDIA_TYPE
 from vigor_service.errors import ClientGoneError
-from vigor_service.http.disconnect import unless_client_leaves
+from vigor_service.http.disconnect import cancel_on_disconnect
 
 _logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class LinesResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await unless_client_leaves(Request(scope, receive), self._send_all(partial(self._send, send)))
+            await cancel_on_disconnect(Request(scope, receive), self._send_all(partial(self._send, send)))
         except (ClientGoneError, TimeoutError) as error:
             # The status is out already: all that is left is to end the connection.
             reason = "left" if isinstance(error, ClientGoneError) else "stalled"

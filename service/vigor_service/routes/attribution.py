@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request, Response
 
 from vigor_client.schemas.attribution import AttributionRequest, AttributionResponse
-from vigor_service.http.disconnect import unless_client_leaves
+from vigor_service.http.disconnect import cancel_on_disconnect
 from vigor_service.routes.dependencies import FOR_SCORERS, BodyDependency, ServingDependency
 from vigor_service.routes.openapi import json_body, problems
 from vigor_service.routes.scoring import REFUSALS
@@ -22,5 +22,5 @@ router = APIRouter(tags=["scoring"], dependencies=FOR_SCORERS)
 )
 async def attribution(request: Request, serving: ServingDependency, body: BodyDependency) -> Response:
     asked = await body.parse(AttributionRequest, consequence="nothing was attributed")
-    answer = await unless_client_leaves(request, serving.attributions.answer(asked))
+    answer = await cancel_on_disconnect(request, serving.attributions.answer(asked))
     return Response(answer, media_type="application/json")

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request, Response
 from vigor_client.schemas.scoring import MAX_COMPLETIONS_PER_GROUP
 from vigor_service import errors
 from vigor_service.compat.reward_schemas import OpenRLHFRequest, OpenRLHFRewards, SlimeRequest
-from vigor_service.http.disconnect import unless_client_leaves
+from vigor_service.http.disconnect import cancel_on_disconnect
 from vigor_service.routes.dependencies import FOR_SCORERS, BodyDependency, ServingDependency
 from vigor_service.routes.openapi import json_body, problems
 from vigor_service.routes.scoring import REFUSALS
@@ -34,7 +34,7 @@ async def openrlhf(
     work = serving.adapters.openrlhf(asked, group_size=group_size)
     body.release()  # what is held of it is counted as what it became
     del body, asked  # the others of its group may be awaited for long
-    return Response((await unless_client_leaves(request, work)).model_dump_json(), media_type="application/json")
+    return Response((await cancel_on_disconnect(request, work)).model_dump_json(), media_type="application/json")
 
 
 @router.post(
@@ -49,4 +49,4 @@ async def slime(request: Request, group_size: GroupSize, serving: ServingDepende
     work = serving.adapters.slime(asked, group_size=group_size)
     body.release()  # what is held of it is counted as what it became
     del body, asked  # the others of its group may be awaited for long
-    return Response(repr(await unless_client_leaves(request, work)), media_type="application/json")
+    return Response(repr(await cancel_on_disconnect(request, work)), media_type="application/json")

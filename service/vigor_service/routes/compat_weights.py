@@ -36,7 +36,7 @@ _REFUSED = (
     responses=problems(errors.LoadingError, errors.DrainingError),
 )
 async def model_info(serving: ServingDependency) -> SGLangModelInfo:
-    weights, name = serving.publication.weights, serving.info.model
+    weights, name = serving.current_weights.weights, serving.info.model
     return SGLangModelInfo(
         model_path=name, tokenizer_path=name, weight_version=str(weights.version), weight_digest=weights.digest
     )

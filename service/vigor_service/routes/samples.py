@@ -6,7 +6,7 @@ from fastapi import APIRouter, Request, Response
 
 from vigor_client.schemas.scoring import SampleRequest, SampleResponse
 from vigor_service import errors
-from vigor_service.http.disconnect import unless_client_leaves
+from vigor_service.http.disconnect import cancel_on_disconnect
 from vigor_service.routes.dependencies import FOR_SCORERS, BodyDependency, ServingDependency
 from vigor_service.routes.openapi import json_body, problems
 from vigor_service.routes.scoring import REFUSALS
@@ -26,5 +26,5 @@ async def score_sample(request: Request, serving: ServingDependency, body: BodyD
     work = serving.rendezvous.score(sample)
     body.release()  # what is held of it is counted as what it became
     del body, sample  # the others of its group may be awaited for long
-    answer = await unless_client_leaves(request, work)
+    answer = await cancel_on_disconnect(request, work)
     return Response(answer.model_dump_json(), media_type="application/json")

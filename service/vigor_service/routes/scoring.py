@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from vigor_client.schemas.common import IDEMPOTENCY_HEADER
 from vigor_client.schemas.scoring import LINES_MEDIA_TYPE, ScoreRequest, ScoreResponse
 from vigor_service import errors
-from vigor_service.http.disconnect import unless_client_leaves
+from vigor_service.http.disconnect import cancel_on_disconnect
 from vigor_service.http.idempotency import KEY_PATTERN, Work
 from vigor_service.http.lines_response import LinesResponse
 from vigor_service.http.ndjson import lines_of, with_last_error
@@ -60,9 +60,9 @@ async def score(
     work = partial(serving.answers.once, key, body.checksum, partial(serving.scoring.stream, asked))
     if not _accepts_lines(request):
         whole = serving.scoring.score(asked) if key is None else _whole(work, runtime)
-        return Response(await unless_client_leaves(request, whole), media_type="application/json")
+        return Response(await cancel_on_disconnect(request, whole), media_type="application/json")
     lines = lines_of(work, beat_seconds=request.app.state.beat_seconds)
-    first = await unless_client_leaves(request, anext(lines))  # a failure until here has a status of its own
+    first = await cancel_on_disconnect(request, anext(lines))  # a failure until here has a status of its own
     return LinesResponse(
         with_last_error(first, lines, on_problem=runtime.metrics.observe_problem),
         timeout_seconds=runtime.settings.request_timeout_seconds,

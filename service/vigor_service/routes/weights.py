@@ -37,12 +37,12 @@ _PUBLISHERS = [Depends(may_publish)]
 
 @router.get("", summary="What the service scores with now", responses=problems(*_ALWAYS))
 async def weights(serving: ServingDependency) -> WeightsInfo:
-    return serving.publication.info()
+    return serving.current_weights.info()
 
 
 @router.get("/tensors", summary="Every tensor that an update must bring", responses=problems(*_ALWAYS))
 async def tensors(serving: ServingDependency) -> TensorList:
-    served = serving.publication.weights
+    served = serving.current_weights.weights
     return TensorList(weight_version=served.version, weight_digest=served.digest, tensors=list(served.tensors))
 
 

@@ -116,7 +116,7 @@ class Pool(Generic[Owner]):
         self._shares: dict[Owner, _Share[Owner]] = {}
         self._turns: list[tuple[float, int, _Share[Owner]]] = []  # a heap: turns had, order of arrival
         self._numbers = count()
-        self._fair_tokens = 0.0  # what an owner has had that was here all the time
+        self._virtual_tokens = 0.0  # what an owner has had that was here all the time
         self._turn_tokens = 0
 
     def __len__(self) -> int:
@@ -124,7 +124,7 @@ class Pool(Generic[Owner]):
 
     def add(self, owner: Owner, sequences: Iterable[TokenSequence]) -> None:
         """Let ``owner`` wait for these sequences too. It begins one turn behind those that were here all the time."""
-        share = self._shares.get(owner) or _Share[Owner](next(self._numbers), self._fair_tokens - self._turn_tokens)
+        share = self._shares.get(owner) or _Share[Owner](next(self._numbers), self._virtual_tokens - self._turn_tokens)
         for sequence in _by_prompt(sequences):
             waiting = self._waiting.get(sequence)
             if waiting is None:
@@ -173,7 +173,7 @@ class Pool(Generic[Owner]):
         for share in ended:
             if share.waiting:
                 heappush(self._turns, self._turn(share))
-        self._fair_tokens += (max_batch_tokens - batch.room) / num_owners
+        self._virtual_tokens += (max_batch_tokens - batch.room) / num_owners
         return batch.sequences
 
     def _turn(self, share: _Share[Owner]) -> tuple[float, int, _Share[Owner]]:

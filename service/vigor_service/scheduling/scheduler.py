@@ -34,7 +34,7 @@ _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class RequestScores:
     """All scores of one request, taken under one version of the weights, and where its time went."""
 
     scores: dict[TokenSequence, SequenceScore]
@@ -50,7 +50,7 @@ class _Job:
 
     sequences: Collection[TokenSequence]
     requirement: WeightRequirement
-    answer: asyncio.Future[Scored]
+    answer: asyncio.Future[RequestScores]
     own_scores: ScoreCache
     submitted_at: float = field(default_factory=perf_counter)
     started_at: float | None = None
@@ -151,7 +151,7 @@ class Scheduler:
         *,
         on_scores: OnScores | None = None,
         own_scores: ScoreCache | None = None,
-    ) -> Scored:
+    ) -> RequestScores:
         """Score distinct sequences under one version of the weights. Cancelling takes its work out of the queue.
 
         ``on_scores`` is called when its turn has come, with the scores that are there already, and after each batch
@@ -305,7 +305,7 @@ class Scheduler:
     def _finish(self, job: _Job, weights: Weights) -> None:
         finished_at = perf_counter()
         started_at = job.started_at or finished_at
-        scored = Scored(
+        scored = RequestScores(
             scores=job.scores,
             weights=weights,
             padding_tokens=round(job.padding_tokens),

@@ -82,12 +82,12 @@ class Attributions:
         return sequence
 
     async def _attribute(self, sequence: TokenSequence, request: AttributionRequest) -> _Attributed:
-        publication = self.scoring.publication
+        current_weights = self.scoring.current_weights
         requirement = WeightRequirement(request.weight_version, request.weight_digest)
-        await publication.wait_for(requirement, wait_seconds=request.wait_seconds)
+        await current_weights.wait_for(requirement, wait_seconds=request.wait_seconds)
         submitted_at = perf_counter()
         async with self.scoring.scheduler.exclusive():
-            weights, started_at = publication.require(requirement), perf_counter()
+            weights, started_at = current_weights.require(requirement), perf_counter()
             attribution = await self._compute(sequence)
         timing = Timing(queue_seconds=started_at - submitted_at, compute_seconds=perf_counter() - started_at)
         return _Attributed(attribution, weights, timing)

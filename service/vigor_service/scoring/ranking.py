@@ -21,7 +21,7 @@ from vigor_client.schemas.scoring import (
     Usage,
 )
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
-from vigor_service.scheduling.scheduler import Scored
+from vigor_service.scheduling.scheduler import RequestScores
 from vigor_service.scoring.tokenization import EncodedGroup
 
 
@@ -30,13 +30,13 @@ def sequences_to_score(groups: Sequence[EncodedGroup], truncated: TruncatedRule)
     return list(dict.fromkeys(_computed(groups, truncated)))
 
 
-def grade(model: str, request: ScoringOptions, groups: Sequence[EncodedGroup], scored: Scored) -> ScoreResponse:
+def grade(model: str, request: ScoringOptions, groups: Sequence[EncodedGroup], scored: RequestScores) -> ScoreResponse:
     """Rank every group and account for the request."""
     graded = [grade_group(group, scored.scores, request) for group in groups]
     return ScoreResponse(groups=graded, **dict(last_line(model, request, groups, scored)))
 
 
-def last_line(model: str, request: ScoringOptions, groups: Sequence[EncodedGroup], scored: Scored) -> LastLine:
+def last_line(model: str, request: ScoringOptions, groups: Sequence[EncodedGroup], scored: RequestScores) -> LastLine:
     """Account for the request."""
     return LastLine(
         model=model,
@@ -157,7 +157,7 @@ def wire_number(number: float) -> float | None:
     return number if isfinite(number) else None
 
 
-def _usage(groups: Sequence[EncodedGroup], truncated: TruncatedRule, scored: Scored) -> Usage:
+def _usage(groups: Sequence[EncodedGroup], truncated: TruncatedRule, scored: RequestScores) -> Usage:
     """Each group's prompt counts once; each completion counts, also when it was not computed."""
     return Usage(
         prompt_tokens=sum(len(group.sequences[0].prompt_ids) for group in groups),

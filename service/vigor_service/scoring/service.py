@@ -20,14 +20,14 @@ from vigor_service.errors import (
 from vigor_service.observability.metrics import Metrics
 from vigor_service.observability.request_record import Computation, current_record
 from vigor_service.scheduling.admission import Admission
-from vigor_service.scheduling.scheduler import DoesNotFitError, OnScores, Scheduler, Scored
+from vigor_service.scheduling.scheduler import DoesNotFitError, OnScores, RequestScores, Scheduler
 from vigor_service.scheduling.score_cache import ScoreCache
 from vigor_service.scoring.group_progress import GroupWatch
 from vigor_service.scoring.media_tokens import refuse_media_tokens
 from vigor_service.scoring.ranking import answer_json, grade, group_line, last_line, sequences_to_score
 from vigor_service.scoring.tokenization import EncodedGroup, Encoder
 from vigor_service.threads.preparation import Preparation
-from vigor_service.weights.current import Publication
+from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.version import WeightRequirement
 
 SMALL_REQUEST_COMPLETIONS = 64
@@ -70,7 +70,7 @@ class Scoring:
     model: str
     encoder: Encoder
     admission: Admission
-    publication: Publication
+    current_weights: CurrentWeights
     scheduler: Scheduler
     preparation: Preparation
     metrics: Metrics
@@ -143,7 +143,7 @@ class Scoring:
 
     async def compute(
         self, encoded: Encoded, on_scores: OnScores | None = None, *, own_scores: ScoreCache | None = None
-    ) -> Scored:
+    ) -> RequestScores:
         """Score what was admitted, once the weights are there. ``on_scores``, ``own_scores``: see ``Scheduler.score``.
 
         Raises:
@@ -151,13 +151,13 @@ class Scoring:
         """
         request = encoded.request
         requirement = WeightRequirement(request.weight_version, request.weight_digest)
-        await self.publication.wait_for(requirement, wait_seconds=request.wait_seconds)
+        await self.current_weights.wait_for(requirement, wait_seconds=request.wait_seconds)
         try:
             return await self._schedule(encoded.sequences, requirement, on_scores, own_scores)
         except DoesNotFitError as error:
             raise await self._beside(encoded, _exceeds_memory, encoded.groups, error.too_long) from error
 
-    async def grade(self, encoded: Encoded, scored: Scored) -> ScoreResponse:
+    async def grade(self, encoded: Encoded, scored: RequestScores) -> ScoreResponse:
         """Rank every group, and count what the request cost."""
         return await self._beside(encoded, self._grade, encoded, scored)
 
@@ -173,7 +173,7 @@ class Scoring:
         requirement: WeightRequirement,
         on_scores: OnScores | None,
         own_scores: ScoreCache | None,
-    ) -> Scored:
+    ) -> RequestScores:
         record = current_record()
         computation = record.computation = Computation()
         tell = computation.watching(on_scores) if record.is_traced else on_scores
@@ -188,7 +188,7 @@ class Scoring:
         sequences = sequences_to_score(groups, request.truncated)
         return Encoded(request, groups, sequences)
 
-    def _grade(self, encoded: Encoded, scored: Scored) -> ScoreResponse:
+    def _grade(self, encoded: Encoded, scored: RequestScores) -> ScoreResponse:
         response = grade(self.model, encoded.request, encoded.groups, scored)
         for group, score in zip(encoded.groups, response.groups, strict=True):
             self.metrics.observe_group(group.sequences, score.completions)
@@ -205,7 +205,7 @@ class Scoring:
         self.metrics.observe_group(encoded.groups[index].sequences, line.completions)
         return answer_json(line)
 
-    def _last_line(self, encoded: Encoded, scored: Scored) -> str:
+    def _last_line(self, encoded: Encoded, scored: RequestScores) -> str:
         line = last_line(self.model, encoded.request, encoded.groups, scored)
         self._count(line.usage)
         return line.model_dump_json()

@@ -16,7 +16,7 @@ class Watchdog:
     def __init__(self, thread: WorkerThread, *, limit_seconds: float) -> None:
         self._thread = thread
         self._limit_seconds = limit_seconds
-        self._has_barked = False
+        self._was_logged = False
 
     def require_progress(self) -> None:
         """Return if the thread is alive and what it runs began not too long ago; the log says once that it did not.
@@ -25,9 +25,9 @@ class Watchdog:
             UnhealthyError: says why.
         """
         reason = self._why_not()
-        if reason is not None and not self._has_barked:
+        if reason is not None and not self._was_logged:
             _logger.error("unhealthy reason=%r", reason)
-        self._has_barked = reason is not None
+        self._was_logged = reason is not None
         if reason is not None:
             raise UnhealthyError(f"{reason}; the service has to be restarted")
 

@@ -32,7 +32,7 @@ class _Change(asyncio.Event):
     failed: Weights | None = None
 
 
-class Publication:
+class CurrentWeights:
     """The weights that serve. Every change wakes those who wait for it.
 
     With ``damage`` the model holds weights that must not serve: the state is ``poisoned`` from the start.

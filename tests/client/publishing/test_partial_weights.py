@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from tests.client.fake_service import FakeService
 from vigor_client import (
     AsyncVigorClient,
-    Publication,
+    PublishResult,
     TensorsRefusedError,
     VigorClient,
     WeightBaseMismatchError,
@@ -39,7 +39,7 @@ def served_weights() -> Tensors:
     return {"embed": torch.arange(6.0).reshape(3, 2), "scale": torch.ones(2), "half": torch.ones(3).bfloat16()}
 
 
-def publish(fake: FakeService, tensors: Mapping[str, torch.Tensor], *, version: int = 7) -> Publication:
+def publish(fake: FakeService, tensors: Mapping[str, torch.Tensor], *, version: int = 7) -> PublishResult:
     with VigorClient("http://service", transport=httpx.MockTransport(fake), max_retries=0) as client:
         return client.publish_weights(tensors, weight_version=version, partial=True)
 
@@ -76,7 +76,7 @@ def test_nothing_is_sent_when_nothing_differs() -> None:
     published = publish(fake, {"scale": torch.ones(2)})
     assert fake.calls == ASKING
     digest = fake.tensor_list().weight_digest
-    assert published == Publication(4, digest, 0, 0, encoding=None, base_digest=digest)
+    assert published == PublishResult(4, digest, 0, 0, encoding=None, base_digest=digest)
 
 
 class OnlyGiven(Mapping[str, torch.Tensor]):
@@ -179,7 +179,7 @@ def test_parts_and_a_snapshot_exclude_each_other() -> None:
 def test_the_async_client_publishes_parts_alike() -> None:
     blocking, awaited = FakeService(served_weights()), FakeService(served_weights())
 
-    async def publish_async() -> Publication:
+    async def publish_async() -> PublishResult:
         async with AsyncVigorClient("http://service", transport=httpx.MockTransport(awaited)) as client:
             return await client.publish_weights({"scale": torch.zeros(2)}, weight_version=7, partial=True)
 

@@ -16,8 +16,8 @@ from vigor_client import (
     InvalidRequestError,
     LoadingError,
     ProblemError,
-    Publication,
     PublishError,
+    PublishResult,
     TensorsRefusedError,
     VigorClient,
     digest_of_tensors,
@@ -47,7 +47,7 @@ def service(**aliases: list[str]) -> FakeService:
     return FakeService(old_weights(), aliases)
 
 
-def publish(fake: FakeService, tensors: Mapping[str, torch.Tensor], *, max_retries: int = 0) -> Publication:
+def publish(fake: FakeService, tensors: Mapping[str, torch.Tensor], *, max_retries: int = 0) -> PublishResult:
     with VigorClient("http://service", transport=httpx.MockTransport(fake), max_retries=max_retries) as client:
         return client.publish_weights(tensors, weight_version=7)
 
@@ -75,7 +75,7 @@ def test_weights_that_serve_already_are_not_sent() -> None:
     fake.weight_version = 4
     published = publish(fake, old_weights())
     assert fake.calls == ["GET /v1/weights/tensors", "GET /v1/weights"]
-    assert published == Publication(
+    assert published == PublishResult(
         4, fake.tensor_list().weight_digest, sent_bytes=0, num_changed_tensors=0, encoding=None
     )
 
@@ -92,7 +92,7 @@ def test_equal_weights_are_sent_to_a_service_that_is_not_ready(state: str) -> No
 def test_the_async_client_publishes_alike() -> None:
     blocking, awaited = service(), service()
 
-    async def publish_async() -> Publication:
+    async def publish_async() -> PublishResult:
         async with AsyncVigorClient("http://service", transport=httpx.MockTransport(awaited)) as client:
             return await client.publish_weights(new_weights(), weight_version=7)
 

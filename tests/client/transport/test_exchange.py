@@ -24,7 +24,7 @@ from vigor_client.errors import (
 from vigor_client.schemas.service import Health
 from vigor_client.transport.exchange import Exchange
 from vigor_client.transport.retry import RetryPolicy
-from vigor_client.transport.wire import REQUEST_ID_HEADER, Body, Call, TakeChunk, run_blocking
+from vigor_client.transport.wire import REQUEST_ID_HEADER, Body, HttpCall, TakeChunk, run_blocking
 
 T = TypeVar("T")
 Outcome = httpx.Response | Callable[[httpx.Request], Exception]
@@ -36,12 +36,12 @@ class ScriptedWire:
 
     def __init__(self, *outcomes: Outcome, seconds_per_call: float = 0.0) -> None:
         self.outcomes = list(outcomes)
-        self.calls: list[Call] = []
+        self.calls: list[HttpCall] = []
         self.sleeps: list[float] = []
         self.now_seconds = 100.0
         self._seconds_per_call = seconds_per_call
 
-    async def send(self, call: Call) -> httpx.Response:
+    async def send(self, call: HttpCall) -> httpx.Response:
         self.calls.append(call)
         self.now_seconds += self._seconds_per_call
         outcome = self.outcomes.pop(0)
@@ -51,7 +51,7 @@ class ScriptedWire:
         outcome.request = request
         return outcome
 
-    async def stream(self, call: Call, take: TakeChunk) -> httpx.Response:
+    async def stream(self, call: HttpCall, take: TakeChunk) -> httpx.Response:
         response = await self.send(call)
         take(response, response.content)
         return response
@@ -73,7 +73,7 @@ def fails(kind: type[httpx.RequestError]) -> Callable[[httpx.Request], Exception
 
 def fetch(wire: ScriptedWire, *, repeat_seconds: float = math.inf, policy: RetryPolicy | None = None) -> Health:
     exchange = Exchange(wire, policy or RetryPolicy(max_retries=3), random=lambda: 1.0)
-    call = Call(
+    call = HttpCall(
         method="POST", path="/v1/thing", timeout_seconds=5.0, repeat_seconds=repeat_seconds, body=Body.json("{}")
     )
     return run_blocking(exchange.fetch(call, Health))

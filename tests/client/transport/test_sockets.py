@@ -14,7 +14,7 @@ from vigor_client.transport.connections import Connections
 from vigor_client.transport.endpoints import Endpoints
 from vigor_client.transport.exchange import Exchange
 from vigor_client.transport.retry import RetryPolicy
-from vigor_client.transport.wire import BlockingWire, Body, Call, run_blocking
+from vigor_client.transport.wire import BlockingWire, Body, HttpCall, run_blocking
 
 BODY = b'{"status":"ok"}'
 GOOD = b"HTTP/1.1 200 OK\r\nContent-Length: 15\r\nConnection: close\r\n\r\n" + BODY
@@ -92,7 +92,7 @@ def test_a_refused_connection_is_tried_again_until_somebody_listens() -> None:
     with ExitStack() as servers, httpx.Client(base_url=url) as http:
         wire = WireThatActsBeforeItWaits(http, lambda: servers.enter_context(server(GOOD, listener=waiting)))
         exchange = Exchange(wire, RetryPolicy(max_retries=1), random=lambda: 0.5)
-        call = Call(method="GET", path="/healthz", timeout_seconds=DEADLINE_SECONDS)
+        call = HttpCall(method="GET", path="/healthz", timeout_seconds=DEADLINE_SECONDS)
         assert run_blocking(exchange.fetch(call, Health)).status == "ok"
 
 
@@ -108,7 +108,7 @@ def test_an_answer_that_is_cut_off_is_asked_for_again() -> None:
     with server(CUT, GOOD) as url, httpx.Client(base_url=url) as http:
         wire = WireThatActsBeforeItWaits(http, lambda: None)
         exchange = Exchange(wire, RetryPolicy(max_retries=1), random=lambda: 0.5)
-        call = Call(method="GET", path="/healthz", timeout_seconds=DEADLINE_SECONDS)
+        call = HttpCall(method="GET", path="/healthz", timeout_seconds=DEADLINE_SECONDS)
         assert run_blocking(exchange.fetch(call, Health)).status == "ok"
 
 
@@ -145,7 +145,7 @@ def test_an_upload_starts_again_from_its_first_byte() -> None:
         starts.append(1)
         yield b"x" * 10
 
-    call = Call(
+    call = HttpCall(
         method="PUT",
         path="/f",
         timeout_seconds=DEADLINE_SECONDS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from tests.support.tiny_models import tiny_model
-from vigor_service.engine.memory.activation_policy import Keep
+from vigor_service.engine.memory.activation_policy import Activations
 from vigor_service.engine.memory.token_budget import resident_peak
 from vigor_service.engine.model.parameter_selection import measured_parameters
 from vigor_service.engine.norms.fast import FastNorms
@@ -14,7 +14,7 @@ from vigor_service.engine.sequences import TokenSequence
 _PROMPT = tuple(range(64))
 
 
-def main(keep: Keep) -> None:
+def main(keep: Activations) -> None:
     model = tiny_model(hidden_size=256, intermediate_size=512, num_hidden_layers=24, max_position_embeddings=4096)
     fast = FastNorms(model, measured_parameters(model))
     fast.score([TokenSequence(_PROMPT, _PROMPT)], keep=keep)  # libraries take memory of their own once
@@ -25,4 +25,4 @@ def main(keep: Keep) -> None:
 
 
 if __name__ == "__main__":
-    main(Keep[sys.argv[1]])
+    main(Activations[sys.argv[1]])

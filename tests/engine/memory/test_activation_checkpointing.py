@@ -16,7 +16,7 @@ from tests.engine.cases import difficult_sequences, largest_error, on_device, re
 from tests.support.tiny_models import FAMILIES, tiny_model
 from vigor_service.engine.engine import Engine
 from vigor_service.engine.memory.activation_checkpointing import checkpointable
-from vigor_service.engine.memory.activation_policy import Keep
+from vigor_service.engine.memory.activation_policy import Activations
 from vigor_service.engine.model.parameter_selection import measured_parameters
 from vigor_service.engine.norms.fast import FastNorms
 from vigor_service.engine.ops.hutchinson import Probes
@@ -35,7 +35,7 @@ def test_norms_with_checkpoints_equal_the_reference(family: str, device: torch.d
     expected = reference(model, sequences, parameters)
     fast = FastNorms(model, parameters)
     assert len(fast.layers) == model.config.get_text_config().num_hidden_layers
-    assert largest_error(fast.score(sequences, keep=Keep.LAYER_INPUTS), expected) <= FP32_TOLERANCE
+    assert largest_error(fast.score(sequences, keep=Activations.CHECKPOINT), expected) <= FP32_TOLERANCE
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gemma2", "cohere"])
@@ -47,8 +47,8 @@ def test_norms_of_a_sequence_whose_logits_come_in_chunks_equal_the_reference(fam
     sequences = [long, LONG, TokenSequence((4,), long.completion_ids[:400])]
     expected = reference(model, sequences, parameters)
     fast = FastNorms(model, parameters)
-    assert largest_error(fast.score(sequences, keep=Keep.LAYER_INPUTS), expected) <= FP32_TOLERANCE
-    assert largest_error(fast.score(sequences, keep=Keep.LITTLE), expected) <= FP32_TOLERANCE
+    assert largest_error(fast.score(sequences, keep=Activations.CHECKPOINT), expected) <= FP32_TOLERANCE
+    assert largest_error(fast.score(sequences, keep=Activations.REMATERIALIZE), expected) <= FP32_TOLERANCE
 
 
 @pytest.mark.parametrize("selection", ["last-1-layers", "norms", r".*layers\.1\.mlp.*"])
@@ -58,7 +58,8 @@ def test_norms_of_some_parameters_with_checkpoints_equal_the_reference(family: s
     parameters, sequences = measured_parameters(model, selection), difficult_sequences()
     expected = reference(model, sequences, parameters)
     assert (
-        largest_error(FastNorms(model, parameters).score(sequences, keep=Keep.LAYER_INPUTS), expected) <= FP32_TOLERANCE
+        largest_error(FastNorms(model, parameters).score(sequences, keep=Activations.CHECKPOINT), expected)
+        <= FP32_TOLERANCE
     )
 
 
@@ -78,7 +79,9 @@ def test_estimates_are_the_same_with_checkpoints() -> None:
     fast = FastNorms(model, parameters)
     fast.probes = Probes(parameters, 4)
     assert (
-        largest_error(fast.score([LONG], keep=Keep.LAYER_INPUTS), fast.score([LONG], keep=Keep.LITTLE))
+        largest_error(
+            fast.score([LONG], keep=Activations.CHECKPOINT), fast.score([LONG], keep=Activations.REMATERIALIZE)
+        )
         <= FP32_TOLERANCE
     )
 
@@ -122,7 +125,7 @@ def test_norms_with_one_of_the_layers_run_twice_equal_the_reference(family: str)
     assert largest_error(fast.score(sequences), expected) <= FP32_TOLERANCE
 
 
-def peak_bytes(keep: Keep) -> int:
+def peak_bytes(keep: Activations) -> int:
     """Return the peak of a process in which every larger tensor is mapped: no holes in a heap."""
     command = [sys.executable, "-m", "tests.engine.memory.peak_of_checkpointing", keep.name]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
@@ -131,7 +134,7 @@ def peak_bytes(keep: Keep) -> int:
 
 @pytest.mark.slow
 def test_checkpoints_take_a_fraction_of_the_memory() -> None:
-    assert 0 < peak_bytes(Keep.LAYER_INPUTS) * 3 < peak_bytes(Keep.LITTLE)
+    assert 0 < peak_bytes(Activations.CHECKPOINT) * 3 < peak_bytes(Activations.REMATERIALIZE)
 
 
 def test_layers_that_return_two_tensors_are_not_checkpointed(caplog: pytest.LogCaptureFixture) -> None:
@@ -144,14 +147,14 @@ def test_layers_that_return_two_tensors_are_not_checkpointed(caplog: pytest.LogC
 
 def test_the_layers_are_what_they_were_afterwards() -> None:
     model = tiny_model()
-    FastNorms(model, measured_parameters(model)).score([LONG], keep=Keep.LAYER_INPUTS)
+    FastNorms(model, measured_parameters(model)).score([LONG], keep=Activations.CHECKPOINT)
     assert all("forward" not in vars(module) for module in model.modules())
 
 
 def test_a_forward_that_was_put_on_a_layer_runs_and_is_there_again_afterwards() -> None:
     model = tiny_model()
     fast = FastNorms(model, measured_parameters(model))
-    expected, calls = fast.score([LONG], keep=Keep.LITTLE), []
+    expected, calls = fast.score([LONG], keep=Activations.REMATERIALIZE), []
     layer = fast.layers[0]
 
     def hooked(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - as the layer's own
@@ -159,7 +162,7 @@ def test_a_forward_that_was_put_on_a_layer_runs_and_is_there_again_afterwards() 
         return type(layer).forward(layer, *args, **options)
 
     layer.forward = hooked
-    assert largest_error(fast.score([LONG], keep=Keep.LAYER_INPUTS), expected) <= FP32_TOLERANCE
+    assert largest_error(fast.score([LONG], keep=Activations.CHECKPOINT), expected) <= FP32_TOLERANCE
     assert len(calls) == 2
     assert vars(layer)["forward"] is hooked
 

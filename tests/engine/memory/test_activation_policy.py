@@ -7,12 +7,12 @@ import torch
 
 from tests.support.tiny_models import tiny_model
 from vigor_service.engine.memory.activation_policy import (
+    Activations,
     Demand,
-    Keep,
     LayerBytes,
-    choose_keep,
+    activations_run_once,
+    choose_activations,
     room_bytes,
-    ways_to_keep,
 )
 from vigor_service.engine.model.decoder import decoder_layers
 
@@ -23,26 +23,30 @@ DEMAND = Demand(bytes_once=700, saved_per_layer=150, num_layers=4)
 @pytest.mark.parametrize(
     ("room", "on_cpu", "on_cuda"),
     [
-        (1400, (Keep.LITTLE, 0), (Keep.EVERYTHING, 0)),
-        (1399, (Keep.LITTLE, 0), (Keep.LITTLE, 0)),
-        (700, (Keep.LITTLE, 0), (Keep.LITTLE, 0)),
-        (699, (Keep.LAYER_INPUTS, 1), (Keep.LAYER_INPUTS, 4)),
-        (550, (Keep.LAYER_INPUTS, 1), (Keep.LAYER_INPUTS, 4)),
-        (549, (Keep.LAYER_INPUTS, 2), (Keep.LAYER_INPUTS, 4)),
-        (100, (Keep.LAYER_INPUTS, 4), (Keep.LAYER_INPUTS, 4)),
-        (0, (Keep.LAYER_INPUTS, 4), (Keep.LAYER_INPUTS, 4)),
-        (None, (Keep.LITTLE, 0), (Keep.EVERYTHING, 0)),
+        (1400, (Activations.REMATERIALIZE, 0), (Activations.KEEP, 0)),
+        (1399, (Activations.REMATERIALIZE, 0), (Activations.REMATERIALIZE, 0)),
+        (700, (Activations.REMATERIALIZE, 0), (Activations.REMATERIALIZE, 0)),
+        (699, (Activations.CHECKPOINT, 1), (Activations.CHECKPOINT, 4)),
+        (550, (Activations.CHECKPOINT, 1), (Activations.CHECKPOINT, 4)),
+        (549, (Activations.CHECKPOINT, 2), (Activations.CHECKPOINT, 4)),
+        (100, (Activations.CHECKPOINT, 4), (Activations.CHECKPOINT, 4)),
+        (0, (Activations.CHECKPOINT, 4), (Activations.CHECKPOINT, 4)),
+        (None, (Activations.REMATERIALIZE, 0), (Activations.KEEP, 0)),
     ],
 )
 def test_the_fastest_way_that_fits_is_chosen_with_no_more_layers_run_twice_than_it_takes(
-    room: int | None, on_cpu: tuple[Keep, int], on_cuda: tuple[Keep, int]
+    room: int | None, on_cpu: tuple[Activations, int], on_cuda: tuple[Activations, int]
 ) -> None:
-    assert choose_keep(CPU, DEMAND, room) == on_cpu
-    assert choose_keep(CUDA, DEMAND, room) == on_cuda
+    assert choose_activations(CPU, DEMAND, room) == on_cpu
+    assert choose_activations(CUDA, DEMAND, room) == on_cuda
 
 
 def test_layers_run_once_where_they_cannot_run_again() -> None:
-    assert choose_keep(CUDA, Demand(700, 150, num_layers=0), 0) == (ways_to_keep(CUDA)[-1], 0) == (Keep.LITTLE, 0)
+    assert (
+        choose_activations(CUDA, Demand(700, 150, num_layers=0), 0)
+        == (activations_run_once(CUDA)[-1], 0)
+        == (Activations.REMATERIALIZE, 0)
+    )
 
 
 def test_room_is_a_share_of_what_is_free_or_the_bound_where_that_is_less() -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vigor_service.engine.ops.autotune import FastestWays, UnavailableError, Way, device_seconds
+from vigor_service.engine.ops.autotune import Autotuner, UnavailableError, Way, device_seconds
 
 WORK = "norms of 4 × 4"
 
@@ -41,12 +41,12 @@ class Ways:
 
 def test_the_fastest_way_gives_the_result() -> None:
     ways = Ways(torch=3.0, triton=1.0, other=2.0)
-    assert FastestWays(ways.timer).run(WORK, ways.calls()).item() == 1.0
+    assert Autotuner(ways.timer).run(WORK, ways.calls()).item() == 1.0
 
 
 def test_each_kind_of_work_is_timed_once() -> None:
     ways = Ways(torch=3.0, triton=1.0)
-    fastest = FastestWays(ways.timer)
+    fastest = Autotuner(ways.timer)
     for work in (WORK, WORK, "other work", WORK):
         fastest.run(work, ways.calls())
     assert ways.timed == [3.0, 1.0] * 2
@@ -54,7 +54,7 @@ def test_each_kind_of_work_is_timed_once() -> None:
 
 def test_a_way_that_is_unavailable_when_it_is_timed_is_left_out_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
     ways = Ways(torch=3.0, triton=1.0)
-    fastest = FastestWays(ways.timer)
+    fastest = Autotuner(ways.timer)
     ways.broken["triton"] = UnavailableError("no compiler")
     with caplog.at_level(logging.WARNING):
         assert fastest.run(WORK, ways.calls()).item() == 3.0
@@ -66,7 +66,7 @@ def test_a_way_that_is_unavailable_when_it_is_timed_is_left_out_and_says_why(cap
 
 def test_a_way_whose_timing_ran_out_of_memory_is_timed_again(caplog: pytest.LogCaptureFixture) -> None:
     ways = Ways(torch=3.0, triton=1.0)
-    fastest = FastestWays(ways.timer)
+    fastest = Autotuner(ways.timer)
     ways.broken["triton"] = torch.OutOfMemoryError("no memory")
     with caplog.at_level(logging.WARNING):
         assert fastest.run(WORK, ways.calls()).item() == 3.0
@@ -85,7 +85,7 @@ def test_a_way_that_never_fits_into_memory_is_timed_ever_more_seldom() -> None:
         tries.append(way)
         return way().item()
 
-    fastest = FastestWays(timer)
+    fastest = Autotuner(timer)
     for _ in range(1000):
         fastest.run(WORK, ways.calls())
     assert len(tries) == 1 + 11  # torch once; triton before the runs 1, 2, 3, 5, …, 513
@@ -93,7 +93,7 @@ def test_a_way_that_never_fits_into_memory_is_timed_ever_more_seldom() -> None:
 
 def test_a_way_that_fails_later_gives_way_to_the_next_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
     ways = Ways(torch=3.0, triton=1.0)
-    fastest = FastestWays(ways.timer)
+    fastest = Autotuner(ways.timer)
     fastest.run(WORK, ways.calls())
     ways.broken["triton"] = UnavailableError("no driver")
     with caplog.at_level(logging.WARNING):
@@ -103,7 +103,7 @@ def test_a_way_that_fails_later_gives_way_to_the_next_and_says_why(caplog: pytes
 
 def test_memory_that_runs_out_later_is_not_the_fault_of_the_way() -> None:
     ways = Ways(torch=3.0, triton=1.0)
-    fastest = FastestWays(ways.timer)
+    fastest = Autotuner(ways.timer)
     fastest.run(WORK, ways.calls())
     ways.broken["triton"] = torch.OutOfMemoryError("no memory")
     with pytest.raises(torch.OutOfMemoryError):
@@ -115,7 +115,7 @@ def test_memory_that_runs_out_later_is_not_the_fault_of_the_way() -> None:
 def test_memory_is_the_reason_when_no_way_is_left_and_one_ran_out_of_it() -> None:
     ways = Ways(torch=3.0, triton=1.0)
     ways.broken = {"torch": torch.OutOfMemoryError("no memory"), "triton": UnavailableError("no driver")}
-    fastest = FastestWays(ways.timer)
+    fastest = Autotuner(ways.timer)
     with pytest.raises(torch.OutOfMemoryError):
         fastest.run(WORK, ways.calls())
     ways.broken.clear()
@@ -125,7 +125,7 @@ def test_memory_is_the_reason_when_no_way_is_left_and_one_ran_out_of_it() -> Non
 def test_the_reason_of_the_last_way_is_raised_when_none_is_left() -> None:
     ways = Ways(torch=3.0, triton=1.0)
     ways.broken = {name: UnavailableError(f"no {name}") for name in ways.seconds}
-    fastest = FastestWays(ways.timer)
+    fastest = Autotuner(ways.timer)
     with pytest.raises(UnavailableError, match="no triton"):
         fastest.run(WORK, ways.calls())
     ways.broken.clear()
@@ -139,12 +139,12 @@ def test_other_errors_are_not_swallowed() -> None:
     ways = Ways(torch=3.0, triton=1.0)
     ways.broken["triton"] = ValueError("a bug")
     with pytest.raises(ValueError, match="a bug"):
-        FastestWays(ways.timer).run(WORK, ways.calls())
+        Autotuner(ways.timer).run(WORK, ways.calls())
 
 
 def test_work_without_any_way_is_refused() -> None:
     with pytest.raises(UnavailableError, match="no way"):
-        FastestWays(lambda _: 0.0).run(WORK, {})
+        Autotuner(lambda _: 0.0).run(WORK, {})
 
 
 @pytest.mark.gpu

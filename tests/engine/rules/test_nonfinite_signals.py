@@ -15,7 +15,7 @@ from vigor_service.engine.batching.packing import pack
 from vigor_service.engine.engine import Engine
 from vigor_service.engine.model.parameter_selection import measured_parameters
 from vigor_service.engine.norms.reference import exact_score
-from vigor_service.engine.rules.context import Measurement
+from vigor_service.engine.rules.context import NormContext
 from vigor_service.engine.rules.head import Head, head_loss
 from vigor_service.engine.sequences import TokenSequence
 
@@ -67,7 +67,7 @@ def test_the_fast_head_gives_the_shares_and_the_signals_of_the_others() -> None:
     weight_VD, bias_V = torch.randn(1030, 6), torch.randn(1030)
     bias_V[1027] = -inf
     hidden_MD = torch.randn(3, 6, requires_grad=True)
-    measurement = Measurement(batch)
+    measurement = NormContext(batch)
     total, signals = head_loss(hidden_MD, Head(weight_VD, bias_V, 1.0, None, True, True), measurement)
     found = torch.autograd.grad(total, [hidden_MD, measurement.squared_norms_B])
 
@@ -86,7 +86,7 @@ def test_a_logit_that_is_no_number_makes_every_signal_none() -> None:
     batch = pack([SEQUENCE], torch.device("cpu"))
     weight_VD = torch.randn(50, 6)
     weight_VD[40] = torch.nan
-    measurement = Measurement(batch)
+    measurement = NormContext(batch)
     hidden_MD = torch.randn(3, 6, requires_grad=True)
     total, signals = head_loss(hidden_MD, Head(weight_VD, None, 1.0, None, True, False), measurement)
     (share_B,) = torch.autograd.grad(total, [measurement.squared_norms_B])

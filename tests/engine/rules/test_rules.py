@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vigor_service.engine.batching.packing import PackedBatch, pack
-from vigor_service.engine.norms.op_interception import Claim, Measuring, UnclaimedCallError
+from vigor_service.engine.norms.op_interception import Claim, NormInterception, UnclaimedCallError
 from vigor_service.engine.ops.gram import gram_blocks, inner_product_, weighted_gram_blocks
-from vigor_service.engine.rules.context import Measurement
+from vigor_service.engine.rules.context import NormContext
 from vigor_service.engine.rules.embedding import DistinctIds
 from vigor_service.engine.rules.experts import Routing, experts_linear
 from vigor_service.engine.rules.head import Head, head_loss, hidden_gradient
@@ -56,9 +56,9 @@ def assert_shares(
         expected.append(sum(g.double().square().sum().item() for g in grads))
     for parameter in parameters:
         parameter.requires_grad_(False)
-    measurement = Measurement(batch)
+    measurement = NormContext(batch)
     claim = Claim("any", ("parameter",), token_axis)
-    measuring = Measuring(dict.fromkeys(parameters, claim), measurement)
+    measuring = NormInterception(dict.fromkeys(parameters, claim), measurement)
     with measuring:
         measured = operation(x)
     measuring.check_all_seen()
@@ -163,7 +163,7 @@ def test_the_input_gradient_is_that_of_the_plain_operation() -> None:
     gradient = torch.randn(1, batch.num_tokens, 5)
     (expected,) = torch.autograd.grad(F.linear(x, weight, bias) * scale, x, gradient)
     claims = dict.fromkeys([weight, bias, scale], Claim("any", ("parameter",), 1))
-    with Measuring(claims, Measurement(batch)):
+    with NormInterception(claims, NormContext(batch)):
         output = F.linear(x, weight, bias) * scale
     (measured,) = torch.autograd.grad(output, x, gradient)
     torch.testing.assert_close(measured, expected)
@@ -180,7 +180,7 @@ def test_head_loss_signals_and_shares(softcap: float | None, scale: float, num_f
     weight, bias = matrix(11, num_features), vector(11)
     # logits of about one, as models have: large ones differ between libraries by more than their rounding
     hidden_MD = (torch.randn(len(batch.targets_M), num_features) * num_features**-0.5).requires_grad_()
-    measurement = Measurement(batch)
+    measurement = NormContext(batch)
     total, signals = head_loss(hidden_MD, Head(weight, bias, scale, softcap, True, True), measurement)
     measured = torch.autograd.grad(total, [hidden_MD, measurement.squared_norms_B])
 
@@ -226,14 +226,14 @@ def test_the_inner_product_of_two_grams_needs_only_their_lower_blocks(num_rows: 
 
 def test_a_claimed_parameter_in_a_call_that_no_rule_knows_is_refused_by_name() -> None:
     weight = matrix(3, 3)
-    measuring = Measuring({weight: Claim("linear", ("weight",), 1)}, Measurement(batch_of(2)))
+    measuring = NormInterception({weight: Claim("linear", ("weight",), 1)}, NormContext(batch_of(2)))
     with measuring, pytest.raises(UnclaimedCallError, match="einsum"):
         torch.einsum("bti,ij->btj", torch.ones(1, 2, 3), weight)
 
 
 def test_a_claimed_parameter_that_is_used_twice_or_never_is_refused() -> None:
     weight = matrix(3, 3)
-    measuring = Measuring({weight: Claim("linear", ("weight",), 1)}, Measurement(batch_of(2)))
+    measuring = NormInterception({weight: Claim("linear", ("weight",), 1)}, NormContext(batch_of(2)))
     with pytest.raises(UnclaimedCallError, match="not used as in the trace"):
         measuring.check_all_seen()
     with measuring:

@@ -180,8 +180,8 @@ def test_the_client_sends_its_key_and_knows_both_refusals(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("keys", "described"),
     [
-        (Keys(), "score=anybody publish=anybody"),
-        (Keys(score=SecretStr("s")), "score=score_key publish=nobody"),
+        (Keys(), "score=open publish=open"),
+        (Keys(score=SecretStr("s")), "score=score_key publish=disabled"),
         (Keys(publish=SecretStr("p")), "score=publish_key publish=publish_key"),
         (Keys(score=SecretStr("s"), publish=SecretStr("p")), "score=either_key publish=publish_key"),
     ],

@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.waiting import until
 from vigor_service.errors import InvalidRequestError, QueueFullError
-from vigor_service.http.idempotency import MAX_KEY_CHARACTERS, Answers, Put
+from vigor_service.http.idempotency import MAX_KEY_CHARACTERS, IdempotentResponses, Put
 
 
 class Work:
@@ -34,7 +34,7 @@ class Work:
         put(f"answer {self.num_begun}")
 
 
-async def once(answers: Answers, key: str | None, work: Work, body: str = "body") -> list[str]:
+async def once(answers: IdempotentResponses, key: str | None, work: Work, body: str = "body") -> list[str]:
     lines: list[str] = []
     await answers.once(key, body, work, lines.append)
     return lines
@@ -42,7 +42,7 @@ async def once(answers: Answers, key: str | None, work: Work, body: str = "body"
 
 def test_the_same_request_gets_the_first_answer_and_is_computed_once() -> None:
     async def test() -> None:
-        answers, work = Answers(), Work()
+        answers, work = IdempotentResponses(), Work()
         work.gate.set()
         assert [await once(answers, "k", work) for _ in range(3)] == [["first", "answer 1"]] * 3
 
@@ -51,7 +51,7 @@ def test_the_same_request_gets_the_first_answer_and_is_computed_once() -> None:
 
 def test_without_a_key_every_request_is_computed() -> None:
     async def test() -> None:
-        answers, work = Answers(), Work()
+        answers, work = IdempotentResponses(), Work()
         work.gate.set()
         assert [await once(answers, None, work) for _ in range(2)] == [["first", "answer 1"], ["first", "answer 2"]]
 
@@ -60,7 +60,7 @@ def test_without_a_key_every_request_is_computed() -> None:
 
 def test_requests_at_the_same_time_share_the_work_and_one_that_leaves_does_not_stop_it() -> None:
     async def test() -> None:
-        answers, work = Answers(), Work()
+        answers, work = IdempotentResponses(), Work()
         first, second = (asyncio.ensure_future(once(answers, "k", work)) for _ in range(2))
         await asyncio.sleep(0)
         first.cancel()
@@ -74,7 +74,7 @@ def test_requests_at_the_same_time_share_the_work_and_one_that_leaves_does_not_s
 
 def test_who_comes_later_gets_the_lines_so_far_at_once_and_the_others_as_they_come() -> None:
     async def test() -> None:
-        answers, work, early, late = Answers(), Work(), list[str](), list[str]()
+        answers, work, early, late = IdempotentResponses(), Work(), list[str](), list[str]()
         first = asyncio.ensure_future(answers.once("k", "body", work, early.append))
         await until(lambda: early == ["first"])
         second = asyncio.ensure_future(answers.once("k", "body", work, late.append))
@@ -88,7 +88,7 @@ def test_who_comes_later_gets_the_lines_so_far_at_once_and_the_others_as_they_co
 
 def test_work_that_nobody_waits_for_is_cancelled_and_a_retry_begins_anew() -> None:
     async def test() -> None:
-        answers, work = Answers(), Work()
+        answers, work = IdempotentResponses(), Work()
         first = asyncio.ensure_future(once(answers, "k", work))
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -103,7 +103,7 @@ def test_work_that_nobody_waits_for_is_cancelled_and_a_retry_begins_anew() -> No
 
 def test_a_failure_is_told_and_not_kept() -> None:
     async def test() -> None:
-        answers, work = Answers(), Work(fails=True)
+        answers, work = IdempotentResponses(), Work(fails=True)
         work.gate.set()
         with pytest.raises(QueueFullError):
             await once(answers, "k", work)
@@ -116,13 +116,13 @@ def test_a_failure_is_told_and_not_kept() -> None:
 @pytest.mark.parametrize("key", ["", "k" * (MAX_KEY_CHARACTERS + 1)])
 def test_what_is_no_key_is_refused(key: str) -> None:
     with pytest.raises(InvalidRequestError) as refused:
-        asyncio.run(once(Answers(), key, Work()))
+        asyncio.run(once(IdempotentResponses(), key, Work()))
     assert refused.value.errors[0].loc == ["header", "Idempotency-Key"]
 
 
 def test_a_key_with_another_body_is_refused() -> None:
     async def test() -> None:
-        answers, work = Answers(), Work()
+        answers, work = IdempotentResponses(), Work()
         work.gate.set()
         await once(answers, "k", work)
         with pytest.raises(InvalidRequestError) as refused:
@@ -134,7 +134,7 @@ def test_a_key_with_another_body_is_refused() -> None:
 
 def test_the_oldest_answers_are_forgotten_when_they_are_too_large_together() -> None:
     async def test() -> None:
-        answers, work = Answers(max_bytes=2 * len("firstanswer 1")), Work()
+        answers, work = IdempotentResponses(max_bytes=2 * len("firstanswer 1")), Work()
         work.gate.set()
         for key in ("a", "b", "c"):
             await once(answers, key, work)

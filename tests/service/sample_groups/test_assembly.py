@@ -23,7 +23,7 @@ from vigor_service.scoring.service import Scoring
 from vigor_service.scoring.tokenization import Encoder
 from vigor_service.threads.preparation import Preparation
 from vigor_service.threads.worker import WorkerThread
-from vigor_service.weights.current import Publication
+from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.verification.fingerprint import initial_weights
 
 SAMPLE_BYTES = held_bytes(TokenSequence((1, 2), (3,)))
@@ -37,13 +37,13 @@ class Bench:
         self.metrics = Metrics()
         self.compute, self.preparation = WorkerThread("compute"), Preparation(seconds=20.0)
         admission = Admission(max_tokens=10_000, max_requests=100, metrics=self.metrics)
-        publication = Publication(
+        current_weights = CurrentWeights(
             initial_weights(self.scorer), load=self.scorer.load, compute=self.compute, metrics=self.metrics
         )
         self.scheduler = Scheduler(
             self.scorer.score,
             compute=self.compute,
-            weights_for=publication.require,
+            weights_for=current_weights.require,
             admission=admission,
             cache=ScoreCache(0),
             max_batch_tokens=100,
@@ -53,7 +53,7 @@ class Bench:
             model="fake",
             encoder=Encoder(None, VOCAB_SIZE, MAX_SEQUENCE_TOKENS),
             admission=admission,
-            publication=publication,
+            current_weights=current_weights,
             scheduler=self.scheduler,
             preparation=self.preparation,
             metrics=self.metrics,

@@ -13,7 +13,7 @@ from vigor_service.scheduling.admission import Admission
 from vigor_service.scheduling.scheduler import BEGUN_AT_ONCE, DoesNotFitError, Scheduler
 from vigor_service.scheduling.score_cache import ScoreCache
 from vigor_service.threads.worker import WorkerThread
-from vigor_service.weights.current import Publication
+from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.verification.fingerprint import initial_weights
 from vigor_service.weights.version import WeightRequirement
 
@@ -27,13 +27,13 @@ class Bench:
         self.scorer = FakeScorer()
         self.metrics = Metrics()
         self.compute = WorkerThread("compute")
-        self.publication = Publication(
+        self.current_weights = CurrentWeights(
             initial_weights(self.scorer), load=self.scorer.load, compute=self.compute, metrics=self.metrics
         )
         self.scheduler = Scheduler(
             self.scorer.score,
             compute=self.compute,
-            weights_for=self.publication.require,
+            weights_for=self.current_weights.require,
             admission=Admission(max_tokens=10_000, max_requests=100, metrics=self.metrics),
             cache=ScoreCache(cache_entries),
             max_batch_tokens=max_batch_tokens,
@@ -71,7 +71,7 @@ def test_scores_come_back_under_their_sequences() -> None:
         sequences = [_sequence(2), _sequence(3, 4)]
         scored = await bench.scheduler.score(sequences, ANY)
         assert [scored.scores[item] for item in sequences] == bench.scorer.score(sequences).scores
-        assert scored.weights == bench.publication.weights
+        assert scored.weights == bench.current_weights.weights
 
     bench = _run(test)
     assert "compute_0" in bench.scorer.thread_names
@@ -267,7 +267,7 @@ def test_scores_of_an_earlier_request_are_not_computed_again() -> None:
             _sequence(2): first.scores[_sequence(2)],
             _sequence(4): second.scores[_sequence(4)],
         }
-        assert (again.padding_tokens, again.weights) == (0, bench.publication.weights)
+        assert (again.padding_tokens, again.weights) == (0, bench.current_weights.weights)
 
     bench = _run(test, cache_entries=1000)
     assert [set(batch) for batch in bench.scorer.batches] == [{_sequence(2), _sequence(3)}, {_sequence(4)}]
@@ -388,7 +388,7 @@ def test_the_requirement_is_checked_when_the_turn_has_come() -> None:
 
         async def poison() -> None:
             async with bench.scheduler.exclusive():
-                bench.publication.state = "poisoned"
+                bench.current_weights.state = "poisoned"
 
         poisoning = asyncio.ensure_future(poison())
         await asyncio.sleep(0)
@@ -397,7 +397,7 @@ def test_the_requirement_is_checked_when_the_turn_has_come() -> None:
         await asyncio.gather(running, poisoning)
         with pytest.raises(WeightsPoisonedError):
             await late
-        bench.publication.state = "ready"
+        bench.current_weights.state = "ready"
         with pytest.raises(WeightVersionMismatchError):
             await bench.scheduler.score([_sequence(2)], WeightRequirement(version=1))
 

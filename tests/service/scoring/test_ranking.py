@@ -6,7 +6,7 @@ import pytest
 
 from vigor_client.schemas.scoring import CompletionScore, ScoreRequest
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
-from vigor_service.scheduling.scheduler import Scored
+from vigor_service.scheduling.scheduler import RequestScores
 from vigor_service.scoring.ranking import answer_json, grade, grade_group, group_line, sequences_to_score
 from vigor_service.scoring.tokenization import EncodedGroup
 from vigor_service.weights.version import Weights
@@ -122,7 +122,7 @@ def test_only_what_has_a_norm_is_computed_and_once() -> None:
 
 def test_usage_counts_prompts_once_a_group_and_duplicates_by_completion() -> None:
     weights = Weights(7, "xxh3-128:" + "0" * 32, (), 0, "float32", datetime.now(UTC))
-    scored = Scored({GOOD: _score(), WORSE: _score()}, weights, 5, 0.25, 0.5)
+    scored = RequestScores({GOOD: _score(), WORSE: _score()}, weights, 5, 0.25, 0.5)
     groups = [EncodedGroup("a", (GOOD, GOOD, WORSE), (False,) * 3), EncodedGroup("b", (GOOD, EMPTY), (False,) * 2)]
     response = grade("model", _request(), groups, scored)
     assert response.usage.model_dump() == {
@@ -137,7 +137,7 @@ def test_usage_counts_prompts_once_a_group_and_duplicates_by_completion() -> Non
 
 def test_an_answer_put_together_is_the_json_of_the_whole() -> None:
     weights = Weights(7, "xxh3-128:" + "0" * 32, (), 0, "float32", datetime.now(UTC))
-    scored = Scored({GOOD: _score(), WORSE: _score(nan)}, weights, 5, 0.25, 0.5)
+    scored = RequestScores({GOOD: _score(), WORSE: _score(nan)}, weights, 5, 0.25, 0.5)
     odd = '"groups":[]"completions":[]\\'
     groups = [EncodedGroup(odd, (GOOD, GOOD, WORSE), (False,) * 3), EncodedGroup(None, (GOOD, EMPTY), (False,) * 2)]
     for request in (_request(), _request(return_token_ids=True)):

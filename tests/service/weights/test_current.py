@@ -15,7 +15,7 @@ from vigor_service.errors import (
 )
 from vigor_service.observability.metrics import Metrics
 from vigor_service.threads.worker import WorkerThread
-from vigor_service.weights.current import Publication
+from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.verification.fingerprint import initial_weights
 from vigor_service.weights.version import WeightRequirement, Weights
 
@@ -27,15 +27,15 @@ class Bench:
         self.scorer = FakeScorer()
         self.metrics = Metrics()
         self.compute = WorkerThread("compute")
-        self.publication = Publication(
+        self.current_weights = CurrentWeights(
             initial_weights(self.scorer), load=self.scorer.load, compute=self.compute, metrics=self.metrics
         )
 
     def weights(self, version: int, digest: str = OTHER_DIGEST) -> Weights:
-        return replace(self.publication.weights, version=version, digest=digest)
+        return replace(self.current_weights.weights, version=version, digest=digest)
 
     async def swap(self, version: int, digest: str = OTHER_DIGEST) -> None:
-        await self.publication.swap(
+        await self.current_weights.swap(
             self.weights(version, digest), ((name, methodcaller("add_", 1)) for name in self.scorer.parameters)
         )
 
@@ -55,8 +55,8 @@ def test_a_swap_loads_on_the_compute_thread_and_serves_the_new_weights() -> None
     async def test(bench: Bench) -> None:
         before = bench.scorer.parameters["norm.weight"].clone()
         await bench.swap(3)
-        assert bench.publication.require(WeightRequirement(3, OTHER_DIGEST)).version == 3
-        assert bench.publication.info().state == "ready"
+        assert bench.current_weights.require(WeightRequirement(3, OTHER_DIGEST)).version == 3
+        assert bench.current_weights.info().state == "ready"
         assert bench.scorer.parameters["norm.weight"].equal(before + 1)
 
     bench = _run(test)
@@ -67,18 +67,18 @@ def test_a_swap_loads_on_the_compute_thread_and_serves_the_new_weights() -> None
 def test_other_weights_are_refused_with_have_and_want() -> None:
     async def test(bench: Bench) -> None:
         with pytest.raises(WeightVersionMismatchError) as version:
-            bench.publication.require(WeightRequirement(5))
+            bench.current_weights.require(WeightRequirement(5))
         assert version.value.data == {"have": 0, "want": 5}
         with pytest.raises(WeightDigestMismatchError) as digest:
-            bench.publication.require(WeightRequirement(0, OTHER_DIGEST))
-        assert digest.value.data == {"have": bench.publication.weights.digest, "want": OTHER_DIGEST}
+            bench.current_weights.require(WeightRequirement(0, OTHER_DIGEST))
+        assert digest.value.data == {"have": bench.current_weights.weights.digest, "want": OTHER_DIGEST}
 
     _run(test)
 
 
 def test_a_requirement_that_is_met_is_not_waited_for() -> None:
     async def test(bench: Bench) -> None:
-        await bench.publication.wait_for(WeightRequirement(0), wait_seconds=0)
+        await bench.current_weights.wait_for(WeightRequirement(0), wait_seconds=0)
 
     _run(test)
 
@@ -86,7 +86,7 @@ def test_a_requirement_that_is_met_is_not_waited_for() -> None:
 def test_waiting_ends_with_the_mismatch() -> None:
     async def test(bench: Bench) -> None:
         with pytest.raises(WeightVersionMismatchError):
-            await bench.publication.wait_for(WeightRequirement(1), wait_seconds=0.01)
+            await bench.current_weights.wait_for(WeightRequirement(1), wait_seconds=0.01)
 
     _run(test)
 
@@ -94,7 +94,7 @@ def test_waiting_ends_with_the_mismatch() -> None:
 def test_all_who_wait_for_a_version_are_woken_by_it() -> None:
     async def test(bench: Bench) -> None:
         waiting = [
-            asyncio.ensure_future(bench.publication.wait_for(requirement, wait_seconds=20))
+            asyncio.ensure_future(bench.current_weights.wait_for(requirement, wait_seconds=20))
             for requirement in (WeightRequirement(2), WeightRequirement(2, OTHER_DIGEST))
         ]
         await bench.swap(1)
@@ -107,7 +107,9 @@ def test_all_who_wait_for_a_version_are_woken_by_it() -> None:
 
 def test_the_same_version_with_other_bytes_wakes_who_waits_for_its_digest() -> None:
     async def test(bench: Bench) -> None:
-        waiting = asyncio.ensure_future(bench.publication.wait_for(WeightRequirement(0, OTHER_DIGEST), wait_seconds=20))
+        waiting = asyncio.ensure_future(
+            bench.current_weights.wait_for(WeightRequirement(0, OTHER_DIGEST), wait_seconds=20)
+        )
         await asyncio.sleep(0)
         await bench.swap(0)
         await waiting
@@ -120,14 +122,14 @@ def test_a_swap_that_fails_poisons_until_a_full_update_lands() -> None:
         bench.scorer.fail_loading = RuntimeError("the device is gone")
         with pytest.raises(WeightsPoisonedError, match="RuntimeError"):
             await bench.swap(1)
-        assert bench.publication.info().state == "poisoned"
-        assert bench.publication.weights.version == 0
+        assert bench.current_weights.info().state == "poisoned"
+        assert bench.current_weights.weights.version == 0
         with pytest.raises(WeightsPoisonedError) as refused:
-            bench.publication.require(WeightRequirement())
+            bench.current_weights.require(WeightRequirement())
         assert refused.value.retry_after_seconds
         bench.scorer.fail_loading = None
         await bench.swap(1)
-        assert bench.publication.require(WeightRequirement(1)).version == 1
+        assert bench.current_weights.require(WeightRequirement(1)).version == 1
 
     _run(test)
 
@@ -136,7 +138,7 @@ def test_a_swap_that_fails_wakes_those_who_wait_for_its_version_with_the_reason(
     async def test(bench: Bench) -> None:
         bench.scorer.fail_loading = RuntimeError("the device is gone")
         its_version, its_digest, later = (
-            asyncio.ensure_future(bench.publication.wait_for(requirement, wait_seconds=20))
+            asyncio.ensure_future(bench.current_weights.wait_for(requirement, wait_seconds=20))
             for requirement in (WeightRequirement(1), WeightRequirement(digest=OTHER_DIGEST), WeightRequirement(2))
         )
         await asyncio.sleep(0)
@@ -156,8 +158,8 @@ def test_a_swap_that_fails_wakes_those_who_wait_for_its_version_with_the_reason(
 
 def test_who_waits_while_the_weights_are_poisoned_gets_the_update_that_cures_them() -> None:
     async def test(bench: Bench) -> None:
-        bench.publication.state = "poisoned"
-        waiting = asyncio.ensure_future(bench.publication.wait_for(WeightRequirement(0), wait_seconds=20))
+        bench.current_weights.state = "poisoned"
+        waiting = asyncio.ensure_future(bench.current_weights.wait_for(WeightRequirement(0), wait_seconds=20))
         await asyncio.sleep(0)
         await bench.swap(0)
         await waiting
@@ -167,9 +169,9 @@ def test_who_waits_while_the_weights_are_poisoned_gets_the_update_that_cures_the
 
 def test_draining_wakes_who_waits() -> None:
     async def test(bench: Bench) -> None:
-        waiting = asyncio.ensure_future(bench.publication.wait_for(WeightRequirement(1), wait_seconds=20))
+        waiting = asyncio.ensure_future(bench.current_weights.wait_for(WeightRequirement(1), wait_seconds=20))
         await asyncio.sleep(0)
-        bench.publication.drain()
+        bench.current_weights.drain()
         with pytest.raises(DrainingError):
             await waiting
 
@@ -178,9 +180,9 @@ def test_draining_wakes_who_waits() -> None:
 
 def test_it_is_not_ready_while_a_swap_is_applied() -> None:
     async def test(bench: Bench) -> None:
-        bench.publication.require_ready()
-        bench.publication.state = "applying"
+        bench.current_weights.require_ready()
+        bench.current_weights.state = "applying"
         with pytest.raises(WeightsApplyingError):
-            bench.publication.require_ready()
+            bench.current_weights.require_ready()
 
     _run(test)

@@ -9,14 +9,14 @@ import pytest
 from tests.trainer.fake_service import score_group
 from vigor_client import Group, GroupScore
 from vigor_trainer.errors import IncompleteGroupError, WrongAnswerError
-from vigor_trainer.rewards.groups import Sample, check_answer, complete_groups, question
+from vigor_trainer.rewards.groups import SampledCompletion, complete_groups, question, validate_response
 
 
-def sample(prompt: int, *ids: int, mask: list[int] | None = None) -> Sample:
-    return Sample([prompt], list(ids), mask, "stop", None)
+def sample(prompt: int, *ids: int, mask: list[int] | None = None) -> SampledCompletion:
+    return SampledCompletion([prompt], list(ids), mask, "stop", None)
 
 
-def ask(*samples: Sample, group_size: int = 2) -> list[Group]:
+def ask(*samples: SampledCompletion, group_size: int = 2) -> list[Group]:
     return question(complete_groups(samples, group_size), step=7)
 
 
@@ -45,20 +45,20 @@ def test_a_group_of_two_prompts_is_refused() -> None:
 
 def test_a_fitting_answer_passes() -> None:
     groups = ask(sample(1, 5, 6), sample(1, 7), sample(2, 8), sample(2, 9))
-    check_answer(groups, answer(groups))
+    validate_response(groups, answer(groups))
 
 
 def test_masked_tokens_do_not_count() -> None:
     groups = ask(sample(1, 5, 6, mask=[1, 0]), sample(1, 7))
-    check_answer(groups, answer(groups, num_tokens=1))
+    validate_response(groups, answer(groups, num_tokens=1))
 
 
 def test_an_answer_about_other_tokens_is_refused() -> None:
     groups = ask(sample(1, 5, 6), sample(1, 7))
     with pytest.raises(WrongAnswerError, match=r"step7/0, completion 0: the service scored 1 tokens of the 2"):
-        check_answer(groups, answer(groups, num_tokens=1))
+        validate_response(groups, answer(groups, num_tokens=1))
 
 
 def test_a_completion_without_a_norm_is_a_rank_all_the_same() -> None:
     groups = ask(sample(1, 5, 6), sample(1, 7))
-    check_answer(groups, answer(groups, num_tokens=0, status="truncated"))
+    validate_response(groups, answer(groups, num_tokens=0, status="truncated"))

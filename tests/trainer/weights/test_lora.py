@@ -17,7 +17,7 @@ from accelerate import Accelerator, DistributedType
 from tests.client.fake_service import MODEL, FakeService, problem
 from tests.support.tiny_models import tiny_model
 from tests.trainer import fake_service as scoring
-from vigor_client import Publication, TensorsRefusedError, VigorClient, WeightSnapshot, lora_scalings
+from vigor_client import PublishResult, TensorsRefusedError, VigorClient, WeightSnapshot, lora_scalings
 from vigor_client.schemas.scoring import ScoreRequest
 from vigor_client.schemas.service import ModelInfo
 from vigor_trainer.errors import UnsupportedSettingError
@@ -189,9 +189,9 @@ def test_with_a_snapshot_all_weights_are_compared() -> None:
         def tensors(self) -> Any:  # noqa: ANN401 - a TensorList
             return fake.tensor_list()
 
-        def publish_weights(self, tensors: Tensors, *, weight_version: int, **options: object) -> Publication:
+        def publish_weights(self, tensors: Tensors, *, weight_version: int, **options: object) -> PublishResult:
             given.append((len(tensors), options["snapshot"]))
-            return Publication(weight_version, fake.tensor_list().weight_digest, 1, 1)
+            return PublishResult(weight_version, fake.tensor_list().weight_digest, 1, 1)
 
     fake, publisher, snapshot = FakeService(copied(model.state_dict())), AdaptedModel(model), WeightSnapshot()
     for version in (0, 1):

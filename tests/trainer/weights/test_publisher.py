@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.trainer.fake_service import FakeService
-from vigor_client import Broadcast, SharedDirectory, Through, WeightSnapshot
+from vigor_client import Broadcast, SharedDirectory, WeightSnapshot, WeightTransport
 from vigor_trainer.weights.publisher import Publisher
 
 WEIGHTS = {"weight": torch.ones(2)}
@@ -46,14 +46,14 @@ def test_one_snapshot_serves_all_publications() -> None:
     assert service.snapshots == [snapshot, snapshot]
 
 
-@pytest.mark.parametrize("through", [None, SharedDirectory(Path("shared")), Broadcast(host="10.0.0.5")])
-def test_every_publication_goes_the_way_that_was_chosen(through: Through | None) -> None:
+@pytest.mark.parametrize("transport", [None, SharedDirectory(Path("shared")), Broadcast(host="10.0.0.5")])
+def test_every_publication_goes_the_way_that_was_chosen(transport: WeightTransport | None) -> None:
     service = FakeService()
-    with Publisher(service, through=through) as publisher:
+    with Publisher(service, transport=transport) as publisher:
         for version in (1, 2):
             publisher.begin(WEIGHTS, version)
             publisher.wait()
-    assert service.ways == [through, through]
+    assert service.ways == [transport, transport]
 
 
 def test_what_stopped_a_publication_is_raised_where_it_is_waited_for() -> None:

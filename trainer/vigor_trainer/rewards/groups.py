@@ -14,7 +14,7 @@ from vigor_trainer.errors import IncompleteGroupError, WrongAnswerError
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class SampledCompletion:
     """One sampled completion, as it travels between the processes of a run."""
 
     prompt_ids: list[int]
@@ -34,7 +34,7 @@ class ScoreOptions:
     wait_seconds: float = 30.0
 
 
-def complete_groups(samples: Sequence[Sample], group_size: int) -> list[Sequence[Sample]]:
+def complete_groups(samples: Sequence[SampledCompletion], group_size: int) -> list[Sequence[SampledCompletion]]:
     """Cut the samples of all processes, in order, into the groups of their prompts.
 
     Raises:
@@ -51,12 +51,12 @@ def complete_groups(samples: Sequence[Sample], group_size: int) -> list[Sequence
     return groups
 
 
-def question(groups: Sequence[Sequence[Sample]], *, step: int) -> list[Group]:
+def question(groups: Sequence[Sequence[SampledCompletion]], *, step: int) -> list[Group]:
     """The groups as they are asked of the service."""
     return [_group(f"step{step}/{index}", group) for index, group in enumerate(groups)]
 
 
-def _group(name: str, samples: Sequence[Sample]) -> Group:
+def _group(name: str, samples: Sequence[SampledCompletion]) -> Group:
     completions = [
         Completion(ids=sample.completion_ids, mask=sample.loss_mask, finish_reason=sample.finish_reason)
         for sample in samples
@@ -64,7 +64,7 @@ def _group(name: str, samples: Sequence[Sample]) -> Group:
     return Group(id=name, prompt_ids=samples[0].prompt_ids, completions=completions)
 
 
-def check_answer(asked: Sequence[Group], answered: Sequence[GroupScore]) -> None:
+def validate_response(asked: Sequence[Group], answered: Sequence[GroupScore]) -> None:
     """Make sure that the service counted the tokens that were sampled, in every completion that has a norm.
 
     That weights, reward, groups and their sizes are those asked for, the client has made sure of.

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from vigor_client import CompletionScore, Group, GroupScore, Publication, ScoreResponse, score_portions
+from vigor_client import CompletionScore, Group, GroupScore, PublishResult, ScoreResponse, score_portions
 from vigor_client.schemas.scoring import FinishReason, RewardName, TieRule, TruncatedRule
 from vigor_trainer.monitoring import statistics
 from vigor_trainer.monitoring.records import RoundRecord
 from vigor_trainer.processes import on_main_process
-from vigor_trainer.rewards.groups import Sample, ScoreOptions, check_answer, complete_groups, question
+from vigor_trainer.rewards.groups import SampledCompletion, ScoreOptions, complete_groups, question, validate_response
 from vigor_trainer.weights.publisher import Publisher
 
 if TYPE_CHECKING:
@@ -102,8 +102,8 @@ class ServiceReward:
         """
         answers = answer or [None] * len(completions)
         correct = [_is_correct(text, expected) for text, expected in zip(completions, answers, strict=True)]
-        samples = list(map(Sample, prompt_ids, completion_ids, loss_mask, finish_reason, correct))
-        everyone: list[Sample] = gather_object(samples)
+        samples = list(map(SampledCompletion, prompt_ids, completion_ids, loss_mask, finish_reason, correct))
+        everyone: list[SampledCompletion] = gather_object(samples)
         groups = complete_groups(everyone, group_size[0])
 
         def score() -> list[float]:
@@ -116,7 +116,11 @@ class ServiceReward:
         return on_main_process(score)[start : start + len(samples)]
 
     def _score(
-        self, groups: Sequence[Sequence[Sample]], step: int, mode: Literal["train", "eval"], generate_seconds: float
+        self,
+        groups: Sequence[Sequence[SampledCompletion]],
+        step: int,
+        mode: Literal["train", "eval"],
+        generate_seconds: float,
     ) -> tuple[list[GroupScore], RoundRecord]:
         started = perf_counter()
         publication = self._publisher.wait()
@@ -130,7 +134,7 @@ class ServiceReward:
         }
         return scored, _round_record(groups, scored, publication, step=step, mode=mode, seconds=seconds)
 
-    def _ask(self, groups: Sequence[Group], publication: Publication) -> list[GroupScore]:
+    def _ask(self, groups: Sequence[Group], publication: PublishResult) -> list[GroupScore]:
         """Ask for scores under exactly the published weights."""
         response = self._client.score(
             groups,
@@ -141,7 +145,7 @@ class ServiceReward:
             ties=self._options.ties,
             truncated=self._options.truncated,
         )
-        check_answer(groups, response.groups)
+        validate_response(groups, response.groups)
         return response.groups
 
 
@@ -153,9 +157,9 @@ def _is_correct(completion: Text, answer: str | None) -> bool | None:
 
 
 def _round_record(
-    groups: Sequence[Sequence[Sample]],
+    groups: Sequence[Sequence[SampledCompletion]],
     scored: Sequence[GroupScore],
-    publication: Publication,
+    publication: PublishResult,
     *,
     step: int,
     mode: Literal["train", "eval"],

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.utils import is_peft_model
 
-from vigor_client import Publication, Through, WeightBaseMismatchError, WeightSnapshot, lora_scalings
+from vigor_client import PublishResult, WeightBaseMismatchError, WeightSnapshot, WeightTransport, lora_scalings
 from vigor_trainer.errors import UnsupportedSettingError
 from vigor_trainer.weights.gathering import with_plain_names
 from vigor_trainer.weights.publishing_client import PublishingClient
@@ -80,8 +80,8 @@ class AdaptedModel:
         *,
         weight_version: int,
         snapshot: WeightSnapshot | None = None,
-        through: Through | None = None,
-    ) -> Publication:
+        transport: WeightTransport | None = None,
+    ) -> PublishResult:
         """Bring the weights into service: all of them at first, then those that training changes.
 
         The names of the service's tensors decide on the form, once. With a snapshot changes are found by bytes, as in
@@ -94,7 +94,7 @@ class AdaptedModel:
         if self._form is None:
             self._form = _form_of(self._model, client)
         weights, publication = self._form(self._model), None
-        publish = partial(client.publish_weights, weight_version=weight_version, through=through)
+        publish = partial(client.publish_weights, weight_version=weight_version, transport=transport)
         if snapshot is None and self._published_digest is not None:
             publication = _publish_trained(publish, weights.trained, base_digest=self._published_digest)
         if publication is None:
@@ -210,8 +210,8 @@ def _refuse_other_scalings(own: Mapping[str, float], served: Mapping[str, float]
 
 
 def _publish_trained(
-    publish: Callable[..., Publication], trained: Mapping[str, torch.Tensor], *, base_digest: str
-) -> Publication | None:
+    publish: Callable[..., PublishResult], trained: Mapping[str, torch.Tensor], *, base_digest: str
+) -> PublishResult | None:
     """None: all weights are due: the service takes no parts now, or they landed on others than were published last."""
     with suppress(WeightBaseMismatchError):
         publication = publish(trained, partial=True)

@@ -13,7 +13,7 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from vigor_client import Publication, Through, WeightSnapshot
+from vigor_client import PublishResult, WeightSnapshot, WeightTransport
 from vigor_trainer.weights.publishing_client import PublishingClient
 
 if TYPE_CHECKING:
@@ -26,13 +26,17 @@ class Publisher:
     """One publication at a time, on a thread of its own; with a snapshot, what changed alone is sent."""
 
     def __init__(
-        self, client: PublishingClient, snapshot: WeightSnapshot | None = None, *, through: Through | None = None
+        self,
+        client: PublishingClient,
+        snapshot: WeightSnapshot | None = None,
+        *,
+        transport: WeightTransport | None = None,
     ) -> None:
         self._client = client
         self._snapshot = snapshot
-        self._through = through
+        self._transport = transport
         self._worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="publish-weights")
-        self._publication: Future[Publication] | None = None
+        self._publication: Future[PublishResult] | None = None
 
     def begin(self, weights: Mapping[str, torch.Tensor] | AdaptedModel, weight_version: int) -> None:
         """Start to publish; nothing is sent when the service has these weights already.
@@ -45,10 +49,10 @@ class Publisher:
             else partial(weights.publish, self._client)
         )
         self._publication = self._worker.submit(
-            publish, weight_version=weight_version, snapshot=self._snapshot, through=self._through
+            publish, weight_version=weight_version, snapshot=self._snapshot, transport=self._transport
         )
 
-    def wait(self) -> Publication:
+    def wait(self) -> PublishResult:
         """Return the publication begun last, once it serves.
 
         Raises:

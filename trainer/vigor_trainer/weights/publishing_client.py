@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Protocol
 
-from vigor_client import Publication, Through, WeightSnapshot
+from vigor_client import PublishResult, WeightSnapshot, WeightTransport
 from vigor_client.schemas.service import ModelInfo
 from vigor_client.schemas.weights import TensorList
 
@@ -27,5 +27,5 @@ class PublishingClient(Protocol):
         weight_version: int,
         snapshot: WeightSnapshot | None = None,
         partial: bool = False,
-        through: Through | None = None,
-    ) -> Publication: ...
+        transport: WeightTransport | None = None,
+    ) -> PublishResult: ...

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from vigor_client.client import VigorClient
-from vigor_client.publishing.publish import Through
+from vigor_client.publishing.publish import WeightTransport
 from vigor_client.publishing.snapshot import WeightSnapshot
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class PublishingTransfer:
     Args:
         inner: how the weights reach the inference server.
         url: where the scoring service listens.
-        snapshot, through: as in ``VigorClient.publish_weights``.
+        snapshot, transport: as in ``VigorClient.publish_weights``.
         connect: makes the client: ``partial(VigorClient, timeout_seconds=900)``.
 
     Raises:
@@ -46,13 +46,13 @@ class PublishingTransfer:
         url: str,
         *,
         snapshot: WeightSnapshot | None = None,
-        through: Through | None = None,
+        transport: WeightTransport | None = None,
         connect: Callable[[str], VigorClient] = VigorClient,
     ) -> None:
         self._inner = inner
         self._url = url
         self._snapshot = snapshot
-        self._through = through
+        self._transport = transport
         self._connect = connect
         self._num_sent = 0
 
@@ -71,7 +71,7 @@ class PublishingTransfer:
         self._num_sent += 1
         with self._connect(self._url) as client:
             client.publish_weights(
-                copies, weight_version=self._num_sent, snapshot=self._snapshot, through=self._through
+                copies, weight_version=self._num_sent, snapshot=self._snapshot, transport=self._transport
             )
 
     def resume(self) -> None:

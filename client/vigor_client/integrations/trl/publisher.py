@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from vigor_client.client import VigorClient
 from vigor_client.errors import VigorError
-from vigor_client.publishing.publish import Publication, Through
+from vigor_client.publishing.publish import PublishResult, WeightTransport
 from vigor_client.publishing.snapshot import WeightSnapshot
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class WeightPublisher:
 
     Args:
         url: where the service listens.
-        snapshot, through: as in ``VigorClient.publish_weights``.
+        snapshot, transport: as in ``VigorClient.publish_weights``.
         connect: makes the client: ``partial(VigorClient, timeout_seconds=900)``.
     """
 
@@ -63,16 +63,16 @@ class WeightPublisher:
         url: str,
         *,
         snapshot: WeightSnapshot | None = None,
-        through: Through | None = None,
+        transport: WeightTransport | None = None,
         connect: Callable[[str], VigorClient] = VigorClient,
     ) -> None:
         self._url = url
         self._snapshot = snapshot
-        self._through = through
+        self._transport = transport
         self._connect = connect
         self._model: torch.nn.Module | None = None
         self._step: int | None = None
-        self._publication: Publication | None = None
+        self._publication: PublishResult | None = None
         self._num_micro_steps = 0
 
     @property
@@ -80,7 +80,7 @@ class WeightPublisher:
         """Whether TRL trains, not evaluates: asked as TRL itself does."""
         return self._model is None or self._model.training
 
-    def at(self, step: int) -> Publication:
+    def at(self, step: int) -> PublishResult:
         """The publication of the weights after ``step`` optimizer steps.
 
         Raises:
@@ -160,7 +160,7 @@ class WeightPublisher:
         from accelerate import PartialState  # pyright: ignore[reportMissingTypeStubs] - it has none
         from accelerate.utils import broadcast_object_list  # pyright: ignore - likewise
 
-        outcome: list[Publication | None] = [None]
+        outcome: list[PublishResult | None] = [None]
         try:
             if PartialState().is_main_process:
                 outcome[0] = self._send(step)
@@ -170,12 +170,12 @@ class WeightPublisher:
             raise VigorError("the main process could not publish the weights, see its message")
         self._step, self._publication = step, outcome[0]
 
-    def _send(self, step: int) -> Publication:
+    def _send(self, step: int) -> PublishResult:
         if self._model is None:
             raise VigorError("nothing to publish: training has not begun")
         with self._connect(self._url) as client:
             return client.publish_weights(
-                self._model.state_dict(), weight_version=step, snapshot=self._snapshot, through=self._through
+                self._model.state_dict(), weight_version=step, snapshot=self._snapshot, transport=self._transport
             )
 
 

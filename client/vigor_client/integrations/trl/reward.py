@@ -17,8 +17,8 @@ from vigor_client.client import AsyncVigorClient
 from vigor_client.errors import VigorError
 from vigor_client.integrations.trl.distributed import Processes, torch_processes
 from vigor_client.integrations.trl.group_slices import parts_of_slice
-from vigor_client.integrations.trl.round import Round, Scored, score_round
-from vigor_client.publishing.publish import Publication
+from vigor_client.integrations.trl.round import Round, VersionedScore, score_round
+from vigor_client.publishing.publish import PublishResult
 from vigor_client.ranking import TieRule
 from vigor_client.schemas.scoring import Completion, RewardName, TruncatedRule
 
@@ -46,7 +46,7 @@ class CurrentWeights(Protocol):
     @property
     def is_training(self) -> bool: ...
 
-    def at(self, step: int) -> Publication: ...
+    def at(self, step: int) -> PublishResult: ...
 
 
 class TrainerState(Protocol):
@@ -157,7 +157,7 @@ class _Reward:
             return set(self._eos_token_ids)
         return set(getattr(trainer, "eos_token_ids", [self._processing_class.eos_token_id]))
 
-    async def _scores(self, asked: Round, step: int | None) -> list[Scored] | None:
+    async def _scores(self, asked: Round, step: int | None) -> list[VersionedScore] | None:
         try:
             insisted = self._insisted(step)
             async with self._connect(self._url) as client:
@@ -260,14 +260,14 @@ def _refuse_unscorable(completions: Sequence[Text], columns: Mapping[str, object
         )
 
 
-def _rewards(scores: Sequence[Scored] | None, num_completions: int, columns: Mapping[str, object]) -> Rewards:
+def _rewards(scores: Sequence[VersionedScore] | None, num_completions: int, columns: Mapping[str, object]) -> Rewards:
     if scores is None:
         return [None] * num_completions
     _log(scores, columns)
     return [scored.score.reward for scored in scores]
 
 
-def _log(scores: Sequence[Scored], columns: Mapping[str, object]) -> None:
+def _log(scores: Sequence[VersionedScore], columns: Mapping[str, object]) -> None:
     norms = [scored.score.scaled_grad_norm for scored in scores]
     known = [norm for norm in norms if norm is not None]
     if callable(log_extra := columns.get("log_extra")):

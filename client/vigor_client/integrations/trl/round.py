@@ -27,7 +27,7 @@ MAX_WAITING_SAMPLES = 100  # each waits on a connection of its own, and httpx op
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class VersionedScore:
     """A completion's score, and the version of the weights that it comes from."""
 
     weight_version: int
@@ -71,18 +71,18 @@ class Round:
             for position in range(part.start, part.stop)
         ]
 
-    def in_order(self, groups: Iterable[ScoreResponse], samples: Iterable[SampleResponse]) -> list[Scored]:
+    def in_order(self, groups: Iterable[ScoreResponse], samples: Iterable[SampleResponse]) -> list[VersionedScore]:
         """The answers to `groups` and `samples` as one list, a score per completion."""
         whole = iter([(answer.weight_version, group) for answer in groups for group in answer.groups])
         single = iter(samples)
-        ordered: list[Scored] = []
+        ordered: list[VersionedScore] = []
         for part in self.parts:
             if self._is_whole(part):
                 version, group = next(whole)
-                ordered += [Scored(version, score) for score in group.completions]
+                ordered += [VersionedScore(version, score) for score in group.completions]
             else:
                 answers = [next(single) for _ in range(part.start, part.stop)]
-                ordered += [Scored(answer.weight_version, answer.completion) for answer in answers]
+                ordered += [VersionedScore(answer.weight_version, answer.completion) for answer in answers]
         return ordered
 
     def _split_parts(self) -> list[Part]:
@@ -109,7 +109,7 @@ class Round:
         return f"{self.name}/{part.group}"
 
 
-async def score_round(client: AsyncVigorClient, asked: Round, options: Mapping[str, Any]) -> list[Scored]:
+async def score_round(client: AsyncVigorClient, asked: Round, options: Mapping[str, Any]) -> list[VersionedScore]:
     """Score a round, a score per completion. ``options`` are those of ``VigorClient.score``.
 
     Raises:

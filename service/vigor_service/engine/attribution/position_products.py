@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from vigor_service.engine.model.unwrap import causal_model
 from vigor_service.engine.norms.op_interception import Claim, Interception, Tracing
 from vigor_service.engine.norms.plan import probe_ids
-from vigor_service.engine.rules import Call
+from vigor_service.engine.rules import OpCall
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class RecordingUses(Interception):
         self.uses: list[Use] = []
         self.unresolved = set(parameters).difference(name for claim in claims for name in claim.names)
 
-    def run_call(self, call: Call, plain: partial[Any]) -> Any:  # noqa: ANN401 - whatever torch returns
+    def run_call(self, call: OpCall, plain: partial[Any]) -> Any:  # noqa: ANN401 - whatever torch returns
         output = plain()
         names = tuple(self._names[id(parameter)] for parameter in self.measured(call))
         axes = [axis for axis in call.token_axes(self._num_tokens) if Claim(call.rule, names, axis) in self._claims]

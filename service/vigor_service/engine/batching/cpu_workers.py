@@ -30,7 +30,7 @@ class Workers:
         self.count = min(num_threads, MAX_WORKERS)
         self._executor = ThreadPoolExecutor(self.count, thread_name_prefix="engine")
         barrier = threading.Barrier(self.count)  # so that every thread comes to it
-        list(self._executor.map(lambda _: _take_share(barrier, num_threads // self.count), range(self.count)))
+        list(self._executor.map(lambda _: _set_thread_count(barrier, num_threads // self.count), range(self.count)))
         torch.set_num_threads(num_threads)  # threads that start later take the number that was set last
 
     def run(self, function: Callable[[T], R], queues: Sequence[Sequence[T]]) -> list[list[R]]:
@@ -43,7 +43,7 @@ class Workers:
         return [future.result() for future in futures]
 
 
-def _take_share(barrier: threading.Barrier, num_threads: int) -> None:
+def _set_thread_count(barrier: threading.Barrier, num_threads: int) -> None:
     barrier.wait()
     torch.get_num_threads()  # the first question sets a thread's number to that of the process
     torch.set_num_threads(num_threads)

@@ -29,11 +29,11 @@ class UncheckpointableLayerError(Exception):
 class Checkpoints:
     """How the layers of one pass are run.
 
-    ``rehearsing`` is entered around a layer in the forward pass, ``measuring`` around the same layer in the backward
-    pass, maybe on another thread. ``leaves`` are those whose gradients are wanted: of norms, and parameters.
+    ``recompute_context`` is entered around a layer in the forward pass, ``measuring`` around it in the backward pass,
+    maybe on another thread. ``leaves`` are those whose gradients are wanted: of norms, and parameters.
     """
 
-    rehearsing: Callable[[], AbstractContextManager[object]]
+    recompute_context: Callable[[], AbstractContextManager[object]]
     measuring: Callable[[], AbstractContextManager[object]]
     leaves: Sequence[Tensor]
 
@@ -102,7 +102,7 @@ class _Layer(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(hidden_1ND)
         ctx.layer, ctx.checkpoints = layer, checkpoints
-        with checkpoints.rehearsing():
+        with checkpoints.recompute_context():
             return layer(hidden_1ND)
 
     @staticmethod

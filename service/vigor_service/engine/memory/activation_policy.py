@@ -12,24 +12,24 @@ from torch import nn
 from transformers import PreTrainedModel
 
 
-class Keep(Enum):
+class Activations(Enum):
     """From the fastest to the most frugal."""
 
-    EVERYTHING = "everything"
-    LITTLE = "cheap results run again"  # engine/rematerialization.py
-    LAYER_INPUTS = "layers run again"  # engine/checkpoints.py
+    KEEP = "everything"
+    REMATERIALIZE = "cheap results run again"  # engine/rematerialization.py
+    CHECKPOINT = "layers run again"  # engine/checkpoints.py
 
 
 _SHARE_OF_FREE = 0.7
 # Peaks above the weights, logits included, were 1.55 to 1.73 and 0.81 to 0.99 times the estimate (Qwen2.5, 0.5B to 7B).
-_TIMES_ESTIMATE = {Keep.EVERYTHING: 2.0, Keep.LITTLE: 1.0}
+_TIMES_ESTIMATE = {Activations.KEEP: 2.0, Activations.REMATERIALIZE: 1.0}
 
 
 @dataclass(frozen=True, slots=True)
 class Demand:
     """About how many bytes the batches that run at once keep, without logits.
 
-    ``bytes_once``: where every layer runs once, by ``Keep.LITTLE``. ``saved_per_layer``: what is not kept of a layer
+    ``bytes_once``: where every layer runs once, by ``REMATERIALIZE``. ``saved_per_layer``: what is not kept of a layer
     that runs twice. ``num_layers``: how many can.
     """
 
@@ -38,12 +38,12 @@ class Demand:
     num_layers: int
 
 
-def ways_to_keep(device: torch.device) -> tuple[Keep, ...]:
+def activations_run_once(device: torch.device) -> tuple[Activations, ...]:
     """Return the ways that run each layer once, the fastest first.
 
     On a CPU little is always kept: running cheap results again costs no more than fetching them from memory.
     """
-    return (Keep.EVERYTHING, Keep.LITTLE) if device.type == "cuda" else (Keep.LITTLE,)
+    return (Activations.KEEP, Activations.REMATERIALIZE) if device.type == "cuda" else (Activations.REMATERIALIZE,)
 
 
 def room_bytes(free_bytes: int | None, most_bytes: int | None) -> int | None:
@@ -52,13 +52,13 @@ def room_bytes(free_bytes: int | None, most_bytes: int | None) -> int | None:
     return min((room for room in rooms if room is not None), default=None)
 
 
-def choose_keep(device: torch.device, demand: Demand, room_bytes: int | None) -> tuple[Keep, int]:
+def choose_activations(device: torch.device, demand: Demand, room_bytes: int | None) -> tuple[Activations, int]:
     """Return the fastest way that fits into the room, and how many layers run twice: no more than it takes.
 
     The fastest of all where the room is not known. Where even all layers twice do not fit, that is the answer. On a GPU
     all run twice or none: what would be left over goes to logits, whose size is not in the demand.
     """
-    ways = ways_to_keep(device)
+    ways = activations_run_once(device)
     if room_bytes is None:
         return ways[0], 0
     for keep in ways:
@@ -67,14 +67,14 @@ def choose_keep(device: torch.device, demand: Demand, room_bytes: int | None) ->
     if not demand.num_layers:
         return ways[-1], 0
     if device.type == "cuda":
-        return Keep.LAYER_INPUTS, demand.num_layers
+        return Activations.CHECKPOINT, demand.num_layers
     num_twice = ceil((demand.bytes_once - room_bytes) / max(1, demand.saved_per_layer))
-    return Keep.LAYER_INPUTS, min(num_twice, demand.num_layers)
+    return Activations.CHECKPOINT, min(num_twice, demand.num_layers)
 
 
 @dataclass(frozen=True, slots=True)
 class LayerBytes:
-    """About what a token's activations take: in all layers, run once by ``Keep.LITTLE``, and each layer's input."""
+    """About what a token's activations take: in all layers, run once by ``REMATERIALIZE``, and each layer's input."""
 
     per_token: int
     saved_per_token: int  # by a layer that runs twice, and keeps its input alone

@@ -31,7 +31,7 @@ Score = Callable[[Sequence[TokenSequence]], list[SequenceScore]]
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class BatchScores:
     """What fitted into memory, and what did not.
 
     ``too_long`` has the sequences that did not fit alone, each with the longest length that is known to fit.
@@ -71,7 +71,7 @@ class FittingScorer:
         self._release = release
         self._longest_tokens = 0  # the longest sequence that has been scored
 
-    def score(self, sequences: Sequence[TokenSequence]) -> Scored:
+    def score(self, sequences: Sequence[TokenSequence]) -> BatchScores:
         """Score them together if they fit, else in parts. Makes fewer tries than twice the number of sequences.
 
         Errors that are not about memory pass through.
@@ -94,7 +94,7 @@ class FittingScorer:
             else:
                 too_long[part[0]] = self._length_that_fits(part[0])
         fitting_tokens = max([fitting_tokens, *too_long.values()])
-        return Scored(scores, too_long, fitting_tokens if num_halved else None)
+        return BatchScores(scores, too_long, fitting_tokens if num_halved else None)
 
     def try_together(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore] | None:
         """Return their scores, or None when memory ran out; then everything that the try held is free again."""

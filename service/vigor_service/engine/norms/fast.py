@@ -32,15 +32,21 @@ from vigor_service.engine.memory.activation_checkpointing import (
     checkpointing,
     measured_layers,
 )
-from vigor_service.engine.memory.activation_policy import Demand, Keep, LayerBytes, choose_keep, room_bytes
+from vigor_service.engine.memory.activation_policy import (
+    Activations,
+    Demand,
+    LayerBytes,
+    choose_activations,
+    room_bytes,
+)
 from vigor_service.engine.memory.free_memory import free_bytes
 from vigor_service.engine.model.decoder import Layout, decoder_layers
 from vigor_service.engine.model.unwrap import causal_model
-from vigor_service.engine.norms.op_interception import Measuring, RecordingLinears
+from vigor_service.engine.norms.op_interception import NormInterception, RecordingLinears
 from vigor_service.engine.norms.plan import LAYOUTS, make_plan
 from vigor_service.engine.ops.hutchinson import Probes
 from vigor_service.engine.ops.sums import squared_norm
-from vigor_service.engine.rules.context import Measurement
+from vigor_service.engine.rules.context import NormContext
 from vigor_service.engine.rules.head import HeadSignals, head_loss
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
 
@@ -82,7 +88,7 @@ class FastNorms:
         self._layer_bytes = LayerBytes.of(self._model, self.layers)
         self._free_bytes = free_bytes
 
-    def score(self, sequences: Sequence[TokenSequence], *, keep: Keep | None = None) -> list[SequenceScore]:
+    def score(self, sequences: Sequence[TokenSequence], *, keep: Activations | None = None) -> list[SequenceScore]:
         """Equal ``[exact_score(model, sequence, parameters) for sequence in sequences]``.
 
         ``keep`` None: what free memory and ``most_kept_bytes`` allow, with no more layers run again than that takes.
@@ -91,7 +97,9 @@ class FastNorms:
         scores = self._run(sequences, keep, _scores)
         return [scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
 
-    def squared_shares(self, sequences: Sequence[TokenSequence], *, keep: Keep | None = None) -> list[dict[str, float]]:
+    def squared_shares(
+        self, sequences: Sequence[TokenSequence], *, keep: Activations | None = None
+    ) -> list[dict[str, float]]:
         """Equal ``[{name: grad.double().square().sum()} for each measured parameter]`` of each sequence's mean loss.
 
         They add up to the squares of the norms that ``score`` returns, and are what the same passes give.
@@ -102,7 +110,7 @@ class FastNorms:
     def _run(
         self,
         sequences: Sequence[TokenSequence],
-        keep: Keep | None,
+        keep: Activations | None,
         result_of: Callable[[_Measured, Sequence[slice]], list[R]],
         apart: Mapping[nn.Parameter, str] | None = None,
     ) -> dict[TokenSequence, R]:
@@ -112,7 +120,7 @@ class FastNorms:
         batches = self._batches(distinct)
         prompts = self._shared_prompts(batches)
         keep, num_twice = self._choose_keep(batches, prompts) if keep is None else (keep, len(self.layers))
-        twice = self.layers[:num_twice] if keep is Keep.LAYER_INPUTS else []
+        twice = self.layers[:num_twice] if keep is Activations.CHECKPOINT else []
         prompt_rows = PromptRows({}, {})
 
         def run_batch(batch: list[TokenSequence]) -> list[tuple[TokenSequence, R]]:
@@ -161,10 +169,12 @@ class FastNorms:
             num_layers=len(self.layers),
         )
 
-    def _choose_keep(self, batches: Sequence[list[TokenSequence]], prompts: Sequence[Prompt]) -> tuple[Keep, int]:
+    def _choose_keep(
+        self, batches: Sequence[list[TokenSequence]], prompts: Sequence[Prompt]
+    ) -> tuple[Activations, int]:
         device = self._model.device
         room = room_bytes(self._free_bytes(device), self.most_kept_bytes)
-        return choose_keep(device, self._demand(batches, prompts), room)
+        return choose_activations(device, self._demand(batches, prompts), room)
 
     def _batches(self, sequences: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
         if self.plan.one_at_a_time:
@@ -184,22 +194,22 @@ class FastNorms:
         return PromptRows(dict(zip(prompts, batch.token_slices, strict=True)), recording.outputs)
 
     def _measure_batch(
-        self, batch: PackedBatch, known_rows: KnownRows, keep: Keep, apart: Mapping[nn.Parameter, str] | None
+        self, batch: PackedBatch, known_rows: KnownRows, keep: Activations, apart: Mapping[nn.Parameter, str] | None
     ) -> _Measured:
-        measurement = Measurement(
+        measurement = NormContext(
             batch,
             tied_weight_VD=self.plan.tied_weight_VD,
             apart=apart,
             known_rows=known_rows,
             probes=self.probes,
-            keeps_everything=keep is Keep.EVERYTHING,
+            keeps_everything=keep is Activations.KEEP,
         )
         with torch.enable_grad():
             return self._measure(measurement, keep)
 
-    def _measure(self, measurement: Measurement, keep: Keep) -> _Measured:
+    def _measure(self, measurement: NormContext, keep: Activations) -> _Measured:
         batch, fallback = measurement.batch, self.plan.fallback
-        measuring = Measuring(self.plan.claims, measurement, self.plan.untouched.values())
+        measuring = NormInterception(self.plan.claims, measurement, self.plan.untouched.values())
 
         @contextmanager
         def observed() -> Iterator[None]:
@@ -208,7 +218,7 @@ class FastNorms:
 
         leaves = measurement.leaves()
         checkpoints = Checkpoints(measuring.suspended, observed, [*leaves, *fallback.values()])
-        with checkpointing(checkpoints) if keep is Keep.LAYER_INPUTS else nullcontext(), observed():
+        with checkpointing(checkpoints) if keep is Activations.CHECKPOINT else nullcontext(), observed():
             hidden_ND = self.plan.decoder.hidden_states(batch)
         total, signals = head_loss(hidden_ND[batch.loss_rows_M], self.plan.head, measurement)
         gradients = torch.autograd.grad(total, [*leaves, *fallback.values()], allow_unused=True)

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves
 
-from vigor_service.engine.rules import Call, recognize
-from vigor_service.engine.rules.context import Measurement
+from vigor_service.engine.rules import OpCall, recognize
+from vigor_service.engine.rules.context import NormContext
 from vigor_service.engine.rules.linear import LinearCall
 
 # What was cast or transposed, or to which a number was added, has a gradient of the same norm as the parameter itself.
@@ -67,7 +67,7 @@ class Interception(TorchFunctionMode):
             self._is_suspended = False
 
     @abstractmethod
-    def run_call(self, call: Call, plain: partial[Any]) -> Any:  # noqa: ANN401 - whatever torch returns
+    def run_call(self, call: OpCall, plain: partial[Any]) -> Any:  # noqa: ANN401 - whatever torch returns
         """Run a recognised call that has a measured parameter; ``plain`` runs it as the model meant it."""
 
     def run_other(
@@ -104,7 +104,7 @@ class Interception(TorchFunctionMode):
             return self.run_other(func, args, kwargs, uses)
         return self.run_call(call, partial(func, *args, **kwargs))
 
-    def measured(self, call: Call) -> list[nn.Parameter]:
+    def measured(self, call: OpCall) -> list[nn.Parameter]:
         """Return the measured parameters that the call takes as they are, or derived from them."""
         return [self._sources[id(tensor)] for tensor in call.parameters() if id(tensor) in self._sources]
 
@@ -130,7 +130,7 @@ class Tracing(Interception):
         self.claims: list[Claim] = []
         self.refusals: dict[str, str] = {}  # parameter name -> the use that no rule understands
 
-    def run_call(self, call: Call, plain: partial[Any]) -> Any:  # noqa: ANN401
+    def run_call(self, call: OpCall, plain: partial[Any]) -> Any:  # noqa: ANN401
         names = tuple(self._names[id(parameter)] for parameter in self.measured(call))
         token_axes = call.token_axes(self._num_tokens)
         if len(token_axes) == 1:
@@ -156,7 +156,7 @@ class RecordingLinears(Interception):
         super().__init__(parameters)
         self.outputs: dict[int, Tensor] = {}  # id of the weight -> (rows, O)
 
-    def run_call(self, call: Call, plain: partial[Any]) -> Any:  # noqa: ANN401
+    def run_call(self, call: OpCall, plain: partial[Any]) -> Any:  # noqa: ANN401
         if not isinstance(call, LinearCall) or not isinstance(call.weight, nn.Parameter):
             return plain()  # what is derived from a parameter has no id that lasts
         output = call.plain_output(call.x)
@@ -164,7 +164,7 @@ class RecordingLinears(Interception):
         return output
 
 
-class Measuring(Interception):
+class NormInterception(Interception):
     """Runs the claimed calls under their rules.
 
     ``claims`` has exactly one claim for each parameter; ``untouched`` parameters must have no use at all.
@@ -173,7 +173,7 @@ class Measuring(Interception):
     def __init__(
         self,
         claims: Mapping[nn.Parameter, Claim],
-        measurement: Measurement,
+        measurement: NormContext,
         untouched: Iterable[nn.Parameter] = (),
     ) -> None:
         super().__init__([*claims, *untouched])
@@ -190,7 +190,7 @@ class Measuring(Interception):
         if self._unseen:
             raise UnclaimedCallError(f"{len(self._unseen)} parameters were not used as in the trace")
 
-    def run_call(self, call: Call, plain: partial[Any]) -> Any:  # noqa: ANN401, ARG002
+    def run_call(self, call: OpCall, plain: partial[Any]) -> Any:  # noqa: ANN401, ARG002
         keys = [id(parameter) for parameter in self.measured(call)]
         token_axis = self._claimed_axis(keys)
         if token_axis not in call.token_axes(self._measurement.batch.num_tokens):

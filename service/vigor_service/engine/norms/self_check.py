@@ -21,7 +21,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from vigor_service.engine.memory.activation_policy import Keep, ways_to_keep
+from vigor_service.engine.memory.activation_policy import Activations, activations_run_once
 from vigor_service.engine.memory.free_memory import free_bytes
 from vigor_service.engine.memory.out_of_memory import is_out_of_memory, release_memory
 from vigor_service.engine.model.parameter_selection import in_parts
@@ -94,10 +94,10 @@ class _Subject:
     def _dtype(self) -> torch.dtype:
         return causal_model(self.model).dtype
 
-    def check(self, sequences: Sequence[TokenSequence], keeps: Sequence[Keep] | None = None) -> None:
+    def check(self, sequences: Sequence[TokenSequence], keeps: Sequence[Activations] | None = None) -> None:
         """Raise UntrustedNormError if a rule's shares differ in one of the sequences, scored together."""
         exact = [exact_squared_shares(self.model, sequence, self.measured) for sequence in sequences]
-        for keep in keeps or ways_to_keep(causal_model(self.model).device):
+        for keep in keeps or activations_run_once(causal_model(self.model).device):
             fast = self.fast.squared_shares(sequences, keep=keep)
             for sequence, found, wanted in zip(sequences, fast, exact, strict=True):
                 self._compare(sequence, found, wanted)
@@ -124,7 +124,7 @@ class _Subject:
     def may_run_layers_twice(self, sequences: Sequence[TokenSequence]) -> bool:
         """Whether these sequences have their norms where layers run twice; the log says why not."""
         try:
-            self.check(sequences, [Keep.LAYER_INPUTS])
+            self.check(sequences, [Activations.CHECKPOINT])
         except Exception as error:  # a model's own code may raise anything where it is not run as it was written for
             if is_out_of_memory(error):
                 raise

@@ -47,7 +47,7 @@ class _Times:
         return not self.seconds or (bool(self.untimed) and is_power_of_two)
 
 
-class FastestWays:
+class Autotuner:
     """Remembers, for each kind of work, its ways by their measured time."""
 
     def __init__(self, seconds: Callable[[Way], float] = device_seconds) -> None:

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vigor_service.engine.rules import affine, batched_linear, copies, embedding, experts, linear
-from vigor_service.engine.rules.context import Measurement
+from vigor_service.engine.rules.context import NormContext
 
 
-class Call(Protocol):
+class OpCall(Protocol):
     """One recognised call of an operation that has measured parameters."""
 
     @property
@@ -33,7 +33,7 @@ class Call(Protocol):
         """Axes of the input that may hold the tokens; the rule holds where there is exactly one."""
         ...
 
-    def run(self, measurement: Measurement, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:
+    def run(self, measurement: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:
         """Do what the call would have done, and have its backward add to the measurement.
 
         ``leaf_of`` returns the leaf that collects a parameter's share, None for a parameter that is not measured.
@@ -43,7 +43,7 @@ class Call(Protocol):
 
 def recognize(
     function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], sources: Mapping[int, nn.Parameter]
-) -> Call | None:
+) -> OpCall | None:
     """Return the call if a rule knows the function, else None.
 
     ``sources`` maps the id of each measured parameter, and of what was derived from it by a cast, a transposition or
@@ -55,7 +55,7 @@ def recognize(
     return None if parse is None else parse(*args, **kwargs)
 
 
-_FUNCTIONS: dict[Callable[..., Any], Callable[..., Call | None]] = {
+_FUNCTIONS: dict[Callable[..., Any], Callable[..., OpCall | None]] = {
     F.linear: linear.from_linear,
     torch.matmul: linear.from_matmul,
     torch.Tensor.matmul: linear.from_matmul,

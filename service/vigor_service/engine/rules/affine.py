@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vigor_service.engine.rules.context import Measurement
+from vigor_service.engine.rules.context import NormContext
 from vigor_service.engine.rules.linear import row_sum_shares
 
 Elementwise = Literal["multiply", "add"]
@@ -51,7 +51,7 @@ class AffineCall:
             if size == num_tokens and mine == 1 and (axis < 2 or sizes[0] == 1)
         ]
 
-    def run(self, measurement: Measurement, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:
+    def run(self, measurement: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:
         x = self._normalized(measurement)
         output: Tensor = _Affine.apply(  # pyright: ignore[reportAssignmentType] - apply is untyped
             x,
@@ -65,7 +65,7 @@ class AffineCall:
         measurement.rematerialization.note_cheap(_scale_and_shift, (x, self.factor, self.shift), {}, output)
         return output
 
-    def _normalized(self, measurement: Measurement) -> Tensor:
+    def _normalized(self, measurement: NormContext) -> Tensor:
         if self.normalize is None:
             return self.x
         normalized = self.normalize(self.x)
@@ -108,7 +108,7 @@ class _Affine(torch.autograd.Function):
         bias_leaf_B: Tensor | None,  # noqa: ARG004
         factor: Tensor | None,
         shift: Tensor | None,
-        measurement: Measurement,
+        measurement: NormContext,
         token_axis: int,
     ) -> Tensor:
         ctx.save_for_backward(x, factor)

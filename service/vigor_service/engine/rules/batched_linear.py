@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vigor_service.engine.rules.context import Measurement
+from vigor_service.engine.rules.context import NormContext
 from vigor_service.engine.rules.linear import weight_share
 
 
@@ -30,7 +30,7 @@ class BatchedLinearCall:
     def token_axes(self, num_tokens: int) -> list[int]:
         return [1] if self.x_ENI.dim() == 3 and self.x_ENI.shape[1] == num_tokens else []
 
-    def run(self, measurement: Measurement, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
+    def run(self, measurement: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
         return _BatchedLinear.apply(self.x_ENI, leaf_of(self.weight_EIO), self.weight_EIO, measurement)  # pyright: ignore[reportReturnType] - apply is untyped
 
 
@@ -46,7 +46,7 @@ class _BatchedLinear(torch.autograd.Function):
         x_ENI: Tensor,
         leaf_B: Tensor,  # noqa: ARG004 - its gradient is the result
         weight_EIO: Tensor,
-        measurement: Measurement,
+        measurement: NormContext,
     ) -> Tensor:
         ctx.save_for_backward(x_ENI, weight_EIO)
         ctx.measurement = measurement

@@ -19,7 +19,7 @@ from vigor_service.engine.ops.hutchinson import Probes
 from vigor_service.engine.rules.shared_input import LinearInputs
 
 
-class Measurement:
+class NormContext:
     """The batch, and the leaves whose "gradients" are the answer.
 
     Every measured operation hands the share of ``‖∇θ NLL_b‖²`` that a parameter has, shape (B,), to autograd as

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
-from vigor_service.engine.rules.context import Measurement
+from vigor_service.engine.rules.context import NormContext
 
 
 def copies_for_sequences(parameter: Tensor, num_sequences: int) -> Tensor:
@@ -37,7 +37,7 @@ class CopiesCall:
     def token_axes(self, num_tokens: int) -> list[int]:  # noqa: ARG002 - there are no tokens
         return [0]
 
-    def run(self, measurement: Measurement, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
+    def run(self, measurement: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
         return _Copies.apply(leaf_of(self.parameter), self.parameter, self.num_sequences)  # pyright: ignore[reportReturnType] - apply is untyped
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vigor_service.engine.batching.packing import PackedBatch
-from vigor_service.engine.rules.context import Measurement
+from vigor_service.engine.rules.context import NormContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class EmbeddingCall:
     def token_axes(self, num_tokens: int) -> list[int]:
         return [self.ids.dim() - 1] if tuple(self.ids.shape) in ((num_tokens,), (1, num_tokens)) else []
 
-    def run(self, measurement: Measurement, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
+    def run(self, measurement: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
         leaf_B = leaf_of(self.weight)
         if leaf_B is None:
             return F.embedding(self.ids, self.weight, self.padding_idx)
@@ -65,7 +65,7 @@ class _Embedding(torch.autograd.Function):
         ids: Tensor,
         weight_VD: Tensor,
         padding_idx: int | None,
-        measurement: Measurement,
+        measurement: NormContext,
         is_tied: bool,
     ) -> Tensor:
         ctx.save_for_backward(ids)

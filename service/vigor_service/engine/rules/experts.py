@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
 from vigor_service.engine.ops.sums import squared_norm
-from vigor_service.engine.rules.context import Measurement
+from vigor_service.engine.rules.context import NormContext
 from vigor_service.engine.rules.linear import weight_share
 
 
@@ -63,7 +63,7 @@ class ExpertsCall:
     def token_axes(self, num_tokens: int) -> list[int]:
         return [0] if self.routing.num_tokens == num_tokens else []
 
-    def run(self, measurement: Measurement, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
+    def run(self, measurement: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
         bias_leaf_B = None if self.bias_EO is None else leaf_of(self.bias_EO)
         return _Experts.apply(  # pyright: ignore[reportReturnType] - apply is untyped
             self.x_SI, leaf_of(self.weight_E), bias_leaf_B, self, measurement
@@ -85,7 +85,7 @@ class _Experts(torch.autograd.Function):
         weight_leaf_B: Tensor | None,  # noqa: ARG004 - the leaves' gradients are the result
         bias_leaf_B: Tensor | None,  # noqa: ARG004
         call: ExpertsCall,
-        measurement: Measurement,
+        measurement: NormContext,
     ) -> Tensor:
         ctx.save_for_backward(x_SI, call.weight_E)
         ctx.routing, ctx.transposed, ctx.measurement = call.routing, call.transposed, measurement
@@ -105,7 +105,7 @@ class _Experts(torch.autograd.Function):
 
 
 def _shares(
-    x_SI: Tensor, gradient_SO: Tensor, routing: Routing, measurement: Measurement, *, measures: tuple[bool, bool]
+    x_SI: Tensor, gradient_SO: Tensor, routing: Routing, measurement: NormContext, *, measures: tuple[bool, bool]
 ) -> list[Tensor | None]:
     """``Σ_e ‖∇_e‖²`` per sequence, shape (B,), float64, of the weights and of the biases; None: not measured."""
     sequence_G, num_rows_G = _groups(routing, measurement)
@@ -118,7 +118,7 @@ def _shares(
     return shares
 
 
-def _groups(routing: Routing, measurement: Measurement) -> tuple[Tensor, list[int]]:
+def _groups(routing: Routing, measurement: NormContext) -> tuple[Tensor, list[int]]:
     """Return the sequence and the number of rows of each (expert, sequence) that has any, in the order of the rows."""
     num_sequences = measurement.batch.num_sequences
     sequence_S = measurement.batch.sequence_of_token_N()[routing.token_S]

@@ -20,7 +20,7 @@ from vigor_service.engine.ops.gram import matmul_float32
 from vigor_service.engine.ops.hutchinson import estimated_share
 from vigor_service.engine.ops.kernels.weight_norms import weight_norms
 from vigor_service.engine.ops.sums import squared_norm
-from vigor_service.engine.rules.context import Measurement
+from vigor_service.engine.rules.context import NormContext
 from vigor_service.engine.rules.embedding import DistinctIds
 from vigor_service.engine.rules.head_chunks import LongSequence
 from vigor_service.engine.rules.linear import gram_is_cheaper, weight_share
@@ -88,7 +88,7 @@ class HeadSignals:
     self_certainty_M: Tensor
 
 
-def head_loss(hidden_MD: Tensor, head: Head, measurement: Measurement) -> tuple[Tensor, HeadSignals]:
+def head_loss(hidden_MD: Tensor, head: Head, measurement: NormContext) -> tuple[Tensor, HeadSignals]:
     """Return the sum of the negative log-likelihoods of all loss rows, and the signals of each row.
 
     The sum equals ``F.cross_entropy(head.logits(hidden_MD), targets_M, reduction="sum")``; its backward pass adds the
@@ -112,7 +112,7 @@ class _HeadLoss(torch.autograd.Function):
         weight_leaf_B: Tensor | None,  # noqa: ARG004 - the leaves' gradients are the result
         bias_leaf_B: Tensor | None,  # noqa: ARG004
         head: Head,
-        measurement: Measurement,
+        measurement: NormContext,
     ) -> tuple[Tensor, ...]:
         hidden_gradient_MD = torch.empty_like(hidden_MD)
         signals_3M = hidden_MD.new_empty(3, len(hidden_MD), dtype=torch.float32)
@@ -255,7 +255,7 @@ def _bias_share(gradient_TV: Tensor) -> Tensor:
 class _Shares:
     """Collects each sequence's share, and where the embedding's rule looks for them (KᵀH)_u of its distinct ids u."""
 
-    def __init__(self, head: Head, measurement: Measurement) -> None:
+    def __init__(self, head: Head, measurement: NormContext) -> None:
         self._head = head
         self._signs_PD = measurement.signs_of(head.weight_VD, head.weight_VD, times=_PROBES_TIMES)
         self._ids: list[Tensor] | None = None

@@ -26,7 +26,7 @@ from vigor_service.engine.ops.gram import (
 from vigor_service.engine.ops.hutchinson import estimated_share
 from vigor_service.engine.ops.kernels.weight_norms import weight_norms
 from vigor_service.engine.ops.sums import squared_norm
-from vigor_service.engine.rules.context import Measurement
+from vigor_service.engine.rules.context import NormContext
 from vigor_service.engine.rules.shared_input import LinearInput
 
 
@@ -52,7 +52,7 @@ class LinearCall:
         """Return what the layer makes of these rows."""
         return gemm.linear(x, self.weight_OI, self.bias)
 
-    def run(self, measurement: Measurement, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
+    def run(self, measurement: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
         with torch.no_grad():
             plain, pieces = measurement.known_rows.complete(self.plain_output, self.x, self.weight)
         output = _Linear.apply(
@@ -93,7 +93,7 @@ class _Linear(torch.autograd.Function):
         bias_leaf_B: Tensor | None,  # noqa: ARG004
         output: Tensor,
         weight_OI: Tensor,
-        measurement: Measurement,
+        measurement: NormContext,
         signs_PI: Tensor | None,
     ) -> Tensor:
         ctx.weight_OI, ctx.measurement = weight_OI, measurement
@@ -117,7 +117,7 @@ class _Linear(torch.autograd.Function):
 
 
 def weight_shares(
-    layer_input: LinearInput, gradient_NO: Tensor, measurement: Measurement, signs_PI: Tensor | None
+    layer_input: LinearInput, gradient_NO: Tensor, measurement: NormContext, signs_PI: Tensor | None
 ) -> Tensor:
     """``‖GᵀA‖²`` per sequence, shape (B,); an estimate if there are probes (P, I)."""
     if signs_PI is not None:
@@ -135,7 +135,7 @@ def weight_shares(
     return torch.stack(shares)
 
 
-def row_sum_shares(gradient_NO: Tensor, measurement: Measurement) -> Tensor:
+def row_sum_shares(gradient_NO: Tensor, measurement: NormContext) -> Tensor:
     """``‖Σ_t g_t‖²`` per sequence, shape (B,): the square of the sum.
 
     On a CUDA device by a product with zeros and ones, which is exact: one launch for all sequences.

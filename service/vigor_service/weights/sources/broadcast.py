@@ -19,7 +19,7 @@ from vigor_service.weights.updates.manager import Updates
 from vigor_service.weights.updates.upload import BUFFER_BYTES
 
 
-class Broadcasts:
+class BroadcastReceiver:
     """Receives broadcasts for a model on ``device``, if it ``is_allowed``; every 4 MiB have ``timeout_seconds``."""
 
     def __init__(self, updates: Updates, *, device: str, is_allowed: bool, timeout_seconds: float) -> None:

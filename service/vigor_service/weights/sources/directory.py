@@ -12,7 +12,7 @@ from pathlib import Path
 from vigor_client.schemas.weights import CommitResponse, UpdateRequest, UpdateStatus
 from vigor_service.errors import ServiceError, WeightBaseMismatchError
 from vigor_service.threads.file_threads import FileThreads
-from vigor_service.weights.current import Publication
+from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.sources.published_versions import PublishedVersion, PublishedVersions, refuse
 from vigor_service.weights.updates.manager import Updates
 from vigor_service.weights.updates.upload import BUFFER_BYTES
@@ -22,9 +22,11 @@ from vigor_service.weights.version import Weights
 class LocalFiles:
     """Takes updates from directories under ``root``; None: from nowhere."""
 
-    def __init__(self, updates: Updates, publication: Publication, *, root: Path | None, threads: FileThreads) -> None:
+    def __init__(
+        self, updates: Updates, current_weights: CurrentWeights, *, root: Path | None, threads: FileThreads
+    ) -> None:
         self._updates = updates
-        self._publication = publication
+        self._current_weights = current_weights
         self._versions = None if root is None else PublishedVersions(root.resolve())
         self._threads = threads
         self._pulled: tuple[Path, str] | None = None  # from where what serves was pulled, and its digest
@@ -62,15 +64,15 @@ class LocalFiles:
         directory = await self._threads.run("local", versions.inside, source, "source_dir")
         served = self._served_from(directory, target)
         for version in await self._threads.run("local", versions.leading_to, directory, target, served):
-            base = None if version.base_number is None else self._publication.weights
+            base = None if version.base_number is None else self._current_weights.weights
             await self._commit(versions, version, base)
-            self._pulled = directory, self._publication.weights.digest
-        return self._publication.weights
+            self._pulled = directory, self._current_weights.weights.digest
+        return self._current_weights.weights
 
     def _served_from(self, directory: Path, target: int) -> int | None:
         """Return the version that is served, if it came from this directory: changes to it may follow."""
-        served = self._publication.weights
-        if self._pulled != (directory, served.digest) or self._publication.state != "ready":
+        served = self._current_weights.weights
+        if self._pulled != (directory, served.digest) or self._current_weights.state != "ready":
             return None
         if target < served.version:
             raise WeightBaseMismatchError(

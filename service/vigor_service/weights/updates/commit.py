@@ -14,7 +14,7 @@ from vigor_client.schemas.weights import CommitResponse
 from vigor_service.errors import ServiceError
 from vigor_service.observability.metrics import Metrics
 from vigor_service.threads.file_threads import FileThreads
-from vigor_service.weights.current import Publication
+from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.storage.state import StateDirectory, UpdateRecord
 from vigor_service.weights.updates.session import Update
 from vigor_service.weights.version import Weights
@@ -38,7 +38,7 @@ class Committer:
 
     def __init__(
         self,
-        publication: Publication,
+        current_weights: CurrentWeights,
         *,
         tensors: Callable[[], Mapping[str, torch.Tensor]],
         plan_checkpoint: PlanCheckpoint,
@@ -47,7 +47,7 @@ class Committer:
         threads: FileThreads,
         metrics: Metrics,
     ) -> None:
-        self._publication = publication
+        self._current_weights = current_weights
         self._tensors = tensors
         self._plan_checkpoint = plan_checkpoint
         self._exclusive = exclusive
@@ -65,7 +65,7 @@ class Committer:
                 they are what a restart comes back with, and the next update has to be a full one.
             WeightsPoisonedError: the swap failed half-way.
         """
-        before = self._publication.weights
+        before = self._current_weights.weights
         started = perf_counter()
         verified = await self._threads.run("verify", self._verify, update, before)
         verify_seconds = self._observe("verify", started)
@@ -74,7 +74,7 @@ class Committer:
         after = replace(before, version=update.request.weight_version, digest=verified.digest, tensors=verified.tensors)
         async with self._exclusive():
             started = perf_counter()
-            await self._publication.swap(after, verified.writes())
+            await self._current_weights.swap(after, verified.writes())
             swap_seconds = self._observe("swap", started)
         return CommitResponse(
             weight_version=after.version,

@@ -26,7 +26,7 @@ from vigor_service.errors import (
 )
 from vigor_service.observability.metrics import Metrics
 from vigor_service.threads.file_threads import FileThreads
-from vigor_service.weights.current import Publication
+from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.storage.staging import StagingArea
 from vigor_service.weights.storage.state import StateDirectory
 from vigor_service.weights.updates.commit import Committer, log_refusal
@@ -49,7 +49,7 @@ class Updates:
 
     def __init__(
         self,
-        publication: Publication,
+        current_weights: CurrentWeights,
         committer: Committer,
         *,
         staging: StagingArea,
@@ -59,7 +59,7 @@ class Updates:
         timeout_seconds: float,
         max_upload_bytes: int | None,
     ) -> None:
-        self._publication = publication
+        self._current_weights = current_weights
         self._committer = committer
         self._staging = staging
         self._state = state
@@ -295,7 +295,7 @@ class Updates:
             )
 
     def _refuse_other_base(self, request: UpdateRequest) -> None:
-        serving = self._publication.weights
+        serving = self._current_weights.weights
         bases = ("version", serving.version, request.base_version), ("digest", serving.digest, request.base_digest)
         for kind, have, want in bases:
             if want not in (None, have):
@@ -304,7 +304,7 @@ class Updates:
                 )
         if request.encoding in WHOLE_ENCODINGS:
             return
-        if self._publication.state == "poisoned":
+        if self._current_weights.state == "poisoned":
             raise WeightBaseMismatchError(
                 "the weights are poisoned: there is no base; send a full update", have=None, want=request.base_version
             )
@@ -319,7 +319,7 @@ class Updates:
 
     def _natural_limit(self, request: UpdateRequest) -> int:
         """Every tensor, tied ones under each of their names, and the headers of the files."""
-        weights, num_files = self._publication.weights, len(request.files)
+        weights, num_files = self._current_weights.weights, len(request.files)
         num_names = sum(1 + len(info.aliases) for info in weights.tensors)
         copies = 2 if num_names > len(weights.tensors) else 1
         if request.encoding == "checkpoint":

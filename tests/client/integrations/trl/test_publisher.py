@@ -19,7 +19,7 @@ from tests.client.fake_service import FakeService
 from tests.client.integrations.grpo import stock_trainer
 from tests.support.service_process import REPOSITORY, service_process
 from tests.support.tiny_models import save_tiny_checkpoint, tiny_model, tiny_tokenizer
-from vigor_client import Publication, VigorClient, VigorError
+from vigor_client import PublishResult, VigorClient, VigorError
 from vigor_client.integrations.trl.async_transfer import PublishingTransfer
 from vigor_client.integrations.trl.publisher import WeightPublisher, refuse_parts
 from vigor_client.integrations.trl.reward import AsyncVigorReward, VigorReward
@@ -62,10 +62,10 @@ class RecordingClient:
 
     def publish_weights(
         self, tensors: Mapping[str, torch.Tensor], *, weight_version: int, **_options: object
-    ) -> Publication:
+    ) -> PublishResult:
         self.versions.append(weight_version)
         self.sums.append(sum(float(tensor.sum()) for tensor in tensors.values()))
-        return Publication(weight_version, "xxh3-128:" + "a" * 32, sent_bytes=1, num_changed_tensors=1)
+        return PublishResult(weight_version, "xxh3-128:" + "a" * 32, sent_bytes=1, num_changed_tensors=1)
 
 
 # ------------------------------------------------------------------------------------ with the real service
@@ -218,7 +218,7 @@ def test_the_best_model_that_is_loaded_at_the_end_is_published(tmp_path: Path) -
 
 def test_a_publication_that_fails_stops_the_run(tmp_path: Path) -> None:
     class Refusing(RecordingClient):
-        def publish_weights(self, *_: object, **_options: object) -> Publication:
+        def publish_weights(self, *_: object, **_options: object) -> PublishResult:
             raise VigorError("no room")
 
     weights = WeightPublisher("http://fake", connect=lambda _: Refusing())  # pyright: ignore[reportArgumentType]

@@ -17,7 +17,7 @@ from transformers import TrainerState
 from tests.client.integrations.gathering_service import GatheringService, gathering_service
 from tests.client.integrations.grpo import CHATS, TEXTS, stock_trainer
 from tests.support.tiny_models import tiny_tokenizer
-from vigor_client import AsyncVigorClient, Publication, UnreachableError, VigorError
+from vigor_client import AsyncVigorClient, PublishResult, UnreachableError, VigorError
 from vigor_client.integrations.trl.distributed import Processes
 from vigor_client.integrations.trl.reward import AsyncVigorReward, VigorReward
 
@@ -95,8 +95,8 @@ def test_scores_must_come_from_the_weights_of_this_step(service: GatheringServic
     class Weights:
         is_training = True
 
-        def at(self, step: int) -> Publication:
-            return Publication(100 + step, "xxh3-128:" + "a" * 32, sent_bytes=0, num_changed_tensors=0)
+        def at(self, step: int) -> PublishResult:
+            return PublishResult(100 + step, "xxh3-128:" + "a" * 32, sent_bytes=0, num_changed_tensors=0)
 
     reward = VigorReward(service.url, tiny_tokenizer(), 2, weights=Weights(), on_failure="raise")
     with pytest.raises(VigorError, match="weight_version 7 instead of 105"):
@@ -109,7 +109,7 @@ def test_groups_of_an_evaluation_may_have_another_size(
     is_training: bool, sizes: list[int], service: GatheringService
 ) -> None:
     class Weights:
-        def at(self, step: int) -> Publication:
+        def at(self, step: int) -> PublishResult:
             raise AssertionError(step)
 
     weights = Weights()

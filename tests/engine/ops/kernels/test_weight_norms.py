@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.engine.conftest import HAS_CUDA
-from vigor_service.engine.ops.autotune import FastestWays, Way
+from vigor_service.engine.ops.autotune import Autotuner, Way
 from vigor_service.engine.ops.kernels.gram_norm import gram_norms
 from vigor_service.engine.ops.kernels.product_norm import product_norms
 from vigor_service.engine.ops.kernels.weight_norms import (
@@ -37,7 +37,7 @@ class Stopwatch:
 def test_norms_equal_those_of_the_gradients_whichever_way_wins(winner: int, device: torch.device) -> None:
     x_NI, gradient_NO = torch.randn(300, 37, device=device), torch.randn(300, 23, device=device)
     stopwatch = Stopwatch(winner)
-    fastest = FastestWays(stopwatch)
+    fastest = Autotuner(stopwatch)
     ways = {"Gram": gram_norms, "product": product_norms}
     expected = [(gradient_NO[rows].double().T @ x_NI[rows].double()).square().sum() for rows in SLICES]
     for _ in range(2):
@@ -85,7 +85,7 @@ def test_the_kernels_of_the_choice_are_those_of_triton(name: str, kernel_device:
     pytest.importorskip("triton", reason="Triton is not installed: it has wheels for Linux alone")
     x_NI, gradient_NO = torch.randn(300, 37, device=kernel_device), torch.randn(300, 23, device=kernel_device)
     ways = {name: norm_ways(work(64, 64, 64))[name]}
-    norms_B = weight_norms(x_NI, gradient_NO, SLICES, fastest=FastestWays(lambda _: 0.0), ways=ways)
+    norms_B = weight_norms(x_NI, gradient_NO, SLICES, fastest=Autotuner(lambda _: 0.0), ways=ways)
     expected = [(gradient_NO[rows].double().T @ x_NI[rows].double()).square().sum() for rows in SLICES]
     torch.testing.assert_close(norms_B, torch.stack(expected), rtol=1e-5, atol=0)
 

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from vigor_service.engine.ops.autotune import FastestWays
+from vigor_service.engine.ops.autotune import Autotuner
 from vigor_service.engine.ops.kernels.gram_norm import gram_norms
 from vigor_service.engine.ops.kernels.product_norm import product_norms
 from vigor_service.engine.ops.kernels.row_ranges import RowRanges, row_ranges
@@ -44,7 +44,7 @@ class WeightWork:
         return f"norms of {self.num_outputs} × {self.num_inputs} in {dtype}, about {self.length} tokens, {self.device}"
 
 
-_FASTEST = FastestWays()
+_FASTEST = Autotuner()
 
 
 def weight_norms(
@@ -52,7 +52,7 @@ def weight_norms(
     gradient_NO: Tensor,
     slices: Sequence[slice],
     *,
-    fastest: FastestWays = _FASTEST,
+    fastest: Autotuner = _FASTEST,
     ways: Mapping[str, NormWay] | None = None,
 ) -> Tensor:
     """``‖GᵀA‖²`` for the rows A of the input and G of the output gradient of each sequence, shape (B,), float64.
