@@ -32,7 +32,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 SWEEP ?=
 FUZZ ?=
 
-.PHONY: setup demo test test-all test-gpu kills sweep fuzz contract inspector monitoring tools check manifests policies image-steps benchmark clean
+.PHONY: setup demo test test-all test-gpu kills sweep fuzz contract inspector monitoring tools check rooms manifests policies image-steps benchmark clean
 
 setup: $(VENV)/.ready
 
@@ -99,6 +99,10 @@ check: setup manifests
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest --quiet tests/repo/test_architecture.py tests/repo/test_exported_members.py
+
+# The rooms of the packages, low to high, with their modules and lines.
+rooms: setup
+	$(BIN)/python -m tests.repo.rooms
 
 # Whatever k8s/ can be rendered to, by the schemas of Kubernetes; what its words mean is in tests/k8s.
 manifests: setup
