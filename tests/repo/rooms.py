@@ -149,7 +149,7 @@ def is_package(module: str) -> bool:
 def main() -> None:
     """Print each room with its number of modules and lines, low to high, and how many imports lead upwards."""
     for name in ROOMS:
-        inside = [module for module in modules() if module == name or not is_package(module) and room(module) == name]
+        inside = [module for module in modules() if module == name or (not is_package(module) and room(module) == name)]
         num_lines = sum(len(modules()[module].read_text().splitlines()) for module in inside)
         print(f"{name:45} {len(inside):3} modules {num_lines:6} lines")
     inner = [found for name in modules() for found in imports_of(name) if found.module in modules()]
