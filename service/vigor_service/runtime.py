@@ -36,7 +36,7 @@ from vigor_service.weights.updates.commit import Committer
 from vigor_service.weights.updates.manager import Updates
 
 if TYPE_CHECKING:
-    from vigor_service.engine.engine import EngineInfo, Scorer
+    from vigor_service.engine.interface import EngineInfo, Scorer
     from vigor_service.weights.updates.restore import Replayed
 
 _logger = logging.getLogger(__name__)
@@ -307,7 +307,7 @@ def _memory_reader(device: str) -> Callable[[], Mapping[str, int]]:
     # They bring torch along, as below.
     import torch
 
-    from vigor_service.engine.memory.device_memory import device_memory_bytes
+    from vigor_service.engine.interface import device_memory_bytes
 
     return partial(device_memory_bytes, torch.device(device))
 

@@ -43,6 +43,7 @@ ROOMS = [
     "vigor_service.engine.norms",
     "vigor_service.engine.attribution",
     "vigor_service.engine.loading",
+    "vigor_service.engine.interface",
     "vigor_service.engine.engine",
     "vigor_service.errors",
     "vigor_service.observability",

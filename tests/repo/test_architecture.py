@@ -132,6 +132,16 @@ def test_the_engine_knows_no_web_no_schemas_and_no_settings() -> None:
     refuse([found for found in engine if found.top == "vigor_client" and (found.importer, found.module) not in shared])
 
 
+def test_other_rooms_reach_the_engine_by_its_interface_and_sequences_alone() -> None:
+    seen = {"vigor_service.engine.interface", "vigor_service.engine.sequences"}
+    others = [
+        name for name in modules() if not name.startswith("vigor_service.engine") and name != "vigor_service.__main__"
+    ]
+    taken = [found for name in others for found in imports_of(name) if found.module.startswith("vigor_service.engine.")]
+    assert taken
+    refuse([found for found in taken if found.module not in seen])
+
+
 def test_triton_is_imported_by_its_kernels_alone_and_they_only_when_a_device_asks() -> None:
     engine = imports_under("vigor_service")
     refuse([found for found in engine if found.top == "triton" and not found.importer.endswith("_triton")])

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 import torch
 
 from vigor_service.engine.attribution.attribution import Attribution
-from vigor_service.engine.engine import BatchResult, EngineInfo, Write
+from vigor_service.engine.interface import BatchResult, EngineInfo, Write
 from vigor_service.engine.loading.checkpoint_names import CheckpointPlan, plan_of_own_names
 from vigor_service.engine.memory.out_of_memory import FittingScorer, num_tokens
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence

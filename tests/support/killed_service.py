@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import cast
 
 import vigor_service.__main__ as program
-from vigor_service.engine.engine import Engine, Write
+from vigor_service.engine.engine import Engine
+from vigor_service.engine.interface import Write
 from vigor_service.observability.loading_progress import LoadingProgress
 from vigor_service.observability.logs import configure_logging
 from vigor_service.runtime import LoadedModel

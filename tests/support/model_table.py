@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from tests.support.tiny_models import FAMILIES, tiny_model
-from vigor_service.engine.engine import Engine, EngineInfo
+from vigor_service.engine.engine import Engine
+from vigor_service.engine.interface import EngineInfo
 
 PAGE = Path(__file__).parents[2] / "docs/models.md"
 HEADER = "| family | class | layout | rule: what it measures | by autograd |\n|---|---|---|---|---|\n"

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import vigor_service.__main__ as program
 from tests.support.fake_scorer import FakeScorer
 from tests.support.tiny_models import tiny_tokenizer
-from vigor_service.engine.engine import BatchResult
+from vigor_service.engine.interface import BatchResult
 from vigor_service.engine.sequences import TokenSequence
 from vigor_service.observability.logs import configure_logging
 from vigor_service.runtime import LoadedModel

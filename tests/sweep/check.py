@@ -18,7 +18,8 @@ from tests.support.tiny_models import tiny_tokenizer
 from tests.sweep.double_loop import Expected, expected_score, rounding_of_float32
 from tests.sweep.families import Family, tiny_policy
 from tests.sweep.sequences import sequences
-from vigor_service.engine.engine import Engine, Scorer
+from vigor_service.engine.engine import Engine
+from vigor_service.engine.interface import Scorer
 from vigor_service.engine.loading.loading import load_policy
 from vigor_service.engine.model.parameter_selection import measured_parameters
 from vigor_service.engine.norms.parallel_reference import Reference

@@ -17,7 +17,8 @@ from tests.sweep.families import Family, families, tiny_policy
 from tests.sweep.report import failures, line, summary
 from tests.sweep.sequences import sequences
 from tests.sweep.sizes import WINDOW
-from vigor_service.engine.engine import BatchResult, Engine
+from vigor_service.engine.engine import Engine
+from vigor_service.engine.interface import BatchResult
 from vigor_service.engine.norms.reference import exact_score
 from vigor_service.engine.sequences import TokenSequence
 

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Sequence
 from functools import partial
-from typing import Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +12,7 @@ from transformers import PreTrainedModel
 
 from vigor_client.weight_format.lora import lora_scalings
 from vigor_service.engine.attribution.attribution import Attribution, attribute_within_memory
+from vigor_service.engine.interface import BatchResult, EngineInfo, Write
 from vigor_service.engine.loading.checkpoint_names import CheckpointPlan, plan_checkpoint
 from vigor_service.engine.memory.activation_policy import Activations
 from vigor_service.engine.memory.free_memory import free_bytes
@@ -35,89 +34,6 @@ from vigor_service.engine.ops.hutchinson import Probes
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
 
 logger = logging.getLogger(__name__)
-
-
-Write: TypeAlias = Callable[[Tensor], None]
-"""Gives a tensor new values, in place."""
-
-
-@dataclass(frozen=True, slots=True)
-class BatchResult:
-    """Scores of one batch in the order of its sequences, and the padding the layout cost.
-
-    ``too_long`` has the sequences that did not fit into memory even alone, each with the longest length that is known
-    to fit; their score is ``EMPTY_SCORE``. ``fitting_tokens`` is None unless the batch had to be halved:
-    the most tokens that did fit at once.
-    """
-
-    scores: list[SequenceScore]
-    padding_tokens: int
-    too_long: Mapping[TokenSequence, int] = field(default_factory=dict)
-    fitting_tokens: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class EngineInfo:
-    """What the engine measures, and how."""
-
-    model: str
-    architecture: str
-    num_parameters: int
-    num_measured_parameters: int
-    dtype: str
-    device: str
-    max_sequence_tokens: int
-    vocab_size: int
-    tied_embeddings: bool
-    layout: str
-    norm_probes: int | None  # None: every norm is exact
-    rules: Mapping[str, Sequence[str]]  # rule -> names of the parameters it claims
-    lora_scalings: Mapping[str, float] = field(default_factory=dict)  # of each layer that has an adapter
-    media_token_ids: frozenset[int] = frozenset()  # they stand for an image, a video or a sound
-
-
-class Scorer(Protocol):
-    """The seam between the service and the engine: all that the service knows of it."""
-
-    @property
-    def info(self) -> EngineInfo: ...
-
-    def score(self, sequences: Sequence[TokenSequence]) -> BatchResult:
-        """Score one batch; the caller keeps it within its token budget.
-
-        Raises:
-            NoMemoryLeftError: nothing can be scored, however short.
-        """
-        ...
-
-    def attribute(self, sequence: TokenSequence) -> Attribution:
-        """Say where the gradient norm of one sequence comes from; it is exact also where norms are estimated.
-
-        Raises:
-            ValueError: no token counts in the loss.
-            NoMemoryLeftError: it does not fit into memory.
-        """
-        ...
-
-    def measure_batch_tokens(self) -> int:
-        """Measure how many tokens a batch may have, on probes."""
-        ...
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor a trainer must supply, tied ones once, under their canonical name."""
-        ...
-
-    def aliases(self) -> dict[str, list[str]]:
-        """Canonical name of a tied tensor -> its other names."""
-        ...
-
-    def plan_checkpoint(self, names: Iterable[str]) -> CheckpointPlan:
-        """Say which of these tensors a checkpoint's tensors of these names become."""
-        ...
-
-    def load(self, writes: Iterable[tuple[str, Write]]) -> None:
-        """Write verified values into the named tensors of the model, in place."""
-        ...
 
 
 class Engine:

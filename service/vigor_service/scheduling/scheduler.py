@@ -25,7 +25,7 @@ from vigor_service.threads.worker import WorkerThread
 from vigor_service.weights.version import WeightRequirement, Weights
 
 if TYPE_CHECKING:
-    from vigor_service.engine.engine import BatchResult
+    from vigor_service.engine.interface import BatchResult
 
 BEGUN_AT_ONCE = 1024
 """Sequences of one request that are looked up and queued before the loop serves others again."""

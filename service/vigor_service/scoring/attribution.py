@@ -33,7 +33,7 @@ from vigor_service.threads.worker import WorkerThread
 from vigor_service.weights.version import WeightRequirement, Weights
 
 if TYPE_CHECKING:
-    from vigor_service.engine.attribution.attribution import Attribution
+    from vigor_service.engine.interface import Attribution
 
 _logger = logging.getLogger(__name__)
 _PLACE: list[str | int] = ["completion"]

@@ -18,7 +18,7 @@ from vigor_service.threads.worker import WorkerThread
 from vigor_service.weights.version import WeightRequirement, Weights
 
 if TYPE_CHECKING:
-    from vigor_service.engine.engine import Write
+    from vigor_service.engine.interface import Write
 
 _logger = logging.getLogger(__name__)
 

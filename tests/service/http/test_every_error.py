@@ -19,7 +19,7 @@ from tests.support.pushing import UPDATES, announce, open_update, push
 from tests.support.waiting import DEADLINE_SECONDS, wait_until
 from vigor_client.schemas.problems import Problem
 from vigor_client.schemas.service import Health
-from vigor_service.engine.engine import Write
+from vigor_service.engine.interface import Write
 from vigor_service.http.problems import PROBLEMS
 from vigor_service.runtime import LoadedModel
 

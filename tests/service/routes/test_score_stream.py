@@ -15,7 +15,7 @@ from tests.support.live_service import LiveService, live_service
 from tests.support.tiny_models import tiny_tokenizer
 from tests.support.waiting import wait_until
 from vigor_client.schemas.scoring import LINES_MEDIA_TYPE
-from vigor_service.engine.engine import BatchResult
+from vigor_service.engine.interface import BatchResult
 from vigor_service.engine.sequences import TokenSequence
 from vigor_service.runtime import LoadedModel
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from tests.support.fake_scorer import FakeScorer
 from tests.support.live_service import live_service
 from tests.support.tiny_models import tiny_tokenizer
-from vigor_service.engine.engine import EngineInfo
+from vigor_service.engine.interface import EngineInfo
 from vigor_service.runtime import LoadedModel
 
 IMAGE_TOKEN = 300

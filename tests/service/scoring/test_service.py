@@ -19,7 +19,7 @@ from tests.support.loop_meter import loop_meter
 from tests.support.tiny_models import tiny_tokenizer
 from tests.support.waiting import DEADLINE_SECONDS, until, wait_until
 from vigor_client.schemas.scoring import Group, ScoreRequest, ScoreResponse
-from vigor_service.engine.engine import BatchResult
+from vigor_service.engine.interface import BatchResult
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 from vigor_service.errors import LoadingError, PayloadTooLargeError
 from vigor_service.observability.loading_progress import LoadingProgress

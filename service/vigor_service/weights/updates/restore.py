@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, replace
 
 from vigor_client.schemas.weights import WHOLE_ENCODINGS
-from vigor_service.engine.engine import Scorer
+from vigor_service.engine.interface import Scorer
 from vigor_service.errors import InvalidRequestError
 from vigor_service.weights.storage.state import DamagedStateError, StateDirectory, StoredUpdate
 from vigor_service.weights.verification.verify import Verified, verify

@@ -18,8 +18,7 @@ from safetensors import SafetensorError
 
 from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import checksum, model_digest, raw_bytes
-from vigor_service.engine.engine import Write
-from vigor_service.engine.loading.checkpoint_names import CheckpointPlan, Conversion, ConversionError, Read
+from vigor_service.engine.interface import CheckpointPlan, Conversion, ConversionError, Read, Write
 from vigor_service.weights.verification.faults import Faults
 from vigor_service.weights.verification.fingerprint import dtype_name, is_finite
 from vigor_service.weights.verification.tensor_files import open_tensors

@@ -9,7 +9,7 @@ import torch
 
 from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import checksum, model_digest, raw_bytes
-from vigor_service.engine.engine import Scorer
+from vigor_service.engine.interface import Scorer
 from vigor_service.weights.version import Weights
 
 

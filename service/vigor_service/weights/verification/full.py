@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import checksum, model_digest, raw_bytes
 from vigor_client.weight_format.safetensors_stream import ELEMENT_TYPES
-from vigor_service.engine.engine import Write
+from vigor_service.engine.interface import Write
 from vigor_service.weights.verification.faults import Faults
 from vigor_service.weights.verification.fingerprint import is_finite
 from vigor_service.weights.verification.tensor_files import open_tensors
