@@ -7,7 +7,7 @@ import pytest
 from tests.support.live_service import LiveService, live_service
 from vigor_service.routes import inspector
 
-DIRECTORY = Path(inspector.__file__).parents[2] / "inspector"
+DIRECTORY = Path(inspector.__file__).parents[1] / "inspector"
 FILES = sorted(path.name for path in DIRECTORY.iterdir())
 SOURCES = "\n".join((DIRECTORY / name).read_text() for name in FILES)
 PAGE = (DIRECTORY / "index.html").read_text()
