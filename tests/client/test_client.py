@@ -47,7 +47,7 @@ def scores(*, sizes: tuple[int, ...] = (2,), group_id: str | None = "q", **chang
         "weight_digest": DIGEST,
         "reward": "vigor",
         "groups": [GroupScore(id=group_id, completions=[completion] * size) for size in sizes],
-        "usage": Usage(prompt_tokens=2, completion_tokens=2, padding_tokens=0, deduplicated_completions=0),
+        "usage": Usage(prompt_tokens=2, completion_tokens=2, deduplicated_completions=0),
         "timing": Timing(queue_seconds=0.0, compute_seconds=0.0),
     }
     return ScoreResponse(**{**fields, **changed})

@@ -15,7 +15,6 @@ from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequ
 
 VOCAB_SIZE = 320
 MAX_SEQUENCE_TOKENS = 64
-PADDING_PER_BATCH = 6
 MEASURED_BATCH_TOKENS = 1024
 WAIT_SECONDS = 20.0
 
@@ -71,7 +70,7 @@ class FakeScorer:
         self.batches.append(list(sequences))
         scored = self._fitting.score(sequences)
         scores = [scored.scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
-        return BatchResult(scores, PADDING_PER_BATCH, scored.too_long, scored.fitting_tokens)
+        return BatchResult(scores, scored.too_long, scored.fitting_tokens)
 
     def attribute(self, sequence: TokenSequence) -> Attribution:
         """A share of each position that is its token's part of all ids; all of it is the embedding's."""

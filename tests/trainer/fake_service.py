@@ -89,7 +89,7 @@ class FakeService:
             weight_digest=self.weight_digest,
             reward=request.reward,
             groups=[score_group(group) for group in request.groups],
-            usage=Usage(prompt_tokens=0, completion_tokens=0, padding_tokens=0, deduplicated_completions=0),
+            usage=Usage(prompt_tokens=0, completion_tokens=0, deduplicated_completions=0),
             timing=Timing(queue_seconds=0.0, compute_seconds=0.0),
         )
 

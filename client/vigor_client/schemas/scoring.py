@@ -201,7 +201,6 @@ class Usage(WireModel):
 
     prompt_tokens: int
     completion_tokens: int
-    padding_tokens: int
     deduplicated_completions: int
 
 

@@ -29,7 +29,7 @@ class ModelInfo(WireModel):
     max_sequence_tokens: int
     vocab_size: int
     tied_embeddings: bool
-    layout: str = Field(description="How sequences share a batch: packed, padded or single.")
+    layout: str = Field(description="How sequences share a batch: packed or single.")
     max_batch_tokens: int = Field(description="Tokens that a batch may have now: less after memory ran out.")
     norm_probes: int | None = Field(
         default=None, description="Random probes that estimate every norm; null: every norm is exact."

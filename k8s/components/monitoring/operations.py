@@ -29,7 +29,7 @@ OPERATIONS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Tokens",
-            "Tokens of scored prompts and completions, and padding, per second.",
+            "Tokens of scored prompts and completions per second.",
             "suffix: tokens/s",
             {"{{kind}}": rate("vigor_tokens_total", by="kind")},
         ),

@@ -111,7 +111,7 @@ class Engine:
         scored = self._fitting.score(list(dict.fromkeys(sequences)))
         self._trim_heap()
         scores = [scored.scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
-        return BatchResult(scores, padding_tokens=0, too_long=scored.too_long, fitting_tokens=scored.fitting_tokens)
+        return BatchResult(scores, too_long=scored.too_long, fitting_tokens=scored.fitting_tokens)
 
     def attribute(self, sequence: TokenSequence) -> Attribution:
         """Equal ``attribution.attribute(model, sequence, [measured])``, with some of the gradients in memory at once.

@@ -25,7 +25,7 @@ Write: TypeAlias = Callable[[Tensor], None]
 
 @dataclass(frozen=True, slots=True)
 class BatchResult:
-    """Scores of one batch in the order of its sequences, and the padding the layout cost.
+    """Scores of one batch in the order of its sequences.
 
     ``too_long`` has the sequences that did not fit into memory even alone, each with the longest length that is known
     to fit; their score is ``EMPTY_SCORE``. ``fitting_tokens`` is None unless the batch had to be halved:
@@ -33,7 +33,6 @@ class BatchResult:
     """
 
     scores: list[SequenceScore]
-    padding_tokens: int
     too_long: Mapping[TokenSequence, int] = field(default_factory=dict)
     fitting_tokens: int | None = None
 

@@ -58,12 +58,10 @@ class Metrics:
         self.compute_seconds = self._seconds(
             "vigor_compute_seconds", "A score request, from its first batch to its scores."
         )
-        self.tokens = self._counter(
-            "vigor_tokens", "Tokens that were scored.", kind=("prompt", "completion", "padding")
-        )
+        self.tokens = self._counter("vigor_tokens", "Tokens that were scored.", kind=("prompt", "completion"))
         self.cached_scores = self._counter("vigor_cached_scores", "Scores that were known from an earlier request.")
         self.batch_sequences = self._sizes("vigor_batch_sequences", "Sequences of a batch.", _SEQUENCES)
-        self.batch_tokens = self._sizes("vigor_batch_tokens", "Tokens of a batch, without padding.", _TOKENS)
+        self.batch_tokens = self._sizes("vigor_batch_tokens", "Tokens of a batch.", _TOKENS)
         self.max_batch_tokens = self._gauge(
             "vigor_max_batch_tokens", "Tokens that a batch may have now: fewer after memory ran out."
         )

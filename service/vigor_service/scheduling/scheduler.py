@@ -39,7 +39,6 @@ class RequestScores:
 
     scores: dict[TokenSequence, SequenceScore]
     weights: Weights
-    padding_tokens: int
     queue_seconds: float
     compute_seconds: float
 
@@ -55,7 +54,6 @@ class _Job:
     submitted_at: float = field(default_factory=perf_counter)
     started_at: float | None = None
     scores: dict[TokenSequence, SequenceScore] = field(default_factory=dict)
-    padding_tokens: float = 0.0
     on_scores: OnScores | None = None
 
 
@@ -288,7 +286,6 @@ class Scheduler:
                 job.answer.set_exception(EngineFailedError(f"the engine raised {type(error).__name__} on this request"))
 
     def _deliver(self, batch: _Batch, result: BatchResult, weights: Weights) -> None:
-        padding_share = result.padding_tokens / sum(sequence.num_tokens for sequence in batch)
         scores = dict(zip(batch, result.scores, strict=True))
         self._cache.keep(weights.digest, {item: scores[item] for item in batch if item not in result.too_long})
         for job, job_scores in _scores_of_jobs(batch, scores).items():
@@ -296,7 +293,6 @@ class Scheduler:
                 continue
             job.own_scores.keep(weights.digest, job_scores)
             job.scores |= job_scores
-            job.padding_tokens += padding_share * sum(sequence.num_tokens for sequence in job_scores)
             if job.on_scores is not None:
                 job.on_scores(job_scores)
             if len(job.scores) == len(job.sequences):
@@ -308,7 +304,6 @@ class Scheduler:
         scored = RequestScores(
             scores=job.scores,
             weights=weights,
-            padding_tokens=round(job.padding_tokens),
             queue_seconds=started_at - job.submitted_at,
             compute_seconds=finished_at - started_at,
         )

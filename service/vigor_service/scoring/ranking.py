@@ -162,6 +162,5 @@ def _usage(groups: Sequence[EncodedGroup], truncated: TruncatedRule, scored: Req
     return Usage(
         prompt_tokens=sum(len(group.sequences[0].prompt_ids) for group in groups),
         completion_tokens=sum(len(item.completion_ids) for group in groups for item in group.sequences),
-        padding_tokens=scored.padding_tokens,
         deduplicated_completions=sum(1 for _ in _computed(groups, truncated)) - len(scored.scores),
     )

@@ -213,7 +213,6 @@ class Scoring:
     def _count(self, usage: Usage) -> None:
         self.metrics.tokens.labels("prompt").inc(usage.prompt_tokens)
         self.metrics.tokens.labels("completion").inc(usage.completion_tokens)
-        self.metrics.tokens.labels("padding").inc(usage.padding_tokens)
 
 
 def _num_admitted_tokens(encoded: Encoded) -> int:

@@ -3,7 +3,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.support.fake_scorer import PADDING_PER_BATCH, FakeScorer
+from tests.support.fake_scorer import FakeScorer
 from tests.support.loop_meter import loop_meter
 from tests.support.waiting import until
 from vigor_service.engine.sequences import TokenSequence
@@ -137,14 +137,6 @@ def test_what_is_known_of_a_huge_request_is_told_once_and_first() -> None:
     _run(test, max_batch_tokens=100 * BEGUN_AT_ONCE, cache_entries=10)
 
 
-def test_padding_is_shared_by_tokens() -> None:
-    async def test(bench: Bench) -> None:
-        scored = await bench.scheduler.score([_sequence(2)], ANY)
-        assert scored.padding_tokens == PADDING_PER_BATCH
-
-    _run(test)
-
-
 def test_a_request_larger_than_a_batch_takes_several_and_its_time_is_accounted_for() -> None:
     async def test(bench: Bench) -> None:
         scored = await bench.scheduler.score([_sequence(n) for n in range(7)], ANY)
@@ -267,7 +259,7 @@ def test_scores_of_an_earlier_request_are_not_computed_again() -> None:
             _sequence(2): first.scores[_sequence(2)],
             _sequence(4): second.scores[_sequence(4)],
         }
-        assert (again.padding_tokens, again.weights) == (0, bench.current_weights.weights)
+        assert again.weights == bench.current_weights.weights
 
     bench = _run(test, cache_entries=1000)
     assert [set(batch) for batch in bench.scorer.batches] == [{_sequence(2), _sequence(3)}, {_sequence(4)}]

@@ -122,13 +122,12 @@ def test_only_what_has_a_norm_is_computed_and_once() -> None:
 
 def test_usage_counts_prompts_once_a_group_and_duplicates_by_completion() -> None:
     weights = Weights(7, "xxh3-128:" + "0" * 32, (), 0, "float32", datetime.now(UTC))
-    scored = RequestScores({GOOD: _score(), WORSE: _score()}, weights, 5, 0.25, 0.5)
+    scored = RequestScores({GOOD: _score(), WORSE: _score()}, weights, 0.25, 0.5)
     groups = [EncodedGroup("a", (GOOD, GOOD, WORSE), (False,) * 3), EncodedGroup("b", (GOOD, EMPTY), (False,) * 2)]
     response = grade("model", _request(), groups, scored)
     assert response.usage.model_dump() == {
         "prompt_tokens": 2,
         "completion_tokens": 4,
-        "padding_tokens": 5,
         "deduplicated_completions": 2,
     }
     assert (response.weight_version, response.timing.queue_seconds, response.timing.compute_seconds) == (7, 0.25, 0.5)
@@ -137,7 +136,7 @@ def test_usage_counts_prompts_once_a_group_and_duplicates_by_completion() -> Non
 
 def test_an_answer_put_together_is_the_json_of_the_whole() -> None:
     weights = Weights(7, "xxh3-128:" + "0" * 32, (), 0, "float32", datetime.now(UTC))
-    scored = RequestScores({GOOD: _score(), WORSE: _score(nan)}, weights, 5, 0.25, 0.5)
+    scored = RequestScores({GOOD: _score(), WORSE: _score(nan)}, weights, 0.25, 0.5)
     odd = '"groups":[]"completions":[]\\'
     groups = [EncodedGroup(odd, (GOOD, GOOD, WORSE), (False,) * 3), EncodedGroup(None, (GOOD, EMPTY), (False,) * 2)]
     for request in (_request(), _request(return_token_ids=True)):

@@ -56,7 +56,7 @@ class LongScorer(FakeScorer):
     """Takes longer sequences, and scores them at once."""
 
     def score(self, sequences: Sequence[TokenSequence]) -> BatchResult:
-        return BatchResult([SequenceScore(1, 1.0, 1.0, 1.0, 1.0)] * len(sequences), padding_tokens=0)
+        return BatchResult([SequenceScore(1, 1.0, 1.0, 1.0, 1.0)] * len(sequences))
 
     @property
     def info(self) -> Any:  # noqa: ANN401 - an EngineInfo
