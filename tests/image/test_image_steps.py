@@ -28,7 +28,10 @@ pytestmark = [
 BUILD_SECONDS = 1500
 READY_SECONDS = 300.0
 STOP_SECONDS = 60.0
-GROUP = {"prompt": "What is 3 + 4?", "completions": ["3 + 4 = 7.", "Bananas are yellow."]}
+GROUP = {
+    "messages": [{"role": "user", "content": "What is 3 + 4?"}],
+    "completions": [{"text": text, "finish_reason": "stop"} for text in ("3 + 4 = 7.", "The answer is 8.")],
+}
 
 
 @pytest.fixture(scope="module")

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save
 
 from tests.support.cutting_proxy import cutting_proxy
 from tests.support.killed_service import STAGES
+from tests.support.near_norms import NearNorms
 from tests.support.pushing import FILE, UPDATES, announce, open_update
 from tests.support.service_process import STOP_SECONDS, ServiceProcess, service_process
 from tests.support.tiny_models import save_tiny_checkpoint
@@ -68,7 +69,7 @@ def client(service: ServiceProcess) -> VigorClient:
 def served(service: ServiceProcess) -> tuple[str, list[float]]:
     answer = service.http.post("/v1/score", json={"groups": [GROUP]})
     assert answer.status_code == 200, answer.text
-    norms = [completion["grad_norm"] for completion in answer.json()["groups"][0]["completions"]]
+    norms = NearNorms(completion["grad_norm"] for completion in answer.json()["groups"][0]["completions"])
     assert answer.json()["weight_digest"] == service.http.get("/v1/weights").json()["weight_digest"]
     return answer.json()["weight_digest"], norms
 
@@ -309,7 +310,7 @@ def _half_sent(service: ServiceProcess, path: str, data: bytes) -> Iterator[None
 
 
 def _head(path: str, data: bytes) -> str:
-    return f"PUT {path}/files/{FILE} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(data)}\r\n\r\n"
+    return f"PUT {path}/files/{FILE} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
 
 
 def _address(service: ServiceProcess) -> tuple[str, int]:

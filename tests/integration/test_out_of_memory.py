@@ -16,6 +16,25 @@ from tests.engine.memory.short_of_memory import (
 from tests.support.service_process import service_process
 from tests.support.tiny_models import save_tiny_checkpoint
 
+PROGRAM = """
+import logging
+from pydantic_settings import CliApp
+from vigor_service.engine.engine import Engine
+from vigor_service.engine.loading.loading import load_policy
+from vigor_service.runtime import LoadedModel
+from vigor_service.server import serve
+from vigor_service.settings import Settings
+
+def load():
+    policy = load_policy(settings.model)
+    return LoadedModel(Engine(policy.model, name=policy.name, way="rules"), policy.tokenizer)
+
+logging.basicConfig(level="INFO", format="%(levelname)s %(name)s %(message)s")
+settings = CliApp.run(Settings)
+serve(settings, load)
+"""
+"""A service that scores by the rules of the fast path: the reference takes one sequence after the other."""
+
 
 @pytest.mark.slow
 def test_a_service_that_runs_out_of_memory_answers_and_takes_smaller_batches(tmp_path: Path) -> None:
@@ -27,7 +46,7 @@ def test_a_service_that_runs_out_of_memory_answers_and_takes_smaller_batches(tmp
     ]
     long = {"prompt_ids": long_sequence().prompt_ids, "completions": [long_sequence().completion_ids]}
     options = ["--max-batch-tokens", "100000", "--score-cache-entries", "0"]
-    with service_process(tmp_path, "--model", str(checkpoint), *options) as service:
+    with service_process(tmp_path, "--model", str(checkpoint), *options, python=["-c", PROGRAM]) as service:
         # What the heap has kept of an eighth, with the headroom, does not do for all at once.
         eighths = [groups[start : start + 4] for start in range(0, len(groups), 4)]
         before = [service.http.post("/v1/score", json={"groups": eighth}).json() for eighth in eighths]
