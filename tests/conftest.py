@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import torch
 from hypothesis import settings
@@ -12,3 +13,6 @@ if not torch.cuda.is_available():
 
 settings.register_profile("untimed", deadline=None)  # a busy machine is slow
 settings.load_profile("untimed")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background, as its children would be
+    signal.signal(signal.SIGINT, signal.default_int_handler)
