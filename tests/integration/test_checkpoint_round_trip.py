@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.support.live_service import LiveService, live_service
+from tests.support.near_norms import NearNorms
 from tests.support.tiny_models import save_tiny_checkpoint
 from vigor_client import InvalidRequestError, VigorClient, WeightSnapshot, checkpoint_tensors
 from vigor_client.schemas.weights import WeightsInfo
@@ -49,7 +50,7 @@ def save_trained(served: Path, directory: Path, *, dtype: torch.dtype = torch.fl
 
 
 def what_it_is(service: LiveService, client: VigorClient) -> tuple[str, list[float]]:
-    return client.weights().weight_digest, service.norms()
+    return client.weights().weight_digest, NearNorms(service.norms())
 
 
 def from_disk(service: LiveService, directory: Path, version: int) -> WeightsInfo:
