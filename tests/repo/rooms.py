@@ -147,14 +147,23 @@ def is_package(module: str) -> bool:
     return modules()[module].name == "__init__.py"
 
 
+def inner_imports() -> list[Import]:
+    """Every import of one module of the packages by another."""
+    return [found for name in modules() for found in imports_of(name) if found.module in modules()]
+
+
+def upward_imports() -> list[Import]:
+    """Those that lead to a higher room."""
+    return [found for found in inner_imports() if ROOMS.index(room(found.module)) > ROOMS.index(room(found.importer))]
+
+
 def main() -> None:
     """Print each room with its number of modules and lines, low to high, and how many imports lead upwards."""
     for name in ROOMS:
         inside = [module for module in modules() if module == name or (not is_package(module) and room(module) == name)]
         num_lines = sum(len(modules()[module].read_text().splitlines()) for module in inside)
         print(f"{name:45} {len(inside):3} modules {num_lines:6} lines")
-    inner = [found for name in modules() for found in imports_of(name) if found.module in modules()]
-    upward = [found for found in inner if ROOMS.index(room(found.module)) > ROOMS.index(room(found.importer))]
+    inner, upward = inner_imports(), upward_imports()
     print(
         f"{len(ROOMS)} rooms, {len(modules())} modules, {len(inner)} imports between them, {len(upward)} of them upward"
     )
