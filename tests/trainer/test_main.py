@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.client.cli.test_main import CommandLineFake, serving
+from tests.client.cli.command_line_fake import CommandLineFake, serving
 from tests.client.fake_service import MODEL
 from tests.support.tiny_models import save_tiny_checkpoint
 from tests.trainer.example_records import example_record

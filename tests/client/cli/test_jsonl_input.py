@@ -6,24 +6,18 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.client.cli.test_main import DEADLINE_SECONDS, CommandLineFake, serving, write_groups
+from tests.client.cli.command_line_fake import DEADLINE_SECONDS, write_groups
 from vigor_client.cli.jsonl_input import open_input
 from vigor_client.cli.jsonl_lines import check_lines
 from vigor_client.cli.main import main
 from vigor_client.errors import InputError
 
 IDS = ("q1", "q2", "q3")
-
-
-@pytest.fixture
-def url() -> Iterator[str]:
-    with serving(CommandLineFake()) as url:
-        yield url
 
 
 @pytest.fixture

@@ -5,29 +5,17 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.client.cli.test_main import DEADLINE_SECONDS, CommandLineFake, serving, write_groups
+from tests.client.cli.command_line_fake import DEADLINE_SECONDS, CommandLineFake, write_groups
 from tests.client.fake_service import problem
 from tests.client.test_client import DIGEST
 from vigor_client.cli.main import main
 from vigor_client.cli.progress import ProgressLine
 
 IDS = ("q1", "q2", "q3", "q4", "q5")
-
-
-@pytest.fixture
-def fake() -> CommandLineFake:
-    return CommandLineFake()
-
-
-@pytest.fixture
-def url(fake: CommandLineFake) -> Iterator[str]:
-    with serving(fake) as url:
-        yield url
 
 
 @pytest.fixture

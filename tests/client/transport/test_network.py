@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.client.cli.test_main import DEADLINE_SECONDS, CommandLineFake, serving
+from tests.client.cli.command_line_fake import DEADLINE_SECONDS, CommandLineFake, serving
 from vigor_client import AsyncVigorClient, NetworkSettingError, VigorClient, VigorError
 from vigor_client.transport.network import CERTIFICATE_VARIABLES, checked_url, proxy_for
 

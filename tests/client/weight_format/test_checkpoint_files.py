@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM
 
-from tests.client.cli.test_main import FakeOnASocket
+from tests.client.cli.command_line_fake import FakeOnASocket
 from tests.client.fake_service import FakeService
 from tests.support.tiny_models import save_tiny_checkpoint, tiny_model
 from vigor_client import CheckpointError, VigorClient, checkpoint_tensors, digest_of_tensors

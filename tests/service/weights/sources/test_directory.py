@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,23 +12,6 @@ from safetensors.torch import save_file
 from tests.support.live_service import LiveService, live_service
 from tests.support.published import Published, Tensors, outcome, pull
 from vigor_client.weight_format.delta_index import INDEX_NAME
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    (tmp_path / "root").mkdir()
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def service(tmp_path: Path, root: Path) -> Iterator[LiveService]:
-    with live_service(tmp_path / "staging", weights_root=root) as running:
-        yield running
-
-
-@pytest.fixture
-def published(root: Path, service: LiveService) -> Published:
-    return Published(root / "run", service.scorer.parameters)
 
 
 def holds(service: LiveService, tensors: Tensors, version: int) -> None:

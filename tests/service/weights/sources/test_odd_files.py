@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.live_service import LiveService, live_service
+from tests.support.live_service import LiveService
 from tests.support.published import Published, outcome, pull
 from tests.support.pushing import UPDATES, announce, open_update, push
 from vigor_client.schemas.weights import MAX_UPDATE_FILES
 from vigor_client.weight_format.delta_index import INDEX_NAME, MAX_INDEX_BYTES
 from vigor_service.weights.sources.published_versions import MAX_VERSIONS
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    (tmp_path / "root").mkdir()
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def service(tmp_path: Path, root: Path) -> Iterator[LiveService]:
-    with live_service(tmp_path / "staging", weights_root=root) as running:
-        yield running
-
-
-@pytest.fixture
-def published(root: Path, service: LiveService) -> Published:
-    return Published(root / "run", service.scorer.parameters)
 
 
 def as_pipe(path: Path) -> None:
