@@ -12,7 +12,6 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from tests.support.live_service import LiveService, live_service
-from tests.support.near_norms import NearNorms
 from tests.support.tiny_models import save_tiny_checkpoint
 from vigor_client import InvalidRequestError, VigorClient, WeightSnapshot, checkpoint_tensors
 from vigor_client.schemas.weights import WeightsInfo
@@ -27,7 +26,8 @@ def service_of(directory: Path, **settings: Any) -> Iterator[tuple[LiveService, 
 
     def load() -> LoadedModel:
         policy = load_policy(str(directory), dtype="float32")
-        return LoadedModel(Engine(policy.model, name=policy.name), policy.tokenizer)  # pyright: ignore[reportArgumentType] - see __main__
+        engine = Engine(policy.model, name=policy.name, way="rules")  # one way: norms are the same to the last bit
+        return LoadedModel(engine, policy.tokenizer)  # pyright: ignore[reportArgumentType] - see __main__
 
     with (
         live_service(None, load_model=load, **settings) as service,
@@ -50,7 +50,7 @@ def save_trained(served: Path, directory: Path, *, dtype: torch.dtype = torch.fl
 
 
 def what_it_is(service: LiveService, client: VigorClient) -> tuple[str, list[float]]:
-    return client.weights().weight_digest, NearNorms(service.norms())
+    return client.weights().weight_digest, service.norms()
 
 
 def from_disk(service: LiveService, directory: Path, version: int) -> WeightsInfo:
