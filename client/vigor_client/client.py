@@ -198,7 +198,7 @@ class VigorClient:
 
         With a ``snapshot``, one for all publications of a run, only what changed is sent, unless all is smaller,
         the service holds other weights than the snapshot, or it is time for an anchor. It takes a model's memory on the
-        host. Bytes go ``transport`` a directory that the service sees as its ``--weights-root``, or a broadcast of
+        host. Bytes go by ``transport``: a directory that the service sees as its ``--weights-root``, or a broadcast of
         torch.distributed, or else over HTTP.
 
         With ``partial``, ``tensors`` are some of the model's, such as those of an adapter: those that differ from the

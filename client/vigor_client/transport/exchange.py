@@ -37,7 +37,7 @@ _OF_A_PROXY = {
     503: "says that it is not available: is the service running?",
     504: "waited too long for it: raise its time limit (nginx: proxy_read_timeout)",
 }
-"""What a refusal means that is not in the service's words, by status."""
+"""Status -> what a refusal without a problem document means: a proxy or load balancer wrote it."""
 
 Answer = TypeVar("Answer", bound=WireModel)
 Result = TypeVar("Result")
@@ -162,9 +162,9 @@ def refusal_error(response: httpx.Response) -> VigorError:
 
 
 def _refusal_of_a_proxy(response: httpx.Response) -> UnexpectedAnswerError:
-    """The error that a refusal means which is not in the service's words."""
+    """The error of a refusal that is no problem document."""
     if said := _OF_A_PROXY.get(response.status_code):
-        message = f"was refused by what stands before the service, which {said} ({response.status_code})"
+        message = f"was refused by a proxy in front of the service, which {said} ({response.status_code})"
         return _unexpected(response, message)
     return unexpected(response, "an answer that is not problem+json")
 

@@ -125,7 +125,7 @@ class Engine:
         return attribution
 
     def measure_batch_tokens(self) -> int:
-        """Measure how many tokens a batch may have (``engine/batch_budget.py``); logs what it found in one line."""
+        """Measure how many tokens a batch may have (``memory/token_budget.py``); logs what it found in one line."""
         device, info = self._model.device, self.info
         return measure_batch_tokens(
             lambda sequences: self._fitting_batches.try_together(sequences) is not None,

@@ -49,7 +49,7 @@ def parse_in_slices(text: bytes, *, slice_bytes: int = SLICE_BYTES) -> object:
 
 
 def free_in_slices(parsed: object) -> None:
-    """Empty a document that nobody reads any more: a list of millions would be freed in one step."""
+    """Empty a parsed document in slices: a list of millions, freed in one step, would hold up all other threads."""
     containers = [parsed]
     while containers:
         container = containers.pop()

@@ -47,7 +47,7 @@ class OldGarbage:
         gc.set_threshold(*self._thresholds)
 
     def collect_if_quiet(self) -> bool:
-        """Collect if it is worth while and keeps nobody waiting, or if it was not done for long; say whether."""
+        """Collect if requests hold little, or the last pass was ``LONGEST_SECONDS`` ago; return whether it did."""
         is_late = self._clock() - self._collected > LONGEST_SECONDS
         if gc.get_count()[2] < _MIN_YOUNG_PASSES or (self._held_bytes() > QUIET_BYTES and not is_late):
             return False

@@ -16,8 +16,8 @@ class Activations(Enum):
     """From the fastest to the most frugal."""
 
     KEEP = "everything"
-    REMATERIALIZE = "cheap results run again"  # engine/rematerialization.py
-    CHECKPOINT = "layers run again"  # engine/checkpoints.py
+    REMATERIALIZE = "cheap results run again"  # rematerialization.py
+    CHECKPOINT = "layers run again"  # activation_checkpointing.py
 
 
 _SHARE_OF_FREE = 0.7
