@@ -52,7 +52,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup ## From nothing: environment, model, service, trainer, report, proof; on a CPU
 	$(BIN)/python examples/demo.py
 
-test-unit: setup ## The tests that start no process, in about a minute: while you work, and before a push
+test-unit: setup ## The tests that start no process: while you work, and before a push
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not integration" $(SHARED_OUT)
 
 test: setup ## All tests that need no GPU, without the slow ones
