@@ -25,6 +25,7 @@ LOOPS_AND_ENGINE := --device cpu --workload short --workload long --contestant "
 BOUNDS := --activation-mib 384 --activation-mib 256
 # Processes that share out the files of tests; tests that share a fixture stay together.
 TEST_PROCESSES ?= 2
+SHARED_OUT := --numprocesses $(TEST_PROCESSES) --dist loadfile
 # Processes that share cores must sleep while they wait, not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
 
@@ -32,9 +33,15 @@ export OMP_WAIT_POLICY ?= PASSIVE
 SWEEP ?=
 FUZZ ?=
 
-.PHONY: setup demo test test-all test-gpu kills sweep fuzz contract inspector monitoring tools check rooms manifests policies image-steps benchmark clean
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test-unit test test-slow test-all test-gpu coverage kills sweep fuzz contract inspector monitoring \
+	tools check rooms docs manifests policies image-steps benchmark dist clean
 
-setup: $(VENV)/.ready
+help: ## This list
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target help; do \
+		printf '%-12s %s\n' "$$target" "$$help"; done
+
+setup: $(VENV)/.ready ## Everything that the other commands need, in .venv
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -42,91 +49,108 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 
-demo: setup
+demo: setup ## From nothing: environment, model, service, trainer, report, proof; on a CPU
 	$(BIN)/python examples/demo.py
 
-test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses $(TEST_PROCESSES) --dist loadfile
+test-unit: setup ## The tests that start no process: while you work, and before a push
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not integration" $(SHARED_OUT)
 
-# Also what takes minutes: a service that is killed at every stage of an update, and starts again.
-test-all: setup
+test: setup ## All tests that need no GPU, without the slow ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(SHARED_OUT)
+
+test-slow: setup ## The slow tests alone: a service that is killed at every stage of an update, and starts again
+	$(BIN)/python -m pytest -m slow
+
+test-all: setup ## All tests, the slow ones too
 	$(BIN)/python -m pytest
 
-test-gpu: setup
+test-gpu: setup ## The tests that need a CUDA device, on a machine that has one
 	$(BIN)/python -m pytest -m gpu
 
-# Kill -9 at every system call that changes the state directory (needs strace), then KILLS times at random under load.
+# SUMMARY=FILE also adds the table to a file, as Markdown.
+SUMMARY ?=
+coverage: setup ## The tests of `make test` under coverage, and the share of each room; fails below what was measured
+	$(BIN)/python -m coverage erase
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -m "not slow" $(SHARED_OUT)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage json --quiet --fail-under 0 -o coverage.json
+	$(BIN)/python -m tests.repo.coverage_by_room coverage.json $(SUMMARY)
+	$(BIN)/python -m coverage report --format total
+
 KILLS ?= 200
-kills: setup
+kills: setup ## Kill -9 at every system call that changes the state directory (needs strace), then KILLS times under load
 	OMP_NUM_THREADS=1 VIGOR_TEST_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/integration/test_killed_at_every_call.py \
 		tests/integration/test_killed_again_and_again.py
 
-# Every model type of transformers against a loop in float64: half an hour on two cores.
-sweep: setup
+sweep: setup ## Every model type of transformers, tiny, against a loop in float64: half an hour on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.sweep $(SWEEP)
 
-# Ten minutes of requests that no honest caller sends, against a running service: FUZZ="--seconds 60 --seed 7".
-fuzz: setup
+fuzz: setup ## Ten minutes of requests that no honest caller sends, or FUZZ="--seconds 60 --seed 7"
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
-# Dashboards and alerts against a real Prometheus that scrapes a real service.
-monitoring: setup
+monitoring: setup ## Dashboards and alerts against a real Prometheus that scrapes a real service
 	$(BIN)/python -m pytest tests/monitoring
 
-# Needs root. Neither server is to run as a service of the machine because of it: the tests start their own.
-tools:
+# Neither server is to run as a service of the machine because of it: the tests start their own.
+tools: ## Programs that some tests need, from Debian, as root: Prometheus, Chromium, kubectl, nginx, strace
 	$(if $(wildcard /etc/systemd/system),$(foreach server,$(filter prometheus nginx,$(MISSING)),ln -sf /dev/null /etc/systemd/system/$(server).service;))
 	$(if $(MISSING),$(APT_GET) update)
 	$(if $(MISSING),$(APT_GET) install --yes --no-install-recommends $(MISSING))
 
-# A running service against its own OpenAPI description; schemathesis has an environment of its own.
-contract: setup .venv-contract/.ready
+contract: setup .venv-contract/.ready ## A running service against its own OpenAPI description
 	$(BIN)/python -m tests.support.contract --schemathesis .venv-contract/bin/schemathesis
 
+# schemathesis has an environment of its own.
 .venv-contract/.ready:
 	$(PYTHON) -m venv .venv-contract
 	.venv-contract/bin/python -m pip install --quiet 'schemathesis>=4.32,<4.33'
 	@touch $@
 
-# The inspector in Chromium, which `make tools` installs; SCREENSHOTS=docs/images takes the pictures of its page anew.
 SCREENSHOTS ?=
-inspector: setup
+inspector: setup ## The inspector in Chromium; SCREENSHOTS=docs/images takes the pictures of its page anew
 	$(BIN)/python -m pytest tests/inspector
 	$(if $(SCREENSHOTS),$(BIN)/python -m tests.inspector.screenshots $(SCREENSHOTS))
 
-check: setup manifests
+check: setup manifests ## Format, lint, types, the rules for imports, and `make manifests`
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/python -m pytest --quiet tests/repo/test_architecture.py tests/repo/test_exported_members.py
 
-# The rooms of the packages, low to high, with their modules and lines.
-rooms: setup
+rooms: setup ## The rooms of the packages, low to high, with their modules and lines
 	$(BIN)/python -m tests.repo.rooms
 
-# Whatever k8s/ can be rendered to, by the schemas of Kubernetes; what its words mean is in tests/k8s.
-manifests: setup
-	$(BIN)/yamllint --strict k8s .github .yamllint.yaml
+docs: .venv-docs/.ready ## The docs as a site in site/; a broken link is an error
+	.venv-docs/bin/mkdocs build --strict
+
+# mkdocs has an environment of its own, with the light client alone.
+.venv-docs/.ready: pyproject.toml
+	$(PYTHON) -m venv .venv-docs
+	.venv-docs/bin/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
+# What the words of the manifests mean is in tests/k8s.
+manifests: setup ## All that k8s/ can be rendered to, by the schemas of Kubernetes; YAML and the Dockerfile by their linters
+	$(BIN)/yamllint --strict k8s .github *.yml .*.yaml
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/python -m pytest --quiet tests/k8s/test_schemas.py
 
-# Checkov's rules for manifests and the Dockerfile; it has an environment of its own, as it pins what others need newer.
-policies: .venv-checkov/.ready
+policies: .venv-checkov/.ready ## Checkov's rules for manifests and the Dockerfile
 	for name in overlays/cpu-dev overlays/gpu examples/trainer-job; do \
 		kubectl kustomize k8s/$$name || exit 1; echo ---; done > .venv-checkov/manifests.yaml
 	.venv-checkov/bin/checkov --file .venv-checkov/manifests.yaml --file Dockerfile --framework kubernetes dockerfile \
 		--compact --quiet --skip-download
 
+# checkov has an environment of its own, as it pins what others need newer.
 .venv-checkov/.ready:
 	$(PYTHON) -m venv .venv-checkov
 	.venv-checkov/bin/python -m pip install --quiet 'checkov==3.3.30'
 	@touch $@
 
-# The Dockerfile's own steps on top of this machine's files, where there is no docker: needs root.
-image-steps: setup
+image-steps: setup ## The Dockerfile's own steps without docker, and a score by what they make: needs root
 	TORCH='$(TORCH)' $(BIN)/python -m pytest tests/image
 
-benchmark: setup
+benchmark: setup ## Speed, memory and fidelity, into benchmarks/results
 	$(PIP_INSTALL) --editable '.[dev,benchmarks]'
 	$(BIN)/python -m benchmarks.engine $(if $(filter cpu,$(WHERE)),$(BOUNDS)) --out $(RESULTS)/engine_$(WHERE)
 	$(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) $(BIN)/python -m benchmarks.engine $(LOOPS_AND_ENGINE) $(BOUNDS) \
@@ -141,5 +165,10 @@ benchmark: setup
 	$(BIN)/python -m benchmarks.long_sequences $(LONG) --out $(RESULTS)/long-sequences_$(WHERE)
 	$(BIN)/python -m benchmarks.publish
 
-clean:
-	rm -rf $(VENV) .venv-contract .venv-checkov demo dist
+dist: ## Wheel and sdist into dist/, as a release has them
+	$(PYTHON) -m venv .venv-build
+	.venv-build/bin/python -m pip install --quiet build==1.6.1
+	.venv-build/bin/python -m build
+
+clean: ## Remove the environments and what was built
+	rm -rf $(VENV) .venv-build .venv-contract .venv-checkov .venv-docs demo dist site coverage.json .coverage .coverage.*

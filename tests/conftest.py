@@ -8,6 +8,8 @@ import signal
 import torch
 from hypothesis import settings
 
+from tests.tiers import pytest_collection_modifyitems as pytest_collection_modifyitems
+
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # Triton reads this when it is first imported
 
