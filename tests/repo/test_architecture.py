@@ -8,6 +8,7 @@ from graphlib import TopologicalSorter
 import pytest
 
 import vigor_client
+from tests.repo.import_effects import import_effects
 from tests.repo.rooms import (
     PACKAGES,
     ROOMS,
@@ -26,6 +27,17 @@ HTTP_LAYER = ("__main__", "app", "http", "routes", "server")
 MAX_MODULES_OF_A_ROOM = 12
 FROM_THE_CLIENT = ("schemas", "errors", "ranking", "weight_format", "models")
 """What both ends share: all that the service takes from the client."""
+IMPORT_EFFECTS = {
+    # transformers finds implementations by name in its own tables
+    "vigor_service.engine.model.experts": ["ALL_EXPERTS_FUNCTIONS.register"],
+    "vigor_service.engine.model.packed_attention": [
+        "AttentionInterface.register",
+        "AttentionMaskInterface.register",
+    ],
+    # oneDNN reads the size of its cache once, at the first product
+    "vigor_service.engine.ops.gemm": ["os.environ.setdefault"],
+}
+"""What importing a module does beside defining names, by module: nothing else does anything."""
 
 
 def imports_under(*prefixes: str) -> list[Import]:
@@ -66,6 +78,43 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
     for found in inner_imports():
         sorter.add(found.importer, found.module)
     sorter.prepare()  # raises CycleError
+
+
+def test_importing_a_module_does_nothing_but_what_is_listed() -> None:
+    found = {name: import_effects(path.read_text()) for name, path in modules().items()}
+    calls = {name: [effect.partition("(")[0] for effect in effects] for name, effects in found.items() if effects}
+    assert calls == IMPORT_EFFECTS
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "print(1)",
+        "import os\nos.environ['A'] = 'b'",
+        "import json\njson.dumps = None",
+        "for _ in range(3):\n    pass",
+        "try:\n    start()\nexcept OSError:\n    pass",
+        "try:\n    import fast\nexcept ImportError:\n    warn()",
+        "if True:\n    start()",
+        "x = 1\nx += 1",
+    ],
+)
+def test_what_a_module_does_at_import_is_seen(source: str) -> None:
+    assert import_effects(source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        '"""A docstring."""\nX = compute()',
+        "if TYPE_CHECKING:\n    start()",
+        "if __name__ == '__main__':\n    main()",
+        "def f():\n    g()",
+        "class A:\n    x: int = 1",
+    ],
+)
+def test_definitions_are_no_effect(source: str) -> None:
+    assert not import_effects(source)
 
 
 def test_every_room_says_what_it_is_for_and_has_few_modules() -> None:
