@@ -26,8 +26,8 @@ class _Answer:
 
     body_checksum: str
     record: RequestRecord
-    lines: list[str] = field(default_factory=list)
-    readers: dict[object, Put] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list[str])
+    readers: dict[object, Put] = field(default_factory=dict[object, Put])
     task: asyncio.Task[None] = field(init=False)
 
     @property

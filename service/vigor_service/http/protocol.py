@@ -103,12 +103,17 @@ class HeadBoundedProtocol(HttpToolsProtocol):
         limit = self.head_limits.max_header_bytes
         return HeadersTooLargeError(f"the headers have more than {limit} bytes", limit=limit)
 
+    @property
+    def _last_cycle(self) -> RequestResponseCycle | None:
+        """The request that came last; None, which uvicorn's type leaves out, before the first."""
+        return self.cycle
+
     # ------------------------------------------------------------------------------------- what is refused
 
     def _refuse(self, error: ServiceError) -> None:
         """Answer with the error, behind the answers that are still to be given, and read no more."""
         self.is_refused = True
-        cycle: RequestResponseCycle | None = self.cycle
+        cycle = self._last_cycle
         if cycle is not None and cycle.more_body:  # its body cannot be read
             if cycle.response_started or self.pipeline:
                 self.transport.abort()
@@ -125,7 +130,7 @@ class HeadBoundedProtocol(HttpToolsProtocol):
 
     def eof_received(self) -> bool:  # type: ignore[override] - asyncio has it so; uvicorn returns nothing
         """Go on with an answer that a caller waits for who has sent all; return whether there is one."""
-        cycle: RequestResponseCycle | None = self.cycle
+        cycle = self._last_cycle
         if self.is_refused or cycle is None or cycle.more_body or cycle.response_started:
             return False
         cycle.keep_alive = False

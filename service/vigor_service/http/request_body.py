@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import ParamSpec, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 from starlette.requests import ClientDisconnect
 
 from vigor_client.schemas.common import half_character_in_json
@@ -178,7 +178,7 @@ def parse_json(model: type[_Model], text: bytes, *, consequence: str) -> _Model:
     raise refusal  # without the error, which holds all that was parsed
 
 
-def _objects(text: bytes, consequence: str) -> object:
+def _objects(text: bytes, consequence: str) -> JsonValue:
     try:
         parsed = parse_in_slices(text)
     except ValueError as error:

@@ -34,7 +34,7 @@ class Computation:
     submitted: float = field(default_factory=perf_counter)
     started: float | None = None
     finished: float | None = None
-    batch_ends: list[tuple[float, int]] = field(default_factory=list)
+    batch_ends: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
 
     def watching(self, tell: Callable[[_Scores], None] | None) -> Callable[[_Scores], None]:
         """Return what takes down the batches and then calls ``tell``."""
