@@ -72,8 +72,8 @@ def serve(
     runtime: Runtime = app.state.runtime
     num_descriptors = raise_descriptor_limit()
     limits = limits.within(num_descriptors)
-    _logger.info("descriptors limit=%d max_connections=%d", num_descriptors, limits.max_connections)
-    _logger.info("access %s", app.state.keys.describe())
+    _logger.info("descriptors", extra={"limit": num_descriptors, "max_connections": limits.max_connections})
+    _logger.info("access", extra=app.state.keys.describe())
     config = uvicorn.Config(
         app,
         http=bounded_protocol(
@@ -160,7 +160,8 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         print(f"vigor-service: cannot listen on {host} port {port}: {error.strerror}", file=sys.stderr)
         sys.exit(1)
-    _logger.info("listening url=http://%s:%d", f"[{host}]" if ":" in host else host, listener.getsockname()[1])
+    url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    _logger.info("listening", extra={"url": url})
     return listener
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,7 @@ from vigor_service.errors import MAX_LISTED_ERRORS
 from vigor_service.http import problems
 from vigor_service.http.connection_limits import DEFAULT_LIMITS
 from vigor_service.http.request_body import MAX_CONTAINERS, MAX_VALUES
+from vigor_service.observability.logs import JsonFormatter, TextFormatter
 from vigor_service.runtime import LoadedModel
 from vigor_service.sample_groups.assembly import MAX_HELD_BYTES
 from vigor_service.sample_groups.samples import BYTES_PER_SAMPLE, BYTES_PER_TOKEN
@@ -213,6 +216,22 @@ def test_every_variable_that_is_read_is_documented_and_no_other() -> None:
     read = {name for path in sources for name in re.findall(r"environ[^\n]*\"(VIGOR_[A-Z_]+)\"", path.read_text())}
     documented = set(re.findall(r"\bVIGOR_[A-Z_]+", CONFIGURATION))
     assert documented == read | {f"VIGOR_{name.upper()}" for name in Settings.model_fields}
+
+
+def test_the_lines_of_log_on_the_page_are_what_the_service_writes() -> None:
+    (line,) = map(json.loads, blocks(CONFIGURATION, "json"))
+    own = {"time", "level", "logger", "message"}
+    record = logging.makeLogRecord(
+        {name: value for name, value in line.items() if name not in own}
+        | {"name": line["logger"], "levelname": line["level"].upper(), "msg": line["message"]}
+        | {"created": datetime.fromisoformat(line["time"]).timestamp()}
+    )
+    assert json.loads(JsonFormatter().format(record)) == line
+    (text,) = (block.strip() for block in blocks(CONFIGURATION, "text"))
+    date_and_time = r"\S+ \S+ "
+    assert re.sub(date_and_time, "", text, count=1) == re.sub(
+        date_and_time, "", TextFormatter().format(record), count=1
+    )
 
 
 def _shown(default: object) -> str:

@@ -44,12 +44,12 @@ class Keys:
         if granted < role:
             raise ForbiddenError(self._why_forbidden())
 
-    def describe(self) -> str:
-        """Say who may score and who may publish; a line for the log, without the keys."""
+    def describe(self) -> dict[str, str]:
+        """Return what scoring and publishing need, as fields for the log: names of keys, not the keys."""
         if self.score is None and self.publish is None:
-            return "score=open publish=open"
+            return {"score": "open", "publish": "open"}
         score = "score_key" if self.publish is None else "publish_key" if self.score is None else "either_key"
-        return f"score={score} publish={'disabled' if self.publish is None else 'publish_key'}"
+        return {"score": score, "publish": "disabled" if self.publish is None else "publish_key"}
 
     def _granted(self, shown: str | None) -> Role | None:
         offered = (shown or "").encode()

@@ -142,7 +142,8 @@ class _BoundedProtocol(HeadBoundedProtocol):
 
     @property
     def _is_waiting(self) -> bool:
-        is_answering = self.cycle is not None and not self.cycle.response_complete
+        cycle = self._last_cycle
+        is_answering = cycle is not None and not cycle.response_complete
         return not is_answering and not self.transport.is_closing()
 
     def _begin_waiting(self) -> None:
@@ -170,7 +171,7 @@ class _BoundedProtocol(HeadBoundedProtocol):
         self._request_timer = self.loop.call_later(seconds, self._end, "no_request")
 
     def _end(self, reason: str) -> None:
-        _logger.debug("connection_ended reason=%s client=%s", reason, self.client)
+        _logger.debug("connection_ended", extra={"reason": reason, "client": self.client})
         self._leave()
         self.transport.abort()  # closing would wait until the caller has taken what was written
 

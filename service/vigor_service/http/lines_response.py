@@ -42,7 +42,7 @@ class LinesResponse(Response):
             # The status is out already: all that is left is to end the connection.
             reason = "left" if isinstance(error, ClientGoneError) else "stalled"
             self._on_client_gone()
-            _logger.info("stream_ended client=%s request_id=%s", reason, scope["state"]["request_id"])
+            _logger.info("stream_ended", extra={"client": reason})
 
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self._lines) as lines:

@@ -58,7 +58,7 @@ class LoadingProgress:
     def begin(self, phase: LoadingPhase) -> None:
         """Enter a phase, and log it."""
         self._current = (phase, self._clock_seconds())
-        _logger.info("loading phase=%s after_seconds=%.1f", phase, self.total_seconds)
+        _logger.info("loading", extra={"phase": phase, "after_seconds": round(self.total_seconds, 1)})
 
     def describe(self) -> str:
         """One line for a caller that waits: the phase, and how long it has been running."""

@@ -26,7 +26,7 @@ class Watchdog:
         """
         reason = self._why_not()
         if reason is not None and not self._was_logged:
-            _logger.error("unhealthy reason=%r", reason)
+            _logger.error("unhealthy", extra={"reason": reason})
         self._was_logged = reason is not None
         if reason is not None:
             raise UnhealthyError(f"{reason}; the service has to be restarted")
