@@ -350,7 +350,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         ),
         "values, and objects and arrays, in a JSON body": f"{MAX_VALUES}, {MAX_CONTAINERS}",
         "names in an object": MAX_NAMES,
-        "seconds for the headers of a request to come": f"{DEFAULT_LIMITS.header_seconds:g}",
+        "seconds for the headers of a request to arrive": f"{DEFAULT_LIMITS.header_seconds:g}",
         "seconds for the rest of a body that was refused before it came; then the connection ends": (
             f"{DEFAULT_LIMITS.refused_body_seconds:g}"
         ),
@@ -358,7 +358,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         "seconds that a caller may take nothing of an answer that fills the socket's buffers": (
             f"{DEFAULT_LIMITS.stalled_answer_seconds:g}"
         ),
-        "connections that wait for a request; of more, the one that has waited longest is closed": (
+        "connections that wait for a request; above it, the one that has waited longest is closed": (
             DEFAULT_LIMITS.max_waiting
         ),
     }
@@ -366,7 +366,7 @@ def test_the_limits_are_those_of_the_code() -> None:
 
 
 def test_the_pause_between_signs_of_life_is_that_of_the_code() -> None:
-    assert f"an empty one goes out every {BEAT_SECONDS:g} seconds" in HTTP_API
+    assert f"an empty line is sent every {BEAT_SECONDS:g} seconds" in HTTP_API
 
 
 def test_every_flag_on_every_page_of_the_service_exists() -> None:
@@ -456,7 +456,7 @@ def test_every_code_stands_beside_its_class(code: str, error: type[errors.Proble
 def test_the_bounds_of_a_call_are_those_of_the_code() -> None:
     bounds: Mapping[str, str] = {
         "silence of the service within one attempt (`timeout_seconds`)": f"{DEFAULT_TIMEOUT_SECONDS:g} s",
-        "silence within an answer in lines, where the service shows life every 10 s": (
+        "silence within an answer in lines, in which the service sends a line at least every 10 s": (
             f"{wire.SILENCE_BETWEEN_LINES_SECONDS:g} s"
         ),
         "making a connection": f"{wire.CONNECT_TIMEOUT_SECONDS:g} s",
