@@ -1,4 +1,4 @@
-"""What serves once the model is loaded, put together from the parts of all rooms. Starts nothing."""
+"""The parts that serve once the model is loaded, constructed and connected. Starts nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """What exists once the model is loaded."""
+    """The parts that exist once the model is loaded."""
 
     info: EngineInfo
     current_weights: CurrentWeights
@@ -63,7 +63,7 @@ def assemble(
     state: StateDirectory | None,
     metrics: Metrics,
 ) -> Serving:
-    """Return what serves, with the weights that ``replayed`` found. The scheduler is not started yet."""
+    """Return the parts that serve, with the weights that ``replayed`` holds. The scheduler is not started yet."""
     info = scorer.info
     current_weights = CurrentWeights(
         replayed.weights, load=scorer.load, compute=compute, metrics=metrics, damage=replayed.damage

@@ -35,7 +35,7 @@ DRAINING_RETRY_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """What the service serves: an engine, the tokenizer of its model if it has one, and what ends a completion."""
+    """A loaded model: the engine, the tokenizer if there is one, and the token ids that end a completion."""
 
     scorer: Scorer
     tokenizer: Tokenizer | None
@@ -78,10 +78,10 @@ class Runtime:
 
     @property
     def serving(self) -> Serving:
-        """What is served.
+        """The parts that serve.
 
         Raises:
-            LoadingError, DrainingError: not yet, or no more.
+            LoadingError, DrainingError: the model is not loaded yet, or the service shuts down.
         """
         if self._is_draining:
             raise DrainingError("the service is shutting down", retry_after_seconds=DRAINING_RETRY_SECONDS)
@@ -95,18 +95,18 @@ class Runtime:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no thread of the service runs something that cannot be interrupted."""
+        """Whether no thread of the service runs work that cannot be interrupted."""
         return self._compute.is_idle and self.preparation.is_idle and self._files.is_idle
 
     def require_alive(self) -> None:
-        """Raise UnhealthyError unless batches are, or will be, taken from the queue and come to an end."""
+        """Raise UnhealthyError unless the service computes, or will once it is loaded."""
         if self.load_error is not None or (self._serving is not None and not self._serving.scheduler.is_alive):
             raise UnhealthyError("nothing computes any more; the service has to be restarted")
         if self._serving is not None:  # until then the thread loads, which may take as long as it takes
             self._watchdog.require_progress()
 
     def require_ready(self) -> None:
-        """Raise unless a score request would be taken now."""
+        """Raise unless a score request would be accepted now."""
         self.serving.current_weights.require_ready()
 
     def start(self) -> None:
@@ -116,7 +116,7 @@ class Runtime:
         self._loading.add_done_callback(self._finish_loading)
 
     def drain(self) -> None:
-        """Take no new requests; those that were admitted go on."""
+        """Refuse new requests; admitted ones go on."""
         self._is_draining = True
         if self._serving is not None:
             self._serving.current_weights.drain()
@@ -128,7 +128,7 @@ class Runtime:
             self._loop.call_soon_threadsafe(self.drain)
 
     async def stop(self) -> None:
-        """End at once: nothing is waited for."""
+        """End at once, without waiting for work in progress."""
         self.drain()
         if self._loading is not None:
             self._loading.cancel()

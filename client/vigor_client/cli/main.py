@@ -62,13 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _flush_output() -> None:
-    """Write what is left now, where an error can still be told."""
+    """Write what is left now, while an error can still be reported."""
     if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison] - None where a process has none
         sys.stdout.flush()
 
 
 def _drop_output() -> None:
-    """Keep the flush at exit quiet, where standard output takes nothing any more."""
+    """Keep the flush at exit quiet if standard output is closed."""
     try:
         _flush_output()
     except OSError:
@@ -79,7 +79,7 @@ def score(arguments: argparse.Namespace) -> int:
     """``vigor score``."""
     out_path: Path | None = arguments.out
     if arguments.resume and out_path is None:
-        arguments.refuse("--resume goes on with the file of --out: give both")
+        arguments.refuse("--resume continues the file of --out: give both")
     with open_input(arguments.input) as source:
         num_groups = check_lines(source)
         finished = resume(out_path, source) if out_path and arguments.resume else Finished()
@@ -159,7 +159,7 @@ def push(arguments: argparse.Namespace) -> int:
     """``vigor push``."""
     with _client(arguments) as client:
         tensors = checkpoint_tensors(arguments.directory)
-        new_hasher()  # a missing library is told before a service is waited for
+        new_hasher()  # reports a missing library before waiting for a service
         _readiness(client, arguments).while_loading(arguments.ready_timeout_seconds)
         started_seconds = monotonic()
         published = client.publish_weights(tensors, weight_version=arguments.weight_version)
@@ -198,7 +198,7 @@ def _readiness(client: VigorClient, arguments: argparse.Namespace) -> ReadinessW
 
 
 def _terminal(arguments: argparse.Namespace) -> TextIO | None:
-    """Where progress is shown: on a terminal that does not show the results themselves."""
+    """Return the terminal for progress; None without one, or if it shows the results themselves."""
     shows_results = arguments.out is None and _is_terminal(sys.stdout)
     return sys.stderr if _is_terminal(sys.stderr) and not shows_results and not arguments.quiet else None
 

@@ -1,4 +1,4 @@
-"""The response that sends lines while they come. Knows the connection, and not what the lines say."""
+"""A response that sends lines as they become ready. Knows the connection, and not what the lines say."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _logger = logging.getLogger(__name__)
 
 
 class LinesResponse(Response):
-    """Sends lines, and stops asking for them when the client leaves or takes none for ``timeout_seconds``.
+    """Sends lines until the client disconnects, or takes none for ``timeout_seconds``.
 
     ``on_client_gone`` is called in either case.
     """

@@ -86,6 +86,6 @@ def _log(scope: Scope, route: str, status: int, seconds: float, version: int | N
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's id, if it is one that can be logged and sent back as it is."""
+    """Return the client's id if it can be logged and sent back as it is, else a new one."""
     sent = Headers(scope=scope).get(REQUEST_ID, "")
     return sent if _SANE_ID.fullmatch(sent) else uuid.uuid4().hex

@@ -75,7 +75,7 @@ def problem_of(error: ServiceError) -> Problem:
 
 
 def refusal_writer(metrics: Metrics) -> Callable[[ServiceError], bytes]:
-    """Return what makes an error a whole HTTP answer, for what comes before there is a request."""
+    """Return a function from an error to a whole HTTP answer, for failures before there is a request."""
 
     def write(error: ServiceError) -> bytes:
         problem, request_id = problem_of(error), uuid.uuid4().hex
@@ -119,7 +119,7 @@ def _response(request: Request, problem: Problem, headers: Mapping[str, str] | N
 
 
 async def problem_response(request: Request, error: ServiceError) -> Response:
-    """Return the answer that an error is."""
+    """Return the HTTP response of an error."""
     headers = _retry_after(error)
     if isinstance(error, errors.UnauthenticatedError):
         headers["WWW-Authenticate"] = "Bearer"
@@ -160,6 +160,6 @@ async def _handle_bug(request: Request, error: Exception) -> Response:
     # The server logs the traceback itself; this line ties it to the request.
     _logger.error("bug", extra={"error": type(error).__name__})
     detail = f"a bug in the service; its log has the details under request id {request_id}"
-    # The server closes the connection of a request that raised; nobody is to send another one over it.
+    # The server closes the connection of a request that raised, so the answer says so to proxies and clients.
     headers = {"X-Request-Id": request_id, "Connection": "close"}
     return _response(request, _problem(INTERNAL, detail, [], request_id=request_id), headers)
