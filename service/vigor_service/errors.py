@@ -2,8 +2,8 @@
 
 StartupError                    the service cannot start: a wrong setting, a model that does not load
 
-ServiceError                    a request that is not answered as it was meant
-├── MalformedHttpError          what came is no request
+ServiceError                    a request that cannot be answered with a result
+├── MalformedHttpError          the input is not an HTTP request
 ├── UrlTooLongError             more bytes than a URL may have
 ├── HeadersTooLargeError        more bytes than the headers may have
 ├── WrongHostError              the request names no host, several, or another one
@@ -22,8 +22,8 @@ ServiceError                    a request that is not answered as it was meant
 ├── WeightBaseMismatchError     the update was made from another version
 ├── GroupConflictError          a sample contradicts the others of its group
 ├── GroupIncompleteError        not all samples of a group came in time
-├── QueueFullError              come back later
-├── ClientGoneError             nobody waits for the answer any more
+├── QueueFullError              the queue is full; retry later
+├── ClientGoneError             the client went away before the answer
 ├── EngineFailedError           the engine raised on a batch
 ├── UnhealthyError              the compute loop has ended
 ├── LoadingError                the model is not loaded yet
@@ -43,7 +43,7 @@ from pydantic import JsonValue
 from vigor_client.schemas.problems import FieldError
 
 MAX_LISTED_ERRORS = 100
-"""An answer names at most so many places; its detail says how many there are."""
+"""Maximum number of places that an answer lists; its detail says how many there are."""
 
 
 class StartupError(Exception):
@@ -51,10 +51,10 @@ class StartupError(Exception):
 
 
 class ServiceError(Exception):
-    """Base of all of them.
+    """Base of all errors that requests are answered with.
 
-    ``detail`` says what was got, what is needed and what to do; ``errors`` are the offending places;
-    ``data`` goes out beside them under its own names.
+    ``detail`` says what was received, what is needed and what to do; ``errors`` are the offending places;
+    ``data`` are further members of the problem document.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class ServiceError(Exception):
 
 
 class MalformedHttpError(ServiceError):
-    """What came is no request."""
+    """The input is not an HTTP request."""
 
 
 class UrlTooLongError(ServiceError):
@@ -149,11 +149,11 @@ class GroupIncompleteError(ServiceError):
 
 
 class QueueFullError(ServiceError):
-    """Come back later."""
+    """The queue is full; retry later."""
 
 
 class ClientGoneError(ServiceError):
-    """Nobody waits for the answer any more."""
+    """The client went away before the answer."""
 
 
 class EngineFailedError(ServiceError):
@@ -191,7 +191,7 @@ class StagingFullError(ServiceError):
 def invalid_request(
     errors: Sequence[FieldError], *, consequence: str, count: int | None = None, are_all: bool = True
 ) -> InvalidRequestError:
-    """Return the error that lists these places, its detail saying how many there are and what did not happen.
+    """Return an error that lists these places. Its detail says how many there are, and the ``consequence``.
 
     ``count`` is how many there are where only the first were kept; ``are_all`` is false where there may be more.
     """

@@ -1,4 +1,4 @@
-"""The life of the service: loading, serving, draining. Puts the parts together; knows nothing about HTTP."""
+"""The life of the service: loading, serving, draining. Knows nothing about HTTP."""
 
 from __future__ import annotations
 
@@ -10,33 +10,21 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vigor_service.compat.rewards import CompatRewards
+from vigor_service.assembly import Serving, assemble
 from vigor_service.errors import DeadlineExceededError, DrainingError, LoadingError, StartupError, UnhealthyError
-from vigor_service.http.idempotency import IdempotentResponses
 from vigor_service.observability.loading_progress import LoadingPhase, LoadingProgress
 from vigor_service.observability.metrics import Metrics
-from vigor_service.sample_groups.assembly import Rendezvous
-from vigor_service.scheduling.admission import Admission
-from vigor_service.scheduling.scheduler import Scheduler
-from vigor_service.scheduling.score_cache import ScoreCache
-from vigor_service.scoring.attribution import Attributions
-from vigor_service.scoring.service import Scoring
 from vigor_service.scoring.tokenization import Encoder, Tokenizer
 from vigor_service.settings import Settings
 from vigor_service.threads.file_threads import FileThreads
 from vigor_service.threads.preparation import Preparation
 from vigor_service.threads.watchdog import Watchdog
 from vigor_service.threads.worker import WorkerThread
-from vigor_service.weights.current import CurrentWeights
-from vigor_service.weights.sources.broadcast import BroadcastReceiver
-from vigor_service.weights.sources.directory import LocalFiles
 from vigor_service.weights.storage.staging import StagingArea, default_staging_root
 from vigor_service.weights.storage.state import StateDirectory
-from vigor_service.weights.updates.commit import Committer
-from vigor_service.weights.updates.manager import Updates
 
 if TYPE_CHECKING:
-    from vigor_service.engine.interface import EngineInfo, Scorer
+    from vigor_service.engine.interface import Scorer
     from vigor_service.weights.updates.restore import Replayed
 
 _logger = logging.getLogger(__name__)
@@ -47,28 +35,11 @@ DRAINING_RETRY_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """What the service serves: an engine, the tokenizer of its model if it has one, and what ends a completion."""
+    """A loaded model: the engine, the tokenizer if there is one, and the token ids that end a completion."""
 
     scorer: Scorer
     tokenizer: Tokenizer | None
     generation_ends: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Serving:
-    """What exists once the model is loaded."""
-
-    info: EngineInfo
-    current_weights: CurrentWeights
-    scheduler: Scheduler
-    scoring: Scoring
-    answers: IdempotentResponses
-    rendezvous: Rendezvous
-    adapters: CompatRewards
-    attributions: Attributions
-    updates: Updates
-    local_files: LocalFiles
-    broadcasts: BroadcastReceiver
 
 
 class Runtime:
@@ -107,10 +78,10 @@ class Runtime:
 
     @property
     def serving(self) -> Serving:
-        """What is served.
+        """The parts that serve.
 
         Raises:
-            LoadingError, DrainingError: not yet, or no more.
+            LoadingError, DrainingError: the model is not loaded yet, or the service shuts down.
         """
         if self._is_draining:
             raise DrainingError("the service is shutting down", retry_after_seconds=DRAINING_RETRY_SECONDS)
@@ -124,18 +95,18 @@ class Runtime:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no thread of the service runs something that cannot be interrupted."""
+        """Whether no thread of the service runs work that cannot be interrupted."""
         return self._compute.is_idle and self.preparation.is_idle and self._files.is_idle
 
     def require_alive(self) -> None:
-        """Raise UnhealthyError unless batches are, or will be, taken from the queue and come to an end."""
+        """Raise UnhealthyError unless the service computes, or will once it is loaded."""
         if self.load_error is not None or (self._serving is not None and not self._serving.scheduler.is_alive):
             raise UnhealthyError("nothing computes any more; the service has to be restarted")
         if self._serving is not None:  # until then the thread loads, which may take as long as it takes
             self._watchdog.require_progress()
 
     def require_ready(self) -> None:
-        """Raise unless a score request would be taken now."""
+        """Raise unless a score request would be accepted now."""
         self.serving.current_weights.require_ready()
 
     def start(self) -> None:
@@ -145,7 +116,7 @@ class Runtime:
         self._loading.add_done_callback(self._finish_loading)
 
     def drain(self) -> None:
-        """Take no new requests; those that were admitted go on."""
+        """Refuse new requests; admitted ones go on."""
         self._is_draining = True
         if self._serving is not None:
             self._serving.current_weights.drain()
@@ -157,7 +128,7 @@ class Runtime:
             self._loop.call_soon_threadsafe(self.drain)
 
     async def stop(self) -> None:
-        """End at once: nothing is waited for."""
+        """End at once, without waiting for work in progress."""
         self.drain()
         if self._loading is not None:
             self._loading.cancel()
@@ -182,7 +153,19 @@ class Runtime:
             self._progress.begin(LoadingPhase.MEASURING_BATCH_SIZE)
             budget = await self._compute.run(model.scorer.measure_batch_tokens)
         encoder = await asyncio.to_thread(self._encoder, model)  # it tries the chat template, without a limit of time
-        return self._assemble(model, encoder, replayed, staging, max_batch_tokens=budget)
+        return assemble(
+            model.scorer,
+            encoder,
+            replayed,
+            settings=self.settings,
+            max_batch_tokens=budget,
+            compute=self._compute,
+            preparation=self.preparation,
+            files=self._files,
+            staging=staging,
+            state=self._state,
+            metrics=self.metrics,
+        )
 
     async def _open_directories(self) -> StagingArea:
         try:
@@ -220,86 +203,14 @@ class Runtime:
         self.metrics.describe_build(model=info.model, dtype=info.dtype, device=info.device)
         self.metrics.watch_memory(_memory_reader(info.device))
         _logger.info(
-            "ready model=%s device=%s dtype=%s digest=%s loading_seconds=%.1f",
-            info.model,
-            info.device,
-            info.dtype,
-            weights.digest,
-            self._progress.total_seconds,
-        )
-
-    def _assemble(
-        self, model: LoadedModel, encoder: Encoder, replayed: Replayed, staging: StagingArea, *, max_batch_tokens: int
-    ) -> Serving:
-        settings, metrics, info = self.settings, self.metrics, model.scorer.info
-        current_weights = CurrentWeights(
-            replayed.weights, load=model.scorer.load, compute=self._compute, metrics=metrics, damage=replayed.damage
-        )
-        admission = Admission(
-            max_tokens=settings.max_queued_tokens, max_requests=settings.max_queued_requests, metrics=metrics
-        )
-        scheduler = Scheduler(
-            model.scorer.score,
-            compute=self._compute,
-            weights_for=current_weights.require,
-            admission=admission,
-            cache=ScoreCache(settings.score_cache_entries),
-            max_batch_tokens=max_batch_tokens,
-            metrics=metrics,
-        )
-        scoring = Scoring(
-            model=info.model,
-            encoder=encoder,
-            admission=admission,
-            current_weights=current_weights,
-            scheduler=scheduler,
-            preparation=self.preparation,
-            metrics=metrics,
-            timeout_seconds=settings.request_timeout_seconds,
-            media_token_ids=info.media_token_ids,
-        )
-        updates = Updates(
-            current_weights,
-            Committer(
-                current_weights,
-                tensors=model.scorer.tensors,
-                plan_checkpoint=model.scorer.plan_checkpoint,
-                exclusive=scheduler.exclusive,
-                state=self._state,
-                threads=self._files,
-                metrics=metrics,
-            ),
-            staging=staging,
-            state=self._state,
-            threads=self._files,
-            metrics=metrics,
-            timeout_seconds=settings.update_timeout_seconds,
-            max_upload_bytes=settings.max_upload_bytes,
-        )
-        rendezvous = Rendezvous(
-            scoring,
-            timeout_seconds=settings.group_timeout_seconds,
-            metrics=metrics,
-        )
-        local_files = LocalFiles(updates, current_weights, root=settings.weights_root, threads=self._files)
-        broadcasts = BroadcastReceiver(
-            updates,
-            device=info.device,
-            is_allowed=settings.allow_broadcast,
-            timeout_seconds=settings.update_timeout_seconds,
-        )
-        return Serving(
-            info,
-            current_weights,
-            scheduler,
-            scoring,
-            IdempotentResponses(),
-            rendezvous,
-            CompatRewards(scoring, rendezvous),
-            Attributions(scoring, model.scorer.attribute, self._compute),
-            updates,
-            local_files,
-            broadcasts,
+            "ready",
+            extra={
+                "model": info.model,
+                "device": info.device,
+                "dtype": info.dtype,
+                "digest": weights.digest,
+                "loading_seconds": round(self._progress.total_seconds, 1),
+            },
         )
 
 

@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from vigor_service.observability.otel import Tracing
 
 ENDING_SECONDS = 5.0
-"""After the drain time, for what follows it; then the process ends, whatever still runs."""
+"""Maximum time after the drain time; then the process ends, even if threads still run."""
 KEEP_ALIVE_SECONDS = 65  # longer than the idle limit of common proxies, so that they close first
 
 QUIET_SECONDS = 10.0
-"""Of connections that are closed because there are too many the log tells no more often."""
+"""Minimum time between two log lines about connections that were closed because there were too many."""
 
 _logger = logging.getLogger(__name__)
 
@@ -72,8 +72,8 @@ def serve(
     runtime: Runtime = app.state.runtime
     num_descriptors = raise_descriptor_limit()
     limits = limits.within(num_descriptors)
-    _logger.info("descriptors limit=%d max_connections=%d", num_descriptors, limits.max_connections)
-    _logger.info("access %s", app.state.keys.describe())
+    _logger.info("descriptors", extra={"limit": num_descriptors, "max_connections": limits.max_connections})
+    _logger.info("access", extra=app.state.keys.describe())
     config = uvicorn.Config(
         app,
         http=bounded_protocol(
@@ -111,7 +111,7 @@ def _load_for_good(load_model: Callable[[], LoadedModel]) -> LoadedModel:
 
 
 class TooManyConnections:
-    """Counts connections that are closed because there are too many, and says so in the log once in a while."""
+    """Counts connections that are closed because there are too many, and logs them every ``QUIET_SECONDS``."""
 
     def __init__(self, metrics: Metrics, *, clock: Callable[[], float] = monotonic) -> None:
         self._metrics = metrics
@@ -119,7 +119,7 @@ class TooManyConnections:
         self._quiet_until = 0.0
 
     def note(self) -> None:
-        """One more."""
+        """Count one more."""
         self._metrics.closed_connections.inc()
         if self._clock() >= self._quiet_until:
             self._quiet_until = self._clock() + QUIET_SECONDS
@@ -127,7 +127,7 @@ class TooManyConnections:
 
 
 class _Server(uvicorn.Server):
-    """Tells the service at once when it has to end, not only after the last request."""
+    """Drains the service as soon as a signal comes, not only after the last request."""
 
     def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
         super().__init__(config)
@@ -145,7 +145,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     def end_at_last(self, seconds: float) -> None:
-        """End the process so long after it was told to stop, whatever it still waits for: a disk, or a lost thread."""
+        """End the process this long after it was told to stop, even if it waits for a disk or a lost thread."""
         threading.Thread(target=self._end_after, args=(seconds,), name="last-resort", daemon=True).start()
 
     def _end_after(self, seconds: float) -> None:
@@ -160,7 +160,8 @@ def _listen(host: str, port: int) -> socket.socket:
     except OSError as error:
         print(f"vigor-service: cannot listen on {host} port {port}: {error.strerror}", file=sys.stderr)
         sys.exit(1)
-    _logger.info("listening url=http://%s:%d", f"[{host}]" if ":" in host else host, listener.getsockname()[1])
+    url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    _logger.info("listening", extra={"url": url})
     return listener
 
 

@@ -1,4 +1,4 @@
-"""Every knob of `vigor-service`: a flag, an environment variable `VIGOR_…`, a default and its unit.
+"""Every setting of `vigor-service`: a flag, an environment variable `VIGOR_…`, a default and its unit.
 
 Imports no torch: `--help` answers at once.
 """
@@ -27,7 +27,7 @@ class Settings(BaseSettings):
         env_ignore_empty=True,
         frozen=True,
         extra="forbid",
-        hide_input_in_errors=True,  # it may be a key
+        hide_input_in_errors=True,  # the input may be a key
         use_attribute_docstrings=True,
         cli_prog_name="vigor-service",
         cli_kebab_case=True,
@@ -37,134 +37,135 @@ class Settings(BaseSettings):
     )
 
     model: str | None = None
-    """A local directory (of a model, or of a PEFT adapter, which names its base), a hub name or a GGUF file.
-    Default: the embedded SmolLM2-135M-Instruct."""
+    """Model to score with: a directory of a model, or of a PEFT adapter that names its base model, a hub name, or a
+    GGUF file. Default: the embedded SmolLM2-135M-Instruct."""
 
     host: str = "127.0.0.1"
-    """Address to listen on. One that other machines reach needs a key, or --allow-anonymous."""
+    """Address to listen on. An address that other machines can reach needs a key, or --allow-anonymous."""
 
     port: int = Field(default=8000, ge=0, le=65535)
-    """TCP port to listen on; 0 takes a free one, which the log names."""
+    """TCP port to listen on. 0 takes a free port, which the log names."""
 
     device: str = "auto"
-    """auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
+    """Device to compute on: auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
 
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Type of the weights; auto is float32 on a CPU and the checkpoint's own elsewhere."""
+    """Element type of the weights. auto is float32 on a CPU and the checkpoint's own type elsewhere."""
 
     parameters: str | None = None
-    """Whose gradient is measured: all, lora, norms, last-K-layers (such as last-4-layers), or a regular expression
-    over parameter names. Default: lora if the model has LoRA parameters, else all."""
+    """Parameters whose gradient is measured: all, lora, norms, last-K-layers (such as last-4-layers), or a regular
+    expression over parameter names. Default: lora if the model has LoRA parameters, else all."""
 
     norm_probes: int | None = Field(default=None, gt=0)
-    """Estimate norms with so many random probes for each weight matrix: cheaper, for those who need only the ranks.
+    """Number of random probes per weight matrix with which norms are estimated: cheaper where only the ranks matter.
     Default: no estimate, every norm is exact."""
 
     trust_remote_code: bool = False
-    """Run code that comes with the checkpoint. Only for checkpoints that you trust as you trust a program."""
+    """Run code that comes with the checkpoint. Use it only for checkpoints that you trust as you trust a program."""
 
     max_batch_tokens: int | Literal["auto"] = "auto"
-    """Tokens of one batch, all its sequences together; a longer sequence runs alone. auto measures at start-up what
-    fits into memory, and takes at most 16384 on a GPU and 4096 on a CPU. Where memory runs out all the same, the batch
-    is halved and later ones are smaller."""
+    """Maximum number of tokens of one batch, all its sequences together; a longer sequence runs alone. auto measures at
+    start what fits into memory, and takes at most 16384 on a GPU and 4096 on a CPU. If memory still runs out, the batch
+    is halved and later batches are smaller."""
 
     activation_mib: int | None = Field(default=None, gt=0)
-    """MiB of activations, about, that batches may keep at once, logits not among them; as many layers as that takes (on
-    a GPU all, if any) run twice instead of keeping theirs. On a CPU freed blocks then go back to the system at once,
-    which takes time too. Default: 70 % of the memory that is free."""
+    """Approximate maximum of activations that batches keep at once, in MiB, without the logits. To stay below it, some
+    layers (on a GPU all or none) run twice instead of keeping their activations. On a CPU, setting it also returns
+    freed blocks to the system at once, which takes time. Default: 70 % of the free memory."""
 
     max_queued_tokens: int = Field(default=4_194_304, gt=0)
-    """Tokens that may wait or be computed at once; more is answered with 429."""
+    """Maximum number of tokens that wait or are computed at once (429 above it)."""
 
     max_queued_requests: int = Field(default=1024, gt=0)
-    """Score requests that may wait or be computed at once; more is answered with 429."""
+    """Maximum number of score requests that wait or are computed at once (429 above it)."""
 
     max_request_tokens: int = Field(default=16_777_216, gt=0)
-    """Maximum number of tokens of one score request, each completion counted with its prompt; more is answered with
-    413."""
+    """Maximum number of tokens of one score request, each completion counted with its prompt (413 above it)."""
 
     preparation_seconds: float = Field(default=30.0, gt=0)
-    """Processor time in seconds that templates and tokenizer may take for one request; more is answered with 413."""
+    """Maximum processor time for the templates and the tokenizer of one request, in seconds (413 above it)."""
 
     score_cache_entries: int = Field(default=65_536, ge=0)
-    """Latest scores that are kept, about 400 bytes each: the same completions under the same weights are not computed
-    again. 0 keeps none."""
+    """Number of latest scores that are kept, at about 400 bytes each: the same completions under the same weights are
+    not computed again. 0 keeps none."""
 
     max_url_bytes: int = Field(default=8192, gt=0)
-    """Bytes of a request's URL; a longer one is answered with 414."""
+    """Maximum size of a request's URL, in bytes (414 above it)."""
 
     max_header_bytes: int = Field(default=32_768, gt=0)
-    """Bytes of a request's headers, all together; more is answered with 431."""
+    """Maximum size of a request's headers, all together, in bytes (431 above it)."""
 
     max_body_bytes: int = Field(default=16 << 20, gt=0)
-    """Bytes of a JSON body; a larger one is answered with 413."""
+    """Maximum size of a JSON request body, in bytes (413 above it)."""
 
     max_held_bytes: int = Field(default=1 << 30, gt=0)
-    """Bytes of memory that the bodies of all requests may take at once, each from its first byte to its answer, as JSON
-    or as what it became; more is answered with 429."""
+    """Maximum memory for the bodies of all requests, in bytes, each counted from its first byte to its answer, as JSON
+    or as what was parsed from it (429 above it)."""
 
     max_upload_bytes: int | None = Field(default=None, gt=0)
-    """Bytes of a weight update, all files together. Default: what the model can need."""
+    """Maximum size of a weight update, all files together, in bytes. Default: the largest size that the model can
+    need."""
 
     staging_dir: Path | None = None
-    """Directory for updates that are under way. Default: within --state-dir, or one of this user's under the temporary
+    """Directory for updates in progress. Default: within --state-dir, or a directory of this user below the temporary
     directory."""
 
     state_dir: Path | None = None
-    """Directory that keeps the published weights: a restarted service comes back with them. It holds up to twice the
-    model, and the smaller updates since the last full one. Default: none, a restart begins with --model."""
+    """Directory that keeps the published weights, so that a restarted service serves them again. It holds up to twice
+    the size of the model, and the smaller updates since the last full one. Default: none; a restart begins with
+    --model."""
 
     weights_root: Path | None = None
     """Directory below which checkpoints and published versions may be loaded from this machine's disk, through
-    /update_weights_from_disk and /pull_weights. Default: none, nothing is."""
+    /update_weights_from_disk and /pull_weights. Default: none; nothing may be loaded."""
 
     allow_broadcast: bool = False
-    """Receive weight updates through torch.distributed, from any address that a caller names. Its bytes are neither
-    encrypted nor authenticated: only in a network that you trust."""
+    """Receive weight updates through torch.distributed, from any address that a caller names. The traffic is neither
+    encrypted nor authenticated: use it only in a network that you trust."""
 
     update_timeout_seconds: float = Field(default=120.0, gt=0)
-    """Seconds after which a weight update that nobody touches is dropped."""
+    """Time without a request for a weight update after which it is dropped, in seconds."""
 
     request_timeout_seconds: float = Field(default=600.0, gt=0)
-    """Seconds that a score request may take, on top of the time it asked to wait for weights."""
+    """Maximum time for a score request, in seconds, on top of the time that it asks to wait for weights."""
 
     group_timeout_seconds: float = Field(default=120.0, gt=0)
-    """Seconds after its first sample within which a group that comes sample by sample must be whole. An answered group
-    is remembered as long, for samples that are sent again."""
+    """Maximum time between the first and the last sample of a group that arrives sample by sample, in seconds. An
+    answered group is remembered as long, for samples that are sent again."""
 
     watchdog_seconds: float = Field(default=900.0, gt=0)
-    """Longest time in seconds that one batch, or one swap of weights, may take; after it /healthz answers 503, so that
-    whoever watches the service restarts it."""
+    """Maximum time for one batch, or one swap of weights, in seconds; after it /healthz answers 503, so that an
+    orchestrator restarts the service."""
 
     drain_seconds: float = Field(default=30.0, gt=0)
-    """Seconds that requests have to finish after SIGTERM."""
+    """Time for requests to finish after SIGTERM, in seconds."""
 
     score_key: SecretStr | None = None
-    """Key that whoever scores or reads has to send as a bearer token. A file is safer: other users of the machine see
+    """Key for scoring and reading, sent as a bearer token. A file is safer: other users of the machine can see
     flags."""
 
     score_key_file: Path | None = None
     """File that holds the score key, on one line."""
 
     publish_key: SecretStr | None = None
-    """Key that whoever publishes weights has to send; it may score as well. Without it, where there is a score key,
-    nobody may publish."""
+    """Key for publishing weights, which also allows scoring. With a score key alone, publishing is disabled."""
 
     publish_key_file: Path | None = None
     """File that holds the publish key, on one line."""
 
     allow_anonymous: bool = False
-    """Listen where other machines can reach the service, though nobody has to show a key."""
+    """Serve without keys on an address that other machines can reach."""
 
     otlp_endpoint: str | None = None
     """URL of an OpenTelemetry collector that takes traces over HTTP, such as http://127.0.0.1:4318; the path /v1/traces
-    is added. Needs the extra otel. Default: as OTEL_EXPORTER_OTLP_ENDPOINT says; without it nothing is traced."""
+    is added. Needs the extra otel. Default: OTEL_EXPORTER_OTLP_ENDPOINT; without either, nothing is traced."""
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    """What is logged, to standard error."""
+    """Lowest level that is logged, to standard error."""
 
     log_format: Literal["text", "json"] = "text"
-    """json: each line is an object with time, level, logger, message, and request_id where it belongs to a request."""
+    """Form of log lines: text, or json with one object per line, whose members are time, level, logger, message and the
+    fields of the event."""
 
     @field_validator("max_batch_tokens", mode="before")
     @classmethod
@@ -180,7 +181,7 @@ class Settings(BaseSettings):
     @classmethod
     def _check_selection(cls, value: str | None) -> str | None:
         if re.fullmatch("last-0+-layers", value or ""):
-            raise ValueError(f"{value!r} selects nothing: last-1-layers is the least")
+            raise ValueError(f"{value!r} selects nothing: the smallest is last-1-layers")
         try:
             re.compile(value or "")
         except re.error as error:
@@ -207,7 +208,7 @@ class Settings(BaseSettings):
         if self.score_key is not None and self.score_key == self.publish_key:
             raise ValueError(
                 "the score key and the publish key are the same: give --publish-key (VIGOR_PUBLISH_KEY, or its file) "
-                "alone, it may score as well"
+                "alone, since it also allows scoring"
             )
         if self.allow_anonymous and self.has_key:
             raise ValueError("--allow-anonymous (VIGOR_ALLOW_ANONYMOUS) and a key exclude each other: give one of them")
@@ -218,7 +219,7 @@ class Settings(BaseSettings):
         if self.state_dir is not None and self.staging_dir is not None:
             raise ValueError(
                 "--staging-dir (VIGOR_STAGING_DIR) and --state-dir (VIGOR_STATE_DIR): give one of them; with a state "
-                "directory updates are received in it"
+                "directory, updates are staged within it"
             )
         return self
 
@@ -226,20 +227,20 @@ class Settings(BaseSettings):
     def _check_exposure(self) -> Self:
         if not self.allow_anonymous and not self.has_key and not is_loopback(self.host):
             raise ValueError(
-                f"--host {self.host} (VIGOR_HOST) can be reached from other machines and nobody has to show a key: "
+                f"--host {self.host} (VIGOR_HOST) can be reached from other machines and no key is set: "
                 "give --publish-key-file or --score-key-file (VIGOR_PUBLISH_KEY_FILE, VIGOR_SCORE_KEY_FILE), or "
-                "--allow-anonymous (VIGOR_ALLOW_ANONYMOUS) if that is meant, or listen on 127.0.0.1"
+                "--allow-anonymous (VIGOR_ALLOW_ANONYMOUS) if that is intended, or listen on 127.0.0.1"
             )
         return self
 
     @property
     def has_key(self) -> bool:
-        """Whether anybody has to show a key."""
+        """Whether callers must send a key."""
         return self.score_key is not None or self.publish_key is not None
 
 
 def _key(name: str, values: Mapping[str, Any]) -> str | None:
-    """Return the key that was given itself or as a file."""
+    """Return the key, given as it is or as a file that holds it; None without either."""
     given, file = values.get(name), values.get(f"{name}_file")
     flag, variable = f"--{name.replace('_', '-')}", f"VIGOR_{name.upper()}"
     if given is not None and file is not None:

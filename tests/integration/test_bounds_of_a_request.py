@@ -35,8 +35,8 @@ PATHS = (
     "/pull_weights",
 )
 _PROGRAM = """
-import logging, sys
 from pydantic_settings import CliApp
+from vigor_service.observability.logs import configure_logging
 from vigor_service.runtime import LoadedModel
 from vigor_service.server import serve
 from vigor_service.settings import Settings
@@ -48,7 +48,7 @@ def load():
         scorer.gate.clear()
     return LoadedModel(scorer, None)
 
-logging.basicConfig(level="INFO")
+configure_logging("info", "text")
 serve(CliApp.run(Settings), load)
 """
 

@@ -17,10 +17,10 @@ from tests.support.service_process import service_process
 from tests.support.tiny_models import save_tiny_checkpoint
 
 PROGRAM = """
-import logging
 from pydantic_settings import CliApp
 from vigor_service.engine.engine import Engine
 from vigor_service.engine.loading.loading import load_policy
+from vigor_service.observability.logs import configure_logging
 from vigor_service.runtime import LoadedModel
 from vigor_service.server import serve
 from vigor_service.settings import Settings
@@ -29,7 +29,7 @@ def load():
     policy = load_policy(settings.model)
     return LoadedModel(Engine(policy.model, name=policy.name, way="rules"), policy.tokenizer)
 
-logging.basicConfig(level="INFO", format="%(levelname)s %(name)s %(message)s")
+configure_logging("info", "text")
 settings = CliApp.run(Settings)
 serve(settings, load)
 """

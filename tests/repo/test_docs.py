@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -71,6 +73,7 @@ from vigor_service.errors import MAX_LISTED_ERRORS
 from vigor_service.http import problems
 from vigor_service.http.connection_limits import DEFAULT_LIMITS
 from vigor_service.http.request_body import MAX_CONTAINERS, MAX_VALUES
+from vigor_service.observability.logs import JsonFormatter, TextFormatter
 from vigor_service.runtime import LoadedModel
 from vigor_service.sample_groups.assembly import MAX_HELD_BYTES
 from vigor_service.sample_groups.samples import BYTES_PER_SAMPLE, BYTES_PER_TOKEN
@@ -215,6 +218,22 @@ def test_every_variable_that_is_read_is_documented_and_no_other() -> None:
     assert documented == read | {f"VIGOR_{name.upper()}" for name in Settings.model_fields}
 
 
+def test_the_lines_of_log_on_the_page_are_what_the_service_writes() -> None:
+    (line,) = map(json.loads, blocks(CONFIGURATION, "json"))
+    own = {"time", "level", "logger", "message"}
+    record = logging.makeLogRecord(
+        {name: value for name, value in line.items() if name not in own}
+        | {"name": line["logger"], "levelname": line["level"].upper(), "msg": line["message"]}
+        | {"created": datetime.fromisoformat(line["time"]).timestamp()}
+    )
+    assert json.loads(JsonFormatter().format(record)) == line
+    (text,) = (block.strip() for block in blocks(CONFIGURATION, "text"))
+    date_and_time = r"\S+ \S+ "
+    assert re.sub(date_and_time, "", text, count=1) == re.sub(
+        date_and_time, "", TextFormatter().format(record), count=1
+    )
+
+
 def _shown(default: object) -> str:
     if default is None:
         return "unset"
@@ -331,7 +350,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         ),
         "values, and objects and arrays, in a JSON body": f"{MAX_VALUES}, {MAX_CONTAINERS}",
         "names in an object": MAX_NAMES,
-        "seconds for the headers of a request to come": f"{DEFAULT_LIMITS.header_seconds:g}",
+        "seconds for the headers of a request to arrive": f"{DEFAULT_LIMITS.header_seconds:g}",
         "seconds for the rest of a body that was refused before it came; then the connection ends": (
             f"{DEFAULT_LIMITS.refused_body_seconds:g}"
         ),
@@ -339,7 +358,7 @@ def test_the_limits_are_those_of_the_code() -> None:
         "seconds that a caller may take nothing of an answer that fills the socket's buffers": (
             f"{DEFAULT_LIMITS.stalled_answer_seconds:g}"
         ),
-        "connections that wait for a request; of more, the one that has waited longest is closed": (
+        "connections that wait for a request; above it, the one that has waited longest is closed": (
             DEFAULT_LIMITS.max_waiting
         ),
     }
@@ -347,7 +366,7 @@ def test_the_limits_are_those_of_the_code() -> None:
 
 
 def test_the_pause_between_signs_of_life_is_that_of_the_code() -> None:
-    assert f"an empty one goes out every {BEAT_SECONDS:g} seconds" in HTTP_API
+    assert f"an empty line is sent every {BEAT_SECONDS:g} seconds" in HTTP_API
 
 
 def test_every_flag_on_every_page_of_the_service_exists() -> None:
@@ -437,7 +456,7 @@ def test_every_code_stands_beside_its_class(code: str, error: type[errors.Proble
 def test_the_bounds_of_a_call_are_those_of_the_code() -> None:
     bounds: Mapping[str, str] = {
         "silence of the service within one attempt (`timeout_seconds`)": f"{DEFAULT_TIMEOUT_SECONDS:g} s",
-        "silence within an answer in lines, where the service shows life every 10 s": (
+        "silence within an answer in lines, in which the service sends a line at least every 10 s": (
             f"{wire.SILENCE_BETWEEN_LINES_SECONDS:g} s"
         ),
         "making a connection": f"{wire.CONNECT_TIMEOUT_SECONDS:g} s",

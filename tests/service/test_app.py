@@ -119,15 +119,15 @@ def test_a_sane_request_id_is_echoed_and_others_are_replaced(service: LiveServic
         assert re.fullmatch(r"[0-9a-f]{32}", answer.headers["X-Request-Id"])
 
 
-def test_a_bug_is_a_problem_with_a_request_id_and_no_trace(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_bug_is_a_problem_with_a_request_id_and_no_trace(tmp_path: Path, text_log: pytest.LogCaptureFixture) -> None:
     with live_service(tmp_path) as service:
         service.runtime.serving.scoring.preparation.close()  # whatever comes now is a bug
-        with caplog.at_level(logging.ERROR):
+        with text_log.at_level(logging.ERROR):
             answer = service.score(groups=[TEXT_GROUP])
         assert (answer.status_code, answer.json()["code"]) == (500, "internal")
         assert answer.headers["X-Request-Id"] == answer.json()["request_id"]
         assert "Traceback" not in answer.text
-        assert answer.json()["request_id"] in caplog.text
+        assert answer.json()["request_id"] in text_log.text
 
 
 def test_metrics_count_requests_by_route_and_code(service: LiveService) -> None:

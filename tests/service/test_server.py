@@ -14,8 +14,9 @@ from vigor_service.server import QUIET_SECONDS, TooManyConnections
 
 # A process as `vigor-service` starts it, around another way to load.
 _PROGRAM = """
-import logging, threading
+import threading
 from pydantic_settings import CliApp
+from vigor_service.observability.logs import configure_logging
 from vigor_service.runtime import LoadedModel
 from vigor_service.server import serve
 from vigor_service.settings import Settings
@@ -43,7 +44,7 @@ def load_forever():
 def load_wrongly():
     raise ZeroDivisionError("a bug")
 
-logging.basicConfig(level="INFO")
+configure_logging("info", "text")
 serve(CliApp.run(Settings), {load})
 """
 _DRAIN_SECONDS = 1.0

@@ -76,5 +76,5 @@ def service_process(
 
 
 def _url(log: Path) -> str | None:
-    found = re.search(r"listening url=([^\s\"]+)", log.read_text())
+    found = re.search(r"listening.*(http://[^\s\"]+)", log.read_text())
     return found[1] if found else None

@@ -1,7 +1,7 @@
-"""The input of ``vigor score``, which is read more than once: a file, or whatever gives its bytes once only.
+"""The input of ``vigor score``, which is read more than once: a file, or a stream that can be read only once.
 
-Standard input, a named pipe or a process substitution is copied to a temporary file first, so that disk is needed for
-it and not memory. What is compressed by gzip is decompressed, whatever its name. UTF-16 and UTF-32 become UTF-8.
+Standard input, a named pipe or a process substitution is copied to a temporary file first, so that it takes disk and
+not memory. Input compressed by gzip is decompressed, with any file name. UTF-16 and UTF-32 become UTF-8.
 """
 
 from __future__ import annotations

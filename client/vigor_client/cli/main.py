@@ -9,44 +9,30 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from functools import partial
 from io import TextIOWrapper
-from math import inf
 from pathlib import Path
 from time import monotonic
-from typing import TextIO, TypeVar, get_args
+from typing import TextIO
 
-from vigor_client._version import __version__
 from vigor_client.cli.jsonl_input import open_input
 from vigor_client.cli.jsonl_lines import check_lines
 from vigor_client.cli.jsonl_scoring import score_groups
+from vigor_client.cli.options import build_parser
 from vigor_client.cli.progress import ProgressLine
 from vigor_client.cli.readiness import ReadinessWait
 from vigor_client.cli.results_file import Finished, RefusedLines, open_results, partial_of, resume, write_result
-from vigor_client.client import DEFAULT_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS, VigorClient
+from vigor_client.client import VigorClient
 from vigor_client.errors import InputError, VigorError, WeightDigestMismatchError
-from vigor_client.schemas.common import MAX_WEIGHT_VERSION
-from vigor_client.schemas.scoring import (
-    MAX_GROUPS,
-    MAX_WAIT_SECONDS,
-    Group,
-    RewardName,
-    ScoreResponse,
-    TieRule,
-    TruncatedRule,
-)
+from vigor_client.schemas.scoring import Group, ScoreResponse
 from vigor_client.transport.key_file import read_key
 from vigor_client.transport.retry import DEFAULT_MAX_RETRIES
 from vigor_client.transport.score_stream import OnGroup
 from vigor_client.weight_format.checkpoint_files import checkpoint_tensors
 from vigor_client.weight_format.digest import new_hasher
 
-T = TypeVar("T", int, float)
-
-DEFAULT_URL = "http://127.0.0.1:8000"
-DEFAULT_READY_TIMEOUT_SECONDS = 600.0
 QUEUE_SERIES = {"vigor_queued_requests": "requests", "vigor_queued_tokens": "tokens"}
 REFUSED = 3
 INTERRUPTED = 130
@@ -58,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends nothing
-    arguments = _parser().parse_args(argv)
+    arguments = build_parser(_COMMANDS).parse_args(argv)
     try:
         code = arguments.run(arguments)
         _flush_output()
@@ -76,13 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _flush_output() -> None:
-    """Write what is left now, where an error can still be told."""
+    """Write what is left now, while an error can still be reported."""
     if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison] - None where a process has none
         sys.stdout.flush()
 
 
 def _drop_output() -> None:
-    """Keep the flush at exit quiet, where standard output takes nothing any more."""
+    """Keep the flush at exit quiet if standard output is closed."""
     try:
         _flush_output()
     except OSError:
@@ -93,7 +79,7 @@ def score(arguments: argparse.Namespace) -> int:
     """``vigor score``."""
     out_path: Path | None = arguments.out
     if arguments.resume and out_path is None:
-        arguments.refuse("--resume goes on with the file of --out: give both")
+        arguments.refuse("--resume continues the file of --out: give both")
     with open_input(arguments.input) as source:
         num_groups = check_lines(source)
         finished = resume(out_path, source) if out_path and arguments.resume else Finished()
@@ -173,7 +159,7 @@ def push(arguments: argparse.Namespace) -> int:
     """``vigor push``."""
     with _client(arguments) as client:
         tensors = checkpoint_tensors(arguments.directory)
-        new_hasher()  # a missing library is told before a service is waited for
+        new_hasher()  # reports a missing library before waiting for a service
         _readiness(client, arguments).while_loading(arguments.ready_timeout_seconds)
         started_seconds = monotonic()
         published = client.publish_weights(tensors, weight_version=arguments.weight_version)
@@ -188,98 +174,12 @@ def push(arguments: argparse.Namespace) -> int:
     return 0
 
 
+_COMMANDS = {"score": score, "status": status, "wait": wait, "push": push}
+
+
 def _fail(reason: str, code: int = 1) -> int:
     print("vigor:", reason, file=sys.stderr)
     return code
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="vigor", description="Talk to a VIGOR scoring service.", allow_abbrev=False)
-    parser.add_argument("--version", action="version", version=f"vigor {__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _add_score(commands.add_parser("score", help="score a JSONL file, one group per line", allow_abbrev=False))
-    _add_status(commands.add_parser("status", help="show model, weights and queue of a service", allow_abbrev=False))
-    _add_wait(commands.add_parser("wait", help="wait until a service is ready", allow_abbrev=False))
-    _add_push(commands.add_parser("push", help="publish the weights of a checkpoint directory", allow_abbrev=False))
-    return parser
-
-
-def _add_score(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=score, refuse=parser.error)
-    parser.add_argument("input", type=Path, metavar="IN.jsonl", help="one group per line; - is standard input")
-    parser.add_argument(
-        "--out", type=Path, metavar="OUT.jsonl", help="written as OUT.jsonl.partial until complete (default: stdout)"
-    )
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with an OUT.jsonl.partial of the same input, weights and options"
-    )
-    parser.add_argument("--quiet", action="store_true", help="show no progress on a terminal")
-    _add_ready_timeout(parser)
-    parser.add_argument(
-        "--groups-per-request", type=_number(int, 1, MAX_GROUPS), default=16, metavar="N", help="default: 16"
-    )
-    parser.add_argument(
-        "--weight-version",
-        type=_number(int, 0, MAX_WEIGHT_VERSION),
-        metavar="N",
-        help="score with exactly these weights",
-    )
-    parser.add_argument(
-        "--wait-seconds",
-        type=_number(float, 0, MAX_WAIT_SECONDS),
-        default=0.0,
-        metavar="S",
-        help="wait for that version",
-    )
-    parser.add_argument("--reward", choices=get_args(RewardName), default="vigor", help="what is ranked")
-    parser.add_argument("--ties", choices=get_args(TieRule), default="average", help="what equal values get")
-    parser.add_argument("--truncated", choices=get_args(TruncatedRule), default="score", help="cut-off completions")
-    parser.add_argument("--return-token-ids", action="store_true", help="also write the token ids that were scored")
-    _add_connection(parser)
-
-
-def _add_status(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=status)
-    _add_connection(parser)
-
-
-def _add_wait(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=wait)
-    _add_ready_timeout(parser)
-    _add_connection(parser)
-
-
-def _add_push(parser: argparse.ArgumentParser) -> None:
-    parser.set_defaults(run=push)
-    parser.add_argument("directory", type=Path, metavar="DIR", help="a saved model: safetensors, whole or sharded")
-    parser.add_argument(
-        "--weight-version",
-        type=_number(int, 0, MAX_WEIGHT_VERSION),
-        required=True,
-        metavar="N",
-        help="the weights' new version",
-    )
-    _add_ready_timeout(parser)
-    _add_connection(parser)
-
-
-def _add_ready_timeout(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--ready-timeout-seconds",
-        type=_number(float, 0, inf),
-        default=DEFAULT_READY_TIMEOUT_SECONDS,
-        metavar="S",
-        help=f"seconds to wait for a service that is loading (default: {DEFAULT_READY_TIMEOUT_SECONDS:g})",
-    )
-
-
-def _add_connection(parser: argparse.ArgumentParser) -> None:
-    url = os.environ.get("VIGOR_URL") or DEFAULT_URL
-    parser.add_argument("--url", default=url, help=f"the service (default: VIGOR_URL, else {DEFAULT_URL})")
-    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="default: the key in VIGOR_API_KEY, if set")
-    parser.add_argument(
-        "--timeout-seconds", type=_number(float, 0.1, MAX_TIMEOUT_SECONDS), default=DEFAULT_TIMEOUT_SECONDS, metavar="S"
-    )
 
 
 def _client(arguments: argparse.Namespace, *, max_retries: int = DEFAULT_MAX_RETRIES) -> VigorClient:
@@ -298,29 +198,13 @@ def _readiness(client: VigorClient, arguments: argparse.Namespace) -> ReadinessW
 
 
 def _terminal(arguments: argparse.Namespace) -> TextIO | None:
-    """Where progress is shown: on a terminal that does not show the results themselves."""
+    """Return the terminal for progress; None without one, or if it shows the results themselves."""
     shows_results = arguments.out is None and _is_terminal(sys.stdout)
     return sys.stderr if _is_terminal(sys.stderr) and not shows_results and not arguments.quiet else None
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
-
-
-def _number(kind: type[T], low: float, high: float) -> Callable[[str], T]:
-    """A parser of numbers from ``low`` to ``high``, that says so where one is not."""
-
-    def parse(text: str) -> T:
-        try:
-            number = kind(text)
-        except ValueError:
-            number = None
-        if number is None or not low <= number <= high:
-            upto = "" if high == inf else f" and at most {high:g}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least {low:g}{upto}")
-        return number
-
-    return parse
 
 
 if __name__ == "__main__":

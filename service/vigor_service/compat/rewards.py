@@ -109,7 +109,7 @@ def _as_sampled(text: str) -> Completion:
 
 
 def _without_score(error: ServiceError) -> None:
-    _logger.warning("sample_without_score error=%s detail=%s", type(error).__name__, error.detail)
+    _logger.warning("sample_without_score", extra={"error": type(error).__name__, "detail": error.detail})
 
 
 def _rewards(scores: Sequence[CompletionScore | None]) -> OpenRLHFRewards:

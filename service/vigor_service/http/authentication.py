@@ -1,4 +1,4 @@
-"""Who may do what: keys, the roles that they give, and keys in files. Knows nothing about HTTP."""
+"""Authorization: keys, the roles that they grant, and keys in files. Knows nothing about HTTP."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ class Role(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys of a service. Without any, nobody has to show one; a role without a key is given by none."""
+    """The keys of a service. Without any, every caller may do everything; a role without a key is never granted."""
 
     score: SecretStr | None = None
     publish: SecretStr | None = None
 
     def require(self, role: Role, shown: str | None) -> None:
-        """Return if who shows this key may act in the role.
+        """Return if a caller with this key may act in the role.
 
         Raises:
             UnauthenticatedError: no key was shown, or one that is not known.
@@ -44,22 +44,22 @@ class Keys:
         if granted < role:
             raise ForbiddenError(self._why_forbidden())
 
-    def describe(self) -> str:
-        """Say who may score and who may publish; a line for the log, without the keys."""
+    def describe(self) -> dict[str, str]:
+        """Return what scoring and publishing need, as fields for the log: names of keys, not the keys."""
         if self.score is None and self.publish is None:
-            return "score=open publish=open"
+            return {"score": "open", "publish": "open"}
         score = "score_key" if self.publish is None else "publish_key" if self.score is None else "either_key"
-        return f"score={score} publish={'disabled' if self.publish is None else 'publish_key'}"
+        return {"score": score, "publish": "disabled" if self.publish is None else "publish_key"}
 
     def _granted(self, shown: str | None) -> Role | None:
         offered = (shown or "").encode()
-        # Both are compared, whatever the first says: the time taken tells nothing about either.
+        # Both are always compared, so that the time taken reveals nothing about either.
         may_score, may_publish = _matches(self.score, offered), _matches(self.publish, offered)
         return Role.PUBLISH if may_publish else Role.SCORE if may_score else None
 
     def _why_forbidden(self) -> str:
         if self.publish is None:
-            return "the service has no publish key, so that nobody may change its weights; start it with one"
+            return "the service has no publish key, so that no caller may change its weights; start it with one"
         return "this key may score and read; changing the weights needs the publish key"
 
 

@@ -1,4 +1,4 @@
-"""How long a connection may keep the server waiting, and how many may. Knows nothing about what is asked.
+"""Limits of connections: how long one may keep the server waiting, and how many may. Knows nothing about requests.
 
 A connection waits from its beginning, and from the end of each answer, until the headers of the next request are there.
 Uvicorn limits the pause between two requests, and nothing else of this.
@@ -42,7 +42,7 @@ class ConnectionLimits:
     """Of more, one that waits is closed, or that sends nothing of its body; if there is none, the newest."""
 
     def within(self, num_descriptors: int) -> ConnectionLimits:
-        """Return these limits for a process that may have so many files open."""
+        """Return these limits for a process that may have ``num_descriptors`` files open."""
         max_connections = max(num_descriptors - RESERVED_DESCRIPTORS, num_descriptors // 3)
         return replace(
             self,
@@ -55,7 +55,7 @@ DEFAULT_LIMITS = ConnectionLimits()
 
 
 def raise_descriptor_limit() -> int:
-    """Let this process open as many files as it may allow itself; return how many those are."""
+    """Raise the limit of open files as far as this process may; return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -95,7 +95,7 @@ class _BoundedProtocol(HeadBoundedProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        # What came is a part of the headers, or of a body that is not read: uvicorn has stopped its clock of idle
+        # The data is a part of the headers, or of a body that is not read: uvicorn has stopped its clock of idle
         # connections, and has none for either.
         if self._is_waiting and self._request_timer is None:
             self._expect_rest()
@@ -142,7 +142,8 @@ class _BoundedProtocol(HeadBoundedProtocol):
 
     @property
     def _is_waiting(self) -> bool:
-        is_answering = self.cycle is not None and not self.cycle.response_complete
+        cycle = self._last_cycle
+        is_answering = cycle is not None and not cycle.response_complete
         return not is_answering and not self.transport.is_closing()
 
     def _begin_waiting(self) -> None:
@@ -170,7 +171,7 @@ class _BoundedProtocol(HeadBoundedProtocol):
         self._request_timer = self.loop.call_later(seconds, self._end, "no_request")
 
     def _end(self, reason: str) -> None:
-        _logger.debug("connection_ended reason=%s client=%s", reason, self.client)
+        _logger.debug("connection_ended", extra={"reason": reason, "client": self.client})
         self._leave()
         self.transport.abort()  # closing would wait until the caller has taken what was written
 

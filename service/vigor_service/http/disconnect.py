@@ -1,4 +1,4 @@
-"""Work that somebody waits for, until they do not wait any more."""
+"""Work that is cancelled when its caller disconnects."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _T = TypeVar("_T")
 
 
 async def cancel_on_disconnect(request: Request, work: Awaitable[_T]) -> _T:
-    """Return what the work returns; when the connection ends first, cancel it.
+    """Return the result of the work; cancel the work if the connection ends first.
 
     Raises:
-        ClientGoneError: the connection ended.
+        ClientGoneError: the connection ended first.
     """
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(request))
     try:

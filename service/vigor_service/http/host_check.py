@@ -13,7 +13,7 @@ from vigor_service.http.authentication import is_loopback
 from vigor_service.http.problems import problem_response
 
 _HOST = re.compile(r"(?:\[(?P<ip>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]*))(?::\d*)?")
-_PROBES = ("/healthz", "/readyz")  # asked by name or address of whatever watches the service, and of no use to a page
+_PROBES = ("/healthz", "/readyz")  # an orchestrator asks by any name or address; a web page cannot use the answers
 
 
 class HostCheck:

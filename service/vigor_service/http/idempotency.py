@@ -22,12 +22,12 @@ Work = Callable[[Put], Coroutine[Any, Any, None]]
 
 @dataclass(slots=True)
 class _Answer:
-    """The lines that came so far under one key, who reads them, and the record of the request that began."""
+    """The lines so far under one key, their readers, and the record of the request that began the work."""
 
     body_checksum: str
     record: RequestRecord
-    lines: list[str] = field(default_factory=list)
-    readers: dict[object, Put] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list[str])
+    readers: dict[object, Put] = field(default_factory=dict[object, Put])
     task: asyncio.Task[None] = field(init=False)
 
     @property
@@ -41,7 +41,7 @@ class _Answer:
 
 
 class IdempotentResponses:
-    """The latest answers, up to ``max_bytes`` of them; the oldest go first. Failures are not kept."""
+    """The latest answers, at most ``max_bytes`` in total; the oldest are dropped first. Failures are not kept."""
 
     def __init__(self, max_bytes: int = MAX_ANSWERS_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -49,14 +49,14 @@ class IdempotentResponses:
         self._answers: dict[str, _Answer] = {}  # in the order of arrival
 
     async def once(self, key: str | None, body_checksum: str, work: Work, put: Put) -> None:
-        """Give ``put`` the lines that ``work`` puts out, or those of the request that came with this key first.
+        """Pass ``put`` the lines of ``work``, or those of the first request with this key.
 
         Without a key the work is done anew each time. Equal requests at the same time share one piece of work, which
         ends when the last of them is cancelled.
 
         Raises:
             InvalidRequestError: the key came with another body, or is no key.
-            whatever the work raises.
+            What the work raises.
         """
         if key is None:
             await work(put)

@@ -1,4 +1,4 @@
-"""The response that sends lines while they come. Knows the connection, and not what the lines say."""
+"""A response that sends lines as they become ready. Knows the connection, and not what the lines say."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _logger = logging.getLogger(__name__)
 
 
 class LinesResponse(Response):
-    """Sends lines, and stops asking for them when the client leaves or takes none for ``timeout_seconds``.
+    """Sends lines until the client disconnects, or takes none for ``timeout_seconds``.
 
     ``on_client_gone`` is called in either case.
     """
@@ -42,7 +42,7 @@ class LinesResponse(Response):
             # The status is out already: all that is left is to end the connection.
             reason = "left" if isinstance(error, ClientGoneError) else "stalled"
             self._on_client_gone()
-            _logger.info("stream_ended client=%s request_id=%s", reason, scope["state"]["request_id"])
+            _logger.info("stream_ended", extra={"client": reason})
 
     async def _send_all(self, send: Send) -> None:
         async with aclosing(self._lines) as lines:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from vigor_service.observability.logs import WEIGHT_VERSION, current_request_id
+from vigor_service.observability.logs import current_request_id
 from vigor_service.observability.metrics import UNMATCHED_ROUTE, Metrics
 from vigor_service.observability.request_record import RequestRecord, begin_record
 
@@ -73,20 +73,19 @@ class RequestEnvelope:
 
 
 def _log(scope: Scope, route: str, status: int, seconds: float, version: int | None) -> None:
-    _logger.log(
-        logging.DEBUG if route in _PROBES else logging.INFO,
-        "request method=%s route=%s status=%d seconds=%.4f request_id=%s%s",
-        scope["method"],
-        route,
-        status,
-        seconds,
-        scope["state"]["request_id"],
-        "" if version is None else f" weight_version={version}",
-        extra={} if version is None else {WEIGHT_VERSION: version},
-    )
+    fields: dict[str, object] = {
+        "method": scope["method"],
+        "route": route,
+        "status": status,
+        "seconds": round(seconds, 4),
+        "request_id": scope["state"]["request_id"],
+    }
+    if version is not None:
+        fields["weight_version"] = version
+    _logger.log(logging.DEBUG if route in _PROBES else logging.INFO, "request", extra=fields)
 
 
 def _request_id(scope: Scope) -> str:
-    """The client's id, if it is one that can be logged and sent back as it is."""
+    """Return the client's id if it can be logged and sent back as it is, else a new one."""
     sent = Headers(scope=scope).get(REQUEST_ID, "")
     return sent if _SANE_ID.fullmatch(sent) else uuid.uuid4().hex

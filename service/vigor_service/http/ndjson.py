@@ -1,4 +1,4 @@
-"""An answer in lines, sent while it is still being worked on. Knows nothing about HTTP, and not what the lines say."""
+"""An answer in lines, sent while the rest is still computed. Knows nothing about HTTP, and not what the lines say."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from vigor_service.http.problems import problem_of
 async def lines_of(
     work: Callable[[Callable[[str], None]], Coroutine[Any, Any, None]], *, beat_seconds: float
 ) -> AsyncGenerator[str]:
-    """Yield each line that ``work`` puts out, and an empty one whenever none has come for ``beat_seconds``.
+    """Yield each line of ``work``, and an empty one whenever none was ready for ``beat_seconds``.
 
-    The work never waits for the reader: what is not read yet piles up, so it must have a bounded number of lines.
+    The work never waits for the reader: unread lines are kept, so their number must be bounded.
     Closing the generator cancels it.
 
     Raises:
-        ServiceError: the work did, and all that it had put out before is read.
+        ServiceError: the work raised it; all lines before it have been yielded.
     """
     lines: asyncio.Queue[str | None] = asyncio.Queue()
     working = asyncio.ensure_future(work(lines.put_nowait))
@@ -38,7 +38,7 @@ async def lines_of(
 async def with_last_error(
     first: str, lines: AsyncGenerator[str], *, on_problem: Callable[[Problem], None]
 ) -> AsyncGenerator[str]:
-    """Yield the first line, then the others; a failure among these is the last line, and ``on_problem`` is told."""
+    """Yield the first line, then the others. A later failure becomes the last line, and calls ``on_problem``."""
     async with aclosing(lines):
         yield first
         try:

@@ -75,13 +75,13 @@ def problem_of(error: ServiceError) -> Problem:
 
 
 def refusal_writer(metrics: Metrics) -> Callable[[ServiceError], bytes]:
-    """Return what makes an error a whole HTTP answer, for what comes before there is a request."""
+    """Return a function from an error to a whole HTTP answer, for failures before there is a request."""
 
     def write(error: ServiceError) -> bytes:
         problem, request_id = problem_of(error), uuid.uuid4().hex
         metrics.observe_problem(problem)
         metrics.observe_request(UNMATCHED_ROUTE, problem.status, 0.0)
-        _logger.info("refused status=%d request_id=%s detail=%s", problem.status, request_id, problem.detail)
+        _logger.info("refused", extra={"status": problem.status, "request_id": request_id, "detail": problem.detail})
         body = problem.model_dump_json().encode()
         headers = {"Content-Type": MEDIA_TYPE, "Content-Length": len(body), "X-Request-Id": request_id}
         lines = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"]
@@ -119,7 +119,7 @@ def _response(request: Request, problem: Problem, headers: Mapping[str, str] | N
 
 
 async def problem_response(request: Request, error: ServiceError) -> Response:
-    """Return the answer that an error is."""
+    """Return the HTTP response of an error."""
     headers = _retry_after(error)
     if isinstance(error, errors.UnauthenticatedError):
         headers["WWW-Authenticate"] = "Bearer"
@@ -158,8 +158,8 @@ async def _handle_parameter_error(request: Request, error: RequestValidationErro
 async def _handle_bug(request: Request, error: Exception) -> Response:
     request_id: str = request.state.request_id
     # The server logs the traceback itself; this line ties it to the request.
-    _logger.error("bug request_id=%s error=%s", request_id, type(error).__name__)
+    _logger.error("bug", extra={"error": type(error).__name__})
     detail = f"a bug in the service; its log has the details under request id {request_id}"
-    # The server closes the connection of a request that raised; nobody is to send another one over it.
+    # The server closes the connection of a request that raised, so the answer says so to proxies and clients.
     headers = {"X-Request-Id": request_id, "Connection": "close"}
     return _response(request, _problem(INTERNAL, detail, [], request_id=request_id), headers)

@@ -1,6 +1,6 @@
-"""HTTP/1.x where uvicorn leaves it open: how large a head may be, refusals without a request, half-closed connections.
+"""HTTP/1.x beyond uvicorn: limits of the head, refusals without a request, half-closed connections.
 
-Knows nothing about what is asked. What cannot be read is answered as the hooks say, and ends its connection.
+Knows nothing about what is requested. Input that cannot be read is answered by the hooks, and ends its connection.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 from vigor_service.errors import HeadersTooLargeError, MalformedHttpError, ServiceError, UrlTooLongError
 
 HALF_CLOSED_SECONDS = 2.0
-"""How long the answer of a caller that sends no more may take where it cannot be asked whether it listens."""
+"""Maximum time for an answer to a half-closed HTTP/1.0 connection, which cannot be probed."""
 
 _CHECK_SECONDS = 0.25
 _STILL_THERE = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -26,7 +26,7 @@ _OPEN_END = 1 << 62  # bytes of an answer whose length is not known
 
 @dataclass(frozen=True, slots=True)
 class HeadLimits:
-    """How much may come before the body of a request."""
+    """Maximum sizes of the parts of a request before its body."""
 
     max_url_bytes: int = 8 << 10
     max_header_bytes: int = 32 << 10
@@ -34,17 +34,17 @@ class HeadLimits:
 
 @dataclass(frozen=True, slots=True)
 class Hooks:
-    """What the server is told, and asks."""
+    """Callbacks of the protocol."""
 
     refuse: Callable[[ServiceError], bytes]
-    """Returns the whole answer to what cannot be read."""
+    """Returns the whole HTTP answer to input that cannot be read."""
 
     on_too_many: Callable[[], None] = lambda: None
-    """Called for every connection that is closed because there are too many."""
+    """Called for each connection that is closed because there are too many."""
 
 
 class HeadBoundedProtocol(HttpToolsProtocol):
-    """Refuses what cannot be read or is too large, and answers callers that speak HTTP/1.0 or close their half."""
+    """Refuses input that cannot be read or is too large; answers HTTP/1.0 and half-closed connections."""
 
     head_limits: ClassVar[HeadLimits]
     hooks: ClassVar[Hooks]
@@ -103,12 +103,17 @@ class HeadBoundedProtocol(HttpToolsProtocol):
         limit = self.head_limits.max_header_bytes
         return HeadersTooLargeError(f"the headers have more than {limit} bytes", limit=limit)
 
+    @property
+    def _last_cycle(self) -> RequestResponseCycle | None:
+        """The request that came last; None, which uvicorn's type leaves out, before the first."""
+        return self.cycle
+
     # ------------------------------------------------------------------------------------- what is refused
 
     def _refuse(self, error: ServiceError) -> None:
-        """Answer with the error, behind the answers that are still to be given, and read no more."""
+        """Send the error after the answers that are still due, and read no more."""
         self.is_refused = True
-        cycle: RequestResponseCycle | None = self.cycle
+        cycle = self._last_cycle
         if cycle is not None and cycle.more_body:  # its body cannot be read
             if cycle.response_started or self.pipeline:
                 self.transport.abort()
@@ -124,8 +129,8 @@ class HeadBoundedProtocol(HttpToolsProtocol):
     # ------------------------------------------------------------------------------------- what is answered
 
     def eof_received(self) -> bool:  # type: ignore[override] - asyncio has it so; uvicorn returns nothing
-        """Go on with an answer that a caller waits for who has sent all; return whether there is one."""
-        cycle: RequestResponseCycle | None = self.cycle
+        """Keep the connection for the answer to a caller that has closed its half; return whether an answer is due."""
+        cycle = self._last_cycle
         if self.is_refused or cycle is None or cycle.more_body or cycle.response_started:
             return False
         cycle.keep_alive = False
@@ -136,7 +141,7 @@ class HeadBoundedProtocol(HttpToolsProtocol):
         return True
 
     def _ask_whether_it_listens(self, cycle: RequestResponseCycle) -> None:
-        """A caller that has closed its connection refuses whatever comes; one that closed its half passes this by."""
+        """Send an interim answer: a closed connection refuses it, a half-closed one ignores it."""
         if not self.pipeline:
             self.transport.write(_STILL_THERE)
         self._check_whether_it_listens(cycle)
@@ -159,7 +164,7 @@ class HeadBoundedProtocol(HttpToolsProtocol):
 
 
 def _without_chunks(app: Any, cycle: RequestResponseCycle) -> Any:  # noqa: ANN401 - ASGI applications
-    """HTTP/1.0 knows no chunks: an answer whose length is not known ends with its connection."""
+    """Return the application for HTTP/1.0: without chunks, an answer of unknown length ends with its connection."""
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_plainly(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""The body of a JSON request: bounded while it comes, parsed off the event loop, the first faults listed at once."""
+"""The body of a JSON request: bounded while it is received, parsed off the event loop, its first faults listed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from time import perf_counter
 from typing import ParamSpec, TypeVar
 
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, JsonValue, ValidationError
 from starlette.requests import ClientDisconnect
 
 from vigor_client.schemas.common import half_character_in_json
@@ -31,9 +31,9 @@ from vigor_service.observability.request_record import current_record
 from vigor_service.threads.worker import WorkerThread
 
 MAX_VALUES = 1 << 22
-"""Of one body, about: its commas. More are refused, since each costs memory of its own."""
+"""Maximum number of values of one body, counted by its commas. Each costs memory of its own."""
 MAX_CONTAINERS = 1 << 18
-"""Objects and arrays of one body, about: its opening brackets."""
+"""Maximum number of objects and arrays of one body, counted by its opening brackets."""
 
 _INLINE_BYTES = 1 << 14  # parsed in less time than another thread takes to begin
 _MAX_NAME_CHARACTERS = 100
@@ -56,7 +56,7 @@ class BodyReader:
         self.timeout_seconds = timeout_seconds
         self._max_held_bytes = max_held_bytes
         self.held_bytes = 0
-        """Of all requests under way."""
+        """Bytes that the bodies of all requests in progress hold."""
         self._thread = WorkerThread("parse")
 
     def hold(self, num_bytes: int, *, already: int) -> None:
@@ -73,7 +73,7 @@ class BodyReader:
         self.held_bytes += num_bytes
 
     def release(self, num_bytes: int) -> None:
-        """Count these bytes no more."""
+        """Release these bytes."""
         self.held_bytes -= num_bytes
 
     async def run(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -81,12 +81,12 @@ class BodyReader:
         return await self._thread.run(work, *args, **kwargs)
 
     def close(self) -> None:
-        """Parse nothing any more."""
+        """Stop parsing."""
         self._thread.close()
 
 
 class JsonBody:
-    """The body of one request. Nothing of it is kept but what it says."""
+    """The body of one request, which is released once it is parsed."""
 
     def __init__(self, request: Request, reader: BodyReader) -> None:
         self._request = request
@@ -116,7 +116,7 @@ class JsonBody:
         return await self._reader.run(parse_json, model, text, consequence=consequence)
 
     def release(self) -> None:
-        """Count it no more: its request is answered."""
+        """Release its bytes: the request is answered."""
         self._reader.release(self._held_bytes)
         self._held_bytes = 0
 
@@ -143,7 +143,7 @@ class JsonBody:
 
 
 async def stream(request: Request) -> AsyncIterator[bytes]:
-    """Yield the body as it comes.
+    """Yield the chunks of the body.
 
     Raises:
         ClientGoneError: the connection ended before the body did.
@@ -162,7 +162,7 @@ def content_length(request: Request) -> int | None:
 
 
 def parse_json(model: type[_Model], text: bytes, *, consequence: str) -> _Model:
-    """Return the JSON as the model. A refusal costs no more than the parsing of the text and its first faults.
+    """Parse the JSON into the model. A refusal costs no more than parsing the text and its first faults.
 
     Raises:
         MalformedBodyError: it is not JSON.
@@ -178,7 +178,7 @@ def parse_json(model: type[_Model], text: bytes, *, consequence: str) -> _Model:
     raise refusal  # without the error, which holds all that was parsed
 
 
-def _objects(text: bytes, consequence: str) -> object:
+def _objects(text: bytes, consequence: str) -> JsonValue:
     try:
         parsed = parse_in_slices(text)
     except ValueError as error:
@@ -207,7 +207,7 @@ def _refusal(error: ValidationError, limit: FaultLimit, consequence: str) -> Inv
 
 
 def _extra_bytes(text: bytes) -> int:
-    """Return an upper bound, about, of the memory that the body takes as objects, its text aside.
+    """Return an approximate upper bound of the memory that the parsed body takes, without its text.
 
     Raises:
         PayloadTooLargeError: more values than are parsed.
@@ -223,7 +223,7 @@ def _extra_bytes(text: bytes) -> int:
 
 
 def _short(loc: Iterable[str | int]) -> list[str | int]:
-    """A place may hold the caller's own names: those are cut."""
+    """Return the place with the caller's own names cut to a bounded length."""
     return [part[:_MAX_NAME_CHARACTERS] if isinstance(part, str) else part for part in loc]
 
 

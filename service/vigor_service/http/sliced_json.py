@@ -12,6 +12,7 @@ import secrets
 from collections.abc import Iterator
 from typing import Any, cast
 
+from pydantic import JsonValue
 from pydantic_core import from_json
 
 SLICE_BYTES = 1 << 18
@@ -34,7 +35,7 @@ _FREED_VALUES = 1 << 16
 _SEEN_BYTES = 64  # around a comma; where there is more white space the text is not cut
 
 
-def parse_in_slices(text: bytes, *, slice_bytes: int = SLICE_BYTES) -> object:
+def parse_in_slices(text: bytes, *, slice_bytes: int = SLICE_BYTES) -> JsonValue:
     """Return what the JSON says, as ``pydantic_core.from_json`` does.
 
     Raises:
@@ -76,8 +77,8 @@ class _Slices:
         self._latest_name = b""
         self._reopened = secrets.token_hex(8)  # stands for any name of what goes on: no document has it
 
-    def parse(self) -> object:
-        whole: object = None
+    def parse(self) -> JsonValue:
+        whole: Any = None
         names, opened, began, num_uncut = list[bytes](), b"", 0, 0
         for part, end in self._parts():
             num_uncut += min(len(part), _MAX_LENGTH_OF_PART)
@@ -138,7 +139,7 @@ class _Slices:
         pairs = zip(self._openers, self._names, strict=True)
         return b"".join(named + opener if name else opener for opener, name in pairs)
 
-    def _joined(self, whole: object, piece: object, names: list[bytes]) -> object:
+    def _joined(self, whole: Any, piece: Any, names: list[bytes]) -> Any:  # noqa: ANN401 - JSON
         """Return the document with its next slice, whose containers under these names go on."""
         if whole is None:
             return piece
@@ -148,7 +149,7 @@ class _Slices:
         _add(outer, inner)
         return whole
 
-    def _join(self, outer: Any, inner: Any, name: bytes) -> tuple[object, object]:  # noqa: ANN401 - JSON
+    def _join(self, outer: Any, inner: Any, name: bytes) -> tuple[Any, Any]:  # noqa: ANN401 - JSON
         """Add what stands beside the container that goes on; return it, and what is to go into it."""
         if name:
             goes_on, rest = outer[_parsed(name)], inner.pop(self._reopened)
@@ -158,7 +159,7 @@ class _Slices:
         return goes_on, rest
 
 
-def _add(outer: Any, inner: Any) -> None:  # noqa: ANN401 - JSON
+def _add(outer: dict[str, Any] | list[Any], inner: Any) -> None:  # noqa: ANN401 - JSON
     if isinstance(outer, dict):
         outer.update(inner)
     else:

@@ -1,4 +1,4 @@
-"""What is said of the running service: logs, metrics, traces, progress of loading, health of rewards.
+"""What a running service reports: logs, metrics, traces, the progress of loading, the health of rewards.
 
 It knows names and numbers, and nothing about where they come from.
 """

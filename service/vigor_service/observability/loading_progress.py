@@ -1,4 +1,4 @@
-"""Which phase of loading the service is in, and for how long. Knows nothing about models or HTTP."""
+"""The phase of loading that the service is in, and its duration. Knows nothing about models or HTTP."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ class LoadingProgress:
     def begin(self, phase: LoadingPhase) -> None:
         """Enter a phase, and log it."""
         self._current = (phase, self._clock_seconds())
-        _logger.info("loading phase=%s after_seconds=%.1f", phase, self.total_seconds)
+        _logger.info("loading", extra={"phase": phase, "after_seconds": round(self.total_seconds, 1)})
 
     def describe(self) -> str:
-        """One line for a caller that waits: the phase, and how long it has been running."""
+        """Return one line for a caller that waits: the phase, and the seconds since it began."""
         phase, since_seconds = self._current
         return f"the model is being loaded: {phase.description} ({self._clock_seconds() - since_seconds:.0f} s so far)"

@@ -1,53 +1,61 @@
-"""How log lines look: text, or one JSON object per line. What they say is written where it happens."""
+"""The form of log lines: text, or one JSON object per line. What a line says is decided where it is logged.
+
+A line is an event and its fields: ``logger.info("request", extra={"status": 200})``.
+"""
 
 from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Literal
 
 current_request_id: ContextVar[str | None] = ContextVar("current_request_id", default=None)
-"""The request that runs in this context."""
+"""The id of the request that runs in this context. Every line that is logged there has it as ``request_id``."""
 
-WEIGHT_VERSION = "weight_version"
-"""Name of a record's own field with the version that answered, a member of the line in JSON."""
+_NOT_FIELDS = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+_UNQUOTED = re.compile(r"""[^\s"'\\]+""")
 
-_TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s"
+
+class TextFormatter(logging.Formatter):
+    """Time, level, logger and message, then the fields as ``key=value``, on one line unless there is a traceback."""
+
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the line, without the traceback."""
+        fields = [f"{name}={_quoted(str(value))}" for name, value in _fields(record).items()]
+        return " ".join([super().formatMessage(record), *fields])
 
 
 class JsonFormatter(logging.Formatter):
-    """One line per record: an object with time, level, logger and message, and what there is of others.
-
-    These are request_id, weight_version and exception.
-    """
+    """One object per record: time, level, logger and message, then the fields, then ``exception`` if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line, without its end."""
-        line = {
+        line: dict[str, object] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if (request_id := current_request_id.get()) is not None:
-            line["request_id"] = request_id
-        if WEIGHT_VERSION in record.__dict__:
-            line[WEIGHT_VERSION] = record.__dict__[WEIGHT_VERSION]
+        line = line | _fields(record) | line  # in this order, and no field of a library takes the place of these four
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False)
+        return json.dumps(line, ensure_ascii=False, default=str)
 
 
 def configure_logging(level: str, form: Literal["text", "json"]) -> None:
-    """Send what is logged, and warnings, to standard error."""
+    """Send all log lines to standard error, and in JSON also Python's warnings."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if form == "json" else logging.Formatter(_TEXT))
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
     logging.captureWarnings(form == "json")
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # its news is in our own lines
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # the service logs starts and requests itself
 
 
 def join_transformers() -> None:
@@ -57,3 +65,16 @@ def join_transformers() -> None:
     transformers_logging.disable_progress_bar()
     transformers_logging.disable_default_handler()
     transformers_logging.enable_propagation()
+
+
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    """What was given as ``extra``, and the id of the request in whose context the record is formatted."""
+    fields = {name: value for name, value in vars(record).items() if name not in _NOT_FIELDS}
+    if (request_id := current_request_id.get()) is not None:
+        fields.setdefault("request_id", request_id)
+    return fields
+
+
+def _quoted(text: str) -> str:
+    """Return the text as it is, or quoted and escaped where it could be taken for more than one value or line."""
+    return text if _UNQUOTED.fullmatch(text) and text.isprintable() else repr(text)

@@ -130,7 +130,7 @@ class Metrics:
         )
 
     def describe_build(self, *, model: str, dtype: str, device: str) -> None:
-        """Say what is served; empty until it is known."""
+        """Set the labels of the build; they are empty until the model is loaded."""
         self._build.info({"version": version("vigor-rl"), "model": model, "dtype": dtype, "device": device})
 
     def expect_routes(self, routes: Iterable[str]) -> None:
@@ -151,11 +151,11 @@ class Metrics:
         self.request_seconds.labels(route).observe(seconds)
 
     def observe_problem(self, problem: Problem) -> None:
-        """Count one request that was refused, or failed."""
+        """Count one request that was refused or failed."""
         self.rejections.labels(problem.code).inc()
 
     def observe_group(self, sequences: Sequence[Hashable], scores: Sequence[CompletionScore]) -> None:
-        """Count one ranked group, and look at its health."""
+        """Count the completions of one ranked group, and observe its health."""
         health = group_health(sequences, scores)
         for status, count in health.statuses.items():
             self.completions.labels(status).inc(count)
@@ -170,17 +170,17 @@ class Metrics:
             self.length_correlation_plus_one.inc(1 + health.length_correlation)
 
     def observe_publication(self, weight_version: int, published_at: datetime) -> None:
-        """Say which weights serve, and since when they are published."""
+        """Set the version that is served, and the time of its publication."""
         self.weight_version.set(weight_version)
         self.weight_published.set(published_at.timestamp())
 
     def observe_weight_state(self, state: WeightState) -> None:
-        """Say the state of the weights: one of the gauges is 1."""
+        """Set the gauge of this state to 1 and the others to 0."""
         for known in get_args(WeightState):
             self.weight_state.labels(known).set(known == state)
 
     def watch_memory(self, read: Callable[[], Mapping[str, int]]) -> None:
-        """Ask ``read`` for the bytes of each kind whenever metrics are collected."""
+        """Call ``read`` for the bytes of each kind whenever metrics are collected."""
         for kind in _MEMORY_KINDS:
             self.memory_bytes.labels(kind).set_function(lambda kind=kind: read()[kind])
 
@@ -203,7 +203,7 @@ class Metrics:
 
 
 class ReadCounter(Collector):
-    """A counter whose value is read when metrics are collected, as gauges can be. What is read must not fall."""
+    """A counter whose value is read when metrics are collected. The value that is read must not fall."""
 
     def __init__(self, name: str, text: str, *, registry: CollectorRegistry) -> None:
         self._name, self._text = name, text

@@ -1,6 +1,6 @@
-"""Traces of requests, sent to a collector by OpenTelemetry. Spans are made when a request has ended: nothing waits.
+"""Traces of requests, sent to a collector by OpenTelemetry. Spans are made when a request has ended.
 
-Imported only where a collector is configured: the packages are the extra `otel`.
+Imported only if a collector is configured: the packages are the extra `otel`.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from vigor_service.observability.request_record import RequestRecord, Stage
 
 MAX_QUEUED_SPANS = 2048
-"""Of more spans that wait to be sent, the oldest are dropped."""
+"""Maximum number of spans that wait to be sent; beyond it, the oldest are dropped."""
 EXPORT_SECONDS = 10.0
-"""How long the collector has to take a batch of spans, all tries together."""
+"""Maximum time for the collector to take a batch of spans, all retries included."""
 CLOSE_SECONDS = 2.0
-"""How long what is still queued may take when the service ends."""
+"""Maximum time to send what is still queued when the service ends."""
 
 
 class Tracing:
-    """Sends one trace for each request, as a part of the caller's own if it sent a W3C ``traceparent``.
+    """Sends one trace for each request, as a part of the caller's trace if it sent a W3C ``traceparent``.
 
-    ``endpoint`` is where the collector takes traces, with its path; None: as the standard variables say.
+    ``endpoint`` is the URL at which the collector takes traces, with its path; None: the standard variables name it.
     """
 
     def __init__(self, endpoint: str | None, *, version: str) -> None:
@@ -50,7 +50,7 @@ class Tracing:
         request_id: str,
         headers: Mapping[str, str],
     ) -> None:
-        """Queue the spans of a request that ends at this moment; takes no longer if the collector is away."""
+        """Queue the spans of a request that ends now. Never waits for the collector."""
         ended, to_ns = perf_counter(), _clock()
         attributes: dict[str, str | int] = {
             "http.request.method": method,
@@ -71,7 +71,7 @@ class Tracing:
         root.end(to_ns(ended))
 
     def close(self) -> None:
-        """Send what is queued, for a short time."""
+        """Send what is queued, for at most ``CLOSE_SECONDS``."""
         # A collector that does not answer would hold the thread for longer than a service may take to end.
         closing = threading.Thread(target=self._provider.shutdown, name="close-tracing", daemon=True)
         closing.start()
@@ -87,6 +87,6 @@ class Tracing:
 
 
 def _clock() -> Callable[[float], int]:
-    """Return what makes nanoseconds since the epoch of seconds of ``perf_counter``."""
+    """Return a function from seconds of ``perf_counter`` to nanoseconds since the epoch."""
     now, now_ns = perf_counter(), time_ns()
     return lambda seconds: now_ns - round((now - seconds) * 1e9)

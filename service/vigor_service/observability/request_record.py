@@ -1,4 +1,4 @@
-"""What is learned of a request while it runs, for its log line and its trace. Knows nothing about HTTP."""
+"""Times and weights of a request, recorded while it runs for its log line and its trace. Knows nothing about HTTP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _Scores = TypeVar("_Scores", bound=Sized)
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A part of a request, and what it consists of; its times are of ``perf_counter``, in seconds."""
+    """A stage of a request and its parts. Times are those of ``perf_counter``, in seconds."""
 
     name: str
     began: float
@@ -25,19 +25,19 @@ class Stage:
 
 @dataclass(slots=True)
 class Computation:
-    """One way through the queue and over the compute thread; its times are of ``perf_counter``, in seconds.
+    """One pass through the queue and the compute thread. Times are those of ``perf_counter``, in seconds.
 
-    ``batch_ends`` has the end of each batch that brought scores, and how many of them. It begins with the moment its
-    turn came, and those that were known.
+    ``batch_ends`` has the end of each batch that had scores of the request, and their number. Its first entry is the
+    time at which the request left the queue, and the number of cached scores.
     """
 
     submitted: float = field(default_factory=perf_counter)
     started: float | None = None
     finished: float | None = None
-    batch_ends: list[tuple[float, int]] = field(default_factory=list)
+    batch_ends: list[tuple[float, int]] = field(default_factory=list[tuple[float, int]])
 
     def watching(self, tell: Callable[[_Scores], None] | None) -> Callable[[_Scores], None]:
-        """Return what takes down the batches and then calls ``tell``."""
+        """Return a callback that records each batch and then calls ``tell``."""
 
         def watch(scores: _Scores) -> None:
             self.batch_ends.append((perf_counter(), len(scores)))
@@ -47,12 +47,12 @@ class Computation:
         return watch
 
     def finish(self, *, compute_seconds: float) -> None:
-        """Take down that it ends now, and began to compute so many seconds ago."""
+        """Record that the computation ends now, after ``compute_seconds``."""
         self.finished = perf_counter()
         self.started = self.finished - compute_seconds
 
     def stages(self, ended: float) -> list[Stage]:
-        """Return the parts until it was finished, or given up at ``ended``; batches begin where the last one ended."""
+        """Return the stages until it finished, or ended early at ``ended``. A batch begins where the last ended."""
         if self.started is None and not self.batch_ends:
             return [Stage("queue", self.submitted, ended)]
         started = self.batch_ends[0][0] if self.started is None else self.started
@@ -64,7 +64,7 @@ class Computation:
 
 @dataclass(slots=True)
 class RequestRecord:
-    """When a request came how far, and which weights answered it; its times are of ``perf_counter``, in seconds."""
+    """When a request reached each stage, and its weights. Times are those of ``perf_counter``, in seconds."""
 
     is_traced: bool = False
     began: float = field(default_factory=perf_counter)
@@ -74,7 +74,7 @@ class RequestRecord:
     weight_version: int | None = None
 
     def stages(self, ended: float) -> list[Stage]:
-        """Return the parts that are known of a request that ended then, one after another."""
+        """Return the recorded stages, in order, of a request that ended at ``ended``."""
         if self.received is None:
             return []
         stages = [Stage("receive", self.began, self.received)]
@@ -95,12 +95,12 @@ _current: ContextVar[RequestRecord | None] = ContextVar("current_record", defaul
 
 
 def begin_record(*, is_traced: bool) -> RequestRecord:
-    """Return the record of the request that runs in this context from here on."""
+    """Return the record of a request that begins in this context."""
     record = RequestRecord(is_traced=is_traced)
     _current.set(record)
     return record
 
 
 def current_record() -> RequestRecord:
-    """Return the record of the request that runs in this context; outside of requests, one that nobody reads."""
+    """Return the record of the request that runs in this context; outside of requests, a new one."""
     return _current.get() or RequestRecord()

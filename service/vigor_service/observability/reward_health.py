@@ -1,4 +1,4 @@
-"""Whether rewards still tell completions of a group apart, and by something else than their length. Plain Python."""
+"""Whether rewards still distinguish the completions of a group, and by more than their length. Plain Python."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vigor_client.schemas.scoring import CompletionScore, CompletionStatus
 
 @dataclass(frozen=True, slots=True)
 class GroupHealth:
-    """Figures of one ranked group; None where a figure says nothing, because there is nothing that varies."""
+    """Figures of one ranked group. A figure is None where it is undefined, because nothing varies."""
 
     statuses: Counter[CompletionStatus]
     scaled_norms: list[float]
@@ -39,7 +39,7 @@ def group_health(sequences: Sequence[Hashable], scores: Sequence[CompletionScore
 
 
 def num_tied(values: Sequence[float]) -> int:
-    """Return how many of the values are there more than once."""
+    """Return the number of values that occur more than once."""
     return sum(count for count in Counter(values).values() if count > 1)
 
 

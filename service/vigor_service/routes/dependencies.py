@@ -1,4 +1,4 @@
-"""What handlers ask the application for, and whom they answer."""
+"""What handlers take from the application, and the authorization of their callers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.security.http import HTTPBase
 
+from vigor_service.assembly import Serving
 from vigor_service.errors import ClientGoneError
 from vigor_service.http.authentication import Keys, Role
 from vigor_service.http.request_body import JsonBody
-from vigor_service.runtime import Runtime, Serving
+from vigor_service.runtime import Runtime
 
 _bearer = HTTPBearer(
     scheme_name="key", description="The score key, or the publish key, if the service has keys.", auto_error=False
@@ -30,17 +31,17 @@ _ShownInUrl = Annotated[HTTPAuthorizationCredentials | None, Depends(_basic)]
 
 
 async def may_score(request: Request, shown: _Shown) -> None:
-    """Refuse with 401 who may neither score nor read, before the body is read."""
+    """Refuse callers that may neither score nor read with 401, before the body is read."""
     _require(request, Role.SCORE, _token(shown))
 
 
 async def may_score_with_password(request: Request, shown: _Shown, in_url: _ShownInUrl) -> None:
-    """As ``may_score``, of calls whose callers may not be able to send a header of their own."""
+    """As ``may_score``, for calls whose callers may be unable to send a header of their own."""
     _require(request, Role.SCORE, _token(shown) or _password(in_url))
 
 
 async def may_publish(request: Request, shown: _Shown) -> None:
-    """Refuse with 401 or 403 who may not change the weights, before the body is read."""
+    """Refuse callers that may not change the weights with 401 or 403, before the body is read."""
     _require(request, Role.PUBLISH, _token(shown))
 
 
@@ -54,7 +55,7 @@ def _token(shown: HTTPAuthorizationCredentials | None) -> str | None:
 
 
 def _password(shown: HTTPAuthorizationCredentials | None) -> str | None:
-    """The password of HTTP Basic (RFC 7617); of whom does not matter."""
+    """Return the password of HTTP Basic (RFC 7617); the user name is ignored."""
     if shown is None or shown.scheme.lower() != "basic":
         return None
     try:

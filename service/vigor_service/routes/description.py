@@ -1,4 +1,4 @@
-"""``GET /openapi.json`` and ``GET /docs``: what the service says about its calls, to programs and to people."""
+"""``GET /openapi.json`` and ``GET /docs``: the description of the calls, for programs and for people."""
 
 from __future__ import annotations
 
@@ -27,5 +27,5 @@ async def docs(request: Request) -> Response:
 
 
 def _described(app: FastAPI) -> dict[str, object]:
-    """Made when it is first asked for, which takes too long for the event loop."""
+    """Return the description, which is made on a thread at the first request: it takes too long for the event loop."""
     return app.openapi()

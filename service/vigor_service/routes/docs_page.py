@@ -1,4 +1,4 @@
-"""The OpenAPI description as one page of HTML: no script, nothing that comes from anywhere else."""
+"""The OpenAPI description as one page of HTML, without scripts and without external resources."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _types(response: Json) -> str:
 
 
 def _type(schema: Json) -> str:
-    """What a value may be, in a few words; shapes are links."""
+    """Describe the type of a value in a few words; schemas are links."""
     if reference := schema.get("$ref"):
         name = escape(reference.removeprefix(_REFERENCE))
         return f'<a href="#{name}"><code>{name}</code></a>'

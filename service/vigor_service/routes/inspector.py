@@ -22,7 +22,7 @@ _MEDIA_TYPES = {
     ".svg": "image/svg+xml",
 }
 _HEADERS = {
-    # Scripts, styles, images and calls of the service's own alone; nobody may put the page into a frame.
+    # Scripts, styles, images and calls of this service alone; no page may put this one into a frame.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -1,4 +1,4 @@
-"""What the OpenAPI description says beyond FastAPI's own: JSON bodies that are parsed off the loop, and problems."""
+"""Additions to FastAPI's OpenAPI description: JSON bodies that are parsed off the loop, and problems."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def json_body(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def idempotency_key(description: str, pattern: str) -> dict[str, Any]:
-    """Describe the header of a request that may be sent again and is done once."""
+    """Describe the header of a request that may be retried and is computed once."""
     schema = {"type": "string", "pattern": f"^{pattern}$"}
     header = {"name": IDEMPOTENCY_HEADER, "in": "header", "required": False, "description": description}
     return {"parameters": [{**header, "schema": schema}]}
@@ -46,7 +46,7 @@ def raw_body() -> dict[str, Any]:
 
 
 def score_lines() -> dict[int | str, dict[str, Any]]:
-    """Describe the answer that comes in lines: what each of them is."""
+    """Describe an answer in lines, and the schema of each line."""
     one_of = [{"$ref": _REFERENCE.format(model=line.__name__)} for line in (GroupLine, LastLine, ErrorLine)]
     return {200: {"content": {LINES_MEDIA_TYPE: {"schema": {"oneOf": one_of}}}}}
 

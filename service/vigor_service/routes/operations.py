@@ -70,7 +70,7 @@ async def model(serving: ServingDependency) -> ModelInfo:
 
 
 def _probe(require: Callable[[], None]) -> Response:
-    """A probe reports; it is no error that the service is not ready."""
+    """Return the answer of a probe: not being ready is a report, not an error."""
     try:
         require()
     except ServiceError as error:

@@ -43,7 +43,7 @@ class BatchBudget:
         if lowered >= self.max_tokens:
             return
         level = logging.INFO if self._was_lowered else logging.WARNING
-        _logger.log(level, "out_of_memory max_batch_tokens=%d before=%d", lowered, self.max_tokens)
+        _logger.log(level, "out_of_memory", extra={"max_batch_tokens": lowered, "before": self.max_tokens})
         self.max_tokens, self._was_lowered = lowered, True
 
 

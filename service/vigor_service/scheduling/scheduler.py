@@ -279,7 +279,7 @@ class Scheduler:
                 job.answer.set_exception(DoesNotFitError(own))
 
     def _fail(self, batch: _Batch, pool: Pool[_Job], error: BaseException) -> None:
-        _logger.error("batch_failed sequences=%d", len(batch), exc_info=error)
+        _logger.error("batch_failed", exc_info=error, extra={"sequences": len(batch)})
         for job in _jobs_of(batch):
             pool.remove(job)
             if not job.answer.done():

@@ -105,7 +105,7 @@ class Attributions:
             place = FieldError(loc=_PLACE, msg=f"{sequence.num_tokens} tokens with its prompt")
             detail = "the completion with its prompt does not fit into memory; a shorter one may"
             raise SequenceExceedsMemoryError(detail, errors=[place], length=sequence.num_tokens) from error
-        _logger.error("attribution_failed tokens=%d", sequence.num_tokens, exc_info=error)
+        _logger.error("attribution_failed", exc_info=error, extra={"tokens": sequence.num_tokens})
         raise EngineFailedError(f"the engine raised {type(error).__name__} on this request") from error
 
     def _response(self, sequence: TokenSequence, attributed: _Attributed) -> str:

@@ -1,4 +1,4 @@
-"""Threads for what waits for a disk. Each kind of work has its own, so that a disk that hangs stops one kind alone."""
+"""Threads for work that waits for a disk. Each kind has its own, so that a disk that hangs stops one kind alone."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ of a whole update; the state directory."""
 
 
 STEP_SECONDS = 60.0
-"""For a step of a few mebibytes, or of one name."""
+"""Time limit for a step of a few mebibytes, or of one name."""
 MODEL_SECONDS = 900.0
-"""For a whole model: to be verified, or to be stored for good."""
+"""Time limit for a whole model, to be verified or stored."""
 
 
 class _Kind(NamedTuple):
@@ -59,7 +59,7 @@ class FileThreads:
 
     @property
     def is_idle(self) -> bool:
-        """Whether all that was begun has come to an end, also what nothing waits for any more."""
+        """Whether all work has ended, including work that no caller waits for any more."""
         return not self._running
 
     async def run(self, kind: FileWork, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
@@ -101,13 +101,13 @@ class FileThreads:
         return ended.value
 
     def close(self) -> None:
-        """Take no more work. What runs is not waited for."""
+        """Take no more work, without waiting for work in progress."""
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _run_step(steps: Generator[None, None, _R], given_up: threading.Event) -> StopIteration | None:
-    """Return the end of the generator, None if it goes on."""
+    """Advance the generator; return its end, or None if it goes on."""
     try:
         next(steps)
     except StopIteration as ended:

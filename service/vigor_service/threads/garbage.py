@@ -13,9 +13,9 @@ from time import monotonic
 
 LOOK_SECONDS = 5.0
 QUIET_BYTES = 1 << 24
-"""Of all requests under way: a pass over their objects takes less than a hundredth of a second."""
+"""Size of all bodies in progress below which a pass takes less than a hundredth of a second."""
 LONGEST_SECONDS = 600.0
-"""Without such a moment: then a pass is made whatever it takes, or garbage would grow without bound."""
+"""Maximum time between two passes, even while requests hold more: garbage would grow without bound."""
 
 _NEVER = 1_000_000_000
 _MIN_YOUNG_PASSES = 10  # as Python itself has it
@@ -36,12 +36,12 @@ class OldGarbage:
         self._thresholds = gc.get_threshold()
 
     def start(self) -> None:
-        """From now on Python does not look at old objects by itself."""
+        """Stop Python from collecting old objects by itself."""
         gc.set_threshold(*self._thresholds[:2], _NEVER)
         self._thread.start()
 
     def stop(self) -> None:
-        """Leave it to Python again."""
+        """Let Python collect old objects again."""
         self._is_over.set()
         self._thread.join()
         gc.set_threshold(*self._thresholds)

@@ -18,7 +18,7 @@ from vigor_service.threads.work_limit import WorkLimit
 NUM_TEXT_THREADS = 4
 NUM_OTHER_THREADS = 2
 MAX_WAITING = 4096
-"""Pieces of work of one kind that may wait or run; one more is refused."""
+"""Maximum number of pieces of work of one kind that wait or run; more are refused."""
 RETRY_SECONDS = 1.0
 
 _P = ParamSpec("_P")
@@ -65,7 +65,7 @@ class WorkerPool:
 
     @property
     def is_idle(self) -> bool:
-        """Whether everything that was taken is done."""
+        """Whether all work that was taken is done."""
         return not self._limits
 
     async def run(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:

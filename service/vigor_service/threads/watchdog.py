@@ -1,4 +1,4 @@
-"""Whether the compute thread gets anywhere. Knows nothing about what it computes."""
+"""Whether the compute thread makes progress. Knows nothing about what it computes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _logger = logging.getLogger(__name__)
 
 
 class Watchdog:
-    """Looks at a thread when it is asked; it interrupts nothing. One piece of work may take ``limit_seconds``."""
+    """Checks a thread on request and interrupts nothing. One piece of work may take ``limit_seconds``."""
 
     def __init__(self, thread: WorkerThread, *, limit_seconds: float) -> None:
         self._thread = thread
@@ -19,14 +19,14 @@ class Watchdog:
         self._was_logged = False
 
     def require_progress(self) -> None:
-        """Return if the thread is alive and what it runs began not too long ago; the log says once that it did not.
+        """Return if the thread is alive and within the time limit. A failure is logged once, until progress resumes.
 
         Raises:
-            UnhealthyError: says why.
+            UnhealthyError: the thread has ended, or its work has run for longer than the limit.
         """
         reason = self._why_not()
         if reason is not None and not self._was_logged:
-            _logger.error("unhealthy reason=%r", reason)
+            _logger.error("unhealthy", extra={"reason": reason})
         self._was_logged = reason is not None
         if reason is not None:
             raise UnhealthyError(f"{reason}; the service has to be restarted")

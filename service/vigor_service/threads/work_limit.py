@@ -1,4 +1,4 @@
-"""How much processor time one piece of work may take. Knows no threads and no queue.
+"""A limit of processor time for one piece of work. Knows no threads and no queue.
 
 A thread cannot be stopped from outside, so the work is stopped from inside: what may take long calls ``checkpoint``
 between its parts.
@@ -39,7 +39,7 @@ class WorkLimit:
             _current.reset(token)
 
     def abandon(self) -> None:
-        """End the work at its next checkpoint: no one waits for it any more. Called from any thread."""
+        """End the work at its next checkpoint. May be called from any thread."""
         self._is_abandoned = True
 
     def check(self) -> None:

@@ -1,4 +1,4 @@
-"""Threads that run what they are given in order. One of them computes: it alone touches the model."""
+"""A thread that runs its work in order. One such thread computes: it alone touches the model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _R = TypeVar("_R")
 
 
 class WorkerThread:
-    """Never runs two things at once. An error goes to who asked; the thread goes on."""
+    """Runs one piece of work at a time. An error is raised to the caller, and the thread goes on."""
 
     def __init__(self, name: str, *, clock: Callable[[], float] = monotonic) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
@@ -26,23 +26,23 @@ class WorkerThread:
 
     @property
     def is_idle(self) -> bool:
-        """Whether everything that was given to the thread is done, or was cancelled before it began."""
+        """Whether all work is done, or was cancelled before it began."""
         return not self._unfinished
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread takes work, or has not been needed yet."""
+        """Whether the thread takes work, or has not been started yet."""
         return self._thread is None or self._thread.is_alive()
 
     @property
     def busy_seconds(self) -> float:
-        """How long what the thread runs at this moment has been running; 0 if it runs nothing."""
+        """Seconds for which the current work has been running; 0 if there is none."""
         _, began_at = self._worked
         return 0.0 if began_at is None else self._clock() - began_at
 
     @property
     def total_busy_seconds(self) -> float:
-        """How long the thread has worked in all, with what it runs at this moment. It never falls."""
+        """Seconds for which the thread has worked in total, the current work included. Never falls."""
         seconds, began_at = self._worked
         return seconds if began_at is None else seconds + self._clock() - began_at
 
@@ -54,7 +54,7 @@ class WorkerThread:
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """Take no more work. What runs is not waited for: it cannot be interrupted."""
+        """Take no more work, without waiting for work in progress, which cannot be interrupted."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _timed(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:

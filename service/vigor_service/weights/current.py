@@ -110,7 +110,7 @@ class CurrentWeights:
         self.weights = replace(weights, published_at=datetime.now(UTC))
         self._enter("ready")
         self._metrics.observe_publication(weights.version, self.weights.published_at)
-        _logger.info("weights_published version=%d digest=%s", weights.version, weights.digest)
+        _logger.info("weights_published", extra={"version": weights.version, "digest": weights.digest})
         self._wake_waiters()
 
     def drain(self) -> None:
@@ -152,7 +152,7 @@ class CurrentWeights:
     def _poison(self, weights: Weights, error: BaseException) -> None:
         self._enter("poisoned")
         self._poisoned_because = f"the swap to version {weights.version} failed half-way ({type(error).__name__})"
-        _logger.error("weights_poisoned version=%d", weights.version, exc_info=error)
+        _logger.error("weights_poisoned", exc_info=error, extra={"version": weights.version})
         self._changed.failed = weights
         self._wake_waiters()
         raise WeightsPoisonedError(f"{self._poisoned_because}; send a full update") from error

@@ -180,13 +180,13 @@ def test_the_client_sends_its_key_and_knows_both_refusals(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("keys", "described"),
     [
-        (Keys(), "score=open publish=open"),
-        (Keys(score=SecretStr("s")), "score=score_key publish=disabled"),
-        (Keys(publish=SecretStr("p")), "score=publish_key publish=publish_key"),
-        (Keys(score=SecretStr("s"), publish=SecretStr("p")), "score=either_key publish=publish_key"),
+        (Keys(), {"score": "open", "publish": "open"}),
+        (Keys(score=SecretStr("s")), {"score": "score_key", "publish": "disabled"}),
+        (Keys(publish=SecretStr("p")), {"score": "publish_key", "publish": "publish_key"}),
+        (Keys(score=SecretStr("s"), publish=SecretStr("p")), {"score": "either_key", "publish": "publish_key"}),
     ],
 )
-def test_the_log_says_who_may_score_and_publish(keys: Keys, described: str) -> None:
+def test_the_log_says_who_may_score_and_publish(keys: Keys, described: dict[str, str]) -> None:
     assert keys.describe() == described
 
 
@@ -200,10 +200,10 @@ def test_without_keys_nobody_has_to_show_one() -> None:
 
 
 def test_keys_appear_in_no_log_no_description_no_answer_and_no_repr(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, text_log: pytest.LogCaptureFixture
 ) -> None:
     with (
-        caplog.at_level(logging.DEBUG),
+        text_log.at_level(logging.DEBUG),
         live_service(tmp_path, score_key=SCORE_KEY, publish_key=PUBLISH_KEY) as service,
     ):
         answers = [
@@ -212,8 +212,14 @@ def test_keys_appear_in_no_log_no_description_no_answer_and_no_repr(
             for key in (None, "wrong", SCORE_KEY, PUBLISH_KEY)
         ]
         settings = service.runtime.settings
-    seen = [caplog.text, repr(settings), str(settings), repr(Keys(settings.score_key, settings.publish_key)), *answers]
-    assert "route=/v1/score status=401" in caplog.text
+    seen = [
+        text_log.text,
+        repr(settings),
+        str(settings),
+        repr(Keys(settings.score_key, settings.publish_key)),
+        *answers,
+    ]
+    assert "route=/v1/score status=401" in text_log.text
     assert [text for text in seen if SCORE_KEY in text or PUBLISH_KEY in text] == []
 
 

@@ -16,9 +16,9 @@ from tests.support.waiting import wait_until
 HEADER_SECONDS, BODY_SECONDS, STALLED_SECONDS, MAX_WAITING = 0.5, 1.0, 0.5, 4
 SECONDS = 20.0
 _PROGRAM = f"""
-import logging
 from pydantic_settings import CliApp
 from vigor_service.http.connection_limits import ConnectionLimits
+from vigor_service.observability.logs import configure_logging
 from vigor_service.runtime import LoadedModel
 from vigor_service.server import serve
 from vigor_service.settings import Settings
@@ -27,7 +27,7 @@ def load():
     from tests.support.fake_scorer import FakeScorer
     return LoadedModel(FakeScorer(), None)
 
-logging.basicConfig(level="DEBUG")
+configure_logging("debug", "text")
 limits = ConnectionLimits(
     header_seconds={HEADER_SECONDS},
     refused_body_seconds={BODY_SECONDS},

@@ -56,7 +56,7 @@ def test_readiness_names_the_phase_that_lasts_and_nothing_once_the_service_is_re
 
 
 def test_the_log_has_a_line_for_each_phase_and_a_fixed_batch_size_is_not_measured(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, text_log: pytest.LogCaptureFixture
 ) -> None:
     progress = LoadingProgress()
 
@@ -64,10 +64,10 @@ def test_the_log_has_a_line_for_each_phase_and_a_fixed_batch_size_is_not_measure
         progress.begin(LoadingPhase.READING_MODEL)
         return LoadedModel(FakeScorer(), None)
 
-    caplog.set_level(logging.INFO, logger="vigor_service")
+    text_log.set_level(logging.INFO, logger="vigor_service")
     with live_service(None, load_model=load, progress=progress, state_dir=tmp_path, max_batch_tokens=64):
         pass
-    lines = [record.getMessage() for record in caplog.records if "load" in record.getMessage()]
+    lines = [line for line in re.findall(r" vigor_service\S* (.*)", text_log.text) if "load" in line]
     assert [re.sub(r"after_seconds=\d+\.\d", "…", line) for line in lines[:-1]] == [
         f"loading phase={phase} …"
         for phase in LoadingPhase

@@ -16,15 +16,21 @@ from tests.support.service_process import service_process
 from tests.support.tiny_models import save_tiny_checkpoint
 from tests.support.waiting import wait_until
 from vigor_client.schemas.scoring import LINES_MEDIA_TYPE
-from vigor_service.observability.logs import JsonFormatter, current_request_id
+from vigor_service.observability.logs import JsonFormatter, TextFormatter, current_request_id
 
 GROUP = {"prompt_ids": [1], "completions": [[2, 3]]}
 TEXT_GROUP = {"prompt": "a", "completions": ["b"]}  # not answered without a thread
 
 
-def record(message: str, *arguments: object, error: Exception | None = None) -> logging.LogRecord:
+def record(message: str, *arguments: object, error: Exception | None = None, **fields: object) -> logging.LogRecord:
     exc_info = None if error is None else (type(error), error, error.__traceback__)
-    return logging.LogRecord("vigor_service.x", logging.WARNING, __file__, 1, message, arguments, exc_info)
+    logger = logging.getLogger("vigor_service.x")
+    return logger.makeRecord(logger.name, logging.WARNING, __file__, 1, message, arguments, exc_info, extra=fields)
+
+
+def text(written: logging.LogRecord) -> str:
+    """The line in text, without its time."""
+    return TextFormatter().format(written).split(" WARNING ", 1)[1]
 
 
 class KeepingHandler(logging.Handler):
@@ -51,24 +57,47 @@ def test_a_line_has_time_level_logger_and_message() -> None:
     }
 
 
-def test_a_line_that_belongs_to_a_request_names_it() -> None:
-    def write() -> str:
-        current_request_id.set("r-1")
-        return JsonFormatter().format(record("x"))
+def test_fields_are_members_of_a_line_with_their_types_and_take_no_others_place() -> None:
+    line = json.loads(JsonFormatter().format(record("request", status=200, seconds=0.31, level="own", path=Path("a"))))
+    assert list(line) == ["time", "level", "logger", "message", "status", "seconds", "path"]
+    assert (line["message"], line["level"], line["status"]) == ("request", "warning", 200)
+    assert (line["seconds"], line["path"]) == (0.31, "a")
 
-    assert json.loads(copy_context().run(write))["request_id"] == "r-1"
+
+def test_in_text_fields_follow_the_message_and_cannot_be_taken_for_others() -> None:
+    assert text(record("ready", model="a/b", seconds=0.5)) == "vigor_service.x ready model=a/b seconds=0.5"
+    assert text(record("x %d", 1, reason="two words")) == "vigor_service.x x 1 reason='two words'"
+    hostile = text(record("x", detail="a\nb status=200", empty="", quoted="'", odd="\u202e\ud800\x1b[31m"))
+    assert hostile == (
+        "vigor_service.x x detail='a\\nb status=200' empty='' quoted=\"'\" odd='\\u202e\\ud800\\x1b[31m'"
+    )
+    assert hostile.isprintable()
+
+
+def test_a_line_that_belongs_to_a_request_names_it() -> None:
+    def write(written: logging.LogRecord) -> tuple[str, str]:
+        current_request_id.set("r-1")
+        return JsonFormatter().format(written), text(written)
+
+    line, in_text = copy_context().run(write, record("x"))
+    assert json.loads(line)["request_id"] == "r-1"
+    assert in_text == "vigor_service.x x request_id=r-1"
+    assert copy_context().run(write, record("x", request_id="r-0"))[1] == "vigor_service.x x request_id=r-0"
     assert "request_id" not in json.loads(JsonFormatter().format(record("x")))
+    assert "request_id" not in text(record("x"))
 
 
 def test_an_exception_stays_within_its_line() -> None:
     try:
         raise ArithmeticError("no")
     except ArithmeticError as error:
-        line = JsonFormatter().format(record("failed", error=error))
+        failed = record("failed", error=error, status=500)
+    line = JsonFormatter().format(failed)
     assert "\n" not in line
     exception = json.loads(line)["exception"]
     assert exception.startswith("Traceback")
     assert exception.endswith("ArithmeticError: no")
+    assert text(failed).startswith("vigor_service.x failed status=500\nTraceback")
 
 
 def test_each_request_has_its_own_id_in_its_context(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -113,10 +142,10 @@ def test_the_line_of_an_answered_score_request_names_the_weights(
         assert service.http.get("/v1/weights").status_code == 200
         wait_until(lambda: len(_requests(caplog)) == len(answers) + 2)
     *answered, refused, other = _requests(caplog)
-    assert all(line.getMessage().endswith(" weight_version=12") for line in answered)
+    assert all(TextFormatter().format(line).endswith(" weight_version=12") for line in answered)
     assert {json.loads(JsonFormatter().format(line))["weight_version"] for line in answered} == {12}
     for line in (refused, other):
-        assert "weight_version" not in line.getMessage()
+        assert "weight_version" not in TextFormatter().format(line)
         assert "weight_version" not in json.loads(JsonFormatter().format(line))
 
 
@@ -133,6 +162,10 @@ def test_a_service_that_logs_json_writes_nothing_else(tmp_path: Path) -> None:
         assert service.stop() == 0
     lines = [json.loads(line) for line in service.log.read_text().splitlines()]
     assert all({"time", "level", "logger", "message"} <= set(line) for line in lines)
-    scored = [line for line in lines if "route=/v1/score status=200" in line["message"]]
+    scored = [line for line in lines if line.get("route") == "/v1/score" and line["status"] == 200]
+    assert [(line["message"], line["method"]) for line in scored] == [("request", "POST")]
     assert [(line["request_id"], line["weight_version"]) for line in scored] == [("run7/step-3", 0)]
-    assert any(line["message"].startswith("ready ") for line in lines)
+    assert 0 < scored[0]["seconds"] < 60
+    assert {"limit", "max_connections"} < set(next(line for line in lines if line["message"] == "descriptors"))
+    assert any(line["message"] == "ready" and line["device"] == "cpu" for line in lines)
+    assert any(line["message"] == "access" and line["publish"] == "open" for line in lines)

@@ -237,10 +237,10 @@ def test_a_budget_is_never_raised_and_never_lowered_to_nothing() -> None:
     assert budget.max_tokens == 10
 
 
-def test_only_the_first_lowering_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_only_the_first_lowering_is_a_warning(text_log: pytest.LogCaptureFixture) -> None:
     budget = BatchBudget(1000)
-    with caplog.at_level(logging.INFO):
+    with text_log.at_level(logging.INFO):
         for fitting_tokens in (800, 600):
             budget.lower(fitting_tokens)
-    assert [record.levelno for record in caplog.records] == [logging.WARNING, logging.INFO]
-    assert "max_batch_tokens=800 before=1000" in caplog.text
+    assert [record.levelno for record in text_log.records] == [logging.WARNING, logging.INFO]
+    assert "max_batch_tokens=800 before=1000" in text_log.text

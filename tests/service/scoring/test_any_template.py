@@ -194,7 +194,7 @@ def test_any_prompt_of_a_trainer_gets_a_reward_or_a_refusal_that_says_why(
 
 @pytest.mark.parametrize("prompt", [" ", "\n \n"])
 def test_a_prompt_of_a_trainer_without_a_token_is_refused_by_its_place(
-    without_unknown: LiveService, prompt: str, caplog: pytest.LogCaptureFixture
+    without_unknown: LiveService, prompt: str, text_log: pytest.LogCaptureFixture
 ) -> None:
     answer = without_unknown.http.post("/slime/reward?group_size=1", json={"prompt": prompt, "response": "1"})
     assert answer.status_code == 422
@@ -203,7 +203,7 @@ def test_a_prompt_of_a_trainer_without_a_token_is_refused_by_its_place(
     answer = without_unknown.http.post("/openrlhf/get_reward?group_size=1", json=query)
     assert answer.json()["rewards"] == [-1.0]  # OpenRLHF would swallow a refusal: it is told by a flag, and in the log
     assert answer.json()["extra_logs"]["vigor_failed"] == [1.0]
-    assert "sample_without_score error=InvalidRequestError" in caplog.text
+    assert "sample_without_score error=InvalidRequestError" in text_log.text
 
 
 def test_messages_that_end_with_the_assistants_turn_are_refused_by_slimes_route_too(

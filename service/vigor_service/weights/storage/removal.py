@@ -22,4 +22,4 @@ def remove(path: Path) -> None:
     except FileNotFoundError:
         pass  # removed by another at the same time
     except OSError as error:
-        _logger.warning("not_removed path=%s reason=%r", path, error.strerror)
+        _logger.warning("not_removed", extra={"path": path, "reason": error.strerror})

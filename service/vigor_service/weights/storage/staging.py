@@ -105,7 +105,7 @@ class StagingArea:
         try:
             await self._threads.run("removal", self._remove, path)
         except DeadlineExceededError as error:
-            _logger.warning("not_removed path=%s reason=%r", path, error.detail)
+            _logger.warning("not_removed", extra={"path": path, "reason": error.detail})
 
     def _remove(self, path: Path) -> None:
         with suppress(FileNotFoundError):

@@ -182,7 +182,7 @@ class StateDirectory:
             outgoing = [self._without_number(path) for path in self._directories() if _number(path) < number]
             _sync(self._root)  # or, after a loss of power, what is half removed might have its number again
         except OSError as error:
-            _logger.warning("not_removed path=%s before=%d reason=%r", self._root, number, error.strerror)
+            _logger.warning("not_removed", extra={"path": self._root, "before": number, "reason": error.strerror})
             return
         for path in outgoing:
             remove(path)

@@ -123,4 +123,4 @@ def log_refusal(commit: asyncio.Task[CommitResponse]) -> None:
     error = None if commit.cancelled() else commit.exception()
     if isinstance(error, ServiceError):
         places = "; ".join(f"{'/'.join(map(str, place.loc))} {place.msg}" for place in error.errors[:3])
-        _logger.warning("weight_update_refused reason=%r places=%r", error.detail, places)
+        _logger.warning("weight_update_refused", extra={"reason": error.detail, "places": places})

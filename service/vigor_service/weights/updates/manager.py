@@ -248,7 +248,7 @@ class Updates:
         while (left := self._seconds_left(update)) > 0:
             await asyncio.sleep(left)
         if update is self._open and update.commit is None:
-            _logger.warning("weight_update_expired version=%d", update.request.weight_version)
+            _logger.warning("weight_update_expired", extra={"version": update.request.weight_version})
             await self._discard(update)
 
     def _seconds_left(self, update: Update) -> float:

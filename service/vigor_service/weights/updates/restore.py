@@ -31,9 +31,9 @@ def replay(state: StateDirectory, scorer: Scorer, weights: Weights) -> Replayed:
             scorer.load(verified.writes())
             record = update.record
             weights = replace(weights, version=record.weight_version, digest=verified.digest, tensors=verified.tensors)
-            _logger.info("weights_restored version=%d digest=%s", weights.version, weights.digest)
+            _logger.info("weights_restored", extra={"version": weights.version, "digest": weights.digest})
     except (DamagedStateError, OSError) as error:  # what is read a moment later may not be readable any more
-        _logger.error("state_damaged place=%r have=%d", str(error), weights.version)
+        _logger.error("state_damaged", extra={"place": str(error), "have": weights.version})
         return Replayed(weights, f"the state directory is damaged: {error}")
     return Replayed(weights)
 

@@ -1,0 +1,149 @@
+"""The command line's options: names, ranges, defaults and helps. Knows nothing about what the commands do."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from collections.abc import Callable, Mapping
+from math import inf
+from pathlib import Path
+from typing import TypeVar, get_args
+
+from vigor_client._version import __version__
+from vigor_client.client import DEFAULT_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS
+from vigor_client.schemas.common import MAX_WEIGHT_VERSION
+from vigor_client.schemas.scoring import MAX_GROUPS, MAX_WAIT_SECONDS, RewardName, TieRule, TruncatedRule
+
+_T = TypeVar("_T", int, float)
+Command = Callable[[argparse.Namespace], int]
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+DEFAULT_READY_TIMEOUT_SECONDS = 600.0
+
+
+def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
+    """Return the parser. The arguments that it parses have the chosen command as ``run``."""
+    parser = argparse.ArgumentParser(prog="vigor", description="Talk to a VIGOR scoring service.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"vigor {__version__}")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, (text, *groups) in _COMMANDS.items():
+        command = subparsers.add_parser(name, help=text, allow_abbrev=False)
+        command.set_defaults(run=commands[name])
+        for add_options in (*groups, _add_connection):
+            add_options(command)
+    return parser
+
+
+def _add_score(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(refuse=parser.error)
+    parser.add_argument(
+        "input", type=Path, metavar="IN.jsonl", help="input file, one group per line; - is standard input"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="OUT.jsonl",
+        help="output file, written as OUT.jsonl.partial until it is complete (default: stdout)",
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="continue an OUT.jsonl.partial of the same input, weights and options"
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress on a terminal")
+    parser.add_argument(
+        "--groups-per-request",
+        type=_number(int, 1, MAX_GROUPS),
+        default=16,
+        metavar="N",
+        help="maximum number of groups in one request (default: 16)",
+    )
+    parser.add_argument(
+        "--weight-version",
+        type=_number(int, 0, MAX_WEIGHT_VERSION),
+        metavar="N",
+        help="version of the weights to score with (default: the version that is served)",
+    )
+    parser.add_argument(
+        "--wait-seconds",
+        type=_number(float, 0, MAX_WAIT_SECONDS),
+        default=0.0,
+        metavar="S",
+        help="seconds to wait for that version (default: 0)",
+    )
+    parser.add_argument(
+        "--reward", choices=get_args(RewardName), default="vigor", help="value that is ranked (default: vigor)"
+    )
+    parser.add_argument(
+        "--ties", choices=get_args(TieRule), default="average", help="rule for equal values (default: average)"
+    )
+    parser.add_argument(
+        "--truncated",
+        choices=get_args(TruncatedRule),
+        default="score",
+        help="rule for truncated completions (default: score)",
+    )
+    parser.add_argument("--return-token-ids", action="store_true", help="also write the token ids that were scored")
+
+
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "directory", type=Path, metavar="DIR", help="directory of a saved model: safetensors, whole or sharded"
+    )
+    parser.add_argument(
+        "--weight-version",
+        type=_number(int, 0, MAX_WEIGHT_VERSION),
+        required=True,
+        metavar="N",
+        help="new version of the weights",
+    )
+
+
+def _add_ready_timeout(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--ready-timeout-seconds",
+        type=_number(float, 0, inf),
+        default=DEFAULT_READY_TIMEOUT_SECONDS,
+        metavar="S",
+        help=f"seconds to wait for a service that is loading (default: {DEFAULT_READY_TIMEOUT_SECONDS:g})",
+    )
+
+
+def _add_connection(parser: argparse.ArgumentParser) -> None:
+    url = os.environ.get("VIGOR_URL") or DEFAULT_URL
+    parser.add_argument("--url", default=url, help=f"URL of the service (default: VIGOR_URL, else {DEFAULT_URL})")
+    parser.add_argument(
+        "--api-key-file",
+        type=Path,
+        metavar="FILE",
+        help="file that holds the API key (default: the key in VIGOR_API_KEY, if set)",
+    )
+    parser.add_argument(
+        "--timeout-seconds",
+        type=_number(float, 0.1, MAX_TIMEOUT_SECONDS),
+        default=DEFAULT_TIMEOUT_SECONDS,
+        metavar="S",
+        help=f"seconds that the service may be silent (default: {DEFAULT_TIMEOUT_SECONDS:g})",
+    )
+
+
+def _number(kind: type[_T], low: float, high: float) -> Callable[[str], _T]:
+    """Return a parser of numbers from ``low`` to ``high``, whose error names the range."""
+
+    def parse(text: str) -> _T:
+        try:
+            number = kind(text)
+        except ValueError:
+            number = None
+        if number is None or not low <= number <= high:
+            upto = "" if high == inf else f" and at most {high:g}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least {low:g}{upto}")
+        return number
+
+    return parse
+
+
+_COMMANDS: Mapping[str, tuple[str, *tuple[Callable[[argparse.ArgumentParser], None], ...]]] = {
+    "score": ("score a JSONL file, one group per line", _add_score, _add_ready_timeout),
+    "status": ("show model, weights and queue of a service",),
+    "wait": ("wait until a service is ready", _add_ready_timeout),
+    "push": ("publish the weights of a checkpoint directory", _add_push, _add_ready_timeout),
+}

@@ -1,0 +1,136 @@
+"""The parts that serve once the model is loaded, constructed and connected. Starts nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vigor_service.compat.rewards import CompatRewards
+from vigor_service.http.idempotency import IdempotentResponses
+from vigor_service.observability.metrics import Metrics
+from vigor_service.sample_groups.assembly import Rendezvous
+from vigor_service.scheduling.admission import Admission
+from vigor_service.scheduling.scheduler import Scheduler
+from vigor_service.scheduling.score_cache import ScoreCache
+from vigor_service.scoring.attribution import Attributions
+from vigor_service.scoring.service import Scoring
+from vigor_service.scoring.tokenization import Encoder
+from vigor_service.settings import Settings
+from vigor_service.threads.file_threads import FileThreads
+from vigor_service.threads.preparation import Preparation
+from vigor_service.threads.worker import WorkerThread
+from vigor_service.weights.current import CurrentWeights
+from vigor_service.weights.sources.broadcast import BroadcastReceiver
+from vigor_service.weights.sources.directory import LocalFiles
+from vigor_service.weights.storage.staging import StagingArea
+from vigor_service.weights.storage.state import StateDirectory
+from vigor_service.weights.updates.commit import Committer
+from vigor_service.weights.updates.manager import Updates
+
+if TYPE_CHECKING:
+    from vigor_service.engine.interface import EngineInfo, Scorer
+    from vigor_service.weights.updates.restore import Replayed
+
+
+@dataclass(frozen=True, slots=True)
+class Serving:
+    """The parts that exist once the model is loaded."""
+
+    info: EngineInfo
+    current_weights: CurrentWeights
+    scheduler: Scheduler
+    scoring: Scoring
+    answers: IdempotentResponses
+    rendezvous: Rendezvous
+    adapters: CompatRewards
+    attributions: Attributions
+    updates: Updates
+    local_files: LocalFiles
+    broadcasts: BroadcastReceiver
+
+
+def assemble(
+    scorer: Scorer,
+    encoder: Encoder,
+    replayed: Replayed,
+    *,
+    settings: Settings,
+    max_batch_tokens: int,
+    compute: WorkerThread,
+    preparation: Preparation,
+    files: FileThreads,
+    staging: StagingArea,
+    state: StateDirectory | None,
+    metrics: Metrics,
+) -> Serving:
+    """Return the parts that serve, with the weights that ``replayed`` holds. The scheduler is not started yet."""
+    info = scorer.info
+    current_weights = CurrentWeights(
+        replayed.weights, load=scorer.load, compute=compute, metrics=metrics, damage=replayed.damage
+    )
+    admission = Admission(
+        max_tokens=settings.max_queued_tokens, max_requests=settings.max_queued_requests, metrics=metrics
+    )
+    scheduler = Scheduler(
+        scorer.score,
+        compute=compute,
+        weights_for=current_weights.require,
+        admission=admission,
+        cache=ScoreCache(settings.score_cache_entries),
+        max_batch_tokens=max_batch_tokens,
+        metrics=metrics,
+    )
+    scoring = Scoring(
+        model=info.model,
+        encoder=encoder,
+        admission=admission,
+        current_weights=current_weights,
+        scheduler=scheduler,
+        preparation=preparation,
+        metrics=metrics,
+        timeout_seconds=settings.request_timeout_seconds,
+        media_token_ids=info.media_token_ids,
+    )
+    updates = Updates(
+        current_weights,
+        Committer(
+            current_weights,
+            tensors=scorer.tensors,
+            plan_checkpoint=scorer.plan_checkpoint,
+            exclusive=scheduler.exclusive,
+            state=state,
+            threads=files,
+            metrics=metrics,
+        ),
+        staging=staging,
+        state=state,
+        threads=files,
+        metrics=metrics,
+        timeout_seconds=settings.update_timeout_seconds,
+        max_upload_bytes=settings.max_upload_bytes,
+    )
+    rendezvous = Rendezvous(
+        scoring,
+        timeout_seconds=settings.group_timeout_seconds,
+        metrics=metrics,
+    )
+    local_files = LocalFiles(updates, current_weights, root=settings.weights_root, threads=files)
+    broadcasts = BroadcastReceiver(
+        updates,
+        device=info.device,
+        is_allowed=settings.allow_broadcast,
+        timeout_seconds=settings.update_timeout_seconds,
+    )
+    return Serving(
+        info=info,
+        current_weights=current_weights,
+        scheduler=scheduler,
+        scoring=scoring,
+        answers=IdempotentResponses(),
+        rendezvous=rendezvous,
+        adapters=CompatRewards(scoring, rendezvous),
+        attributions=Attributions(scoring, scorer.attribute, compute),
+        updates=updates,
+        local_files=local_files,
+        broadcasts=broadcasts,
+    )
