@@ -31,7 +31,7 @@ class Outcome:
 
     @property
     def stolen_part(self) -> float:
-        """The most that a host took of a turn's time; 0 if there is none."""
+        """The largest share of steal time in a turn; 0 if none was seen."""
         return max((turn.stolen_part for turn in self.turns), default=0.0)
 
     @property
@@ -91,7 +91,7 @@ def median_of_ratios(numerators: Sequence[float], denominators: Sequence[float])
 def stolen_note(contest: Contest) -> str:
     """Say how much the host of a virtual machine took of what was timed."""
     name, outcome = max(contest.outcomes.items(), key=lambda item: item[1].stolen_part)
-    return f"the host took at most {outcome.stolen_part:.1%} of the processors' time in a turn ({name})"
+    return f"steal time was at most {outcome.stolen_part:.1%} of the processors' time in a turn ({name})"
 
 
 def run_contest(

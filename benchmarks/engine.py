@@ -2,8 +2,8 @@
 
 For each workload one group of completions of one prompt, scored in turn, several times, each time in a fresh process,
 by the published loop, an ideal loop, ``torch.func``'s vmap, Opacus's ghost norms and the engine. Reports times and
-ratios, peak memory above the weights, and fractions of the floor (benchmarks/floor.py) at the rate of large matrix
-products measured in the same rounds.
+ratios, peak memory above the weights, and shares of the FLOP lower bound (flop_lower_bound.py) at the rate of large
+matrix products measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.measuring import default_device
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from benchmarks.turn import Conditions
 from benchmarks.workloads import ON_A_CPU, ON_A_GPU, Workload, parse_workload
-from vigor_service.engine.memory.token_budget import probe_sizes
+from vigor_service.engine.memory.token_budget import trial_sizes
 
 _COLUMNS = {
     "contestant": ("", "{}"),
@@ -30,8 +30,8 @@ _COLUMNS = {
     "times_engine": ("time / engine", "{:.2f}×"),
     "peak_mib": ("peak MiB above weights", "{:.0f}"),
     "peak_to_published": ("peak / published", "{:.2f}"),
-    "of_floor": ("of the floor", "{:.0%}"),
-    "of_floor_prompts_once": ("of the floor, prompts once", "{:.0%}"),
+    "of_lower_bound": ("share of the FLOP lower bound", "{:.0%}"),
+    "of_lower_bound_prompts_once": ("share of the bound, prompts once", "{:.0%}"),
     "difference": ("largest difference", "{:.1e}"),
 }
 _NOTES = [
@@ -40,10 +40,10 @@ _NOTES = [
     "and the table has the highest",
     "the engine's process has glibc's heap as vigor-service sets it, unless the environment sets it for all; the "
     "others have it as it comes",
-    "the floor is 4 · P · tokens (head on loss rows only, no lookup tables) + attention (2 causal products forward, 4 "
-    "backward) at the rate of large matrix products in the same round, the better of torch's and the engine's "
-    "library; work for the norms themselves is not in it",
-    "an engine that computes the forward rows of a shared prompt once may exceed 100 % of the first floor; the second "
+    "the FLOP lower bound is 4 · P · tokens (head on loss rows only, no lookup tables) + attention (2 causal products "
+    "forward, 4 backward) at the rate of large matrix products in the same round, the better of torch's and the "
+    "engine's library; work for the norms themselves is not in it",
+    "an engine that computes the forward rows of a shared prompt once may exceed 100 % of the first bound; the second "
     "counts these rows once",
     "the last column is the largest relative difference of a norm from the ideal loop's",
 ]
@@ -86,8 +86,8 @@ def _row(contest: Contest, name: str) -> dict[str, Cell]:
         "times_engine": contest.ratio(name, ENGINE),
         "peak_mib": contest.outcomes[name].peak_mib,
         "peak_to_published": contest.peak_ratio(name, PUBLISHED),
-        "of_floor": contest.fraction(name, contest.work.floor_flops),
-        "of_floor_prompts_once": contest.fraction(name, contest.work.floor_flops_prompts_once),
+        "of_lower_bound": contest.fraction(name, contest.work.lower_bound_flops),
+        "of_lower_bound_prompts_once": contest.fraction(name, contest.work.lower_bound_flops_prompts_once),
         "difference": contest.difference(name),
     }
 
@@ -97,8 +97,8 @@ def _notes(contest: Contest, workload: Workload) -> list[str]:
     cards = {name: outcome.card_bytes for name, outcome in contest.outcomes.items()}
     return [
         f"{work.model}; {workload.describe()}; {work.num_tokens} tokens in all; {len(contest.flops_per_second)} rounds",
-        f"the floor is {work.floor_flops / 1e12:.3f} TFLOP, with prompts once "
-        f"{work.floor_flops_prompts_once / 1e12:.3f}; the rate of products up to {rate / 1e12:.3f} TFLOP/s",
+        f"the FLOP lower bound is {work.lower_bound_flops / 1e12:.3f} TFLOP, with prompts once "
+        f"{work.lower_bound_flops_prompts_once / 1e12:.3f}; the rate of products up to {rate / 1e12:.3f} TFLOP/s",
         stolen_note(contest),
         *(f"{name}: in use on the card in the end: {used / 1e9:.1f} GB" for name, used in cards.items() if used),
         *(f"{name} did not run: {o.refusal}" for name, o in contest.outcomes.items() if o.refusal is not None),
@@ -136,7 +136,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     device = torch.device(options.device)
     if options.gpu_gib is not None and device.type != "cuda":
         parser.error(f"--gpu-gib bounds the memory of a GPU, and this is to run on {device.type}")
-    options.max_batch_tokens = options.max_batch_tokens or probe_sizes(device).max_batch
+    options.max_batch_tokens = options.max_batch_tokens or trial_sizes(device).max_batch
     return options
 
 

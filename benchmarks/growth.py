@@ -20,7 +20,7 @@ from benchmarks.measuring import default_device
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from benchmarks.turn import Conditions
 from benchmarks.workloads import Workload, parse_numbers
-from vigor_service.engine.memory.token_budget import probe_sizes
+from vigor_service.engine.memory.token_budget import trial_sizes
 
 _COLUMNS = {
     "loop_seconds": ("ideal loop, s", "{:.2f}"),
@@ -118,7 +118,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=128, help="where it does not grow (default: %(default)s)")
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--dtype", default="bfloat16" if on_a_gpu else "float32")
-    batch_tokens = probe_sizes(torch.device(default_device())).max_batch
+    batch_tokens = trial_sizes(torch.device(default_device())).max_batch
     parser.add_argument("--max-batch-tokens", type=int, default=batch_tokens)
     parser.add_argument("--repeats", type=int, default=3)
     add_settle_seconds(parser)

@@ -45,7 +45,7 @@ def settle(most_seconds: float, probe: Callable[[], float] | None = None) -> Non
 
 
 def stolen_while_busy() -> float:
-    """Return the part of all processors' time that the host took while they computed products for two seconds."""
+    """Return the share of steal time while all processors computed products for two seconds."""
     before = stolen_seconds()
     matrix = torch.ones(256, 256)
     product = torch.empty_like(matrix)
@@ -56,7 +56,7 @@ def stolen_while_busy() -> float:
 
 
 def stolen_part(before: float, seconds: float) -> float:
-    """Return what the host took since ``before`` (of ``stolen_seconds``), by all processors' time in these seconds."""
+    """Return the steal time since ``before`` (of ``stolen_seconds``), by all processors' time in these seconds."""
     return (stolen_seconds() - before) / (seconds * (os.cpu_count() or 1))
 
 

@@ -1,7 +1,7 @@
-"""Norms of weight gradients, every way against every other: ``python -m benchmarks.kernels``, on a CUDA device.
+"""All implementations of norms of weight gradients, on a CUDA device: ``python -m benchmarks.kernels``.
 
-For the linear layers of Qwen2.5 and several lengths, all in one run: the time of each way, Triton's kernels against
-their twins in torch, and the fastest, which is what the engine would take.
+For the linear layers of Qwen2.5 and several lengths, all in one run: the time of each implementation, Triton's kernels
+against their twins in torch, and the fastest, which is what the engine would take.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.measuring import hardware
-from vigor_service.engine.ops.autotune import UnavailableError, Way, device_seconds
+from vigor_service.engine.ops.autotune import Implementation, UnavailableError, device_seconds
 from vigor_service.engine.ops.kernels import gram_norm, product_norm
 from vigor_service.engine.ops.kernels.row_ranges import RowRanges, row_ranges
 
-NormWay = Callable[[Tensor, Tensor, RowRanges], Tensor]
+NormImplementation = Callable[[Tensor, Tensor, RowRanges], Tensor]
 _DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 _LENGTHS = (128, 256, 512, 1024, 2048)
 # model -> features, features of keys (and of values), features inside the MLP
@@ -39,10 +39,10 @@ _TEMPLATE = """\
 - software: {software}
 - command: `{command}`
 - work: {sequences} sequences of one length, {dtype}; milliseconds, medians of 5
-- ratios: torch / Triton of the same way; above 1 the kernel wins
+- ratios: torch / Triton of the same method; above 1 the kernel wins
 - error: the largest relative difference of a kernel's norm from float64's, of the first sequence
 
-| Qwen2.5 | matrix | tokens | {ways} | Gram ratio | product ratio | fastest | error |
+| Qwen2.5 | matrix | tokens | {implementations} | Gram ratio | product ratio | fastest | error |
 |---|---|---|{rules}|---|---|---|---|
 {rows}
 """
@@ -65,8 +65,8 @@ def main() -> None:
         command=" ".join(["python -m benchmarks.kernels", *sys.argv[1:]]),
         sequences=options.sequences,
         dtype=options.dtype,
-        ways=" | ".join(norm_ways()),
-        rules="|".join("---" for _ in norm_ways()),
+        implementations=" | ".join(norm_implementations()),
+        rules="|".join("---" for _ in norm_implementations()),
         rows="\n".join(rows),
     )
     print(report)
@@ -84,8 +84,8 @@ def matrices(num_features: int, num_key_features: int, num_inner: int) -> dict[s
     }
 
 
-def norm_ways() -> dict[str, NormWay]:
-    """Return every way, whether the engine would time it or not."""
+def norm_implementations() -> dict[str, NormImplementation]:
+    """Return every implementation, whether the engine would time it or not."""
     from vigor_service.engine.ops.kernels import gram_norm_triton, product_norm_triton
 
     return {
@@ -103,34 +103,44 @@ def row(
     num_sequences: int,
     dtype: torch.dtype,
     device: torch.device,
-    seconds: Callable[[Way], float] = device_seconds,
+    seconds: Callable[[Implementation], float] = device_seconds,
 ) -> str:
-    """Time every way on one matrix and one length; return a row of the table."""
+    """Time every implementation on one matrix and one length; return a row of the table."""
     name, sizes = matrix
     generator = torch.Generator(device).manual_seed(0)
     x_NI, gradient_NO = (
         torch.randn(num_sequences * length, size, generator=generator, device=device, dtype=dtype) for size in sizes
     )
     ranges = row_ranges([(b * length, (b + 1) * length) for b in range(num_sequences)], device)
-    times = {name: _seconds(way, x_NI, gradient_NO, ranges, seconds) for name, way in norm_ways().items()}
+    times = {
+        name: _seconds(implementation, x_NI, gradient_NO, ranges, seconds)
+        for name, implementation in norm_implementations().items()
+    }
     error = max(_errors(x_NI, gradient_NO, ranges))
     cells = [model, name, str(length), *(f"{1000 * time:.3f}" for time in times.values()), *_ratios(times)]
-    return f"| {' | '.join(cells)} | {min(times, key=lambda way: times[way])} | {error:.0e} |"
+    return f"| {' | '.join(cells)} | {min(times, key=lambda name: times[name])} | {error:.0e} |"
 
 
 def _seconds(
-    way: NormWay, x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges, seconds: Callable[[Way], float]
+    implementation: NormImplementation,
+    x_NI: Tensor,
+    gradient_NO: Tensor,
+    ranges: RowRanges,
+    seconds: Callable[[Implementation], float],
 ) -> float:
-    """Return the time of one way; infinity where it does not run, with the reason on the standard error."""
+    """Return the time of one implementation; infinity where it does not run, with the reason on the standard error."""
     try:
-        return seconds(lambda: way(x_NI, gradient_NO, ranges))
+        return seconds(lambda: implementation(x_NI, gradient_NO, ranges))
     except (UnavailableError, torch.OutOfMemoryError) as error:
         print(error, file=sys.stderr)
         return float("inf")
 
 
 def _ratios(times: Mapping[str, float]) -> list[str]:
-    return [f"{times[f'{way} in torch'] / times[f'{way} in Triton']:.2f}" for way in ("Gram", "product")]
+    return [
+        f"{times[f'{implementation} in torch'] / times[f'{implementation} in Triton']:.2f}"
+        for implementation in ("Gram", "product")
+    ]
 
 
 def _errors(x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges) -> Iterator[float]:
@@ -138,10 +148,10 @@ def _errors(x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges) -> Iterator[fl
     first = row_ranges(ranges.bounds[:1], x_NI.device)
     (x_TI,), (gradient_TO,) = first.split(x_NI), first.split(gradient_NO)
     expected = (gradient_TO.double().T @ x_TI.double()).square().sum()
-    for name, way in norm_ways().items():
+    for name, implementation in norm_implementations().items():
         if name.endswith("Triton"):
             try:
-                norm = way(x_NI, gradient_NO, first)[0]
+                norm = implementation(x_NI, gradient_NO, first)[0]
             except UnavailableError:
                 yield float("nan")
             else:

@@ -66,11 +66,13 @@ def score_one(
     fast = FastNorms(subject.model, measured_parameters(subject.model))
     length = num_tokens - num_prompt_tokens
     sequences = Workload("", model, 1, num_prompt_tokens, length, length).sequences(subject.ids)
-    keep = Activations.CHECKPOINT if way == "twice" else Activations.REMATERIALIZE
+    activations = Activations.CHECKPOINT if way == "twice" else Activations.REMATERIALIZE
     cells: dict[str, Cell] = {"tokens": num_tokens, "loss_tokens": length}
 
     def run() -> None:
-        scores, cells[f"{way}_seconds"] = timed(lambda: fast.score(sequences, keep=keep), subject.model.device)
+        scores, cells[f"{way}_seconds"] = timed(
+            lambda: fast.score(sequences, activations=activations), subject.model.device
+        )
         cells["grad_norm"] = scores[0].grad_norm
 
     def measure() -> None:

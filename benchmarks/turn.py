@@ -8,7 +8,7 @@ import torch
 
 from benchmarks.child import attempt
 from benchmarks.contestants import Contestant
-from benchmarks.floor import floor_flops, sizes_of
+from benchmarks.flop_lower_bound import lower_bound_flops, sizes_of
 from benchmarks.host import settle, stolen_part, stolen_seconds
 from benchmarks.measuring import bound_gpu_memory, card_bytes, gemm_flops_per_second, peak_bytes, timed
 from benchmarks.models import Subject, load_subject
@@ -22,8 +22,8 @@ class Work:
     model: str
     num_tokens: int
     num_parameters: int
-    floor_flops: int
-    floor_flops_prompts_once: int
+    lower_bound_flops: int
+    lower_bound_flops_prompts_once: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,8 @@ def work_of(workload: Workload, device: str) -> Work:
         model=f"{subject.name}, {workload.dtype}, {subject.model.num_parameters() / 1e6:.0f} M parameters",
         num_tokens=sum(sequence.num_tokens for sequence in sequences),
         num_parameters=subject.model.num_parameters(),
-        floor_flops=floor_flops(sizes, sequences, prompts_once=False),
-        floor_flops_prompts_once=floor_flops(sizes, sequences, prompts_once=True),
+        lower_bound_flops=lower_bound_flops(sizes, sequences, prompts_once=False),
+        lower_bound_flops_prompts_once=lower_bound_flops(sizes, sequences, prompts_once=True),
     )
 
 

@@ -40,9 +40,9 @@ def test_a_contest_compares_within_its_rounds() -> None:
     assert both.seconds(ENGINE) == 2.0
     assert both.outcomes[ENGINE].peak_mib == 100  # the highest
     assert both.peak_ratio(IDEAL, ENGINE) == 3.0
-    assert both.fraction(ENGINE, both.work.floor_flops) == 0.25  # 2 s, 1 s and half a second of 1, 4 and 2
+    assert both.fraction(ENGINE, both.work.lower_bound_flops) == 0.25  # 2 s, 1 s and half a second of 1, 4 and 2
     assert both.difference(ENGINE) == pytest.approx(0.05)
-    assert stolen_note(both) == "the host took at most 2.0% of the processors' time in a turn (ideal loop)"
+    assert stolen_note(both) == "steal time was at most 2.0% of the processors' time in a turn (ideal loop)"
 
 
 def test_who_did_not_run_has_no_numbers() -> None:
@@ -52,7 +52,7 @@ def test_who_did_not_run_has_no_numbers() -> None:
     assert refused.peak_ratio(ENGINE, IDEAL) is None
     assert refused.outcomes[ENGINE].peak_mib is None
     assert refused.outcomes[ENGINE].card_bytes is None
-    assert refused.fraction(ENGINE, refused.work.floor_flops) is None
+    assert refused.fraction(ENGINE, refused.work.lower_bound_flops) is None
     assert refused.difference(ENGINE) is None
 
 

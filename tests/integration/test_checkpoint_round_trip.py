@@ -26,7 +26,9 @@ def service_of(directory: Path, **settings: Any) -> Iterator[tuple[LiveService, 
 
     def load() -> LoadedModel:
         policy = load_policy(str(directory), dtype="float32")
-        engine = Engine(policy.model, name=policy.name, way="rules")  # one way: norms are the same to the last bit
+        engine = Engine(
+            policy.model, name=policy.name, method="rules"
+        )  # one method: norms are the same to the last bit
         return LoadedModel(engine, policy.tokenizer)  # pyright: ignore[reportArgumentType] - see __main__
 
     with (

@@ -27,7 +27,7 @@ from vigor_service.settings import Settings
 
 def load():
     policy = load_policy(settings.model)
-    return LoadedModel(Engine(policy.model, name=policy.name, way="rules"), policy.tokenizer)
+    return LoadedModel(Engine(policy.model, name=policy.name, method="rules"), policy.tokenizer)
 
 configure_logging("info", "text")
 settings = CliApp.run(Settings)

@@ -83,7 +83,7 @@ class FakeScorer:
             parameter_shares={"embed.weight": 1.0, "norm.weight": 0.0},
             unresolved_share=0.0,
             unresolved=["norm.weight"],
-            places={"embed.weight": "embedding and head", "norm.weight": "norm"},
+            module_labels={"embed.weight": "embedding and head", "norm.weight": "norm"},
         )
 
     def measure_batch_tokens(self) -> int:

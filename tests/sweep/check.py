@@ -99,7 +99,7 @@ def _check(family: Family, make_engine: MakeEngine, *, is_loaded: bool) -> _Foun
 
 
 def _engine(model: PreTrainedModel) -> Engine:
-    return Engine(model, name="swept", way="rules")  # also where the reference is faster
+    return Engine(model, name="swept", method="rules")  # also where the reference is faster
 
 
 def _scored_and_expected(model: PreTrainedModel) -> tuple[list[TokenSequence], list[Expected], str]:

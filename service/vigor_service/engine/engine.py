@@ -18,32 +18,33 @@ from vigor_service.engine.memory.activation_policy import Activations
 from vigor_service.engine.memory.free_memory import free_bytes
 from vigor_service.engine.memory.malloc import HeapTrimming
 from vigor_service.engine.memory.out_of_memory import FittingScorer, Score, is_out_of_memory
-from vigor_service.engine.memory.token_budget import measure_batch_tokens, peak_memory, probe_sizes
+from vigor_service.engine.memory.token_budget import measure_batch_tokens, peak_memory, trial_sizes
 from vigor_service.engine.model.decoder import num_token_ids
 from vigor_service.engine.model.parameter_selection import in_parts, measured_parameters
 from vigor_service.engine.model.rotary import forget_earlier_lengths
 from vigor_service.engine.model.text_parameters import media_token_ids
-from vigor_service.engine.model.unwrap import causal_model
+from vigor_service.engine.model.unwrap import causal_model, text_config
 from vigor_service.engine.norms.check_cache import CheckCache
 from vigor_service.engine.norms.fast import FastNorms
-from vigor_service.engine.norms.faster_way import FasterWay, Way
+from vigor_service.engine.norms.faster_method import FasterMethod, Method
 from vigor_service.engine.norms.layout_choice import choose_layout, require_policy_of_text
 from vigor_service.engine.norms.parallel_reference import Reference
 from vigor_service.engine.norms.self_check import reason
-from vigor_service.engine.ops.hutchinson import Probes
+from vigor_service.engine.ops.hutchinson import SketchVectors
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
 
 logger = logging.getLogger(__name__)
 
 
 class Engine:
-    """Scores with a transformers model: by the fast path where it proves exact on a probe, else by the reference.
+    """Scores with a transformers model: by the fast path where it passes the self-check, else by the reference.
 
-    With ``norm_probes`` the fast path estimates what matrices add to a norm (see ``Probes``), after its exact norms
-    have proved right; the reference never estimates. ``activation_bytes`` bounds, about, what it keeps of forward
-    passes at once, by layers that run twice; None: a share of the free memory does. ``check_cache`` keeps the outcome
-    of the check; None: each engine checks its model. ``way``: by the rules of the fast path or by the reference; None:
-    whichever is faster, as measured on what is scored.
+    ``norm_probes`` is the number of sketch vectors for each matrix: the fast path then estimates what matrices add to a
+    norm (see ``SketchVectors``), once its exact norms have passed the check; the reference never estimates. None: every
+    norm is exact. ``activation_bytes`` is about the most that a forward pass keeps at once: layers run twice to stay
+    below it; None: a share of the free memory. ``check_cache`` keeps the outcome of the check; None: each engine checks
+    its model. ``method`` is what scores: the rules of the fast path, or the reference; None: the faster of the two, as
+    measured on what is scored.
 
     Raises:
         ValueError: ``parameters`` selects nothing (see ``measured_parameters``), or ``norm_probes`` is not above 0.
@@ -59,21 +60,21 @@ class Engine:
         norm_probes: int | None = None,
         activation_bytes: int | None = None,
         check_cache: CheckCache | None = None,
-        way: Way | None = None,
+        method: Method | None = None,
     ) -> None:
         self._model = model.eval()
         self._name = name
         require_policy_of_text(model)
         self._measured = measured_parameters(model, parameters)
-        probes = None if norm_probes is None else Probes(self._measured, norm_probes)
+        sketch = None if norm_probes is None else SketchVectors(self._measured, norm_probes)
         forget_earlier_lengths(model)
         self._fast, self._checked = choose_layout(model, self._measured, check_cache)
         self._has_warned = False
         self._reference = Reference(model, self._measured, most_bytes=activation_bytes)
         if self._fast is not None:
-            self._fast.probes = probes
-            self._fast.most_kept_bytes = activation_bytes
-        self._checked_score = self._score_by(way if probes is None else "rules")
+            self._fast.sketch = sketch
+            self._fast.max_activation_bytes = activation_bytes
+        self._checked_score = self._score_by(method if sketch is None else "rules")
         self._heap = HeapTrimming()
         self._fitting = FittingScorer(self._score, score_frugally=_frugal_score(self._fast))
         # The reference takes gradients beside what a batch takes, and only where there is room for them.
@@ -82,7 +83,7 @@ class Engine:
     @property
     def info(self) -> EngineInfo:
         model = causal_model(self._model)
-        config = model.config.get_text_config()
+        config = text_config(model.config)
         return EngineInfo(
             model=self._name,
             architecture=type(model).__name__,
@@ -94,7 +95,7 @@ class Engine:
             vocab_size=num_token_ids(model),
             tied_embeddings=bool(self.aliases()),
             layout="single" if self._fast is None or self._fast.plan.one_at_a_time else "packed",
-            norm_probes=None if self._fast is None or self._fast.probes is None else self._fast.probes.num_probes,
+            norm_probes=None if self._fast is None or self._fast.sketch is None else self._fast.sketch.num_vectors,
             rules={"exact": list(self._measured)} if self._fast is None else self._fast.plan.rules,
             lora_scalings=lora_scalings(self._model),
             media_token_ids=media_token_ids(model),
@@ -129,7 +130,7 @@ class Engine:
         device, info = self._model.device, self.info
         return measure_batch_tokens(
             lambda sequences: self._fitting_batches.try_together(sequences) is not None,
-            sizes=probe_sizes(device),
+            sizes=trial_sizes(device),
             max_sequence_tokens=info.max_sequence_tokens,
             vocab_size=info.vocab_size,
             peak=peak_memory(device),
@@ -151,13 +152,13 @@ class Engine:
             self._warn_once(error)
         return self._reference.score(sequences)
 
-    def _score_by(self, way: Way | None) -> Score:
-        if self._fast is None or way == "reference":
+    def _score_by(self, method: Method | None) -> Score:
+        if self._fast is None or method == "reference":
             return self._reference.score
         packs_on_gpu = self._model.device.type == "cuda" and not self._fast.plan.one_at_a_time
-        if way == "rules" or packs_on_gpu:  # there, one sequence at a time never fills the device
+        if method == "rules" or packs_on_gpu:  # there, one sequence at a time never fills the device
             return self._fast.score
-        return FasterWay(self._fast.score, self._reference).score
+        return FasterMethod(self._fast.score, self._reference).score
 
     def _is_unchecked(self, sequence: TokenSequence) -> bool:
         return self._checked.max_tokens is not None and sequence.num_tokens > self._checked.max_tokens
@@ -206,4 +207,4 @@ def _num_elements(tensors: Iterable[Tensor]) -> int:
 
 def _frugal_score(fast: FastNorms | None) -> Score | None:
     """Return how to score with checkpoints, where layers can be checkpointed."""
-    return partial(fast.score, keep=Activations.CHECKPOINT) if fast is not None and fast.layers else None
+    return partial(fast.score, activations=Activations.CHECKPOINT) if fast is not None and fast.layers else None

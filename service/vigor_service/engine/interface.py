@@ -1,4 +1,4 @@
-"""What the rest of the service sees of the engine: what it is told, what it answers, and the protocol of both.
+"""What the rest of the service sees of the engine: its requests, its results, and the protocol of both.
 
 Other rooms import from here and from ``sequences`` alone; only the assembly in ``__main__`` knows more.
 """
@@ -33,7 +33,7 @@ class BatchResult:
     """
 
     scores: list[SequenceScore]
-    too_long: Mapping[TokenSequence, int] = field(default_factory=dict)
+    too_long: Mapping[TokenSequence, int] = field(default_factory=dict[TokenSequence, int])
     fitting_tokens: int | None = None
 
 
@@ -51,9 +51,9 @@ class EngineInfo:
     vocab_size: int
     tied_embeddings: bool
     layout: str
-    norm_probes: int | None  # None: every norm is exact
+    norm_probes: int | None  # sketch vectors of each matrix; None: every norm is exact
     rules: Mapping[str, Sequence[str]]  # rule -> names of the parameters it claims
-    lora_scalings: Mapping[str, float] = field(default_factory=dict)  # of each layer that has an adapter
+    lora_scalings: Mapping[str, float] = field(default_factory=dict[str, float])  # of each layer that has an adapter
     media_token_ids: frozenset[int] = frozenset()  # they stand for an image, a video or a sound
 
 
@@ -81,7 +81,7 @@ class Scorer(Protocol):
         ...
 
     def measure_batch_tokens(self) -> int:
-        """Measure how many tokens a batch may have, on probes."""
+        """Measure how many tokens a batch may have, by trial batches."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:

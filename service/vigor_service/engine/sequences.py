@@ -33,14 +33,14 @@ class PromptIds(tuple[int, ...]):
         hasher = blake2b(digest_size=_DIGEST_BYTES)
         _update(hasher, prompt)
         prompt.digest = hasher.digest()
-        prompt._hash = tuple.__hash__(prompt)  # that of the equal tuple
+        prompt._hash = super(PromptIds, prompt).__hash__()  # that of the equal tuple
         return prompt
 
     def __hash__(self) -> int:
         return self._hash
 
     def __eq__(self, other: object) -> bool:
-        return self.digest == other.digest if isinstance(other, PromptIds) else tuple.__eq__(self, other)
+        return self.digest == other.digest if isinstance(other, PromptIds) else super().__eq__(other)
 
     def __ne__(self, other: object) -> bool:
         return not self == other

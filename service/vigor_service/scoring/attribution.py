@@ -144,7 +144,7 @@ def _layers(attribution: Attribution) -> list[LayerShare]:
     """In the order in which the model has them."""
     names_of: dict[str, list[str]] = {}
     for name in attribution.parameter_shares:
-        names_of.setdefault(attribution.places[name], []).append(name)
+        names_of.setdefault(attribution.module_labels[name], []).append(name)
     shares, unresolved = attribution.parameter_shares, set(attribution.unresolved)
     return [
         LayerShare(

@@ -191,7 +191,7 @@ def test_an_adapter_has_all_shares_of_its_model() -> None:
     assert all("lora_" in name for name in attribution.parameter_shares)
     assert attribution.unresolved == []
     assert total(attribution) == pytest.approx(1, abs=1e-5)
-    assert set(attribution.places.values()) == {"layer 0", "layer 1"}
+    assert set(attribution.module_labels.values()) == {"layer 0", "layer 1"}
 
 
 def test_parts_of_the_parameters_give_what_all_of_them_give() -> None:
@@ -207,16 +207,18 @@ def test_parts_of_the_parameters_give_what_all_of_them_give() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "places"),
+    ("family", "module_labels"),
     [
         ("qwen2", ["embedding", "layer 0", "layer 1", "model.norm", "head"]),
         ("qwen2-tied", ["embedding and head", "layer 0", "layer 1", "model.norm"]),
         ("gpt2", ["embedding and head", "transformer.wpe", "layer 0", "layer 1", "transformer.ln_f"]),
     ],
 )
-def test_parameters_stand_in_layers_or_beside_them(family: str, places: list[str]) -> None:
+def test_parameters_stand_in_layers_or_beside_them(family: str, module_labels: list[str]) -> None:
     attribution = attributed(tiny_model(family), SCORED[0])
-    assert list(dict.fromkeys(attribution.places[name] for name in attribution.parameter_shares)) == places
+    assert (
+        list(dict.fromkeys(attribution.module_labels[name] for name in attribution.parameter_shares)) == module_labels
+    )
 
 
 # ------------------------------------------------------------------------------------------------- edges

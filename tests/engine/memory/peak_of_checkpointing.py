@@ -14,13 +14,13 @@ from vigor_service.engine.sequences import TokenSequence
 _PROMPT = tuple(range(64))
 
 
-def main(keep: Activations) -> None:
+def main(activations: Activations) -> None:
     model = tiny_model(hidden_size=256, intermediate_size=512, num_hidden_layers=24, max_position_embeddings=4096)
     fast = FastNorms(model, measured_parameters(model))
-    fast.score([TokenSequence(_PROMPT, _PROMPT)], keep=keep)  # libraries take memory of their own once
+    fast.score([TokenSequence(_PROMPT, _PROMPT)], activations=activations)  # libraries take memory of their own once
     peak = resident_peak()
     before = peak.start()
-    fast.score([TokenSequence(_PROMPT, tuple(index % 300 for index in range(2048)))], keep=keep)
+    fast.score([TokenSequence(_PROMPT, tuple(index % 300 for index in range(2048)))], activations=activations)
     print((peak.read() or 0) - (before or 0))
 
 

@@ -46,7 +46,9 @@ def forbid_growth(pid: int, headroom_bytes: int) -> None:
 
 
 def main() -> None:
-    engine = Engine(prompt_heavy_model(), name="tiny", way="rules")  # the reference takes one sequence after the other
+    engine = Engine(
+        prompt_heavy_model(), name="tiny", method="rules"
+    )  # the reference takes one sequence after the other
     sequences = prompt_heavy_sequences()
     eighths = [sequences[start : start + 8] for start in range(0, len(sequences), 8)]
     # What the heap has kept of an eighth, with the headroom, does not do for all at once.

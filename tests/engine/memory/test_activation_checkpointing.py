@@ -19,7 +19,7 @@ from vigor_service.engine.memory.activation_checkpointing import checkpointable
 from vigor_service.engine.memory.activation_policy import Activations
 from vigor_service.engine.model.parameter_selection import measured_parameters
 from vigor_service.engine.norms.fast import FastNorms
-from vigor_service.engine.ops.hutchinson import Probes
+from vigor_service.engine.ops.hutchinson import SketchVectors
 from vigor_service.engine.sequences import TokenSequence
 
 ROOT = Path(__file__).parents[3]
@@ -35,7 +35,7 @@ def test_norms_with_checkpoints_equal_the_reference(family: str, device: torch.d
     expected = reference(model, sequences, parameters)
     fast = FastNorms(model, parameters)
     assert len(fast.layers) == model.config.get_text_config().num_hidden_layers
-    assert largest_error(fast.score(sequences, keep=Activations.CHECKPOINT), expected) <= FP32_TOLERANCE
+    assert largest_error(fast.score(sequences, activations=Activations.CHECKPOINT), expected) <= FP32_TOLERANCE
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "gpt2", "gemma2", "cohere"])
@@ -47,8 +47,8 @@ def test_norms_of_a_sequence_whose_logits_come_in_chunks_equal_the_reference(fam
     sequences = [long, LONG, TokenSequence((4,), long.completion_ids[:400])]
     expected = reference(model, sequences, parameters)
     fast = FastNorms(model, parameters)
-    assert largest_error(fast.score(sequences, keep=Activations.CHECKPOINT), expected) <= FP32_TOLERANCE
-    assert largest_error(fast.score(sequences, keep=Activations.REMATERIALIZE), expected) <= FP32_TOLERANCE
+    assert largest_error(fast.score(sequences, activations=Activations.CHECKPOINT), expected) <= FP32_TOLERANCE
+    assert largest_error(fast.score(sequences, activations=Activations.REMATERIALIZE), expected) <= FP32_TOLERANCE
 
 
 @pytest.mark.parametrize("selection", ["last-1-layers", "norms", r".*layers\.1\.mlp.*"])
@@ -58,7 +58,7 @@ def test_norms_of_some_parameters_with_checkpoints_equal_the_reference(family: s
     parameters, sequences = measured_parameters(model, selection), difficult_sequences()
     expected = reference(model, sequences, parameters)
     assert (
-        largest_error(FastNorms(model, parameters).score(sequences, keep=Activations.CHECKPOINT), expected)
+        largest_error(FastNorms(model, parameters).score(sequences, activations=Activations.CHECKPOINT), expected)
         <= FP32_TOLERANCE
     )
 
@@ -77,10 +77,11 @@ def test_estimates_are_the_same_with_checkpoints() -> None:
     model = tiny_model()
     parameters = measured_parameters(model)
     fast = FastNorms(model, parameters)
-    fast.probes = Probes(parameters, 4)
+    fast.sketch = SketchVectors(parameters, 4)
     assert (
         largest_error(
-            fast.score([LONG], keep=Activations.CHECKPOINT), fast.score([LONG], keep=Activations.REMATERIALIZE)
+            fast.score([LONG], activations=Activations.CHECKPOINT),
+            fast.score([LONG], activations=Activations.REMATERIALIZE),
         )
         <= FP32_TOLERANCE
     )
@@ -108,7 +109,7 @@ def test_no_more_layers_run_twice_than_a_bound_asks_for(num_twice: int) -> None:
     model = tiny_model(num_hidden_layers=4)
     fast = FastNorms(model, measured_parameters(model))
     demand = fast.demand([LONG])
-    fast.most_kept_bytes = demand.bytes_once - num_twice * demand.saved_per_layer
+    fast.max_activation_bytes = demand.bytes_once - num_twice * demand.saved_per_layer
     runs = runs_of_layers(fast)
     fast.score([LONG])
     assert len(runs) == len(fast.layers) + num_twice
@@ -121,13 +122,13 @@ def test_norms_with_one_of_the_layers_run_twice_equal_the_reference(family: str)
     sequences = [*(s for s in difficult_sequences() if s.num_loss_tokens), *SHARING]
     expected = reference(model, sequences, parameters)
     fast = FastNorms(model, parameters)
-    fast.most_kept_bytes = fast.demand(sequences).bytes_once - 1
+    fast.max_activation_bytes = fast.demand(sequences).bytes_once - 1
     assert largest_error(fast.score(sequences), expected) <= FP32_TOLERANCE
 
 
-def peak_bytes(keep: Activations) -> int:
+def peak_bytes(activations: Activations) -> int:
     """Return the peak of a process in which every larger tensor is mapped: no holes in a heap."""
-    command = [sys.executable, "-m", "tests.engine.memory.peak_of_checkpointing", keep.name]
+    command = [sys.executable, "-m", "tests.engine.memory.peak_of_checkpointing", activations.name]
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
     return int(subprocess.run(command, env=environment, cwd=ROOT, check=True, stdout=subprocess.PIPE).stdout)
 
@@ -147,14 +148,14 @@ def test_layers_that_return_two_tensors_are_not_checkpointed(caplog: pytest.LogC
 
 def test_the_layers_are_what_they_were_afterwards() -> None:
     model = tiny_model()
-    FastNorms(model, measured_parameters(model)).score([LONG], keep=Activations.CHECKPOINT)
+    FastNorms(model, measured_parameters(model)).score([LONG], activations=Activations.CHECKPOINT)
     assert all("forward" not in vars(module) for module in model.modules())
 
 
 def test_a_forward_that_was_put_on_a_layer_runs_and_is_there_again_afterwards() -> None:
     model = tiny_model()
     fast = FastNorms(model, measured_parameters(model))
-    expected, calls = fast.score([LONG], keep=Activations.REMATERIALIZE), []
+    expected, calls = fast.score([LONG], activations=Activations.REMATERIALIZE), []
     layer = fast.layers[0]
 
     def hooked(*args: Any, **options: Any) -> Any:  # noqa: ANN401 - as the layer's own
@@ -162,7 +163,7 @@ def test_a_forward_that_was_put_on_a_layer_runs_and_is_there_again_afterwards() 
         return type(layer).forward(layer, *args, **options)
 
     layer.forward = hooked
-    assert largest_error(fast.score([LONG], keep=Activations.CHECKPOINT), expected) <= FP32_TOLERANCE
+    assert largest_error(fast.score([LONG], activations=Activations.CHECKPOINT), expected) <= FP32_TOLERANCE
     assert len(calls) == 2
     assert vars(layer)["forward"] is hooked
 

@@ -14,17 +14,17 @@ from vigor_service.engine.memory.out_of_memory import num_tokens
 from vigor_service.engine.memory.token_budget import (
     _CPU_SIZES,
     _CUDA_SIZES,
-    MAX_PROBE_SECONDS,
+    MAX_TRIAL_SECONDS,
     SAFE_SHARE,
     PeakMemory,
-    ProbeSizes,
+    TrialSizes,
     measure_batch_tokens,
-    probes,
     resident_peak,
+    trial_sequences,
 )
 from vigor_service.engine.sequences import TokenSequence
 
-SIZES = ProbeSizes(first=100, last=800, max_batch=5000)
+SIZES = TrialSizes(first=100, last=800, max_batch=5000)
 
 
 class FakeDevice:
@@ -77,7 +77,7 @@ def test_a_probe_that_does_not_fit_ends_the_measurement_and_the_one_before_is_th
 
 
 def test_after_a_slow_probe_none_follows() -> None:
-    device = FakeDevice(seconds_per_token=MAX_PROBE_SECONDS / 150)
+    device = FakeDevice(seconds_per_token=MAX_TRIAL_SECONDS / 150)
     assert device.measure(free_bytes=21_000) == int(SAFE_SHARE * 21_000) // 7
     assert device.probed == [100, 200]
 
@@ -92,14 +92,14 @@ def test_the_decision_is_one_line_with_its_inputs(caplog: pytest.LogCaptureFixtu
         FakeDevice(bytes_per_token=7).measure(free_bytes=21_000)
     assert caplog.messages == [
         f"batch_budget max_batch_tokens=1800 most=5000 free_bytes=21000 share={SAFE_SHARE:g} bytes_per_token=7 "
-        "probe_tokens=800 ran_out=False"
+        "trial_tokens=800 ran_out=False"
     ]
 
 
 @pytest.mark.parametrize("total", [_CPU_SIZES.first, _CPU_SIZES.last, _CUDA_SIZES.first, _CUDA_SIZES.last])
 @pytest.mark.parametrize("longest", [2, 17, 256, 100_000])
 def test_probes_have_the_tokens_that_were_asked_for_and_are_distinct(total: int, longest: int) -> None:
-    sequences = probes(total, max_sequence_tokens=longest, vocab_size=100_003)
+    sequences = trial_sequences(total, max_sequence_tokens=longest, vocab_size=100_003)
     assert total - longest < num_tokens(sequences) <= total
     assert len(set(sequences)) == len(sequences)
     assert all(sequence.num_tokens <= longest for sequence in sequences)

@@ -84,7 +84,7 @@ def float64_norm(model: PreTrainedModel, sequence: TokenSequence) -> float:
 @pytest.mark.parametrize("case", CASES)
 def test_a_sequence_has_the_norm_that_it_has_alone_in_a_fresh_model(case: str) -> None:
     family, overrides, layout = CASES[case]
-    engine = Engine(tiny_model(family, **overrides), name="tiny", way="rules")
+    engine = Engine(tiny_model(family, **overrides), name="tiny", method="rules")
     assert engine.info.layout == layout
     expected = [float64_norm(tiny_model(family, **overrides), sequence) for sequence in sequences()]
     together = engine.score(sequences()).scores
@@ -96,7 +96,7 @@ def test_a_sequence_has_the_norm_that_it_has_alone_in_a_fresh_model(case: str) -
 @pytest.mark.parametrize("case", CASES)
 def test_the_reference_does_not_depend_on_what_ran_before(case: str) -> None:
     family, overrides, _ = CASES[case]
-    engine = Engine(tiny_model(family, **overrides), name="tiny", way="reference")
+    engine = Engine(tiny_model(family, **overrides), name="tiny", method="reference")
     expected = [float64_norm(tiny_model(family, **overrides), sequence) for sequence in sequences()]
     longest_first = sorted(range(len(expected)), key=lambda index: -sequences()[index].num_tokens)
     for index in longest_first:
@@ -112,7 +112,7 @@ def test_what_follows_a_sequence_counts_where_the_model_lets_it_condition_what_i
         return (mixed, *others) if isinstance(output, tuple) else mixed
 
     model.get_submodule("transformer.h.0").register_forward_hook(mix_backwards)
-    engine = Engine(model, name="tiny", way="rules")
+    engine = Engine(model, name="tiny", method="rules")
     assert "exact" not in engine.info.rules
     got = [score.grad_norm for score in engine.score(sequences()).scores]
     assert got == pytest.approx([float64_norm(model, sequence) for sequence in sequences()], rel=2e-5)

@@ -14,9 +14,9 @@ from vigor_service.engine.model.parameter_selection import measured_parameters
 from vigor_service.engine.norms.plan import (
     UnsupportedModelError,
     _integers,
-    _single_probe,
+    _single_sequence,
     make_plan,
-    probe_sequences,
+    self_check_sequences,
 )
 from vigor_service.engine.sequences import TokenSequence
 
@@ -62,7 +62,7 @@ def test_the_single_layout_refuses_several_sequences() -> None:
 def test_either_trace_has_as_many_tokens_as_no_size_of_the_model(num_heads: int) -> None:
     model = tiny_model("qwen3", num_attention_heads=num_heads, num_key_value_heads=1)
     sizes = set(_integers(model.config.to_dict()))
-    assert pack(probe_sequences(model), torch.device("cpu")).num_tokens not in sizes
-    assert pack([_single_probe(model)], torch.device("cpu"), whole=True).num_tokens not in sizes
+    assert pack(self_check_sequences(model), torch.device("cpu")).num_tokens not in sizes
+    assert pack([_single_sequence(model)], torch.device("cpu"), whole=True).num_tokens not in sizes
     plan = make_plan(model.requires_grad_(False), measured_parameters(model))
     assert not plan.fallback

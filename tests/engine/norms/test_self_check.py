@@ -19,7 +19,7 @@ from vigor_service.engine.model.attention_span import Span
 from vigor_service.engine.model.parameter_selection import measured_parameters
 from vigor_service.engine.norms.fast import FastNorms
 from vigor_service.engine.norms.self_check import Trust, check, critical_lengths
-from vigor_service.engine.rules import affine, copies, embedding, experts, head, linear
+from vigor_service.engine.rules import affine, copies, embedding, experts, head_shares, linear
 
 DTYPES = [torch.float32, torch.bfloat16]
 WINDOW_LENGTH = 30  # more than the short sequences of the check have
@@ -42,13 +42,13 @@ def dropped(place: Any, name: str) -> AbstractContextManager[object]:  # noqa: A
 
 @contextmanager
 def cross_term_dropped() -> Iterator[None]:
-    own = head._Shares.tied_rows_UD
+    own = head_shares.HeadShares.tied_rows_UD
 
-    def no_rows(shares: head._Shares) -> Tensor | None:
+    def no_rows(shares: head_shares.HeadShares) -> Tensor | None:
         rows_UD = own(shares)
         return None if rows_UD is None else torch.zeros_like(rows_UD)
 
-    with patch.object(head._Shares, "tied_rows_UD", no_rows):
+    with patch.object(head_shares.HeadShares, "tied_rows_UD", no_rows):
         yield
 
 
@@ -69,8 +69,8 @@ FAULTS: dict[str, tuple[str, dict[str, Any], Callable[[], AbstractContextManager
     "linear biases": ("qwen2", {}, lambda: dropped(linear, "row_sum_shares"), "linear (biases)"),
     "norm biases": ("gpt2", {}, lambda: dropped(affine, "row_sum_shares"), "affine"),
     "embedding": ("llama", {}, lambda: dropped(embedding.DistinctIds, "sum_sequences"), "embedding (weights)"),
-    "head": ("llama", {}, lambda: dropped(head, "_weight_share"), "head (weights)"),
-    "head bias": ("gptj", {}, lambda: dropped(head, "_bias_share"), "head (biases)"),
+    "head": ("llama", {}, lambda: dropped(head_shares, "_weight_share"), "head (weights)"),
+    "head bias": ("gptj", {}, lambda: dropped(head_shares, "_bias_share"), "head (biases)"),
     "cross term": ("qwen2-tied", {}, cross_term_dropped, "tied embedding and head (weights)"),
     "experts": ("qwen3_moe", {}, lambda: dropped(experts, "weight_share"), "experts (weights)"),
     "biases of experts": ("gpt_oss", {}, lambda: dropped(experts, "_bias_share"), "experts (biases)"),

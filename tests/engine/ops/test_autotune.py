@@ -1,4 +1,4 @@
-"""The fastest way by measured time is taken, and a way that fails is left out with a reason."""
+"""The fastest implementation by measured time is taken, and one that fails is left out with a reason."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import pytest
 import torch
 from torch import Tensor
 
-from vigor_service.engine.ops.autotune import Autotuner, UnavailableError, Way, device_seconds
+from vigor_service.engine.ops.autotune import Autotuner, Implementation, UnavailableError, device_seconds
 
 WORK = "norms of 4 × 4"
 
 
-class Ways:
-    """Fake ways of a given duration; each gives its own duration as its result."""
+class FakeImplementations:
+    """Fake implementations of a given duration; each gives its own duration as its result."""
 
     def __init__(self, **seconds: float) -> None:
         self.seconds = seconds
         self.broken: dict[str, Exception] = {}
         self.timed: list[float] = []
 
-    def calls(self) -> dict[str, Way]:
+    def calls(self) -> dict[str, Implementation]:
         return {name: self._call(name) for name in self.seconds}
 
-    def timer(self, way: Way) -> float:
-        seconds = way().item()
+    def timer(self, implementation: Implementation) -> float:
+        seconds = implementation().item()
         self.timed.append(seconds)
         return seconds
 
@@ -39,111 +39,115 @@ class Ways:
         return call
 
 
-def test_the_fastest_way_gives_the_result() -> None:
-    ways = Ways(torch=3.0, triton=1.0, other=2.0)
-    assert Autotuner(ways.timer).run(WORK, ways.calls()).item() == 1.0
+def test_the_fastest_gives_the_result() -> None:
+    implementations = FakeImplementations(torch=3.0, triton=1.0, other=2.0)
+    assert Autotuner(implementations.timer).run(WORK, implementations.calls()).item() == 1.0
 
 
 def test_each_kind_of_work_is_timed_once() -> None:
-    ways = Ways(torch=3.0, triton=1.0)
-    fastest = Autotuner(ways.timer)
+    implementations = FakeImplementations(torch=3.0, triton=1.0)
+    autotuner = Autotuner(implementations.timer)
     for work in (WORK, WORK, "other work", WORK):
-        fastest.run(work, ways.calls())
-    assert ways.timed == [3.0, 1.0] * 2
+        autotuner.run(work, implementations.calls())
+    assert implementations.timed == [3.0, 1.0] * 2
 
 
-def test_a_way_that_is_unavailable_when_it_is_timed_is_left_out_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
-    ways = Ways(torch=3.0, triton=1.0)
-    fastest = Autotuner(ways.timer)
-    ways.broken["triton"] = UnavailableError("no compiler")
+def test_an_implementation_that_is_unavailable_when_it_is_timed_is_left_out_and_says_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    implementations = FakeImplementations(torch=3.0, triton=1.0)
+    autotuner = Autotuner(implementations.timer)
+    implementations.broken["triton"] = UnavailableError("no compiler")
     with caplog.at_level(logging.WARNING):
-        assert fastest.run(WORK, ways.calls()).item() == 3.0
-    assert f"{WORK}: not by triton: no compiler" in caplog.text
-    ways.broken.clear()
-    assert fastest.run(WORK, ways.calls()).item() == 3.0
-    assert ways.timed == [3.0]
+        assert autotuner.run(WORK, implementations.calls()).item() == 3.0
+    assert f"{WORK}: triton is left out: no compiler" in caplog.text
+    implementations.broken.clear()
+    assert autotuner.run(WORK, implementations.calls()).item() == 3.0
+    assert implementations.timed == [3.0]
 
 
-def test_a_way_whose_timing_ran_out_of_memory_is_timed_again(caplog: pytest.LogCaptureFixture) -> None:
-    ways = Ways(torch=3.0, triton=1.0)
-    fastest = Autotuner(ways.timer)
-    ways.broken["triton"] = torch.OutOfMemoryError("no memory")
+def test_an_implementation_whose_timing_ran_out_of_memory_is_timed_again(caplog: pytest.LogCaptureFixture) -> None:
+    implementations = FakeImplementations(torch=3.0, triton=1.0)
+    autotuner = Autotuner(implementations.timer)
+    implementations.broken["triton"] = torch.OutOfMemoryError("no memory")
     with caplog.at_level(logging.WARNING):
-        assert fastest.run(WORK, ways.calls()).item() == 3.0
-    assert f"{WORK}: not by triton for now: no memory" in caplog.text
-    ways.broken.clear()
-    assert fastest.run(WORK, ways.calls()).item() == 1.0
-    assert ways.timed == [3.0, 1.0]
+        assert autotuner.run(WORK, implementations.calls()).item() == 3.0
+    assert f"{WORK}: triton is left out for now: no memory" in caplog.text
+    implementations.broken.clear()
+    assert autotuner.run(WORK, implementations.calls()).item() == 1.0
+    assert implementations.timed == [3.0, 1.0]
 
 
-def test_a_way_that_never_fits_into_memory_is_timed_ever_more_seldom() -> None:
-    ways = Ways(torch=3.0, triton=1.0)
-    ways.broken["triton"] = torch.OutOfMemoryError("no memory")
-    tries: list[Way] = []
+def test_an_implementation_that_never_fits_into_memory_is_timed_ever_more_seldom() -> None:
+    implementations = FakeImplementations(torch=3.0, triton=1.0)
+    implementations.broken["triton"] = torch.OutOfMemoryError("no memory")
+    tries: list[Implementation] = []
 
-    def timer(way: Way) -> float:
-        tries.append(way)
-        return way().item()
+    def timer(implementation: Implementation) -> float:
+        tries.append(implementation)
+        return implementation().item()
 
-    fastest = Autotuner(timer)
+    autotuner = Autotuner(timer)
     for _ in range(1000):
-        fastest.run(WORK, ways.calls())
+        autotuner.run(WORK, implementations.calls())
     assert len(tries) == 1 + 11  # torch once; triton before the runs 1, 2, 3, 5, …, 513
 
 
-def test_a_way_that_fails_later_gives_way_to_the_next_and_says_why(caplog: pytest.LogCaptureFixture) -> None:
-    ways = Ways(torch=3.0, triton=1.0)
-    fastest = Autotuner(ways.timer)
-    fastest.run(WORK, ways.calls())
-    ways.broken["triton"] = UnavailableError("no driver")
+def test_an_implementation_that_fails_later_is_replaced_by_the_next_and_says_why(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    implementations = FakeImplementations(torch=3.0, triton=1.0)
+    autotuner = Autotuner(implementations.timer)
+    autotuner.run(WORK, implementations.calls())
+    implementations.broken["triton"] = UnavailableError("no driver")
     with caplog.at_level(logging.WARNING):
-        assert [fastest.run(WORK, ways.calls()).item() for _ in range(2)] == [3.0, 3.0]
-    assert caplog.text.count(f"{WORK}: no longer by triton: no driver") == 1
+        assert [autotuner.run(WORK, implementations.calls()).item() for _ in range(2)] == [3.0, 3.0]
+    assert caplog.text.count(f"{WORK}: triton is left out from now on: no driver") == 1
 
 
-def test_memory_that_runs_out_later_is_not_the_fault_of_the_way() -> None:
-    ways = Ways(torch=3.0, triton=1.0)
-    fastest = Autotuner(ways.timer)
-    fastest.run(WORK, ways.calls())
-    ways.broken["triton"] = torch.OutOfMemoryError("no memory")
+def test_memory_that_runs_out_later_is_not_the_fault_of_the_implementation() -> None:
+    implementations = FakeImplementations(torch=3.0, triton=1.0)
+    autotuner = Autotuner(implementations.timer)
+    autotuner.run(WORK, implementations.calls())
+    implementations.broken["triton"] = torch.OutOfMemoryError("no memory")
     with pytest.raises(torch.OutOfMemoryError):
-        fastest.run(WORK, ways.calls())
-    ways.broken.clear()
-    assert fastest.run(WORK, ways.calls()).item() == 1.0
+        autotuner.run(WORK, implementations.calls())
+    implementations.broken.clear()
+    assert autotuner.run(WORK, implementations.calls()).item() == 1.0
 
 
-def test_memory_is_the_reason_when_no_way_is_left_and_one_ran_out_of_it() -> None:
-    ways = Ways(torch=3.0, triton=1.0)
-    ways.broken = {"torch": torch.OutOfMemoryError("no memory"), "triton": UnavailableError("no driver")}
-    fastest = Autotuner(ways.timer)
+def test_memory_is_the_reason_when_none_is_left_and_one_ran_out_of_it() -> None:
+    implementations = FakeImplementations(torch=3.0, triton=1.0)
+    implementations.broken = {"torch": torch.OutOfMemoryError("no memory"), "triton": UnavailableError("no driver")}
+    autotuner = Autotuner(implementations.timer)
     with pytest.raises(torch.OutOfMemoryError):
-        fastest.run(WORK, ways.calls())
-    ways.broken.clear()
-    assert fastest.run(WORK, ways.calls()).item() == 1.0
+        autotuner.run(WORK, implementations.calls())
+    implementations.broken.clear()
+    assert autotuner.run(WORK, implementations.calls()).item() == 1.0
 
 
-def test_the_reason_of_the_last_way_is_raised_when_none_is_left() -> None:
-    ways = Ways(torch=3.0, triton=1.0)
-    ways.broken = {name: UnavailableError(f"no {name}") for name in ways.seconds}
-    fastest = Autotuner(ways.timer)
+def test_the_reason_of_the_last_is_raised_when_none_is_left() -> None:
+    implementations = FakeImplementations(torch=3.0, triton=1.0)
+    implementations.broken = {name: UnavailableError(f"no {name}") for name in implementations.seconds}
+    autotuner = Autotuner(implementations.timer)
     with pytest.raises(UnavailableError, match="no triton"):
-        fastest.run(WORK, ways.calls())
-    ways.broken.clear()
-    assert fastest.run(WORK, ways.calls()).item() == 1.0
-    ways.broken = {name: UnavailableError(f"no {name}") for name in ways.seconds}
+        autotuner.run(WORK, implementations.calls())
+    implementations.broken.clear()
+    assert autotuner.run(WORK, implementations.calls()).item() == 1.0
+    implementations.broken = {name: UnavailableError(f"no {name}") for name in implementations.seconds}
     with pytest.raises(UnavailableError, match="no torch"):
-        fastest.run(WORK, ways.calls())
+        autotuner.run(WORK, implementations.calls())
 
 
 def test_other_errors_are_not_swallowed() -> None:
-    ways = Ways(torch=3.0, triton=1.0)
-    ways.broken["triton"] = ValueError("a bug")
+    implementations = FakeImplementations(torch=3.0, triton=1.0)
+    implementations.broken["triton"] = ValueError("a bug")
     with pytest.raises(ValueError, match="a bug"):
-        Autotuner(ways.timer).run(WORK, ways.calls())
+        Autotuner(implementations.timer).run(WORK, implementations.calls())
 
 
-def test_work_without_any_way_is_refused() -> None:
-    with pytest.raises(UnavailableError, match="no way"):
+def test_work_without_any_implementation_is_refused() -> None:
+    with pytest.raises(UnavailableError, match="no implementation"):
         Autotuner(lambda _: 0.0).run(WORK, {})
 
 

@@ -15,7 +15,7 @@ from tests.engine.norms.test_fast import with_lora
 from tests.support.tiny_models import FAMILIES, tiny_model
 from vigor_service.engine.model.parameter_selection import measured_parameters
 from vigor_service.engine.norms.fast import FastNorms
-from vigor_service.engine.ops.hutchinson import Probes, estimated_share, random_signs
+from vigor_service.engine.ops.hutchinson import SketchVectors, estimated_share, random_signs
 from vigor_service.engine.sequences import TokenSequence
 
 NUM_DRAWS = 400
@@ -45,34 +45,34 @@ def test_signs_follow_from_the_name_alone() -> None:
 
 def test_matrices_whose_exact_share_costs_no_more_have_no_probes() -> None:
     weight, adapter, other = torch.zeros(20, 30), torch.zeros(3, 30), torch.zeros(20, 30)
-    probes = Probes({"weight": weight, "adapter": adapter}, 4)
-    signs_PI = probes.of(weight, weight)
+    sketch = SketchVectors({"weight": weight, "adapter": adapter}, 4)
+    signs_PI = sketch.of(weight, weight)
     assert signs_PI is not None
     assert signs_PI.shape == (4, 30)
-    assert probes.of(weight, weight) is signs_PI
-    assert probes.of(adapter, adapter) is None
-    assert probes.of(weight, weight, times=3) is None
-    assert probes.of(other, other) is None, "it is not measured"
+    assert sketch.of(weight, weight) is signs_PI
+    assert sketch.of(adapter, adapter) is None
+    assert sketch.of(weight, weight, times=3) is None
+    assert sketch.of(other, other) is None, "it is not measured"
 
 
-@pytest.mark.parametrize("num_probes", [0, -1])
-def test_a_number_of_probes_that_estimates_nothing_is_refused(num_probes: int) -> None:
-    with pytest.raises(ValueError, match=f"num_probes={num_probes} must be above 0"):
-        Probes({}, num_probes)
+@pytest.mark.parametrize("num_vectors", [0, -1])
+def test_a_number_of_probes_that_estimates_nothing_is_refused(num_vectors: int) -> None:
+    with pytest.raises(ValueError, match=f"num_vectors={num_vectors} must be above 0"):
+        SketchVectors({}, num_vectors)
 
 
 # ------------------------------------------------------------------------------------------- one matrix
 
 
-@pytest.mark.parametrize("num_probes", [1, 4])
-def test_the_estimate_is_unbiased_and_has_the_variance_of_its_formula(num_probes: int) -> None:
+@pytest.mark.parametrize("num_vectors", [1, 4])
+def test_the_estimate_is_unbiased_and_has_the_variance_of_its_formula(num_vectors: int) -> None:
     x_TI, gradient_TO = rows(9, 12), rows(9, 7, seed=1)
     draws = [
-        estimated_share(x_TI, gradient_TO, random_signs(str(seed), num_probes, 12).float()).item()
+        estimated_share(x_TI, gradient_TO, random_signs(str(seed), num_vectors, 12).float()).item()
         for seed in range(NUM_DRAWS)
     ]
     products_II = (x_TI.T @ gradient_TO @ gradient_TO.T @ x_TI).double()
-    expected_variance = 2 / num_probes * (products_II.square().sum() - products_II.diag().square().sum()).item()
+    expected_variance = 2 / num_vectors * (products_II.square().sum() - products_II.diag().square().sum()).item()
     assert abs(mean(draws) - exact_share(x_TI, gradient_TO)) <= 4 * sqrt(expected_variance / NUM_DRAWS)
     assert variance(draws) == pytest.approx(expected_variance, rel=0.4)
 
@@ -119,7 +119,7 @@ def test_the_mean_over_many_draws_is_the_exact_norm(family: str) -> None:
     exact = fast.score([sequence])[0].grad_norm ** 2
     draws: list[float] = []
     for seed in range(NUM_DRAWS // 4):
-        fast.probes = Probes({f"{seed} {name}": parameter for name, parameter in parameters.items()}, 1)
+        fast.sketch = SketchVectors({f"{seed} {name}": parameter for name, parameter in parameters.items()}, 1)
         draws.append(fast.score([sequence])[0].grad_norm ** 2)
     standard_error = stdev(draws) / sqrt(len(draws))
     assert 1e-4 * exact < standard_error < 0.03 * exact
@@ -133,7 +133,7 @@ def test_an_estimate_depends_neither_on_the_batch_nor_on_the_order(family: str, 
     parameters = measured_parameters(model)
     fast, again = FastNorms(model, parameters), FastNorms(model, parameters)
     exact = fast.score(sequences)
-    fast.probes, again.probes = Probes(parameters, 1), Probes(parameters, 1)
+    fast.sketch, again.sketch = SketchVectors(parameters, 1), SketchVectors(parameters, 1)
     alone = [fast.score([sequence])[0] for sequence in sequences]
     tolerance = TOLERANCE if dtype == torch.float32 else 2e-2
     assert largest_error(exact, alone) > tolerance, "it is an estimate"
@@ -146,7 +146,7 @@ def test_vectors_and_embeddings_stay_exact(selection: str) -> None:
     model, sequences = tiny_model("qwen2"), difficult_sequences()
     fast = FastNorms(model, measured_parameters(model, selection))
     exact = fast.score(sequences)
-    fast.probes = Probes(measured_parameters(model, selection), 1)
+    fast.sketch = SketchVectors(measured_parameters(model, selection), 1)
     assert largest_error(fast.score(sequences), exact) == 0
 
 
@@ -156,7 +156,7 @@ def test_the_head_has_sixteen_times_the_probes(num_tokens: int) -> None:
     parameters = measured_parameters(model, "lm_head")
     fast = FastNorms(model, parameters)
     exact = fast.score([sequence])[0].grad_norm
-    fast.probes = Probes(parameters, 1)
+    fast.sketch = SketchVectors(parameters, 1)
     is_exact = fast.score([sequence])[0].grad_norm == pytest.approx(exact, rel=TOLERANCE)
     assert is_exact == (num_tokens <= 16)
 
@@ -166,7 +166,7 @@ def test_low_rank_matrices_stay_exact() -> None:
     parameters = measured_parameters(model)
     fast = FastNorms(model, parameters)  # pyright: ignore[reportArgumentType] - a PEFT model serves too
     exact = fast.score(sequences)
-    fast.probes = Probes(parameters, 3)
+    fast.sketch = SketchVectors(parameters, 3)
     assert largest_error(fast.score(sequences), exact) == 0
 
 
@@ -175,7 +175,7 @@ def test_signals_and_loss_tokens_are_those_of_the_exact_norm() -> None:
     parameters = measured_parameters(model)
     fast = FastNorms(model, parameters)
     exact = fast.score(sequences)
-    fast.probes = Probes(parameters, 1)
+    fast.sketch = SketchVectors(parameters, 1)
     for score, wanted in zip(fast.score(sequences), exact, strict=True):
         assert score.mean_entropy == pytest.approx(wanted.mean_entropy)
         assert score.mean_logprob == pytest.approx(wanted.mean_logprob)

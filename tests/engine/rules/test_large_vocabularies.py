@@ -23,7 +23,7 @@ from vigor_service.engine.norms.fast import FastNorms
 from vigor_service.engine.ops.gram import gram_blocks
 from vigor_service.engine.ops.sums import squared_norm
 from vigor_service.engine.rules.head import hidden_gradient
-from vigor_service.engine.rules.head_chunks import LongSequence
+from vigor_service.engine.rules.head_shares import LongSequence
 from vigor_service.engine.rules.softmax import softmax_gradient
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 

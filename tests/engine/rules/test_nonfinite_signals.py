@@ -67,9 +67,9 @@ def test_the_fast_head_gives_the_shares_and_the_signals_of_the_others() -> None:
     weight_VD, bias_V = torch.randn(1030, 6), torch.randn(1030)
     bias_V[1027] = -inf
     hidden_MD = torch.randn(3, 6, requires_grad=True)
-    measurement = NormContext(batch)
-    total, signals = head_loss(hidden_MD, Head(weight_VD, bias_V, 1.0, None, True, True), measurement)
-    found = torch.autograd.grad(total, [hidden_MD, measurement.squared_norms_B])
+    context = NormContext(batch)
+    total, signals = head_loss(hidden_MD, Head(weight_VD, bias_V, 1.0, None, True, True), context)
+    found = torch.autograd.grad(total, [hidden_MD, context.squared_norms_B])
 
     kept = [token for token in range(1030) if token != 1027]
     free = [weight_VD[kept].requires_grad_(), bias_V[kept].requires_grad_()]
@@ -86,9 +86,9 @@ def test_a_logit_that_is_no_number_makes_every_signal_none() -> None:
     batch = pack([SEQUENCE], torch.device("cpu"))
     weight_VD = torch.randn(50, 6)
     weight_VD[40] = torch.nan
-    measurement = NormContext(batch)
+    context = NormContext(batch)
     hidden_MD = torch.randn(3, 6, requires_grad=True)
-    total, signals = head_loss(hidden_MD, Head(weight_VD, None, 1.0, None, True, False), measurement)
-    (share_B,) = torch.autograd.grad(total, [measurement.squared_norms_B])
+    total, signals = head_loss(hidden_MD, Head(weight_VD, None, 1.0, None, True, False), context)
+    (share_B,) = torch.autograd.grad(total, [context.squared_norms_B])
     for numbers in (share_B, signals.nll_M, signals.entropy_M, signals.self_certainty_M):
         assert numbers.isnan().all()

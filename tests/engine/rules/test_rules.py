@@ -56,14 +56,14 @@ def assert_shares(
         expected.append(sum(g.double().square().sum().item() for g in grads))
     for parameter in parameters:
         parameter.requires_grad_(False)
-    measurement = NormContext(batch)
+    context = NormContext(batch)
     claim = Claim("any", ("parameter",), token_axis)
-    measuring = NormInterception(dict.fromkeys(parameters, claim), measurement)
-    with measuring:
+    interception = NormInterception(dict.fromkeys(parameters, claim), context)
+    with interception:
         measured = operation(x)
-    measuring.check_all_seen()
+    interception.check_all_seen()
     torch.testing.assert_close(measured, output)
-    (shares_B,) = torch.autograd.grad(measured, measurement.squared_norms_B, gradient)
+    (shares_B,) = torch.autograd.grad(measured, context.squared_norms_B, gradient)
     torch.testing.assert_close(shares_B, torch.tensor(expected, dtype=torch.float64), rtol=1e-5, atol=1e-6)
 
 
@@ -180,9 +180,9 @@ def test_head_loss_signals_and_shares(softcap: float | None, scale: float, num_f
     weight, bias = matrix(11, num_features), vector(11)
     # logits of about one, as models have: large ones differ between libraries by more than their rounding
     hidden_MD = (torch.randn(len(batch.targets_M), num_features) * num_features**-0.5).requires_grad_()
-    measurement = NormContext(batch)
-    total, signals = head_loss(hidden_MD, Head(weight, bias, scale, softcap, True, True), measurement)
-    measured = torch.autograd.grad(total, [hidden_MD, measurement.squared_norms_B])
+    context = NormContext(batch)
+    total, signals = head_loss(hidden_MD, Head(weight, bias, scale, softcap, True, True), context)
+    measured = torch.autograd.grad(total, [hidden_MD, context.squared_norms_B])
 
     logits_MV = F.linear(hidden_MD, weight, bias) * scale
     logits_MV = logits_MV if softcap is None else softcap * torch.tanh(logits_MV / softcap)
@@ -226,17 +226,17 @@ def test_the_inner_product_of_two_grams_needs_only_their_lower_blocks(num_rows: 
 
 def test_a_claimed_parameter_in_a_call_that_no_rule_knows_is_refused_by_name() -> None:
     weight = matrix(3, 3)
-    measuring = NormInterception({weight: Claim("linear", ("weight",), 1)}, NormContext(batch_of(2)))
-    with measuring, pytest.raises(UnclaimedCallError, match="einsum"):
+    interception = NormInterception({weight: Claim("linear", ("weight",), 1)}, NormContext(batch_of(2)))
+    with interception, pytest.raises(UnclaimedCallError, match="einsum"):
         torch.einsum("bti,ij->btj", torch.ones(1, 2, 3), weight)
 
 
 def test_a_claimed_parameter_that_is_used_twice_or_never_is_refused() -> None:
     weight = matrix(3, 3)
-    measuring = NormInterception({weight: Claim("linear", ("weight",), 1)}, NormContext(batch_of(2)))
+    interception = NormInterception({weight: Claim("linear", ("weight",), 1)}, NormContext(batch_of(2)))
     with pytest.raises(UnclaimedCallError, match="not used as in the trace"):
-        measuring.check_all_seen()
-    with measuring:
+        interception.check_all_seen()
+    with interception:
         F.linear(torch.ones(1, 2, 3), weight)
         with pytest.raises(UnclaimedCallError, match="differs from the one in the trace"):
             F.linear(torch.ones(1, 2, 3), weight)

@@ -2,8 +2,8 @@
 
 With g the gradient of the mean NLL, every use of a parameter adds a part ``g_t`` at each position t where it runs, so
 that ``g = Σ_t g_t``. The share of a position is ``⟨g_t, g⟩ / ‖g‖²``: all shares sum to 1, and one that works against
-the others is negative. The share of a parameter p is ``‖g_p‖² / ‖g‖²``. One sequence at a time, by autograd, under the
-model's own ways: made for looking at, not for speed. Shapes: L positions, prompt and completion.
+the others is negative. The share of a parameter p is ``‖g_p‖² / ‖g‖²``. One sequence at a time, by autograd, with the
+model as it is: made for inspection, not for speed. Shapes: L positions, prompt and completion.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.autograd.graph import get_gradient_edge
 from transformers import PreTrainedModel
 
-from vigor_service.engine.attribution.places import places
+from vigor_service.engine.attribution.module_labels import module_labels
 from vigor_service.engine.attribution.position_products import RecordingUses, position_claims
 from vigor_service.engine.memory.out_of_memory import NoMemoryLeftError, is_out_of_memory, release_memory
 from vigor_service.engine.norms.reference import loss_logits, mean_nll, requiring_grad
 from vigor_service.engine.ops.sums import squared_norm
+from vigor_service.engine.ops.typed_torch import gradients_of, to_list
 from vigor_service.engine.sequences import TokenSequence
 
 
@@ -40,7 +41,7 @@ class Attribution:
     parameter_shares: Mapping[str, float]
     unresolved_share: float
     unresolved: list[str]
-    places: Mapping[str, str]  # parameter -> where it stands, in words
+    module_labels: Mapping[str, str]  # parameter -> where it stands, in words
 
     @property
     def scaled_grad_norm(self) -> float:
@@ -76,11 +77,11 @@ def attribute(
     return Attribution(
         num_loss_tokens=sequence.num_loss_tokens,
         grad_norm=sqrt(total),
-        position_shares=(products_L * unit).tolist(),
+        position_shares=to_list(products_L * unit),
         parameter_shares={name: value * unit for name, value in squared_norms.items()},
         unresolved_share=sum(squared_norms[name] for name in unresolved) * unit,
         unresolved=unresolved,
-        places=places(model, squared_norms),
+        module_labels=module_labels(model, squared_norms),
     )
 
 
@@ -118,7 +119,7 @@ def _measure(model: PreTrainedModel, sequence: TokenSequence, part: Mapping[str,
             logits_TV = loss_logits(model, sequence, runs_all_positions=True)
         loss = mean_nll(logits_TV, torch.tensor(sequence.loss_targets(), device=logits_TV.device))
         leaves = [*map(get_gradient_edge, part.values()), *(use.output for use in recording.uses)]
-        found = torch.autograd.grad(loss, leaves, allow_unused=True)
+        found = gradients_of(loss, leaves)
     gradients, output_gradients = found[: len(part)], found[len(part) :]
     return _Part(
         squared_norms={

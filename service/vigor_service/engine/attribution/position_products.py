@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 
 from vigor_service.engine.model.unwrap import causal_model
 from vigor_service.engine.norms.op_interception import Claim, Interception, Tracing
-from vigor_service.engine.norms.plan import probe_ids
+from vigor_service.engine.norms.plan import self_check_ids
 from vigor_service.engine.rules import OpCall
 
 
@@ -34,7 +34,7 @@ class Use:
 
 
 class RecordingUses(Interception):
-    """Runs the model as it is. A parameter with a use whose positions cannot be told is ``unresolved``."""
+    """Runs the model as it is. A parameter with a use whose positions cannot be told apart is ``unresolved``."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], claims: set[Claim], num_tokens: int) -> None:
         super().__init__(parameters.values())
@@ -113,7 +113,7 @@ def position_claims(model: PreTrainedModel, parameters: Mapping[str, nn.Paramete
 
     The trace has as many tokens as no other size of the model, so that no other axis is taken for theirs.
     """
-    ids = probe_ids(causal_model(model))
+    ids = self_check_ids(causal_model(model))
     tracing = Tracing(parameters, len(ids))
     with torch.no_grad(), tracing:
         model(input_ids=torch.tensor([ids], device=causal_model(model).device), use_cache=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -30,7 +31,8 @@ class Workers:
         self.count = min(num_threads, MAX_WORKERS)
         self._executor = ThreadPoolExecutor(self.count, thread_name_prefix="engine")
         barrier = threading.Barrier(self.count)  # so that every thread comes to it
-        list(self._executor.map(lambda _: _set_thread_count(barrier, num_threads // self.count), range(self.count)))
+        set_count = partial(_set_thread_count, barrier)
+        list(self._executor.map(set_count, [num_threads // self.count] * self.count))
         torch.set_num_threads(num_threads)  # threads that start later take the number that was set last
 
     def run(self, function: Callable[[T], R], queues: Sequence[Sequence[T]]) -> list[list[R]]:
@@ -38,9 +40,13 @@ class Workers:
 
         An error ends its own queue. It is raised when all queues have ended.
         """
-        futures = [self._executor.submit(lambda items: [function(item) for item in items], queue) for queue in queues]
+        futures = [self._executor.submit(_run_all, function, queue) for queue in queues]
         wait(futures)
         return [future.result() for future in futures]
+
+
+def _run_all(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
+    return [function(item) for item in items]
 
 
 def _set_thread_count(barrier: threading.Barrier, num_threads: int) -> None:

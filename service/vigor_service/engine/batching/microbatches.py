@@ -14,7 +14,7 @@ TOKENS_AT_FULL_RATE = 128  # rows at which one core's matrix products come near 
 
 
 def small_batches(sequences: Sequence[TokenSequence], *, num_tokens: int) -> list[list[TokenSequence]]:
-    """Return batches that end as soon as they have so many tokens, longest sequences first."""
+    """Return batches that end as soon as they have ``num_tokens``, longest sequences first."""
     batches: list[list[TokenSequence]] = []
     missing = 0
     for sequence in sorted(sequences, key=lambda sequence: -sequence.num_tokens):

@@ -29,7 +29,7 @@ class PackedBatch:
     loss_rows_M: Tensor  # rows of N whose prediction counts
     targets_M: Tensor  # the token each of them must predict
     loss_slices: list[slice]
-    _memberships: dict[torch.dtype, Tensor] = field(default_factory=dict, init=False, repr=False)
+    _memberships: dict[torch.dtype, Tensor] = field(default_factory=dict[torch.dtype, Tensor], init=False, repr=False)
 
     @property
     def num_sequences(self) -> int:

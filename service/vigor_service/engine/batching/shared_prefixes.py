@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from vigor_service.engine.batching.packing import PackedBatch
+from vigor_service.engine.ops.typed_torch import split
 from vigor_service.engine.sequences import TokenSequence
 
 MIN_TOKENS = 16  # a pass of fewer rows costs about what it saves
@@ -76,7 +77,7 @@ class KnownRows:
         x_NI = x.flatten(0, -2)
         unknown = [x_NI[rows] for rows in self._unknown if rows.start < rows.stop] or [x_NI[:0]]
         computed_UO = operation(unknown[0] if len(unknown) == 1 else torch.cat(unknown))
-        computed = computed_UO.split([rows.stop - rows.start for rows in self._unknown])
+        computed = split(computed_UO, [rows.stop - rows.start for rows in self._unknown])
         known = [self._outputs[id(weight)][source] for _, source in self._known]
         pieces = [*(piece for pair in zip(computed, known, strict=False) for piece in pair), computed[-1]]
         return join_rows(*pieces, shape=(*x.shape[:-1], -1)), pieces

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from safetensors import SafetensorError, safe_open
+from torch import nn
 from transformers import PreTrainedModel
+
+from vigor_service.engine.model.unwrap import named_modules
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -59,14 +62,14 @@ def load_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
         AdapterError: PEFT is not installed, the adapter does not fit the base, or tensors are missing or unexpected.
     """
     try:
-        from peft import PeftModel, get_peft_model_state_dict
+        from peft import PeftModel, get_peft_model_state_dict  # pyright: ignore[reportUnknownVariableType]
     except ImportError as error:
         raise AdapterError(f"adapter {str(adapter)!r} needs peft: pip install peft") from error
     try:
         saved = _saved_rows(adapter / ADAPTER_WEIGHTS)
         embeddings = _saved_embeddings(base, saved)
         _resize(base, embeddings)
-        model = PeftModel.from_pretrained(base, str(adapter))
+        model = PeftModel.from_pretrained(base, str(adapter))  # pyright: ignore[reportUnknownMemberType]
         expected = set(get_peft_model_state_dict(model, save_embedding_layers=False))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError, AdapterError) as error:
         raise AdapterError(f"cannot load adapter {str(adapter)!r}: {error}") from error
@@ -80,7 +83,8 @@ def load_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
 
 def _saved_rows(path: Path) -> dict[str, int]:
     """Return the number of rows of every tensor in the file."""
-    with safe_open(path, framework="pt") as file:
+    with safe_open(path, framework="pt") as opened:  # pyright: ignore[reportUnknownVariableType]
+        file = cast("Any", opened)
         return {name: (file.get_slice(name).get_shape() or [1])[0] for name in file.keys()}  # noqa: SIM118 - no mapping
 
 
@@ -96,8 +100,8 @@ def _saved_embeddings(base: PreTrainedModel, saved: dict[str, int]) -> dict[str,
 
 def _embedding_names(base: PreTrainedModel) -> list[str]:
     """Return the names of the input and of the output embedding; the same weight once."""
-    embeddings = {id(base.get_input_embeddings()), id(base.get_output_embeddings())}
-    return [name for name, module in base.named_modules() if id(module) in embeddings]
+    embeddings = {id(base.get_input_embeddings()), id(_output_embeddings(base))}
+    return [name for name, module in named_modules(base) if id(module) in embeddings]
 
 
 def _resize(base: PreTrainedModel, rows: dict[str, int]) -> None:
@@ -115,5 +119,9 @@ def _resize(base: PreTrainedModel, rows: dict[str, int]) -> None:
 
 
 def _are_tied(base: PreTrainedModel) -> bool:
-    output = base.get_output_embeddings()
+    output = _output_embeddings(base)
     return output is None or output.get_parameter("weight") is base.get_input_embeddings().get_parameter("weight")
+
+
+def _output_embeddings(base: PreTrainedModel) -> nn.Module | None:
+    return cast("nn.Module | None", base.get_output_embeddings())

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from transformers import (
     PreTrainedModel,
 )
 from transformers.utils import CONFIG_NAME
-from transformers.utils.hub import cached_file
+from transformers.utils.hub import cached_file  # pyright: ignore[reportUnknownVariableType]
 
 from vigor_client.errors import CheckpointError
 from vigor_client.weight_format.checkpoint_files import (
@@ -36,6 +36,7 @@ from vigor_client.weight_format.checkpoint_files import (
 )
 from vigor_service.engine.loading.checkpoint_names import refused_unexpected
 from vigor_service.engine.model.text_parameters import named_outside_text, text_pass
+from vigor_service.engine.model.unwrap import named_modules, text_config
 
 _AutoClass: TypeAlias = type[AutoModelForCausalLM] | type[AutoModelForImageTextToText]
 
@@ -69,8 +70,8 @@ def load_checkpoint(location: str, *, gguf_file: str | None = None, **options: A
     del model  # it makes room for its text part, which is a class of its own
     model = _load(AutoModelForCausalLM, location, options, unread=unread)
     # the list that checkpoints of later updates are read by, too
-    known = model._keys_to_ignore_on_load_unexpected or ()
-    model._keys_to_ignore_on_load_unexpected = {*known, *(f"^{re.escape(name)}$" for name in unread)}
+    known = model._keys_to_ignore_on_load_unexpected or ()  # pyright: ignore[reportPrivateUsage]
+    model._keys_to_ignore_on_load_unexpected = {*known, *(f"^{re.escape(name)}$" for name in unread)}  # pyright: ignore[reportPrivateUsage]
     return model
 
 
@@ -78,7 +79,7 @@ def _config(location: str, *, trust_remote_code: bool) -> PreTrainedConfig:
     try:
         if Path(location).is_dir():
             checkpoint_files(location)  # the kinds of directory that no update is taken from
-        config = AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code)
+        config = cast("PreTrainedConfig", AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code))  # pyright: ignore[reportUnknownMemberType]
         if not Path(location).is_dir():
             _refuse_other_shards(location, getattr(config, "transformers_weights", None) or INDEX_FILE)
         return config
@@ -104,11 +105,13 @@ def _load(
 ) -> PreTrainedModel:
     """Load all of a checkpoint but the tensors that are ``unread``."""
     try:
-        model, report = auto_class.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues] - a pair, with the report
+        loaded: Any = auto_class.from_pretrained(  # pyright: ignore[reportUnknownMemberType]
             location, use_safetensors=True, output_loading_info=True, **options
         )
     except _TRANSFORMERS_FAULTS as error:
         raise IncompleteCheckpointError(str(error)) from error
+    model: PreTrainedModel = loaded[0]
+    report: dict[str, Collection[str]] = loaded[1]
     unexpected = [name for name in report["unexpected_keys"] if name not in unread]
     _refuse_incomplete(model, sorted(report["missing_keys"]), refused_unexpected(unexpected))
     if "gguf_file" not in options:
@@ -124,7 +127,7 @@ def _restore_padding_rows(model: PreTrainedModel, location: str) -> None:
     """
     zeroed = {
         f"{name}.weight": (module.weight, module.padding_idx)
-        for name, module in model.named_modules()
+        for name, module in named_modules(model)
         if isinstance(module, nn.Embedding) and module.padding_idx is not None
         if module.weight.device.type != "meta" and not module.weight[module.padding_idx].any()
     }
@@ -154,7 +157,7 @@ def _auto_class(config: PreTrainedConfig) -> _AutoClass:
     is_causal = type(config) in MODEL_FOR_CAUSAL_LM_MAPPING or "AutoModelForCausalLM" in getattr(config, "auto_map", {})
     if with_images is None or (is_causal and not was_saved_so):
         return AutoModelForCausalLM
-    if config.is_encoder_decoder or config.get_text_config().is_encoder_decoder:
+    if config.is_encoder_decoder or text_config(config).is_encoder_decoder:
         raise IncompleteCheckpointError(f"{config.model_type} is an encoder-decoder, which scores no completions")
     return AutoModelForImageTextToText
 
@@ -172,7 +175,7 @@ def _refuse_incomplete(model: PreTrainedModel, missing: list[str], unexpected: l
 
 
 def _advice_on_tied(model: PreTrainedModel, missing: Iterable[str]) -> str:
-    head = next((name for name, module in model.named_modules() if module is model.get_output_embeddings()), None)
+    head = next((name for name, module in named_modules(model) if module is model.get_output_embeddings()), None)
     if f"{head}.weight" not in missing:
         return ""
     return ' (if it shares the input embedding, set "tie_word_embeddings": true in config.json)'

@@ -12,13 +12,13 @@ from collections.abc import Callable, Container, Iterable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key  # pyright: ignore[reportUnknownVariableType]
 
 Read: TypeAlias = Callable[[str], Tensor]
 
@@ -39,7 +39,7 @@ class Conversion:
     """
 
     target: str
-    sources: list[tuple[str, str | None]] = field(default_factory=list)
+    sources: list[tuple[str, str | None]] = field(default_factory=list[tuple[str, str | None]])
     converter: WeightConverter | None = None  # None: at most the name changes
     model: PreTrainedModel | None = None
 
@@ -54,9 +54,11 @@ class Conversion:
             return {self.target: _cast(self.sources[0][0], read, dtype)}
         converter = deepcopy(self.converter)
         for name, pattern in self.sources:
-            converter.add_tensor(self.target, name, str(pattern), lambda name=name: _cast(name, read, dtype))  # pyright: ignore[reportArgumentType] - it may be given unread
+            converter.add_tensor(self.target, name, str(pattern), lambda name=name: _cast(name, read, dtype))  # pyright: ignore[reportArgumentType, reportUnknownMemberType] - it may be given unread
         try:
-            made = converter.convert(self.target, model=self.model, config=getattr(self.model, "config", None))
+            made: dict[str, Any] = converter.convert(  # pyright: ignore[reportUnknownMemberType]
+                self.target, model=self.model, config=getattr(self.model, "config", None)
+            )
         except _CONVERSION_FAULTS as error:
             raise ConversionError(f"cannot be made of {self._first_sources()}: {error}") from error
         return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}
@@ -64,7 +66,9 @@ class Conversion:
     def _refuse_two_forms(self) -> None:
         patterns = [pattern for _, pattern in self.sources]
         if len(patterns) > 1 and None in patterns:
-            raise ConversionError(f"comes in several forms, as {self._first_sources()}: which one holds is not told")
+            raise ConversionError(
+                f"comes in several forms, as {self._first_sources()}: it is not clear which one holds"
+            )
 
     def _first_sources(self) -> str:
         return ", ".join([name for name, _ in self.sources[:3]] + ["…"] * (len(self.sources) > 3))
@@ -122,7 +126,7 @@ def refused_unexpected(names: Iterable[str]) -> list[str]:
 def _not_ignored(model: PreTrainedModel, names: Iterable[str]) -> set[str]:
     """Return the names that the model's class does not list among those it ignores."""
     info = SimpleNamespace(missing_keys=set(), unexpected_keys=set(names))
-    model._adjust_missing_and_unexpected_keys(info)  # pyright: ignore[reportArgumentType] - the one place that knows all lists
+    model._adjust_missing_and_unexpected_keys(info)  # pyright: ignore[reportArgumentType, reportPrivateUsage] - the one place that knows all lists
     return info.unexpected_keys
 
 

@@ -1,7 +1,7 @@
 """From a checkpoint to a model and its tokenizer: a directory, a hub name, a GGUF file, or the embedded default.
 
 A directory with an adapter_config.json is a PEFT adapter: it is loaded over the base model that it names. Never loads a
-pickle, and never runs code from a checkpoint unless told to.
+pickle, and never runs code from a checkpoint without ``trust_remote_code``.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ def load_policy(
     torch_dtype = _dtype(dtype, torch_device)
     location, name, options = _locate(source)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(location, trust_remote_code=trust_remote_code, **options)
+        tokenizer = _tokenizer(location, trust_remote_code=trust_remote_code, **options)
         model = load_checkpoint(location, dtype=torch_dtype, trust_remote_code=trust_remote_code, **options)
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, IncompleteCheckpointError) as error:
         raise ModelLoadError(f"cannot load model {name!r}: {error}") from error
-    model.eval().to(torch_device)  # pyright: ignore[reportArgumentType] - transformers wraps torch's own method
+    model.eval().to(torch_device)  # pyright: ignore[reportArgumentType, reportUnknownMemberType] - transformers wraps torch's own method
     return Policy(model, tokenizer, name)
 
 
@@ -68,15 +68,17 @@ def _load_with_adapter(adapter: Path, *, dtype: str, device: str, trust_remote_c
     try:
         base = load_policy(adapter_base(adapter), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
         model = load_adapter(base.model, adapter)
-        tokenizer = (
-            AutoTokenizer.from_pretrained(adapter) if (adapter / _TOKENIZER_CONFIG).is_file() else base.tokenizer
-        )
+        tokenizer = _tokenizer(adapter) if (adapter / _TOKENIZER_CONFIG).is_file() else base.tokenizer
     except AdapterError as error:
         raise ModelLoadError(str(error)) from error
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelLoadError(f"cannot load the tokenizer of adapter {str(adapter)!r}: {error}") from error
     model.eval()
     return replace(base, model=model, tokenizer=tokenizer, name=adapter.name)  # pyright: ignore[reportArgumentType] - PEFT's wrapper serves as a model
+
+
+def _tokenizer(location: str | Path, **options: Any) -> PreTrainedTokenizerBase:  # noqa: ANN401 - transformers' own
+    return AutoTokenizer.from_pretrained(location, **options)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
 
 def _locate(source: str | None) -> tuple[str, str, dict[str, Any]]:

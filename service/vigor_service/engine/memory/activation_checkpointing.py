@@ -6,19 +6,20 @@ does not fit: its second run must have the same operations as its first, while h
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from itertools import dropwhile
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from vigor_service.engine.ops.forwards import running_forwards
+from vigor_service.engine.ops.typed_torch import apply, gradients_of
 
 
 class UncheckpointableLayerError(Exception):
@@ -29,12 +30,12 @@ class UncheckpointableLayerError(Exception):
 class Checkpoints:
     """How the layers of one pass are run.
 
-    ``recompute_context`` is entered around a layer in the forward pass, ``measuring`` around it in the backward pass,
-    maybe on another thread. ``leaves`` are those whose gradients are wanted: of norms, and parameters.
+    ``forward_context`` is entered around a layer in the forward pass, ``recompute_context`` around it in the backward
+    pass, which may be on another thread. ``leaves`` are those whose gradients are wanted: of norms, and parameters.
     """
 
+    forward_context: Callable[[], AbstractContextManager[object]]
     recompute_context: Callable[[], AbstractContextManager[object]]
-    measuring: Callable[[], AbstractContextManager[object]]
     leaves: Sequence[Tensor]
 
 
@@ -53,7 +54,7 @@ def checkpointable(layers: Sequence[nn.Module]) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def checkpointing(checkpoints: Checkpoints) -> Iterator[None]:
+def checkpointing(checkpoints: Checkpoints) -> Generator[None]:
     """On this thread, keep the inputs of layers only."""
     token = _active.set(checkpoints)
     try:
@@ -70,7 +71,7 @@ def _run(forward: Callable[..., Any], hidden_1ND: Tensor, *args: Any, **kwargs: 
     if any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in tree_leaves((args, kwargs))):
         raise UncheckpointableLayerError("a decoder layer takes more than one tensor that has a gradient")
     layer = _LayerCall(forward, args, kwargs)
-    output_1ND = _Layer.apply(hidden_1ND, layer, checkpoints, *checkpoints.leaves)
+    output_1ND: Tensor = apply(_Layer, hidden_1ND, layer, checkpoints, *checkpoints.leaves)
     return output_1ND if layer.others is None else (output_1ND, *layer.others)
 
 
@@ -84,7 +85,7 @@ class _LayerCall:
     def __call__(self, hidden_1ND: Tensor) -> Tensor:
         output = self._forward(hidden_1ND, *self._args, **self._kwargs)
         if isinstance(output, tuple):
-            output, *others = output
+            output, *others = cast("tuple[Any, ...]", output)
             self.others = tuple(others)
         if not isinstance(output, Tensor) or any(isinstance(leaf, Tensor) for leaf in tree_leaves(self.others)):
             raise UncheckpointableLayerError("a decoder layer returns more than one tensor, or none")
@@ -102,7 +103,7 @@ class _Layer(torch.autograd.Function):
     ) -> Tensor:
         ctx.save_for_backward(hidden_1ND)
         ctx.layer, ctx.checkpoints = layer, checkpoints
-        with checkpoints.recompute_context():
+        with checkpoints.forward_context():
             return layer(hidden_1ND)
 
     @staticmethod
@@ -110,11 +111,11 @@ class _Layer(torch.autograd.Function):
         checkpoints: Checkpoints = ctx.checkpoints
         needs_hidden = ctx.needs_input_grad[0]
         hidden_1ND = ctx.saved_tensors[0].detach().requires_grad_(needs_hidden)
-        with torch.enable_grad(), checkpoints.measuring():
+        with torch.enable_grad(), checkpoints.recompute_context():
             output_1ND = ctx.layer(hidden_1ND)
         leaves = checkpoints.leaves
-        gradients = torch.autograd.grad(
-            output_1ND, [hidden_1ND, *leaves] if needs_hidden else list(leaves), output_gradients[0], allow_unused=True
+        gradients = gradients_of(
+            output_1ND, [hidden_1ND, *leaves] if needs_hidden else list(leaves), output_gradients[0]
         )
         hidden_gradient, *shares = gradients if needs_hidden else (None, *gradients)
         return hidden_gradient, None, None, *shares

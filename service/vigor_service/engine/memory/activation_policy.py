@@ -9,7 +9,7 @@ from math import ceil
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class Activations(Enum):
@@ -39,9 +39,9 @@ class Demand:
 
 
 def activations_run_once(device: torch.device) -> tuple[Activations, ...]:
-    """Return the ways that run each layer once, the fastest first.
+    """Return the choices that run each layer once, the fastest first.
 
-    On a CPU little is always kept: running cheap results again costs no more than fetching them from memory.
+    A CPU never keeps everything: running cheap results again costs no more than fetching them from memory.
     """
     return (Activations.KEEP, Activations.REMATERIALIZE) if device.type == "cuda" else (Activations.REMATERIALIZE,)
 
@@ -53,19 +53,19 @@ def room_bytes(free_bytes: int | None, most_bytes: int | None) -> int | None:
 
 
 def choose_activations(device: torch.device, demand: Demand, room_bytes: int | None) -> tuple[Activations, int]:
-    """Return the fastest way that fits into the room, and how many layers run twice: no more than it takes.
+    """Return the fastest choice that fits into the room, and how many layers run twice: as few as possible.
 
     The fastest of all where the room is not known. Where even all layers twice do not fit, that is the answer. On a GPU
     all run twice or none: what would be left over goes to logits, whose size is not in the demand.
     """
-    ways = activations_run_once(device)
+    choices = activations_run_once(device)
     if room_bytes is None:
-        return ways[0], 0
-    for keep in ways:
-        if demand.bytes_once * _TIMES_ESTIMATE[keep] <= room_bytes:
-            return keep, 0
+        return choices[0], 0
+    for activations in choices:
+        if demand.bytes_once * _TIMES_ESTIMATE[activations] <= room_bytes:
+            return activations, 0
     if not demand.num_layers:
-        return ways[-1], 0
+        return choices[-1], 0
     if device.type == "cuda":
         return Activations.CHECKPOINT, demand.num_layers
     num_twice = ceil((demand.bytes_once - room_bytes) / max(1, demand.saved_per_layer))
@@ -82,7 +82,7 @@ class LayerBytes:
     @classmethod
     def of(cls, model: PreTrainedModel, layers: Sequence[nn.Module]) -> LayerBytes:
         """Count for each matrix the larger of its sides: more than is kept, since layers share inputs."""
-        experts_per_token = getattr(model.config.get_text_config(), "num_experts_per_tok", None) or 1
+        experts_per_token = getattr(_text_config(model), "num_experts_per_tok", None) or 1
         matrices = [parameter for layer in layers for parameter in layer.parameters() if parameter.dim() > 1]
         per_token = sum(
             max(matrix.shape[-2:]) * matrix.element_size() * (experts_per_token if matrix.dim() > 2 else 1)
@@ -93,5 +93,9 @@ class LayerBytes:
         return cls(per_token, max(0, per_token // max(1, len(layers)) - input_bytes))
 
     def demand(self, num_tokens: int, *, num_prompt_tokens: int, num_layers: int) -> Demand:
-        """Return what batches of so many tokens keep beside prompts whose rows are there in any case."""
+        """Return what batches of ``num_tokens`` keep beside prompts whose rows are there in any case."""
         return Demand((num_tokens + num_prompt_tokens) * self.per_token, num_tokens * self.saved_per_token, num_layers)
+
+
+def _text_config(model: PreTrainedModel) -> PreTrainedConfig:
+    return model.config.get_text_config()  # pyright: ignore[reportUnknownMemberType]

@@ -12,13 +12,13 @@ from vigor_service.engine.memory.proc import bytes_of
 def device_memory_bytes(device: torch.device, proc: Path = Path("/proc")) -> dict[str, int]:
     """Return the bytes ``allocated`` to tensors, ``reserved`` for them by torch, and in ``total`` on the device.
 
-    On a CPU the process is resident with both of the first, of the machine's total; 0 where the kernel does not tell.
+    On a CPU the process is resident with both of the first, of the machine's total; 0 where Linux does not report it.
     """
     if device.type == "cuda":
         return {
             "allocated": torch.cuda.memory_allocated(device),
             "reserved": torch.cuda.memory_reserved(device),
-            "total": torch.cuda.get_device_properties(device).total_memory,
+            "total": torch.cuda.get_device_properties(device).total_memory,  # pyright: ignore[reportUnknownMemberType]
         }
     resident = bytes_of("VmRSS", proc / "self/status") or 0
     return {"allocated": resident, "reserved": resident, "total": bytes_of("MemTotal", proc / "meminfo") or 0}

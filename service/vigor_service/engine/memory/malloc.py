@@ -1,4 +1,4 @@
-"""Memory that glibc's heap holds and nobody uses goes back to the system between requests.
+"""Unused memory of glibc's heap goes back to the system between requests.
 
 Batches of ever new shapes leave holes in the heap, which serve later tensors only in part, so that the resident size of
 a service grows for hundreds of requests (docs/decisions/0015-memory-over-many-requests.md).
@@ -16,15 +16,15 @@ from vigor_service.engine.memory.proc import bytes_of
 SLACK_BYTES = 256 << 20
 """Growth of the resident size that is left alone: pages that go back have to be faulted in again."""
 MAPPED_BYTES = 1 << 20
-"""Blocks of so many bytes are mapped by themselves where memory is short."""
+"""Size in bytes from which blocks are mapped by themselves where memory is short."""
 MAX_ARENAS = 8
-"""As many threads have a batch at the same time, at most (workers.py); glibc would make eight for each core."""
+"""As many threads have a batch at the same time, at most (cpu_workers.py); glibc would make eight for each core."""
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8  # glibc's malloc.h
 _TUNED_BY = ("GLIBC_TUNABLES", "MALLOC_")
 
 
 def resident_bytes(proc: Path = Path("/proc")) -> int | None:
-    """Return what this process has in memory; None where the kernel does not tell."""
+    """Return what this process has in memory; None where Linux does not report it."""
     return bytes_of("VmRSS", proc / "self/status")
 
 

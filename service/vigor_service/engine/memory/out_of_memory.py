@@ -1,6 +1,6 @@
 """Out of memory is survived: a batch is halved until it fits; only a sequence that does not fit alone goes unscored.
 
-What has run is remembered, so that the caller hears of a length that does fit.
+What has run is remembered, so that the caller learns a length that does fit.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 _ALLOCATION_FAILURES = (
     "DefaultCPUAllocator: can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
-    "could not create a primitive",  # oneDNN has no other words for it; where memory is not the reason nothing fits
+    "could not create a primitive",  # oneDNN's only message for it; where memory is not the reason, nothing fits
 )
 
 

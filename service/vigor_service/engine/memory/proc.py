@@ -1,4 +1,4 @@
-"""What Linux tells in files with lines such as ``VmRSS:   1024 kB``."""
+"""Amounts of memory from files of Linux with lines such as ``VmRSS:   1024 kB``."""
 
 from __future__ import annotations
 

@@ -45,8 +45,8 @@ class ChangedOperandError(Exception):
 class Recipe:
     """How to compute a tensor again: ``operation(*operands, **options)``.
 
-    Once computed, the tensor lives as long as the recipe: autograd and the rules let go of that when they are done with
-    the layer, and ask for the same few tensors until then.
+    Once computed, the tensor lives as long as the recipe: autograd and the rules release it when they are done with the
+    layer, and read the same few tensors until then.
     """
 
     operation: Callable[..., Tensor]

@@ -1,4 +1,4 @@
-"""How many tokens a batch may have: measured on a few probe batches that grow, within a bounded time."""
+"""How many tokens a batch may have: measured by a few trial batches that grow, within a bounded time."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from vigor_service.engine.sequences import TokenSequence
 logger = logging.getLogger(__name__)
 
 SAFE_SHARE = 0.6
-"""Of the free memory, what batches may take: other lengths and masks than the probes' need other amounts."""
+"""Share of the free memory that batches may take: other lengths and masks than the trials' need other amounts."""
 
-MAX_PROBE_SECONDS = 5.0
-"""After a probe that took longer none follows: each has twice the tokens of the one before."""
+MAX_TRIAL_SECONDS = 5.0
+"""After a trial that took longer none follows: each has twice the tokens of the one before."""
 
-_MAX_PROBE_SEQUENCE_TOKENS = 256
+_MAX_TRIAL_SEQUENCE_TOKENS = 256
 
 
 @dataclass(frozen=True, slots=True)
-class ProbeSizes:
-    """Tokens of the first and the last probe, and the most that a batch may have, however much memory there is."""
+class TrialSizes:
+    """Tokens of the first and the last trial, and the most that a batch may have, however much memory there is."""
 
     first: int
     last: int
@@ -35,11 +35,11 @@ class ProbeSizes:
 
 # On a CPU what runs at once is small anyway, but a group that is not torn apart shares its prompt. On a GPU more than
 # 16,384 tokens only delay a weight swap.
-_CPU_SIZES = ProbeSizes(first=64, last=512, max_batch=4096)
-_CUDA_SIZES = ProbeSizes(first=512, last=4096, max_batch=16384)
+_CPU_SIZES = TrialSizes(first=64, last=512, max_batch=4096)
+_CUDA_SIZES = TrialSizes(first=512, last=4096, max_batch=16384)
 
 
-def probe_sizes(device: torch.device) -> ProbeSizes:
+def trial_sizes(device: torch.device) -> TrialSizes:
     """Return the sizes that suit a CPU or a CUDA device."""
     return _CUDA_SIZES if device.type == "cuda" else _CPU_SIZES
 
@@ -48,7 +48,7 @@ def probe_sizes(device: torch.device) -> ProbeSizes:
 class PeakMemory:
     """The most bytes in use: on CUDA what torch allocated, on a CPU what Linux counts as resident in this process.
 
-    ``start`` forgets the peak so far and returns what is in use; ``read`` returns the peak since. None: nobody knows.
+    ``start`` forgets the peak so far and returns what is in use; ``read`` returns the peak since. None: not known.
     """
 
     start: Callable[[], int | None]
@@ -58,34 +58,34 @@ class PeakMemory:
 def measure_batch_tokens(
     fits: Callable[[Sequence[TokenSequence]], bool],
     *,
-    sizes: ProbeSizes,
+    sizes: TrialSizes,
     max_sequence_tokens: int,
     vocab_size: int,
     peak: PeakMemory,
     free_bytes: int | None,
     seconds: Callable[[], float] = perf_counter,
 ) -> int:
-    """Return how many tokens fit into the safe share of the free memory: at least those of the smallest probe.
+    """Return how many tokens fit into the safe share of the free memory: at least those of the smallest trial.
 
-    ``fits`` scores a probe and says whether memory sufficed; where it did not, the probe before it is the answer. Else
-    the largest probe's peak over its tokens counts as memory per token: more than it is, because what does not grow
-    with a batch is counted as if it did.
+    ``fits`` scores a trial batch and says whether memory sufficed; where it did not, the trial before it is the answer.
+    Else the largest trial's peak over its tokens counts as memory per token. That is too much: what does not grow with
+    a batch is counted as if it did.
     """
     bytes_in_use = peak.start()
     fitting_tokens, ran_out = 0, False
     for num_tokens in _doubling(sizes):
         started_at = seconds()
-        ran_out = not fits(probes(num_tokens, max_sequence_tokens=max_sequence_tokens, vocab_size=vocab_size))
+        ran_out = not fits(trial_sequences(num_tokens, max_sequence_tokens=max_sequence_tokens, vocab_size=vocab_size))
         if ran_out:
             break
         fitting_tokens = num_tokens
-        if seconds() - started_at > MAX_PROBE_SECONDS:
+        if seconds() - started_at > MAX_TRIAL_SECONDS:
             break
     bytes_per_token = None if ran_out else _bytes_per_token(bytes_in_use, peak.read(), fitting_tokens)
     budget = fitting_tokens if ran_out else _affordable_tokens(bytes_per_token, free_bytes, sizes.max_batch)
     budget = max(budget, sizes.first)
     logger.info(
-        "batch_budget max_batch_tokens=%d most=%d free_bytes=%s share=%g bytes_per_token=%s probe_tokens=%d ran_out=%s",
+        "batch_budget max_batch_tokens=%d most=%d free_bytes=%s share=%g bytes_per_token=%s trial_tokens=%d ran_out=%s",
         *(budget, sizes.max_batch, free_bytes, SAFE_SHARE, bytes_per_token, fitting_tokens, ran_out),
     )
     return budget
@@ -97,7 +97,7 @@ def peak_memory(device: torch.device) -> PeakMemory:
 
 
 def resident_peak(proc: Path = Path("/proc")) -> PeakMemory:
-    """Return the peak that Linux counts; where it cannot be reset nobody knows it."""
+    """Return the peak that Linux counts; unknown where it cannot be reset."""
 
     def start() -> int | None:
         try:
@@ -120,13 +120,13 @@ def _cuda_peak(device: torch.device) -> PeakMemory:
     return PeakMemory(start, lambda: torch.cuda.max_memory_allocated(device))
 
 
-def probes(num_tokens: int, *, max_sequence_tokens: int, vocab_size: int) -> list[TokenSequence]:
-    """Return distinct sequences of so many tokens in all, half prompt and half completion, two to a prompt."""
-    length = max(2, min(_MAX_PROBE_SEQUENCE_TOKENS, max_sequence_tokens, num_tokens // 2) // 2 * 2)
-    return [_probe(index, length // 2, vocab_size) for index in range(num_tokens // length)]
+def trial_sequences(num_tokens: int, *, max_sequence_tokens: int, vocab_size: int) -> list[TokenSequence]:
+    """Return distinct sequences of ``num_tokens`` tokens in all, half prompt and half completion, two to a prompt."""
+    length = max(2, min(_MAX_TRIAL_SEQUENCE_TOKENS, max_sequence_tokens, num_tokens // 2) // 2 * 2)
+    return [_trial_sequence(index, length // 2, vocab_size) for index in range(num_tokens // length)]
 
 
-def _doubling(sizes: ProbeSizes) -> Iterator[int]:
+def _doubling(sizes: TrialSizes) -> Iterator[int]:
     num_tokens = sizes.first
     while num_tokens <= sizes.last:
         yield num_tokens
@@ -144,7 +144,7 @@ def _affordable_tokens(bytes_per_token: int | None, free_bytes: int | None, most
     return min(most, int(SAFE_SHARE * free_bytes) // bytes_per_token)
 
 
-def _probe(index: int, half: int, vocab_size: int) -> TokenSequence:
+def _trial_sequence(index: int, half: int, vocab_size: int) -> TokenSequence:
     pair = index // 2
     prompt = tuple((pair * half + position) % vocab_size for position in range(half))
     return TokenSequence(prompt, tuple((index * half + 7 * position + index) % vocab_size for position in range(half)))

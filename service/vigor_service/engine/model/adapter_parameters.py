@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 from torch import nn
@@ -33,13 +33,13 @@ def adapter_parameters(model: nn.Module) -> set[nn.Parameter]:
         raise ValueError("the adapter is disabled or merged into its base, where it has no gradient")
     with _restoring_requires_grad(model):
         model.requires_grad_(False)
-        tuner._mark_only_adapters_as_trainable(tuner.model)  # the biases; set_adapter does not know them
+        tuner._mark_only_adapters_as_trainable(tuner.model)  # pyright: ignore - untyped; the biases, which set_adapter does not know
         tuner.set_adapter(tuner.active_adapter)
         return {parameter for parameter in model.parameters() if parameter.requires_grad}
 
 
 @contextmanager
-def _restoring_requires_grad(model: nn.Module) -> Iterator[None]:
+def _restoring_requires_grad(model: nn.Module) -> Generator[None]:
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         yield

@@ -6,7 +6,7 @@ attention or other mixer of tokens, whatever that is. Experts run as operations 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Literal
@@ -20,14 +20,15 @@ from vigor_service.engine.model.fused_rms_norm import fused
 from vigor_service.engine.model.implementations import running_under
 from vigor_service.engine.model.packed_attention import IMPLEMENTATION, attending_within, current_batch
 from vigor_service.engine.model.rotary import each_sequence_alone
+from vigor_service.engine.model.unwrap import text_config
 from vigor_service.engine.sequences import TokenSequence
 
 Layout = Literal["packed", "single"]
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:
-    """Return the layers that run one after the other; None where they cannot be told."""
-    num_layers = getattr(model.config.get_text_config(), "num_hidden_layers", None)
+    """Return the layers that run one after the other; None where they cannot be found."""
+    num_layers = getattr(text_config(model.config), "num_hidden_layers", None)
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))  # outer modules first
     return next((layers for layers in lists if len(layers) == num_layers), None)
 
@@ -39,17 +40,17 @@ class Decoder:
     model: PreTrainedModel
     module: nn.Module
     layout: Layout
-    norms: Mapping[nn.Module, float] = field(default_factory=dict)  # that run by the fused kernel
+    norms: Mapping[nn.Module, float] = field(default_factory=dict[nn.Module, float])  # that run by the fused kernel
     length_dependent: Sequence[nn.Module] = ()  # give a token other numbers in a longer sequence
 
     @contextmanager
-    def prepared(self) -> Iterator[None]:
-        """Let the model run as the layout asks, and restore its own ways afterwards."""
+    def prepared(self) -> Generator[None]:
+        """Let the model run as the layout asks, and restore the model afterwards."""
         with experts_as_operations(self.module), fused(self.norms), self._packed():
             yield
 
     @contextmanager
-    def _packed(self) -> Iterator[None]:
+    def _packed(self) -> Generator[None]:
         if self.layout == "single":
             yield
             return

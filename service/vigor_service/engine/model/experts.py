@@ -6,7 +6,7 @@ for each, S = N K routed rows, D features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
 from vigor_service.engine.model.implementations import running_under
+from vigor_service.engine.ops.typed_torch import to_list, unflatten
 from vigor_service.engine.rules.experts import Routing, experts_linear
 
 IMPLEMENTATION = "vigor_experts"
@@ -25,8 +26,8 @@ class UnsupportedExpertsError(Exception):
 
 
 @contextmanager
-def experts_as_operations(module: nn.Module) -> Iterator[None]:
-    """Let the experts of a model, if it has any, run through ``experts_linear``, and restore its own way afterwards."""
+def experts_as_operations(module: nn.Module) -> Generator[None]:
+    """Let the experts of a model, if it has any, run through ``experts_linear``, and restore the model afterwards."""
     with running_under(IMPLEMENTATION, "experts", module):
         yield
 
@@ -44,13 +45,13 @@ def _run_experts(
     routing = _routing(order_S, top_k_index, experts.num_experts)
     outputs_SD = _project(experts, hidden_states[routing.token_S], routing)
     weighted_SD = outputs_SD * top_k_weights.flatten()[order_S][:, None]
-    weighted_NKD = weighted_SD[order_S.argsort()].unflatten(0, top_k_index.shape)
+    weighted_NKD = unflatten(weighted_SD[order_S.argsort()], 0, top_k_index.shape)
     return weighted_NKD.sum(1).to(hidden_states.dtype)
 
 
 def _routing(order_S: Tensor, top_k_index_NK: Tensor, num_experts: int) -> Routing:
     num_tokens, num_choices = top_k_index_NK.shape
-    num_rows_E = torch.bincount(top_k_index_NK.flatten(), minlength=num_experts).tolist()
+    num_rows_E = to_list(torch.bincount(top_k_index_NK.flatten(), minlength=num_experts))
     return Routing(order_S // num_choices, num_rows_E, num_tokens)
 
 
@@ -67,4 +68,4 @@ def _linear(experts: Any, name: str, x_SI: Tensor, routing: Routing) -> Tensor: 
     return experts_linear(x_SI, getattr(experts, name), bias_EO, routing, transposed=experts.is_transposed)
 
 
-ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _run_experts)
+ALL_EXPERTS_FUNCTIONS.register(IMPLEMENTATION, _run_experts)  # pyright: ignore[reportUnknownMemberType]

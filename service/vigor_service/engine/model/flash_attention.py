@@ -1,7 +1,7 @@
 """Attention of all packed sequences in one call of FlashAttention, on a CUDA device.
 
-``torch.nn.attention.varlen`` is young: a torch whose function lacks a scale or windows does without. Grouped heads are
-what FlashAttention takes anyway; later versions of torch (2.12) want to be told.
+``torch.nn.attention.varlen`` is young: where torch's function lacks a scale or windows, it is not used. FlashAttention
+takes grouped heads in any case; from 2.12 on torch needs a flag for them.
 Shapes: N tokens, H query heads, h key and value heads, d features of a head, B sequences.
 """
 
@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.attention.varlen import varlen_attn
 
+from vigor_service.engine.ops.dtypes import SIXTEEN_BITS
+
 _PARAMETERS = signature(varlen_attn).parameters.keys()
 _IS_COMPLETE = {"scale", "window_size"} <= _PARAMETERS
 _GROUPED_HEADS = {"enable_gqa": True} if "enable_gqa" in _PARAMETERS else {}
-_DTYPES = (torch.bfloat16, torch.float16)
 _LARGEST_HEAD = 256
 _FIRST_CAPABILITY = (8, 0)  # of FlashAttention 2: Ampere
 
@@ -35,7 +36,7 @@ def takes(query_1HNd: Tensor, value_1hNd: Tensor) -> bool:
     """Whether FlashAttention takes this dtype and this size of heads: 16 bits, up to 256 features by eights."""
     num_features = query_1HNd.shape[-1]
     fits = num_features == value_1hNd.shape[-1] and num_features <= _LARGEST_HEAD and num_features % 8 == 0
-    return fits and query_1HNd.dtype in _DTYPES
+    return fits and query_1HNd.dtype in SIXTEEN_BITS
 
 
 def attend(

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from vigor_service.engine.ops.dtypes import KERNEL_DTYPES
 from vigor_service.engine.ops.forwards import running_forwards
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _MOST_ROUNDINGS = 8  # in float32: two orders of summation, two roundings
 _EQUAL_SHARE = 0.98  # in 16 bits
 
@@ -57,7 +57,7 @@ def _epsilon(module: nn.Module) -> float | None:
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     parameters = dict(module.named_parameters())
     is_plain = list(parameters) == ["weight"] and parameters["weight"].dim() == 1 and "forward" not in vars(module)
-    return epsilon if is_plain and isinstance(epsilon, float) and parameters["weight"].dtype in _DTYPES else None
+    return epsilon if is_plain and isinstance(epsilon, float) and parameters["weight"].dtype in KERNEL_DTYPES else None
 
 
 def _is_usual(module: nn.Module, epsilon: float) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Literal
 
@@ -13,7 +13,7 @@ Interface = Literal["attn", "experts"]
 
 
 @contextmanager
-def running_under(name: str, interface: Interface, module: nn.Module) -> Iterator[None]:
+def running_under(name: str, interface: Interface, module: nn.Module) -> Generator[None]:
     """Let the module and its submodels run under the implementation of this name, and restore each one's own."""
     field = f"_{interface}_implementation_internal"  # the public one is set for all submodels of a model at once
     submodels = (submodel for submodel in module.modules() if isinstance(submodel, PreTrainedModel))

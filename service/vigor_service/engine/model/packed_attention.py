@@ -6,7 +6,7 @@ attention stays what it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
@@ -18,6 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from vigor_service.engine.batching.packing import PackedBatch
 from vigor_service.engine.model import flash_attention
 from vigor_service.engine.model.attention_span import Span, UnsupportedAttentionError, span_of
+from vigor_service.engine.ops.typed_torch import split
 from vigor_service.engine.rules.copies import copies_for_sequences
 
 IMPLEMENTATION = "vigor_packed"
@@ -28,7 +29,7 @@ _packed_batch: ContextVar[PackedBatch] = ContextVar("packed_batch")
 
 
 @contextmanager
-def attending_within(batch: PackedBatch) -> Iterator[None]:
+def attending_within(batch: PackedBatch) -> Generator[None]:
     """On this thread, the model is given this batch."""
     token = _packed_batch.set(batch)
     try:
@@ -71,7 +72,7 @@ def _attend_packed(
         return flash_attention.attend(query_1HNd, key_1hNd, value_1hNd, lengths, scaling, span.window), None
     sinks = [None] * len(lengths) if s_aux is None else copies_for_sequences(s_aux, len(lengths)).unbind()
     # split, not slices: the backward pass of a slice fills a tensor of all N tokens with zeros
-    pieces = [tensor.split(lengths, dim=2) for tensor in (query_1HNd, key_1hNd, value_1hNd)]
+    pieces = [split(tensor, lengths, dim=2) for tensor in (query_1HNd, key_1hNd, value_1hNd)]
     outputs = [
         _attend_one(q, k, v, scaling, span.window, softcap, sinks_H)
         for q, k, v, sinks_H in zip(*pieces, sinks, strict=True)
@@ -174,5 +175,5 @@ def _span_instead_of_mask(
     return None if span == Span() else span
 
 
-AttentionInterface.register(IMPLEMENTATION, _attend_packed)
-AttentionMaskInterface.register(IMPLEMENTATION, _span_instead_of_mask)
+AttentionInterface.register(IMPLEMENTATION, _attend_packed)  # pyright: ignore[reportUnknownMemberType]
+AttentionMaskInterface.register(IMPLEMENTATION, _span_instead_of_mask)  # pyright: ignore[reportUnknownMemberType]

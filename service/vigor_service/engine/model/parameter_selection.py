@@ -11,7 +11,7 @@ from torch import nn
 from vigor_service.engine.model.adapter_parameters import adapter_parameters, has_adapter
 from vigor_service.engine.model.decoder import decoder_layers
 from vigor_service.engine.model.text_parameters import unreached_by_text
-from vigor_service.engine.model.unwrap import causal_model
+from vigor_service.engine.model.unwrap import causal_model, text_config
 
 _ELEMENTS_AT_ONCE = 2**28  # what a part has at most, unless it is a single parameter
 _LAST_LAYERS = re.compile(r"last-(\d+)-layers")
@@ -32,8 +32,8 @@ def measured_parameters(model: nn.Module, selection: str | None = None) -> dict[
       them (final norm, head), without those that run before them too: a head that is tied to the input embedding
       is left out, because its gradient would have to flow through all layers;
     - a regular expression searched in parameter names;
-    - None: ``"lora"`` if there is an adapter, else ``"all"``, as the reference implementation does, without what a pass
-      over text does not reach (see ``text_parameters.py``).
+    - None: ``"lora"`` if there is an adapter, else ``"all"``, as the reference implementation does, without the
+      parameters that a pass over text does not reach (see ``text_parameters.py``).
 
     Raises:
         ValueError: the selection is none of these, selects no parameter, K is not between 1 and the number of
@@ -94,7 +94,7 @@ def _last_parameters(model: nn.Module, count: int) -> set[nn.Parameter]:
     """Return the parameters of the last ``count`` layers and of what runs later, less those of what runs earlier."""
     layers = decoder_layers(causal_model(model))
     if layers is None:
-        num_layers = getattr(causal_model(model).config.get_text_config(), "num_hidden_layers", None)
+        num_layers = getattr(text_config(causal_model(model).config), "num_hidden_layers", None)
         raise ValueError(
             f"{type(model).__name__} has no list of {num_layers} layers, so that 'last-K-layers' says nothing"
         )

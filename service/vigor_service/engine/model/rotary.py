@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -74,9 +74,10 @@ def _forget(module: nn.Module, prefix: str) -> None:
 
 def _rope_types(module: nn.Module) -> dict[str, str]:
     """Return layer type -> kind of rotary embedding; the layer type is empty where all layers have the same."""
-    rope_type = getattr(module, "rope_type", None)
+    rope_type: object = getattr(module, "rope_type", None)
     if isinstance(rope_type, dict):
-        return {layer: kind for layer, kind in rope_type.items() if isinstance(kind, str)}
+        kinds = cast("dict[str, object]", rope_type)
+        return {layer: kind for layer, kind in kinds.items() if isinstance(kind, str)}
     return {"": rope_type} if isinstance(rope_type, str) else {}
 
 

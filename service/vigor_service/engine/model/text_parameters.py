@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from vigor_service.engine.model.unwrap import text_config
+from vigor_service.engine.ops.typed_torch import gradients_of
+
 _NUM_TOKENS = 2
 
 
@@ -21,9 +24,13 @@ def unreached_by_text(model: PreTrainedModel) -> set[nn.Parameter]:
 
 def named_outside_text(model: PreTrainedModel) -> list[tuple[str, nn.Parameter]]:
     """Return the named parameters outside the text decoder, its embeddings and its head; none if all input is text."""
-    if model.config.get_text_config() is model.config:
+    if text_config(model.config) is model.config:
         return []
-    inside = [model.get_decoder(), model.get_input_embeddings(), model.get_output_embeddings()]
+    inside: list[nn.Module | None] = [
+        model.get_decoder(),
+        model.get_input_embeddings(),
+        model.get_output_embeddings(),
+    ]
     kept = {parameter for module in inside if module is not None for parameter in module.parameters()}
     return [(name, parameter) for name, parameter in model.named_parameters() if parameter not in kept]
 
@@ -31,7 +38,7 @@ def named_outside_text(model: PreTrainedModel) -> list[tuple[str, nn.Parameter]]
 def media_token_ids(model: PreTrainedModel) -> frozenset[int]:
     """Return the ids of the tokens in whose place the model puts an image, a video or a sound."""
     config = model.config
-    if config.get_text_config() is config:
+    if text_config(config) is config:
         return frozenset()
     fields = (f"{medium}_token_{kind}" for medium in ("image", "video", "audio") for kind in ("id", "index"))
     return frozenset(value for field in fields if isinstance(value := getattr(config, field, None), int))
@@ -56,7 +63,7 @@ def _reached(model: PreTrainedModel, parameters: list[nn.Parameter]) -> set[nn.P
             logits = text_pass(model)
             if not logits.requires_grad:
                 return set()
-            gradients = torch.autograd.grad(logits.sum(), parameters, allow_unused=True)
+            gradients = gradients_of(logits.sum(), parameters)
     finally:
         for parameter, required in before:
             parameter.requires_grad_(required)

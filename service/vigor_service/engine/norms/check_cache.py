@@ -1,7 +1,8 @@
 """Outcomes of the check at load, kept in files: the same model is checked once.
 
 An outcome holds for the bytes of a model, its config, what is measured, the device, the versions of the libraries and
-the engine's own source. A file that cannot be read is as good as none, a directory that cannot be written to as well.
+the engine's own source. A file that cannot be read counts as missing. Where the directory cannot
+be written to, the log says so and nothing is kept.
 """
 
 from __future__ import annotations

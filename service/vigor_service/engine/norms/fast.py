@@ -1,13 +1,13 @@
 """Exact norms of many sequences at once: one forward pass, one backward pass, input gradients only.
 
 No weight gradient of the model ever exists. Every parameterised operation sees its input and its output gradient,
-adds its parameters' share of each sequence's ``‖∇θ NLL‖²`` (engine/rules), and lets both go. Parameters that no rule
-claims are exact all the same: autograd gives their gradient, one sequence at a time.
+adds its parameters' share of each sequence's ``‖∇θ NLL‖²`` (engine/rules), and releases both. Parameters that no rule
+claims are exact too: autograd gives their gradient, one sequence at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TypeVar
@@ -44,8 +44,9 @@ from vigor_service.engine.model.decoder import Layout, decoder_layers
 from vigor_service.engine.model.unwrap import causal_model
 from vigor_service.engine.norms.op_interception import NormInterception, RecordingLinears
 from vigor_service.engine.norms.plan import LAYOUTS, make_plan
-from vigor_service.engine.ops.hutchinson import Probes
+from vigor_service.engine.ops.hutchinson import SketchVectors
 from vigor_service.engine.ops.sums import squared_norm
+from vigor_service.engine.ops.typed_torch import gradients_of, split, to_list
 from vigor_service.engine.rules.context import NormContext
 from vigor_service.engine.rules.head import HeadSignals, head_loss
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
@@ -82,35 +83,39 @@ class FastNorms:
         self._workers = Workers() if self._model.device.type == "cpu" else None
         self.plan = make_plan(self._model, parameters, layouts)
         self._parameters = parameters
-        self.probes: Probes | None = None  # None: every norm is exact
+        self.sketch: SketchVectors | None = None  # None: every norm is exact
         self.layers = measured_layers(decoder_layers(self._model) or [], parameters.values())
-        self.most_kept_bytes: int | None = None  # None: what free memory allows
+        self.max_activation_bytes: int | None = None  # None: what free memory allows
         self._layer_bytes = LayerBytes.of(self._model, self.layers)
         self._free_bytes = free_bytes
 
-    def score(self, sequences: Sequence[TokenSequence], *, keep: Activations | None = None) -> list[SequenceScore]:
+    def score(
+        self, sequences: Sequence[TokenSequence], *, activations: Activations | None = None
+    ) -> list[SequenceScore]:
         """Equal ``[exact_score(model, sequence, parameters) for sequence in sequences]``.
 
-        ``keep`` None: what free memory and ``most_kept_bytes`` allow, with no more layers run again than that takes.
-        Layers run again only if there are ``layers``.
+        ``activations`` None: what free memory and ``max_activation_bytes`` allow, with as few layers run again as that
+        needs. Layers run again only if there are ``layers``.
         """
-        scores = self._run(sequences, keep, _scores)
+        scores = self._run(sequences, activations, _scores)
         return [scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
 
     def squared_shares(
-        self, sequences: Sequence[TokenSequence], *, keep: Activations | None = None
+        self, sequences: Sequence[TokenSequence], *, activations: Activations | None = None
     ) -> list[dict[str, float]]:
         """Equal ``[{name: grad.double().square().sum()} for each measured parameter]`` of each sequence's mean loss.
 
         They add up to the squares of the norms that ``score`` returns, and are what the same passes give.
         """
-        shares = self._run(sequences, keep, _shares, {parameter: name for name, parameter in self._parameters.items()})
+        shares = self._run(
+            sequences, activations, _shares, {parameter: name for name, parameter in self._parameters.items()}
+        )
         return [shares[sequence] for sequence in sequences]
 
     def _run(
         self,
         sequences: Sequence[TokenSequence],
-        keep: Activations | None,
+        activations: Activations | None,
         result_of: Callable[[_Measured, Sequence[slice]], list[R]],
         apart: Mapping[nn.Parameter, str] | None = None,
     ) -> dict[TokenSequence, R]:
@@ -119,13 +124,15 @@ class FastNorms:
             return {}
         batches = self._batches(distinct)
         prompts = self._shared_prompts(batches)
-        keep, num_twice = self._choose_keep(batches, prompts) if keep is None else (keep, len(self.layers))
-        twice = self.layers[:num_twice] if keep is Activations.CHECKPOINT else []
+        activations, num_twice = (
+            self._choose_activations(batches, prompts) if activations is None else (activations, len(self.layers))
+        )
+        twice = self.layers[:num_twice] if activations is Activations.CHECKPOINT else []
         prompt_rows = PromptRows({}, {})
 
         def run_batch(batch: list[TokenSequence]) -> list[tuple[TokenSequence, R]]:
             packed = self.plan.decoder.pack(batch)
-            measured = self._measure_batch(packed, prompt_rows.in_batch(batch, packed), keep, apart)
+            measured = self._measure_batch(packed, prompt_rows.in_batch(batch, packed), activations, apart)
             return list(zip(batch, result_of(measured, packed.loss_slices), strict=True))
 
         with self.plan.decoder.prepared(), checkpointable(twice), self._fallback_requiring_grad():
@@ -169,11 +176,11 @@ class FastNorms:
             num_layers=len(self.layers),
         )
 
-    def _choose_keep(
+    def _choose_activations(
         self, batches: Sequence[list[TokenSequence]], prompts: Sequence[Prompt]
     ) -> tuple[Activations, int]:
         device = self._model.device
-        room = room_bytes(self._free_bytes(device), self.most_kept_bytes)
+        room = room_bytes(self._free_bytes(device), self.max_activation_bytes)
         return choose_activations(device, self._demand(batches, prompts), room)
 
     def _batches(self, sequences: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
@@ -194,42 +201,46 @@ class FastNorms:
         return PromptRows(dict(zip(prompts, batch.token_slices, strict=True)), recording.outputs)
 
     def _measure_batch(
-        self, batch: PackedBatch, known_rows: KnownRows, keep: Activations, apart: Mapping[nn.Parameter, str] | None
+        self,
+        batch: PackedBatch,
+        known_rows: KnownRows,
+        activations: Activations,
+        apart: Mapping[nn.Parameter, str] | None,
     ) -> _Measured:
-        measurement = NormContext(
+        context = NormContext(
             batch,
             tied_weight_VD=self.plan.tied_weight_VD,
             apart=apart,
             known_rows=known_rows,
-            probes=self.probes,
-            keeps_everything=keep is Activations.KEEP,
+            sketch=self.sketch,
+            keeps_all=activations is Activations.KEEP,
         )
         with torch.enable_grad():
-            return self._measure(measurement, keep)
+            return self._measure(context, activations)
 
-    def _measure(self, measurement: NormContext, keep: Activations) -> _Measured:
-        batch, fallback = measurement.batch, self.plan.fallback
-        measuring = NormInterception(self.plan.claims, measurement, self.plan.untouched.values())
+    def _measure(self, context: NormContext, activations: Activations) -> _Measured:
+        batch, fallback = context.batch, self.plan.fallback
+        interception = NormInterception(self.plan.claims, context, self.plan.untouched.values())
 
         @contextmanager
-        def observed() -> Iterator[None]:
-            with self.plan.decoder.given(batch), measurement.keeping_little(), measuring:
+        def observed() -> Generator[None]:
+            with self.plan.decoder.given(batch), context.rematerializing(), interception:
                 yield
 
-        leaves = measurement.leaves()
-        checkpoints = Checkpoints(measuring.suspended, observed, [*leaves, *fallback.values()])
-        with checkpointing(checkpoints) if keep is Activations.CHECKPOINT else nullcontext(), observed():
+        leaves = context.leaves()
+        checkpoints = Checkpoints(interception.suspended, observed, [*leaves, *fallback.values()])
+        with checkpointing(checkpoints) if activations is Activations.CHECKPOINT else nullcontext(), observed():
             hidden_ND = self.plan.decoder.hidden_states(batch)
-        total, signals = head_loss(hidden_ND[batch.loss_rows_M], self.plan.head, measurement)
-        gradients = torch.autograd.grad(total, [*leaves, *fallback.values()], allow_unused=True)
-        measuring.check_all_seen()
-        shares = measurement.shares_apart(gradients[: len(leaves)])
+        total, signals = head_loss(hidden_ND[batch.loss_rows_M], self.plan.head, context)
+        gradients = gradients_of(total, [*leaves, *fallback.values()])
+        interception.check_all_seen()
+        shares = context.shares_apart(gradients[: len(leaves)])
         shares |= _squared(fallback, gradients[len(leaves) :])
-        common_B = torch.zeros_like(measurement.squared_norms_B) if gradients[0] is None else gradients[0]
+        common_B = torch.zeros_like(context.squared_norms_B) if gradients[0] is None else gradients[0]
         return _Measured(torch.stack([common_B, *shares.values()]).sum(0), signals, shares)
 
     @contextmanager
-    def _fallback_requiring_grad(self) -> Iterator[None]:
+    def _fallback_requiring_grad(self) -> Generator[None]:
         for parameter in self.plan.fallback.values():
             parameter.requires_grad_(True)
         try:
@@ -247,7 +258,7 @@ def _squared(parameters: Mapping[str, nn.Parameter], gradients: Sequence[Tensor 
 
 def _shares(measured: _Measured, loss_slices: Sequence[slice]) -> list[dict[str, float]]:
     lengths_B = torch.tensor([rows.stop - rows.start for rows in loss_slices], dtype=torch.float64)
-    shares = {name: (share_B.cpu() / lengths_B.square()).tolist() for name, share_B in measured.shares.items()}
+    shares = {name: to_list(share_B.cpu() / lengths_B.square()) for name, share_B in measured.shares.items()}
     return [{name: values[b] for name, values in shares.items()} for b in range(len(loss_slices))]
 
 
@@ -256,8 +267,8 @@ def _scores(measured: _Measured, loss_slices: Sequence[slice]) -> list[SequenceS
     lengths = [rows.stop - rows.start for rows in loss_slices]
     signals, norms_of_sums_B = measured.signals, measured.squared_norms_B.sqrt()
     signals_3M = torch.stack([signals.nll_M, signals.entropy_M, signals.self_certainty_M])
-    means_B3 = torch.stack([signals_3T.mean(-1) for signals_3T in signals_3M.split(lengths, dim=1)])
-    rows = torch.cat([norms_of_sums_B[:, None], means_B3.double()], dim=1).tolist()
+    means_B3 = torch.stack([signals_3T.mean(-1) for signals_3T in split(signals_3M, lengths, dim=1)])
+    rows = to_list(torch.cat([norms_of_sums_B[:, None], means_B3.double()], dim=1))
     return [
         SequenceScore(
             num_loss_tokens=length,

@@ -16,7 +16,7 @@ from vigor_service.engine.memory.out_of_memory import is_out_of_memory
 from vigor_service.engine.model.unwrap import causal_model
 from vigor_service.engine.norms.check_cache import CheckCache, Outcome, outcome_key
 from vigor_service.engine.norms.fast import FastNorms
-from vigor_service.engine.norms.plan import LAYOUTS, UnsupportedModelError, probe_sequences
+from vigor_service.engine.norms.plan import LAYOUTS, UnsupportedModelError, self_check_sequences
 from vigor_service.engine.norms.reference import exact_score, loss_logits
 from vigor_service.engine.norms.self_check import check, reason
 
@@ -54,10 +54,10 @@ def choose_layout(
 
 
 def require_policy_of_text(model: PreTrainedModel) -> None:
-    """Make sure that ids alone have logits, and always the same ones."""
+    """Check that ids alone have logits, and always the same ones."""
     architecture = type(causal_model(model)).__name__
     try:
-        sequence = probe_sequences(causal_model(model))[0]
+        sequence = self_check_sequences(causal_model(model))[0]
         with torch.no_grad():
             first_TV, second_TV = (loss_logits(model, sequence).float() for _ in range(2))
     except Exception as error:  # whatever a model's own code raises
@@ -70,7 +70,7 @@ def require_policy_of_text(model: PreTrainedModel) -> None:
 
 def _require_gradients(model: PreTrainedModel, measured: Mapping[str, nn.Parameter]) -> None:
     try:
-        exact_score(model, probe_sequences(causal_model(model))[0], measured)
+        exact_score(model, self_check_sequences(causal_model(model))[0], measured)
     except Exception as error:  # whatever a model's own code raises
         if is_out_of_memory(error):
             raise

@@ -1,4 +1,4 @@
-"""Seeing every operation that touches a measured parameter.
+"""Intercepts every operation that takes a measured parameter.
 
 A torch function mode stands between the model's code and torch. It first traces a small batch, to learn which rule
 claims which parameter, and then runs the claimed calls under their rules. The model itself is never changed.
@@ -7,7 +7,7 @@ claims which parameter, and then runs the claimed calls under their rules. The m
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode, resolve_name
+from torch.overrides import TorchFunctionMode, resolve_name  # pyright: ignore[reportUnknownVariableType]
 from torch.utils._pytree import tree_leaves
 
 from vigor_service.engine.rules import OpCall, recognize
@@ -23,13 +23,13 @@ from vigor_service.engine.rules.context import NormContext
 from vigor_service.engine.rules.linear import LinearCall
 
 # What was cast or transposed, or to which a number was added, has a gradient of the same norm as the parameter itself.
-_DERIVING = (
+_DERIVING: tuple[Callable[..., Any], ...] = (
     torch.Tensor.float,
     torch.Tensor.to,
     torch.Tensor.type,
     torch.Tensor.add,
     torch.add,
-    torch.Tensor.T.__get__,  # pyright: ignore[reportAttributeAccessIssue] - a property's getter
+    getattr(torch.Tensor.T, "__get__"),  # noqa: B009 - a property's getter, of which torch's types do not know
     torch.Tensor.t,
 )
 
@@ -48,7 +48,7 @@ class Claim:
 
 
 class Interception(TorchFunctionMode):
-    """Recognises calls; what is done with them is up to the subclasses."""
+    """Recognises calls; subclasses say what to do with them."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         super().__init__()
@@ -58,8 +58,8 @@ class Interception(TorchFunctionMode):
         self._is_suspended = False
 
     @contextmanager
-    def suspended(self) -> Iterator[None]:
-        """Let what follows run unseen, as the model meant it."""
+    def suspended(self) -> Generator[None]:
+        """Run what follows without interception."""
         self._is_suspended = True
         try:
             yield
@@ -68,16 +68,16 @@ class Interception(TorchFunctionMode):
 
     @abstractmethod
     def run_call(self, call: OpCall, plain: partial[Any]) -> Any:  # noqa: ANN401 - whatever torch returns
-        """Run a recognised call that has a measured parameter; ``plain`` runs it as the model meant it."""
+        """Run a recognised call that has a measured parameter; ``plain`` runs it as torch does."""
 
     def run_other(
         self,
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        uses: list[Tensor],  # noqa: ARG002
+        tensors: list[Tensor],  # noqa: ARG002
     ) -> Any:  # noqa: ANN401
-        """Run what no rule recognises; ``uses`` are the measured parameters, or what was derived from them, in it."""
+        """Run what no rule recognises; ``tensors``: its measured parameters, or what was derived from them."""
         return function(*args, **kwargs)
 
     def run_unconcerned(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
@@ -94,14 +94,14 @@ class Interception(TorchFunctionMode):
         kwargs = kwargs or {}
         if self._is_suspended:
             return func(*args, **kwargs)
-        uses = [use for use in _tensors((args, kwargs)) if id(use) in self._sources]
-        if not uses:
+        tensors = [tensor for tensor in _tensors((args, kwargs)) if id(tensor) in self._sources]
+        if not tensors:
             return self.run_unconcerned(func, args, kwargs)
         if func in _DERIVING and self._is_derivation(args, kwargs):
             return self._derive(func, args, kwargs)
         call = recognize(func, args, kwargs, self._sources)
-        if call is None or len(self.measured(call)) != len(uses):  # a rule must know every use of a parameter
-            return self.run_other(func, args, kwargs, uses)
+        if call is None or len(self.measured(call)) != len(tensors):  # a rule must know every use of a parameter
+            return self.run_other(func, args, kwargs, tensors)
         return self.run_call(call, partial(func, *args, **kwargs))
 
     def measured(self, call: OpCall) -> list[nn.Parameter]:
@@ -121,14 +121,14 @@ class Interception(TorchFunctionMode):
 
 
 class Tracing(Interception):
-    """Learns from one run which rules meet which parameters, and which uses no rule understands."""
+    """Records in one run which rules recognise which parameters, and which uses no rule recognises."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], num_tokens: int) -> None:
         super().__init__(parameters.values())
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._num_tokens = num_tokens
         self.claims: list[Claim] = []
-        self.refusals: dict[str, str] = {}  # parameter name -> the use that no rule understands
+        self.refusals: dict[str, str] = {}  # parameter name -> the use that no rule recognises
 
     def run_call(self, call: OpCall, plain: partial[Any]) -> Any:  # noqa: ANN401
         names = tuple(self._names[id(parameter)] for parameter in self.measured(call))
@@ -140,11 +140,11 @@ class Tracing(Interception):
         return plain()
 
     def run_other(
-        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], uses: list[Tensor]
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
     ) -> Any:  # noqa: ANN401
         result = function(*args, **kwargs)
         if _holds_tensor(result):  # what returns none, such as a dtype or a shape, is no use of the parameter
-            names = [self._names[id(self._sources[id(use)])] for use in uses]
+            names = [self._names[id(self._sources[id(tensor)])] for tensor in tensors]
             self.refusals |= dict.fromkeys(names, f"no rule for {resolve_name(function)}")
         return result
 
@@ -173,16 +173,16 @@ class NormInterception(Interception):
     def __init__(
         self,
         claims: Mapping[nn.Parameter, Claim],
-        measurement: NormContext,
+        context: NormContext,
         untouched: Iterable[nn.Parameter] = (),
     ) -> None:
         super().__init__([*claims, *untouched])
         self._claims = {id(parameter): claim for parameter, claim in claims.items()}
         self._unseen = set(self._claims)
-        self._measurement = measurement
+        self._context = context
 
     def check_all_seen(self) -> None:
-        """Make sure that every claimed parameter was measured.
+        """Check that every claimed parameter was measured.
 
         Raises:
             UnclaimedCallError: one was not.
@@ -193,10 +193,10 @@ class NormInterception(Interception):
     def run_call(self, call: OpCall, plain: partial[Any]) -> Any:  # noqa: ANN401, ARG002
         keys = [id(parameter) for parameter in self.measured(call)]
         token_axis = self._claimed_axis(keys)
-        if token_axis not in call.token_axes(self._measurement.batch.num_tokens):
+        if token_axis not in call.token_axes(self._context.batch.num_tokens):
             raise UnclaimedCallError(f"a {call.rule} call differs from the one in the trace")
         self._unseen.difference_update(keys)
-        return call.run(self._measurement, self._leaf_of, token_axis)
+        return call.run(self._context, self._leaf_of, token_axis)
 
     def _claimed_axis(self, keys: list[int]) -> int | None:
         """Return the axis of the tokens in a call with these parameters; None if the trace did not have such a call."""
@@ -205,14 +205,14 @@ class NormInterception(Interception):
 
     def _leaf_of(self, tensor: Tensor) -> Tensor | None:
         parameter = self._sources.get(id(tensor))
-        return None if parameter is None else self._measurement.leaf_of(parameter)
+        return None if parameter is None else self._context.leaf_of(parameter)
 
     def run_other(
         self,
         function: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-        uses: list[Tensor],  # noqa: ARG002
+        tensors: list[Tensor],  # noqa: ARG002
     ) -> Any:  # noqa: ANN401
         result = function(*args, **kwargs)
         if _holds_tensor(result):
@@ -221,7 +221,7 @@ class NormInterception(Interception):
 
     def run_unconcerned(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         result = function(*args, **kwargs)
-        self._measurement.rematerialization.note(function, args, kwargs, result)
+        self._context.rematerialization.note(function, args, kwargs, result)
         return result
 
 
@@ -230,9 +230,9 @@ def _tensors(arguments: Any) -> list[Tensor]:  # noqa: ANN401 - whatever a torch
     if isinstance(arguments, Tensor):
         return [arguments]
     if isinstance(arguments, (list, tuple)):
-        return [tensor for item in arguments for tensor in _tensors(item)]
+        return [tensor for item in arguments for tensor in _tensors(item)]  # pyright: ignore[reportUnknownVariableType]
     if isinstance(arguments, dict):
-        return [tensor for item in arguments.values() for tensor in _tensors(item)]
+        return [tensor for item in arguments.values() for tensor in _tensors(item)]  # pyright: ignore[reportUnknownVariableType]
     return []
 
 

@@ -84,7 +84,7 @@ class Reference:
             return sequence, score_requiring_grad(model, sequence, self._measured)
 
     def _replicas(self, count: int) -> list[PreTrainedModel]:
-        """Return so many models with the same weights, or fewer where the model cannot be copied."""
+        """Return ``count`` models with the same weights, or fewer where the model cannot be copied."""
         try:
             self._models += [replica(self._model) for _ in range(len(self._models), count)]
         except (TypeError, RuntimeError) as error:

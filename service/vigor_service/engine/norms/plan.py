@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from vigor_service.engine.model.decoder import Decoder, Layout
 from vigor_service.engine.model.experts import UnsupportedExpertsError
 from vigor_service.engine.model.fused_rms_norm import usual_rms_norms
 from vigor_service.engine.model.rotary import length_dependent
+from vigor_service.engine.model.unwrap import text_config
 from vigor_service.engine.norms.op_interception import Claim, Tracing
 from vigor_service.engine.norms.reference import loss_logits
 from vigor_service.engine.rules.head import Head, logit_transforms
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 # How far logits may be from the model's own, relative to the largest logit: rounding, and nothing else.
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 LAYOUTS: tuple[Layout, ...] = ("packed", "single")  # the faster one first
-_PROBE_PROMPT = MIN_TOKENS + 1  # tokens of a prompt whose rows are shared
+_PROMPT_TOKENS = MIN_TOKENS + 1  # tokens of a prompt whose rows are shared
 
 
 class UnsupportedModelError(Exception):
@@ -80,7 +81,11 @@ def make_plan(
 
 def _decoders(model: PreTrainedModel) -> list[nn.Module]:
     """Return the modules that may be the decoder, the text decoder of an image-text model first."""
-    found = [model.get_decoder(), getattr(model, model.base_model_prefix, None), getattr(model, "model", None)]
+    found: list[object] = [
+        model.get_decoder(),
+        getattr(model, model.base_model_prefix, None),
+        getattr(model, "model", None),
+    ]
     modules = [module for module in found if isinstance(module, nn.Module) and module is not model]
     return list(dict.fromkeys(modules))
 
@@ -90,7 +95,7 @@ def _make_plan(
 ) -> Plan:
     decoder = _make_decoder(model, module, layout)
     plain_head = _make_head(model, parameters)
-    sequences = probe_sequences(model) if layout == "packed" else [_single_probe(model)]
+    sequences = self_check_sequences(model) if layout == "packed" else [_single_sequence(model)]
     batch = decoder.pack(sequences)
     tracing = Tracing(parameters, batch.num_tokens)
     try:
@@ -108,7 +113,7 @@ def _make_plan(
 
 
 def _make_decoder(model: PreTrainedModel, module: nn.Module, layout: Layout) -> Decoder:
-    if layout == "packed" and not (isinstance(module, PreTrainedModel) and module._can_set_attn_implementation()):
+    if layout == "packed" and not (isinstance(module, PreTrainedModel) and module._can_set_attn_implementation()):  # pyright: ignore[reportPrivateUsage]
         raise UnsupportedModelError(
             f"{type(module).__name__} does not attend through transformers' attention interface"
         )
@@ -117,7 +122,7 @@ def _make_decoder(model: PreTrainedModel, module: nn.Module, layout: Layout) -> 
 
 
 def _trace(decoder: Decoder, batch: PackedBatch, tracing: Tracing) -> Tensor:
-    """Run the decoder under the trace and return its hidden states, after a look at what conditions what."""
+    """Run the decoder under the trace and return its hidden states, once its sequences are known to be independent."""
     embedded: list[Tensor] = []
 
     def require_gradient(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
@@ -137,7 +142,7 @@ def _trace(decoder: Decoder, batch: PackedBatch, tracing: Tracing) -> Tensor:
 
 
 def _check_independence(hidden_ND: Tensor, embedded_1ND: Tensor, batch: PackedBatch) -> None:
-    """Make sure that nothing mixes tokens of different sequences: such gradients are exactly zero, in any type.
+    """Check that nothing mixes tokens of different sequences: such gradients are exactly zero, in any type.
 
     Logits alone would not show a small leak in 16 bits.
     """
@@ -150,29 +155,29 @@ def _check_independence(hidden_ND: Tensor, embedded_1ND: Tensor, batch: PackedBa
             raise UnsupportedModelError("tokens of one packed sequence reach another")
 
 
-def probe_sequences(model: PreTrainedModel) -> list[TokenSequence]:
+def self_check_sequences(model: PreTrainedModel) -> list[TokenSequence]:
     """Return two short sequences of one prompt, whose token count equals no other size in the model's config.
 
-    So the axis of the tokens can be told from that of heads or features.
+    So the axis of the tokens differs in size from those of heads and features.
     """
-    ids = probe_ids(model)
-    prompt, rest = tuple(ids[:_PROBE_PROMPT]), tuple(ids[_PROBE_PROMPT:])
-    num_second = len(ids) - 2 * _PROBE_PROMPT - 1  # the last token of each conditions nothing
+    ids = self_check_ids(model)
+    prompt, rest = tuple(ids[:_PROMPT_TOKENS]), tuple(ids[_PROMPT_TOKENS:])
+    num_second = len(ids) - 2 * _PROMPT_TOKENS - 1  # the last token of each conditions nothing
     return [TokenSequence(prompt, rest[:3]), TokenSequence(prompt, rest[3 : 3 + num_second])]
 
 
-def _single_probe(model: PreTrainedModel) -> TokenSequence:
+def _single_sequence(model: PreTrainedModel) -> TokenSequence:
     """Return one sequence of as many tokens, which the single layout keeps all."""
-    ids = probe_ids(model)
-    return TokenSequence(tuple(ids[:_PROBE_PROMPT]), tuple(ids[_PROBE_PROMPT:]))
+    ids = self_check_ids(model)
+    return TokenSequence(tuple(ids[:_PROMPT_TOKENS]), tuple(ids[_PROMPT_TOKENS:]))
 
 
-def probe_ids(model: PreTrainedModel, num_tokens: int | None = None) -> list[int]:
+def self_check_ids(model: PreTrainedModel, num_tokens: int | None = None) -> list[int]:
     """Return this number of ids, the first of a fixed series; None: a number that equals no size in the config."""
-    config = model.config.get_text_config()
+    config = text_config(model.config)
     sizes = set(_integers(config.to_dict()))
     if num_tokens is None:
-        num_tokens = next(count for count in range(2 * _PROBE_PROMPT + 9, 1000) if count not in sizes)
+        num_tokens = next(count for count in range(2 * _PROMPT_TOKENS + 9, 1000) if count not in sizes)
     return [(7919 * position + 13) % config.vocab_size for position in range(num_tokens)]
 
 
@@ -180,7 +185,7 @@ def _integers(value: Any) -> Iterator[int]:  # noqa: ANN401 - a config holds any
     if isinstance(value, int):
         yield value
     elif isinstance(value, dict):
-        for item in value.values():
+        for item in cast("dict[str, object]", value).values():
             yield from _integers(item)
 
 
@@ -209,7 +214,7 @@ def _with_own_logits(model: PreTrainedModel, head: Head, sequences: Sequence[Tok
     with torch.no_grad():
         own_MV = torch.cat([loss_logits(model, sequence).float() for sequence in sequences])
     errors: list[float] = []
-    for scale, softcap in logit_transforms(model.config.get_text_config()):
+    for scale, softcap in logit_transforms(text_config(model.config)):
         candidate = replace(head, scale=scale, softcap=softcap)
         errors.append(_largest_difference(own_MV, candidate.logits(hidden_MD)))
         if errors[-1] <= _TOLERANCES[model.dtype]:
@@ -261,7 +266,7 @@ def _claimable(tracing: Tracing) -> dict[str, Claim]:
 
 
 def _check_head(head_names: set[str], claims: Mapping[str, Claim], tracing: Tracing) -> None:
-    """Make sure that the decoder uses the head's parameters not at all, or the weight as its embedding."""
+    """Check that the decoder does not use the head's parameters, except for the weight as its embedding."""
     for name in head_names:
         used = name in tracing.refusals or any(name in claim.names for claim in tracing.claims)
         if used and (name not in claims or claims[name].rule != "embedding"):

@@ -7,16 +7,17 @@ yardstick of the fast path, and its fallback for models that the fast path does 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from math import log, sqrt
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 from transformers import PreTrainedModel
 
 from vigor_service.engine.ops.sums import squared_norm
+from vigor_service.engine.ops.typed_torch import gradients_of, split
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
 
 ELEMENTS_AT_ONCE = 2**24
@@ -44,7 +45,7 @@ def score_requiring_grad(
         return EMPTY_SCORE
     logits_TV = loss_logits(model, sequence)
     loss = mean_nll(logits_TV, torch.tensor(sequence.loss_targets(), device=logits_TV.device))
-    gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+    gradients = gradients_of(loss, list(parameters.values()))
     total = sum(squared_norm(gradient).item() for gradient in gradients if gradient is not None)
     return SequenceScore(sequence.num_loss_tokens, sqrt(total), -loss.item(), *_signals(logits_TV.detach()))
 
@@ -57,9 +58,9 @@ def mean_nll(logits_TV: Tensor, targets_T: Tensor) -> Tensor:
     num_rows = _rows_at_once(logits_TV)
     if num_rows >= len(logits_TV):
         return _nll(logits_TV, targets_T).mean()
-    nll_T = [
+    nll_T: list[Tensor] = [
         checkpoint(_nll, rows, targets, use_reentrant=False, preserve_rng_state=False)
-        for rows, targets in zip(logits_TV.split(num_rows), targets_T.split(num_rows), strict=True)
+        for rows, targets in zip(split(logits_TV, num_rows), split(targets_T, num_rows), strict=True)
     ]
     return torch.cat(nll_T).mean()
 
@@ -96,7 +97,7 @@ def _signals(logits_TV: Tensor) -> tuple[float, float]:
     A token of probability 0 adds nothing to the entropy, and makes the self-certainty infinite.
     """
     entropy, mean_logprob = 0.0, 0.0
-    for logits_RV in logits_TV.split(_rows_at_once(logits_TV)):
+    for logits_RV in split(logits_TV, _rows_at_once(logits_TV)):
         logprobs_RV = logits_RV.double().log_softmax(-1)
         mean_logprob += logprobs_RV.mean(-1).sum().item()
         finite_RV = logprobs_RV.clamp_min(torch.finfo(torch.float64).min)
@@ -105,7 +106,7 @@ def _signals(logits_TV: Tensor) -> tuple[float, float]:
 
 
 @contextmanager
-def requiring_grad(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Iterator[None]:
+def requiring_grad(model: nn.Module, parameters: Iterable[nn.Parameter]) -> Generator[None]:
     """Let exactly these parameters require gradients, in eval mode, and restore both afterwards."""
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     was_training = model.training

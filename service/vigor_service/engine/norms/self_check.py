@@ -2,7 +2,7 @@
 
 Each rule's parameters are compared alone: of a whole norm, most rules have so small a share that leaving one out would
 not show. Short sequences with a shared prompt lie beside one that is longer than each window, chunk, number of kept
-keys and original length that the config names, since models change their ways there.
+keys and original length that the config names, since models behave differently there.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ import logging
 import re
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import sqrt
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -26,11 +26,13 @@ from vigor_service.engine.memory.free_memory import free_bytes
 from vigor_service.engine.memory.out_of_memory import is_out_of_memory, release_memory
 from vigor_service.engine.model.parameter_selection import in_parts
 from vigor_service.engine.model.rotary import length_dependent
-from vigor_service.engine.model.unwrap import causal_model
+from vigor_service.engine.model.unwrap import causal_model, text_config
 from vigor_service.engine.norms.fast import FastNorms
-from vigor_service.engine.norms.plan import probe_ids, probe_sequences
+from vigor_service.engine.norms.plan import self_check_ids, self_check_sequences
 from vigor_service.engine.norms.reference import loss_logits, mean_nll, requiring_grad
+from vigor_service.engine.ops.dtypes import SIXTEEN_BITS
 from vigor_service.engine.ops.sums import squared_norm
+from vigor_service.engine.ops.typed_torch import gradients_of
 from vigor_service.engine.sequences import TokenSequence
 
 logger = logging.getLogger(__name__)
@@ -39,7 +41,7 @@ logger = logging.getLogger(__name__)
 # real models are ill-conditioned: two orders of summation differ by 2e-4 on SmolLM2 in float32.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 1e-1, torch.float16: 5e-2}
 _SMALLEST_SCALE = 1e-3  # of the whole norm: what is smaller is judged as if it were this large
-_BEYOND = 9  # tokens by which a long sequence exceeds a length at which the model changes its ways
+_BEYOND = 9  # tokens by which a long sequence exceeds a length at which the model behaves differently
 _MAX_SECONDS = 60.0  # that one long sequence may take the reference; beyond it lengths stay unchecked
 _LENGTHS = re.compile(r"window|chunk|topk|top_k|original_max_position|local_attention|block_size|floor_scale")
 
@@ -74,7 +76,7 @@ def check(
         UntrustedNormError: short sequences have other norms, or one that was checked has.
     """
     subject = _Subject(fast, model, measured)
-    short = probe_sequences(causal_model(model))
+    short = self_check_sequences(causal_model(model))
     subject.check(short)
     with _in_float32(causal_model(model)) as was_cast:
         if was_cast:
@@ -94,11 +96,11 @@ class _Subject:
     def _dtype(self) -> torch.dtype:
         return causal_model(self.model).dtype
 
-    def check(self, sequences: Sequence[TokenSequence], keeps: Sequence[Activations] | None = None) -> None:
+    def check(self, sequences: Sequence[TokenSequence], choices: Sequence[Activations] | None = None) -> None:
         """Raise UntrustedNormError if a rule's shares differ in one of the sequences, scored together."""
         exact = [exact_squared_shares(self.model, sequence, self.measured) for sequence in sequences]
-        for keep in keeps or activations_run_once(causal_model(self.model).device):
-            fast = self.fast.squared_shares(sequences, keep=keep)
+        for activations in choices or activations_run_once(causal_model(self.model).device):
+            fast = self.fast.squared_shares(sequences, activations=activations)
             for sequence, found, wanted in zip(sequences, fast, exact, strict=True):
                 self._compare(sequence, found, wanted)
 
@@ -135,7 +137,7 @@ class _Subject:
     def checked_tokens(self, max_seconds: float) -> int | None:
         """Check one sequence beyond each length of the config; return the first that could not be; None: all could."""
         model = causal_model(self.model)
-        short = probe_sequences(model)
+        short = self_check_sequences(model)
         lengths = critical_lengths(model)
         seconds_per_token = self._seconds_per_token(short[0]) if lengths else 0.0
         for length in lengths:  # the long one first, so that others lie far behind in a packed row, too
@@ -177,28 +179,28 @@ def exact_squared_shares(
         with requiring_grad(model, part.values()):
             targets_T = torch.tensor(sequence.loss_targets(), device=causal_model(model).device)
             loss = mean_nll(loss_logits(model, sequence), targets_T)
-            gradients = torch.autograd.grad(loss, list(part.values()), allow_unused=True)
+            gradients = gradients_of(loss, list(part.values()))
         for name, gradient in zip(part, gradients, strict=True):
             shares[name] = 0.0 if gradient is None else squared_norm(gradient).item()
     return shares
 
 
 def critical_lengths(model: PreTrainedModel) -> list[int]:
-    """Return the lengths, ascending, beyond which the config says that the model changes its ways.
+    """Return the lengths, ascending, beyond which the model behaves differently, by its config.
 
     Lengths that the short sequences exceed, or that no sequence of this model can, are left out.
     """
-    config = model.config.get_text_config()
+    config = text_config(model.config)
     named = {length for key, length in _named_integers(config.to_dict()) if _LENGTHS.search(key)}
     original = {int(getattr(module, "original_max_seq_len", 0)) for module in length_dependent(model)}
     longest = getattr(config, "max_position_embeddings", None) or 2**20
-    shortest = max(sequence.num_tokens for sequence in probe_sequences(model))
+    shortest = max(sequence.num_tokens for sequence in self_check_sequences(model))
     return sorted(length for length in named | original if shortest < length + 1 and length + _BEYOND <= longest)
 
 
 def _named_integers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:  # noqa: ANN401 - a config holds anything
     if isinstance(value, dict):
-        for name, item in value.items():
+        for name, item in cast("dict[object, object]", value).items():
             yield from _named_integers(item, str(name))
     elif isinstance(value, int) and not isinstance(value, bool):
         yield key, value
@@ -206,8 +208,8 @@ def _named_integers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:  # 
 
 def _long_sequence(model: PreTrainedModel, num_tokens: int) -> TokenSequence:
     """Return a sequence with the prompt of the short ones."""
-    prompt = probe_sequences(model)[0].prompt_ids
-    ids = probe_ids(model, num_tokens)
+    prompt = self_check_sequences(model)[0].prompt_ids
+    ids = self_check_ids(model, num_tokens)
     return TokenSequence(prompt, tuple(ids[len(prompt) :]))
 
 
@@ -216,12 +218,12 @@ def _kind(name: str, rule: str) -> str:
 
 
 @contextmanager
-def _in_float32(model: nn.Module) -> Iterator[bool]:
+def _in_float32(model: nn.Module) -> Generator[bool]:
     """Let a 16-bit model have its weights in float32 where there is memory for it, and give them back as they were.
 
     Yields whether they were cast.
     """
-    tensors = [tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.dtype in _SIXTEEN_BITS]
+    tensors = [tensor for tensor in [*model.parameters(), *model.buffers()] if tensor.dtype in SIXTEEN_BITS]
     device = next(model.parameters()).device
     free = free_bytes(device)
     more_bytes = 2 * sum(tensor.numel() for tensor in tensors)
@@ -237,6 +239,3 @@ def _in_float32(model: nn.Module) -> Iterator[bool]:
         for tensor, dtype in before:
             tensor.data = tensor.data.to(dtype)  # each value is one of this dtype's: nothing is rounded
         release_memory()
-
-
-_SIXTEEN_BITS = (torch.bfloat16, torch.float16)

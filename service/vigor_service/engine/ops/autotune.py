@@ -1,4 +1,4 @@
-"""Which of several ways to compute the same thing is the fastest here: measured once per kind of work, then kept."""
+"""Which of several implementations of one operation is the fastest here: timed once per kind of work, then kept."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from torch import Tensor
 logger = logging.getLogger(__name__)
 
 _RUNS = 5
-Way = Callable[[], Tensor]
+Implementation = Callable[[], Tensor]
 
 
 class UnavailableError(Exception):
-    """A way cannot be taken on this machine; the message says which, and why."""
+    """An implementation does not run on this machine; the message says which, and why."""
 
 
-def device_seconds(way: Way) -> float:
+def device_seconds(implementation: Implementation) -> float:
     """Return the median time of a few runs on the current CUDA device, after one that compiles and warms up."""
-    way()
+    implementation()
     events = [[torch.cuda.Event(enable_timing=True) for _ in range(2)] for _ in range(_RUNS)]
     for start, stop in events:
         start.record()
-        way()
+        implementation()
         stop.record()
     torch.cuda.synchronize()
     return median(start.elapsed_time(stop) for start, stop in events) / 1000
@@ -34,10 +34,10 @@ def device_seconds(way: Way) -> float:
 
 @dataclass(slots=True)
 class _Times:
-    """What is known of the ways of one kind of work. ``untimed`` are those whose timing ran out of memory."""
+    """The times of the implementations of one kind of work. ``untimed`` are those whose timing ran out of memory."""
 
     untimed: list[str]
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict[str, float])
     num_runs: int = 0
 
     @property
@@ -48,52 +48,52 @@ class _Times:
 
 
 class Autotuner:
-    """Remembers, for each kind of work, its ways by their measured time."""
+    """Remembers the measured time of each implementation, for each kind of work."""
 
-    def __init__(self, seconds: Callable[[Way], float] = device_seconds) -> None:
+    def __init__(self, seconds: Callable[[Implementation], float] = device_seconds) -> None:
         self._seconds = seconds
         self._times: dict[Hashable, _Times] = {}
 
-    def run(self, work: Hashable, ways: Mapping[str, Way]) -> Tensor:
-        """Return the result of the fastest way; the first time of this kind of work, every way is timed.
+    def run(self, work: Hashable, implementations: Mapping[str, Implementation]) -> Tensor:
+        """Return the result of the fastest; at the first work of a kind every implementation is timed.
 
-        A way that is unavailable is left out from then on, with a warning that says why. One whose timing ran out of
-        memory is left out for this time, and timed again later: it depends on what else is in memory.
+        One that is unavailable is left out from then on, with a warning that says why. One whose timing ran out of
+        memory is left out for now and timed again later: it depends on what else is in memory.
 
         Raises:
-            torch.OutOfMemoryError: no way is left, and memory is the reason for one.
-            UnavailableError: no way is left; the last one's reason.
+            torch.OutOfMemoryError: none is left, and memory is the reason for one.
+            UnavailableError: none is left; the message is the reason of the last.
         """
-        times = self._times.get(work) or _Times(list(ways))
+        times = self._times.get(work) or _Times(list(implementations))
         if times.is_due:
-            self._time(work, ways, times)
+            self._time(work, implementations, times)
         self._times[work] = times
         times.num_runs += 1
         while True:
             name = min(times.seconds, key=times.seconds.__getitem__)
             try:
-                return ways[name]()
+                return implementations[name]()
             except UnavailableError as error:
-                logger.warning("%s: no longer by %s: %s", work, name, error)
+                logger.warning("%s: %s is left out from now on: %s", work, name, error)
                 if len(times.seconds) == 1:
                     raise
                 del times.seconds[name]
 
-    def _time(self, work: Hashable, ways: Mapping[str, Way], times: _Times) -> None:
-        """Time the ways that are untimed. Where none works, memory is named as the reason: less work may then fit."""
-        refusal: Exception = UnavailableError(f"{work}: there is no way to compute it")
+    def _time(self, work: Hashable, implementations: Mapping[str, Implementation], times: _Times) -> None:
+        """Time what is untimed. Where none runs, memory is preferred as the reason: less work may then fit."""
+        refusal: Exception = UnavailableError(f"{work}: no implementation is available")
         left, times.untimed = times.untimed, []
         for name in left:
             try:
-                times.seconds[name] = self._seconds(ways[name])
+                times.seconds[name] = self._seconds(implementations[name])
             except torch.OutOfMemoryError as error:
-                logger.warning("%s: not by %s for now: %s", work, name, error)
+                logger.warning("%s: %s is left out for now: %s", work, name, error)
                 refusal = error
                 times.untimed.append(name)
             except UnavailableError as error:
-                logger.warning("%s: not by %s: %s", work, name, error)
+                logger.warning("%s: %s is left out: %s", work, name, error)
                 refusal = refusal if times.untimed else error
         if not times.seconds:
             raise refusal
         ranked = sorted(times.seconds.items(), key=lambda item: item[1])
-        logger.info("%s: by %s", work, ", ".join(f"{name} ({seconds:.2e} s)" for name, seconds in ranked))
+        logger.info("%s: fastest first: %s", work, ", ".join(f"{name} ({seconds:.2e} s)" for name, seconds in ranked))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -10,7 +10,7 @@ from torch import nn
 
 
 @contextmanager
-def running_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
+def running_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Generator[None]:
     """Let each module run its forward of these, and restore its own afterwards.
 
     That is its class's, or the instance's where it has one: accelerate's hooks, and code that patches a model, put a

@@ -12,6 +12,8 @@ from math import ceil
 import torch
 from torch import Tensor
 
+from vigor_service.engine.ops.typed_torch import split
+
 _BLOCK_ROWS = 64
 _BLOCK_FEATURES = 8192  # of a vocabulary, whose products MKL would add up to 1e-5
 TRIANGLE_SHARE = 0.7
@@ -32,7 +34,7 @@ def _products(left_LD: Tensor, right_RD: Tensor) -> Tensor:
     """``left_LD.float() @ right_RD.float().T``, on a CPU in slices of the features."""
     if left_LD.is_cuda or left_LD.shape[1] <= _BLOCK_FEATURES:
         return matmul_float32(left_LD, right_RD.T)
-    slices = zip(left_LD.split(_BLOCK_FEATURES, dim=1), right_RD.split(_BLOCK_FEATURES, dim=1), strict=True)
+    slices = zip(split(left_LD, _BLOCK_FEATURES, dim=1), split(right_RD, _BLOCK_FEATURES, dim=1), strict=True)
     products_LR = left_LD.new_zeros(len(left_LD), len(right_RD), dtype=torch.float64)
     for left_LS, right_RS in slices:
         products_LR += matmul_float32(left_LS, right_RS.T)

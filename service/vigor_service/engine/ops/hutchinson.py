@@ -1,15 +1,15 @@
-"""Random probes: an estimate of ``‖GᵀA‖²`` for those who need the ranks of norms more than the norms.
+"""Hutchinson's estimate of ``‖GᵀA‖²`` by random sketch vectors, where ranks of norms matter more than norms.
 
 For a vector z of independent random signs, ``E ‖M z‖² = ‖M‖²`` (M. F. Hutchinson 1989, A stochastic estimator of the
 trace of the influence matrix for Laplacian smoothing splines, Communications in Statistics 18(3)). With M = GᵀA, P
-probes cost ``2 T P (I + O)`` operations, where the gradient costs ``2 T I O`` and two Gram matrices ``2 T² (I + O)``.
+vectors cost ``2 T P (I + O)`` operations, where the gradient costs ``2 T I O`` and two Gram matrices ``2 T² (I + O)``.
 
-The mean over P probes has the variance ``(2 / P) (‖MᵀM‖² - Σ_i (MᵀM)²_ii)``, below ``(2 / P) ‖M‖⁴ / r`` with the
-effective rank ``r = ‖M‖⁴ / ‖MᵀM‖²``. Every matrix has probes of its own, so that the errors of a model's matrices are
+The mean over P vectors has the variance ``(2 / P) (‖MᵀM‖² - Σ_i (MᵀM)²_ii)``, below ``(2 / P) ‖M‖⁴ / r`` with the
+effective rank ``r = ‖M‖⁴ / ‖MᵀM‖²``. Every matrix has vectors of its own, so that the errors of a model's matrices are
 independent and their sum is relatively much closer than each of them. ``‖Mᵀz‖²`` costs the same; on real text its
 variance was larger for every kind of matrix (docs/decisions/0010-approximations.md).
 
-Shapes: P probes, T tokens of a sequence, N of all, I inputs, O outputs.
+Shapes: P sketch vectors, T tokens of a sequence, N of all, I inputs, O outputs.
 """
 
 from __future__ import annotations
@@ -21,52 +21,53 @@ import torch
 from torch import Tensor
 
 from vigor_service.engine.ops.gram import gram_blocks, inner_product_, matmul_float32, weighted_gram_blocks
+from vigor_service.engine.ops.typed_torch import vector_norm
 
 
-class Probes:
-    """The probes of every matrix of a model.
+class SketchVectors:
+    """The sketch vectors of every matrix of a model.
 
     They follow from the parameter's name alone: the same request has the same estimate, whatever else is in the batch,
     and the errors of a group's completions, whose gradients are alike, have much in common. Made when first asked for;
     threads that ask at once make the same.
 
     Raises:
-        ValueError: ``num_probes`` is not above 0.
+        ValueError: ``num_vectors`` is not above 0.
     """
 
-    def __init__(self, parameters: Mapping[str, Tensor], num_probes: int) -> None:
-        if num_probes <= 0:
-            raise ValueError(f"num_probes={num_probes} must be above 0")
-        self.num_probes = num_probes
+    def __init__(self, parameters: Mapping[str, Tensor], num_vectors: int) -> None:
+        if num_vectors <= 0:
+            raise ValueError(f"num_vectors={num_vectors} must be above 0")
+        self.num_vectors = num_vectors
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._signs: dict[str, Tensor] = {}
 
     def of(self, parameter: Tensor, weight_OI: Tensor, times: int = 1) -> Tensor | None:
         """Return signs (times P, I) for the weight; None where it is not measured or its gradient costs no more."""
         num_outputs, num_inputs = weight_OI.shape
-        num_probes = self.num_probes * times
+        num_vectors = self.num_vectors * times
         name = self._names.get(id(parameter))
-        if name is None or num_probes * (num_inputs + num_outputs) >= num_inputs * num_outputs:
+        if name is None or num_vectors * (num_inputs + num_outputs) >= num_inputs * num_outputs:
             return None
         if name not in self._signs:
-            self._signs[name] = random_signs(name, num_probes, num_inputs).to(weight_OI)
+            self._signs[name] = random_signs(name, num_vectors, num_inputs).to(weight_OI)
         return self._signs[name]
 
 
-def random_signs(name: str, num_probes: int, num_features: int) -> Tensor:
-    """Return signs (P, I) that depend on the name alone; fewer probes are the first of more."""
+def random_signs(name: str, num_vectors: int, num_features: int) -> Tensor:
+    """Return signs (P, I) that depend on the name alone; fewer vectors are the first of more."""
     generator = torch.Generator().manual_seed(crc32(name.encode()))
-    return torch.randint(2, (num_probes, num_features), generator=generator) * 2 - 1
+    return torch.randint(2, (num_vectors, num_features), generator=generator) * 2 - 1
 
 
 def estimated_share(x_TI: Tensor, gradient_TO: Tensor, signs_PI: Tensor) -> Tensor:
-    """``‖GᵀA‖²`` as the mean of ``‖Gᵀ(A z)‖²`` over the probes, a float64 scalar; exact where T is not above P.
+    """``‖GᵀA‖²`` as the mean of ``‖Gᵀ(A z)‖²`` over the vectors, a float64 scalar; exact where T is not above P.
 
     There the two Gram matrices cost no more.
     """
     if len(x_TI) <= len(signs_PI):
         return inner_product_(gram_blocks(gradient_TO), weighted_gram_blocks(x_TI))
-    probed_PT = matmul_float32(signs_PI, x_TI.T)
-    largest = probed_PT.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)  # A z may be too large for float16
-    products_PO = matmul_float32((probed_PT / largest).to(gradient_TO.dtype), gradient_TO)
-    return (torch.linalg.vector_norm(products_PO).double() * largest).square() / len(signs_PI)
+    sketched_PT = matmul_float32(signs_PI, x_TI.T)
+    largest = sketched_PT.abs().amax().clamp_min(torch.finfo(torch.float32).tiny)  # A z may be too large for float16
+    products_PO = matmul_float32((sketched_PT / largest).to(gradient_TO.dtype), gradient_TO)
+    return (vector_norm(products_PO).double() * largest).square() / len(signs_PI)

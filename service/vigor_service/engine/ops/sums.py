@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vigor_service.engine.ops.typed_torch import vector_norm
+
 _NORM_ELEMENTS = 1024
 
 
@@ -15,9 +17,9 @@ def squared_norm(tensor: Tensor) -> Tensor:
     """
     dtype = torch.promote_types(tensor.dtype, torch.float32)
     if tensor.is_cuda:
-        return torch.linalg.vector_norm(tensor, dtype=dtype).double().square()
+        return vector_norm(tensor, dtype=dtype).double().square()
     elements = tensor.flatten()
     in_parts = elements.numel() - elements.numel() % _NORM_ELEMENTS
     parts = elements[:in_parts].view(-1, _NORM_ELEMENTS), elements[None, in_parts:]
-    norms = torch.cat([torch.linalg.vector_norm(part, dim=-1, dtype=dtype) for part in parts])
+    norms = torch.cat([vector_norm(part, dim=-1, dtype=dtype) for part in parts])
     return norms.double().square().sum()

@@ -33,8 +33,8 @@ class OpCall(Protocol):
         """Axes of the input that may hold the tokens; the rule holds where there is exactly one."""
         ...
 
-    def run(self, measurement: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:
-        """Do what the call would have done, and have its backward add to the measurement.
+    def run(self, context: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:
+        """Do what the call would have done, and let its backward pass add the shares to the leaves of the context.
 
         ``leaf_of`` returns the leaf that collects a parameter's share, None for a parameter that is not measured.
         """

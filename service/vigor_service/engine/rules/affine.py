@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vigor_service.engine.ops.typed_torch import apply
 from vigor_service.engine.rules.context import NormContext
 from vigor_service.engine.rules.linear import row_sum_shares
 
@@ -51,25 +52,26 @@ class AffineCall:
             if size == num_tokens and mine == 1 and (axis < 2 or sizes[0] == 1)
         ]
 
-    def run(self, measurement: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:
-        x = self._normalized(measurement)
-        output: Tensor = _Affine.apply(  # pyright: ignore[reportAssignmentType] - apply is untyped
+    def run(self, context: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:
+        x = self._normalized(context)
+        output: Tensor = apply(
+            _Affine,
             x,
             None if self.weight is None else leaf_of(self.weight),
             None if self.bias is None else leaf_of(self.bias),
             self.factor,
             self.shift,
-            measurement,
+            context,
             token_axis,
         )
-        measurement.rematerialization.note_cheap(_scale_and_shift, (x, self.factor, self.shift), {}, output)
+        context.rematerialization.note_cheap(_scale_and_shift, (x, self.factor, self.shift), {}, output)
         return output
 
-    def _normalized(self, measurement: NormContext) -> Tensor:
+    def _normalized(self, context: NormContext) -> Tensor:
         if self.normalize is None:
             return self.x
         normalized = self.normalize(self.x)
-        measurement.rematerialization.note_cheap(self.normalize, (self.x,), {}, normalized)
+        context.rematerialization.note_cheap(self.normalize, (self.x,), {}, normalized)
         return normalized
 
 
@@ -108,11 +110,11 @@ class _Affine(torch.autograd.Function):
         bias_leaf_B: Tensor | None,  # noqa: ARG004
         factor: Tensor | None,
         shift: Tensor | None,
-        measurement: NormContext,
+        context: NormContext,
         token_axis: int,
     ) -> Tensor:
         ctx.save_for_backward(x, factor)
-        ctx.measurement, ctx.token_axis = measurement, token_axis
+        ctx.context, ctx.token_axis = context, token_axis
         ctx.shape = next(tensor.shape for tensor in (factor, shift) if tensor is not None)
         return _scale_and_shift(x, factor, shift)
 
@@ -153,7 +155,7 @@ def _shares(products: Tensor, ctx: Any) -> Tensor:  # noqa: ANN401 - torch's con
     if shared:
         dtype = torch.promote_types(products.dtype, torch.float32)
         products = products.sum(shared, keepdim=True, dtype=dtype)
-    return row_sum_shares(products.movedim(ctx.token_axis, 0).flatten(1), ctx.measurement)
+    return row_sum_shares(products.movedim(ctx.token_axis, 0).flatten(1), ctx.context)
 
 
 def _aligned(shape: Sequence[int], num_axes: int) -> tuple[int, ...]:

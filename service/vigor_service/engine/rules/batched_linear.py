@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vigor_service.engine.ops.typed_torch import apply
 from vigor_service.engine.rules.context import NormContext
 from vigor_service.engine.rules.linear import weight_share
 
@@ -30,8 +31,8 @@ class BatchedLinearCall:
     def token_axes(self, num_tokens: int) -> list[int]:
         return [1] if self.x_ENI.dim() == 3 and self.x_ENI.shape[1] == num_tokens else []
 
-    def run(self, measurement: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
-        return _BatchedLinear.apply(self.x_ENI, leaf_of(self.weight_EIO), self.weight_EIO, measurement)  # pyright: ignore[reportReturnType] - apply is untyped
+    def run(self, context: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
+        return apply(_BatchedLinear, self.x_ENI, leaf_of(self.weight_EIO), self.weight_EIO, context)
 
 
 def from_bmm(input: Tensor, mat2: Tensor) -> BatchedLinearCall:
@@ -46,10 +47,10 @@ class _BatchedLinear(torch.autograd.Function):
         x_ENI: Tensor,
         leaf_B: Tensor,  # noqa: ARG004 - its gradient is the result
         weight_EIO: Tensor,
-        measurement: NormContext,
+        context: NormContext,
     ) -> Tensor:
         ctx.save_for_backward(x_ENI, weight_EIO)
-        ctx.measurement = measurement
+        ctx.context = context
         return torch.bmm(x_ENI, weight_EIO)
 
     @staticmethod
@@ -61,7 +62,7 @@ class _BatchedLinear(torch.autograd.Function):
                 weight_share(x_NI[rows], gradient_NO[rows])
                 for x_NI, gradient_NO in zip(x_ENI, gradient_ENO, strict=True)
             )
-            for rows in ctx.measurement.batch.token_slices
+            for rows in ctx.context.batch.token_slices
         ]
         x_gradient_ENI = torch.bmm(gradient_ENO, weight_EIO.transpose(1, 2)) if ctx.needs_input_grad[0] else None
         return x_gradient_ENI, torch.stack(shares), None, None  # pyright: ignore[reportArgumentType] - sums of tensors

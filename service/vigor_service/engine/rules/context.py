@@ -1,4 +1,4 @@
-"""One batch being measured: what the rules share while its single backward pass runs.
+"""The context of one batch: what the rules share while its single backward pass runs.
 
 Shapes: B sequences, N tokens, D features.
 """
@@ -15,7 +15,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from vigor_service.engine.batching.packing import PackedBatch
 from vigor_service.engine.batching.shared_prefixes import KnownRows
 from vigor_service.engine.memory.rematerialization import Rematerialization, restore
-from vigor_service.engine.ops.hutchinson import Probes
+from vigor_service.engine.ops.hutchinson import SketchVectors
 from vigor_service.engine.rules.shared_input import LinearInputs
 
 
@@ -34,21 +34,20 @@ class NormContext:
         tied_weight_VD: Tensor | None = None,
         apart: Mapping[nn.Parameter, str] | None = None,
         known_rows: KnownRows | None = None,
-        probes: Probes | None = None,
-        keeps_everything: bool = False,
+        sketch: SketchVectors | None = None,
+        keeps_all: bool = False,
     ) -> None:
         self.batch = batch
         self.known_rows = known_rows or KnownRows({}, [], batch.num_tokens)
         self.tied_weight_VD = tied_weight_VD
-        self._probes = probes
+        self._sketch = sketch
         self.squared_norms_B = self._new_leaf()
         self._leaves = {id(parameter): self._new_leaf() for parameter in apart or ()}
         self._names = {id(parameter): name for parameter, name in (apart or {}).items()}
-        self.rematerialization = Rematerialization(is_off=keeps_everything)
+        self.rematerialization = Rematerialization(is_off=keeps_all)
         self.linear_inputs = LinearInputs(self.rematerialization)
-        self.tied_head_rows_UD: Tensor | None = (
-            None  # the head's gradient at the ids that the prompt and completion hold
-        )
+        # (KᵀH)_u, the gradient of a tied head's weight at the ids u of the sequence: head.py sets it for embedding.py
+        self.tied_head_rows_UD: Tensor | None = None
 
     def leaf_of(self, parameter: Tensor) -> Tensor:
         """Return the leaf that collects the parameter's share."""
@@ -67,8 +66,8 @@ class NormContext:
         device = self.batch.input_ids_1N.device
         return torch.zeros(self.batch.num_sequences, dtype=torch.float64, device=device, requires_grad=True)
 
-    def keeping_little(self) -> AbstractContextManager[None]:
-        """In the forward pass, have autograd keep how a cheap result is computed, not the result, if so wished."""
+    def rematerializing(self) -> AbstractContextManager[None]:
+        """In the forward pass, let autograd keep recipes of cheap results, not the results, unless ``keeps_all``."""
         if self.rematerialization.is_off:
             return nullcontext()
         return saved_tensors_hooks(self.rematerialization.keep, restore)
@@ -78,5 +77,5 @@ class NormContext:
         return (tensor_ND[rows] for rows in self.batch.token_slices)
 
     def signs_of(self, parameter: Tensor, weight_OI: Tensor, times: int = 1) -> Tensor | None:
-        """Return the probes (times P, I) that estimate the weight's share; None: it is exact."""
-        return None if self._probes is None else self._probes.of(parameter, weight_OI, times)
+        """Return the sketch vectors (times P, I) that estimate the weight's share; None: it is exact."""
+        return None if self._sketch is None else self._sketch.of(parameter, weight_OI, times)

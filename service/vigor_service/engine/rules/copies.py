@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function
 
+from vigor_service.engine.ops.typed_torch import apply
 from vigor_service.engine.rules.context import NormContext
 
 
@@ -37,8 +38,8 @@ class CopiesCall:
     def token_axes(self, num_tokens: int) -> list[int]:  # noqa: ARG002 - there are no tokens
         return [0]
 
-    def run(self, measurement: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
-        return _Copies.apply(leaf_of(self.parameter), self.parameter, self.num_sequences)  # pyright: ignore[reportReturnType] - apply is untyped
+    def run(self, context: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
+        return apply(_Copies, leaf_of(self.parameter), self.parameter, self.num_sequences)
 
 
 def from_copies(parameter: Tensor, num_sequences: int) -> CopiesCall:

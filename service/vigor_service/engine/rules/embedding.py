@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vigor_service.engine.batching.packing import PackedBatch
+from vigor_service.engine.ops.typed_torch import apply, unique_rows
 from vigor_service.engine.rules.context import NormContext
 
 
@@ -34,14 +35,12 @@ class EmbeddingCall:
     def token_axes(self, num_tokens: int) -> list[int]:
         return [self.ids.dim() - 1] if tuple(self.ids.shape) in ((num_tokens,), (1, num_tokens)) else []
 
-    def run(self, measurement: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
+    def run(self, context: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
         leaf_B = leaf_of(self.weight)
         if leaf_B is None:
             return F.embedding(self.ids, self.weight, self.padding_idx)
-        is_tied = self.weight is measurement.tied_weight_VD
-        return _Embedding.apply(  # pyright: ignore[reportReturnType] - apply is untyped
-            leaf_B, self.ids, self.weight, self.padding_idx, measurement, is_tied
-        )
+        is_tied = self.weight is context.tied_weight_VD
+        return apply(_Embedding, leaf_B, self.ids, self.weight, self.padding_idx, context, is_tied)
 
 
 def from_embedding(
@@ -65,23 +64,23 @@ class _Embedding(torch.autograd.Function):
         ids: Tensor,
         weight_VD: Tensor,
         padding_idx: int | None,
-        measurement: NormContext,
+        context: NormContext,
         is_tied: bool,
     ) -> Tensor:
         ctx.save_for_backward(ids)
-        ctx.padding_idx, ctx.measurement, ctx.is_tied = padding_idx, measurement, is_tied
+        ctx.padding_idx, ctx.context, ctx.is_tied = padding_idx, context, is_tied
         return F.embedding(ids, weight_VD, padding_idx)
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
         (gradient,) = output_gradients
         (ids,) = ctx.saved_tensors
-        distinct = DistinctIds(ids.flatten(), ctx.measurement.batch)
+        distinct = DistinctIds(ids.flatten(), ctx.context.batch)
         gradient_ND = gradient.flatten(0, -2).float()
         if ctx.padding_idx is not None:
             gradient_ND = gradient_ND.masked_fill((ids.flatten() == ctx.padding_idx)[:, None], 0.0)
         sums_UD = distinct.sum_rows(gradient_ND)
-        other_UD = sums_UD + 2 * ctx.measurement.tied_head_rows_UD if ctx.is_tied else sums_UD
+        other_UD = sums_UD + 2 * ctx.context.tied_head_rows_UD if ctx.is_tied else sums_UD
         return distinct.sum_sequences((sums_UD * other_UD).sum(-1)), None, None, None, None, None
 
 
@@ -90,7 +89,7 @@ class DistinctIds:
 
     def __init__(self, ids_N: Tensor, batch: PackedBatch) -> None:
         sequence_N = batch.sequence_of_token_N()
-        pairs_U2, self._pair_of_token_N = torch.stack([sequence_N, ids_N], -1).unique(dim=0, return_inverse=True)
+        pairs_U2, self._pair_of_token_N = unique_rows(torch.stack([sequence_N, ids_N], -1))
         self.sequence_U, self.id_U = pairs_U2.unbind(-1)
         self._num_sequences = batch.num_sequences
 

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from torch.overrides import handle_torch_function, has_torch_function
 
 from vigor_service.engine.ops.sums import squared_norm
+from vigor_service.engine.ops.typed_torch import apply, runs, split, to_list
 from vigor_service.engine.rules.context import NormContext
 from vigor_service.engine.rules.linear import weight_share
 
@@ -42,7 +43,7 @@ def experts_linear(
         return handle_torch_function(experts_linear, tensors, x_SI, weight_E, bias_EO, routing, transposed=transposed)
     biases = [None] * len(weight_E) if bias_EO is None else bias_EO.unbind()
     weights = (weight_E.transpose(1, 2) if transposed else weight_E).unbind()
-    pieces = zip(x_SI.split(routing.num_rows_E), weights, biases, strict=True)
+    pieces = zip(split(x_SI, routing.num_rows_E), weights, biases, strict=True)
     return torch.cat([F.linear(x_RI, weight_OI, bias_O) for x_RI, weight_OI, bias_O in pieces])
 
 
@@ -63,11 +64,9 @@ class ExpertsCall:
     def token_axes(self, num_tokens: int) -> list[int]:
         return [0] if self.routing.num_tokens == num_tokens else []
 
-    def run(self, measurement: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
+    def run(self, context: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
         bias_leaf_B = None if self.bias_EO is None else leaf_of(self.bias_EO)
-        return _Experts.apply(  # pyright: ignore[reportReturnType] - apply is untyped
-            self.x_SI, leaf_of(self.weight_E), bias_leaf_B, self, measurement
-        )
+        return apply(_Experts, self.x_SI, leaf_of(self.weight_E), bias_leaf_B, self, context)
 
 
 def from_experts_linear(
@@ -85,10 +84,10 @@ class _Experts(torch.autograd.Function):
         weight_leaf_B: Tensor | None,  # noqa: ARG004 - the leaves' gradients are the result
         bias_leaf_B: Tensor | None,  # noqa: ARG004
         call: ExpertsCall,
-        measurement: NormContext,
+        context: NormContext,
     ) -> Tensor:
         ctx.save_for_backward(x_SI, call.weight_E)
-        ctx.routing, ctx.transposed, ctx.measurement = call.routing, call.transposed, measurement
+        ctx.routing, ctx.transposed, ctx.context = call.routing, call.transposed, context
         return experts_linear(x_SI, call.weight_E, call.bias_EO, call.routing, transposed=call.transposed)
 
     @staticmethod
@@ -96,7 +95,7 @@ class _Experts(torch.autograd.Function):
         (gradient_SO,) = output_gradients
         x_SI, weight_E = ctx.saved_tensors
         weight_shares_B, bias_shares_B = _shares(
-            x_SI, gradient_SO, ctx.routing, ctx.measurement, measures=ctx.needs_input_grad[1:3]
+            x_SI, gradient_SO, ctx.routing, ctx.context, measures=ctx.needs_input_grad[1:3]
         )
         x_gradient_SI = None
         if ctx.needs_input_grad[0]:
@@ -105,27 +104,27 @@ class _Experts(torch.autograd.Function):
 
 
 def _shares(
-    x_SI: Tensor, gradient_SO: Tensor, routing: Routing, measurement: NormContext, *, measures: tuple[bool, bool]
+    x_SI: Tensor, gradient_SO: Tensor, routing: Routing, context: NormContext, *, measures: tuple[bool, bool]
 ) -> list[Tensor | None]:
     """``Σ_e ‖∇_e‖²`` per sequence, shape (B,), float64, of the weights and of the biases; None: not measured."""
-    sequence_G, num_rows_G = _groups(routing, measurement)
-    groups = list(zip(x_SI.split(num_rows_G), gradient_SO.split(num_rows_G), strict=True))
+    sequence_G, num_rows_G = _groups(routing, context)
+    groups = list(zip(split(x_SI, num_rows_G), split(gradient_SO, num_rows_G), strict=True))
     shares: list[Tensor | None] = []
     for share_of, is_measured in zip((weight_share, _bias_share), measures, strict=True):
         shares_G = [share_of(x_RI, gradient_RO) for x_RI, gradient_RO in groups] if is_measured else []
-        none_B = torch.zeros_like(measurement.squared_norms_B)
+        none_B = torch.zeros_like(context.squared_norms_B)
         shares.append(none_B.index_add_(0, sequence_G, torch.stack(shares_G)) if is_measured else None)
     return shares
 
 
-def _groups(routing: Routing, measurement: NormContext) -> tuple[Tensor, list[int]]:
+def _groups(routing: Routing, context: NormContext) -> tuple[Tensor, list[int]]:
     """Return the sequence and the number of rows of each (expert, sequence) that has any, in the order of the rows."""
-    num_sequences = measurement.batch.num_sequences
-    sequence_S = measurement.batch.sequence_of_token_N()[routing.token_S]
+    num_sequences = context.batch.num_sequences
+    sequence_S = context.batch.sequence_of_token_N()[routing.token_S]
     num_rows_E = torch.tensor(routing.num_rows_E, device=sequence_S.device)
     expert_S = torch.arange(len(num_rows_E), device=sequence_S.device).repeat_interleave(num_rows_E)
-    group_G, num_rows_G = torch.unique_consecutive(expert_S * num_sequences + sequence_S, return_counts=True)
-    return group_G % num_sequences, num_rows_G.tolist()
+    group_G, num_rows_G = runs(expert_S * num_sequences + sequence_S)
+    return group_G % num_sequences, to_list(num_rows_G)
 
 
 def _bias_share(x_RI: Tensor, gradient_RO: Tensor) -> Tensor:  # noqa: ARG001 - beside weight_share

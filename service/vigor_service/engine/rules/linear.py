@@ -26,6 +26,7 @@ from vigor_service.engine.ops.gram import (
 from vigor_service.engine.ops.hutchinson import estimated_share
 from vigor_service.engine.ops.kernels.weight_norms import weight_norms
 from vigor_service.engine.ops.sums import squared_norm
+from vigor_service.engine.ops.typed_torch import apply, vector_norm
 from vigor_service.engine.rules.context import NormContext
 from vigor_service.engine.rules.shared_input import LinearInput
 
@@ -52,20 +53,21 @@ class LinearCall:
         """Return what the layer makes of these rows."""
         return gemm.linear(x, self.weight_OI, self.bias)
 
-    def run(self, measurement: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
+    def run(self, context: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
         with torch.no_grad():
-            plain, pieces = measurement.known_rows.complete(self.plain_output, self.x, self.weight)
-        output = _Linear.apply(
+            plain, pieces = context.known_rows.complete(self.plain_output, self.x, self.weight)
+        output: Tensor = apply(
+            _Linear,
             self.x,
             leaf_of(self.weight),
             None if self.bias is None else leaf_of(self.bias),
             plain,
             self.weight_OI,
-            measurement,
-            measurement.signs_of(self.weight, self.weight_OI),
+            context,
+            context.signs_of(self.weight, self.weight_OI),
         )
         if pieces:
-            measurement.rematerialization.note_cheap(join_rows, tuple(pieces), {"shape": output.shape}, output)
+            context.rematerialization.note_cheap(join_rows, tuple(pieces), {"shape": output.shape}, output)
         return output
 
 
@@ -93,13 +95,13 @@ class _Linear(torch.autograd.Function):
         bias_leaf_B: Tensor | None,  # noqa: ARG004
         output: Tensor,
         weight_OI: Tensor,
-        measurement: NormContext,
+        context: NormContext,
         signs_PI: Tensor | None,
     ) -> Tensor:
-        ctx.weight_OI, ctx.measurement = weight_OI, measurement
+        ctx.weight_OI, ctx.context = weight_OI, context
         ctx.input, ctx.signs_PI = None, signs_PI
         if weight_leaf_B is not None:
-            ctx.input = measurement.linear_inputs.of(x)
+            ctx.input = context.linear_inputs.of(x)
             ctx.input.add_layer(len(weight_OI))
         return torch.ops.aten._unsafe_view(output, output.shape)  # some models add to it in place: no view may do that
 
@@ -108,25 +110,25 @@ class _Linear(torch.autograd.Function):
         (gradient,) = output_gradients
         weight_shares_B = bias_shares_B = None
         if ctx.input is not None:
-            weight_shares_B = weight_shares(ctx.input, gradient.flatten(0, -2), ctx.measurement, ctx.signs_PI)
+            weight_shares_B = weight_shares(ctx.input, gradient.flatten(0, -2), ctx.context, ctx.signs_PI)
             ctx.input.release()
         if ctx.needs_input_grad[2]:
-            bias_shares_B = row_sum_shares(gradient.flatten(0, -2), ctx.measurement)
+            bias_shares_B = row_sum_shares(gradient.flatten(0, -2), ctx.context)
         x_gradient = gemm.linear(gradient, ctx.weight_OI.T) if ctx.needs_input_grad[0] else None
         return x_gradient, weight_shares_B, bias_shares_B, None, None, None, None
 
 
 def weight_shares(
-    layer_input: LinearInput, gradient_NO: Tensor, measurement: NormContext, signs_PI: Tensor | None
+    layer_input: LinearInput, gradient_NO: Tensor, context: NormContext, signs_PI: Tensor | None
 ) -> Tensor:
-    """``‖GᵀA‖²`` per sequence, shape (B,); an estimate if there are probes (P, I)."""
+    """``‖GᵀA‖²`` per sequence, shape (B,); an estimate if there are sketch vectors (P, I)."""
     if signs_PI is not None:
-        x_NI, slices = layer_input.rows_NI(), measurement.batch.token_slices
+        x_NI, slices = layer_input.rows_NI(), context.batch.token_slices
         return torch.stack([estimated_share(x_NI[rows], gradient_NO[rows], signs_PI) for rows in slices])
     if gradient_NO.is_cuda:
-        return weight_norms(layer_input.rows_NI(), gradient_NO, measurement.batch.token_slices)
+        return weight_norms(layer_input.rows_NI(), gradient_NO, context.batch.token_slices)
     shares: list[Tensor] = []
-    for b, rows in enumerate(measurement.batch.token_slices):
+    for b, rows in enumerate(context.batch.token_slices):
         x_TI, gradient_TO = layer_input.rows_NI()[rows], gradient_NO[rows]
         if gram_is_cheaper(len(x_TI), x_TI.shape[1], layer_input.num_outputs):
             shares.append(inner_product_(gram_blocks(gradient_TO), layer_input.gram_blocks(b, rows)))
@@ -135,15 +137,15 @@ def weight_shares(
     return torch.stack(shares)
 
 
-def row_sum_shares(gradient_NO: Tensor, measurement: NormContext) -> Tensor:
+def row_sum_shares(gradient_NO: Tensor, context: NormContext) -> Tensor:
     """``‖Σ_t g_t‖²`` per sequence, shape (B,): the square of the sum.
 
     On a CUDA device by a product with zeros and ones, which is exact: one launch for all sequences.
     """
     if gradient_NO.is_cuda:
-        sums_BO = matmul_float32(measurement.batch.membership_BN(gradient_NO.dtype), gradient_NO)
-        return torch.linalg.vector_norm(sums_BO, dim=-1, dtype=torch.float64).square()
-    return torch.stack([squared_norm(rows_TO.float().sum(0)) for rows_TO in measurement.rows_of_sequences(gradient_NO)])
+        sums_BO = matmul_float32(context.batch.membership_BN(gradient_NO.dtype), gradient_NO)
+        return vector_norm(sums_BO, dim=-1, dtype=torch.float64).square()
+    return torch.stack([squared_norm(rows_TO.float().sum(0)) for rows_TO in context.rows_of_sequences(gradient_NO)])
 
 
 def gram_is_cheaper(num_tokens: int, num_inputs: int, num_outputs: int) -> bool:
@@ -155,7 +157,7 @@ def gram_is_cheaper(num_tokens: int, num_inputs: int, num_outputs: int) -> bool:
 
 
 def weight_share(x_TI: Tensor, gradient_TO: Tensor) -> Tensor:
-    """``‖GᵀA‖²`` of the rows of one sequence, a float64 scalar, in the cheaper of two ways."""
+    """``‖GᵀA‖²`` of the rows of one sequence, a float64 scalar, by the cheaper of two methods."""
     if gram_is_cheaper(len(x_TI), x_TI.shape[1], gradient_TO.shape[1]):
         return inner_product_(gram_blocks(gradient_TO), weighted_gram_blocks(x_TI))
     return squared_norm(weight_gradient(x_TI, gradient_TO))

@@ -21,7 +21,7 @@ class LinearInput:
         self.num_outputs = 0  # of all its layers
 
     def add_layer(self, num_outputs: int) -> None:
-        """Tell, in the forward pass, that a layer with so many outputs takes this input."""
+        """Count, in the forward pass, a layer with this number of outputs that takes the input."""
         self._num_layers += 1
         self.num_outputs += num_outputs
 
@@ -38,7 +38,7 @@ class LinearInput:
         return self._grams[sequence]
 
     def release(self) -> None:
-        """Tell that the backward pass of one of its layers is done."""
+        """Count a layer whose backward pass is done; after the last one the input is released."""
         self._num_layers -= 1
         if not self._num_layers:
             self._kept, self._rows_NI, self._grams = None, None, {}

@@ -15,6 +15,8 @@ from math import log
 import torch
 from torch import Tensor
 
+from vigor_service.engine.ops.typed_torch import unflatten
+
 _SLICE = 1024  # vocabulary entries whose sum is float32
 _LOWEST = -1e3  # its exponential is 0 in every dtype; unlike -inf its product with 0 is a number
 
@@ -50,5 +52,5 @@ def softmax_gradient(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tens
 def _sum(rows_RV: Tensor) -> Tensor:
     """Sum each row, in float64 across slices."""
     sliced = rows_RV.shape[1] - rows_RV.shape[1] % _SLICE
-    slices_RS = rows_RV[:, :sliced].unflatten(1, (-1, _SLICE)).sum(-1)
+    slices_RS = unflatten(rows_RV[:, :sliced], 1, (-1, _SLICE)).sum(-1)
     return slices_RS.sum(-1, dtype=torch.float64) + rows_RV[:, sliced:].sum(-1, dtype=torch.float64)

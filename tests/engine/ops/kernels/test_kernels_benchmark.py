@@ -14,7 +14,7 @@ from tests.engine.conftest import HAS_CUDA
 pytest.importorskip("triton", reason="Triton is not installed: it has wheels for Linux alone")
 
 from benchmarks.kernels import matrices, row
-from vigor_service.engine.ops.autotune import Way
+from vigor_service.engine.ops.autotune import Implementation
 
 ROOT = Path(__file__).resolve().parents[4]
 
@@ -22,8 +22,8 @@ ROOT = Path(__file__).resolve().parents[4]
 def test_a_row_has_each_way_their_ratios_and_the_fastest(kernel_device: torch.device) -> None:
     milliseconds = iter([3.0, 1.5, 0.5, 1.0])
 
-    def timer(way: Way) -> float:
-        way()
+    def timer(implementation: Implementation) -> float:
+        implementation()
         return next(milliseconds) / 1000
 
     shown = row("tiny", ("q, o", (24, 40)), 20, 2, torch.float32, kernel_device, timer)

@@ -12,6 +12,7 @@ from torch import Tensor
 from vigor_service.engine.ops.autotune import UnavailableError
 from vigor_service.engine.ops.kernels import gram_norm, product_norm
 from vigor_service.engine.ops.kernels.row_ranges import RowRanges, row_ranges
+from vigor_service.engine.ops.kernels.weight_norms import NormImplementation
 
 pytest.importorskip("triton", reason="Triton is not installed: it has wheels for Linux alone")
 
@@ -19,8 +20,8 @@ from vigor_service.engine.ops.kernels import gram_norm_triton, launch_triton, pr
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 RANGES = [(0, 1), (1, 18), (18, 67), (67, 83), (90, 122)]  # one token, odd lengths, whole tiles, rows of nobody
-SMALL_GRAM = gram_norm_triton.Tile(rows=16, features=16, num_warps=1, num_stages=1)
-SMALL_PRODUCT = product_norm_triton.Tile(outputs=16, inputs=32, rows=16, num_warps=1, num_stages=1)
+SMALL_GRAM = launch_triton.Tile({"ROWS": 16, "FEATURES": 16}, num_warps=1, num_stages=1)
+SMALL_PRODUCT = launch_triton.Tile({"OUTPUTS": 16, "INPUTS": 32, "ROWS": 16, "GROUP": 8}, num_warps=1, num_stages=1)
 
 
 def triton_grams(x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges) -> Tensor:
@@ -56,7 +57,7 @@ def assert_norms(norms_B: Tensor, expected_B: Tensor, tolerance: float = 1e-5) -
 @pytest.mark.parametrize(("num_inputs", "num_outputs"), [(16, 32), (37, 23), (1, 65), (70, 1)])
 @pytest.mark.parametrize("kernel", KERNELS, ids=NAMES)
 def test_a_kernel_equals_the_norm(
-    kernel: launch_triton.NormKernel,
+    kernel: NormImplementation,
     num_inputs: int,
     num_outputs: int,
     dtype: torch.dtype,
@@ -69,7 +70,7 @@ def test_a_kernel_equals_the_norm(
 
 @pytest.mark.parametrize("dtype", [*DTYPES, torch.float64])
 @pytest.mark.parametrize("twin", TWINS)
-def test_a_twin_equals_the_norm(twin: launch_triton.NormKernel, dtype: torch.dtype, device: torch.device) -> None:
+def test_a_twin_equals_the_norm(twin: NormImplementation, dtype: torch.dtype, device: torch.device) -> None:
     x_NI, gradient_NO = matrices(37, 23, dtype, device)
     ranges = row_ranges(RANGES, device)
     rounds = twin is product_norm.product_norms and dtype == torch.bfloat16
@@ -77,7 +78,7 @@ def test_a_twin_equals_the_norm(twin: launch_triton.NormKernel, dtype: torch.dty
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=NAMES)
-def test_a_kernel_takes_views_as_they_are(kernel: launch_triton.NormKernel, kernel_device: torch.device) -> None:
+def test_a_kernel_takes_views_as_they_are(kernel: NormImplementation, kernel_device: torch.device) -> None:
     x_NI = torch.randn(70, 260, device=kernel_device).T[::2, ::2]
     gradient_NO = torch.randn(130, 64, device=kernel_device)[:, 5:28]
     ranges = row_ranges(RANGES, kernel_device)
@@ -85,14 +86,14 @@ def test_a_kernel_takes_views_as_they_are(kernel: launch_triton.NormKernel, kern
 
 
 @pytest.mark.parametrize("kernel", [*TWINS, *KERNELS], ids=["twin of Gram", "twin of product", *NAMES])
-def test_squares_beyond_float16_do_not_overflow(kernel: launch_triton.NormKernel, kernel_device: torch.device) -> None:
+def test_squares_beyond_float16_do_not_overflow(kernel: NormImplementation, kernel_device: torch.device) -> None:
     x_NI, gradient_NO = (300 * tensor for tensor in matrices(20, 24, torch.float16, kernel_device))
     ranges = row_ranges(RANGES, kernel_device)
     assert_norms(kernel(x_NI, gradient_NO, ranges), expected_norms(x_NI, gradient_NO, ranges))
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=NAMES)
-def test_a_kernel_gives_the_same_bits_twice(kernel: launch_triton.NormKernel, kernel_device: torch.device) -> None:
+def test_a_kernel_gives_the_same_bits_twice(kernel: NormImplementation, kernel_device: torch.device) -> None:
     x_NI, gradient_NO = matrices(37, 23, torch.float32, kernel_device)
     ranges = row_ranges(RANGES, kernel_device)
     assert torch.equal(kernel(x_NI, gradient_NO, ranges), kernel(x_NI, gradient_NO, ranges))
@@ -105,7 +106,7 @@ def test_long_sequences_are_taken_a_few_at_a_time(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS, ids=NAMES)
-def test_what_a_kernel_does_not_take_is_refused_by_name(kernel: launch_triton.NormKernel) -> None:
+def test_what_a_kernel_does_not_take_is_refused_by_name(kernel: NormImplementation) -> None:
     x_NI, gradient_NO = matrices(4, 3, torch.float32, torch.device("cpu"))
     ranges = row_ranges(RANGES, x_NI.device)
     with pytest.raises(ValueError, match=r"equally many rows, not \(\(130, 4\), \(129, 3\)\)"):
@@ -143,7 +144,7 @@ for module, kernel in (
     (product_norm_triton, product_norm_triton.product_norm_kernel),
 ):
     for dtype, tile in module.TILES.items():
-        constants = module.constants(tile)
+        constants = tile.constants()
         options = {name: constants.pop(name) for name in OPTIONS}
         constants |= {"x_column_stride": 1, "gradient_column_stride": 1}
         pointers = {"x": POINTERS[str(dtype)], "gradient": POINTERS[str(dtype)], "bounds": "*i64", "partials": "*fp32"}

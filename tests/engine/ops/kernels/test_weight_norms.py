@@ -1,4 +1,4 @@
-"""Norms of weight gradients by measured cost equal those of the gradients, whichever way is the fastest."""
+"""Norms of weight gradients by measured cost equal those of the gradients, whichever implementation is the fastest."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from tests.engine.conftest import HAS_CUDA
-from vigor_service.engine.ops.autotune import Autotuner, Way
+from vigor_service.engine.ops.autotune import Autotuner, Implementation
 from vigor_service.engine.ops.kernels.gram_norm import gram_norms
 from vigor_service.engine.ops.kernels.product_norm import product_norms
 from vigor_service.engine.ops.kernels.weight_norms import (
     WeightWork,
-    norm_ways,
+    norm_implementations,
     rounded_length,
     typical_length,
     weight_norms,
@@ -21,35 +21,35 @@ SLICES = [slice(0, 1), slice(1, 150), slice(150, 167), slice(167, 300)]
 
 
 class Stopwatch:
-    """A timer that finds one way in turn faster than all others."""
+    """A timer that finds one implementation after the other faster than all others."""
 
     def __init__(self, winner: int) -> None:
         self.winner = winner
         self.num_timed = 0
 
-    def __call__(self, way: Way) -> float:
-        way()
+    def __call__(self, implementation: Implementation) -> float:
+        implementation()
         self.num_timed += 1
         return 0.0 if (self.num_timed - 1) % 2 == self.winner else 1.0
 
 
 @pytest.mark.parametrize("winner", [0, 1])
-def test_norms_equal_those_of_the_gradients_whichever_way_wins(winner: int, device: torch.device) -> None:
+def test_norms_equal_those_of_the_gradients_whichever_implementation_wins(winner: int, device: torch.device) -> None:
     x_NI, gradient_NO = torch.randn(300, 37, device=device), torch.randn(300, 23, device=device)
     stopwatch = Stopwatch(winner)
-    fastest = Autotuner(stopwatch)
-    ways = {"Gram": gram_norms, "product": product_norms}
+    autotuner = Autotuner(stopwatch)
+    implementations = {"Gram": gram_norms, "product": product_norms}
     expected = [(gradient_NO[rows].double().T @ x_NI[rows].double()).square().sum() for rows in SLICES]
     for _ in range(2):
-        norms_B = weight_norms(x_NI, gradient_NO, SLICES, fastest=fastest, ways=ways)
+        norms_B = weight_norms(x_NI, gradient_NO, SLICES, autotuner=autotuner, implementations=implementations)
         torch.testing.assert_close(norms_B, torch.stack(expected), rtol=1e-5, atol=0)
-    assert stopwatch.num_timed == len(ways)  # the first time
+    assert stopwatch.num_timed == len(implementations)  # the first time
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not HAS_CUDA, reason="there is no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_the_way_that_is_measured_fastest_gives_the_norms(dtype: torch.dtype) -> None:
+def test_the_implementation_that_is_measured_fastest_gives_the_norms(dtype: torch.dtype) -> None:
     x_NI = torch.randn(300, 96, device="cuda", dtype=dtype)
     gradient_NO = torch.randn(300, 80, device="cuda", dtype=dtype)
     expected = [(gradient_NO[rows].double().T @ x_NI[rows].double()).square().sum() for rows in SLICES]
@@ -62,30 +62,32 @@ def work(num_inputs: int, num_outputs: int, length: int, dtype: torch.dtype = to
     return WeightWork(num_inputs, num_outputs, dtype, length, torch.device("cpu"))
 
 
-def test_a_way_that_needs_many_times_the_operations_is_not_timed() -> None:
-    assert {name.split()[0] for name in norm_ways(work(1024, 1024, 512))} == {"Gram", "product"}
-    assert {name.split()[0] for name in norm_ways(work(1024, 1024, 4096))} == {"product"}
-    assert {name.split()[0] for name in norm_ways(work(16384, 16384, 64))} == {"Gram"}
-    assert {name.split()[0] for name in norm_ways(work(8, 1024, 2048))} == {"product"}  # LoRA
+def test_an_implementation_that_needs_many_times_the_operations_is_not_timed() -> None:
+    assert {name.split()[0] for name in norm_implementations(work(1024, 1024, 512))} == {"Gram", "product"}
+    assert {name.split()[0] for name in norm_implementations(work(1024, 1024, 4096))} == {"product"}
+    assert {name.split()[0] for name in norm_implementations(work(16384, 16384, 64))} == {"Gram"}
+    assert {name.split()[0] for name in norm_implementations(work(8, 1024, 2048))} == {"product"}  # LoRA
 
 
 def test_kernels_are_candidates_for_the_dtypes_that_they_take() -> None:
     pytest.importorskip("triton", reason="Triton is not installed: it has wheels for Linux alone")
-    assert set(norm_ways(work(64, 64, 64))) == {
+    assert set(norm_implementations(work(64, 64, 64))) == {
         "Gram in torch",
         "Gram in Triton",
         "product in torch",
         "product in Triton",
     }
-    assert set(norm_ways(work(64, 64, 64, torch.float64))) == {"Gram in torch", "product in torch"}
+    assert set(norm_implementations(work(64, 64, 64, torch.float64))) == {"Gram in torch", "product in torch"}
 
 
 @pytest.mark.parametrize("name", ["Gram in Triton", "product in Triton"])
 def test_the_kernels_of_the_choice_are_those_of_triton(name: str, kernel_device: torch.device) -> None:
     pytest.importorskip("triton", reason="Triton is not installed: it has wheels for Linux alone")
     x_NI, gradient_NO = torch.randn(300, 37, device=kernel_device), torch.randn(300, 23, device=kernel_device)
-    ways = {name: norm_ways(work(64, 64, 64))[name]}
-    norms_B = weight_norms(x_NI, gradient_NO, SLICES, fastest=Autotuner(lambda _: 0.0), ways=ways)
+    implementations = {name: norm_implementations(work(64, 64, 64))[name]}
+    norms_B = weight_norms(
+        x_NI, gradient_NO, SLICES, autotuner=Autotuner(lambda _: 0.0), implementations=implementations
+    )
     expected = [(gradient_NO[rows].double().T @ x_NI[rows].double()).square().sum() for rows in SLICES]
     torch.testing.assert_close(norms_B, torch.stack(expected), rtol=1e-5, atol=0)
 

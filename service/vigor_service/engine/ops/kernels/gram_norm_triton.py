@@ -1,3 +1,5 @@
+# Not strict: Triton has no types, and the body of a kernel is a language of its own.
+# pyright: standard
 """``‖GᵀA‖²`` per sequence through Gram matrices, as a Triton kernel: no Gram matrix is ever in memory.
 
 One program computes one pair of tiles of rows of one sequence, in both AAᵀ and GGᵀ, multiplies the two in registers
@@ -7,31 +9,19 @@ not computed. Partial sums are added up in float64, in a fixed order.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vigor_service.engine.ops.kernels.launch_triton import check_inputs, compile_options, launching
+from vigor_service.engine.ops.kernels.launch_triton import Tile, check_inputs, launch
 from vigor_service.engine.ops.kernels.row_ranges import RowRanges
-
-
-class Tile(NamedTuple):
-    """What one program does at once: a square of Gram entries, so many features at a time."""
-
-    rows: int
-    features: int
-    num_warps: int
-    num_stages: int
-
 
 # Two float32 accumulators of 128² are 128 registers of each of 8 warps' threads; float32 products use no tensor cores.
 TILES = {
-    torch.bfloat16: Tile(rows=128, features=64, num_warps=8, num_stages=3),
-    torch.float16: Tile(rows=128, features=64, num_warps=8, num_stages=3),
-    torch.float32: Tile(rows=64, features=32, num_warps=8, num_stages=2),
+    torch.bfloat16: Tile({"ROWS": 128, "FEATURES": 64}, num_warps=8, num_stages=3),
+    torch.float16: Tile({"ROWS": 128, "FEATURES": 64}, num_warps=8, num_stages=3),
+    torch.float32: Tile({"ROWS": 64, "FEATURES": 32}, num_warps=8, num_stages=2),
 }
 
 
@@ -44,33 +34,11 @@ def gram_norms(x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges, *, tile: Ti
     """
     check_inputs(x_NI, gradient_NO)
     tile = tile or TILES[x_NI.dtype]
-    num_tiles = triton.cdiv(ranges.longest, tile.rows)
+    num_tiles = triton.cdiv(ranges.longest, tile.sizes["ROWS"])
     num_pairs = num_tiles * (num_tiles + 1) // 2
     partials_BP = x_NI.new_zeros(len(ranges.bounds), num_pairs, dtype=torch.float32)
-    with launching("gram_norm", x_NI):
-        gram_norm_kernel[(num_pairs, len(ranges.bounds))](
-            x_NI,
-            gradient_NO,
-            ranges.bounds_B2,
-            partials_BP,
-            x_NI.shape[1],
-            gradient_NO.shape[1],
-            x_NI.stride(0),
-            x_NI.stride(1),
-            gradient_NO.stride(0),
-            gradient_NO.stride(1),
-            **constants(tile),
-        )
+    launch(gram_norm_kernel, x_NI, gradient_NO, ranges, partials_BP, tile)
     return partials_BP.sum(1, dtype=torch.float64)
-
-
-def constants(tile: Tile) -> dict[str, Any]:
-    """What the kernel is compiled for besides its arguments' types."""
-    return {
-        "ROWS": tile.rows,
-        "FEATURES": tile.features,
-        **compile_options(tile.num_warps, tile.num_stages),
-    }
 
 
 @triton.jit

@@ -1,26 +1,45 @@
-"""What every Triton kernel here has in common: which inputs it takes, and how a failed launch is told."""
+"""What every Triton kernel here has in common: which inputs it takes, its launch, one error for one that fails."""
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from triton import knobs
-from triton.errors import TritonError
+from triton import knobs  # pyright: ignore[reportMissingTypeStubs]
+from triton.errors import TritonError  # pyright: ignore[reportMissingTypeStubs]
 
 from vigor_service.engine.ops.autotune import UnavailableError
+from vigor_service.engine.ops.dtypes import KERNEL_DTYPES
 from vigor_service.engine.ops.kernels.row_ranges import RowRanges
 
-NormKernel = Callable[[Tensor, Tensor, RowRanges], Tensor]
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+class Tile(NamedTuple):
+    """What one program computes at once: sizes by the names of the kernel's constants; and how it is compiled."""
+
+    sizes: Mapping[str, int]
+    num_warps: int
+    num_stages: int
+
+    def constants(self) -> dict[str, Any]:
+        """Return what the kernel is compiled for besides its arguments' types.
+
+        Triton's interpreter multiplies no bfloat16: operands are widened for it.
+        """
+        return {
+            **self.sizes,
+            "WIDEN": knobs.runtime.interpret,
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "enable_fp_fusion": True,
+        }
 
 
 def check_inputs(x_NI: Tensor, gradient_NO: Tensor) -> None:
-    """Make sure that the kernels understand both matrices.
+    """Check that the kernels take both matrices.
 
     Raises:
         ValueError: they are not two matrices with equally many rows, of one dtype that kernels take, on one device.
@@ -28,25 +47,37 @@ def check_inputs(x_NI: Tensor, gradient_NO: Tensor) -> None:
     shapes, dtypes = (tuple(x_NI.shape), tuple(gradient_NO.shape)), (x_NI.dtype, gradient_NO.dtype)
     if x_NI.dim() != 2 or gradient_NO.dim() != 2 or len(x_NI) != len(gradient_NO):
         raise ValueError(f"expected two matrices with equally many rows, not {shapes}")
-    if dtypes[0] not in DTYPES or dtypes[0] != dtypes[1]:
-        raise ValueError(f"expected one dtype of {DTYPES}, not {dtypes}")
+    if dtypes[0] not in KERNEL_DTYPES or dtypes[0] != dtypes[1]:
+        raise ValueError(f"expected one dtype of {KERNEL_DTYPES}, not {dtypes}")
     if x_NI.device != gradient_NO.device:
         raise ValueError(f"expected one device, not {x_NI.device} and {gradient_NO.device}")
 
 
-def compile_options(num_warps: int, num_stages: int) -> dict[str, Any]:
-    """What all kernels are compiled with. Triton's interpreter multiplies no bfloat16: operands are widened for it."""
-    return {
-        "WIDEN": knobs.runtime.interpret,
-        "num_warps": num_warps,
-        "num_stages": num_stages,
-        "enable_fp_fusion": True,
-    }
+def launch(kernel: Any, x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges, partials_BP: Tensor, tile: Tile) -> None:  # noqa: ANN401 - Triton's
+    """Run a program of the kernel for each partial sum P of each range B; it writes that sum.
+
+    Raises:
+        UnavailableError: the kernel cannot be compiled or launched here.
+    """
+    with launching(kernel.__name__, x_NI):
+        kernel[(partials_BP.shape[1], len(ranges.bounds))](
+            x_NI,
+            gradient_NO,
+            ranges.bounds_B2,
+            partials_BP,
+            x_NI.shape[1],
+            gradient_NO.shape[1],
+            x_NI.stride(0),
+            x_NI.stride(1),
+            gradient_NO.stride(0),
+            gradient_NO.stride(1),
+            **tile.constants(),
+        )
 
 
 @contextmanager
-def launching(kernel: str, operand: Tensor) -> Iterator[None]:
-    """Launch on the operand's device; tell by one error what Triton, its C compiler or the driver refuses.
+def launching(kernel: str, operand: Tensor) -> Generator[None]:
+    """Launch on the operand's device; raise one error for what Triton, its C compiler or the driver refuses.
 
     Raises:
         UnavailableError: the kernel cannot be compiled or launched here.

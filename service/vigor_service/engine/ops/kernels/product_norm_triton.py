@@ -1,3 +1,5 @@
+# Not strict: Triton has no types, and the body of a kernel is a language of its own.
+# pyright: standard
 """``‖GᵀA‖²`` per sequence through the weight's gradient, as a Triton kernel: the gradient is never in memory.
 
 One program computes one tile of GᵀA of one sequence, squares and sums it in registers and writes one number. Partial
@@ -6,34 +8,21 @@ sums are added up in float64, in a fixed order.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from vigor_service.engine.ops.kernels.launch_triton import check_inputs, compile_options, launching
+from vigor_service.engine.ops.kernels.launch_triton import Tile, check_inputs, launch
 from vigor_service.engine.ops.kernels.row_ranges import RowRanges
 
-
-class Tile(NamedTuple):
-    """What one program does at once: a part of the gradient, so many rows of the sequence at a time."""
-
-    outputs: int
-    inputs: int
-    rows: int
-    num_warps: int
-    num_stages: int
-
-
+_GROUP = 8  # tiles of outputs that run near each other, so that they find the same inputs in the cache
 # float32 products use no tensor cores.
 TILES = {
-    torch.bfloat16: Tile(outputs=128, inputs=256, rows=64, num_warps=8, num_stages=3),
-    torch.float16: Tile(outputs=128, inputs=256, rows=64, num_warps=8, num_stages=3),
-    torch.float32: Tile(outputs=64, inputs=64, rows=32, num_warps=8, num_stages=2),
+    torch.bfloat16: Tile({"OUTPUTS": 128, "INPUTS": 256, "ROWS": 64, "GROUP": _GROUP}, num_warps=8, num_stages=3),
+    torch.float16: Tile({"OUTPUTS": 128, "INPUTS": 256, "ROWS": 64, "GROUP": _GROUP}, num_warps=8, num_stages=3),
+    torch.float32: Tile({"OUTPUTS": 64, "INPUTS": 64, "ROWS": 32, "GROUP": _GROUP}, num_warps=8, num_stages=2),
 }
-_TILES_IN_A_GROUP = 8  # tiles of outputs that run near each other, so that they find the same inputs in the cache
 
 
 def product_norms(x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges, *, tile: Tile | None = None) -> Tensor:
@@ -46,34 +35,10 @@ def product_norms(x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges, *, tile:
     check_inputs(x_NI, gradient_NO)
     tile = tile or TILES[x_NI.dtype]
     num_inputs, num_outputs = x_NI.shape[1], gradient_NO.shape[1]
-    num_tiles = triton.cdiv(num_outputs, tile.outputs) * triton.cdiv(num_inputs, tile.inputs)
+    num_tiles = triton.cdiv(num_outputs, tile.sizes["OUTPUTS"]) * triton.cdiv(num_inputs, tile.sizes["INPUTS"])
     partials_BP = x_NI.new_empty(len(ranges.bounds), num_tiles, dtype=torch.float32)
-    with launching("product_norm", x_NI):
-        product_norm_kernel[(num_tiles, len(ranges.bounds))](
-            x_NI,
-            gradient_NO,
-            ranges.bounds_B2,
-            partials_BP,
-            num_inputs,
-            num_outputs,
-            x_NI.stride(0),
-            x_NI.stride(1),
-            gradient_NO.stride(0),
-            gradient_NO.stride(1),
-            **constants(tile),
-        )
+    launch(product_norm_kernel, x_NI, gradient_NO, ranges, partials_BP, tile)
     return partials_BP.sum(1, dtype=torch.float64)
-
-
-def constants(tile: Tile) -> dict[str, Any]:
-    """What the kernel is compiled for besides its arguments' types."""
-    return {
-        "OUTPUTS": tile.outputs,
-        "INPUTS": tile.inputs,
-        "ROWS": tile.rows,
-        "GROUP": _TILES_IN_A_GROUP,
-        **compile_options(tile.num_warps, tile.num_stages),
-    }
 
 
 @triton.jit

@@ -1,8 +1,8 @@
-"""Squared norms of weight gradients on a CUDA device, each by the way that measured fastest there.
+"""Squared norms of weight gradients on a CUDA device, each by the implementation that was the fastest there.
 
 There are four: through Gram matrices or through the gradient itself, in torch or by a Triton kernel. Which one wins
 depends on the matrix, the dtype, the lengths and the card; so each is timed on the first work of its kind, and takes
-all sequences of a batch at once: in a language model there are more launches than a host has time for.
+all sequences of a batch at once: a language model has more launches than the host has time for.
 """
 
 from __future__ import annotations
@@ -10,33 +10,33 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from vigor_service.engine.ops.autotune import Autotuner
+from vigor_service.engine.ops.dtypes import KERNEL_DTYPES
 from vigor_service.engine.ops.kernels.gram_norm import gram_norms
 from vigor_service.engine.ops.kernels.product_norm import product_norms
 from vigor_service.engine.ops.kernels.row_ranges import RowRanges, row_ranges
 
 logger = logging.getLogger(__name__)
 
-NormWay = Callable[[Tensor, Tensor, RowRanges], Tensor]
+NormImplementation = Callable[[Tensor, Tensor, RowRanges], Tensor]
 _SHORTEST_LENGTH = 64  # sequences of fewer tokens are one kind of work
-_MOST_OPERATIONS = 4  # a way that needs so many times the operations of the other is not even timed
-_KERNEL_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_MOST_OPERATIONS = 4  # a method that needs this many times the operations of the other is not timed
 
 
 @dataclass(frozen=True, slots=True)
 class WeightWork:
-    """One kind of work: what the times of the ways depend on."""
+    """One kind of work: what the times of the implementations depend on."""
 
     num_inputs: int
     num_outputs: int
     dtype: torch.dtype
-    length: int  # Σ T² / Σ T of its sequences, in tokens: the ways differ by T² and T
+    length: int  # Σ T² / Σ T of its sequences, in tokens: one method costs T², the other T
     device: torch.device
 
     def __str__(self) -> str:
@@ -44,7 +44,7 @@ class WeightWork:
         return f"norms of {self.num_outputs} × {self.num_inputs} in {dtype}, about {self.length} tokens, {self.device}"
 
 
-_FASTEST = Autotuner()
+_AUTOTUNER = Autotuner()
 
 
 def weight_norms(
@@ -52,39 +52,37 @@ def weight_norms(
     gradient_NO: Tensor,
     slices: Sequence[slice],
     *,
-    fastest: Autotuner = _FASTEST,
-    ways: Mapping[str, NormWay] | None = None,
+    autotuner: Autotuner = _AUTOTUNER,
+    implementations: Mapping[str, NormImplementation] | None = None,
 ) -> Tensor:
     """``‖GᵀA‖²`` for the rows A of the input and G of the output gradient of each sequence, shape (B,), float64.
 
     Raises:
-        torch.OutOfMemoryError, UnavailableError: no way works; memory if it is the reason for one.
+        torch.OutOfMemoryError, UnavailableError: no implementation runs; memory if it is the reason for one.
     """
     ranges, length = _ranges(tuple((rows.start, rows.stop) for rows in slices), x_NI.device)
     work = WeightWork(x_NI.shape[1], gradient_NO.shape[1], x_NI.dtype, length, x_NI.device)
-    calls = {
-        name: lambda way=way: way(x_NI, gradient_NO, ranges)
-        for name, way in (norm_ways(work) if ways is None else ways).items()
-    }
+    candidates = norm_implementations(work) if implementations is None else implementations
+    calls = {name: partial(norms, x_NI, gradient_NO, ranges) for name, norms in candidates.items()}
     with torch.cuda.device_of(x_NI):  # times are taken, and kernels launched, on the current device
-        return fastest.run(work, calls)
+        return autotuner.run(work, calls)
 
 
-def norm_ways(work: WeightWork) -> dict[str, NormWay]:
-    """Return the ways that may be the fastest for this kind of work, by name."""
+def norm_implementations(work: WeightWork) -> dict[str, NormImplementation]:
+    """Return the implementations that may be the fastest for this kind of work, by name."""
     gram_operations = work.length * (work.num_inputs + work.num_outputs)
     product_operations = work.num_inputs * work.num_outputs
-    has_kernels = work.dtype in _KERNEL_DTYPES and _has_triton()
-    ways: dict[str, NormWay] = {}
+    has_kernels = work.dtype in KERNEL_DTYPES and _has_triton()
+    implementations: dict[str, NormImplementation] = {}
     if gram_operations <= _MOST_OPERATIONS * product_operations:
-        ways["Gram in torch"] = gram_norms
+        implementations["Gram in torch"] = gram_norms
         if has_kernels:
-            ways["Gram in Triton"] = _triton_gram_norms
+            implementations["Gram in Triton"] = _triton_gram_norms
     if product_operations <= _MOST_OPERATIONS * gram_operations:
-        ways["product in torch"] = product_norms
+        implementations["product in torch"] = product_norms
         if has_kernels:
-            ways["product in Triton"] = _triton_product_norms
-    return ways
+            implementations["product in Triton"] = _triton_product_norms
+    return implementations
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Of two exact ways, the faster one here: the rules of the fast path, or a plain forward and backward pass.
+"""The faster of two exact methods: the rules of the fast path, or a plain forward and backward pass.
 
 The rules save weight gradients and share prompts; a plain pass has fewer operations. Which is faster depends on the
 model, the lengths and the machine, so that both are timed on what is to be scored anyway.
@@ -19,7 +19,7 @@ from vigor_service.engine.sequences import SequenceScore, TokenSequence
 
 logger = logging.getLogger(__name__)
 
-Way = Literal["rules", "reference"]
+Method = Literal["rules", "reference"]
 Size: TypeAlias = tuple[int, bool]
 """The bit length of a sequence's number of tokens, and whether the sequence is scored alone."""
 
@@ -28,51 +28,51 @@ _MORE_RUNS = 2
 _MOST_TRIAL_SECONDS = 10.0
 
 
-class FasterWay:
-    """Scores each sequence in the way that was faster for its size; the first of each size are timed in both."""
+class FasterMethod:
+    """Scores each sequence by the method that was faster for its size; the first of each size are timed with both."""
 
     def __init__(
         self, rules: Score, reference: Reference, *, clock_seconds: Callable[[], float] = time.perf_counter
     ) -> None:
-        self._ways: dict[Way, Score] = {"rules": rules, "reference": reference.score}
+        self._scores: dict[Method, Score] = {"rules": rules, "reference": reference.score}
         self._reference = reference
         self._clock_seconds = clock_seconds
-        self._faster: dict[Size, Way] = {}
+        self._faster: dict[Size, Method] = {}
 
     def score(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
         """Equal ``reference.score(sequences)``; the reference only runs where its gradients fit into memory."""
         if not self._reference.num_at_once(sequences):
-            return self._ways["rules"](sequences)
-        parts: dict[Way, list[TokenSequence]] = {}
+            return self._scores["rules"](sequences)
+        parts: dict[Method, list[TokenSequence]] = {}
         for sequence in dict.fromkeys(sequences):
-            parts.setdefault(self._faster_way(sequence, sequences), []).append(sequence)
+            parts.setdefault(self._faster_method(sequence, sequences), []).append(sequence)
         scores: dict[TokenSequence, SequenceScore] = {}
-        for way, part in parts.items():
-            scores |= zip(part, self._ways[way](part), strict=True)
+        for method, part in parts.items():
+            scores |= zip(part, self._scores[method](part), strict=True)
         return [scores[sequence] for sequence in sequences]
 
-    def _faster_way(self, sequence: TokenSequence, sequences: Sequence[TokenSequence]) -> Way:
+    def _faster_method(self, sequence: TokenSequence, sequences: Sequence[TokenSequence]) -> Method:
         size = _size(sequence, sequences)
         if size not in self._faster:
             trial = _trial([other for other in sequences if _size(other, sequences) == size], self._reference.num_lanes)
             seconds = self._seconds(trial)
-            self._faster[size] = min(seconds, key=lambda way: seconds[way])
+            self._faster[size] = min(seconds, key=lambda method: seconds[method])
             logger.info("%d tokens and up, %s: %s", 2 ** (size[0] - 1), "alone" if size[1] else "several", seconds)
         return self._faster[size]
 
-    def _seconds(self, sequences: Sequence[TokenSequence]) -> dict[Way, float]:
-        """Return the least that each way took, in turns; the rules alone where a trial would keep callers waiting."""
+    def _seconds(self, sequences: Sequence[TokenSequence]) -> dict[Method, float]:
+        """Return the least time of each method, in alternating runs; of the rules alone where one takes too long."""
         rules = self._seconds_once("rules", sequences)
         if rules > _MOST_TRIAL_SECONDS:
             return {"rules": rules}
-        seconds: dict[Way, float] = {"rules": rules, "reference": self._seconds_once("reference", sequences)}
+        seconds: dict[Method, float] = {"rules": rules, "reference": self._seconds_once("reference", sequences)}
         for _ in range(_MORE_RUNS if min(seconds.values()) < _TELLING_SECONDS else 0):
-            seconds = {way: min(least, self._seconds_once(way, sequences)) for way, least in seconds.items()}
+            seconds = {method: min(least, self._seconds_once(method, sequences)) for method, least in seconds.items()}
         return seconds
 
-    def _seconds_once(self, way: Way, sequences: Sequence[TokenSequence]) -> float:
+    def _seconds_once(self, method: Method, sequences: Sequence[TokenSequence]) -> float:
         start = self._clock_seconds()
-        self._ways[way](sequences)
+        self._scores[method](sequences)
         return self._clock_seconds() - start
 
 
@@ -81,7 +81,7 @@ def _size(sequence: TokenSequence, sequences: Sequence[TokenSequence]) -> Size:
 
 
 def _trial(sequences: Sequence[TokenSequence], num_lanes: int) -> list[TokenSequence]:
-    """Return the first sequences that keep as many threads busy: a batch for each."""
+    """Return the first sequences that keep all lanes busy: a batch for each."""
     tokens_before = accumulate((sequence.num_tokens for sequence in sequences), initial=0)
     enough = num_lanes * TOKENS_AT_FULL_RATE
     return [

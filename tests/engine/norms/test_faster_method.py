@@ -1,4 +1,4 @@
-"""Of two exact ways, the faster one is taken for each length."""
+"""The faster of two exact methods is taken for each length."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.tiny_models import tiny_model
 from vigor_service.engine.engine import Engine
 from vigor_service.engine.model.parameter_selection import measured_parameters
 from vigor_service.engine.norms.fast import FastNorms
-from vigor_service.engine.norms.faster_way import FasterWay
+from vigor_service.engine.norms.faster_method import FasterMethod
 from vigor_service.engine.norms.parallel_reference import Reference
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 
@@ -38,13 +38,15 @@ class Rules:
         return self._fast.score(sequences)
 
 
-def ways(seconds: Sequence[float], *, free_bytes: int | None = None) -> tuple[FasterWay, Rules, list[SequenceScore]]:
+def choices(
+    seconds: Sequence[float], *, free_bytes: int | None = None
+) -> tuple[FasterMethod, Rules, list[SequenceScore]]:
     """Return a choice by this clock, its rules, and what ``SEQUENCES`` should score."""
     model = tiny_model("bloom")
     parameters = measured_parameters(model)
     rules = Rules(FastNorms(model, parameters))
     slow = Reference(model, parameters, free_bytes=lambda _: free_bytes, num_threads=2)
-    return FasterWay(rules, slow, clock_seconds=clock(seconds)), rules, reference(model, SEQUENCES, parameters)
+    return FasterMethod(rules, slow, clock_seconds=clock(seconds)), rules, reference(model, SEQUENCES, parameters)
 
 
 @pytest.mark.parametrize(
@@ -58,15 +60,17 @@ def ways(seconds: Sequence[float], *, free_bytes: int | None = None) -> tuple[Fa
         ([10.1], "rules"),  # another run would keep callers waiting
     ],
 )
-def test_a_length_is_timed_once_in_both_ways_and_the_faster_one_is_taken(seconds: list[float], faster: str) -> None:
-    choice, _, expected = ways(seconds)
+def test_a_length_is_timed_once_with_both_methods_and_the_faster_one_is_taken(
+    seconds: list[float], faster: str
+) -> None:
+    choice, _, expected = choices(seconds)
     for _ in range(2):
         assert largest_error(choice.score(SEQUENCES), expected) <= 1e-5
     assert choice._faster == {(4, False): faster}
 
 
 def test_other_lengths_and_a_sequence_alone_are_timed_for_themselves() -> None:
-    choice, rules, _ = ways([0.7, 0.9, 0.9, 0.7, 0.9, 0.7])
+    choice, rules, _ = choices([0.7, 0.9, 0.9, 0.7, 0.9, 0.7])
     scores = choice.score([*SEQUENCES, LONG])
     assert choice._faster == {(4, False): "rules", (6, False): "reference"}
     assert rules.calls == [3, 1, 3]  # a trial of each length, then those that the rules are faster for
@@ -75,21 +79,21 @@ def test_other_lengths_and_a_sequence_alone_are_timed_for_themselves() -> None:
 
 
 def test_a_sequence_that_comes_twice_is_scored_once() -> None:
-    choice, rules, expected = ways([0.7, 0.9])
+    choice, rules, expected = choices([0.7, 0.9])
     choice.score(SEQUENCES)
     assert largest_error(choice.score([*SEQUENCES, *SEQUENCES]), [*expected, *expected]) <= 1e-5
     assert rules.calls[-1] == len(SEQUENCES)
 
 
 def test_the_reference_is_not_tried_where_its_gradients_do_not_fit_into_memory() -> None:
-    choice, rules, expected = ways([], free_bytes=1 << 10)
+    choice, rules, expected = choices([], free_bytes=1 << 10)
     assert largest_error(choice.score(SEQUENCES), expected) <= 1e-5
     assert rules.calls == [len(SEQUENCES)]
 
 
 def test_an_engine_that_estimates_norms_does_not_ask_the_reference() -> None:
     estimating = Engine(tiny_model("llama"), name="tiny", norm_probes=2)
-    by_rules = Engine(tiny_model("llama"), name="tiny", way="rules")
+    by_rules = Engine(tiny_model("llama"), name="tiny", method="rules")
     exact = by_rules.score(SEQUENCES).scores
     assert largest_error(estimating.score(SEQUENCES).scores, exact) > 1e-3
     assert largest_error(Engine(tiny_model("llama"), name="tiny").score(SEQUENCES).scores, exact) <= 1e-5

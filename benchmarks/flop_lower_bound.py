@@ -1,4 +1,4 @@
-"""The floor: floating point operations that exact norms cannot do without, if every product is done once.
+"""The FLOP lower bound: floating point operations that exact norms need at least, with every product done once.
 
 For a sequence of T rows (it ends at its last loss position) of which M count in the loss, in a decoder with P
 parameters in its layers (no lookup table, no head), a head of D · V, and L layers of H query heads of width d:
@@ -26,7 +26,7 @@ from vigor_service.engine.sequences import TokenSequence
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What the floor depends on: P, D · V, L and H · d."""
+    """What the bound depends on: P, D · V, L and H · d."""
 
     layer_parameters: int
     head_parameters: int
@@ -43,7 +43,7 @@ def sizes_of(model: PreTrainedModel) -> Sizes:
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
-        raise ValueError(f"the floor is known for full attention alone, not for {', '.join(sorted(kinds))}")
+        raise ValueError(f"the FLOP lower bound is known for full attention alone, not for {', '.join(sorted(kinds))}")
     output = model.get_output_embeddings()
     if output is None:
         raise ValueError(f"{type(model).__name__} has no output head")
@@ -59,7 +59,7 @@ def sizes_of(model: PreTrainedModel) -> Sizes:
     )
 
 
-def floor_flops(sizes: Sizes, sequences: Sequence[TokenSequence], *, prompts_once: bool) -> int:
+def lower_bound_flops(sizes: Sizes, sequences: Sequence[TokenSequence], *, prompts_once: bool) -> int:
     """Return the operations of the module's formula, summed over the sequences."""
     lengths = [sequence.loss_positions()[-1] + 1 for sequence in sequences]
     known = _known_rows(sequences) if prompts_once else [0] * len(lengths)

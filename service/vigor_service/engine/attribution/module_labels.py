@@ -11,7 +11,7 @@ from vigor_service.engine.model.decoder import decoder_layers
 from vigor_service.engine.model.unwrap import causal_model
 
 
-def places(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
+def module_labels(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Return for each parameter its decoder layer (``layer 0``), ``embedding``, ``head``, or else its module's path.
 
     A weight that is both is in ``embedding and head``.
