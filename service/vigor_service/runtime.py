@@ -15,13 +15,15 @@ from vigor_service.errors import DeadlineExceededError, DrainingError, LoadingEr
 from vigor_service.http.idempotency import IdempotentResponses
 from vigor_service.observability.loading_progress import LoadingPhase, LoadingProgress
 from vigor_service.observability.metrics import Metrics
-from vigor_service.sample_groups.assembly import Rendezvous
+from vigor_service.sample_groups.assembly import GroupAssembly
 from vigor_service.scheduling.admission import Admission
 from vigor_service.scheduling.scheduler import Scheduler
 from vigor_service.scheduling.score_cache import ScoreCache
 from vigor_service.scoring.attribution import Attributions
+from vigor_service.scoring.encoding import RequestEncoder
 from vigor_service.scoring.service import Scoring
-from vigor_service.scoring.tokenization import Encoder, Tokenizer
+from vigor_service.scoring.text_tokens import Tokenizer
+from vigor_service.scoring.tokenization import Encoder
 from vigor_service.settings import Settings
 from vigor_service.threads.file_threads import FileThreads
 from vigor_service.threads.preparation import Preparation
@@ -63,8 +65,8 @@ class Serving:
     scheduler: Scheduler
     scoring: Scoring
     answers: IdempotentResponses
-    rendezvous: Rendezvous
-    adapters: CompatRewards
+    group_assembly: GroupAssembly
+    compat_rewards: CompatRewards
     attributions: Attributions
     updates: Updates
     local_files: LocalFiles
@@ -149,7 +151,7 @@ class Runtime:
         self._is_draining = True
         if self._serving is not None:
             self._serving.current_weights.drain()
-            self._serving.rendezvous.drain()
+            self._serving.group_assembly.drain()
 
     def drain_from_signal(self) -> None:
         """Drain, called from a signal handler: at any moment, on the loop's own thread."""
@@ -162,7 +164,7 @@ class Runtime:
         if self._loading is not None:
             self._loading.cancel()
         if self._serving is not None:
-            self._serving.rendezvous.close()
+            self._serving.group_assembly.close()
             self._serving.scheduler.stop()
             self._serving.updates.close()
         self._compute.close()
@@ -200,6 +202,7 @@ class Runtime:
             model.scorer.info.max_sequence_tokens,
             generation_ends=model.generation_ends,
             max_request_tokens=self.settings.max_request_tokens,
+            media_token_ids=model.scorer.info.media_token_ids,
         )
 
     def _staging_root(self) -> Path:
@@ -241,22 +244,32 @@ class Runtime:
         scheduler = Scheduler(
             model.scorer.score,
             compute=self._compute,
-            weights_for=current_weights.require,
+            current_weights=current_weights,
             admission=admission,
             cache=ScoreCache(settings.score_cache_entries),
             max_batch_tokens=max_batch_tokens,
             metrics=metrics,
         )
+        request_encoder = RequestEncoder(encoder, self.preparation)
         scoring = Scoring(
             model=info.model,
-            encoder=encoder,
+            encoder=request_encoder,
             admission=admission,
-            current_weights=current_weights,
             scheduler=scheduler,
             preparation=self.preparation,
             metrics=metrics,
             timeout_seconds=settings.request_timeout_seconds,
-            media_token_ids=info.media_token_ids,
+        )
+        attributions = Attributions(
+            model=info.model,
+            encoder=request_encoder,
+            admission=admission,
+            current_weights=current_weights,
+            scheduler=scheduler,
+            attribute=model.scorer.attribute,
+            compute=self._compute,
+            preparation=self.preparation,
+            timeout_seconds=settings.request_timeout_seconds,
         )
         updates = Updates(
             current_weights,
@@ -276,11 +289,7 @@ class Runtime:
             timeout_seconds=settings.update_timeout_seconds,
             max_upload_bytes=settings.max_upload_bytes,
         )
-        rendezvous = Rendezvous(
-            scoring,
-            timeout_seconds=settings.group_timeout_seconds,
-            metrics=metrics,
-        )
+        group_assembly = GroupAssembly(scoring, timeout_seconds=settings.group_timeout_seconds, metrics=metrics)
         local_files = LocalFiles(updates, current_weights, root=settings.weights_root, threads=self._files)
         broadcasts = BroadcastReceiver(
             updates,
@@ -294,9 +303,9 @@ class Runtime:
             scheduler,
             scoring,
             IdempotentResponses(),
-            rendezvous,
-            CompatRewards(scoring, rendezvous),
-            Attributions(scoring, model.scorer.attribute, self._compute),
+            group_assembly,
+            CompatRewards(request_encoder, group_assembly),
+            attributions,
             updates,
             local_files,
             broadcasts,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from vigor_service.errors import QueueFullError
@@ -40,7 +40,7 @@ class Admission:
         self._tokens_per_second: float | None = None
 
     @contextmanager
-    def hold(self, num_tokens: int) -> Iterator[Place]:
+    def hold(self, num_tokens: int) -> Generator[Place]:
         """Hold a place, and give it back at the end. A request larger than all places gets in when it is the only one.
 
         Raises:

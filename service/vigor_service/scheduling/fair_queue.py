@@ -65,8 +65,8 @@ class _Share(Generic[Owner]):
 
     number: int
     served_tokens: float
-    waiting: OrderedDict[_Waiting[Owner], None] = field(default_factory=OrderedDict)
-    passed_over: list[_Waiting[Owner]] = field(default_factory=list)
+    waiting: OrderedDict[_Waiting[Owner], None] = field(default_factory=OrderedDict[_Waiting[Owner], None])
+    passed_over: list[_Waiting[Owner]] = field(default_factory=list[_Waiting[Owner]])
 
     def put_back(self) -> None:
         """Let what was passed over stand first again."""
@@ -81,8 +81,8 @@ class _Batch(Generic[Owner]):
     """A batch that is being put together: what is in it, and how many tokens more it may have."""
 
     room: int
-    sequences: dict[TokenSequence, list[Owner]] = field(default_factory=dict)
-    passed: list[_Share[Owner]] = field(default_factory=list)  # that have something that was passed over
+    sequences: dict[TokenSequence, list[Owner]] = field(default_factory=dict[TokenSequence, list[Owner]])
+    passed: list[_Share[Owner]] = field(default_factory=list[_Share[Owner]])  # that have something that was passed over
     num_passed_over: int = 0
 
     @property

@@ -5,13 +5,13 @@ import pytest
 from starlette.types import Message
 
 from vigor_client.schemas.problems import Problem
-from vigor_client.schemas.scoring import ErrorLine
+from vigor_client.schemas.scoring import ErrorLine, ScoringOptions
 from vigor_service.engine.sequences import EMPTY_SCORE, TokenSequence
 from vigor_service.errors import EngineFailedError, QueueFullError
 from vigor_service.http.lines_response import LinesResponse
 from vigor_service.http.ndjson import lines_of, with_last_error
-from vigor_service.scoring.group_progress import GroupWatch
-from vigor_service.scoring.tokenization import EncodedGroup
+from vigor_service.scoring.encoded import EncodedGroup, EncodedRequest
+from vigor_service.scoring.group_progress import GroupProgress
 
 NEVER_SECONDS = 60.0
 
@@ -123,10 +123,10 @@ def test_groups_are_finished_once_each_with_the_last_of_their_scores() -> None:
     ]
 
     async def watch() -> list[list[int]]:
-        watching = GroupWatch(groups, "worst")
+        progress = GroupProgress(EncodedRequest(ScoringOptions(truncated="worst"), groups))
         for scores in ({}, {shared: EMPTY_SCORE}, {own: EMPTY_SCORE}):
-            watching.add(scores)
-        watching.close()
-        return [indices async for indices in watching.finished()]
+            progress.add(scores)
+        progress.close()
+        return [indices async for indices in progress.finished()]
 
     assert asyncio.run(watch()) == [[2, 3], [1], [0]]

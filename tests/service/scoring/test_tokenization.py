@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,10 +10,13 @@ from tokenizers.processors import TemplateProcessing
 
 from tests.service.scoring.test_continuation import sentencepiece
 from tests.support.tiny_models import tiny_tokenizer
-from vigor_client.schemas.scoring import ScoreRequest
+from vigor_client.schemas.prompts import GivenPrompt
+from vigor_client.schemas.scoring import Completion, ScoreRequest
 from vigor_service.errors import InvalidRequestError, SequenceTooLongError
+from vigor_service.scoring.encoded import EncodedGroup
 from vigor_service.scoring.end_tokens import generation_ends
-from vigor_service.scoring.tokenization import MAX_CHARACTERS_PER_TOKEN, EncodedGroup, Encoder
+from vigor_service.scoring.text_tokens import MAX_CHARACTERS_PER_TOKEN
+from vigor_service.scoring.tokenization import Encoder
 
 EOS = 257
 VOCAB_SIZE = 320
@@ -35,13 +39,20 @@ class Stub:
         raise ValueError("there is none")
 
 
+class Nothing(Stub):
+    """A tokenizer to which every text is no token."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:  # noqa: ARG002
+        return []
+
+
 def _encoder(tokenizer: Any = None) -> Encoder:  # noqa: ANN401 - a tokenizer, or a stand-in for one
     chosen: Any = tokenizer or tiny_tokenizer()
     return Encoder(chosen, VOCAB_SIZE, LIMIT)
 
 
-def _encode(*groups: dict[str, Any], encoder: Encoder | None = None) -> list[EncodedGroup]:
-    return (encoder or _encoder()).encode(ScoreRequest.model_validate({"groups": list(groups)}))
+def _encode(*groups: dict[str, Any], encoder: Encoder | None = None) -> Sequence[EncodedGroup]:
+    return (encoder or _encoder()).encode(ScoreRequest.model_validate({"groups": list(groups)})).groups
 
 
 def _faults(*groups: dict[str, Any], encoder: Encoder | None = None) -> dict[tuple[str | int, ...], str]:
@@ -246,10 +257,6 @@ def test_a_chat_template_that_refuses_is_named_with_its_reason(error: Exception)
 
 
 def test_a_prompt_without_tokens_is_refused() -> None:
-    class Nothing(Stub):
-        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:  # noqa: ARG002
-            return []
-
     faults = _faults({"prompt": "a", "completions": [[1]]}, encoder=_encoder(Nothing()))
     assert faults == {("groups", 0, "prompt"): "has no token"}
 
@@ -278,14 +285,14 @@ def test_a_tokenizer_that_fails_on_a_text_is_a_fault_of_its_place() -> None:
     places = [(0, "prompt"), (0, "completions", 1, "text"), (1, "completions", 0, "text")]
     assert faults == {("groups", *place): reason for place in places}
     with pytest.raises(InvalidRequestError) as refused:
-        encoder.token_ids("x", place=["prompt"])
+        encoder.encode_sample(GivenPrompt(prompt="x"), Completion(ids=[1]), add_special_tokens=False)
     assert refused.value.errors[0].msg == reason
 
 
-def test_a_text_without_a_token_is_no_prompt() -> None:
+def test_a_text_without_a_token_is_no_prompt_of_a_sample() -> None:
     with pytest.raises(InvalidRequestError) as refused:
-        _encoder().token_ids("", place=["prompts"])
-    assert [(error.loc, error.msg) for error in refused.value.errors] == [(["prompts"], "has no token")]
+        _encoder(Nothing()).encode_sample(GivenPrompt(prompt="a"), Completion(ids=[1]), add_special_tokens=False)
+    assert [(error.loc, error.msg) for error in refused.value.errors] == [(["prompt"], "has no token")]
 
 
 def test_several_threads_may_encode_with_a_tokenizer_that_was_saved_with_truncation() -> None:
