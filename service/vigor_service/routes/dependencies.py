@@ -1,4 +1,4 @@
-"""What handlers ask the application for, and whom they answer."""
+"""What handlers need of the application, and which callers they answer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _bearer = HTTPBearer(
 _basic = HTTPBase(
     scheme="basic",
     scheme_name="key_as_password",
-    description="The same key as the password of any user, for callers that are only told a URL: http://any:KEY@host.",
+    description="The same key as the password of any user, for callers that are given only a URL: http://any:KEY@host.",
     auto_error=False,
 )
 _Shown = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
@@ -30,17 +30,17 @@ _ShownInUrl = Annotated[HTTPAuthorizationCredentials | None, Depends(_basic)]
 
 
 async def may_score(request: Request, shown: _Shown) -> None:
-    """Refuse with 401 who may neither score nor read, before the body is read."""
+    """Refuse callers that may neither score nor read with 401, before the body is read."""
     _require(request, Role.SCORE, _token(shown))
 
 
 async def may_score_with_password(request: Request, shown: _Shown, in_url: _ShownInUrl) -> None:
-    """As ``may_score``, of calls whose callers may not be able to send a header of their own."""
+    """As ``may_score``, for calls of trainers that cannot set a header."""
     _require(request, Role.SCORE, _token(shown) or _password(in_url))
 
 
 async def may_publish(request: Request, shown: _Shown) -> None:
-    """Refuse with 401 or 403 who may not change the weights, before the body is read."""
+    """Refuse callers that may not change the weights with 401 or 403, before the body is read."""
     _require(request, Role.PUBLISH, _token(shown))
 
 
@@ -77,7 +77,7 @@ async def _body(request: Request) -> AsyncIterator[JsonBody]:
 
 RuntimeDependency = Annotated[Runtime, Depends(_runtime)]
 BodyDependency = Annotated[JsonBody, Depends(_body)]
-"""What it holds is counted until the answer is sent."""
+"""The memory that it holds is counted until the answer is sent."""
 
 
 async def _serving(runtime: RuntimeDependency) -> Serving:
@@ -89,7 +89,7 @@ ServingDependency = Annotated[Serving, Depends(_serving)]
 
 
 async def counted_disconnects(runtime: RuntimeDependency) -> AsyncIterator[None]:
-    """Count a request whose client went away before its answer."""
+    """Count requests whose clients left before the answer."""
     try:
         yield
     except ClientGoneError:

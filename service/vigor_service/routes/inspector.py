@@ -1,4 +1,4 @@
-"""``GET /``: the inspector, a page of static files that asks the service as any client does."""
+"""``GET /``: the inspector, a page of static files that calls the service as any client does."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MEDIA_TYPES = {
     ".svg": "image/svg+xml",
 }
 _HEADERS = {
-    # Scripts, styles, images and calls of the service's own alone; nobody may put the page into a frame.
+    # Only scripts, styles, images and calls of the service itself; no other page may put this one into a frame.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"

@@ -1,6 +1,6 @@
 """Which sequences go into the next batch, and how many tokens it may have.
 
-Pure bookkeeping: knows no clock, no thread and no scores.
+Pure bookkeeping: it knows no clock, no thread and no scores.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from vigor_service.engine.sequences import TokenSequence
 Owner = TypeVar("Owner")
 
 LOWEST_SHARE = 1 / 16
-"""Of the tokens that a batch may have at first, what is left however often memory runs out."""
+"""Share of a batch's first token budget that is left however often memory runs out."""
 
 MOST_PASSED_OVER = 256
-"""Sequences that one batch passes over because they are longer than its room, to fill it with shorter ones."""
+"""Sequences longer than its room that one batch passes over, to be filled with shorter ones."""
 
 _logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class BatchBudget:
         self._was_lowered = False
 
     def lower(self, fitting_tokens: int) -> None:
-        """Take back what did not fit: down to what did, to half at most, and never below the lowest share.
+        """Lower the budget to what fitted, but not below half of it, nor below the lowest share.
 
         The first time is a warning in the log; it stays lowered until the service is started again.
         """
@@ -58,7 +58,7 @@ class _Waiting(Generic[Owner]):
 
 @dataclass(slots=True, eq=False)
 class _Share(Generic[Owner]):
-    """What one owner waits for, in its order, and the tokens that it has had.
+    """The sequences that one owner waits for, in their order, and the tokens of its that were taken.
 
     ``passed_over`` stood first and did not fit into the batch that is being put together.
     """
@@ -69,7 +69,7 @@ class _Share(Generic[Owner]):
     passed_over: list[_Waiting[Owner]] = field(default_factory=list[_Waiting[Owner]])
 
     def put_back(self) -> None:
-        """Let what was passed over stand first again."""
+        """Move what was passed over to the front again."""
         for waiting in reversed(self.passed_over):
             self.waiting[waiting] = None
             self.waiting.move_to_end(waiting, last=False)
@@ -116,14 +116,14 @@ class Pool(Generic[Owner]):
         self._shares: dict[Owner, _Share[Owner]] = {}
         self._turns: list[tuple[float, int, _Share[Owner]]] = []  # a heap: turns had, order of arrival
         self._numbers = count()
-        self._virtual_tokens = 0.0  # what an owner has had that was here all the time
+        self._virtual_tokens = 0.0  # taken of an owner that was here all the time
         self._turn_tokens = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def add(self, owner: Owner, sequences: Iterable[TokenSequence]) -> None:
-        """Let ``owner`` wait for these sequences too. It begins one turn behind those that were here all the time."""
+        """Let ``owner`` wait for these sequences too. A new owner begins one turn behind the oldest ones."""
         share = self._shares.get(owner) or _Share[Owner](next(self._numbers), self._virtual_tokens - self._turn_tokens)
         for sequence in _by_prompt(sequences):
             waiting = self._waiting.get(sequence)

@@ -72,7 +72,7 @@ class Job:
         self.notify(scores)
 
     def notify(self, scores: Mapping[TokenSequence, SequenceScore]) -> None:
-        """Hand new scores to whoever asked for them as they come."""
+        """Call ``on_scores`` with new scores."""
         if self.on_scores is not None:
             self.on_scores(scores)
 

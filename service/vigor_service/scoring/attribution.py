@@ -147,7 +147,7 @@ def _tokens(sequence: TokenSequence, texts: Sequence[str | None], attribution: A
 
 
 def _layers(attribution: Attribution) -> list[LayerShare]:
-    """In the order in which the model has them."""
+    """Return the shares by layer, in the order of the model."""
     names_of: dict[str, list[str]] = {}
     for name in attribution.parameter_shares:
         names_of.setdefault(attribution.places[name], []).append(name)

@@ -1,7 +1,7 @@
 """From the messages of a chat to the text that the model's own chat template makes of them.
 
-Equals what transformers' ``apply_chat_template`` gives for the same messages and arguments; what a template would
-leave out without a word is refused. Knows no token ids.
+Equals what transformers' ``apply_chat_template`` gives for the same messages and arguments; content that a template
+would drop silently is refused. Knows no token ids.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PRINTED_PART = "[{'type': 'text'"
 
 
 class ChatTokenizer(Protocol):
-    """What is asked of a transformers tokenizer that has a chat template."""
+    """The part of a transformers tokenizer that applies its chat template."""
 
     def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str: ...  # noqa: ANN401 - JSON
 
@@ -75,7 +75,7 @@ def rendered(tokenizer: ChatTokenizer, prompt: GivenPrompt, *, max_characters: i
 
 
 def closing_text(tokenizer: ChatTokenizer) -> str | None:
-    """Return what the chat template writes behind an assistant's message; None where that cannot be told."""
+    """Return what the chat template writes behind an assistant's message; None where that is unknown."""
     mark = "an answer"
     conversation: Conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": mark}]
     try:
@@ -164,7 +164,7 @@ def _refuse_unused(tokenizer: ChatTokenizer, prompt: GivenPrompt) -> None:
 
 
 def _prints_parts(text: str, messages: Sequence[Message]) -> bool:
-    """Whether the template takes text alone, and printed a list of parts as Python does."""
+    """Return whether the template takes text alone, and printed a list of parts as Python does."""
     if _PRINTED_PART not in text:
         return False
     contents = [message.for_template()["content"] for message in messages if isinstance(message.content, list)]

@@ -1,4 +1,4 @@
-"""The tokens that end a completion, and which of them a finished text gets that has none."""
+"""The tokens that end a completion, and which of them is appended to a finished text without one."""
 
 from __future__ import annotations
 
