@@ -82,7 +82,7 @@ class RetryPolicy:
 
 
 def parse_retry_after(value: str | None, *, now: datetime) -> float:
-    """Seconds that a ``Retry-After`` header asks to wait, as a number or as a date; 0 where it says neither."""
+    """Return the seconds that a ``Retry-After`` header asks for, as a number or as a date; 0 where it is neither."""
     try:
         return max(0.0, _seconds(value or "", now))
     except (ValueError, OverflowError):

@@ -128,7 +128,7 @@ class BlockingWire:
 
 
 class AsyncWire:
-    """Sends on asyncio; what computes (checksums, casts) goes to a thread."""
+    """Sends on asyncio; computations (checksums, casts) run on a thread."""
 
     def __init__(
         self, connections: AsyncConnections, *, silence_seconds: float = SILENCE_BETWEEN_LINES_SECONDS

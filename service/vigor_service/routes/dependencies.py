@@ -54,7 +54,7 @@ def _token(shown: HTTPAuthorizationCredentials | None) -> str | None:
 
 
 def _password(shown: HTTPAuthorizationCredentials | None) -> str | None:
-    """The password of HTTP Basic (RFC 7617); of whom does not matter."""
+    """Return the password of HTTP Basic (RFC 7617); the user does not matter."""
     if shown is None or shown.scheme.lower() != "basic":
         return None
     try:
@@ -98,4 +98,4 @@ async def counted_disconnects(runtime: RuntimeDependency) -> AsyncIterator[None]
 
 
 FOR_SCORERS = [Depends(may_score_with_password), Depends(counted_disconnects)]
-"""Of routers whose calls cost computation."""
+"""The dependencies of routers whose calls cost computation."""

@@ -27,5 +27,5 @@ async def docs(request: Request) -> Response:
 
 
 def _described(app: FastAPI) -> dict[str, object]:
-    """Made when it is first asked for, which takes too long for the event loop."""
+    """Made at the first request, which takes too long for the event loop."""
     return app.openapi()

@@ -100,7 +100,7 @@ class GroupAssembly:
             self._num_bytes -= num_bytes
 
     def drain(self) -> None:
-        """Fail the groups that wait for samples: none will come any more."""
+        """Fail the groups that wait for samples: the service takes no more."""
         error = DrainingError("the service is shutting down; the group was not whole", retry_after_seconds=1.0)
         for group in list(self._groups.values()):
             if not group.is_whole:

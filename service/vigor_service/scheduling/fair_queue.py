@@ -58,9 +58,9 @@ class _Waiting(Generic[Owner]):
 
 @dataclass(slots=True, eq=False)
 class _Share(Generic[Owner]):
-    """The sequences that one owner waits for, in their order, and the tokens of its that were taken.
+    """The sequences that one owner waits for, in their order, and how many of its tokens were taken into batches.
 
-    ``passed_over`` stood first and did not fit into the batch that is being put together.
+    ``passed_over`` came first and did not fit into the batch that is being formed.
     """
 
     number: int
@@ -78,7 +78,7 @@ class _Share(Generic[Owner]):
 
 @dataclass(slots=True, eq=False)
 class _Batch(Generic[Owner]):
-    """A batch that is being put together: what is in it, and how many tokens more it may have."""
+    """A batch that is being formed: its sequences with their owners, and the tokens that still fit."""
 
     room: int
     sequences: dict[TokenSequence, list[Owner]] = field(default_factory=dict[TokenSequence, list[Owner]])
@@ -90,7 +90,7 @@ class _Batch(Generic[Owner]):
         return self.room > 0 and self.num_passed_over < MOST_PASSED_OVER
 
     def next_of(self, share: _Share[Owner]) -> _Waiting[Owner] | None:
-        """Return the share's next one that fits, pass over what does not. Anything fits into an empty batch."""
+        """Return the share's next sequence that fits, and pass over longer ones. Any fits into an empty batch."""
         while share.waiting and self.is_open:
             waiting = next(iter(share.waiting))
             if waiting.num_tokens <= self.room or not self.sequences:
@@ -104,9 +104,9 @@ class _Batch(Generic[Owner]):
 
 
 class Pool(Generic[Owner]):
-    """Sequences that wait to be scored, each once, with all the owners that wait for it.
+    """Sequences that wait to be scored, each once, with all the owners that wait for it: equal ones are merged here.
 
-    Owners take turns of a whole batch each, the one that has had fewest turns first, and of those the one that came
+    Owners take turns of a whole batch each, the one with the fewest turns so far first, and of those the one that came
     first: prompts stay together, requests finish one after the other rather than all at once, and a small one that
     comes behind a huge one is in the next batch. Taking a batch costs what is in it, however much waits.
     """
@@ -149,7 +149,7 @@ class Pool(Generic[Owner]):
         heapify(self._turns)
 
     def take_batch(self, max_batch_tokens: int) -> dict[TokenSequence, list[Owner]]:
-        """Take out the next batch: sequence -> who waits for it. The pool must not be empty.
+        """Take out the next batch: each sequence with its owners. The pool must not be empty.
 
         A turn takes the owner's sequences that still fit: those of one prompt together, because it is computed once for
         all of them, the longest first. Lengths add up to ``max_batch_tokens`` at most, unless the very first sequence
@@ -197,7 +197,7 @@ class Pool(Generic[Owner]):
 
 
 def _by_prompt(sequences: Iterable[TokenSequence]) -> list[TokenSequence]:
-    """The longest first, and behind it those with the same prompt."""
+    """Return the sequences, the longest first, and behind it those with the same prompt."""
     longest_first = sorted(sequences, key=lambda sequence: -sequence.num_tokens)
     of_prompt: dict[tuple[int, ...], list[TokenSequence]] = {}
     for sequence in longest_first:

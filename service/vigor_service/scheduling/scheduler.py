@@ -181,7 +181,7 @@ class Scheduler:
         self._epochs.popleft()
 
     async def _begin_newcomers(self, epoch: _Epoch) -> None:
-        newcomers, epoch.newcomers = epoch.newcomers, []  # those that come meanwhile are begun after the next batch
+        newcomers, epoch.newcomers = epoch.newcomers, []  # later ones are begun after the next batch
         for job in newcomers:
             if not job.is_over:
                 await self._begin(job, epoch.pool)

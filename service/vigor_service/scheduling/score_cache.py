@@ -1,4 +1,4 @@
-"""Scores that were computed a short time ago: a request that comes again costs nothing."""
+"""Scores that were computed a short time ago: a request that is sent again costs no computation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One attribution from its request to its answer: it has the compute thread alone, between two batches."""
+"""One attribution from its request to its answer, alone on the compute thread between two batches."""
 
 from __future__ import annotations
 

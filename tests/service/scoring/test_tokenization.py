@@ -304,3 +304,47 @@ def test_several_threads_may_encode_with_a_tokenizer_that_was_saved_with_truncat
     with ThreadPoolExecutor(4) as pool:
         for (encoded,) in pool.map(lambda _: _encode(group, encoder=encoder), range(100)):
             assert encoded.sequences[0].token_ids == (*_ids("abcdefghijkl"), EOS)
+
+
+def test_a_sample_is_tokenized_once_and_its_equal_ids_are_one_object() -> None:
+    texts: list[str] = []
+
+    class Counts(Stub):
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+            texts.append(text)
+            return [1000 + token_id for token_id in super().encode(text, add_special_tokens=add_special_tokens)]
+
+        def decode(self, token_ids: list[int], *, clean_up_tokenization_spaces: bool) -> str:  # noqa: ARG002
+            return "".join(chr(token_id - 1000) for token_id in token_ids)
+
+    encoder = Encoder(cast("Any", Counts()), 2000, LIMIT)
+    texts.clear()
+    samples = [
+        encoder.encode_sample(GivenPrompt(prompt="ab"), Completion(text=text, finish_reason="length"))
+        for text in ("ba", "a")
+    ]
+    assert texts == ["ab", "ba", "ab", "a"]
+    (first, _), (second,) = (sample.completion_ids[::-1] for sample in samples)
+    assert first is second is samples[0].prompt_ids[0]
+
+
+@pytest.mark.parametrize(
+    ("sample", "place"),
+    [
+        ({"prompt_ids": [VOCAB_SIZE], "completion": [1]}, ["prompt_ids", 0]),
+        ({"prompt_ids": [1], "completion": [1, VOCAB_SIZE]}, ["completion", "ids", 1]),
+        ({"prompt_ids": [1], "completion": [1, 9]}, ["completion"]),
+    ],
+)
+def test_faults_of_a_sample_are_named_within_it(sample: dict[str, Any], place: list[str | int]) -> None:
+    encoder, given = Encoder(None, VOCAB_SIZE, LIMIT, media_token_ids={9}), dict(sample)
+    with pytest.raises(InvalidRequestError) as refused:
+        encoder.encode_sample(GivenPrompt(prompt_ids=given["prompt_ids"]), Completion(ids=given["completion"]))
+    assert [error.loc for error in refused.value.errors] == [place]
+
+
+def test_a_sample_that_is_too_long_is_the_only_completion_of_its_group() -> None:
+    with pytest.raises(SequenceTooLongError) as refused:
+        _encoder().encode_sample(GivenPrompt(prompt_ids=[1]), Completion(ids=[1] * LIMIT))
+    assert [error.loc for error in refused.value.errors] == [["completion"]]
+    assert refused.value.data == {"group": 0, "completion": 0, "length": LIMIT + 1, "limit": LIMIT}
