@@ -1,7 +1,7 @@
 """The light client of the VIGOR scoring service: httpx and pydantic, no torch."""
 
 from vigor_client._version import __version__ as __version__
-from vigor_client.chunking import in_portions, score_portions
+from vigor_client.chunking import chunk_groups, score_in_chunks
 from vigor_client.client import AsyncVigorClient, VigorClient
 from vigor_client.errors import (
     AnswerTimeoutError,
@@ -138,10 +138,10 @@ __all__ = [
     "WeightsInfo",
     "WeightsPoisonedError",
     "checkpoint_tensors",
+    "chunk_groups",
     "digest_of_tensors",
-    "in_portions",
     "lora_scalings",
     "rank_rewards",
     "ranks",
-    "score_portions",
+    "score_in_chunks",
 ]

@@ -1,6 +1,6 @@
 """The two clients, blocking and async: one method per endpoint, the same methods on both.
 
-What a method does is written once, in ``endpoints`` and ``weights``; here it is only run.
+The logic of a method is written once, in ``transport.endpoints`` and ``publishing.publish``; here it is only run.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class VigorClient:
         return_token_ids: bool = False,
         on_group: OnGroup | None = None,
     ) -> ScoreResponse:
-        """Score whole groups under the service's current weights; answers come in the order of the questions.
+        """Score whole groups under the service's current weights; answers come in the order of the groups.
 
         Args:
             groups: what is ranked together, as ``Group`` or as a mapping of its fields.
@@ -107,8 +107,8 @@ class VigorClient:
             truncated: what a completion with ``finish_reason="length"`` gets.
             return_token_ids: whether the answer has the token ids that were scored, as ``prompt_ids`` of a group and
                 ``ids`` of a completion.
-            on_group: called with index and scores of each group when they come, in any order, to show progress. What
-                counts is the answer: groups of one that broke off, and came again, may have been other weights'.
+            on_group: called with index and scores of each group when they come, in any order, to show progress. Only
+                the returned answer counts: after a retry, groups that came before it may be of other weights.
 
         Raises:
             ValueError: the groups break the contract; nothing was sent.
@@ -163,11 +163,11 @@ class VigorClient:
         return run_blocking(self._endpoints.tensors())
 
     def health(self) -> Health:
-        """Whether the process answers; asked once, without retries."""
+        """Whether the process answers; one call, without retries."""
         return run_blocking(self._endpoints.health())
 
     def ready(self) -> Health:
-        """Whether the service would score now; asked once, without retries."""
+        """Whether the service would score now; one call, without retries."""
         return run_blocking(self._endpoints.ready())
 
     def metrics(self) -> dict[str, float]:
@@ -198,8 +198,8 @@ class VigorClient:
 
         With a ``snapshot``, one for all publications of a run, only what changed is sent, unless all is smaller,
         the service holds other weights than the snapshot, or it is time for an anchor. It takes a model's memory on the
-        host. Bytes go by ``transport``: a directory that the service sees as its ``--weights-root``, or a broadcast of
-        torch.distributed, or else over HTTP.
+        host. ``transport`` carries the bytes: a directory that the service sees as its ``--weights-root``, or a
+        broadcast of torch.distributed; without one they go over HTTP.
 
         With ``partial``, ``tensors`` are some of the model's, such as those of an adapter: those that differ from the
         served ones are sent, and all others stay as they are served. Only what is given is checked and hashed.
@@ -209,7 +209,7 @@ class VigorClient:
             WeightBaseMismatchError: ``partial``, and the service has got other weights meanwhile, is poisoned, or needs
                 all once again; publish all.
             TensorsRefusedError: they do not fit the service's; every fault is named and nothing was sent.
-            SharedDirectoryError, BroadcastError: the bytes cannot go that way; the old weights serve on.
+            SharedDirectoryError, BroadcastError: the transport cannot carry the bytes; the old weights still serve.
             PublishError: the service ended with other weights.
         """
         publication = publish(

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from vigor_service.observability.loading_progress import LoadingProgress
     from vigor_service.observability.otel import Tracing
     from vigor_service.runtime import LoadedModel
-    from vigor_service.scoring.tokenization import Tokenizer
+    from vigor_service.scoring.text_tokens import Tokenizer
     from vigor_service.settings import Settings
 
 _REQUIRED = (

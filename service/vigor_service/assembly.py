@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from vigor_service.compat.rewards import CompatRewards
 from vigor_service.http.idempotency import IdempotentResponses
 from vigor_service.observability.metrics import Metrics
-from vigor_service.sample_groups.assembly import Rendezvous
+from vigor_service.sample_groups.assembly import GroupAssembly
 from vigor_service.scheduling.admission import Admission
 from vigor_service.scheduling.scheduler import Scheduler
 from vigor_service.scheduling.score_cache import ScoreCache
 from vigor_service.scoring.attribution import Attributions
+from vigor_service.scoring.encoding import RequestEncoder
 from vigor_service.scoring.service import Scoring
 from vigor_service.scoring.tokenization import Encoder
 from vigor_service.settings import Settings
@@ -41,8 +42,8 @@ class Serving:
     scheduler: Scheduler
     scoring: Scoring
     answers: IdempotentResponses
-    rendezvous: Rendezvous
-    adapters: CompatRewards
+    group_assembly: GroupAssembly
+    compat_rewards: CompatRewards
     attributions: Attributions
     updates: Updates
     local_files: LocalFiles
@@ -74,22 +75,32 @@ def assemble(
     scheduler = Scheduler(
         scorer.score,
         compute=compute,
-        weights_for=current_weights.require,
+        current_weights=current_weights,
         admission=admission,
         cache=ScoreCache(settings.score_cache_entries),
         max_batch_tokens=max_batch_tokens,
         metrics=metrics,
     )
+    request_encoder = RequestEncoder(encoder, preparation)
     scoring = Scoring(
         model=info.model,
-        encoder=encoder,
+        encoder=request_encoder,
         admission=admission,
-        current_weights=current_weights,
         scheduler=scheduler,
         preparation=preparation,
         metrics=metrics,
         timeout_seconds=settings.request_timeout_seconds,
-        media_token_ids=info.media_token_ids,
+    )
+    attributions = Attributions(
+        model=info.model,
+        encoder=request_encoder,
+        admission=admission,
+        current_weights=current_weights,
+        scheduler=scheduler,
+        attribute=scorer.attribute,
+        compute=compute,
+        preparation=preparation,
+        timeout_seconds=settings.request_timeout_seconds,
     )
     updates = Updates(
         current_weights,
@@ -109,11 +120,7 @@ def assemble(
         timeout_seconds=settings.update_timeout_seconds,
         max_upload_bytes=settings.max_upload_bytes,
     )
-    rendezvous = Rendezvous(
-        scoring,
-        timeout_seconds=settings.group_timeout_seconds,
-        metrics=metrics,
-    )
+    group_assembly = GroupAssembly(scoring, timeout_seconds=settings.group_timeout_seconds, metrics=metrics)
     local_files = LocalFiles(updates, current_weights, root=settings.weights_root, threads=files)
     broadcasts = BroadcastReceiver(
         updates,
@@ -127,9 +134,9 @@ def assemble(
         scheduler=scheduler,
         scoring=scoring,
         answers=IdempotentResponses(),
-        rendezvous=rendezvous,
-        adapters=CompatRewards(scoring, rendezvous),
-        attributions=Attributions(scoring, scorer.attribute, compute),
+        group_assembly=group_assembly,
+        compat_rewards=CompatRewards(request_encoder, group_assembly),
+        attributions=attributions,
         updates=updates,
         local_files=local_files,
         broadcasts=broadcasts,

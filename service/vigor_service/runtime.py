@@ -14,7 +14,8 @@ from vigor_service.assembly import Serving, assemble
 from vigor_service.errors import DeadlineExceededError, DrainingError, LoadingError, StartupError, UnhealthyError
 from vigor_service.observability.loading_progress import LoadingPhase, LoadingProgress
 from vigor_service.observability.metrics import Metrics
-from vigor_service.scoring.tokenization import Encoder, Tokenizer
+from vigor_service.scoring.text_tokens import Tokenizer
+from vigor_service.scoring.tokenization import Encoder
 from vigor_service.settings import Settings
 from vigor_service.threads.file_threads import FileThreads
 from vigor_service.threads.preparation import Preparation
@@ -120,7 +121,7 @@ class Runtime:
         self._is_draining = True
         if self._serving is not None:
             self._serving.current_weights.drain()
-            self._serving.rendezvous.drain()
+            self._serving.group_assembly.drain()
 
     def drain_from_signal(self) -> None:
         """Drain, called from a signal handler: at any moment, on the loop's own thread."""
@@ -133,7 +134,7 @@ class Runtime:
         if self._loading is not None:
             self._loading.cancel()
         if self._serving is not None:
-            self._serving.rendezvous.close()
+            self._serving.group_assembly.close()
             self._serving.scheduler.stop()
             self._serving.updates.close()
         self._compute.close()
@@ -183,6 +184,7 @@ class Runtime:
             model.scorer.info.max_sequence_tokens,
             generation_ends=model.generation_ends,
             max_request_tokens=self.settings.max_request_tokens,
+            media_token_ids=model.scorer.info.media_token_ids,
         )
 
     def _staging_root(self) -> Path:

@@ -44,7 +44,7 @@ from vigor_client.transport.wire import BlockingWire, run_blocking
 from vigor_service.engine.engine import Engine
 from vigor_service.engine.sequences import TokenSequence
 from vigor_service.runtime import LoadedModel
-from vigor_service.scoring.tokenization import Tokenizer
+from vigor_service.scoring.text_tokens import Tokenizer
 
 SEQUENCES = [TokenSequence((1, 2), (3, 4)), TokenSequence((1, 2), (5,))]
 GROUPS = [Group(id="q", prompt_ids=[1, 2], completions=[Completion(ids=[3, 4]), Completion(ids=[5])])]

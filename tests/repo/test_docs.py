@@ -79,7 +79,7 @@ from vigor_service.sample_groups.assembly import MAX_HELD_BYTES
 from vigor_service.sample_groups.samples import BYTES_PER_SAMPLE, BYTES_PER_TOKEN
 from vigor_service.scoring.chat_prompts import MAX_TEMPLATE_VALUES
 from vigor_service.scoring.template_limit import MAX_STEPS
-from vigor_service.scoring.tokenization import MAX_CHARACTERS_PER_TOKEN, MAX_TEMPLATE_SHARE
+from vigor_service.scoring.text_tokens import MAX_CHARACTERS_PER_TOKEN, MAX_TEMPLATE_SHARE
 from vigor_service.server import KEEP_ALIVE_SECONDS
 from vigor_service.settings import Settings
 from vigor_service.threads.file_threads import MODEL_SECONDS, STEP_SECONDS

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from itertools import dropwhile
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
-from vigor_client.chunking import score_portions
+from vigor_client.chunking import score_in_chunks
 from vigor_client.client import VigorClient
 from vigor_client.integrations.environment import service_of_environment
 from vigor_client.schemas.scoring import Completion, Group
@@ -44,7 +44,7 @@ def vigor_rewards(batch: Mapping[str, Any]) -> torch.Tensor:
     groups = [_group(batch, positions) for positions in places]
     rewards = torch.zeros(sum(map(len, places)), dtype=torch.float32)
     with VigorClient(url, api_key=api_key) as client:
-        answers = score_portions(groups, lambda portion: client.score(portion).groups)
+        answers = score_in_chunks(groups, lambda chunk: client.score(chunk).groups)
     for positions, answer in zip(places, answers, strict=True):
         rewards[positions] = torch.tensor([score.reward for score in answer.completions])
     return rewards

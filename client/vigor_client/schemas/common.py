@@ -22,7 +22,7 @@ from vigor_client.schemas.fault_limit import refuse_many_names
 
 MAX_WEIGHT_VERSION = 2**53 - 1  # what every JSON parser, and a metric, holds exactly
 IDEMPOTENCY_HEADER = "Idempotency-Key"
-"""Names what a request asks for, so that it may be sent again: it is done once."""
+"""The header that names the work of a request, so that it may be sent again and is done once."""
 WeightVersion = Annotated[int, Field(strict=True, ge=0, le=MAX_WEIGHT_VERSION)]
 Checksum = Annotated[str, Field(pattern=r"^xxh3-128:[0-9a-f]{32}$", examples=["xxh3-128:" + "0" * 32])]
 

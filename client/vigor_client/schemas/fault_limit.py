@@ -1,4 +1,4 @@
-"""How many faults a validation builds: whoever sends a wrong document is told the first ones, and pays for no more.
+"""Limits how many faults a validation builds: the first ones are listed, and the others cost no time.
 
 It is pydantic's context of a validation; without it every fault is built.
 """
@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar, cast
 from pydantic import ValidationError, ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator
 
 MAX_NAMES = 1000
-"""Of one object: no shape has so many."""
+"""Of one object: every shape has fewer."""
 
 _Item = TypeVar("_Item")
 
@@ -47,7 +47,7 @@ def refuse_many_names(value: object, info: ValidationInfo) -> object:
     """Return the value as it is.
 
     Raises:
-        ValueError: faults are counted, and it is an object with so many names that each of them would be one.
+        ValueError: faults are counted, and it is an object with more than ``MAX_NAMES`` names, each a fault.
     """
     if isinstance(info.context, FaultLimit) and isinstance(value, dict):
         num_names = len(cast("dict[object, object]", value))

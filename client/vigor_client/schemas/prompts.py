@@ -143,7 +143,7 @@ class GivenPrompt(WireModel):
 
     @model_validator(mode="after")
     def _check_last_turn(self) -> Self:
-        """A turn that was begun for the assistant is never closed without a word."""
+        """Refuse messages that end with the assistant's turn and do not say whether the completions continue it."""
         is_said = self.continue_final_message or self.add_generation_prompt is not None
         if self.messages and self.messages[-1].role == "assistant" and not is_said:
             raise ValueError(

@@ -19,12 +19,12 @@ MAX_WAIT_SECONDS = 600.0
 MAX_GROUPS = 512
 MAX_COMPLETIONS_PER_GROUP = 512
 MAX_COMPLETIONS = 65_536
-"""Of one request. Of more, each step that handles all of them at once would keep others waiting."""
+"""Of one request. With more of them, each step that handles all at once would keep other requests waiting."""
 
 LINES_MEDIA_TYPE = "application/x-ndjson"
-"""A caller that accepts it gets its scores in lines, each group's when it is finished."""
+"""A caller that accepts this media type gets its scores in lines, each group's when it is finished."""
 BEAT_SECONDS = 10.0
-"""While no line is ready an empty one goes out so often."""
+"""While no line is ready, an empty line is sent at this interval."""
 
 
 FinishReason = Literal["stop", "length"]
@@ -189,7 +189,7 @@ class CompletionScore(WireModel):
 
 
 class GroupScore(WireModel):
-    """Results of one group, completions in the order they were asked."""
+    """Results of one group, completions in the order of the request."""
 
     id: str | None = None
     completions: list[CompletionScore]

@@ -38,7 +38,7 @@ _UNAVAILABLE = 503
 
 
 class _SampleReader:
-    """Holds the answer to a sample to what was asked, within the attempt, so that another's is asked for again."""
+    """Checks the answer to a sample against its request, within the attempt: a wrong answer is tried again."""
 
     def __init__(self, request: SampleRequest) -> None:
         self._request = request
@@ -56,7 +56,7 @@ class _SampleReader:
 
 
 class Endpoints:
-    """Calls the service. ``timeout_seconds`` is how long it may keep silent for where nothing says otherwise."""
+    """Calls the service. ``timeout_seconds`` is how long it may keep silent by default."""
 
     def __init__(self, exchange: Exchange, *, timeout_seconds: float) -> None:
         self._exchange = exchange
@@ -75,8 +75,8 @@ class Endpoints:
             # One key for all attempts: an answer that was lost on its way comes again, also under newer weights.
             headers={"Accept": f"{LINES_MEDIA_TYPE}, application/json", IDEMPOTENCY_HEADER: uuid.uuid4().hex},
         )
-        tell = each_once(on_group)
-        return await self._exchange.stream(call, lambda: ScoreLines(request, tell))
+        notify = each_once(on_group)
+        return await self._exchange.stream(call, lambda: ScoreLines(request, notify))
 
     async def score_sample(self, request: SampleRequest) -> SampleResponse:
         call = HttpCall(
@@ -137,7 +137,7 @@ class Endpoints:
             raise unexpected(response, "no metrics in Prometheus' text format") from None
 
     async def open_update(self, request: UpdateRequest, name: str) -> UpdateStatus:
-        """Open an update under a name of its own: asked again, the service answers with the same update."""
+        """Open an update under a name of its own: sent again, the request is answered with the same update."""
         call = HttpCall(
             method="POST",
             path=UPDATES,

@@ -127,7 +127,7 @@ class Exchange:
 
 
 def failure_of(error: VigorError) -> Failure | None:
-    """What the retry policy has to know of an error; None if trying again is pointless."""
+    """Return what the retry policy has to know of an error; None if trying again is pointless."""
     if isinstance(error, TransportError):
         return Failure()
     if isinstance(error, ProblemError):
@@ -138,7 +138,7 @@ def failure_of(error: VigorError) -> Failure | None:
 
 
 def transport_error(error: httpx.RequestError, call: HttpCall) -> TransportError:
-    """Translate httpx's failure to get an answer into ours, which says where and what."""
+    """Return httpx's failure to get an answer as a ``TransportError`` that says where and what."""
     request_id = call.headers[REQUEST_ID_HEADER]
     place = f"{call.method} {error.request.url}"
     reason = str(error) or type(error).__name__
@@ -153,7 +153,7 @@ def transport_error(error: httpx.RequestError, call: HttpCall) -> TransportError
 
 
 def refusal_error(response: httpx.Response) -> VigorError:
-    """The error that an unsuccessful answer means."""
+    """Return the error that an unsuccessful answer means."""
     try:
         problem = Problem.model_validate_json(response.content)
     except pydantic.ValidationError:
@@ -191,7 +191,7 @@ def parse(response: httpx.Response, schema: type[Answer]) -> Answer:
 
 
 def unexpected(response: httpx.Response, what: str, *, body: bytes | None = None) -> UnexpectedAnswerError:
-    """An error that names what came, and where from; of an answer in lines, ``body`` is the one in question."""
+    """Return an error that names what came, and where from; ``body`` is the wrong line of an answer in lines."""
     text = (response.text if body is None else body.decode(errors="replace"))[:_MAX_QUOTED_CHARACTERS]
     content_type = response.headers.get("Content-Type", "no content type")
     return _unexpected(response, f"answered {what} ({response.status_code}, {content_type}): {text!r}")
@@ -208,18 +208,18 @@ def _unexpected(response: httpx.Response, message: str) -> UnexpectedAnswerError
 
 
 def mixed_up(response: httpx.Response, what: str) -> MixedUpAnswerError:
-    """An error that names what came instead of the answer to this request."""
+    """Return an error that names what came instead of the answer to this request."""
     request, request_id = response.request, request_id_of(response)
     message = f"an answer to another request: {request.method} {request.url} answered {what} (request {request_id})"
     return MixedUpAnswerError(message, request_id=request_id)
 
 
 def request_id_of(response: httpx.Response) -> str:
-    """The id of the request, as it was answered; ours if the answer has none."""
+    """Return the id of the request, as it was answered; the client's own if the answer has none."""
     return response.headers.get(REQUEST_ID_HEADER) or response.request.headers.get(REQUEST_ID_HEADER, "")
 
 
 def retry_after_of(response: httpx.Response) -> float:
-    """Seconds the answer asks to wait, 0 if none. A date counts from the answer's own, as clocks differ."""
+    """Return the seconds that the answer asks to wait, 0 if none. A date counts from the answer's: clocks differ."""
     now = parse_date(response.headers.get("Date")) or datetime.now(UTC)
     return parse_retry_after(response.headers.get("Retry-After"), now=now)

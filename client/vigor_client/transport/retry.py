@@ -17,7 +17,7 @@ FIRST_DELAY_SECONDS = 0.5
 LONGEST_DELAY_SECONDS = 30.0
 TOTAL_SECONDS = 600.0
 
-# Only a full update cures it, and waiting would hide that from whoever has to send one.
+# Only a full update cures it, and waiting would hide that from the trainer that has to send one.
 _NOT_CURED_BY_WAITING = frozenset({"weights_poisoned"})
 _RETRIED_STATUSES = frozenset({429, 502, 503})
 _CONFLICT = 409
@@ -29,21 +29,21 @@ class Failure:
     """A failure that may be worth another try."""
 
     retry_after_seconds: float = 0.0
-    """What the service asked for, 0 if nothing."""
+    """How long the service asks to wait, 0 if it does not say."""
 
 
 def refusal(status: int, code: str | None, *, retry_after_seconds: float = 0.0) -> Failure | None:
-    """The failure that an answer means, or None if sending the same again would end the same.
+    """Return the failure that an answer means, or None if the same request would be refused again.
 
-    A conflict passes if the service says when to come back; a 504 without a code of ours is a proxy's, which lost the
-    answer.
+    A conflict may pass if the service says when to come back; a 504 without a code of the service is a proxy's, which
+    lost the answer.
     """
-    passes = (
+    may_pass = (
         status in _RETRIED_STATUSES
         or (status == _CONFLICT and retry_after_seconds > 0)
         or (status == _GATEWAY_TIMEOUT and code is None)
     )
-    return Failure(retry_after_seconds) if passes and code not in _NOT_CURED_BY_WAITING else None
+    return Failure(retry_after_seconds) if may_pass and code not in _NOT_CURED_BY_WAITING else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,7 +68,7 @@ class RetryPolicy:
         jitter: float,
         repeat_seconds: float = math.inf,
     ) -> float | None:
-        """Seconds until the next attempt, or None: give up.
+        """Return the seconds until the next attempt, or None: give up.
 
         ``retries`` have been made before, ``elapsed_seconds`` have passed since the first attempt, ``jitter`` is a
         uniform random number in [0, 1), ``repeat_seconds`` is a bound of this call's own, besides ``total_seconds``.
@@ -82,7 +82,7 @@ class RetryPolicy:
 
 
 def parse_retry_after(value: str | None, *, now: datetime) -> float:
-    """Seconds that a ``Retry-After`` header asks to wait, as a number or as a date; 0 where it says neither."""
+    """Return the seconds that a ``Retry-After`` header asks for, as a number or as a date; 0 where it is neither."""
     try:
         return max(0.0, _seconds(value or "", now))
     except (ValueError, OverflowError):

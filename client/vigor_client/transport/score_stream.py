@@ -1,4 +1,4 @@
-"""The answer to a score request, put together from the lines in which it comes, and held to what was asked."""
+"""The answer to a score request, put together from its lines, and checked against its request."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _line = pydantic.TypeAdapter[GroupLine | LastLine | ErrorLine](ScoreLine)
 
 
 class ScoreLines:
-    """Reads the answer of one attempt. ``on_group`` is told of each group when its line comes."""
+    """Reads the answer of one attempt. ``on_group`` is called with each group when its line comes."""
 
     def __init__(self, request: ScoreRequest, on_group: OnGroup) -> None:
         self._request = request
@@ -41,7 +41,7 @@ class ScoreLines:
 
         Raises:
             ProblemError: the service says that the rest failed.
-            UnexpectedAnswerError: a line is not in the contract, or not what was asked for.
+            UnexpectedAnswerError: a line is not in the contract, or does not fit the request.
         """
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in filter(None, lines):
@@ -54,7 +54,7 @@ class ScoreLines:
 
         Raises:
             ConnectionLostError: the lines ended too early.
-            UnexpectedAnswerError: the whole answer is not in the contract, or not what was asked for.
+            UnexpectedAnswerError: the whole answer is not in the contract, or does not fit the request.
         """
         if not comes_in_lines(response):
             return self._whole(response)
@@ -109,32 +109,32 @@ class ScoreLines:
 
     def _refuse_others_group(self, response: httpx.Response, index: int, group: GroupScore) -> None:
         """A trainer must never pair a score with another completion."""
-        asked = self._request.groups[index]
-        if group.id != asked.id:
-            raise mixed_up(response, f"group {index} with the id {group.id!r} instead of {asked.id!r}")
-        if len(group.completions) != len(asked.completions):
-            raise mixed_up(response, f"group {index} with {len(group.completions)} scores of {len(asked.completions)}")
+        sent = self._request.groups[index]
+        if group.id != sent.id:
+            raise mixed_up(response, f"group {index} with the id {group.id!r} instead of {sent.id!r}")
+        if len(group.completions) != len(sent.completions):
+            raise mixed_up(response, f"group {index} with {len(group.completions)} scores of {len(sent.completions)}")
 
     def _refuse_other_terms(
         self, response: httpx.Response, scores: ScoreResponse, *, body: bytes | None = None
     ) -> None:
         """Which weights scored, and what was ranked, where the request says it."""
         for name in ("weight_version", "weight_digest", "reward"):
-            asked, came = getattr(self._request, name), getattr(scores, name)
-            if asked is not None and came != asked:
-                raise unexpected(response, f"{name} {came!r} instead of {asked!r}", body=body)
+            required, answered = getattr(self._request, name), getattr(scores, name)
+            if required is not None and answered != required:
+                raise unexpected(response, f"{name} {answered!r} instead of {required!r}", body=body)
 
 
 def each_once(on_group: OnGroup | None) -> OnGroup:
-    """Tell of each group once only, also where an answer breaks off and comes again."""
-    told: set[int] = set()
+    """Return what calls ``on_group`` once for each group, also where an answer breaks off and comes again."""
+    seen: set[int] = set()
 
-    def tell(index: int, group: GroupScore) -> None:
-        if on_group is not None and index not in told:
-            told.add(index)
+    def notify(index: int, group: GroupScore) -> None:
+        if on_group is not None and index not in seen:
+            seen.add(index)
             on_group(index, group)
 
-    return tell
+    return notify
 
 
 def _parse(response: httpx.Response, text: bytes) -> GroupLine | LastLine | ErrorLine:

@@ -1,8 +1,8 @@
-"""The one seam between the client and the network: what a call needs done, and the two ways of doing it.
+"""The one seam between the client and the network: what a call needs of it, and its two implementations.
 
 Every call is written once, as a coroutine over a ``Wire``. ``AsyncWire`` runs on asyncio. ``BlockingWire`` does its
 work before it returns and never suspends, so ``run_blocking`` runs the same coroutine to its end without a loop.
-This module knows nothing about endpoints, retries or what answers say.
+This module does not know endpoints, retries, or what answers say.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What a request carries: ``chunks`` starts it from the beginning, once per attempt."""
+    """The body of a request: ``chunks`` starts it from the beginning, once per attempt."""
 
     content_type: str
     num_bytes: int
@@ -46,7 +46,7 @@ class Body:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpCall:
-    """One request. It must do the same however often it is sent: that happens where an answer is lost.
+    """One request. It must have the same effect however often it is sent: it is sent again when an answer is lost.
 
     No attempt begins later than ``repeat_seconds`` after the first one; 0: it is sent once.
     """
@@ -128,7 +128,7 @@ class BlockingWire:
 
 
 class AsyncWire:
-    """Sends on asyncio; what computes (checksums, casts) goes to a thread."""
+    """Sends on asyncio; computations (checksums, casts) run on a thread."""
 
     def __init__(
         self, connections: AsyncConnections, *, silence_seconds: float = SILENCE_BETWEEN_LINES_SECONDS
@@ -172,10 +172,10 @@ class AsyncWire:
 
 
 def refuse_mixed_up(response: httpx.Response, call: HttpCall) -> None:
-    """Hold an answer to its request, before its body is read: httpx closes a connection that is left in the middle.
+    """Check that an answer is to this request, before its body is read: httpx closes a connection left half read.
 
     Raises:
-        MixedUpAnswerError: it carries the id of another request. Without an id, as from a proxy, it cannot be told.
+        MixedUpAnswerError: it carries the id of another request. An answer without an id, as of a proxy, is accepted.
     """
     sent, came = call.headers.get(REQUEST_ID_HEADER), response.headers.get(REQUEST_ID_HEADER)
     if sent is not None and came not in (None, sent):
@@ -193,9 +193,9 @@ def comes_in_lines(response: httpx.Response) -> bool:
 
 
 def _expect_beats(response: httpx.Response, silence_seconds: float) -> None:
-    """From here on the service shows life; a service that answers as a whole may be silent for much longer.
+    """Limit the silence within an answer in lines: a service that answers as a whole may be silent for much longer.
 
-    httpx looks at the timeouts of a request once more when the reading of the body begins.
+    httpx reads the timeouts of a request again when the reading of the body begins.
     """
     timeouts: dict[str, float] = response.request.extensions["timeout"]
     timeouts["read"] = min(timeouts["read"], silence_seconds)

@@ -10,13 +10,13 @@ from vigor_client.schemas.prompts import MAX_MESSAGES, GivenPrompt, Message
 from vigor_client.schemas.scoring import MAX_GROUPS
 
 
-class _Asked(BaseModel):
-    # Other fields are not read, and not held while a group gathers: the labels, which VIGOR does not need, and what
-    # newer versions add.
+class _RewardRequest(BaseModel):
+    # Other fields are not read, and not held until a group is whole: the labels, which VIGOR does not need, and the
+    # fields that newer versions add.
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
-class OpenRLHFRequest(_Asked):
+class OpenRLHFRequest(_RewardRequest):
     """``POST /openrlhf/get_reward``, as OpenRLHF 0.11 sends it with one sample, and 0.9 with many."""
 
     query: list[str] = Field(max_length=MAX_GROUPS, description="Prompt and response, special tokens written out.")
@@ -28,19 +28,21 @@ class OpenRLHFRequest(_Asked):
             raise ValueError(f"{len(self.query)} `query` for {len(self.prompts)} `prompts`")
         for index, (query, prompt) in enumerate(zip(self.query, self.prompts, strict=True)):
             if not prompt or not query.startswith(prompt):
-                raise ValueError(f"`query` {index} does not begin with its prompt: the response cannot be told from it")
+                raise ValueError(
+                    f"`query` {index} does not begin with its prompt: where the response begins is unknown"
+                )
         return self
 
 
 class OpenRLHFRewards(BaseModel):
-    """What it expects: finite numbers, as many as there are queries."""
+    """The answer that OpenRLHF expects: finite numbers, as many as there are queries."""
 
     rewards: list[float] = Field(description="The rank reward, 1 is best, -1 is worst.")
     scores: list[float] = Field(description="The same in 0..1: its dynamic filter keeps no group whose mean is 0.")
     extra_logs: dict[str, list[float]]
 
 
-class SlimeRequest(_Asked):
+class SlimeRequest(_RewardRequest):
     """``POST /slime/reward``, as slime's ``remote_rm`` sends it."""
 
     prompt: str | list[Message] = Field(min_length=1, max_length=2**24, description="As text, or as chat messages.")
@@ -54,10 +56,16 @@ class SlimeRequest(_Asked):
 
     @model_validator(mode="after")
     def _check_prompt(self) -> Self:
-        """What the service asks of messages, whoever sends them."""
+        """Check messages as those of a score request are."""
         if isinstance(self.prompt, list):
             try:
-                GivenPrompt(messages=self.prompt)
+                self.given_prompt()
             except ValidationError as error:
                 raise ValueError(error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")) from error
         return self
+
+    def given_prompt(self) -> GivenPrompt:
+        """Return the prompt as a score request has it."""
+        if isinstance(self.prompt, str):
+            return GivenPrompt(prompt=self.prompt)
+        return GivenPrompt(messages=self.prompt)

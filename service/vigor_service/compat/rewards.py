@@ -6,17 +6,18 @@ import asyncio
 import logging
 from collections.abc import Sequence
 
-from vigor_client.schemas.scoring import Completion, CompletionScore, Group, ScoreRequest
+from vigor_client.schemas.prompts import GivenPrompt
+from vigor_client.schemas.scoring import Completion, CompletionScore
 from vigor_service.compat.reward_schemas import OpenRLHFRequest, OpenRLHFRewards, SlimeRequest
 from vigor_service.engine.sequences import TokenSequence
 from vigor_service.errors import QueueFullError, ServiceError
-from vigor_service.sample_groups.assembly import Rendezvous
+from vigor_service.sample_groups.assembly import GroupAssembly
 from vigor_service.sample_groups.by_prompt import PromptGroups
 from vigor_service.sample_groups.samples import held_bytes
-from vigor_service.scoring.service import Scoring
+from vigor_service.scoring.encoding import RequestEncoder
 
 PATIENCE_SECONDS = 150.0
-"""How long a full queue is waited for: OpenRLHF gives a call up after 180 seconds, and five tries of a second each."""
+"""How long a sample waits for room in a full queue: OpenRLHF gives up on a call after 180 seconds and five tries."""
 WORST_REWARD = -1.0
 
 _logger = logging.getLogger(__name__)
@@ -25,16 +26,18 @@ _logger = logging.getLogger(__name__)
 class CompatRewards:
     """Answers in each trainer's own form. Samples of one prompt are one group.
 
-    A text is given up as soon as its token ids are known: the others of its group may be awaited for long.
+    A text is dropped as soon as its token ids are known: the others of its group may be awaited for long.
     """
 
-    def __init__(self, scoring: Scoring, rendezvous: Rendezvous, *, patience_seconds: float = PATIENCE_SECONDS) -> None:
-        self._scoring = scoring
-        self._rendezvous = rendezvous
-        self._groups = PromptGroups(rendezvous)
+    def __init__(
+        self, encoder: RequestEncoder, assembly: GroupAssembly, *, patience_seconds: float = PATIENCE_SECONDS
+    ) -> None:
+        self._encoder = encoder
+        self._assembly = assembly
+        self._groups = PromptGroups(assembly)
         self._patience_seconds = patience_seconds
 
-    async def openrlhf(self, asked: OpenRLHFRequest, *, group_size: int) -> OpenRLHFRewards:
+    async def openrlhf(self, request: OpenRLHFRequest, *, group_size: int) -> OpenRLHFRewards:
         """Return what OpenRLHF logs and trains with; a sample without a score gets the worst reward, and a flag.
 
         OpenRLHF swallows a refusal after five seconds and ends its run without its reason. A group that failed has the
@@ -43,9 +46,9 @@ class CompatRewards:
         Raises:
             QueueFullError: too many samples are held for this one to wait.
         """
-        pairs = zip(asked.prompts, asked.query, strict=True)
+        pairs = zip(request.prompts, request.query, strict=True)
         scoring = [self._score_or_log(prompt, query[len(prompt) :], group_size) for prompt, query in pairs]
-        del asked, pairs
+        del request, pairs
         tasks = [asyncio.create_task(score) for score in scoring]
         try:
             return _rewards(await asyncio.gather(*tasks))
@@ -53,27 +56,20 @@ class CompatRewards:
             for task in tasks:
                 task.cancel()
 
-    async def slime(self, asked: SlimeRequest, *, group_size: int) -> float:
+    async def slime(self, request: SlimeRequest, *, group_size: int) -> float:
         """Return the rank reward. Refusals go out as they are: slime tries ten times, with pauses.
 
         Raises:
             ServiceError: there is no score; says why.
         """
-        prompt = asked.prompt if isinstance(asked.prompt, str) else None
-        group = Group(
-            prompt_ids=None if prompt is None else await self._token_ids(prompt, "prompt"),
-            messages=None if isinstance(asked.prompt, str) else asked.prompt,
-            completions=[_as_sampled(asked.response)],
-        )
-        sequence = await self._encode(group)
-        del asked, prompt, group
+        sequence = await self._encode(request.given_prompt(), request.response)
+        del request
         return (await self._groups.score(sequence, group_size=group_size)).completion.reward
 
     async def _score_or_log(self, prompt: str, text: str, group_size: int) -> CompletionScore | None:
         try:
-            group = Group(prompt_ids=await self._token_ids(prompt, "prompts"), completions=[_as_sampled(text)])
-            sequence = await self._encode(group)
-            del prompt, text, group
+            sequence = await self._encode(GivenPrompt(prompt=prompt), text)
+            del prompt, text
             return await self._score_patiently(sequence, group_size)
         except QueueFullError:
             raise
@@ -91,21 +87,13 @@ class CompatRewards:
                 pause_seconds = error.retry_after_seconds or 1.0
                 if loop.time() + pause_seconds > ends_at:
                     return _without_score(error)
-            with self._rendezvous.holding(held_bytes(sequence)):
+            with self._assembly.holding(held_bytes(sequence)):
                 await asyncio.sleep(pause_seconds)
 
-    async def _token_ids(self, prompt: str, place: str) -> list[int]:
-        return list(
-            await self._scoring.preparation.run_on_texts(self._scoring.encoder.token_ids, prompt, place=[place])
-        )
-
-    async def _encode(self, group: Group) -> TokenSequence:
-        return (await self._rendezvous.encode(ScoreRequest(groups=[group]))).sequences[0]
-
-
-def _as_sampled(text: str) -> Completion:
-    """Special tokens are written out, the end too: where there is none the response was cut off, and gets none."""
-    return Completion(text=text, finish_reason="length")
+    async def _encode(self, prompt: GivenPrompt, text: str) -> TokenSequence:
+        """Special tokens are written out, the end too: a response without one was cut off, and gets none."""
+        completion = Completion(text=text, finish_reason="length")
+        return await self._encoder.encode_sample(prompt, completion, add_special_tokens=False)
 
 
 def _without_score(error: ServiceError) -> None:

@@ -21,6 +21,6 @@ router = APIRouter(tags=["scoring"], dependencies=FOR_SCORERS)
     openapi_extra=json_body(AttributionRequest),
 )
 async def attribution(request: Request, serving: ServingDependency, body: BodyDependency) -> Response:
-    asked = await body.parse(AttributionRequest, consequence="nothing was attributed")
-    answer = await cancel_on_disconnect(request, serving.attributions.answer(asked))
+    attribution_request = await body.parse(AttributionRequest, consequence="nothing was attributed")
+    answer = await cancel_on_disconnect(request, serving.attributions.answer(attribution_request))
     return Response(answer, media_type="application/json")

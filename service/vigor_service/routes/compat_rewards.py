@@ -1,4 +1,4 @@
-"""What trainers call that send text and expect a reward in their own form."""
+"""The calls of trainers that send text and expect a reward in their own form."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ GroupSize = Annotated[
 async def openrlhf(
     request: Request, group_size: GroupSize, serving: ServingDependency, body: BodyDependency
 ) -> Response:
-    asked = await body.parse(OpenRLHFRequest, consequence="nothing was scored")
-    work = serving.adapters.openrlhf(asked, group_size=group_size)
-    body.release()  # what is held of it is counted as what it became
-    del body, asked  # the others of its group may be awaited for long
+    reward_request = await body.parse(OpenRLHFRequest, consequence="nothing was scored")
+    work = serving.compat_rewards.openrlhf(reward_request, group_size=group_size)
+    body.release()  # from here on the samples count, as what they become
+    del body, reward_request  # the others of a group may be awaited for long
     return Response((await cancel_on_disconnect(request, work)).model_dump_json(), media_type="application/json")
 
 
@@ -45,8 +45,8 @@ async def openrlhf(
     openapi_extra=json_body(SlimeRequest),
 )
 async def slime(request: Request, group_size: GroupSize, serving: ServingDependency, body: BodyDependency) -> Response:
-    asked = await body.parse(SlimeRequest, consequence="nothing was scored")
-    work = serving.adapters.slime(asked, group_size=group_size)
-    body.release()  # what is held of it is counted as what it became
-    del body, asked  # the others of its group may be awaited for long
+    reward_request = await body.parse(SlimeRequest, consequence="nothing was scored")
+    work = serving.compat_rewards.slime(reward_request, group_size=group_size)
+    body.release()  # from here on the samples count, as what they become
+    del body, reward_request  # the others of a group may be awaited for long
     return Response(repr(await cancel_on_disconnect(request, work)), media_type="application/json")

@@ -23,7 +23,7 @@ _bearer = HTTPBearer(
 _basic = HTTPBase(
     scheme="basic",
     scheme_name="key_as_password",
-    description="The same key as the password of any user, for callers that are only told a URL: http://any:KEY@host.",
+    description="The same key as the password of any user, for callers that are given only a URL: http://any:KEY@host.",
     auto_error=False,
 )
 _Shown = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]
@@ -78,7 +78,7 @@ async def _body(request: Request) -> AsyncIterator[JsonBody]:
 
 RuntimeDependency = Annotated[Runtime, Depends(_runtime)]
 BodyDependency = Annotated[JsonBody, Depends(_body)]
-"""What it holds is counted until the answer is sent."""
+"""The memory that it holds is counted until the answer is sent."""
 
 
 async def _serving(runtime: RuntimeDependency) -> Serving:
@@ -90,7 +90,7 @@ ServingDependency = Annotated[Serving, Depends(_serving)]
 
 
 async def counted_disconnects(runtime: RuntimeDependency) -> AsyncIterator[None]:
-    """Count a request whose client went away before its answer."""
+    """Count requests whose clients left before the answer."""
     try:
         yield
     except ClientGoneError:
@@ -99,4 +99,4 @@ async def counted_disconnects(runtime: RuntimeDependency) -> AsyncIterator[None]
 
 
 FOR_SCORERS = [Depends(may_score_with_password), Depends(counted_disconnects)]
-"""Of routers whose calls cost computation."""
+"""The dependencies of routers whose calls cost computation."""

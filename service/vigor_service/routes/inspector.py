@@ -1,4 +1,4 @@
-"""``GET /``: the inspector, a page of static files that asks the service as any client does."""
+"""``GET /``: the inspector, a page of static files that calls the service as any client does."""
 
 from __future__ import annotations
 

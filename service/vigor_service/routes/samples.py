@@ -23,8 +23,8 @@ router = APIRouter(tags=["scoring"], dependencies=FOR_SCORERS)
 )
 async def score_sample(request: Request, serving: ServingDependency, body: BodyDependency) -> Response:
     sample = await body.parse(SampleRequest, consequence="nothing was scored")
-    work = serving.rendezvous.score(sample)
-    body.release()  # what is held of it is counted as what it became
+    work = serving.group_assembly.score(sample)
+    body.release()  # from here on the sample counts, as what it becomes
     del body, sample  # the others of its group may be awaited for long
     answer = await cancel_on_disconnect(request, work)
     return Response(answer.model_dump_json(), media_type="application/json")

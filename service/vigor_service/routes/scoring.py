@@ -10,18 +10,11 @@ from vigor_client.schemas.common import IDEMPOTENCY_HEADER
 from vigor_client.schemas.scoring import LINES_MEDIA_TYPE, ScoreRequest, ScoreResponse
 from vigor_service import errors
 from vigor_service.http.disconnect import cancel_on_disconnect
-from vigor_service.http.idempotency import KEY_PATTERN, Work
+from vigor_service.http.idempotency import KEY_PATTERN, Put
 from vigor_service.http.lines_response import LinesResponse
 from vigor_service.http.ndjson import lines_of, with_last_error
-from vigor_service.routes.dependencies import (
-    FOR_SCORERS,
-    BodyDependency,
-    RuntimeDependency,
-    ServingDependency,
-)
+from vigor_service.routes.dependencies import FOR_SCORERS, BodyDependency, RuntimeDependency, ServingDependency
 from vigor_service.routes.openapi import idempotency_key, json_body, problems, score_lines
-from vigor_service.runtime import Runtime
-from vigor_service.scoring.ranking import whole_answer
 
 router = APIRouter(tags=["scoring"], dependencies=FOR_SCORERS)
 REFUSALS = (
@@ -55,11 +48,14 @@ REFUSALS = (
 async def score(
     request: Request, serving: ServingDependency, runtime: RuntimeDependency, body: BodyDependency
 ) -> Response:
-    asked = await body.parse(ScoreRequest, consequence="nothing was scored")
+    score_request = await body.parse(ScoreRequest, consequence="nothing was scored")
     key = request.headers.get(IDEMPOTENCY_HEADER)
-    work = partial(serving.answers.once, key, body.checksum, partial(serving.scoring.stream, asked))
+
+    async def work(put: Put) -> None:
+        await serving.answers.once(key, body.checksum, partial(serving.scoring.score, score_request), put)
+
     if not _accepts_lines(request):
-        whole = serving.scoring.score(asked) if key is None else _whole(work, runtime)
+        whole = serving.scoring.whole(work)
         return Response(await cancel_on_disconnect(request, whole), media_type="application/json")
     lines = lines_of(work, beat_seconds=request.app.state.beat_seconds)
     first = await cancel_on_disconnect(request, anext(lines))  # a failure until here has a status of its own
@@ -68,13 +64,6 @@ async def score(
         timeout_seconds=runtime.settings.request_timeout_seconds,
         on_client_gone=runtime.metrics.disconnects.inc,
     )
-
-
-async def _whole(work: Work, runtime: Runtime) -> str:
-    """The answer that is kept in lines as one JSON text."""
-    lines: list[str] = []
-    await work(lines.append)
-    return await runtime.preparation.run(whole_answer, lines)
 
 
 def _accepts_lines(request: Request) -> bool:

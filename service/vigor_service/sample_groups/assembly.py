@@ -1,52 +1,38 @@
 """Groups whose completions come one at a time, each from another caller: all wait, and a part is never ranked.
 
 A group has its place in the queue from its first sample on, so that the others always find room; it holds the tokens of
-those that came. Norms are computed while the group gathers, and kept with it until it is whole.
+the samples that came. Each sample's norm is computed when it comes, and kept with the group until that is whole.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator
 from contextlib import ExitStack, contextmanager, suppress
 from time import perf_counter
 from typing import Any
 
-from vigor_client.schemas.prompts import GivenPrompt
-from vigor_client.schemas.scoring import (
-    Group,
-    SampleRequest,
-    SampleResponse,
-    ScoreRequest,
-    ScoreResponse,
-    ScoringOptions,
-)
-from vigor_service.errors import (
-    DrainingError,
-    GroupIncompleteError,
-    QueueFullError,
-    ServiceError,
-)
+from vigor_client.schemas.scoring import SampleRequest, SampleResponse, ScoringOptions
+from vigor_service.errors import DrainingError, GroupIncompleteError, QueueFullError, ServiceError
 from vigor_service.observability.metrics import Metrics
 from vigor_service.observability.request_record import current_record
-from vigor_service.sample_groups.open_group import OpenGroup
-from vigor_service.sample_groups.samples import Sample, SharedIds
+from vigor_service.sample_groups.open_group import Answer, OpenGroup, encoded_group
+from vigor_service.sample_groups.samples import Sample
 from vigor_service.scheduling.score_cache import ScoreCache
-from vigor_service.scoring.ranking import sequences_to_score
-from vigor_service.scoring.service import Encoded, Scoring
-from vigor_service.scoring.tokenization import EncodedGroup
+from vigor_service.scoring.encoded import EncodedRequest
+from vigor_service.scoring.service import Scoring
 
 MAX_HELD_BYTES = 256 << 20
-"""Of all samples whose groups gather, or were answered a short time ago."""
+"""Of all samples whose groups are incomplete, or were answered a short time ago."""
 
 
-class Rendezvous:
+class GroupAssembly:
     """Brings samples together by the name of their group.
 
-    A group that is not whole ``timeout_seconds`` after its first sample fails for all who wait; one whose last caller
-    leaves is dropped, with its place in the queue. One that was answered is remembered for ``timeout_seconds``, so that
-    a sample may be sent again, unless newer ones need the ``max_bytes`` of all.
+    A group that is not whole ``timeout_seconds`` after its first sample fails for all callers that wait; one whose last
+    caller leaves is dropped, with its place in the queue. An answered one is remembered for ``timeout_seconds``, so
+    that a sample may be sent again, unless newer groups need its part of ``max_bytes``, which all groups share.
     """
 
     def __init__(
@@ -56,7 +42,6 @@ class Rendezvous:
         self._timeout_seconds = timeout_seconds
         self._max_bytes = max_bytes
         self._metrics = metrics
-        self._ids = SharedIds()
         self._num_bytes = 0
         self._groups: dict[str, OpenGroup] = {}
         self._answered: OrderedDict[str, OpenGroup] = OrderedDict()  # of these groups, oldest first
@@ -64,18 +49,14 @@ class Rendezvous:
     async def score(self, request: SampleRequest) -> SampleResponse:
         """Wait for the sample's whole group and return the sample's own score.
 
-        Raises as ``encode`` and ``join``.
+        Raises as ``RequestEncoder.encode_sample`` and ``join``.
         """
-        group, index = await self.encode(_alone(request)), request.index
+        sequence = await self._scoring.encoder.encode_sample(request, request.completion)
+        is_truncated = request.completion.finish_reason == "length"
         options = ScoringOptions(**{name: getattr(request, name) for name in ScoringOptions.model_fields})
-        sample = Sample(request.group, request.group_size, index, group.sequences[0], group.is_truncated[0], options)
-        del request  # the others may be awaited for long: what it became is held instead
+        sample = Sample(request.group, request.group_size, request.index, sequence, is_truncated, options)
+        del request, sequence  # the others may be awaited for long: only the sample is held
         return await self.join(sample)
-
-    async def encode(self, request: ScoreRequest) -> EncodedGroup:
-        """Return the request's one completion as it may be held. Raises as ``Scoring.encode_alone``."""
-        (group,) = (await self._scoring.encode_alone(request)).groups
-        return EncodedGroup(group.id, tuple(map(self._ids.sequence, group.sequences)), group.is_truncated)
 
     async def join(self, sample: Sample) -> SampleResponse:
         """Wait for the sample's whole group and return the sample's own score.
@@ -92,8 +73,7 @@ class Rendezvous:
         if group is None or group.lacks(sample):
             self._make_room(sample.num_bytes)
             group = self._add(group or self._open(sample), sample)
-        response = await self._answer(group)
-        return _own_part(response, sample)
+        return _own_part(await self._answer(group), sample)
 
     def withdraw(self, name: str, index: int) -> bool:
         """Take a sample out of a group that is not whole; return whether its place is free."""
@@ -106,7 +86,7 @@ class Rendezvous:
         return True
 
     @contextmanager
-    def holding(self, num_bytes: int) -> Iterator[None]:
+    def holding(self, num_bytes: int) -> Generator[None]:
         """Count what a caller holds that waits for room in the queue, before its sample is in a group.
 
         Raises:
@@ -120,7 +100,7 @@ class Rendezvous:
             self._num_bytes -= num_bytes
 
     def drain(self) -> None:
-        """Fail the groups that wait for samples: none will come any more."""
+        """Fail the groups that wait for samples: the service takes no more."""
         error = DrainingError("the service is shutting down; the group was not whole", retry_after_seconds=1.0)
         for group in list(self._groups.values()):
             if not group.is_whole:
@@ -131,19 +111,19 @@ class Rendezvous:
         for group in list(self._groups.values()):
             self._forget(group)
 
-    async def _answer(self, group: OpenGroup) -> ScoreResponse:
-        """Wait for the answer; the last caller that leaves before it comes takes the group along."""
+    async def _answer(self, group: OpenGroup) -> Answer:
+        """Wait for the answer; when the last caller leaves before it comes, the group is dropped."""
         record = current_record()
         group.num_waiting += 1
         try:
-            response = await asyncio.shield(group.answer)
+            group_line, last_line = await asyncio.shield(group.answer)
         finally:
             record.gathered = perf_counter()
             group.num_waiting -= 1
             if group.num_waiting == 0 and not group.answer.done():
                 self._forget(group)
-        record.weight_version = response.weight_version
-        return response
+        record.weight_version = last_line.weight_version
+        return group_line, last_line
 
     def _open(self, sample: Sample) -> OpenGroup:
         loop, leave_queue = asyncio.get_running_loop(), ExitStack()
@@ -151,7 +131,7 @@ class Rendezvous:
         timer = loop.call_later(self._timeout_seconds, self._expire, sample.group)
         scores = ScoreCache(sample.group_size)
         group = OpenGroup(sample, timer, loop.create_future(), place, leave_queue, scores)
-        group.answer.add_done_callback(_note_that_it_was_read)
+        group.answer.add_done_callback(_mark_exception_as_read)
         self._groups[sample.group] = group
         self._count(groups=1)
         return group
@@ -168,7 +148,8 @@ class Rendezvous:
         if group.is_whole:
             self._count(groups=-1, samples=-len(group.samples))
             group.timer.cancel()
-            group.scoring = asyncio.create_task(self._score(group, sample.options))
+            scoring = self._scoring.score_group(group.encoded(), sample.options, own_scores=group.scores)
+            group.scoring = asyncio.create_task(scoring)
             group.scoring.add_done_callback(lambda scoring: self._finish(group, scoring))
         else:
             group.computing[sample.index] = asyncio.create_task(self._compute_ahead(group, sample))
@@ -193,16 +174,11 @@ class Rendezvous:
             raise QueueFullError("too many samples wait for their groups; come back later", retry_after_seconds=1.0)
 
     async def _compute_ahead(self, group: OpenGroup, sample: Sample) -> None:
-        with suppress(ServiceError):  # it comes again when the whole group is scored, and then all are told
-            await self._scoring.compute(_encoded({0: sample}, sample.options), own_scores=group.scores)
+        with suppress(ServiceError):  # it is raised again when the whole group is scored, for all callers
+            request = EncodedRequest(sample.options, [encoded_group([sample])])
+            await self._scoring.compute(request, own_scores=group.scores)
 
-    async def _score(self, group: OpenGroup, options: ScoringOptions) -> ScoreResponse:
-        async with self._scoring.time_limit(options):
-            encoded = await self._scoring.preparation.run(_encoded, group.samples, options)
-            scored = await self._scoring.compute(encoded, own_scores=group.scores)
-            return await self._scoring.grade(encoded, scored)
-
-    def _finish(self, group: OpenGroup, scoring: asyncio.Task[ScoreResponse]) -> None:
+    def _finish(self, group: OpenGroup, scoring: asyncio.Task[Answer]) -> None:
         group.leave_queue.close()
         if scoring.cancelled():
             self._forget(group)
@@ -244,35 +220,21 @@ class Rendezvous:
         self._metrics.gathering_samples.inc(samples)
 
 
-def _note_that_it_was_read(answer: asyncio.Future[Any]) -> None:
-    """Asyncio logs an exception that is not looked at, and no caller may be left to do so."""
+def _mark_exception_as_read(answer: asyncio.Future[Any]) -> None:
+    """Asyncio logs an exception that is never read, and no caller may be left to read it."""
     if not answer.cancelled():
         answer.exception()
 
 
-def _alone(sample: SampleRequest) -> ScoreRequest:
-    """The sample as the only completion of a score request."""
-    prompt = {name: getattr(sample, name) for name in GivenPrompt.model_fields}
-    options = {name: getattr(sample, name) for name in ScoringOptions.model_fields}
-    return ScoreRequest(groups=[Group(id=sample.group, completions=[sample.completion], **prompt)], **options)
-
-
-def _encoded(samples: Mapping[int, Sample], options: ScoringOptions) -> Encoded:
-    """The samples as one group of a score request, in the order of their indices."""
-    ordered = [samples[index] for index in sorted(samples)]
-    sequences, is_truncated = zip(*((sample.sequence, sample.is_truncated) for sample in ordered), strict=True)
-    groups = [EncodedGroup(ordered[0].group, sequences, is_truncated)]
-    return Encoded(options, groups, sequences_to_score(groups, options.truncated))
-
-
-def _own_part(response: ScoreResponse, sample: Sample) -> SampleResponse:
+def _own_part(answer: Answer, sample: Sample) -> SampleResponse:
+    group_line, last_line = answer
     return SampleResponse(
-        model=response.model,
-        weight_version=response.weight_version,
-        weight_digest=response.weight_digest,
-        reward=response.reward,
+        model=last_line.model,
+        weight_version=last_line.weight_version,
+        weight_digest=last_line.weight_digest,
+        reward=last_line.reward,
         group=sample.group,
         index=sample.index,
-        completion=response.groups[0].completions[sample.index],
-        prompt_ids=response.groups[0].prompt_ids,
+        completion=group_line.completions[sample.index],
+        prompt_ids=group_line.prompt_ids,
     )

@@ -1,7 +1,7 @@
 """Groups of trainers that send samples without a name: those of one prompt belong together.
 
-Such callers repeat a sample only after they gave the first try up, so a sample whose caller leaves is taken out of its
-group again.
+Such callers send a sample again only after they gave up on the first try, so a sample whose caller leaves is taken out
+of its group again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from vigor_client.schemas.scoring import SampleResponse
 from vigor_service.engine.sequences import TokenSequence
 from vigor_service.errors import ServiceError
-from vigor_service.sample_groups.assembly import Rendezvous
+from vigor_service.sample_groups.assembly import GroupAssembly
 from vigor_service.sample_groups.samples import Sample
 
 _Key = tuple[tuple[int, ...], int]
@@ -22,33 +22,33 @@ _Key = tuple[tuple[int, ...], int]
 
 @dataclass(slots=True, eq=False)
 class _Group:
-    """A group that gathers: its name, and the indices that are taken."""
+    """A group that is not whole: its name, and the indices that are taken."""
 
     key: _Key
     name: str = field(default_factory=lambda: f"prompt/{uuid.uuid4().hex}")
-    taken: set[int] = field(default_factory=set)
+    taken: set[int] = field(default_factory=set[int])
 
 
 class PromptGroups:
     """Gives each sample a place in a group of its prompt, and opens another group when all places are taken."""
 
-    def __init__(self, rendezvous: Rendezvous) -> None:
-        self._rendezvous = rendezvous
+    def __init__(self, assembly: GroupAssembly) -> None:
+        self._assembly = assembly
         self._groups: dict[_Key, list[_Group]] = defaultdict(list)
 
     async def score(self, sequence: TokenSequence, *, group_size: int) -> SampleResponse:
         """Return the sequence's score, ranked within ``group_size`` samples of its prompt.
 
-        Raises as ``Rendezvous.join``.
+        Raises as ``GroupAssembly.join``.
         """
         group = self._with_room((sequence.prompt_ids, group_size))
         index = min(set(range(group_size)) - group.taken)
         group.taken.add(index)
         try:
-            response = await self._rendezvous.join(Sample(group.name, group_size, index, sequence))
+            response = await self._assembly.join(Sample(group.name, group_size, index, sequence))
         except (asyncio.CancelledError, ServiceError):
-            # A refusal, too, may be this sample's alone, as of a full queue: others of its group may be on their way.
-            if self._rendezvous.withdraw(group.name, index):
+            # A refusal may be of this sample alone, as of a full queue: others of its group may be on their way.
+            if self._assembly.withdraw(group.name, index):
                 group.taken.discard(index)
             if len(group.taken) in (0, group_size):
                 self._close(group)

@@ -1,35 +1,40 @@
-"""A group whose completions come one at a time: what came so far, and who waits for it."""
+"""A group whose completions come one at a time: the samples so far, and how many callers wait for the others."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
-from vigor_client.schemas.scoring import ScoreResponse
+from vigor_client.schemas.scoring import GroupLine, LastLine
 from vigor_service.errors import GroupConflictError
 from vigor_service.sample_groups.samples import Sample
 from vigor_service.scheduling.admission import Place
 from vigor_service.scheduling.score_cache import ScoreCache
+from vigor_service.scoring.encoded import EncodedGroup
+
+Answer = tuple[GroupLine, LastLine]
+"""What a whole group is answered with, of which each caller takes its own sample's part."""
 
 
 @dataclass(slots=True, eq=False)
 class OpenGroup:
-    """One group: its samples so far, how many callers wait, and its answer, of which each takes its own part.
+    """One group: its samples so far, how many callers wait, and its answer.
 
     ``place`` is its place in the queue, which ``leave_queue`` gives back; ``scores`` are those that were computed
-    while it gathered.
+    before it was whole.
     """
 
     first: Sample
     timer: asyncio.TimerHandle
-    answer: asyncio.Future[ScoreResponse]
+    answer: asyncio.Future[Answer]
     place: Place
     leave_queue: ExitStack
     scores: ScoreCache
-    samples: dict[int, Sample] = field(default_factory=dict)
-    computing: dict[int, asyncio.Task[None]] = field(default_factory=dict)
-    scoring: asyncio.Task[ScoreResponse] | None = None
+    samples: dict[int, Sample] = field(default_factory=dict[int, Sample])
+    computing: dict[int, asyncio.Task[None]] = field(default_factory=dict[int, asyncio.Task[None]])
+    scoring: asyncio.Task[Answer] | None = None
     num_bytes: int = 0
     num_waiting: int = 0
 
@@ -58,3 +63,14 @@ class OpenGroup:
                 f"group {self.name!r}: sample {sample.index} came before, with another completion; nothing was taken"
             )
         return known is None
+
+    def encoded(self) -> EncodedGroup:
+        """Return the samples as a group of a score request, in the order of their indices."""
+        return encoded_group(self.samples[index] for index in sorted(self.samples))
+
+
+def encoded_group(samples: Iterable[Sample]) -> EncodedGroup:
+    """Return samples of one name as a group of a score request."""
+    ordered = list(samples)
+    sequences, is_truncated = zip(*((sample.sequence, sample.is_truncated) for sample in ordered), strict=True)
+    return EncodedGroup(ordered[0].group, sequences, is_truncated)

@@ -1,38 +1,21 @@
-"""Samples of groups as they are held while the others of their group are awaited: token ids, not what came in."""
+"""Samples of groups as they are held while their groups are incomplete: token ids, not what came in."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from vigor_client.schemas.scoring import ScoringOptions
 from vigor_service.engine.sequences import TokenSequence
 
 BYTES_PER_TOKEN = 8
-"""Of a token id, and of a place in a mask, which are references to objects that all share."""
+"""Of a token id, and of a place in a mask: references to objects that all samples share."""
 BYTES_PER_SAMPLE = 4096
-"""Of everything else: the objects themselves, a task, its score, and a caller that waits."""
+"""Of the rest: the objects themselves, a task, its score, and a caller that waits."""
 
 
 def held_bytes(sequence: TokenSequence) -> int:
     """Return about what a sequence with shared ids holds in memory."""
     return BYTES_PER_SAMPLE + BYTES_PER_TOKEN * (sequence.num_tokens + len(sequence.loss_mask or ()))
-
-
-class SharedIds:
-    """One object for each token id: 8 bytes for a held token instead of 36. Holds a vocabulary at most."""
-
-    def __init__(self) -> None:
-        self._ids: dict[int, int] = {}
-
-    def sequence(self, sequence: TokenSequence) -> TokenSequence:
-        """Return the sequence, its ids shared."""
-        return replace(
-            sequence, prompt_ids=self._shared(sequence.prompt_ids), completion_ids=self._shared(sequence.completion_ids)
-        )
-
-    def _shared(self, ids: Sequence[int]) -> tuple[int, ...]:
-        return tuple(map(self._ids.setdefault, ids, ids))
 
 
 @dataclass(frozen=True, slots=True)

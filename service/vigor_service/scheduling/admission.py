@@ -1,8 +1,8 @@
-"""How much may wait, and what those who may not are told. Knows neither the queue's order nor what waits in it."""
+"""How much work may wait, and when a refused request may come back. Does not know the queue's order or content."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from vigor_service.errors import QueueFullError
@@ -14,7 +14,7 @@ _MEMORY = 0.8  # share of the old rate that a new measurement leaves in place
 
 
 class Place:
-    """What one request holds. Tokens that are added to it are never refused."""
+    """The place of one request in the queue. Tokens that are added to it are never refused."""
 
     def __init__(self, count: Callable[[int], None]) -> None:
         self._count = count
@@ -40,11 +40,11 @@ class Admission:
         self._tokens_per_second: float | None = None
 
     @contextmanager
-    def hold(self, num_tokens: int) -> Iterator[Place]:
-        """Hold a place, and give it back at the end. A request larger than all places gets in when it is the only one.
+    def hold(self, num_tokens: int) -> Generator[Place]:
+        """Hold a place, and give it back at the end. A request larger than the limit is admitted when it is alone.
 
         Raises:
-            QueueFullError: too many tokens or requests are there; says when to come back, from the measured rate.
+            QueueFullError: too many tokens or requests wait already; says when to come back, from the measured rate.
         """
         self._refuse_when_full(num_tokens)
         place = Place(lambda added: self._count(0, added))

@@ -1,6 +1,6 @@
 """Which sequences go into the next batch, and how many tokens it may have.
 
-Pure bookkeeping: knows no clock, no thread and no scores.
+Pure bookkeeping: it knows no clock, no thread and no scores.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from vigor_service.engine.sequences import TokenSequence
 Owner = TypeVar("Owner")
 
 LOWEST_SHARE = 1 / 16
-"""Of the tokens that a batch may have at first, what is left however often memory runs out."""
+"""Share of a batch's first token budget that is left however often memory runs out."""
 
 MOST_PASSED_OVER = 256
-"""Sequences that one batch passes over because they are longer than its room, to fill it with shorter ones."""
+"""Sequences longer than its room that one batch passes over, to be filled with shorter ones."""
 
 _logger = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class BatchBudget:
         self._was_lowered = False
 
     def lower(self, fitting_tokens: int) -> None:
-        """Take back what did not fit: down to what did, to half at most, and never below the lowest share.
+        """Lower the budget to what fitted, but not below half of it, nor below the lowest share.
 
         The first time is a warning in the log; it stays lowered until the service is started again.
         """
@@ -58,18 +58,18 @@ class _Waiting(Generic[Owner]):
 
 @dataclass(slots=True, eq=False)
 class _Share(Generic[Owner]):
-    """What one owner waits for, in its order, and the tokens that it has had.
+    """The sequences that one owner waits for, in their order, and how many of its tokens were taken into batches.
 
-    ``passed_over`` stood first and did not fit into the batch that is being put together.
+    ``passed_over`` came first and did not fit into the batch that is being formed.
     """
 
     number: int
     served_tokens: float
-    waiting: OrderedDict[_Waiting[Owner], None] = field(default_factory=OrderedDict)
-    passed_over: list[_Waiting[Owner]] = field(default_factory=list)
+    waiting: OrderedDict[_Waiting[Owner], None] = field(default_factory=OrderedDict[_Waiting[Owner], None])
+    passed_over: list[_Waiting[Owner]] = field(default_factory=list[_Waiting[Owner]])
 
     def put_back(self) -> None:
-        """Let what was passed over stand first again."""
+        """Move what was passed over to the front again."""
         for waiting in reversed(self.passed_over):
             self.waiting[waiting] = None
             self.waiting.move_to_end(waiting, last=False)
@@ -78,11 +78,11 @@ class _Share(Generic[Owner]):
 
 @dataclass(slots=True, eq=False)
 class _Batch(Generic[Owner]):
-    """A batch that is being put together: what is in it, and how many tokens more it may have."""
+    """A batch that is being formed: its sequences with their owners, and the tokens that still fit."""
 
     room: int
-    sequences: dict[TokenSequence, list[Owner]] = field(default_factory=dict)
-    passed: list[_Share[Owner]] = field(default_factory=list)  # that have something that was passed over
+    sequences: dict[TokenSequence, list[Owner]] = field(default_factory=dict[TokenSequence, list[Owner]])
+    passed: list[_Share[Owner]] = field(default_factory=list[_Share[Owner]])  # that have something that was passed over
     num_passed_over: int = 0
 
     @property
@@ -90,7 +90,7 @@ class _Batch(Generic[Owner]):
         return self.room > 0 and self.num_passed_over < MOST_PASSED_OVER
 
     def next_of(self, share: _Share[Owner]) -> _Waiting[Owner] | None:
-        """Return the share's next one that fits, pass over what does not. Anything fits into an empty batch."""
+        """Return the share's next sequence that fits, and pass over longer ones. Any fits into an empty batch."""
         while share.waiting and self.is_open:
             waiting = next(iter(share.waiting))
             if waiting.num_tokens <= self.room or not self.sequences:
@@ -104,9 +104,9 @@ class _Batch(Generic[Owner]):
 
 
 class Pool(Generic[Owner]):
-    """Sequences that wait to be scored, each once, with all the owners that wait for it.
+    """Sequences that wait to be scored, each once, with all the owners that wait for it: equal ones are merged here.
 
-    Owners take turns of a whole batch each, the one that has had fewest turns first, and of those the one that came
+    Owners take turns of a whole batch each, the one with the fewest turns so far first, and of those the one that came
     first: prompts stay together, requests finish one after the other rather than all at once, and a small one that
     comes behind a huge one is in the next batch. Taking a batch costs what is in it, however much waits.
     """
@@ -116,14 +116,14 @@ class Pool(Generic[Owner]):
         self._shares: dict[Owner, _Share[Owner]] = {}
         self._turns: list[tuple[float, int, _Share[Owner]]] = []  # a heap: turns had, order of arrival
         self._numbers = count()
-        self._virtual_tokens = 0.0  # what an owner has had that was here all the time
+        self._virtual_tokens = 0.0  # taken of an owner that was here all the time
         self._turn_tokens = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     def add(self, owner: Owner, sequences: Iterable[TokenSequence]) -> None:
-        """Let ``owner`` wait for these sequences too. It begins one turn behind those that were here all the time."""
+        """Let ``owner`` wait for these sequences too. A new owner begins one turn behind the oldest ones."""
         share = self._shares.get(owner) or _Share[Owner](next(self._numbers), self._virtual_tokens - self._turn_tokens)
         for sequence in _by_prompt(sequences):
             waiting = self._waiting.get(sequence)
@@ -149,7 +149,7 @@ class Pool(Generic[Owner]):
         heapify(self._turns)
 
     def take_batch(self, max_batch_tokens: int) -> dict[TokenSequence, list[Owner]]:
-        """Take out the next batch: sequence -> who waits for it. The pool must not be empty.
+        """Take out the next batch: each sequence with its owners. The pool must not be empty.
 
         A turn takes the owner's sequences that still fit: those of one prompt together, because it is computed once for
         all of them, the longest first. Lengths add up to ``max_batch_tokens`` at most, unless the very first sequence
@@ -197,7 +197,7 @@ class Pool(Generic[Owner]):
 
 
 def _by_prompt(sequences: Iterable[TokenSequence]) -> list[TokenSequence]:
-    """The longest first, and behind it those with the same prompt."""
+    """Return the sequences, the longest first, and behind it those with the same prompt."""
     longest_first = sorted(sequences, key=lambda sequence: -sequence.num_tokens)
     of_prompt: dict[tuple[int, ...], list[TokenSequence]] = {}
     for sequence in longest_first:

@@ -1,28 +1,31 @@
 """From score requests to batches on the compute thread: across requests, with weight swaps as barriers.
 
-All of its state lives on the event loop; the compute thread only ever runs one batch. It knows nothing about
-HTTP, groups, ranks, or what is done behind a barrier.
+All of its state lives on the event loop; the compute thread runs one batch at a time. It does not know HTTP, groups,
+ranks, or what is done behind a barrier.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import defaultdict, deque
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from vigor_service.engine.sequences import SequenceScore, TokenSequence
+from vigor_service.engine.sequences import TokenSequence
 from vigor_service.errors import EngineFailedError, ServiceError
 from vigor_service.observability.metrics import Metrics
+from vigor_service.observability.request_record import Computation, current_record
 from vigor_service.scheduling.admission import Admission
 from vigor_service.scheduling.fair_queue import BatchBudget, Pool
+from vigor_service.scheduling.jobs import Batch, DoesNotFitError, Job, OnScores, RequestScores, jobs_of, scores_of_jobs
 from vigor_service.scheduling.score_cache import ScoreCache
 from vigor_service.threads.worker import WorkerThread
-from vigor_service.weights.version import WeightRequirement, Weights
+from vigor_service.weights.current import CurrentWeights
+from vigor_service.weights.version import WeightRequirement
 
 if TYPE_CHECKING:
     from vigor_service.engine.interface import BatchResult
@@ -33,33 +36,9 @@ BEGUN_AT_ONCE = 1024
 _logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
-class RequestScores:
-    """All scores of one request, taken under one version of the weights, and where its time went."""
-
-    scores: dict[TokenSequence, SequenceScore]
-    weights: Weights
-    queue_seconds: float
-    compute_seconds: float
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """One request on its way."""
-
-    sequences: Collection[TokenSequence]
-    requirement: WeightRequirement
-    answer: asyncio.Future[RequestScores]
-    own_scores: ScoreCache
-    submitted_at: float = field(default_factory=perf_counter)
-    started_at: float | None = None
-    scores: dict[TokenSequence, SequenceScore] = field(default_factory=dict)
-    on_scores: OnScores | None = None
-
-
 @dataclass(slots=True)
 class _Barrier:
-    """Somebody who wants the compute thread alone: is told when it is granted, tells when it is released."""
+    """A caller that wants the compute thread alone: ``granted`` is set for it, ``released`` by it."""
 
     granted: asyncio.Event = field(default_factory=asyncio.Event)
     released: asyncio.Event = field(default_factory=asyncio.Event)
@@ -69,35 +48,19 @@ class _Barrier:
 class _Epoch:
     """Jobs between two barriers: all of them see the same weights."""
 
-    newcomers: list[_Job] = field(default_factory=list)
-    pool: Pool[_Job] = field(default_factory=Pool)
+    newcomers: list[Job] = field(default_factory=list[Job])
+    pool: Pool[Job] = field(default_factory=Pool[Job])
     barrier: _Barrier | None = None
 
 
-OnScores = Callable[[Mapping[TokenSequence, SequenceScore]], None]
-"""Is told the scores of some sequences of a job, those of each only once, on the loop and between two batches."""
-
-
-class DoesNotFitError(Exception):
-    """Sequences of a request ran out of memory though they were scored alone.
-
-    ``too_long`` has them, each with the longest length that is known to fit.
-    """
-
-    def __init__(self, too_long: Mapping[TokenSequence, int]) -> None:
-        super().__init__(f"{len(too_long)} sequences do not fit into memory")
-        self.too_long = too_long
-
-
 _NO_SCORES = ScoreCache(0)
-_Batch = dict[TokenSequence, list[_Job]]
 
 
 class Scheduler:
-    """The queue in front of the compute thread.
+    """The queue in front of the compute thread. ``score_batch`` runs on that thread.
 
-    ``score_batch`` runs on the compute thread. ``weights_for`` returns the weights that serve now, or raises why
-    they will not do for a requirement: it is asked when a job's turn has come.
+    A job waits for its weights before the queue, and they are checked once, when its turn comes. That is late enough:
+    weights change behind a barrier only, so they stay the same until all jobs ahead of the next barrier are answered.
     """
 
     def __init__(
@@ -105,7 +68,7 @@ class Scheduler:
         score_batch: Callable[[Sequence[TokenSequence]], BatchResult],
         *,
         compute: WorkerThread,
-        weights_for: Callable[[WeightRequirement], Weights],
+        current_weights: CurrentWeights,
         admission: Admission,
         cache: ScoreCache,
         max_batch_tokens: int,
@@ -113,7 +76,7 @@ class Scheduler:
     ) -> None:
         self._score_batch = score_batch
         self._compute = compute
-        self._weights_for = weights_for
+        self._current_weights = current_weights
         self._admission = admission
         self._cache = cache
         self._budget = BatchBudget(max_batch_tokens)
@@ -147,23 +110,36 @@ class Scheduler:
         sequences: Collection[TokenSequence],
         requirement: WeightRequirement,
         *,
+        wait_seconds: float = 0.0,
         on_scores: OnScores | None = None,
         own_scores: ScoreCache | None = None,
     ) -> RequestScores:
         """Score distinct sequences under one version of the weights. Cancelling takes its work out of the queue.
 
-        ``on_scores`` is called when its turn has come, with the scores that are there already, and after each batch
-        with those that it brought. Scores that are in ``own_scores`` are not computed again, and those that are
-        computed are kept there, whatever the cache of all forgets.
+        It waits up to ``wait_seconds`` for required weights that are not served. ``on_scores`` is called when its turn
+        has come, with the scores that are there already, and after each batch with the scores of that batch. Scores
+        that are in ``own_scores`` are not computed again; computed ones are kept there, even after the cache of all
+        requests has dropped them.
 
         Raises:
             EngineFailedError: the engine raised on a batch that held a part of it.
             DoesNotFitError: sequences of it are too long for the memory.
-            ServiceError: the weights were others, or poisoned, when its turn came.
+            ServiceError: the required weights did not come in time, or others, or poisoned ones, were served when its
+                turn came.
         """
-        answer = asyncio.get_running_loop().create_future()
-        own_scores = _NO_SCORES if own_scores is None else own_scores
-        job = _Job(sequences, requirement, answer, own_scores, on_scores=on_scores)
+        await self._current_weights.wait_for(requirement, wait_seconds=wait_seconds)
+        record = current_record()
+        computation = record.computation = Computation()
+        notify = computation.watching(on_scores) if record.is_traced else on_scores
+        answer: asyncio.Future[RequestScores] = asyncio.get_running_loop().create_future()
+        scored = await self._submit(
+            Job(sequences, requirement, _NO_SCORES if own_scores is None else own_scores, notify, answer)
+        )
+        computation.finish(compute_seconds=scored.compute_seconds)
+        record.weight_version = scored.weights.version
+        return scored
+
+    async def _submit(self, job: Job) -> RequestScores:
         self._epochs[-1].newcomers.append(job)
         self._metrics.waiting_requests.inc()
         self._has_work.set()
@@ -173,7 +149,7 @@ class Scheduler:
             self._withdraw(job)
 
     @asynccontextmanager
-    async def exclusive(self) -> AsyncIterator[None]:
+    async def exclusive(self) -> AsyncGenerator[None]:
         """Have the compute thread alone: after all jobs submitted before, ahead of all submitted later."""
         barrier = _Barrier()
         self._epochs[-1].barrier = barrier
@@ -205,49 +181,46 @@ class Scheduler:
         self._epochs.popleft()
 
     async def _begin_newcomers(self, epoch: _Epoch) -> None:
-        newcomers, epoch.newcomers = epoch.newcomers, []  # those that come meanwhile are begun after the next batch
+        newcomers, epoch.newcomers = epoch.newcomers, []  # later ones are begun after the next batch
         for job in newcomers:
-            if not job.answer.done():
+            if not job.is_over:
                 await self._begin(job, epoch.pool)
 
-    async def _begin(self, job: _Job, pool: Pool[_Job]) -> None:
+    async def _begin(self, job: Job, pool: Pool[Job]) -> None:
         try:
-            weights = self._weights_for(job.requirement)
+            job.weights = self._current_weights.require(job.requirement)
         except ServiceError as error:
-            job.answer.set_exception(error)
+            job.fail(error)
             return
-        await self._look_up_and_queue(job, pool, weights)
-        if job.answer.done():
+        await self._look_up_and_queue(job, pool)
+        if job.is_over:
             return
         self._metrics.cached_scores.inc(len(job.scores))
-        if job.on_scores is not None:
-            job.on_scores(job.scores)
-        if len(job.scores) == len(job.sequences):
-            self._finish(job, weights)
+        job.notify(job.scores)
+        self._finish_if_complete(job)
 
-    async def _look_up_and_queue(self, job: _Job, pool: Pool[_Job], weights: Weights) -> None:
+    async def _look_up_and_queue(self, job: Job, pool: Pool[Job]) -> None:
         """Find the scores that are known and queue the other sequences, in slices: the loop serves others in between.
 
         It ends early when the job is taken back. No batch runs meanwhile.
         """
-        sequences = list(job.sequences)
+        sequences, digest = list(job.sequences), job.weights.digest
         for first in range(0, len(sequences), BEGUN_AT_ONCE):
             if first:
                 await asyncio.sleep(0)
-            if job.answer.done():
+            if job.is_over:
                 pool.remove(job)
                 return
             part = sequences[first : first + BEGUN_AT_ONCE]
-            known = job.own_scores.find(weights.digest, part) | self._cache.find(weights.digest, part)
+            known = job.own_scores.find(digest, part) | self._cache.find(digest, part)
             job.scores |= known
             if len(known) < len(part):
                 pool.add(job, [sequence for sequence in part if sequence not in known])
 
-    async def _run_batch(self, pool: Pool[_Job]) -> None:
-        weights = self._weights_for(WeightRequirement())  # no barrier is passed while this batch runs
+    async def _run_batch(self, pool: Pool[Job]) -> None:
         batch = pool.take_batch(self._budget.max_tokens)
         started_at = perf_counter()
-        for job in _jobs_of(batch):
+        for job in jobs_of(batch):
             self._note_start(job, started_at)
         scoring = asyncio.ensure_future(self._compute.run(self._score_batch, list(batch)))
         await asyncio.wait([scoring])
@@ -257,9 +230,9 @@ class Scheduler:
             self._measure(batch, perf_counter() - started_at)
             self._learn(scoring.result())
             self._refuse(batch, pool, scoring.result().too_long)
-            self._deliver(batch, scoring.result(), weights)
+            self._deliver(batch, scoring.result())
 
-    def _note_start(self, job: _Job, started_at: float) -> None:
+    def _note_start(self, job: Job, started_at: float) -> None:
         if job.started_at is None:
             job.started_at = started_at
             self._metrics.waiting_requests.dec()
@@ -270,46 +243,33 @@ class Scheduler:
             self._budget.lower(result.fitting_tokens)
             self._metrics.max_batch_tokens.set(self._budget.max_tokens)
 
-    def _refuse(self, batch: _Batch, pool: Pool[_Job], too_long: Mapping[TokenSequence, int]) -> None:
+    def _refuse(self, batch: Batch, pool: Pool[Job], too_long: Mapping[TokenSequence, int]) -> None:
         """Fail the jobs that hold a sequence that did not fit, and no others."""
         for job in {job for sequence in too_long for job in batch[sequence]}:
             pool.remove(job)
             own = {sequence: length for sequence, length in too_long.items() if job in batch[sequence]}
-            if not job.answer.done():
-                job.answer.set_exception(DoesNotFitError(own))
+            job.fail(DoesNotFitError(own))
 
-    def _fail(self, batch: _Batch, pool: Pool[_Job], error: BaseException) -> None:
+    def _fail(self, batch: Batch, pool: Pool[Job], error: BaseException) -> None:
         _logger.error("batch_failed", exc_info=error, extra={"sequences": len(batch)})
-        for job in _jobs_of(batch):
+        for job in jobs_of(batch):
             pool.remove(job)
-            if not job.answer.done():
-                job.answer.set_exception(EngineFailedError(f"the engine raised {type(error).__name__} on this request"))
+            job.fail(EngineFailedError(f"the engine raised {type(error).__name__} on this request"))
 
-    def _deliver(self, batch: _Batch, result: BatchResult, weights: Weights) -> None:
+    def _deliver(self, batch: Batch, result: BatchResult) -> None:
         scores = dict(zip(batch, result.scores, strict=True))
+        weights = next(iter(jobs_of(batch))).weights  # the same for all jobs ahead of one barrier
         self._cache.keep(weights.digest, {item: scores[item] for item in batch if item not in result.too_long})
-        for job, job_scores in _scores_of_jobs(batch, scores).items():
-            if job.answer.done():  # it was refused, or taken back
-                continue
-            job.own_scores.keep(weights.digest, job_scores)
-            job.scores |= job_scores
-            if job.on_scores is not None:
-                job.on_scores(job_scores)
-            if len(job.scores) == len(job.sequences):
-                self._finish(job, weights)
+        for job, job_scores in scores_of_jobs(batch, scores).items():
+            if not job.is_over:
+                job.take(job_scores)
+                self._finish_if_complete(job)
 
-    def _finish(self, job: _Job, weights: Weights) -> None:
-        finished_at = perf_counter()
-        started_at = job.started_at or finished_at
-        scored = RequestScores(
-            scores=job.scores,
-            weights=weights,
-            queue_seconds=started_at - job.submitted_at,
-            compute_seconds=finished_at - started_at,
-        )
-        self._metrics.queue_seconds.observe(scored.queue_seconds)
-        self._metrics.compute_seconds.observe(scored.compute_seconds)
-        job.answer.set_result(scored)
+    def _finish_if_complete(self, job: Job) -> None:
+        if job.is_complete:
+            scored = job.finish()
+            self._metrics.queue_seconds.observe(scored.queue_seconds)
+            self._metrics.compute_seconds.observe(scored.compute_seconds)
 
     def _measure(self, batch: Collection[TokenSequence], seconds: float) -> None:
         num_tokens = sum(sequence.num_tokens for sequence in batch)
@@ -317,24 +277,9 @@ class Scheduler:
         self._metrics.batch_sequences.observe(len(batch))
         self._metrics.batch_tokens.observe(num_tokens)
 
-    def _withdraw(self, job: _Job) -> None:
+    def _withdraw(self, job: Job) -> None:
         (self._metrics.waiting_requests if job.started_at is None else self._metrics.running_requests).dec()
         for epoch in self._epochs:
             epoch.pool.remove(job)
             if job in epoch.newcomers:
                 epoch.newcomers.remove(job)
-
-
-def _scores_of_jobs(
-    batch: _Batch, scores: Mapping[TokenSequence, SequenceScore]
-) -> Mapping[_Job, dict[TokenSequence, SequenceScore]]:
-    """What the batch brought to each job that waited for some of it."""
-    of_jobs: defaultdict[_Job, dict[TokenSequence, SequenceScore]] = defaultdict(dict)
-    for sequence, jobs in batch.items():
-        for job in jobs:
-            of_jobs[job][sequence] = scores[sequence]
-    return of_jobs
-
-
-def _jobs_of(batch: _Batch) -> set[_Job]:
-    return {job for jobs in batch.values() for job in jobs}

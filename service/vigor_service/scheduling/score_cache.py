@@ -1,4 +1,4 @@
-"""Scores that were computed a short time ago: a request that comes again costs nothing."""
+"""Scores that were computed a short time ago: a request that is sent again costs no computation."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vigor_service.engine.sequences import SequenceScore, TokenSequence
 
 
 class ScoreCache:
-    """The latest scores, by the digest of the weights and the sequence; those not asked for longest go first.
+    """The latest scores, by the digest of the weights and the sequence; the least recently used are dropped first.
 
     ``max_entries`` are kept, about 400 bytes each however long the sequences: their token ids are hashed, not kept.
     0 keeps nothing.

@@ -1,4 +1,4 @@
-"""One attribution from its request to its answer: it has the compute thread alone, between two batches."""
+"""One attribution from its request to its answer, alone on the compute thread between two batches."""
 
 from __future__ import annotations
 
@@ -18,8 +18,7 @@ from vigor_client.schemas.attribution import (
     TokenShare,
 )
 from vigor_client.schemas.problems import FieldError
-from vigor_client.schemas.prompts import GivenPrompt
-from vigor_client.schemas.scoring import Group, ScoreRequest, Timing
+from vigor_client.schemas.scoring import Timing
 from vigor_service.engine.sequences import TokenSequence
 from vigor_service.errors import (
     EngineFailedError,
@@ -27,9 +26,14 @@ from vigor_service.errors import (
     SequenceTooLongError,
     invalid_request,
 )
+from vigor_service.scheduling.admission import Admission
+from vigor_service.scheduling.scheduler import Scheduler
+from vigor_service.scoring.encoding import RequestEncoder
 from vigor_service.scoring.ranking import wire_number
-from vigor_service.scoring.service import Scoring
+from vigor_service.scoring.service import time_limit
+from vigor_service.threads.preparation import Preparation
 from vigor_service.threads.worker import WorkerThread
+from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.version import WeightRequirement, Weights
 
 if TYPE_CHECKING:
@@ -50,27 +54,30 @@ class _Attributed:
 class Attributions:
     """Answers attribution requests. ``attribute`` runs on the compute thread, behind what was admitted before."""
 
-    scoring: Scoring
+    model: str
+    encoder: RequestEncoder
+    admission: Admission
+    current_weights: CurrentWeights
+    scheduler: Scheduler
     attribute: Callable[[TokenSequence], Attribution]
     compute: WorkerThread
+    preparation: Preparation
+    timeout_seconds: float
 
     async def answer(self, request: AttributionRequest) -> str:
-        """Return the answer as JSON. Cancelling it takes it out of the queue; what runs is not interrupted.
+        """Return the answer as JSON. Cancelling it takes it out of the queue; a computation that runs goes on.
 
         Raises:
             ServiceError: nothing was attributed; says why.
         """
-        async with self.scoring.time_limit(request):
+        async with time_limit(self.timeout_seconds, request):
             sequence = await self._encode(request)
-            with self.scoring.admission.hold(sequence.num_tokens):
+            with self.admission.hold(sequence.num_tokens):
                 attributed = await self._attribute(sequence, request)
-            return await self.scoring.preparation.run(self._response, sequence, attributed)
+            return await self.preparation.run(self._response, sequence, attributed)
 
     async def _encode(self, request: AttributionRequest) -> TokenSequence:
-        prompt = {name: getattr(request, name) for name in GivenPrompt.model_fields}
-        group = Group(**prompt, completions=[request.completion])
-        encoded = await self.scoring.encode_alone(ScoreRequest(groups=[group]))
-        (sequence,) = encoded.groups[0].sequences
+        sequence = await self.encoder.encode_sample(request, request.completion)
         if sequence.num_loss_tokens == 0:
             place = FieldError(loc=_PLACE, msg="no token of it counts in the loss: there is no gradient")
             raise invalid_request([place], consequence="nothing was attributed")
@@ -82,12 +89,11 @@ class Attributions:
         return sequence
 
     async def _attribute(self, sequence: TokenSequence, request: AttributionRequest) -> _Attributed:
-        current_weights = self.scoring.current_weights
         requirement = WeightRequirement(request.weight_version, request.weight_digest)
-        await current_weights.wait_for(requirement, wait_seconds=request.wait_seconds)
+        await self.current_weights.wait_for(requirement, wait_seconds=request.wait_seconds)
         submitted_at = perf_counter()
-        async with self.scoring.scheduler.exclusive():
-            weights, started_at = current_weights.require(requirement), perf_counter()
+        async with self.scheduler.exclusive():
+            weights, started_at = self.current_weights.require(requirement), perf_counter()
             attribution = await self._compute(sequence)
         timing = Timing(queue_seconds=started_at - submitted_at, compute_seconds=perf_counter() - started_at)
         return _Attributed(attribution, weights, timing)
@@ -110,9 +116,9 @@ class Attributions:
 
     def _response(self, sequence: TokenSequence, attributed: _Attributed) -> str:
         attribution, weights = attributed.attribution, attributed.weights
-        texts = self.scoring.encoder.pieces(sequence.token_ids)
+        texts = self.encoder.encoder.texts.pieces(sequence.token_ids)
         return AttributionResponse(
-            model=self.scoring.model,
+            model=self.model,
             weight_version=weights.version,
             weight_digest=weights.digest,
             num_tokens=attribution.num_loss_tokens,
@@ -141,7 +147,7 @@ def _tokens(sequence: TokenSequence, texts: Sequence[str | None], attribution: A
 
 
 def _layers(attribution: Attribution) -> list[LayerShare]:
-    """In the order in which the model has them."""
+    """Return the shares by layer, in the order of the model."""
     names_of: dict[str, list[str]] = {}
     for name in attribution.parameter_shares:
         names_of.setdefault(attribution.module_labels[name], []).append(name)

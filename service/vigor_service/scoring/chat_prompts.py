@@ -1,14 +1,14 @@
 """From the messages of a chat to the text that the model's own chat template makes of them.
 
-Equals what transformers' ``apply_chat_template`` gives for the same messages and arguments; what a template would
-leave out without a word is refused. Knows no token ids.
+Equals what transformers' ``apply_chat_template`` gives for the same messages and arguments; content that a template
+would drop silently is refused. Knows no token ids.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Sequence
+from typing import Any, Protocol, cast
 
 from vigor_client.schemas.prompts import GivenPrompt, Message
 from vigor_service.errors import ServiceError
@@ -24,7 +24,7 @@ _PRINTED_PART = "[{'type': 'text'"
 
 
 class ChatTokenizer(Protocol):
-    """What is asked of a transformers tokenizer that has a chat template."""
+    """The part of a transformers tokenizer that applies its chat template."""
 
     def get_chat_template(self, chat_template: str | None = None, tools: Any = None) -> str: ...  # noqa: ANN401 - JSON
 
@@ -59,7 +59,8 @@ def rendered(tokenizer: ChatTokenizer, prompt: GivenPrompt, *, max_characters: i
         ServiceError: as ``checkpoint``.
     """
     _refuse_many_values(prompt)
-    messages, options = prompt.messages or [], {**_options(prompt), "max_characters": max_characters}
+    messages = prompt.messages or []
+    options: dict[str, Any] = {**_options(prompt), "max_characters": max_characters}
     _refuse_unused(tokenizer, prompt)
     try:
         text = _apply(tokenizer, _conversation(messages), **options)
@@ -74,7 +75,7 @@ def rendered(tokenizer: ChatTokenizer, prompt: GivenPrompt, *, max_characters: i
 
 
 def closing_text(tokenizer: ChatTokenizer) -> str | None:
-    """Return what the chat template writes behind an assistant's message; None where that cannot be told."""
+    """Return what the chat template writes behind an assistant's message; None where that is unknown."""
     mark = "an answer"
     conversation: Conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": mark}]
     try:
@@ -126,19 +127,25 @@ def _conversation(messages: Sequence[Message]) -> Conversation:
 
 def _refuse_many_values(prompt: GivenPrompt) -> None:
     """Copying them for the template takes time that no template counts."""
-    pending: list[Any] = [prompt.tools, prompt.documents, prompt.chat_template_kwargs]
+    pending: list[object] = [prompt.tools, prompt.documents, prompt.chat_template_kwargs]
     for message in prompt.messages or []:
         pending.append(message.model_extra)
         if isinstance(message.content, list):
             pending.extend(part.model_extra for part in message.content)
     num_values = len(pending)
     while pending:
-        value = pending.pop()
-        items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        items = _items(pending.pop())
         num_values += len(items)
         if num_values > MAX_TEMPLATE_VALUES:
             raise ChatPromptError(f"they consist of more than {MAX_TEMPLATE_VALUES} values")
         pending.extend(items)
+
+
+def _items(value: object) -> Collection[object]:
+    """Return what JSON consists of, one level down."""
+    if isinstance(value, dict):
+        return cast("dict[str, object]", value).values()
+    return cast("list[object]", value) if isinstance(value, list) else ()
 
 
 def _refuse_unused(tokenizer: ChatTokenizer, prompt: GivenPrompt) -> None:
@@ -157,7 +164,7 @@ def _refuse_unused(tokenizer: ChatTokenizer, prompt: GivenPrompt) -> None:
 
 
 def _prints_parts(text: str, messages: Sequence[Message]) -> bool:
-    """Whether the template takes text alone, and printed a list of parts as Python does."""
+    """Return whether the template takes text alone, and printed a list of parts as Python does."""
     if _PRINTED_PART not in text:
         return False
     contents = [message.for_template()["content"] for message in messages if isinstance(message.content, list)]

@@ -1,4 +1,4 @@
-"""From a text to the token ids that say exactly this text behind a prompt's ids.
+"""From a text to the token ids that read as exactly this text behind a prompt's ids.
 
 A tokenizer that puts a space before whatever it encodes (SentencePiece's way) would make " 4" of "4". So each
 candidate is decoded behind the prompt, and the first that reads back as the text is taken.
@@ -18,7 +18,7 @@ _NUM_QUOTED_CHARACTERS = 20
 
 
 class TextTokenizer(Protocol):
-    """What is asked of a transformers tokenizer."""
+    """The part of a transformers tokenizer that turns text into ids and back."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> Sequence[int]: ...
 

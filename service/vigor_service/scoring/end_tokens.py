@@ -1,4 +1,4 @@
-"""The tokens that end a completion, and which of them a finished text gets that has none."""
+"""The tokens that end a completion, and which of them is appended to a finished text without one."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def ends_of(*, eos_token_id: int | None, generation_ends: Iterable[int], closing
         closing_ids: what the chat template writes behind an assistant's message.
     """
     generation = tuple(generation_ends)
-    token_ids = frozenset(generation) | ({eos_token_id} if eos_token_id is not None else set())
+    token_ids = frozenset(generation if eos_token_id is None else (*generation, eos_token_id))
     of_text = eos_token_id if eos_token_id is not None else next(iter(generation), None)
     of_turn = next((token_id for token_id in closing_ids if token_id in token_ids), of_text)
     return Ends(token_ids, of_text, of_turn)

@@ -1,104 +1,96 @@
-"""From scores to statuses, ranks and rewards, and what a request cost. Pure: the ranking itself is the client's."""
+"""From scores to statuses, ranks, rewards and the lines of an answer. Pure: the ranking itself is the client's."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from math import isfinite
-from operator import attrgetter
 
 from vigor_client.ranking import rank_rewards, ranks
 from vigor_client.schemas.scoring import (
     CompletionScore,
     CompletionStatus,
     GroupLine,
-    GroupScore,
     LastLine,
     RewardName,
-    ScoreResponse,
-    ScoringOptions,
     Timing,
-    TruncatedRule,
     Usage,
 )
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
-from vigor_service.scheduling.scheduler import RequestScores
-from vigor_service.scoring.tokenization import EncodedGroup
+from vigor_service.scheduling.jobs import RequestScores
+from vigor_service.scoring.encoded import EncodedRequest
 
 
-def sequences_to_score(groups: Sequence[EncodedGroup], truncated: TruncatedRule) -> list[TokenSequence]:
-    """Return each sequence that needs the engine once, in order of appearance."""
-    return list(dict.fromkeys(_computed(groups, truncated)))
+def group_line(request: EncodedRequest, index: int, scores: Mapping[TokenSequence, SequenceScore]) -> GroupLine:
+    """Rank one group, the smallest value first; each completion that is not ``ok`` shares the last ranks."""
+    group, options = request.groups[index], request.options
+    judged = [
+        (sequence, *_judge(sequence, status, scores, options.reward))
+        for sequence, status in group.statuses(options.truncated)
+    ]
+    values = [_value(score, options.reward) if status == "ok" else None for _, status, score in judged]
+    group_ranks = ranks(values, ties=options.ties)
+    rows = zip(judged, group_ranks, rank_rewards(group_ranks), strict=True)
+    return GroupLine(
+        index=index,
+        id=group.id,
+        completions=[
+            _completion_score(sequence, status, score, rank, reward, returns_ids=options.return_token_ids)
+            for (sequence, status, score), rank, reward in rows
+        ],
+        prompt_ids=list(group.sequences[0].prompt_ids) if options.return_token_ids else None,
+    )
 
 
-def grade(model: str, request: ScoringOptions, groups: Sequence[EncodedGroup], scored: RequestScores) -> ScoreResponse:
-    """Rank every group and account for the request."""
-    graded = [grade_group(group, scored.scores, request) for group in groups]
-    return ScoreResponse(groups=graded, **dict(last_line(model, request, groups, scored)))
-
-
-def last_line(model: str, request: ScoringOptions, groups: Sequence[EncodedGroup], scored: RequestScores) -> LastLine:
-    """Account for the request."""
+def last_line(model: str, request: EncodedRequest, scored: RequestScores) -> LastLine:
+    """Return what all groups have in common: the weights that scored them, and what the request cost."""
     return LastLine(
         model=model,
         weight_version=scored.weights.version,
         weight_digest=scored.weights.digest,
-        reward=request.reward,
-        usage=_usage(groups, request.truncated, scored),
+        reward=request.options.reward,
+        usage=Usage(
+            prompt_tokens=request.prompt_tokens,
+            completion_tokens=request.completion_tokens,
+            deduplicated_completions=request.num_repeated,
+        ),
         timing=Timing(queue_seconds=scored.queue_seconds, compute_seconds=scored.compute_seconds),
     )
 
 
-def group_line(
-    index: int, groups: Sequence[EncodedGroup], scores: Mapping[TokenSequence, SequenceScore], request: ScoringOptions
-) -> GroupLine:
-    """Rank the group of this index, alone."""
-    return GroupLine(index=index, **dict(grade_group(groups[index], scores, request)))
+def line_json(line: GroupLine) -> str:
+    """Return the line as ``model_dump_json`` does, a completion at a time.
+
+    One call for all completions would hold the interpreter, from the event loop too, for as long as the line is large.
+    """
+    completions = ",".join(completion.model_dump_json() for completion in line.completions)
+    return _with_list(line.model_copy(update={"completions": []}).model_dump_json(), "completions", completions)
 
 
 def whole_answer(lines: Sequence[str]) -> str:
-    """Return the answer as a whole, as JSON, from its lines: those of the groups in any order, then the last one."""
-    *groups, last = lines
-    in_order = sorted(map(GroupLine.model_validate_json, groups), key=attrgetter("index"))
-    scores = [GroupScore(**{name: value for name, value in line if name != "index"}) for line in in_order]
-    return answer_json(ScoreResponse(groups=scores, **dict(LastLine.model_validate_json(last))))
+    """Return the lines of an answer, those of its groups in any order, as the JSON of one ``ScoreResponse``.
+
+    A group's line is its score with ``index`` in front, and the last line is the answer without ``groups``: so the
+    texts are put together, and nothing is parsed.
+    """
+    *group_lines, last = lines
+    in_order = sorted(map(_index_and_score, group_lines))
+    before, usage, after = last.partition('"usage":{')
+    return _with_list(f'{before}"groups":[],{usage}{after}', "groups", ",".join(score for _, score in in_order))
 
 
-def grade_group(
-    group: EncodedGroup, scores: Mapping[TokenSequence, SequenceScore], request: ScoringOptions
-) -> GroupScore:
-    """Rank one group, the smallest value first; whatever is not ``ok`` shares the last ranks."""
-    judged = [
-        _judge(sequence, is_truncated and request.truncated == "worst", scores, request.reward)
-        for sequence, is_truncated in zip(group.sequences, group.is_truncated, strict=True)
-    ]
-    values = [_value(score, request.reward) if status == "ok" else None for status, score in judged]
-    group_ranks = ranks(values, ties=request.ties)
-    rows = zip(group.sequences, judged, group_ranks, rank_rewards(group_ranks), strict=True)
-    return GroupScore(
-        id=group.id,
-        completions=[
-            _completion_score(sequence, status, score, rank, reward, returns_ids=request.return_token_ids)
-            for sequence, (status, score), rank, reward in rows
-        ],
-        prompt_ids=list(group.sequences[0].prompt_ids) if request.return_token_ids else None,
-    )
-
-
-def _computed(groups: Sequence[EncodedGroup], truncated: TruncatedRule) -> Iterator[TokenSequence]:
-    """Every completion that needs the engine, repeated ones included."""
-    for group in groups:
-        for sequence, is_truncated in zip(group.sequences, group.is_truncated, strict=True):
-            if sequence.num_loss_tokens > 0 and not (is_truncated and truncated == "worst"):
-                yield sequence
+def wire_number(number: float) -> float | None:
+    """Return the number as the wire has it: null where it is not finite."""
+    return number if isfinite(number) else None
 
 
 def _judge(
-    sequence: TokenSequence, is_left_out: bool, scores: Mapping[TokenSequence, SequenceScore], reward: RewardName
+    sequence: TokenSequence,
+    status: CompletionStatus | None,
+    scores: Mapping[TokenSequence, SequenceScore],
+    reward: RewardName,
 ) -> tuple[CompletionStatus, SequenceScore]:
-    if is_left_out:
-        return "truncated", EMPTY_SCORE
-    if sequence.num_loss_tokens == 0:
-        return "empty", EMPTY_SCORE
+    if status is not None:
+        return status, EMPTY_SCORE
     score = scores[sequence]
     return ("ok" if isfinite(_value(score, reward)) else "nonfinite"), score  # another signal may be infinite
 
@@ -139,28 +131,12 @@ def _completion_score(
     )
 
 
-def answer_json(answer: ScoreResponse | GroupScore | GroupLine) -> str:
-    """Return the answer as ``model_dump_json`` does, a completion at a time.
-
-    One call for all would hold the interpreter, from the event loop too, for as long as the answer is large.
-    """
-    field = "groups" if isinstance(answer, ScoreResponse) else "completions"
-    parts = answer.groups if isinstance(answer, ScoreResponse) else answer.completions
-    texts = [part.model_dump_json() if isinstance(part, CompletionScore) else answer_json(part) for part in parts]
-    # No text within the answer can look like this: its quotation marks are escaped.
-    before, empty, after = answer.model_copy(update={field: []}).model_dump_json().partition(f'"{field}":[]')
-    return f"{before}{empty[:-1]}{','.join(texts)}]{after}"
+def _with_list(text: str, name: str, items: str) -> str:
+    """Fill the empty list of this name. No text within the JSON can look like it: its quotation marks are escaped."""
+    before, empty, after = text.partition(f'"{name}":[]')
+    return f"{before}{empty[:-1]}{items}]{after}"
 
 
-def wire_number(number: float) -> float | None:
-    """Return the number as it goes over the wire: null where it is not finite."""
-    return number if isfinite(number) else None
-
-
-def _usage(groups: Sequence[EncodedGroup], truncated: TruncatedRule, scored: RequestScores) -> Usage:
-    """Each group's prompt counts once; each completion counts, also when it was not computed."""
-    return Usage(
-        prompt_tokens=sum(len(group.sequences[0].prompt_ids) for group in groups),
-        completion_tokens=sum(len(item.completion_ids) for group in groups for item in group.sequences),
-        deduplicated_completions=sum(1 for _ in _computed(groups, truncated)) - len(scored.scores),
-    )
+def _index_and_score(line: str) -> tuple[int, str]:
+    index, _, score = line.removeprefix('{"index":').partition(",")
+    return int(index), f"{{{score}"

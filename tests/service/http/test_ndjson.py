@@ -6,12 +6,9 @@ from starlette.types import Message
 
 from vigor_client.schemas.problems import Problem
 from vigor_client.schemas.scoring import ErrorLine
-from vigor_service.engine.sequences import EMPTY_SCORE, TokenSequence
 from vigor_service.errors import EngineFailedError, QueueFullError
 from vigor_service.http.lines_response import LinesResponse
 from vigor_service.http.ndjson import lines_of, with_last_error
-from vigor_service.scoring.group_progress import GroupWatch
-from vigor_service.scoring.tokenization import EncodedGroup
 
 NEVER_SECONDS = 60.0
 
@@ -111,22 +108,3 @@ def test_a_client_that_takes_nothing_is_given_up_and_its_lines_are_closed() -> N
     asyncio.run(asyncio.wait_for(response(scope, receive, send), 10))
     assert closed == [True]
     assert gone.is_set()
-
-
-def test_groups_are_finished_once_each_with_the_last_of_their_scores() -> None:
-    shared, own = TokenSequence((1,), (2,)), TokenSequence((1,), (3,))
-    groups = [
-        EncodedGroup(None, (shared, own, shared), (False, False, False)),
-        EncodedGroup(None, (shared,), (False,)),
-        EncodedGroup(None, (TokenSequence((1,), ()),), (False,)),
-        EncodedGroup(None, (own,), (True,)),
-    ]
-
-    async def watch() -> list[list[int]]:
-        watching = GroupWatch(groups, "worst")
-        for scores in ({}, {shared: EMPTY_SCORE}, {own: EMPTY_SCORE}):
-            watching.add(scores)
-        watching.close()
-        return [indices async for indices in watching.finished()]
-
-    assert asyncio.run(watch()) == [[2, 3], [1], [0]]

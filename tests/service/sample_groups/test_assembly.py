@@ -1,4 +1,4 @@
-"""What the rendezvous holds, counts and gives back, on a fake scorer and without HTTP."""
+"""What group assembly holds, counts and gives back, on a fake scorer and without HTTP."""
 
 from __future__ import annotations
 
@@ -10,15 +10,17 @@ import pytest
 
 from tests.support.fake_scorer import MAX_SEQUENCE_TOKENS, VOCAB_SIZE, FakeScorer
 from tests.support.waiting import until
-from vigor_client.schemas.scoring import SampleRequest, SampleResponse, ScoringOptions
+from vigor_client.schemas.prompts import GivenPrompt
+from vigor_client.schemas.scoring import Completion, SampleRequest, SampleResponse, ScoringOptions
 from vigor_service.engine.sequences import TokenSequence
 from vigor_service.errors import GroupIncompleteError, QueueFullError
 from vigor_service.observability.metrics import Metrics
-from vigor_service.sample_groups.assembly import Rendezvous
-from vigor_service.sample_groups.samples import Sample, SharedIds, held_bytes
+from vigor_service.sample_groups.assembly import GroupAssembly
+from vigor_service.sample_groups.samples import Sample, held_bytes
 from vigor_service.scheduling.admission import Admission
 from vigor_service.scheduling.scheduler import Scheduler
 from vigor_service.scheduling.score_cache import ScoreCache
+from vigor_service.scoring.encoding import RequestEncoder
 from vigor_service.scoring.service import Scoring
 from vigor_service.scoring.tokenization import Encoder
 from vigor_service.threads.preparation import Preparation
@@ -30,7 +32,7 @@ SAMPLE_BYTES = held_bytes(TokenSequence((1, 2), (3,)))
 
 
 class Bench:
-    """A rendezvous that may hold so many samples of three tokens."""
+    """A group assembly that may hold ``max_samples`` of three tokens."""
 
     def __init__(self, max_samples: int, timeout_seconds: float) -> None:
         self.scorer = FakeScorer()
@@ -43,7 +45,7 @@ class Bench:
         self.scheduler = Scheduler(
             self.scorer.score,
             compute=self.compute,
-            weights_for=current_weights.require,
+            current_weights=current_weights,
             admission=admission,
             cache=ScoreCache(0),
             max_batch_tokens=100,
@@ -51,15 +53,14 @@ class Bench:
         )
         scoring = Scoring(
             model="fake",
-            encoder=Encoder(None, VOCAB_SIZE, MAX_SEQUENCE_TOKENS),
+            encoder=RequestEncoder(Encoder(None, VOCAB_SIZE, MAX_SEQUENCE_TOKENS), self.preparation),
             admission=admission,
-            current_weights=current_weights,
             scheduler=self.scheduler,
             preparation=self.preparation,
             metrics=self.metrics,
             timeout_seconds=20,
         )
-        self.rendezvous = Rendezvous(
+        self.assembly = GroupAssembly(
             scoring, timeout_seconds=timeout_seconds, metrics=self.metrics, max_bytes=max_samples * SAMPLE_BYTES
         )
 
@@ -67,7 +68,7 @@ class Bench:
         sample = SampleRequest.model_validate(
             {"group": group, "group_size": group_size, "index": index, "prompt_ids": [1, 2], "completion": [3 + index]}
         )
-        return asyncio.create_task(self.rendezvous.score(sample))
+        return asyncio.create_task(self.assembly.score(sample))
 
     def gauge(self, name: str) -> float | None:
         return self.metrics.registry.get_sample_value(f"vigor_{name}")
@@ -85,7 +86,7 @@ def _run(test: Callable[[Bench], Awaitable[None]], *, max_samples: int = 100, ti
                 await test(bench)
         finally:
             bench.scorer.gate.set()
-            bench.rendezvous.close()
+            bench.assembly.close()
             bench.scheduler.stop()
             bench.compute.close()
             bench.preparation.close()
@@ -135,10 +136,10 @@ def test_groups_that_were_answered_make_room_the_oldest_first() -> None:
 
 def test_what_waits_for_room_in_the_queue_counts_as_held() -> None:
     async def test(bench: Bench) -> None:
-        with bench.rendezvous.holding(SAMPLE_BYTES):
+        with bench.assembly.holding(SAMPLE_BYTES):
             with pytest.raises(QueueFullError):
                 await bench.send("g", 0, group_size=1)
-            with pytest.raises(QueueFullError), bench.rendezvous.holding(1):
+            with pytest.raises(QueueFullError), bench.assembly.holding(1):
                 pass
         assert (await bench.send("g", 0, group_size=1)).group == "g"
 
@@ -154,8 +155,8 @@ def test_a_sample_that_is_withdrawn_gives_its_tokens_back_and_is_not_computed() 
         await bench.waiting(2)
         assert bench.gauge("queued_tokens") == 9
         leaving.cancel()
-        assert bench.rendezvous.withdraw("g", 1)
-        assert not bench.rendezvous.withdraw("busy", 0)
+        assert bench.assembly.withdraw("g", 1)
+        assert not bench.assembly.withdraw("busy", 0)
         assert (bench.gauge("queued_tokens"), bench.gauge("gathering_samples")) == (6, 1)
         bench.scorer.gate.set()
         await busy
@@ -190,15 +191,16 @@ def test_groups_and_samples_that_gather_are_counted_until_they_are_whole() -> No
 
 
 def test_a_held_sample_takes_about_the_memory_that_is_counted_for_it() -> None:
-    shared = SharedIds()
-    shared.sequence(TokenSequence((1,), tuple(range(50_000))))
+    encoder = Encoder(None, vocab_size=50_000, max_sequence_tokens=60_000)
+
+    def encoded(ids: range) -> TokenSequence:
+        return encoder.encode_sample(GivenPrompt(prompt_ids=[1]), Completion(ids=list(ids)))
+
+    encoded(range(50_000))
     tracemalloc.start()
     try:
         before, _ = tracemalloc.get_traced_memory()
-        held = [
-            Sample(f"g{number}", 2, 0, shared.sequence(TokenSequence((1,), tuple(range(1000 + number, 9000 + number)))))
-            for number in range(40)
-        ]
+        held = [Sample(f"g{number}", 2, 0, encoded(range(1000 + number, 9000 + number))) for number in range(40)]
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

@@ -1,4 +1,4 @@
-"""Samples without a group, on a rendezvous that does as it is told."""
+"""Samples without a group, on a group assembly whose outcomes the test sets."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 from vigor_client.schemas.scoring import SampleResponse
 from vigor_service.engine.sequences import TokenSequence
 from vigor_service.errors import QueueFullError
-from vigor_service.sample_groups.assembly import Rendezvous
+from vigor_service.sample_groups.assembly import GroupAssembly
 from vigor_service.sample_groups.by_prompt import PromptGroups
 from vigor_service.sample_groups.samples import Sample
 
 
-class ToldRendezvous:
+class FakeAssembly:
     """Remembers the samples; each waits until the test sets what it comes to."""
 
     def __init__(self) -> None:
@@ -37,16 +37,16 @@ def _send(groups: PromptGroups, token_id: int) -> asyncio.Task[SampleResponse]:
 
 def test_a_sample_that_was_refused_alone_comes_back_to_those_that_were_not() -> None:
     async def test() -> None:
-        told = ToldRendezvous()
-        groups = PromptGroups(cast("Rendezvous", told))
+        assembly = FakeAssembly()
+        groups = PromptGroups(cast("GroupAssembly", assembly))
         first, second = _send(groups, 3), _send(groups, 4)
         await asyncio.sleep(0)
-        told.outcomes[0].set_exception(QueueFullError("come back later"))
+        assembly.outcomes[0].set_exception(QueueFullError("come back later"))
         with pytest.raises(QueueFullError):
             await first
         again = _send(groups, 3)
         await asyncio.sleep(0)
-        refused, waiting, returned = told.samples
+        refused, waiting, returned = assembly.samples
         assert (returned.group, returned.index) == (waiting.group, refused.index)
         for task in (second, again):
             task.cancel()
@@ -57,15 +57,15 @@ def test_a_sample_that_was_refused_alone_comes_back_to_those_that_were_not() -> 
 
 def test_a_group_that_all_have_left_takes_nobody_in() -> None:
     async def test() -> None:
-        told = ToldRendezvous()
-        groups = PromptGroups(cast("Rendezvous", told))
+        assembly = FakeAssembly()
+        groups = PromptGroups(cast("GroupAssembly", assembly))
         first = _send(groups, 3)
         await asyncio.sleep(0)
         first.cancel()
         await asyncio.wait([first])
         second = _send(groups, 3)
         await asyncio.sleep(0)
-        assert told.samples[1].group != told.samples[0].group
+        assert assembly.samples[1].group != assembly.samples[0].group
         second.cancel()
         await asyncio.wait([second])
 

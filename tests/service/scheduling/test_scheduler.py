@@ -10,7 +10,8 @@ from vigor_service.engine.sequences import TokenSequence
 from vigor_service.errors import EngineFailedError, WeightsPoisonedError, WeightVersionMismatchError
 from vigor_service.observability.metrics import Metrics
 from vigor_service.scheduling.admission import Admission
-from vigor_service.scheduling.scheduler import BEGUN_AT_ONCE, DoesNotFitError, Scheduler
+from vigor_service.scheduling.jobs import DoesNotFitError
+from vigor_service.scheduling.scheduler import BEGUN_AT_ONCE, Scheduler
 from vigor_service.scheduling.score_cache import ScoreCache
 from vigor_service.threads.worker import WorkerThread
 from vigor_service.weights.current import CurrentWeights
@@ -33,7 +34,7 @@ class Bench:
         self.scheduler = Scheduler(
             self.scorer.score,
             compute=self.compute,
-            weights_for=self.current_weights.require,
+            current_weights=self.current_weights,
             admission=Admission(max_tokens=10_000, max_requests=100, metrics=self.metrics),
             cache=ScoreCache(cache_entries),
             max_batch_tokens=max_batch_tokens,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
@@ -19,7 +19,8 @@ from vigor_client.schemas.scoring import ScoreRequest
 from vigor_service.errors import InvalidRequestError, PayloadTooLargeError, SequenceTooLongError
 from vigor_service.http.problems import PROBLEMS
 from vigor_service.runtime import LoadedModel
-from vigor_service.scoring.tokenization import EncodedGroup, Encoder
+from vigor_service.scoring.encoded import EncodedGroup
+from vigor_service.scoring.tokenization import Encoder
 
 REFUSALS = (InvalidRequestError, SequenceTooLongError, PayloadTooLargeError)
 MESSAGES = "{% for m in messages %}{{ m.content }}{% endfor %}"
@@ -126,10 +127,10 @@ def _encoder(template: str) -> Encoder:
     return Encoder(tokenizer, vocab_size=320, max_sequence_tokens=200)
 
 
-def _encode(encoder: Encoder, prompt: dict[str, Any]) -> list[EncodedGroup] | Exception:
+def _encode(encoder: Encoder, prompt: dict[str, Any]) -> Sequence[EncodedGroup] | Exception:
     group = {**prompt, "completions": [[1], "a"]}
     try:
-        return encoder.encode(ScoreRequest.model_validate_json(json.dumps({"groups": [group]})))
+        return encoder.encode(ScoreRequest.model_validate_json(json.dumps({"groups": [group]}))).groups
     except REFUSALS as error:
         return error
 

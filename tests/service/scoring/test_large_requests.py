@@ -10,8 +10,6 @@ from vigor_service.engine.sequences import SequenceScore, TokenSequence
 from vigor_service.errors import PayloadTooLargeError
 from vigor_service.scheduling.fair_queue import Pool
 from vigor_service.scheduling.score_cache import ScoreCache
-from vigor_service.scoring.media_tokens import refuse_media_tokens
-from vigor_service.scoring.ranking import sequences_to_score
 from vigor_service.scoring.tokenization import Encoder
 
 NUM_GROUPS = 4
@@ -30,13 +28,17 @@ def _request(num_prompt_ids: int) -> ScoreRequest:
 
 
 def _encoder(max_request_tokens: int = 1 << 30) -> Encoder:
-    return Encoder(None, vocab_size=50_000, max_sequence_tokens=20_000, max_request_tokens=max_request_tokens)
+    return Encoder(
+        None,
+        vocab_size=50_000,
+        max_sequence_tokens=20_000,
+        max_request_tokens=max_request_tokens,
+        media_token_ids={999},
+    )
 
 
 def _prepare(request: ScoreRequest) -> Sequence[TokenSequence]:
-    groups = _encoder().encode(request)
-    refuse_media_tokens(groups, {999})
-    return sequences_to_score(groups, request.truncated)
+    return list(_encoder().encode(request).groups_of)
 
 
 def _queue(sequences: Sequence[TokenSequence]) -> None:
@@ -70,7 +72,7 @@ def test_finding_adding_and_choosing_sequences_does_not_read_their_prompts() -> 
 
 
 def test_the_groups_of_a_request_share_equal_prompts() -> None:
-    first, *others = _encoder().encode(_request(4))
+    first, *others = _encoder().encode(_request(4)).groups
     assert all(group.sequences[0].prompt_ids is first.sequences[0].prompt_ids for group in others)
 
 
@@ -85,7 +87,7 @@ def test_a_request_with_too_many_tokens_is_refused_at_the_completion_that_is_too
 def test_a_request_with_too_many_completions_is_refused() -> None:
     (group,) = _request(4).groups[:1]
     groups = [group] * (MAX_COMPLETIONS // NUM_COMPLETIONS)
-    assert len(_encoder().encode(ScoreRequest(groups=groups))) == len(groups)
+    assert len(_encoder().encode(ScoreRequest(groups=groups)).groups) == len(groups)
     with pytest.raises(PayloadTooLargeError, match=r"66048 completions, the limit is 65536.*send fewer groups"):
         _encoder().encode(ScoreRequest(groups=[*groups, group]))
 

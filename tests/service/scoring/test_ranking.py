@@ -4,11 +4,11 @@ from typing import Any
 
 import pytest
 
-from vigor_client.schemas.scoring import CompletionScore, ScoreRequest
+from vigor_client.schemas.scoring import CompletionScore, GroupScore, ScoreResponse, ScoringOptions
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
-from vigor_service.scheduling.scheduler import RequestScores
-from vigor_service.scoring.ranking import answer_json, grade, grade_group, group_line, sequences_to_score
-from vigor_service.scoring.tokenization import EncodedGroup
+from vigor_service.scheduling.jobs import RequestScores
+from vigor_service.scoring.encoded import EncodedGroup, EncodedRequest
+from vigor_service.scoring.ranking import group_line, last_line, line_json, whole_answer
 from vigor_service.weights.version import Weights
 
 GOOD, WORSE, WORST = (TokenSequence((1,), (marker,)) for marker in (1, 2, 3))
@@ -26,8 +26,14 @@ def _score(grad_norm: float = 1.0, **signals: float) -> SequenceScore:
     )
 
 
-def _request(**options: Any) -> ScoreRequest:  # noqa: ANN401 - fields of ScoreRequest
-    return ScoreRequest.model_validate({"groups": [{"prompt_ids": [1], "completions": [[1]]}], **options})
+def _request(*groups: EncodedGroup, **options: Any) -> EncodedRequest:  # noqa: ANN401 - fields of ScoringOptions
+    return EncodedRequest(ScoringOptions.model_validate(options), groups)
+
+
+def _response(model: str, request: EncodedRequest, scored: RequestScores) -> ScoreResponse:
+    lines = [group_line(request, index, scored.scores) for index in range(len(request.groups))]
+    groups = [GroupScore(**{name: value for name, value in line if name != "index"}) for line in lines]
+    return ScoreResponse(groups=groups, **dict(last_line(model, request, scored)))
 
 
 def _graded(
@@ -35,11 +41,11 @@ def _graded(
     scores: dict[TokenSequence, SequenceScore],
     *,
     truncated_at: int | None = None,
-    **options: Any,  # noqa: ANN401 - fields of ScoreRequest
+    **options: Any,  # noqa: ANN401 - fields of ScoringOptions
 ) -> list[CompletionScore]:
     is_truncated = tuple(index == truncated_at for index in range(len(sequences)))
     group = EncodedGroup("q", tuple(sequences), is_truncated)
-    return grade_group(group, scores, _request(**options)).completions
+    return group_line(_request(group, **options), 0, scores).completions
 
 
 def test_the_smallest_scaled_norm_gets_rank_one_and_reward_one() -> None:
@@ -116,15 +122,15 @@ def test_a_completion_that_is_masked_out_is_empty() -> None:
 
 def test_only_what_has_a_norm_is_computed_and_once() -> None:
     group = EncodedGroup(None, (GOOD, EMPTY, GOOD, MASKED_OUT, WORSE), (False, False, False, False, True))
-    assert sequences_to_score([group, group], "worst") == [GOOD]
-    assert sequences_to_score([group], "score") == [GOOD, WORSE]
+    assert _request(group, group, truncated="worst").groups_of == {GOOD: [0, 1]}
+    assert list(_request(group, truncated="score").groups_of) == [GOOD, WORSE]
 
 
 def test_usage_counts_prompts_once_a_group_and_duplicates_by_completion() -> None:
     weights = Weights(7, "xxh3-128:" + "0" * 32, (), 0, "float32", datetime.now(UTC))
     scored = RequestScores({GOOD: _score(), WORSE: _score()}, weights, 0.25, 0.5)
     groups = [EncodedGroup("a", (GOOD, GOOD, WORSE), (False,) * 3), EncodedGroup("b", (GOOD, EMPTY), (False,) * 2)]
-    response = grade("model", _request(), groups, scored)
+    response = _response("model", _request(*groups), scored)
     assert response.usage.model_dump() == {
         "prompt_tokens": 2,
         "completion_tokens": 4,
@@ -137,10 +143,11 @@ def test_usage_counts_prompts_once_a_group_and_duplicates_by_completion() -> Non
 def test_an_answer_put_together_is_the_json_of_the_whole() -> None:
     weights = Weights(7, "xxh3-128:" + "0" * 32, (), 0, "float32", datetime.now(UTC))
     scored = RequestScores({GOOD: _score(), WORSE: _score(nan)}, weights, 0.25, 0.5)
-    odd = '"groups":[]"completions":[]\\'
+    odd = '"groups":[]"completions":[],"usage":{"index":\\'
     groups = [EncodedGroup(odd, (GOOD, GOOD, WORSE), (False,) * 3), EncodedGroup(None, (GOOD, EMPTY), (False,) * 2)]
-    for request in (_request(), _request(return_token_ids=True)):
-        response = grade(odd, request, groups, scored)
-        assert answer_json(response) == response.model_dump_json()
-        line = group_line(0, groups, scored.scores, request)
-        assert answer_json(line) == line.model_dump_json()
+    for request in (_request(*groups), _request(*groups, return_token_ids=True)):
+        lines = [group_line(request, index, scored.scores) for index in (1, 0)]
+        for line in lines:
+            assert line_json(line) == line.model_dump_json()
+        texts = [*map(line_json, lines), last_line(odd, request, scored).model_dump_json()]
+        assert whole_answer(texts) == _response(odd, request, scored).model_dump_json()

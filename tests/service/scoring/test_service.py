@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from vigor_service.errors import LoadingError, PayloadTooLargeError
 from vigor_service.observability.loading_progress import LoadingProgress
 from vigor_service.observability.metrics import Metrics
 from vigor_service.runtime import LoadedModel, Runtime
-from vigor_service.scoring.service import SMALL_REQUEST_COMPLETIONS
+from vigor_service.scoring.encoded import SMALL_REQUEST_COMPLETIONS
 from vigor_service.settings import Settings
 
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -79,6 +80,10 @@ async def _serving(tmp_path: Path, **options: Any) -> AsyncIterator[Serving]:  #
         yield runtime.serving
     finally:
         await runtime.stop()
+
+
+async def _answer(serving: Serving, request: ScoreRequest) -> str:
+    return await serving.scoring.whole(partial(serving.scoring.score, request))
 
 
 def _is_loaded(runtime: Runtime) -> bool:
@@ -138,9 +143,9 @@ def test_the_loop_is_free_within_a_tenth_of_a_second_whatever_is_scored(tmp_path
         async with _serving(tmp_path) as serving, loop_meter() as meter:
             if is_streamed:
                 lines: list[str] = []
-                await serving.scoring.stream(request, lines.append)
+                await serving.scoring.score(request, lines.append)
                 return meter.longest_seconds, len(lines)
-            answer = ScoreResponse.model_validate_json(await serving.scoring.score(request))
+            answer = ScoreResponse.model_validate_json(await _answer(serving, request))
             return meter.longest_seconds, len(answer.groups)
 
     seconds, num_groups = asyncio.run(run())
@@ -153,8 +158,8 @@ def test_a_request_with_more_tokens_than_the_setting_is_refused(tmp_path: Path) 
 
     async def run() -> None:
         async with _serving(tmp_path, max_request_tokens=12) as serving:
-            assert await serving.scoring.score(ScoreRequest(groups=[group]))
+            assert await _answer(serving, ScoreRequest(groups=[group]))
             with pytest.raises(PayloadTooLargeError):
-                await serving.scoring.score(ScoreRequest(groups=[group, group]))
+                await _answer(serving, ScoreRequest(groups=[group, group]))
 
     asyncio.run(run())

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any, cast
@@ -9,10 +10,13 @@ from tokenizers.processors import TemplateProcessing
 
 from tests.service.scoring.test_continuation import sentencepiece
 from tests.support.tiny_models import tiny_tokenizer
-from vigor_client.schemas.scoring import ScoreRequest
+from vigor_client.schemas.prompts import GivenPrompt
+from vigor_client.schemas.scoring import Completion, ScoreRequest
 from vigor_service.errors import InvalidRequestError, SequenceTooLongError
+from vigor_service.scoring.encoded import EncodedGroup
 from vigor_service.scoring.end_tokens import generation_ends
-from vigor_service.scoring.tokenization import MAX_CHARACTERS_PER_TOKEN, EncodedGroup, Encoder
+from vigor_service.scoring.text_tokens import MAX_CHARACTERS_PER_TOKEN
+from vigor_service.scoring.tokenization import Encoder
 
 EOS = 257
 VOCAB_SIZE = 320
@@ -35,13 +39,20 @@ class Stub:
         raise ValueError("there is none")
 
 
+class Nothing(Stub):
+    """A tokenizer to which every text is no token."""
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:  # noqa: ARG002
+        return []
+
+
 def _encoder(tokenizer: Any = None) -> Encoder:  # noqa: ANN401 - a tokenizer, or a stand-in for one
     chosen: Any = tokenizer or tiny_tokenizer()
     return Encoder(chosen, VOCAB_SIZE, LIMIT)
 
 
-def _encode(*groups: dict[str, Any], encoder: Encoder | None = None) -> list[EncodedGroup]:
-    return (encoder or _encoder()).encode(ScoreRequest.model_validate({"groups": list(groups)}))
+def _encode(*groups: dict[str, Any], encoder: Encoder | None = None) -> Sequence[EncodedGroup]:
+    return (encoder or _encoder()).encode(ScoreRequest.model_validate({"groups": list(groups)})).groups
 
 
 def _faults(*groups: dict[str, Any], encoder: Encoder | None = None) -> dict[tuple[str | int, ...], str]:
@@ -246,10 +257,6 @@ def test_a_chat_template_that_refuses_is_named_with_its_reason(error: Exception)
 
 
 def test_a_prompt_without_tokens_is_refused() -> None:
-    class Nothing(Stub):
-        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:  # noqa: ARG002
-            return []
-
     faults = _faults({"prompt": "a", "completions": [[1]]}, encoder=_encoder(Nothing()))
     assert faults == {("groups", 0, "prompt"): "has no token"}
 
@@ -278,14 +285,14 @@ def test_a_tokenizer_that_fails_on_a_text_is_a_fault_of_its_place() -> None:
     places = [(0, "prompt"), (0, "completions", 1, "text"), (1, "completions", 0, "text")]
     assert faults == {("groups", *place): reason for place in places}
     with pytest.raises(InvalidRequestError) as refused:
-        encoder.token_ids("x", place=["prompt"])
+        encoder.encode_sample(GivenPrompt(prompt="x"), Completion(ids=[1]), add_special_tokens=False)
     assert refused.value.errors[0].msg == reason
 
 
-def test_a_text_without_a_token_is_no_prompt() -> None:
+def test_a_text_without_a_token_is_no_prompt_of_a_sample() -> None:
     with pytest.raises(InvalidRequestError) as refused:
-        _encoder().token_ids("", place=["prompts"])
-    assert [(error.loc, error.msg) for error in refused.value.errors] == [(["prompts"], "has no token")]
+        _encoder(Nothing()).encode_sample(GivenPrompt(prompt="a"), Completion(ids=[1]), add_special_tokens=False)
+    assert [(error.loc, error.msg) for error in refused.value.errors] == [(["prompt"], "has no token")]
 
 
 def test_several_threads_may_encode_with_a_tokenizer_that_was_saved_with_truncation() -> None:
@@ -297,3 +304,47 @@ def test_several_threads_may_encode_with_a_tokenizer_that_was_saved_with_truncat
     with ThreadPoolExecutor(4) as pool:
         for (encoded,) in pool.map(lambda _: _encode(group, encoder=encoder), range(100)):
             assert encoded.sequences[0].token_ids == (*_ids("abcdefghijkl"), EOS)
+
+
+def test_a_sample_is_tokenized_once_and_its_equal_ids_are_one_object() -> None:
+    texts: list[str] = []
+
+    class Counts(Stub):
+        def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+            texts.append(text)
+            return [1000 + token_id for token_id in super().encode(text, add_special_tokens=add_special_tokens)]
+
+        def decode(self, token_ids: list[int], *, clean_up_tokenization_spaces: bool) -> str:  # noqa: ARG002
+            return "".join(chr(token_id - 1000) for token_id in token_ids)
+
+    encoder = Encoder(cast("Any", Counts()), 2000, LIMIT)
+    texts.clear()
+    samples = [
+        encoder.encode_sample(GivenPrompt(prompt="ab"), Completion(text=text, finish_reason="length"))
+        for text in ("ba", "a")
+    ]
+    assert texts == ["ab", "ba", "ab", "a"]
+    (first, _), (second,) = (sample.completion_ids[::-1] for sample in samples)
+    assert first is second is samples[0].prompt_ids[0]
+
+
+@pytest.mark.parametrize(
+    ("sample", "place"),
+    [
+        ({"prompt_ids": [VOCAB_SIZE], "completion": [1]}, ["prompt_ids", 0]),
+        ({"prompt_ids": [1], "completion": [1, VOCAB_SIZE]}, ["completion", "ids", 1]),
+        ({"prompt_ids": [1], "completion": [1, 9]}, ["completion"]),
+    ],
+)
+def test_faults_of_a_sample_are_named_within_it(sample: dict[str, Any], place: list[str | int]) -> None:
+    encoder, given = Encoder(None, VOCAB_SIZE, LIMIT, media_token_ids={9}), dict(sample)
+    with pytest.raises(InvalidRequestError) as refused:
+        encoder.encode_sample(GivenPrompt(prompt_ids=given["prompt_ids"]), Completion(ids=given["completion"]))
+    assert [error.loc for error in refused.value.errors] == [place]
+
+
+def test_a_sample_that_is_too_long_is_the_only_completion_of_its_group() -> None:
+    with pytest.raises(SequenceTooLongError) as refused:
+        _encoder().encode_sample(GivenPrompt(prompt_ids=[1]), Completion(ids=[1] * LIMIT))
+    assert [error.loc for error in refused.value.errors] == [["completion"]]
+    assert refused.value.data == {"group": 0, "completion": 0, "length": LIMIT + 1, "limit": LIMIT}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 from accelerate import PartialState
 from accelerate.utils import gather_object
 
-from vigor_client import CompletionScore, Group, GroupScore, PublishResult, ScoreResponse, score_portions
+from vigor_client import CompletionScore, Group, GroupScore, PublishResult, ScoreResponse, score_in_chunks
 from vigor_client.schemas.scoring import FinishReason, RewardName, TieRule, TruncatedRule
 from vigor_trainer.monitoring import statistics
 from vigor_trainer.monitoring.records import RoundRecord
@@ -125,7 +125,7 @@ class ServiceReward:
         started = perf_counter()
         publication = self._publisher.wait()
         published = perf_counter()
-        scored = score_portions(question(groups, step=step), lambda portion: self._ask(portion, publication))
+        scored = score_in_chunks(question(groups, step=step), lambda chunk: self._ask(chunk, publication))
         seconds = {
             "generate_seconds": generate_seconds,
             "publish_seconds": publication.seconds,

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from vigor_client.chunking import halves, in_portions, is_too_large
+from vigor_client.chunking import chunk_groups, halves, is_too_large
 from vigor_client.client import AsyncVigorClient
 from vigor_client.errors import PayloadTooLargeError, UnexpectedAnswerError
 from vigor_client.integrations.trl.group_slices import Part
@@ -118,7 +118,7 @@ async def score_round(client: AsyncVigorClient, asked: Round, options: Mapping[s
     try:
         # Together, since other processes wait for these samples already.
         async with asyncio.TaskGroup() as tasks:
-            whole = [tasks.create_task(_score(client, groups, options)) for groups in in_portions(asked.groups())]
+            whole = [tasks.create_task(_score(client, groups, options)) for groups in chunk_groups(asked.groups())]
             single = [tasks.create_task(client.score_sample(sample)) for sample in asked.samples(options)]
     except BaseExceptionGroup as failures:
         raise failures.exceptions[0] from None

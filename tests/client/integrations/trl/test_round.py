@@ -6,7 +6,7 @@ import pytest
 
 from tests.client.test_client import scores
 from vigor_client import Completion, Group, GroupScore, PayloadTooLargeError, UnexpectedAnswerError, VigorError
-from vigor_client.chunking import in_portions, score_portions
+from vigor_client.chunking import chunk_groups, score_in_chunks
 from vigor_client.schemas.problems import Problem
 from vigor_client.schemas.scoring import MAX_COMPLETIONS, MAX_GROUPS
 
@@ -19,33 +19,33 @@ def num_bytes(groups: list[Group]) -> int:
     return sum(len(group.model_dump_json(exclude_none=True)) for group in groups)
 
 
-def sizes(portions: list[list[Group]]) -> list[int]:
-    return [len(portion) for portion in portions]
+def sizes(chunks: list[list[Group]]) -> list[int]:
+    return [len(chunk) for chunk in chunks]
 
 
 def test_groups_go_together_as_far_as_a_request_may_be_large() -> None:
     groups = [group(4), group(6), group(1), group(30), group(9)]
-    portions = in_portions(groups, max_bytes=num_bytes(groups[:2]))
-    assert sizes(portions) == [2, 1, 1, 1]
-    assert [each for portion in portions for each in portion] == groups
+    chunks = chunk_groups(groups, max_bytes=num_bytes(groups[:2]))
+    assert sizes(chunks) == [2, 1, 1, 1]
+    assert [each for chunk in chunks for each in chunk] == groups
 
 
 def test_no_request_has_more_groups_than_one_may_have() -> None:
-    assert sizes(in_portions([group(2)] * (MAX_GROUPS + 1))) == [MAX_GROUPS, 1]
+    assert sizes(chunk_groups([group(2)] * (MAX_GROUPS + 1))) == [MAX_GROUPS, 1]
 
 
 def test_no_request_has_more_completions_than_one_may_have() -> None:
     large, num_fitting = Group(prompt="a", completions=[Completion(ids=[1])] * 512), MAX_COMPLETIONS // 512
-    assert sizes(in_portions([large] * (num_fitting + 1), max_bytes=2**40)) == [num_fitting, 1]
+    assert sizes(chunk_groups([large] * (num_fitting + 1), max_bytes=2**40)) == [num_fitting, 1]
 
 
 def test_without_groups_there_is_no_request() -> None:
-    assert in_portions([]) == []
+    assert chunk_groups([]) == []
 
 
 def test_text_counts_as_the_bytes_that_it_has() -> None:
     groups = [Group(prompt="題" * 10, completions=[Completion(text="a")])] * 3
-    assert sizes(in_portions(groups, max_bytes=len(groups[0].model_dump_json(exclude_none=True)) + 1)) == [1, 1, 1]
+    assert sizes(chunk_groups(groups, max_bytes=len(groups[0].model_dump_json(exclude_none=True)) + 1)) == [1, 1, 1]
 
 
 def too_large() -> PayloadTooLargeError:
@@ -61,14 +61,14 @@ def proxys_answer(status: int) -> UnexpectedAnswerError:
 def test_a_request_that_is_too_large_goes_in_halves(error: VigorError) -> None:
     asked: list[int] = []
 
-    def score(portion: list[Group]) -> list[GroupScore]:
-        asked.append(len(portion))
-        if len(portion) > 2:
+    def score(chunk: list[Group]) -> list[GroupScore]:
+        asked.append(len(chunk))
+        if len(chunk) > 2:
             raise error
-        return [GroupScore(id=group.id, completions=scores(sizes=(1,)).groups[0].completions) for group in portion]
+        return [GroupScore(id=group.id, completions=scores(sizes=(1,)).groups[0].completions) for group in chunk]
 
     groups = [Group(id=f"q{number}", prompt="p", completions=[Completion(text="a")]) for number in range(5)]
-    assert [score.id for score in score_portions(groups, score)] == ["q0", "q1", "q2", "q3", "q4"]
+    assert [score.id for score in score_in_chunks(groups, score)] == ["q0", "q1", "q2", "q3", "q4"]
     assert asked == [5, 2, 3, 1, 2]
 
 
@@ -78,5 +78,5 @@ def test_what_halves_do_not_cure_is_raised(num_groups: int, error: VigorError) -
         raise error
 
     with pytest.raises(type(error)) as caught:
-        score_portions([group(4)] * num_groups, score)
+        score_in_chunks([group(4)] * num_groups, score)
     assert caught.value is error

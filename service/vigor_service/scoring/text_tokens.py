@@ -1,0 +1,127 @@
+"""From text and messages to the token ids of one model. Knows no requests and no vocabulary limit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Protocol
+
+from vigor_client.schemas.prompts import GivenPrompt
+from vigor_service.scoring.chat_prompts import ChatTokenizer, closing_text, rendered
+from vigor_service.scoring.continuation import Continuation, TextTokenizer, UntokenizableError, decoded, encoded
+from vigor_service.scoring.end_tokens import Ends, ends_of
+
+MAX_CHARACTERS_PER_TOKEN = 64
+"""A text longer than the model's limit at this rate is refused before it costs a tokenization."""
+MAX_TEMPLATE_SHARE = 4
+"""A template may write this many times the longest text: what its macros write counts several times."""
+
+
+class Tokenizer(TextTokenizer, ChatTokenizer, Protocol):
+    """The part of a transformers tokenizer that is used."""
+
+    @property
+    def eos_token_id(self) -> Any: ...  # noqa: ANN401 - transformers types it so; None where there is no EOS
+
+
+class TextTokens:
+    """Tokenizes for one model. Several threads may use it at once.
+
+    A text that is too long whatever its tokens are is not tokenized: ids that stand in for them, too many for the
+    model, are returned. Without a tokenizer every text is refused.
+
+    Args:
+        generation_ends: tokens that end a completion besides the tokenizer's own EOS.
+    """
+
+    def __init__(
+        self, tokenizer: Tokenizer | None, *, max_sequence_tokens: int, generation_ends: Sequence[int] = ()
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._max_sequence_tokens = max_sequence_tokens
+        self._ends = None if tokenizer is None else _ends(_warm(tokenizer), generation_ends)
+
+    def text_prompt(self, text: str, *, add_special_tokens: bool) -> Sequence[int]:
+        """Return the ids of a prompt that is text.
+
+        Raises:
+            UntokenizableError: there is no tokenizer, or it fails on the text.
+        """
+        if self._tokenizer is None:
+            raise UntokenizableError("the model has no tokenizer: send ids")
+        return self._overlong(text) or encoded(self._tokenizer, text, add_special_tokens=add_special_tokens)
+
+    def chat_prompt(self, prompt: GivenPrompt) -> Sequence[int]:
+        """Return the ids of a prompt that is messages. The template writes the special tokens itself: none is added.
+
+        Raises:
+            ChatPromptError, ServiceError: as ``rendered``.
+            UntokenizableError: there is no tokenizer, or it fails on the rendered text.
+        """
+        if self._tokenizer is None:
+            raise UntokenizableError("the model has no tokenizer: send `prompt_ids`")
+        max_characters = MAX_TEMPLATE_SHARE * MAX_CHARACTERS_PER_TOKEN * self._max_sequence_tokens
+        text = rendered(self._tokenizer, prompt, max_characters=max_characters)
+        return self.text_prompt(text, add_special_tokens=False)
+
+    def continuation(self, prompt_ids: Sequence[int]) -> Continuation:
+        """Return what tokenizes completions behind this prompt.
+
+        Raises:
+            UntokenizableError: there is no tokenizer.
+        """
+        if self._tokenizer is None:
+            raise UntokenizableError("the model has no tokenizer: send ids")
+        return Continuation(self._tokenizer, prompt_ids)
+
+    def completion(self, continuation: Continuation, text: str, *, in_chat: bool, is_cut_off: bool) -> Sequence[int]:
+        """Return the ids of a completion. One that was not cut off ends with an end token, appended if need be.
+
+        Raises:
+            UntokenizableError: no tokens say exactly this text, or the model has no end token to append.
+        """
+        if stand_ins := self._overlong(text):
+            return stand_ins
+        ids, ends = continuation.ids(text), self._ends
+        if is_cut_off or ends is None or ends.are_reached_by(ids):
+            return ids
+        end = ends.of_turn if in_chat else ends.of_text
+        if end is None:
+            raise UntokenizableError(
+                "the model has no end token to append to finished text: send `ids`, or say `length`"
+            )
+        return [*ids, end]
+
+    def pieces(self, token_ids: Sequence[int]) -> list[str | None]:
+        """Return what each token adds to the text of the one before it; None where there is no tokenizer."""
+        pairs = zip((None, *token_ids), token_ids, strict=False)
+        return [self._piece(before, token_id) for before, token_id in pairs]
+
+    def _piece(self, before: int | None, token_id: int) -> str | None:
+        """Many tokenizers drop a space at the beginning of a text: the token before shows whether there is one."""
+        if self._tokenizer is None:
+            return None
+        alone = decoded(self._tokenizer, [token_id])
+        if before is None:
+            return alone
+        both, first = decoded(self._tokenizer, [before, token_id]), decoded(self._tokenizer, [before])
+        return both[len(first) :] if both.startswith(first) else alone
+
+    def _overlong(self, text: str) -> Sequence[int]:
+        """Return stand-ins for the ids of a text that is too long whatever they are; none where it may fit."""
+        num_tokens_at_least = len(text) // MAX_CHARACTERS_PER_TOKEN
+        return (0,) * num_tokens_at_least if num_tokens_at_least > self._max_sequence_tokens else ()
+
+
+def _warm(tokenizer: Tokenizer) -> Tokenizer:
+    """A first text takes off the truncation and padding that a tokenizer was saved with, which only one thread may."""
+    with suppress(UntokenizableError):
+        encoded(tokenizer, "a", add_special_tokens=False)
+    return tokenizer
+
+
+def _ends(tokenizer: Tokenizer, generation_ends: Sequence[int]) -> Ends:
+    closing_ids: list[int] = []
+    with suppress(UntokenizableError):
+        closing_ids = encoded(tokenizer, closing_text(tokenizer) or "", add_special_tokens=False)
+    return ends_of(eos_token_id=tokenizer.eos_token_id, generation_ends=generation_ends, closing_ids=closing_ids)
