@@ -29,7 +29,7 @@ from vigor_service.threads.watchdog import Watchdog
 from vigor_service.threads.worker import WorkerThread
 from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.sources.broadcast import BroadcastReceiver
-from vigor_service.weights.sources.directory import LocalFiles
+from vigor_service.weights.sources.local_files import LocalFiles
 from vigor_service.weights.storage.staging import StagingArea, default_staging_root
 from vigor_service.weights.storage.state import StateDirectory
 from vigor_service.weights.updates.commit import Committer
@@ -283,7 +283,6 @@ class Runtime:
         )
         local_files = LocalFiles(updates, current_weights, root=settings.weights_root, threads=self._files)
         broadcasts = BroadcastReceiver(
-            updates,
             device=info.device,
             is_allowed=settings.allow_broadcast,
             timeout_seconds=settings.update_timeout_seconds,

@@ -20,7 +20,7 @@ from vigor_client.weight_format.digest import announce
 from vigor_service.threads.file_threads import FileThreads
 from vigor_service.weights.storage.staging import StagingArea
 from vigor_service.weights.storage.state import StateDirectory, UpdateRecord
-from vigor_service.weights.updates.upload import receive_file
+from vigor_service.weights.updates.staged_file import receive_file
 
 CHANGING = (
     "mkdir", "mkdirat", "rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat", "unlink",

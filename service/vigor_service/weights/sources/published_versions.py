@@ -21,7 +21,7 @@ from vigor_client.weight_format.checkpoint_files import checkpoint_files
 from vigor_client.weight_format.delta_index import INDEX_NAME, MAX_INDEX_BYTES, DeltaIndex, is_index_of_delta
 from vigor_service.errors import InvalidRequestError, invalid_request
 from vigor_service.weights.storage.plain_files import UnusableFileError, open_plain, read_plain
-from vigor_service.weights.updates.upload import describe_file
+from vigor_service.weights.updates.staged_file import describe_file
 
 MAX_VERSIONS = 1024
 """A version that is reached by more steps from a full one is refused: publish a full one."""

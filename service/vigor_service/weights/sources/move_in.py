@@ -17,7 +17,7 @@ from vigor_client.schemas.weights import UpdateFile
 from vigor_service.errors import invalid_request
 from vigor_service.weights.storage.plain_files import open_plain
 from vigor_service.weights.storage.staging import refusing_full_disk
-from vigor_service.weights.updates.upload import BUFFER_BYTES, describe_file, temporary_path
+from vigor_service.weights.updates.staged_file import BUFFER_BYTES, describe_file, temporary_path
 
 # Another disk, or a directory that only its owner may change.
 _CANNOT_BE_MOVED = (errno.EXDEV, errno.EACCES, errno.EPERM)

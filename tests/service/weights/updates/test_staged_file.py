@@ -8,7 +8,7 @@ from vigor_client.schemas.weights import UpdateFile
 from vigor_client.weight_format.digest import checksum
 from vigor_service.errors import ClientGoneError, DeadlineExceededError, InvalidRequestError
 from vigor_service.threads.file_threads import FileThreads
-from vigor_service.weights.updates.upload import BUFFER_BYTES, _PartialFile, receive_file
+from vigor_service.weights.updates.staged_file import BUFFER_BYTES, _PartialFile, receive_file
 
 DATA = bytes(range(256)) * 50_000  # three buffers and a bit
 

@@ -1,4 +1,4 @@
-"""One file from the network to the disk: bounded memory, the checksum taken on the way, writes off the event loop."""
+"""One file on its way into staging: bounded memory, the checksum taken on the way, writes off the event loop."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import threading
 from collections.abc import AsyncIterator, Callable, Generator
+from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
 from typing import BinaryIO
@@ -33,6 +34,28 @@ def describe_file(name: str, file: BinaryIO) -> Generator[None, None, UpdateFile
 def temporary_path(path: Path) -> Path:
     """Return a path beside this one that is no announced file's, nor another attempt's: their names begin otherwise."""
     return path.with_name(f".{secrets.token_hex(8)}.part")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StagedFile:
+    """A place in the staging directory for one announced file. The other fields are as in `receive_file`."""
+
+    announced: UpdateFile
+    path: Path
+    threads: FileThreads
+    stall_seconds: float
+    on_progress: Callable[[], None]
+
+    async def write(self, chunks: AsyncIterator[bytes]) -> None:
+        """Write the chunks into it. Raises as `receive_file`."""
+        await receive_file(
+            chunks,
+            self.path,
+            self.announced,
+            threads=self.threads,
+            stall_seconds=self.stall_seconds,
+            on_progress=self.on_progress,
+        )
 
 
 async def receive_file(
