@@ -116,7 +116,7 @@ class StagingArea:
         """Remove everything and give up the lock."""
         remove(self._directory)
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
 
 
 def _refuse_foreign(root: Path) -> None:
@@ -131,5 +131,5 @@ def _is_stale(directory: Path) -> bool:
         return False
     lock = try_lock(directory)
     if lock is not None:
-        os.close(lock)
+        lock.release()
     return lock is not None

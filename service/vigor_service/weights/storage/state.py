@@ -158,7 +158,7 @@ class StateDirectory:
 
     def close(self) -> None:
         """Give up the lock; what is stored stays."""
-        os.close(self._lock)
+        self._lock.release()
 
     def _write(self, directory: Path, record: UpdateRecord, files: Mapping[str, Path]) -> None:
         (directory / _FILES).mkdir(parents=True)
