@@ -18,9 +18,9 @@ from safetensors import SafetensorError
 
 from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import checksum, model_digest, raw_bytes
+from vigor_client.weight_format.element_types import dtype_name, is_finite, torch_dtype
 from vigor_service.engine.interface import CheckpointPlan, Conversion, ConversionError, Read, Write
 from vigor_service.weights.verification.faults import Faults
-from vigor_service.weights.verification.fingerprint import dtype_name, is_finite
 from vigor_service.weights.verification.tensor_files import open_tensors
 
 MAX_CHECKPOINT_TENSORS = 1 << 18
@@ -44,7 +44,7 @@ class VerifiedCheckpoint:
         expected, written = _by_any_name(self.tensors), set[str]()
         with _reading(self.paths) as read:
             for conversion in self.conversions:
-                dtype = _torch_dtype(expected[conversion.target])
+                dtype = torch_dtype(expected[conversion.target].dtype)
                 for name, tensor in conversion.tensors(read, dtype).items():
                     if (canonical := expected[name].name) not in written:
                         written.add(canonical)
@@ -124,7 +124,7 @@ class _Check:
         info = self._expected[conversion.target]
         self._made.add(conversion.target)
         try:
-            made = conversion.tensors(read, _torch_dtype(info))
+            made = conversion.tensors(read, torch_dtype(info.dtype))
         except ConversionError as error:
             self.faults.add(str(error), "tensors", conversion.target)
             return
@@ -181,7 +181,3 @@ def _by_any_name(tensors: Iterable[TensorInfo]) -> dict[str, TensorInfo]:
 
 def _names(info: TensorInfo) -> tuple[str, ...]:
     return (info.name, *info.aliases)
-
-
-def _torch_dtype(info: TensorInfo) -> torch.dtype:
-    return getattr(torch, info.dtype)

@@ -15,14 +15,10 @@ from safetensors import SafetensorError, safe_open
 
 from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import checksum, model_digest, raw_bytes
-from vigor_client.weight_format.safetensors_stream import ELEMENT_TYPES
+from vigor_client.weight_format.element_types import dtype_of_code, is_finite
 from vigor_service.engine.interface import Write
 from vigor_service.weights.verification.faults import Faults
-from vigor_service.weights.verification.fingerprint import is_finite
 from vigor_service.weights.verification.tensor_files import open_tensors
-
-# safetensors' names of dtypes -> torch's, which are the ones on the wire
-_DTYPES = {element.code: dtype for dtype, element in ELEMENT_TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +87,7 @@ class _Check:
 
     def _read_tensor(self, file: safe_open, name: str, file_name: str, path: Path) -> None:
         expected, header = self._expected.get(name), file.get_slice(name)
-        dtype, shape = _DTYPES.get(header.get_dtype(), header.get_dtype()), list(header.get_shape())
+        dtype, shape = dtype_of_code(header.get_dtype()), list(header.get_shape())
         if expected is None:
             self.faults.add("the model has no such tensor", "files", file_name, name)
         elif name in self._homes:
