@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,7 +30,7 @@ _FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def refusing_full_disk(what: str) -> Iterator[None]:
+def refusing_full_disk(what: str) -> Generator[None]:
     """Raise StagingFullError, ``the disk is full: what``, where the system says so."""
     try:
         yield

@@ -117,7 +117,7 @@ class Update:
         """Raise UpdateConflictError unless every file has come."""
         if missing := [file.name for file in self.missing]:
             detail = f"files are missing: {', '.join(missing)}; send them, then commit"
-            raise UpdateConflictError(detail, state=self.lifecycle.on_the_wire, missing_files=missing)
+            raise UpdateConflictError(detail, state=self.lifecycle.on_the_wire, missing_files=[*missing])
 
     def announced(self, name: str, content_length: int | None) -> UpdateFile:
         """Return what was announced of a file that comes with this ``Content-Length``, if with any.

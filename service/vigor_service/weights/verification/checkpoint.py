@@ -6,7 +6,7 @@ tensor is made twice, to be verified and to be written, so that no second model 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from operator import methodcaller
@@ -103,7 +103,7 @@ class _Check:
                 break
             try:
                 with open_tensors(path) as file:
-                    names = list(file.keys())
+                    names = file.keys()
             except SafetensorError as error:
                 self.faults.add(f"not a safetensors file: {error}", "files", file_name)
                 continue
@@ -168,7 +168,7 @@ def common_prefix(names: Iterable[str]) -> str:
 
 
 @contextmanager
-def _reading(paths: Mapping[str, Path]) -> Iterator[Read]:
+def _reading(paths: Mapping[str, Path]) -> Generator[Read]:
     """Yield what reads a tensor by its name; every file is opened once."""
     with ExitStack() as stack:
         opened = {path: stack.enter_context(open_tensors(path)) for path in set(paths.values())}

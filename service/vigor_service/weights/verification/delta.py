@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from vigor_client.errors import InvalidDeltaError
 from vigor_client.schemas.weights import TensorInfo
@@ -24,7 +24,7 @@ from vigor_client.weight_format.digest import PREFIX, checksum, model_digest, ra
 from vigor_client.weight_format.element_types import is_finite
 from vigor_service.engine.interface import Write
 from vigor_service.weights.verification.faults import Faults
-from vigor_service.weights.verification.tensor_files import open_tensors
+from vigor_service.weights.verification.tensor_files import TensorFile, open_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +133,7 @@ class _Check:
         except SafetensorError as error:
             self._refuse_all(str(error), file_name, known)
 
-    def _read_changes(self, file: safe_open, name: str, promised: str | None, file_name: str, path: Path) -> None:
+    def _read_changes(self, file: TensorFile, name: str, promised: str | None, file_name: str, path: Path) -> None:
         info = self._expected[name]
         if info.name in self.changed:
             self._refuse(f"changes {info.name} again, to which it is tied", file_name, name)
@@ -158,11 +158,11 @@ class _Check:
         self.faults.add(message, "files", *place)
 
 
-def _read(file: safe_open, key: str, num_bytes: int) -> Changes:
+def _read(file: TensorFile, key: str, num_bytes: int) -> Changes:
     return decode_changes(raw_bytes(file.get_tensor(key)), num_bytes=num_bytes)
 
 
-def _patched(old: torch.Tensor, file: safe_open, key: str) -> torch.Tensor:
+def _patched(old: torch.Tensor, file: TensorFile, key: str) -> torch.Tensor:
     changes = _read(file, key, old.nbytes)
     new = old.detach().to("cpu", copy=True)
     apply_changes_(new, changes)

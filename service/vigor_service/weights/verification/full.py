@@ -11,14 +11,14 @@ from operator import methodcaller
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import checksum, model_digest, raw_bytes
 from vigor_client.weight_format.element_types import dtype_of_code, is_finite
 from vigor_service.engine.interface import Write
 from vigor_service.weights.verification.faults import Faults
-from vigor_service.weights.verification.tensor_files import open_tensors
+from vigor_service.weights.verification.tensor_files import TensorFile, open_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,9 +85,9 @@ class _Check:
         except SafetensorError as error:
             self.faults.add(f"not a safetensors file: {error}", "files", file_name)
 
-    def _read_tensor(self, file: safe_open, name: str, file_name: str, path: Path) -> None:
+    def _read_tensor(self, file: TensorFile, name: str, file_name: str, path: Path) -> None:
         expected, header = self._expected.get(name), file.get_slice(name)
-        dtype, shape = dtype_of_code(header.get_dtype()), list(header.get_shape())
+        dtype, shape = dtype_of_code(header.get_dtype()), header.get_shape()
         if expected is None:
             self.faults.add("the model has no such tensor", "files", file_name, name)
         elif name in self._homes:
