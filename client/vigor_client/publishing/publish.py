@@ -185,7 +185,7 @@ class _Sending:
         )
 
     async def _serve(self, plan: Plan) -> CommitResponse:
-        """Open an update, send it and have it served; whatever fails, it does not stay open."""
+        """Open an update, send it and have it served. If that fails, drop it."""
         update_id = uuid.uuid4().hex
         try:
             # A service that does not take names gives one of its own.

@@ -1,7 +1,7 @@
 """The missing files of an update through torch.distributed.
 
-The service's end is a process of its own, which is killed when a file is refused, late or complete: nothing that
-torch.distributed does, or waits for, happens in the service.
+The service's end is a process of its own, which is killed when a file is refused or late, and when all have come: what
+torch.distributed does and waits for happens outside the service.
 """
 
 from __future__ import annotations

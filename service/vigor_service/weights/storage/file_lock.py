@@ -1,4 +1,4 @@
-"""A directory that belongs to one process while it lives, and to none once it is gone, however it ended."""
+"""Locks of directories. The system frees the lock of a process that ends, also of one that is killed."""
 
 from __future__ import annotations
 

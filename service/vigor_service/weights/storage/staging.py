@@ -1,7 +1,7 @@
 """Disk space for updates that are under way. One directory per process, locked while it lives.
 
-What a killed process left behind is removed by the next one that starts. Processes that start at once look around and
-make their directories one after the other, so that none takes another's new directory for one that was left behind.
+The next process that starts removes what a killed one left behind. Processes that start together do so one by one, so
+that none takes the new directory of another for one that was left behind.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class StagingArea:
     """This process's own directory under the staging root.
 
     Raises:
-        StartupError: the root cannot be used, or belongs to somebody else.
+        StartupError: the root cannot be used, or belongs to another user.
     """
 
     def __init__(self, root: Path, threads: FileThreads) -> None:
@@ -68,7 +68,7 @@ class StagingArea:
             remove(directory)
 
     def _take_over_stale(self, root: Path) -> list[Path]:
-        """Move the directories of processes that are gone into this one's, where they are removed at leisure."""
+        """Move the directories of processes that are gone into this one's, to be removed without the lock."""
         stale: list[Path] = []
         for path in root.iterdir():
             with suppress(FileNotFoundError):  # its process is removing it at this moment
@@ -122,7 +122,7 @@ class StagingArea:
 def _refuse_foreign(root: Path) -> None:
     status = root.lstat()
     if root.is_symlink() or status.st_uid != os.getuid():
-        raise StartupError(f"staging directory {root}: is a link or belongs to somebody else; choose another")
+        raise StartupError(f"staging directory {root}: is a link or belongs to another user; choose another")
 
 
 def _is_stale(directory: Path) -> bool:

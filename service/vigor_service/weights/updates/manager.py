@@ -1,6 +1,6 @@
-"""Which weight update is open, and what became of the last ones. One is open at a time.
+"""The open weight update and the last ones that ended. One is open at a time.
 
-How files are brought, verified and swapped it leaves to others.
+Sources bring files, `Committer` verifies and swaps them; here is when they may.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Back to the last published weights after a restart: stored updates are verified and applied, one after the other."""
+"""Restores the last published weights after a restart: verifies and applies the stored updates, one by one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def replay(state: StateDirectory, scorer: Scorer, weights: Weights) -> Replayed:
             record = update.record
             weights = replace(weights, version=record.weight_version, digest=verified.digest, tensors=verified.tensors)
             _logger.info("weights_restored version=%d digest=%s", weights.version, weights.digest)
-    except (DamagedStateError, OSError) as error:  # what is read a moment later may not be readable any more
+    except (DamagedStateError, OSError) as error:  # a file may become unreadable between two reads
         _logger.error("state_damaged place=%r have=%d", str(error), weights.version)
         return Replayed(weights, f"the state directory is damaged: {error}")
     return Replayed(weights)

@@ -22,7 +22,7 @@ BUFFER_BYTES = 4 << 20
 
 
 def describe_file(name: str, file: BinaryIO) -> Generator[None, None, UpdateFile]:
-    """Return what there is to announce of an open file, read once, in steps of a buffer."""
+    """Return the announcement of an open file, which is read once, in steps of a buffer."""
     hasher, num_bytes = new_hasher(), 0
     while data := file.read(BUFFER_BYTES):
         hasher.update(data)
@@ -32,7 +32,7 @@ def describe_file(name: str, file: BinaryIO) -> Generator[None, None, UpdateFile
 
 
 def temporary_path(path: Path) -> Path:
-    """Return a path beside this one that is no announced file's, nor another attempt's: their names begin otherwise."""
+    """Return a new path in the same directory. It begins with a dot, which no announced name does."""
     return path.with_name(f".{secrets.token_hex(8)}.part")
 
 
@@ -92,7 +92,7 @@ async def receive_file(
 
 
 class _PartialFile:
-    """A file that is made and removed on threads. One that is to be gone is gone, whichever of them comes last."""
+    """A file that is created and removed on threads. Once removed it stays so, also if `create` runs later."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -103,7 +103,7 @@ class _PartialFile:
     def create(self) -> BinaryIO:
         with self._lock:
             if self._is_over:
-                raise InterruptedError(f"{self.path.name} is not wanted any more")
+                raise InterruptedError(f"{self.path.name} was given up")
             self._file = self.path.open("xb", buffering=0)
             return self._file
 
@@ -138,7 +138,7 @@ async def _write_all(
 
 
 async def _coalesce(chunks: AsyncIterator[bytes]) -> AsyncIterator[memoryview]:
-    """Yield full buffers, and what is left at the end. Two take turns: new ones would be faulted in anew.
+    """Yield full buffers, and what is left at the end. Two are reused in turn, which spares page faults.
 
     A buffer holds its bytes until the next but one is asked for.
     """

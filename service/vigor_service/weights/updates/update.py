@@ -1,4 +1,4 @@
-"""One weight update: what was announced, what has come, and what may be done with it now."""
+"""One weight update: its announcement, the files that have come, and its lifecycle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether the files of a checkpoint make the model's tensors, once they are loaded as transformers loads them.
+"""Checks whether the files of a checkpoint, loaded as transformers loads them, make the model's tensors.
 
 Names, dtypes and layout are the checkpoint's; what is checked, named by its digest and written is the model's own. Each
 tensor is made twice, to be verified and to be written, so that no second model is ever held.
@@ -24,7 +24,7 @@ from vigor_service.weights.verification.faults import Faults
 from vigor_service.weights.verification.tensor_files import open_tensors
 
 MAX_CHECKPOINT_TENSORS = 1 << 18
-"""The largest mixtures of experts have half as many, each expert's scales of its own among them."""
+"""Twice as many as the largest mixtures of experts have, where each expert has scales of its own."""
 
 PlanCheckpoint: TypeAlias = Callable[[Iterable[str]], CheckpointPlan]
 

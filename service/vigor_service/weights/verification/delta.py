@@ -1,4 +1,4 @@
-"""Whether the files of a delta turn the tensors that are served into exactly what they promise.
+"""Checks whether the files of a delta turn the tensors that are served into exactly what they promise.
 
 A tensor that changed is patched in a copy on the host and compared with its promised checksum, one tensor at a time;
 those that serve are only read. Knows neither HTTP nor the engine.
@@ -61,7 +61,7 @@ def verify_delta(
     base_version: int,
     version: int,
 ) -> VerifiedDelta:
-    """Check a directory of changes against the tensors that are served, whose ``values`` are read alone.
+    """Check a directory of changes against the tensors that are served, whose ``values`` are only read.
 
     Raises:
         InvalidRequestError: lists what is wrong with the index or with any tensor's changes.
@@ -110,9 +110,9 @@ class _Check:
             for fault in error.errors():
                 self._refuse(fault["msg"], INDEX_NAME, *fault["loc"])
             return None
-        told = (int(index.metadata.base_version), int(index.metadata.version))
-        if told != (base_version, version):
-            self._refuse(f"leads from {told[0]} to {told[1]}, not from {base_version} to {version}", INDEX_NAME)
+        declared = (int(index.metadata.base_version), int(index.metadata.version))
+        if declared != (base_version, version):
+            self._refuse(f"leads from {declared[0]} to {declared[1]}, not from {base_version} to {version}", INDEX_NAME)
         for name in self._files.keys() - {INDEX_NAME, *index.weight_map.values()}:
             self._refuse("is not in the index", name)
         return index

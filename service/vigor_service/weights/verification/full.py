@@ -1,6 +1,6 @@
-"""Whether files hold the model's tensors: all of them, or some. Reads files; knows neither HTTP nor the engine.
+"""Checks whether files hold the model's tensors: all of them, or some. Knows neither HTTP nor the engine.
 
-Everything that is wrong is found before anything is refused, and nothing is held in memory but one tensor's pages.
+All faults are found before the update is refused. Memory holds the pages of one tensor at a time.
 """
 
 from __future__ import annotations
