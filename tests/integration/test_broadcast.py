@@ -133,7 +133,7 @@ def sender(num_bytes: int, timeout_seconds: float = 60.0) -> Iterator[tuple[Broa
             listener=socket_.fileno(),
         )
         process = BroadcastProcess(end)
-    with process:
+    with closing(process):
         yield process, request
 
 

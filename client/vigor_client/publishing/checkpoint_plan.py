@@ -48,7 +48,7 @@ def _file_chunks(path: Path) -> Iterator[bytes]:
 
 def _is_served(checkpoint: CheckpointTensors, wanted: TensorList) -> bool:
     """Whether the checkpoint has the very tensors of the service: names, dtypes, shapes and bytes."""
-    info_of = {name: info for info in wanted.tensors for name in (info.name, *info.aliases)}
+    info_of = {name: info for info in wanted.tensors for name in info.names}
     given = {info_of[name].name for name in checkpoint if name in info_of}
     if len(given) != len(wanted.tensors) or not info_of.keys() >= checkpoint.entries.keys():
         return False

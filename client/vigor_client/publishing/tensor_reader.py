@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def unknown_names(tensors: Mapping[str, torch.Tensor], wanted: TensorList) -> dict[str, str]:
     """The names that the service does not have, not even as an alias, and that as their fault."""
-    known = {name for info in wanted.tensors for name in (info.name, *info.aliases)}
+    known = {name for info in wanted.tensors for name in info.names}
     return {name: "the service has no such tensor" for name in tensors if name not in known}
 
 
@@ -31,7 +31,7 @@ def unsendable(wanted: TensorList) -> dict[str, str]:
 
 def given_names(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> list[str]:
     """The names under which a tensor is given, its canonical one first."""
-    return [name for name in (info.name, *info.aliases) if name in tensors]
+    return [name for name in info.names if name in tensors]
 
 
 def read(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> torch.Tensor:

@@ -42,7 +42,7 @@ def refuse_oversize(request: UpdateRequest, weights: Weights, max_upload_bytes: 
 
 def _most_bytes(request: UpdateRequest, weights: Weights) -> int:
     """Every tensor, tied ones under each of their names, and the headers of the files."""
-    num_names = sum(1 + len(info.aliases) for info in weights.tensors)
+    num_names = sum(len(info.names) for info in weights.tensors)
     copies = 2 if num_names > len(weights.tensors) else 1
     if request.encoding == "checkpoint":
         copies = _CHECKPOINT_COPIES

@@ -147,18 +147,18 @@ class _Check:
 
     def find_missing(self) -> None:
         for info in self._served:
-            if self._made.isdisjoint(_names(info)):
+            if self._made.isdisjoint(info.names):
                 self.faults.add(f"is missing, the model needs {info.dtype} {info.shape}", "tensors", info.name)
 
     def compare_aliases(self) -> None:
         for info in self._served:
-            first, *others = [name for name in _names(info) if name in self._checksums] or [info.name]
+            first, *others = [name for name in info.names if name in self._checksums] or [info.name]
             for name in others:
                 if self._checksums[name] != self._checksums[first]:
                     self.faults.add(f"is tied to {first} but has other values", "tensors", name)
 
     def checksum_of(self, info: TensorInfo) -> str:
-        return next(self._checksums[name] for name in _names(info) if name in self._checksums)
+        return next(self._checksums[name] for name in info.names if name in self._checksums)
 
 
 def common_prefix(names: Iterable[str]) -> str:
@@ -176,8 +176,4 @@ def _reading(paths: Mapping[str, Path]) -> Generator[Read]:
 
 
 def _by_any_name(tensors: Iterable[TensorInfo]) -> dict[str, TensorInfo]:
-    return {name: info for info in tensors for name in _names(info)}
-
-
-def _names(info: TensorInfo) -> tuple[str, ...]:
-    return (info.name, *info.aliases)
+    return {name: info for info in tensors for name in info.names}

@@ -92,7 +92,7 @@ class _Check:
         self, files: Mapping[str, Path], served: Sequence[TensorInfo], values: Mapping[str, torch.Tensor]
     ) -> None:
         self._files = files
-        self._expected = {name: info for info in served for name in (info.name, *info.aliases)}
+        self._expected = {name: info for info in served for name in info.names}
         self._values = values
         self.changed: dict[str, _Place] = {}
         self.checksums: dict[str, str] = {}

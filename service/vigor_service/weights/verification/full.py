@@ -71,7 +71,7 @@ class _Check:
 
     def __init__(self, served: Sequence[TensorInfo]) -> None:
         self._served = served
-        self._expected = {name: info for info in served for name in (info.name, *info.aliases)}
+        self._expected = {name: info for info in served for name in info.names}
         self._homes: dict[str, str] = {}  # tensor -> the file it came in
         self.paths: dict[str, Path] = {}
         self.checksums: dict[str, str] = {}
