@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import ClassVar
 
 from vigor_client.errors import BroadcastError
 from vigor_client.schemas.problems import FieldError
 from vigor_client.schemas.weights import BroadcastRequest, UpdateFile
 from vigor_client.weight_format.broadcast_process import RECEIVER, BroadcastProcess, End
 from vigor_service.errors import DeadlineExceededError, InvalidRequestError, invalid_request
-from vigor_service.weights.updates.source import Bring
+from vigor_service.weights.updates.source import Bring, UpdateSource
 from vigor_service.weights.updates.staged_file import BUFFER_BYTES
 from vigor_service.weights.updates.update import Update
 
@@ -43,20 +42,15 @@ class BroadcastReceiver:
         return BroadcastSource(request, device=device, timeout_seconds=self._timeout_seconds)
 
 
-class BroadcastSource:
+class BroadcastSource(UpdateSource):
     """All missing files of an update, one after the other, in a process that ends with the context."""
 
-    name: ClassVar[str] = "broadcast"
-    takes_turns: ClassVar[bool] = True
+    name = "broadcast"
 
     def __init__(self, request: BroadcastRequest, *, device: str, timeout_seconds: float) -> None:
         self._request = request
         self._device = device
         self._timeout_seconds = timeout_seconds
-
-    def wanted(self, update: Update) -> Sequence[UpdateFile]:
-        """Return the files that have not come yet, in the order in which they were announced."""
-        return update.missing
 
     @asynccontextmanager
     async def started(self, update: Update, files: Sequence[UpdateFile]) -> AsyncGenerator[Bring]:  # noqa: ARG002 - as the others

@@ -5,31 +5,25 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import ClassVar
 
 from vigor_client.schemas.weights import UpdateFile
 from vigor_service.errors import ServiceError
 from vigor_service.threads.file_threads import FileThreads
 from vigor_service.weights.sources.move_in import give_back, require_takable, take_file
 from vigor_service.weights.updates.lifecycle import State
-from vigor_service.weights.updates.source import Bring
+from vigor_service.weights.updates.source import Bring, UpdateSource
 from vigor_service.weights.updates.staged_file import StagedFile
 from vigor_service.weights.updates.update import Update
 
 
-class DirectorySource:
+class DirectorySource(UpdateSource):
     """Files that are moved from ``directory`` into staging, or copied. If one is refused, all are put back."""
 
-    name: ClassVar[str] = "directory"
-    takes_turns: ClassVar[bool] = True
+    name = "directory"
 
     def __init__(self, directory: Path, threads: FileThreads) -> None:
         self._directory = directory
         self._threads = threads
-
-    def wanted(self, update: Update) -> Sequence[UpdateFile]:
-        """Return the files that have not come yet."""
-        return update.missing
 
     @asynccontextmanager
     async def started(self, update: Update, files: Sequence[UpdateFile]) -> AsyncGenerator[Bring]:

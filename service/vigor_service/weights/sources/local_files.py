@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 from vigor_client.schemas.weights import CommitResponse, UpdateFile, UpdateRequest
 from vigor_service.errors import ServiceError, WeightBaseMismatchError
@@ -17,7 +16,7 @@ from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.sources.directory import DirectorySource
 from vigor_service.weights.sources.published_versions import PublishedVersion, PublishedVersions, refuse
 from vigor_service.weights.updates.manager import Updates
-from vigor_service.weights.updates.source import Bring
+from vigor_service.weights.updates.source import Bring, UpdateSource
 from vigor_service.weights.updates.staged_file import BUFFER_BYTES
 from vigor_service.weights.updates.update import Update
 from vigor_service.weights.version import Weights
@@ -116,20 +115,15 @@ class LocalFiles:
         return await self._updates.commit(update_id)
 
 
-class CopySource:
+class CopySource(UpdateSource):
     """All files of a published version, which stay where they are."""
 
-    name: ClassVar[str] = "copy"
-    takes_turns: ClassVar[bool] = True
+    name = "copy"
 
     def __init__(self, versions: PublishedVersions, version: PublishedVersion, threads: FileThreads) -> None:
         self._versions = versions
         self._version = version
         self._threads = threads
-
-    def wanted(self, update: Update) -> Sequence[UpdateFile]:
-        """Return the files that have not come yet."""
-        return update.missing
 
     @contextlib.asynccontextmanager
     async def started(self, update: Update, files: Sequence[UpdateFile]) -> AsyncGenerator[Bring]:  # noqa: ARG002 - as the others

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import ClassVar
 
 from vigor_client.schemas.weights import UpdateFile
-from vigor_service.weights.updates.source import Bring
+from vigor_service.weights.updates.source import Bring, UpdateSource
 from vigor_service.weights.updates.update import Update
 
 
-class UploadSource:
+class UploadSource(UpdateSource):
     """The file ``file_name``, as the chunks of a body with this ``Content-Length``, if it has one."""
 
-    name: ClassVar[str] = "upload"
-    takes_turns: ClassVar[bool] = False
+    name = "upload"
+    takes_turns = False
 
     def __init__(self, file_name: str, chunks: AsyncIterator[bytes], *, content_length: int | None) -> None:
         self._file_name = file_name

@@ -101,8 +101,8 @@ class Updates:
 
         Raises:
             UpdateNotFoundError, UpdateConflictError: the update takes no file now, or a newer request sends this one.
-            InvalidRequestError, DeadlineExceededError, StagingFullError: as the source and `receive_file`; nothing of
-                the file stays.
+            InvalidRequestError, DeadlineExceededError, StagingFullError: as the source and `StagedFile.write`; nothing
+                of the file stays.
         """
         update = self._known(update_id)
         update.require_receiving()

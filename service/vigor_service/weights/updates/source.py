@@ -22,15 +22,15 @@ class UpdateSource(Protocol):
     """
 
     name: ClassVar[str]
-    takes_turns: ClassVar[bool]
+    takes_turns: ClassVar[bool] = True
 
     def wanted(self, update: Update) -> Sequence[UpdateFile]:
-        """Return the announced files that it is to bring, in this order.
+        """Return the files that it is to bring, in this order: all that have not come yet.
 
         Raises:
             InvalidRequestError: it cannot bring what was announced.
         """
-        ...
+        return update.missing
 
     def started(self, update: Update, files: Sequence[UpdateFile]) -> AbstractAsyncContextManager[Bring]:
         """Start the source for as long as the context lasts. An error that ends the context cancels it.

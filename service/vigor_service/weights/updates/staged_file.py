@@ -14,7 +14,7 @@ from typing import BinaryIO
 from vigor_client.schemas.problems import FieldError
 from vigor_client.schemas.weights import UpdateFile
 from vigor_client.weight_format.digest import PREFIX, new_hasher
-from vigor_service.errors import DeadlineExceededError, invalid_request
+from vigor_service.errors import DeadlineExceededError, InvalidRequestError, invalid_request
 from vigor_service.threads.file_threads import FileThreads
 from vigor_service.weights.storage.staging import refusing_full_disk
 
@@ -38,7 +38,7 @@ def temporary_path(path: Path) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedFile:
-    """A place in the staging directory for one announced file. The other fields are as in `receive_file`."""
+    """A place in the staging directory for one announced file. ``on_progress`` is called per buffer."""
 
     announced: UpdateFile
     path: Path
@@ -47,48 +47,47 @@ class StagedFile:
     on_progress: Callable[[], None]
 
     async def write(self, chunks: AsyncIterator[bytes]) -> None:
-        """Write the chunks into it. Raises as `receive_file`."""
-        await receive_file(
-            chunks,
-            self.path,
-            self.announced,
-            threads=self.threads,
-            stall_seconds=self.stall_seconds,
-            on_progress=self.on_progress,
-        )
+        """Write the chunks to ``path``, which appears only when all bytes are there and have the announced checksum.
 
+        At most one write is in flight, so no more than two buffers are held.
 
-async def receive_file(
-    chunks: AsyncIterator[bytes],
-    path: Path,
-    announced: UpdateFile,
-    *,
-    threads: FileThreads,
-    stall_seconds: float,
-    on_progress: Callable[[], None],
-) -> None:
-    """Write the chunks to ``path``, which appears only when all bytes are there and have the announced checksum.
+        Raises:
+            InvalidRequestError: more or fewer bytes than announced, or another checksum.
+            DeadlineExceededError: a buffer took longer than ``stall_seconds`` to arrive, or the disk does not answer.
+            StagingFullError: the disk is full.
+        """
+        partial, name = _PartialFile(temporary_path(self.path)), self.announced.name
+        try:
+            with refusing_full_disk(f"file {name} of the update does not fit"):
+                file = await self.threads.run("staging", partial.create)
+                digest = await self._write_all(chunks, _Writer(file, self.threads))
+                if digest != self.announced.checksum:
+                    raise self._refusal(f"has checksum {digest}, {self.announced.checksum} was announced")
+                await self.threads.run("staging", partial.path.replace, self.path)
+        except TimeoutError as error:
+            message = f"file {name}: less than {BUFFER_BYTES} bytes came within {self.stall_seconds} seconds"
+            raise DeadlineExceededError(message) from error
+        finally:
+            await self.threads.run("staging", partial.close_and_remove)
 
-    At most one write is in flight, so no more than two buffers are held. ``on_progress`` is called per buffer.
+    async def _write_all(self, chunks: AsyncIterator[bytes], writer: _Writer) -> str:
+        """Return the digest of what was written."""
+        received, num_bytes = 0, self.announced.num_bytes
+        async with asyncio.timeout(self.stall_seconds) as limit, writer:
+            async for buffer in _coalesce(chunks):
+                received += len(buffer)
+                if received > num_bytes:
+                    raise self._refusal(f"has more than the {num_bytes} bytes that were announced")
+                await writer.write(buffer)
+                limit.reschedule(asyncio.get_running_loop().time() + self.stall_seconds)
+                self.on_progress()
+        if received < num_bytes:
+            raise self._refusal(f"has {received} bytes, {num_bytes} were announced")
+        return PREFIX + writer.hasher.hexdigest()
 
-    Raises:
-        InvalidRequestError: more or fewer bytes than announced, or another checksum.
-        DeadlineExceededError: a buffer took longer than ``stall_seconds`` to arrive, or the disk does not answer.
-        StagingFullError: the disk is full.
-    """
-    partial = _PartialFile(temporary_path(path))
-    try:
-        with refusing_full_disk(f"file {announced.name} of the update does not fit"):
-            file = await threads.run("staging", partial.create)
-            digest = await _write_all(chunks, _Writer(file, threads), announced, stall_seconds, on_progress)
-            if digest != announced.checksum:
-                raise _refuse(announced, f"has checksum {digest}, {announced.checksum} was announced")
-            await threads.run("staging", partial.path.replace, path)
-    except TimeoutError as error:
-        message = f"file {announced.name}: less than {BUFFER_BYTES} bytes came within {stall_seconds} seconds"
-        raise DeadlineExceededError(message) from error
-    finally:
-        await threads.run("staging", partial.close_and_remove)
+    def _refusal(self, message: str) -> InvalidRequestError:
+        place = FieldError(loc=["files", self.announced.name], msg=message)
+        return invalid_request([place], consequence="the file is dropped and may be sent again")
 
 
 class _PartialFile:
@@ -113,28 +112,6 @@ class _PartialFile:
             if self._file is not None:
                 self._file.close()
             self.path.unlink(missing_ok=True)
-
-
-async def _write_all(
-    chunks: AsyncIterator[bytes],
-    writer: _Writer,
-    announced: UpdateFile,
-    stall_seconds: float,
-    on_progress: Callable[[], None],
-) -> str:
-    """Return the digest of what was written."""
-    received = 0
-    async with asyncio.timeout(stall_seconds) as limit, writer:
-        async for buffer in _coalesce(chunks):
-            received += len(buffer)
-            if received > announced.num_bytes:
-                raise _refuse(announced, f"has more than the {announced.num_bytes} bytes that were announced")
-            await writer.write(buffer)
-            limit.reschedule(asyncio.get_running_loop().time() + stall_seconds)
-            on_progress()
-    if received < announced.num_bytes:
-        raise _refuse(announced, f"has {received} bytes, {announced.num_bytes} were announced")
-    return PREFIX + writer.hasher.hexdigest()
 
 
 async def _coalesce(chunks: AsyncIterator[bytes]) -> AsyncIterator[memoryview]:
@@ -185,8 +162,3 @@ class _Writer:
         self.hasher.update(buffer)
         while buffer:
             buffer = buffer[self._file.write(buffer) :]
-
-
-def _refuse(announced: UpdateFile, message: str) -> Exception:
-    place = FieldError(loc=["files", announced.name], msg=message)
-    return invalid_request([place], consequence="the file is dropped and may be sent again")
