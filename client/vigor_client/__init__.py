@@ -41,10 +41,12 @@ from vigor_client.errors import (
     WeightsPoisonedError,
     WeightVersionMismatchError,
 )
-from vigor_client.publishing.publish import PublishResult, WeightTransport, digest_of_tensors
+from vigor_client.publishing.full_plan import digest_of_tensors
+from vigor_client.publishing.publish import PublishResult
 from vigor_client.publishing.snapshot import WeightSnapshot
 from vigor_client.publishing.transports.broadcast import Broadcast
 from vigor_client.publishing.transports.shared_directory import SharedDirectory
+from vigor_client.publishing.transports.weight_transport import WeightTransport
 from vigor_client.ranking import rank_rewards, ranks
 from vigor_client.schemas.attribution import (
     AttributionRequest,

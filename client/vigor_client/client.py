@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Self
 import httpx
 
 from vigor_client._version import __version__
-from vigor_client.publishing.publish import PublishResult, WeightTransport, publish
+from vigor_client.publishing.publish import HTTP, PublishResult, publish
 from vigor_client.publishing.snapshot import WeightSnapshot
+from vigor_client.publishing.transports.weight_transport import WeightTransport
 from vigor_client.schemas.attribution import AttributionRequest, AttributionResponse
 from vigor_client.schemas.scoring import (
     Group,
@@ -218,7 +219,7 @@ class VigorClient:
             weight_version=weight_version,
             snapshot=snapshot,
             partial=partial,
-            transport=transport,
+            transport=transport or HTTP,
         )
         return run_blocking(publication)
 
@@ -337,7 +338,7 @@ class AsyncVigorClient:
             weight_version=weight_version,
             snapshot=snapshot,
             partial=partial,
-            transport=transport,
+            transport=transport or HTTP,
         )
 
     async def aclose(self) -> None:

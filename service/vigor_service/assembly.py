@@ -22,7 +22,7 @@ from vigor_service.threads.preparation import Preparation
 from vigor_service.threads.worker import WorkerThread
 from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.sources.broadcast import BroadcastReceiver
-from vigor_service.weights.sources.directory import LocalFiles
+from vigor_service.weights.sources.local_files import LocalFiles
 from vigor_service.weights.storage.staging import StagingArea
 from vigor_service.weights.storage.state import StateDirectory
 from vigor_service.weights.updates.commit import Committer
@@ -123,7 +123,6 @@ def assemble(
     group_assembly = GroupAssembly(scoring, timeout_seconds=settings.group_timeout_seconds, metrics=metrics)
     local_files = LocalFiles(updates, current_weights, root=settings.weights_root, threads=files)
     broadcasts = BroadcastReceiver(
-        updates,
         device=info.device,
         is_allowed=settings.allow_broadcast,
         timeout_seconds=settings.update_timeout_seconds,

@@ -11,7 +11,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ def sender(num_bytes: int, timeout_seconds: float = 60.0) -> Iterator[tuple[Broa
             listener=socket_.fileno(),
         )
         process = BroadcastProcess(end)
-    with process:
+    with closing(process):
         yield process, request
 
 
@@ -285,7 +285,7 @@ def test_a_peer_that_is_not_there_ends_at_once(service: LiveService) -> None:
     status, code, message = refusal(service.http.post(f"{path}/broadcast", json=request))
     assert (status, code) == (422, "invalid_request")
     assert f"{FILE}" in message
-    assert f"nobody sends at 127.0.0.1 port {request['port']}" in message
+    assert f"there is no sender at 127.0.0.1 port {request['port']}" in message
     finish_over_http(service, path, data)
 
 
@@ -412,7 +412,7 @@ class Unending(End):
 
 def test_a_process_that_closes_its_pipe_and_does_not_end_is_an_error_in_time() -> None:
     end = Unending(rank=RECEIVER, backend="gloo", host="127.0.0.1", port=9, num_bytes=1, timeout_seconds=1.0)
-    with BroadcastProcess(end, end_seconds=0.2) as process:
+    with closing(BroadcastProcess(end, end_seconds=0.2)) as process:
         with pytest.raises(BroadcastError, match=r"did not end within 0\.2 s"):
             process.read(1)
         with pytest.raises(BroadcastError, match=r"did not end within 0\.2 s"):

@@ -13,8 +13,8 @@ import torch
 
 from tests.support.live_service import LiveService, live_service
 from tests.support.losing_proxy import FirstOfEach, Lose, Loss, Proxy, losing_proxy
-from vigor_client import Broadcast, ConnectionLostError, PublishResult, SharedDirectory, WeightSnapshot
-from vigor_client.publishing.publish import WeightTransport, publish
+from vigor_client import Broadcast, ConnectionLostError, PublishResult, SharedDirectory, WeightSnapshot, WeightTransport
+from vigor_client.publishing.publish import HTTP, publish
 from vigor_client.schemas.scoring import ScoreRequest, ScoreResponse
 from vigor_client.transport.connections import Connections
 from vigor_client.transport.endpoints import Endpoints
@@ -23,8 +23,8 @@ from vigor_client.transport.retry import RetryPolicy
 from vigor_client.transport.wire import BlockingWire, run_blocking
 
 GROUPS = [{"id": f"q{n}", "prompt_ids": [1, 2 + n], "completions": [[3, 4], [5]]} for n in range(3)]
-Ways = Mapping[str, Callable[[Path], WeightTransport | None]]
-WAYS: Ways = {"http": lambda _: None, "shared directory": SharedDirectory, "broadcast": lambda _: Broadcast()}
+Ways = Mapping[str, Callable[[Path], WeightTransport]]
+WAYS: Ways = {"http": lambda _: HTTP, "shared directory": SharedDirectory, "broadcast": lambda _: Broadcast()}
 
 
 @dataclass
@@ -79,7 +79,7 @@ def step(
     *,
     snapshot: WeightSnapshot | None = None,
     partial: bool = False,
-    transport: WeightTransport | None = None,
+    transport: WeightTransport = HTTP,
 ) -> PublishResult:
     """Publish and score, as a trainer does; everything is done once, and nothing is left."""
     tensors, version = trained(service), service.http.get("/v1/weights").json()["weight_version"] + 1

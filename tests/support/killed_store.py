@@ -20,7 +20,7 @@ from vigor_client.weight_format.digest import announce
 from vigor_service.threads.file_threads import FileThreads
 from vigor_service.weights.storage.staging import StagingArea
 from vigor_service.weights.storage.state import StateDirectory, UpdateRecord
-from vigor_service.weights.updates.upload import receive_file
+from vigor_service.weights.updates.staged_file import StagedFile
 
 CHANGING = (
     "mkdir", "mkdirat", "rename", "renameat", "renameat2", "link", "linkat", "symlink", "symlinkat", "unlink",
@@ -73,14 +73,14 @@ async def _publish(root: Path, update: Stored) -> None:
     directory = staging.directory("update")
     await staging.create("update", num_bytes=1)
     for name, data in update.files.items():
-        await receive_file(
-            _chunks(data),
-            directory / name,
-            announce(name, [data]),
+        staged = StagedFile(
+            announced=announce(name, [data]),
+            path=directory / name,
             threads=threads,
             stall_seconds=DEADLINE_SECONDS,
             on_progress=lambda: None,
         )
+        await staged.write(_chunks(data))
     state.store(update.record, {name: directory / name for name in update.files})
     await staging.remove(directory)
     staging.close()

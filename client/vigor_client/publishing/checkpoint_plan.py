@@ -15,7 +15,8 @@ from vigor_client.errors import CheckpointError
 from vigor_client.schemas.weights import TensorInfo, TensorList
 from vigor_client.weight_format.checkpoint_files import CheckpointTensors
 from vigor_client.weight_format.digest import PREFIX, new_hasher
-from vigor_client.weight_format.safetensors_stream import ELEMENT_TYPES, TensorEntry
+from vigor_client.weight_format.element_types import dtype_of_code
+from vigor_client.weight_format.safetensors_stream import TensorEntry
 from vigor_client.weight_format.update_plan import Plan, PlannedFile, planned_file
 
 _CHUNK_BYTES = 1 << 20
@@ -47,7 +48,7 @@ def _file_chunks(path: Path) -> Iterator[bytes]:
 
 def _is_served(checkpoint: CheckpointTensors, wanted: TensorList) -> bool:
     """Whether the checkpoint has the very tensors of the service: names, dtypes, shapes and bytes."""
-    info_of = {name: info for info in wanted.tensors for name in (info.name, *info.aliases)}
+    info_of = {name: info for info in wanted.tensors for name in info.names}
     given = {info_of[name].name for name in checkpoint if name in info_of}
     if len(given) != len(wanted.tensors) or not info_of.keys() >= checkpoint.entries.keys():
         return False
@@ -58,8 +59,7 @@ def _is_served(checkpoint: CheckpointTensors, wanted: TensorList) -> bool:
 
 
 def _has_form(entry: TensorEntry, info: TensorInfo) -> bool:
-    element_type = ELEMENT_TYPES.get(info.dtype)
-    return element_type is not None and (entry.code, entry.shape) == (element_type.code, info.shape)
+    return (dtype_of_code(entry.code), entry.shape) == (info.dtype, info.shape)
 
 
 def _checksum(path: Path, entry: TensorEntry) -> str:

@@ -19,8 +19,8 @@ DEFAULT_ANCHOR_EVERY = 20
 class WeightSnapshot:
     """The bytes of a whole model in the service's dtype, with their version and digest.
 
-    It is empty until weights were published with it. Every ``anchor_every`` updates all weights are sent again, so that
-    whoever replays updates has a bounded number of them to replay.
+    It is empty until weights were published with it. Every ``anchor_every`` updates all weights are sent again: a
+    service that restarts replays the updates since.
 
     Raises:
         ValueError: ``anchor_every`` is not at least 1.

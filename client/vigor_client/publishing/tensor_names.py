@@ -51,7 +51,7 @@ def with_service_names(tensors: Mapping[str, torch.Tensor], wanted: TensorList) 
         TensorsRefusedError: two names are one without these parts, or all names begin with something else that none of
             the service's has.
     """
-    known = {name for info in wanted.tensors for name in (info.name, *info.aliases)}
+    known = {name for info in wanted.tensors for name in info.names}
     if known.issuperset(tensors):
         return tensors
     old_names: dict[str, str] = {}

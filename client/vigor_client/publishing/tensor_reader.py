@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from vigor_client.errors import TensorsRefusedError
 from vigor_client.schemas.weights import TensorInfo, TensorList
-from vigor_client.weight_format.safetensors_stream import ELEMENT_TYPES
+from vigor_client.weight_format.element_types import ELEMENT_TYPES, is_finite, torch_dtype
 
 if TYPE_CHECKING:
     import torch
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def unknown_names(tensors: Mapping[str, torch.Tensor], wanted: TensorList) -> dict[str, str]:
     """The names that the service does not have, not even as an alias, and that as their fault."""
-    known = {name for info in wanted.tensors for name in (info.name, *info.aliases)}
+    known = {name for info in wanted.tensors for name in info.names}
     return {name: "the service has no such tensor" for name in tensors if name not in known}
 
 
@@ -31,7 +31,7 @@ def unsendable(wanted: TensorList) -> dict[str, str]:
 
 def given_names(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> list[str]:
     """The names under which a tensor is given, its canonical one first."""
-    return [name for name in (info.name, *info.aliases) if name in tensors]
+    return [name for name in info.names if name in tensors]
 
 
 def read(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> torch.Tensor:
@@ -63,7 +63,7 @@ def _fitting(name: str, tensor: torch.Tensor, info: TensorInfo) -> torch.Tensor:
     if fault := _misfit(tensor, info):
         raise TensorsRefusedError({name: fault})
     values = _cast(tensor, info)
-    if not _all_finite(values):
+    if not is_finite(values):
         raise TensorsRefusedError({name: f"holds values that are not finite in {info.dtype}"})
     return values
 
@@ -77,25 +77,11 @@ def _misfit(tensor: torch.Tensor, info: TensorInfo) -> str | None:
         return f"has no plain data (layout {tensor.layout}, device {tensor.device})"
     if list(tensor.shape) != info.shape:
         return f"has shape {list(tensor.shape)}, the service needs {info.shape}"
-    wanted = _dtype(info)
+    wanted = torch_dtype(info.dtype)
     if tensor.dtype != wanted and not (tensor.dtype.is_floating_point and wanted.is_floating_point):
         return f"has dtype {tensor.dtype}, which does not turn into the service's {info.dtype}"
     return None
 
 
-def _dtype(info: TensorInfo) -> torch.dtype:
-    import torch
-
-    return getattr(torch, info.dtype)
-
-
 def _cast(tensor: torch.Tensor, info: TensorInfo) -> torch.Tensor:
-    return tensor.detach().to(device="cpu", dtype=_dtype(info)).contiguous().flatten()
-
-
-def _all_finite(values: torch.Tensor) -> bool:
-    """Whether no value is NaN or infinite; unlike ``isfinite(values).all()`` it makes no copies and is 10 x as fast."""
-    if not values.numel():
-        return True
-    low, high = values.aminmax()
-    return bool(low.isfinite() & high.isfinite())
+    return tensor.detach().to(device="cpu", dtype=torch_dtype(info.dtype)).contiguous().flatten()

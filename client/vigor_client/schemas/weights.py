@@ -39,6 +39,11 @@ class TensorInfo(WireModel):
     checksum: str = Field(description="xxh3-128 of the raw little-endian bytes.")
     aliases: list[str] = Field(default=[], description="Other names of the same tied tensor.")
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name of the tensor, the canonical one first."""
+        return (self.name, *self.aliases)
+
 
 class TensorList(WireModel):
     """``GET /v1/weights/tensors``."""

@@ -1,7 +1,7 @@
 """One end of a broadcast in a process of its own, fed or read through a pipe, and killed.
 
 Only a process can be ended from outside. Within this one, torch.distributed waits without a limit for a listener that
-says nothing, and ends the whole process when a message is longer than expected. The program is ``broadcast_pump``.
+says nothing, and ends the whole process when a message is longer than expected. The program is ``broadcast_worker``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from types import TracebackType
-from typing import TYPE_CHECKING, Self, cast
+from typing import TYPE_CHECKING, cast
 
 from vigor_client.errors import BroadcastError
 from vigor_client.schemas.weights import BroadcastBackend
@@ -53,9 +52,9 @@ class End:
 
 
 class BroadcastProcess:
-    """The running process of an end; it is killed with the block, and what waits for its pipe then goes on.
+    """The running process of an end. Killing it releases a thread that waits for its pipe.
 
-    A process whose pipe has ended, or that was killed, is waited for no longer than ``end_seconds``.
+    The end of a process whose pipe has ended, or that was killed, is awaited for ``end_seconds`` at most.
     """
 
     def __init__(self, end: End, *, end_seconds: float = _END_SECONDS) -> None:
@@ -68,11 +67,11 @@ class BroadcastProcess:
             stderr=self._errors,
             pass_fds=() if end.listener is None else (end.listener,),
             pipesize=_PIPE_BYTES,
-            start_new_session=True,  # Ctrl-C is for whoever started it
+            start_new_session=True,  # Ctrl-C is for the process that started it
         )
 
     def send(self, chunks: Iterable[bytes]) -> None:
-        """Hand everything over; the process then goes on until the other end has it. Whatever fails ends the process.
+        """Hand everything over; the process then goes on until the other end has it. A failure ends the process.
 
         Raises:
             BroadcastError: the process ended before.
@@ -89,7 +88,7 @@ class BroadcastProcess:
             raise
 
     def read(self, num_bytes: int) -> bytes:
-        """Return what has come, at most so many bytes.
+        """Return what has come, at most ``num_bytes``.
 
         Raises:
             BroadcastError: the process ended, and nothing is left.
@@ -113,17 +112,9 @@ class BroadcastProcess:
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(self._end_seconds)
         for pipe in (self._process.stdin, self._process.stdout, self._errors):
-            with suppress(BrokenPipeError):  # closing would send what nobody takes any more
+            with suppress(BrokenPipeError):  # closing would write what is left to a process that is gone
                 if pipe is not None:
                     pipe.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _reason(self) -> str:
         """The last line that the process wrote, once it has ended; or that it has not."""

@@ -56,7 +56,7 @@ def _pump(end: End) -> None:
 
 @contextmanager
 def _joined(end: End) -> Generator[TCPStore]:
-    """The group of two; whatever waits in it, waits no longer than the limit."""
+    """Join the group of two, in which each wait has the time limit."""
     from torch import cuda, distributed
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage] - documented, but not listed
 
@@ -80,11 +80,11 @@ def _joined(end: End) -> Generator[TCPStore]:
 
 
 def _require_sender(end: End) -> None:
-    """Fail at once where nobody listens: the sender listens before it calls, and the store would try to the limit."""
+    """Fail at once if there is no sender: it listens before it calls, and the store would try until the time limit."""
     try:
         socket.create_connection((end.host, end.port), timeout=end.timeout_seconds).close()
     except OSError as error:
-        raise ConnectionError(f"nobody sends at {end.host} port {end.port}: {error}") from error
+        raise ConnectionError(f"there is no sender at {end.host} port {end.port}: {error}") from error
 
 
 def _send(end: End) -> None:
@@ -109,7 +109,7 @@ def _receive(end: End, store: TCPStore) -> None:
             view = landed[:size].cpu().numpy().data
             missing_bytes -= size
             if not missing_bytes:
-                store.set(_RECEIVED, "")  # before the last bytes are handed on: whoever has them may end this process
+                store.set(_RECEIVED, "")  # before the last bytes are handed on: their reader may end this process
             _drain(pipe, view)
 
 
@@ -133,7 +133,7 @@ def _drain(pipe: BinaryIO, view: memoryview) -> None:
 
 
 def _end_with_parent() -> None:
-    """Whoever started this process holds its standard input open, also when all bytes are through."""
+    """End with the process that started this one: it holds the standard input open until then."""
     hangup = select.poll()
     hangup.register(sys.stdin.fileno(), 0)
     hangup.poll()

@@ -1,6 +1,6 @@
 """A checkpoint directory: which files of it are the checkpoint, and its tensors, each read when it is asked for.
 
-The files are those that transformers' ``from_pretrained`` reads, whatever else lies beside them. safetensors only:
+The files are those that transformers' ``from_pretrained`` reads; others beside them are ignored. safetensors only:
 nothing in a checkpoint is ever executed. torch and safetensors are imported where a tensor is read.
 """
 

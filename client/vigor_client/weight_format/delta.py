@@ -39,14 +39,14 @@ def encode_changes(old: Bytes, new: Bytes) -> bytes | None:
     """Return the compressed changes from the ``old`` bytes of a tensor to its ``new`` ones; None if there are none.
 
     Raises:
-        ValueError: the two differ in length, or have more bytes than a position can tell.
+        ValueError: the two differ in length, or have more than `MAX_TENSOR_BYTES`.
         MissingDependencyError: zstandard is not installed.
     """
     import numpy as np
 
     if len(old) != len(new) or len(new) > MAX_TENSOR_BYTES:
         raise ValueError(
-            f"no changes from {len(old)} to {len(new)} bytes: as many, up to {MAX_TENSOR_BYTES}, can be told"
+            f"cannot encode changes from {len(old)} to {len(new)} bytes: give as many, at most {MAX_TENSOR_BYTES}"
         )
     new_bytes = np.frombuffer(new, np.uint8)
     positions = np.flatnonzero(new_bytes != np.frombuffer(old, np.uint8))
@@ -60,7 +60,7 @@ def encode_changes(old: Bytes, new: Bytes) -> bytes | None:
 def decode_changes(compressed: Bytes, *, num_bytes: int) -> Changes:
     """Return the changes of a tensor of ``num_bytes``, as ``encode_changes`` wrote them.
 
-    Memory is bounded by the tensor's size, whatever the compressed bytes claim.
+    The tensor's size bounds the memory, also if the compressed bytes announce more.
 
     Raises:
         InvalidDeltaError: they are no such changes; says why.
@@ -74,7 +74,7 @@ def decode_changes(compressed: Bytes, *, num_bytes: int) -> Changes:
     (count,) = np.frombuffer(payload, _POSITION, 1)
     values_start = _POSITION_BYTES * (1 + int(count))
     if len(payload) != values_start + int(count):
-        raise InvalidDeltaError(f"tells {count} changes in {len(payload)} bytes")
+        raise InvalidDeltaError(f"announces {count} changes in {len(payload)} bytes")
     positions = np.frombuffer(payload, _POSITION, int(count), _POSITION_BYTES)
     if count and (int(positions[-1]) >= num_bytes or not (positions[1:] > positions[:-1]).all()):
         raise InvalidDeltaError(f"has positions that do not ascend, or lie beyond the tensor's {num_bytes} bytes")
@@ -82,7 +82,7 @@ def decode_changes(compressed: Bytes, *, num_bytes: int) -> Changes:
 
 
 def apply_changes_(tensor: torch.Tensor, changes: Changes) -> None:
-    """``bytes(tensor)[positions] = values``, in place and on the tensor's device, whatever its strides.
+    """``bytes(tensor)[positions] = values``, in place and on the tensor's device, for any strides.
 
     Only what changes is copied to the device; a tensor without gaps is not copied at all.
     """

@@ -19,7 +19,7 @@ def _require_text(weight_map: dict[str, str]) -> dict[str, str]:
 
 
 WeightMap = Annotated[dict[str, SkipValidation[str]], AfterValidator(_require_text)]
-"""Name of a tensor -> the file that holds it. One fault is reported, however many there are: a map may be large."""
+"""Name of a tensor -> the file that holds it. Only the first fault is reported: a map may be large."""
 
 
 class DeltaMetadata(BaseModel):
@@ -35,7 +35,7 @@ class DeltaMetadata(BaseModel):
 
 
 class DeltaIndex(BaseModel):
-    """``model.safetensors.index.json`` of a directory of changes. Members that are not known are let be.
+    """``model.safetensors.index.json`` of a directory of changes. Unknown members are ignored.
 
     Each file is a safetensors file with one list of bytes per tensor that changed (see ``encode_changes``) and, in its
     metadata, the checksum of that tensor's new bytes: the hexadecimal digits alone.

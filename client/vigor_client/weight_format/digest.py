@@ -58,7 +58,7 @@ def announce(name: str, chunks: Iterable[Bytes]) -> UpdateFile:
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
-    """The tensor's elements in row-major order, little-endian, whatever its dtype, strides or device: what is hashed.
+    """The tensor's elements in row-major order, little-endian, for any dtype, strides and device: what is hashed.
 
     Copies nothing of a contiguous tensor on the CPU. Needs torch.
     """

@@ -17,27 +17,8 @@ from typing import Annotated, BinaryIO, NamedTuple
 from pydantic import BaseModel, Field, RootModel, ValidationError
 
 from vigor_client.schemas.weights import TensorInfo
+from vigor_client.weight_format.element_types import ELEMENT_TYPES
 
-
-class ElementType(NamedTuple):
-    """How safetensors names a dtype, and the bytes of one element."""
-
-    code: str
-    num_bytes: int
-
-
-ELEMENT_TYPES = {
-    "float64": ElementType("F64", 8),
-    "float32": ElementType("F32", 4),
-    "float16": ElementType("F16", 2),
-    "bfloat16": ElementType("BF16", 2),
-    "int64": ElementType("I64", 8),
-    "int32": ElementType("I32", 4),
-    "int16": ElementType("I16", 2),
-    "int8": ElementType("I8", 1),
-    "uint8": ElementType("U8", 1),
-    "bool": ElementType("BOOL", 1),
-}
 _HEADER_ALIGNMENT_BYTES = 8
 _MAX_HEADER_BYTES = 100_000_000  # the library's own limit
 _METADATA = {"format": "pt"}

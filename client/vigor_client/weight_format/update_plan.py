@@ -29,7 +29,7 @@ class PlannedFile:
 class Plan:
     """An update. ``partial`` and ``delta`` have a base; a delta has its ``changes`` by tensor, too.
 
-    ``weight_digest`` is that of the model with it; None where only the service can tell.
+    ``weight_digest`` is that of the model with it; None where only the service can compute it.
     """
 
     weight_digest: str | None

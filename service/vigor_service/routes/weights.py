@@ -21,6 +21,7 @@ from vigor_service import errors
 from vigor_service.http.request_body import content_length, stream
 from vigor_service.routes.dependencies import BodyDependency, ServingDependency, may_publish, may_score
 from vigor_service.routes.openapi import idempotency_key, json_body, problems, raw_body
+from vigor_service.weights.sources.upload import UploadSource
 
 router = APIRouter(
     prefix="/v1/weights",
@@ -97,7 +98,8 @@ def _name(request: Request) -> str | None:
     openapi_extra=raw_body(),
 )
 async def receive_file(request: Request, update_id: str, name: str, serving: ServingDependency) -> UpdateStatus:
-    return await serving.updates.receive(update_id, name, stream(request), content_length=content_length(request))
+    source = UploadSource(name, stream(request), content_length=content_length(request))
+    return await serving.updates.receive(update_id, source)
 
 
 _FETCHED = problems(
@@ -124,7 +126,7 @@ _FETCHED = problems(
 )
 async def take_files(update_id: str, serving: ServingDependency, body: BodyDependency) -> UpdateStatus:
     asked = await body.parse(TakeRequest, consequence="no file was taken")
-    return await serving.local_files.take(update_id, asked.directory)
+    return await serving.updates.receive(update_id, await serving.local_files.source(asked.directory))
 
 
 @router.post(
@@ -137,7 +139,7 @@ async def take_files(update_id: str, serving: ServingDependency, body: BodyDepen
 )
 async def broadcast(update_id: str, serving: ServingDependency, body: BodyDependency) -> UpdateStatus:
     asked = await body.parse(BroadcastRequest, consequence="nothing was received")
-    return await serving.broadcasts.receive(update_id, asked)
+    return await serving.updates.receive(update_id, serving.broadcasts.source(asked))
 
 
 @router.post(

@@ -1,4 +1,4 @@
-"""Which weights serve, who waits for others, and the swap itself. Knows no files and no queue."""
+"""The weights that serve, the requests that wait for others, and the swap. Knows no files and no queue."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class CurrentWeights:
         """Return the weights that serve, if they meet the requirement.
 
         Raises:
-            WeightsPoisonedError: the model holds weights that nobody published; nothing can be scored.
+            WeightsPoisonedError: the model holds a mixture, or damaged weights; nothing can be scored.
             WeightVersionMismatchError, WeightDigestMismatchError: others are served.
         """
         if self.state == "poisoned":
@@ -114,7 +114,7 @@ class CurrentWeights:
         self._wake_waiters()
 
     def drain(self) -> None:
-        """Nobody waits for other weights from here on."""
+        """Refuse to wait for other weights from now on; those who wait are refused too."""
         self._draining = True
         self._wake_waiters()
 

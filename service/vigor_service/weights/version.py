@@ -1,4 +1,4 @@
-"""What serves now, and what a score may insist on. Plain values: no tensors, no files."""
+"""The weights that serve, and those that a score may require. Plain values: no tensors, no files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class WeightRequirement:
-    """The weights that a score must come from; None does not care."""
+    """The weights that a score must come from; None stands for any."""
 
     version: int | None = None
     digest: str | None = None

@@ -21,7 +21,7 @@ from vigor_client import (
     WeightSnapshot,
     digest_of_tensors,
 )
-from vigor_client.publishing.publish import make_partial_plan
+from vigor_client.publishing.full_plan import make_partial_plan
 from vigor_client.schemas.weights import UpdateRequest
 
 Tensors = dict[str, torch.Tensor]

@@ -22,7 +22,7 @@ from vigor_client import (
     VigorClient,
     digest_of_tensors,
 )
-from vigor_client.publishing.publish import make_plan
+from vigor_client.publishing.full_plan import make_plan
 from vigor_client.schemas.weights import CommitResponse, TensorInfo, TensorList
 
 UPDATES = "/v1/weights/updates"

@@ -10,7 +10,8 @@ import torch
 from tests.client.fake_service import describe
 from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import raw_bytes
-from vigor_client.weight_format.safetensors_stream import ELEMENT_TYPES, header, split_into_files, tensor_num_bytes
+from vigor_client.weight_format.element_types import ELEMENT_TYPES
+from vigor_client.weight_format.safetensors_stream import header, split_into_files, tensor_num_bytes
 
 
 def written(tensors: dict[str, torch.Tensor]) -> bytes:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from vigor_client.client import VigorClient
-from vigor_client.publishing.publish import WeightTransport
 from vigor_client.publishing.snapshot import WeightSnapshot
+from vigor_client.publishing.transports.weight_transport import WeightTransport
 
 if TYPE_CHECKING:
     import torch

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from vigor_client.client import VigorClient
 from vigor_client.errors import VigorError
-from vigor_client.publishing.publish import PublishResult, WeightTransport
+from vigor_client.publishing.publish import PublishResult
 from vigor_client.publishing.snapshot import WeightSnapshot
+from vigor_client.publishing.transports.weight_transport import WeightTransport
 
 if TYPE_CHECKING:
     import torch

@@ -57,7 +57,7 @@ class Broadcast:
             await endpoints.wire.compute(partial(sender.explain, refusal))
             raise
         finally:
-            sender.process.kill()  # before anything is awaited: whatever waits for it goes on
+            sender.process.kill()  # before anything is awaited: a thread that waits for it goes on
             await endpoints.wire.compute(sender.close)
 
 

@@ -1,4 +1,4 @@
-"""Updates whose files do not come over HTTP: directories of this machine, and torch.distributed.
+"""Where the files of an update come from: the body of a request, a directory of this machine, torch.distributed.
 
-It knows paths and broadcasts; what becomes of the files is decided in `updates`.
+It knows paths, bodies and broadcasts; the manager in `updates` decides when a source brings which file.
 """

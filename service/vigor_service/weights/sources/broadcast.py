@@ -1,84 +1,91 @@
-"""The missing files of an update through torch.distributed, then treated as if they were sent over HTTP.
+"""The missing files of an update through torch.distributed.
 
-The service's end is a process of its own, which is killed when a file is refused, late or complete: nothing that
-torch.distributed does, or waits for, happens in the service.
+The service's end is a process of its own, which is killed when a file is refused or late, and when all have come: what
+torch.distributed does and waits for happens outside the service.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from vigor_client.errors import BroadcastError
 from vigor_client.schemas.problems import FieldError
-from vigor_client.schemas.weights import BroadcastRequest, UpdateFile, UpdateStatus
+from vigor_client.schemas.weights import BroadcastRequest, UpdateFile
 from vigor_client.weight_format.broadcast_process import RECEIVER, BroadcastProcess, End
 from vigor_service.errors import DeadlineExceededError, InvalidRequestError, invalid_request
-from vigor_service.weights.updates.manager import Updates
-from vigor_service.weights.updates.upload import BUFFER_BYTES
+from vigor_service.weights.updates.source import Bring, UpdateSource
+from vigor_service.weights.updates.staged_file import BUFFER_BYTES
+from vigor_service.weights.updates.update import Update
 
 
 class BroadcastReceiver:
-    """Receives broadcasts for a model on ``device``, if it ``is_allowed``; every 4 MiB have ``timeout_seconds``."""
+    """Makes sources of broadcasts for a model on ``device``, if it ``is_allowed``; 4 MiB have ``timeout_seconds``."""
 
-    def __init__(self, updates: Updates, *, device: str, is_allowed: bool, timeout_seconds: float) -> None:
-        self._updates = updates
+    def __init__(self, *, device: str, is_allowed: bool, timeout_seconds: float) -> None:
         self._device = device
         self._is_allowed = is_allowed
         self._timeout_seconds = timeout_seconds
 
-    async def receive(self, update_id: str, request: BroadcastRequest) -> UpdateStatus:
-        """Receive all files that have not come yet, in the order in which they were announced.
+    def source(self, request: BroadcastRequest) -> BroadcastSource:
+        """Return the source of what the request's caller sends.
 
         Raises:
-            InvalidRequestError: it is not allowed or has no device; or the other end went away, or sent other bytes.
-            DeadlineExceededError: nobody was there, or bytes were late. As after the former, the update stays open.
-            UpdateNotFoundError, UpdateConflictError: the update takes no files now.
-            StagingFullError: the disk is full.
+            InvalidRequestError: broadcasts are not allowed, or nccl is asked for without a GPU.
         """
-        self._refuse_what_cannot_be(request)
-        async with self._updates.fetching(update_id):
-            files = self._updates.missing(update_id)
-            if files:
-                await self._receive(update_id, request, files)
-        return self._updates.status(update_id)
-
-    async def _receive(self, update_id: str, request: BroadcastRequest, files: list[UpdateFile]) -> None:
-        try:
-            async with _running(self._end(request, files)) as process:
-                for file in files:
-                    chunks = _chunks(process, file)
-                    await self._updates.receive(update_id, file.name, chunks, content_length=file.num_bytes)
-        except DeadlineExceededError as error:
-            place = f"{request.host} port {request.port}"
-            raise DeadlineExceededError(f"{error.detail}, by {request.backend} from {place}") from error
-
-    def _end(self, request: BroadcastRequest, files: list[UpdateFile]) -> End:
-        return End(
-            rank=RECEIVER,
-            backend=request.backend,
-            host=request.host,
-            port=request.port,
-            num_bytes=sum(file.num_bytes for file in files),
-            timeout_seconds=self._timeout_seconds,
-            device=self._device if request.backend == "nccl" else "cpu",
-        )
-
-    def _refuse_what_cannot_be(self, request: BroadcastRequest) -> None:
         if not self._is_allowed:
             raise _refuse("the service takes no broadcasts: start it with --allow-broadcast", "broadcast")
         if request.backend == "nccl" and not self._device.startswith("cuda"):
             raise _refuse(f"nccl needs a GPU, and the model is on {self._device}: use gloo", "backend")
+        device = self._device if request.backend == "nccl" else "cpu"
+        return BroadcastSource(request, device=device, timeout_seconds=self._timeout_seconds)
+
+
+class BroadcastSource(UpdateSource):
+    """All missing files of an update, one after the other, in a process that ends with the context."""
+
+    name = "broadcast"
+
+    def __init__(self, request: BroadcastRequest, *, device: str, timeout_seconds: float) -> None:
+        self._request = request
+        self._device = device
+        self._timeout_seconds = timeout_seconds
+
+    @asynccontextmanager
+    async def started(self, update: Update, files: Sequence[UpdateFile]) -> AsyncGenerator[Bring]:  # noqa: ARG002 - as the others
+        """Join the broadcast.
+
+        Raises:
+            InvalidRequestError: the other end went away. As after the next one, the update stays open.
+            DeadlineExceededError: there was no other end, or bytes were late.
+        """
+        try:
+            async with _running(self._end(files)) as process:
+                yield lambda staged: staged.write(_chunks(process, staged.announced))
+        except DeadlineExceededError as error:
+            place = f"{self._request.host} port {self._request.port}"
+            raise DeadlineExceededError(f"{error.detail}, by {self._request.backend} from {place}") from error
+
+    def _end(self, files: Sequence[UpdateFile]) -> End:
+        return End(
+            rank=RECEIVER,
+            backend=self._request.backend,
+            host=self._request.host,
+            port=self._request.port,
+            num_bytes=sum(file.num_bytes for file in files),
+            timeout_seconds=self._timeout_seconds,
+            device=self._device,
+        )
 
 
 @asynccontextmanager
-async def _running(end: End) -> AsyncIterator[BroadcastProcess]:
+async def _running(end: End) -> AsyncGenerator[BroadcastProcess]:
     process = await asyncio.to_thread(BroadcastProcess, end)
     try:
         yield process
     finally:
-        process.kill()  # before anything is awaited: whoever reads from it goes on
+        process.kill()  # before anything is awaited: a thread that reads from it goes on
         await asyncio.to_thread(process.close)
 
 

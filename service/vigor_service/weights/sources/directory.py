@@ -1,122 +1,55 @@
-"""Updates whose files this machine can read already: whole checkpoints, and versions as slime publishes them.
-
-Files are copied before they are verified, so that their writer may go on.
-"""
+"""The missing files of an update from a directory of this machine, which is emptied of them."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
-from vigor_client.schemas.weights import CommitResponse, UpdateRequest, UpdateStatus
-from vigor_service.errors import ServiceError, WeightBaseMismatchError
+from vigor_client.schemas.weights import UpdateFile
+from vigor_service.errors import ServiceError
 from vigor_service.threads.file_threads import FileThreads
-from vigor_service.weights.current import CurrentWeights
-from vigor_service.weights.sources.published_versions import PublishedVersion, PublishedVersions, refuse
-from vigor_service.weights.updates.manager import Updates
-from vigor_service.weights.updates.upload import BUFFER_BYTES
-from vigor_service.weights.version import Weights
+from vigor_service.weights.sources.move_in import give_back, require_takable, take_file
+from vigor_service.weights.updates.lifecycle import State
+from vigor_service.weights.updates.source import Bring, UpdateSource
+from vigor_service.weights.updates.staged_file import StagedFile
+from vigor_service.weights.updates.update import Update
 
 
-class LocalFiles:
-    """Takes updates from directories under ``root``; None: from nowhere."""
+class DirectorySource(UpdateSource):
+    """Files that are moved from ``directory`` into staging, or copied. If one is refused, all are put back."""
 
-    def __init__(
-        self, updates: Updates, current_weights: CurrentWeights, *, root: Path | None, threads: FileThreads
-    ) -> None:
-        self._updates = updates
-        self._current_weights = current_weights
-        self._versions = None if root is None else PublishedVersions(root.resolve())
+    name = "directory"
+
+    def __init__(self, directory: Path, threads: FileThreads) -> None:
+        self._directory = directory
         self._threads = threads
-        self._pulled: tuple[Path, str] | None = None  # from where what serves was pulled, and its digest
 
-    async def take(self, update_id: str, directory: str) -> UpdateStatus:
-        """Take what an open update lacks from a directory, which is emptied of it.
-
-        Raises:
-            InvalidRequestError: the directory is not under the root, or as `Updates.take`.
-            ServiceError: as `Updates.take`.
-        """
-        path = await self._threads.run("local", self._required("directory").inside, directory, "directory")
-        return await self._updates.take(update_id, path)
-
-    async def load(self, directory: str, weight_version: int) -> CommitResponse:
-        """Serve the weights of a checkpoint's directory.
+    @asynccontextmanager
+    async def started(self, update: Update, files: Sequence[UpdateFile]) -> AsyncGenerator[Bring]:
+        """Move the files in.
 
         Raises:
-            InvalidRequestError: the directory is not under the root, is no checkpoint, or is refused as an update.
-            ServiceError: as an update that is sent.
+            InvalidRequestError, StagingFullError, DeadlineExceededError: as `take_file`; the directory is as it was.
         """
-        versions = self._required("model_path")
-        version = await self._threads.run("local", versions.checkpoint, directory, weight_version, "model_path")
-        return await self._commit(versions, version)
+        taken: list[StagedFile] = []
 
-    async def pull(self, source: str, target: int) -> Weights:
-        """Serve a version of a directory of versions: by the changes since what is served, or from the newest full one.
+        async def take(staged: StagedFile) -> None:
+            steps = take_file(self._directory / staged.announced.name, staged.path, staged.announced)
+            await self._threads.run_steps("local", steps)
+            taken.append(staged)
 
-        Raises:
-            InvalidRequestError: a directory is missing, damaged, or not under the root.
-            WeightBaseMismatchError: the version is older than the one that was pulled from there.
-            ServiceError: as an update that is sent; versions before the one that failed are served.
-        """
-        versions = self._required("source_dir")
-        directory = await self._threads.run("local", versions.inside, source, "source_dir")
-        served = self._served_from(directory, target)
-        for version in await self._threads.run("local", versions.leading_to, directory, target, served):
-            base = None if version.base_number is None else self._current_weights.weights
-            await self._commit(versions, version, base)
-            self._pulled = directory, self._current_weights.weights.digest
-        return self._current_weights.weights
-
-    def _served_from(self, directory: Path, target: int) -> int | None:
-        """Return the version that is served, if it came from this directory: changes to it may follow."""
-        served = self._current_weights.weights
-        if self._pulled != (directory, served.digest) or self._current_weights.state != "ready":
-            return None
-        if target < served.version:
-            raise WeightBaseMismatchError(
-                f"version {target} is out of order: {served.version} was pulled from there already",
-                have=served.version,
-                want=target,
-            )
-        return served.version
-
-    def _required(self, field: str) -> PublishedVersions:
-        if self._versions is None:
-            raise refuse("the service takes no files of its own machine: start it with --weights-root", field)
-        return self._versions
-
-    async def _commit(
-        self, versions: PublishedVersions, version: PublishedVersion, base: Weights | None = None
-    ) -> CommitResponse:
-        """Go the way of an update that is sent, from files instead: a delta if there is a base, else a checkpoint."""
-        announced = [
-            await self._threads.run_steps("local", versions.announce(name, path))
-            for name, path in version.files.items()
-        ]
-        request = UpdateRequest(
-            weight_version=version.number,
-            base_version=None if base is None else base.version,
-            base_digest=None if base is None else base.digest,
-            encoding="checkpoint" if base is None else "delta",
-            files=announced,
-        )
-        update_id = (await self._updates.open(request)).update_id
+        for file in files:
+            await self._threads.run("local", require_takable, self._directory / file.name, file)
         try:
-            for file in request.files:
-                chunks = self._chunks(versions, version.files[file.name])
-                await self._updates.receive(update_id, file.name, chunks, content_length=file.num_bytes)
-        except BaseException:  # also a cancelled request: nothing half-copied is left behind
-            with contextlib.suppress(ServiceError):
-                await self._updates.drop(update_id)
+            yield take
+        except ServiceError:
+            await self._give_back(update, taken)
             raise
-        return await self._updates.commit(update_id)
 
-    async def _chunks(self, versions: PublishedVersions, path: Path) -> AsyncIterator[bytes]:
-        file = await self._threads.run("local", versions.open, path)
-        try:
-            while data := await self._threads.run("local", file.read, BUFFER_BYTES):
-                yield data
-        finally:
-            await self._threads.run("local", file.close)
+    async def _give_back(self, update: Update, taken: Sequence[StagedFile]) -> None:
+        if update.lifecycle.state is not State.RECEIVING:  # its staging directory is gone, or is being verified
+            return
+        for staged in taken:
+            update.received.discard(staged.announced.name)
+            await self._threads.run("local", give_back, staged.path, self._directory / staged.announced.name)

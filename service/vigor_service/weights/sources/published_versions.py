@@ -1,7 +1,7 @@
 """Directories under --weights-root as they are: checkpoints, and versions as slime publishes them.
 
 A version is a directory ``weight_v000012``, with all weights or with what changed since the version that its index
-names. Nothing outside the root is opened, nothing but plain files, and of an index no more than a bounded part.
+names. Only plain files under the root are opened, and of an index a bounded number of bytes is read.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from vigor_client.weight_format.checkpoint_files import checkpoint_files
 from vigor_client.weight_format.delta_index import INDEX_NAME, MAX_INDEX_BYTES, DeltaIndex, is_index_of_delta
 from vigor_service.errors import InvalidRequestError, invalid_request
 from vigor_service.weights.storage.plain_files import UnusableFileError, open_plain, read_plain
-from vigor_service.weights.updates.upload import describe_file
+from vigor_service.weights.updates.staged_file import describe_file
 
 MAX_VERSIONS = 1024
-"""A version that is reached by more steps from a full one is refused: publish a full one."""
+"""Steps from a full version to the target; more are refused."""
 
 _FILE_NAME: TypeAdapter[str] = TypeAdapter(FileName)
 
@@ -64,7 +64,7 @@ class PublishedVersions:
         return PublishedVersion(number, self._checkpoint(self.inside(directory, field), field))
 
     def leading_to(self, directory: Path, target: int, served: int | None) -> list[PublishedVersion]:
-        """Return what leads to the target, first things first: from a full version, or from the one that is served.
+        """Return the versions that lead to the target, in order: from a full one, or from the one that is served.
 
         Raises:
             InvalidRequestError: a version is missing or damaged, or there are too many.
@@ -92,7 +92,7 @@ class PublishedVersions:
             raise refuse(str(error), path.parent.name, path.name) from error
 
     def announce(self, name: str, path: Path) -> Generator[None, None, UpdateFile]:
-        """Return what there is to announce of a file, in steps of a buffer.
+        """Return the announcement of a file, in steps of a buffer.
 
         Raises:
             InvalidRequestError: as `open`, or it is empty.
@@ -114,9 +114,9 @@ class PublishedVersions:
             index = DeltaIndex.model_validate_json(data)
         except ValidationError as error:
             raise _refuse_all(error, path.name, INDEX_NAME) from error
-        told, base = int(index.metadata.version), int(index.metadata.base_version)
-        if told != number or base >= number:
-            raise refuse(f"leads from {base} to {told}", path.name, INDEX_NAME)
+        declared, base = int(index.metadata.version), int(index.metadata.base_version)
+        if declared != number or base >= number:
+            raise refuse(f"leads from {base} to {declared}", path.name, INDEX_NAME)
         return PublishedVersion(number, _named(path, [INDEX_NAME, *index.file_names]), base)
 
     def _index(self, directory: Path) -> bytes | None:
@@ -169,5 +169,5 @@ _NOTHING_APPLIED = "nothing was applied"
 
 
 def refuse(message: str, *place: str) -> InvalidRequestError:
-    """Return the error that nothing was applied because of this place."""
+    """Return the error that names this place, and says that nothing was applied."""
     return invalid_request([FieldError(loc=list(place), msg=message)], consequence=_NOTHING_APPLIED)

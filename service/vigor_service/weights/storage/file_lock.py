@@ -1,37 +1,34 @@
-"""A directory that belongs to one process while it lives, and to none once it is gone, however it ended."""
+"""Locks of directories. The system frees the lock of a process that ends, also of one that is killed."""
 
 from __future__ import annotations
 
-import fcntl
-import os
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-LOCK_NAME = "lock"
+from filelock import Timeout, UnixFileLock
+
+_NAME = "lock"
 
 
-def try_lock(directory: Path) -> int | None:
-    """Return the open lock of a directory, None if another process holds it."""
-    descriptor = _open(directory)
+def try_lock(directory: Path) -> UnixFileLock | None:
+    """Return the lock of a directory, held until its ``release``; None if another process holds it."""
+    lock = _lock(directory)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
+        lock.acquire(blocking=False)
+    except Timeout:
         return None
-    return descriptor
+    return lock
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def locked(directory: Path) -> Generator[None]:
     """Hold the lock of a directory, once no other process does."""
-    descriptor = _open(directory)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    with _lock(directory):
         yield
-    finally:
-        os.close(descriptor)
 
 
-def _open(directory: Path) -> int:
-    return os.open(directory / LOCK_NAME, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK, 0o600)
+def _lock(directory: Path) -> UnixFileLock:
+    # A file system without flock is an error: the library's other way would outlast a process that is killed.
+    # Not thread_local: a service may be started on one thread and ended on another.
+    return UnixFileLock(directory / _NAME, mode=0o600, thread_local=False, fallback_to_soft=False)

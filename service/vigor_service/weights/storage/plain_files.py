@@ -1,6 +1,6 @@
-"""Files that others wrote: only plain ones are opened, without a wait, and none outside the directory that is allowed.
+"""Opens files that other programs wrote: plain ones only, without a wait, and none outside the allowed directory.
 
-A pipe would never end, reading a device may do something, and a link may lead anywhere.
+A pipe would never end, reading a device may change it, and a link may lead anywhere.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ def open_plain(path: Path, *, root: Path | None = None) -> BinaryIO:
     """
     follow = 0 if root is not None else os.O_NOFOLLOW
     try:
-        # The place alone is opened first, which reads nothing. What is checked is then what is read, whatever becomes
-        # of the name meanwhile.
+        # The place alone is opened first, which reads nothing. What is checked is then what is read, also if another
+        # file gets the name meanwhile.
         place = os.open(path, os.O_PATH | os.O_CLOEXEC | follow)
         try:
             _refuse_unusable(place, root)

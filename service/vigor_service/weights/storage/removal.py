@@ -1,4 +1,4 @@
-"""Removing what is on a disk, of whatever kind."""
+"""Removes directories, files and links."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _logger = logging.getLogger(__name__)
 def remove(path: Path) -> None:
     """Remove a directory with all in it, or a file of any kind; of a link the link. What stays is logged.
 
-    A file that somebody has open on a network file system cannot be removed until it is closed.
+    A file that a process has open on a network file system cannot be removed until it is closed.
     """
     try:
         if path.is_dir() and not path.is_symlink():

@@ -1,7 +1,7 @@
 """Disk space for updates that are under way. One directory per process, locked while it lives.
 
-What a killed process left behind is removed by the next one that starts. Processes that start at once look around and
-make their directories one after the other, so that none takes another's new directory for one that was left behind.
+The next process that starts removes what a killed one left behind. Processes that start together do so one by one, so
+that none takes the new directory of another for one that was left behind.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -30,7 +30,7 @@ _FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def refusing_full_disk(what: str) -> Iterator[None]:
+def refusing_full_disk(what: str) -> Generator[None]:
     """Raise StagingFullError, ``the disk is full: what``, where the system says so."""
     try:
         yield
@@ -49,7 +49,7 @@ class StagingArea:
     """This process's own directory under the staging root.
 
     Raises:
-        StartupError: the root cannot be used, or belongs to somebody else.
+        StartupError: the root cannot be used, or belongs to another user.
     """
 
     def __init__(self, root: Path, threads: FileThreads) -> None:
@@ -68,7 +68,7 @@ class StagingArea:
             remove(directory)
 
     def _take_over_stale(self, root: Path) -> list[Path]:
-        """Move the directories of processes that are gone into this one's, where they are removed at leisure."""
+        """Move the directories of processes that are gone into this one's, to be removed without the lock."""
         stale: list[Path] = []
         for path in root.iterdir():
             with suppress(FileNotFoundError):  # its process is removing it at this moment
@@ -116,13 +116,13 @@ class StagingArea:
         """Remove everything and give up the lock."""
         remove(self._directory)
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
 
 
 def _refuse_foreign(root: Path) -> None:
     status = root.lstat()
     if root.is_symlink() or status.st_uid != os.getuid():
-        raise StartupError(f"staging directory {root}: is a link or belongs to somebody else; choose another")
+        raise StartupError(f"staging directory {root}: is a link or belongs to another user; choose another")
 
 
 def _is_stale(directory: Path) -> bool:
@@ -131,5 +131,5 @@ def _is_stale(directory: Path) -> bool:
         return False
     lock = try_lock(directory)
     if lock is not None:
-        os.close(lock)
+        lock.release()
     return lock is not None

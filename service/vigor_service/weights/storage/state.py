@@ -1,4 +1,4 @@
-"""The published weights on disk, from which a restarted service comes back: the last full update and what followed it.
+"""The published weights on disk, for a restart: the last full update and the updates that followed it.
 
 Each update has a directory of its own, ``00000012``, numbered in the order of the commits, with its files as they were
 received and a record of what it is. A directory gets its number in one step, when all of it is on the disk, and loses
@@ -29,7 +29,7 @@ from vigor_service.weights.storage.staging import refusing_full_disk
 _logger = logging.getLogger(__name__)
 
 MAX_FOLLOWING = 32
-"""After so many deltas and partial updates a full one is asked for: a restart replays them all."""
+"""Deltas and partial updates after a full one; then a full one is due, because a restart replays them all."""
 _RECORD = "update.json"
 _FILES = "files"
 _INCOMING = "incoming"
@@ -39,7 +39,7 @@ _MAX_RECORD_BYTES = 1 << 16
 
 
 class UpdateRecord(BaseModel):
-    """What a stored update is: which weights it makes, of which it was made."""
+    """The weights that a stored update makes, and those that it was made from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -99,7 +99,7 @@ class StateDirectory:
     def read(self) -> list[StoredUpdate]:
         """Return what has to be replayed, in order: the last full update, if there is one, and all that followed it.
 
-        What came before is removed: the process may have been killed before it got to that.
+        Older updates are removed: the process may have been killed before it did so.
 
         Raises:
             DamagedStateError: a record or a file is not there, is not plain, or cannot be read.
@@ -125,7 +125,7 @@ class StateDirectory:
         self._require_stored(base_digest)
 
     def _require_stored(self, base_digest: str) -> None:
-        """What is stored last is not what serves where storing ended with an error, or was not waited for."""
+        """After storing failed, or took too long, the last stored weights may be others than those that serve."""
         if self._last_digest not in (None, base_digest):
             raise WeightBaseMismatchError(
                 f"the state directory ends with weights {self._last_digest}, not {base_digest}; send all weights",
@@ -158,7 +158,7 @@ class StateDirectory:
 
     def close(self) -> None:
         """Give up the lock; what is stored stays."""
-        os.close(self._lock)
+        self._lock.release()
 
     def _write(self, directory: Path, record: UpdateRecord, files: Mapping[str, Path]) -> None:
         (directory / _FILES).mkdir(parents=True)

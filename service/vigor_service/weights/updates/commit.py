@@ -16,7 +16,8 @@ from vigor_service.observability.metrics import Metrics
 from vigor_service.threads.file_threads import FileThreads
 from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.storage.state import StateDirectory, UpdateRecord
-from vigor_service.weights.updates.session import Update
+from vigor_service.weights.updates.lifecycle import State
+from vigor_service.weights.updates.update import Update
 from vigor_service.weights.version import Weights
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ _logger = logging.getLogger(__name__)
 class Committer:
     """Commits one update at a time.
 
-    ``tensors`` are the model's own, ``plan_checkpoint`` says what a checkpoint's become in it; ``exclusive`` keeps
-    batches away from them. What is verified is first written to ``state``, if there is one: a process that is killed in
-    the swap comes back with the new weights.
+    ``tensors`` returns the model's own; ``plan_checkpoint`` maps a checkpoint's tensors to them; while ``exclusive`` is
+    entered no batch reads them. A verified update is written to ``state``, if there is one, before the swap: a process
+    that is killed in the swap comes back with the new weights.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Committer:
         verified = await self._threads.run("verify", self._verify, update, before)
         verify_seconds = self._observe("verify", started)
         await self._store(update, before, verified.digest)
-        update.is_verified = True
+        update.lifecycle.enter(State.APPLYING)
         after = replace(before, version=update.request.weight_version, digest=verified.digest, tensors=verified.tensors)
         async with self._exclusive():
             started = perf_counter()
@@ -119,7 +120,7 @@ class Committer:
 
 
 def log_refusal(commit: asyncio.Task[CommitResponse]) -> None:
-    """Log why a commit failed, also when nobody is left who asked for it."""
+    """Log why a commit failed, also when its caller is gone."""
     error = None if commit.cancelled() else commit.exception()
     if isinstance(error, ServiceError):
         places = "; ".join(f"{'/'.join(map(str, place.loc))} {place.msg}" for place in error.errors[:3])

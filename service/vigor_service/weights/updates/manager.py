@@ -1,6 +1,6 @@
-"""Which weight update is open, and what became of the last ones. One is open at a time.
+"""The open weight update and the last ones that ended. One is open at a time.
 
-How files are received, verified and swapped it leaves to others.
+Sources bring files, `Committer` verifies and swaps them; here is when they may.
 """
 
 from __future__ import annotations
@@ -9,39 +9,28 @@ import asyncio
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import nullcontext
 from functools import partial
-from pathlib import Path
 from time import perf_counter
-from typing import Any
 
-from vigor_client.schemas.weights import WHOLE_ENCODINGS, CommitResponse, UpdateFile, UpdateRequest, UpdateStatus
-from vigor_service.errors import (
-    PayloadTooLargeError,
-    ServiceError,
-    UpdateConflictError,
-    UpdateNotFoundError,
-    WeightBaseMismatchError,
-)
+from vigor_client.schemas.weights import CommitResponse, UpdateFile, UpdateRequest, UpdateStatus
+from vigor_service.errors import UpdateConflictError
 from vigor_service.observability.metrics import Metrics
 from vigor_service.threads.file_threads import FileThreads
 from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.storage.staging import StagingArea
 from vigor_service.weights.storage.state import StateDirectory
 from vigor_service.weights.updates.commit import Committer, log_refusal
-from vigor_service.weights.updates.move_in import give_back, require_takable, take_file
+from vigor_service.weights.updates.lifecycle import Lifecycle, State
 from vigor_service.weights.updates.newest_sender import SupersededError
-from vigor_service.weights.updates.session import Update
-from vigor_service.weights.updates.upload import receive_file
+from vigor_service.weights.updates.opening_checks import refuse_other_base, refuse_oversize
+from vigor_service.weights.updates.source import Bring, UpdateSource
+from vigor_service.weights.updates.staged_file import StagedFile
+from vigor_service.weights.updates.update import RETRY_SECONDS, Update, not_found
 
 _logger = logging.getLogger(__name__)
 
 REMEMBERED_UPDATES = 16
-RETRY_SECONDS = 1.0
-_HEADER_BYTES_PER_TENSOR = 1024  # a tensor's entry in a safetensors header is shorter than this
-_HEADER_BYTES_PER_FILE = 1 << 16
-_CHECKPOINT_COPIES = 4  # a checkpoint may have a wider dtype, tied tensors twice, and buffers that the model ignores
 
 
 class Updates:
@@ -67,16 +56,15 @@ class Updates:
         self._metrics = metrics
         self._timeout_seconds = timeout_seconds
         self._max_upload_bytes = max_upload_bytes
-        self._open: Update | None = None
         self._opening = asyncio.Lock()
-        self._ended: OrderedDict[str, Update] = OrderedDict()
+        self._updates: OrderedDict[str, Update] = OrderedDict()  # the open one, and the last that ended
         self._expiry: asyncio.Task[None] | None = None
 
     async def open(self, request: UpdateRequest, update_id: str | None = None) -> UpdateStatus:
         """Open an update, under the name that its caller gives it. Asking again gives the state of the same update.
 
         Raises:
-            InvalidRequestError: the name came before, with another request.
+            InvalidRequestError: an update of this name was opened with another request.
             UpdateConflictError: another one is open; or the one of this name was dropped or refused.
             WeightBaseMismatchError: it was made from other weights than those that serve, or a full update is due.
             PayloadTooLargeError: it announces more bytes than the model can need.
@@ -84,138 +72,115 @@ class Updates:
             DeadlineExceededError: the disk does not answer.
         """
         async with self._opening:  # a request that comes again waits for the directory of the first one
-            if update_id is not None and (known := self._find(update_id)) is not None:
+            if update_id is not None and (known := self._updates.get(update_id)) is not None:
                 return known.status_of_same(request)
             self._refuse_second()
-            self._refuse_other_base(request)
-            self._refuse_oversize(request)
-            return await self._make(request, update_id)
+            refuse_other_base(request, self._current_weights, self._state)
+            refuse_oversize(request, self._current_weights.weights, self._max_upload_bytes)
+            return await self._make(request, update_id or secrets.token_hex(16))
 
-    async def _make(self, request: UpdateRequest, update_id: str | None) -> UpdateStatus:
+    async def _make(self, request: UpdateRequest, update_id: str) -> UpdateStatus:
         directory = self._staging.directory(secrets.token_hex(16))  # never a name that a caller chose
-        update = Update(update_id or secrets.token_hex(16), request, directory, asyncio.get_running_loop().time())
-        self._open = update
-        self._metrics.weight_update_active.set(1)
+        lifecycle = Lifecycle(request.weight_version, on_change=self._measure)
+        update = Update(update_id, request, directory, lifecycle, asyncio.get_running_loop().time())
+        self._remember(update)
         try:
             await self._staging.create(directory.name, num_bytes=update.num_bytes)
+            update.require_not_gone()  # a caller that gives up drops it before it has an answer
         except BaseException:  # also of a request that was cancelled
+            if lifecycle.state is State.OPENING:
+                self._end(update, State.REFUSED)
             await self._discard(update)
             raise
+        lifecycle.enter(State.RECEIVING)
         self._expiry = asyncio.create_task(self._expire(update))
         return update.status()
 
-    async def receive(
-        self, update_id: str, name: str, chunks: AsyncIterator[bytes], *, content_length: int | None
-    ) -> UpdateStatus:
-        """Stream one announced file to disk; it replaces what was received of it before, and ends an older sender.
+    async def receive(self, update_id: str, source: UpdateSource) -> UpdateStatus:
+        """Bring files from a source into staging. Each replaces what was received of it before.
 
         Raises:
             UpdateNotFoundError, UpdateConflictError: the update takes no file now, or a newer request sends this one.
-            InvalidRequestError, DeadlineExceededError, StagingFullError: as `receive_file`; nothing of it stays.
+            InvalidRequestError, DeadlineExceededError, StagingFullError: as the source and `StagedFile.write`; nothing
+                of the file stays.
         """
-        update = self._require_receiving(update_id)
-        announced = update.announced(name, content_length)
-        path, limit = update.paths[name], self._timeout_seconds
-        work = partial(
-            receive_file, chunks, path, announced, threads=self._threads, stall_seconds=limit, on_progress=update.touch
-        )
-        await self._receive(update, announced, work)
+        update = self._known(update_id)
+        update.require_receiving()
+        async with update.taking_turns if source.takes_turns else nullcontext():
+            update.require_receiving()
+            if files := source.wanted(update):
+                async with source.started(update, files) as bring:
+                    for file in files:
+                        await self._receive(update, file, bring, source.name)
         return update.status()
 
-    async def take(self, update_id: str, directory: Path) -> UpdateStatus:
-        """Take the announced files that have not come yet from a directory of this machine.
-
-        Raises:
-            UpdateNotFoundError, UpdateConflictError: the update takes no file now.
-            InvalidRequestError, StagingFullError, DeadlineExceededError: as `take_file`; the directory is as it was.
-        """
-        async with self.fetching(update_id) as update:
-            missing, taken = self.missing(update_id), list[str]()
-            for file in missing:
-                await self._threads.run("local", require_takable, directory / file.name, file)
-            try:
-                for file in missing:
-                    taking = take_file(directory / file.name, update.paths[file.name], file)
-                    await self._receive(update, file, partial(self._threads.run_steps, "local", taking))
-                    taken.append(file.name)
-            except ServiceError:
-                await self._give_back(update_id, taken, directory)
-                raise
-        return self.status(update_id)
-
-    async def _give_back(self, update_id: str, names: list[str], directory: Path) -> None:
-        update = self._open
-        if update is None or update.update_id != update_id or update.commit is not None:
-            return
-        for name in names:
-            update.received.discard(name)
-            await self._threads.run("local", give_back, update.paths[name], directory / name)
-
-    @asynccontextmanager
-    async def fetching(self, update_id: str) -> AsyncIterator[Update]:
-        """Keep others from having the service fetch files of this update: a request that comes again finds them there.
-
-        Raises:
-            UpdateNotFoundError, UpdateConflictError: the update takes no file now.
-        """
-        update = self._require_receiving(update_id)
-        async with update.fetching:
-            yield update
-
-    async def _receive(
-        self, update: Update, announced: UpdateFile, work: Callable[[], Coroutine[Any, Any, None]]
-    ) -> None:
-        """Let this sender bring the file, and note that it has come."""
+    async def _receive(self, update: Update, file: UpdateFile, bring: Bring, source_name: str) -> None:
+        """Have one file brought in place of an older sender's, and note that it has come."""
         started = perf_counter()
         try:
-            await update.senders[announced.name].send(work)
+            await update.senders[file.name].send(partial(bring, self._staged(update, file)))
         except SupersededError:
-            self._require_receiving(update.update_id)
-            detail = f"file {announced.name} is being received from a newer request"
-            raise UpdateConflictError(detail, state="receiving", retry_after_seconds=RETRY_SECONDS) from None
+            update.require_receiving()
+            detail = f"file {file.name} is being received from a newer request"
+            raise UpdateConflictError(
+                detail, state=update.lifecycle.on_the_wire, retry_after_seconds=RETRY_SECONDS
+            ) from None
         finally:
             update.touch()
-        self._require_receiving(update.update_id).received.add(announced.name)
-        self._metrics.weight_update_bytes.labels(update.request.encoding).inc(announced.num_bytes)
-        self._metrics.weight_update_seconds.labels("receive").observe(perf_counter() - started)
+        update.require_receiving()
+        update.received.add(file.name)
+        seconds = perf_counter() - started
+        self._metrics.weight_update_bytes.labels(update.request.encoding).inc(file.num_bytes)
+        self._metrics.weight_update_seconds.labels("receive").observe(seconds)
+        _logger.debug("weight_update_file source=%s file=%s seconds=%.3f", source_name, file.name, seconds)
 
-    def missing(self, update_id: str) -> list[UpdateFile]:
-        """Return the announced files that have not come yet, in their order.
-
-        Raises:
-            UpdateNotFoundError, UpdateConflictError: the update takes no file now.
-        """
-        update = self._require_receiving(update_id)
-        return [file for file in update.request.files if file.name not in update.received]
+    def _staged(self, update: Update, file: UpdateFile) -> StagedFile:
+        return StagedFile(
+            announced=file,
+            path=update.paths[file.name],
+            threads=self._threads,
+            stall_seconds=self._timeout_seconds,
+            on_progress=update.touch,
+        )
 
     async def commit(self, update_id: str) -> CommitResponse:
-        """Verify the update and serve it. Asking again gives the same answer, whatever it was.
+        """Verify the update and serve it. Asking again gives the same answer, an error too.
 
         Raises:
             UpdateNotFoundError, UpdateConflictError: there is nothing to commit, or files are missing (it stays open).
             InvalidRequestError: it was refused; names every reason. It is dropped, and the old weights serve on.
             WeightsPoisonedError: the swap failed half-way.
         """
-        update = self._find(update_id)
-        if update is None or update.commit is None:
-            update = self._require_receiving(update_id)
+        update = self._known(update_id)
+        if update.commit is None:
+            update.require_receiving()
             update.require_complete()
+            update.lifecycle.enter(State.VERIFYING)
             update.commit = asyncio.create_task(self._commit(update))
             update.commit.add_done_callback(log_refusal)
-            self._remember(update)
         # A client that goes away does not stop its commit.
         return await asyncio.shield(update.commit)
 
+    async def _commit(self, update: Update) -> CommitResponse:
+        try:
+            await update.stop_senders()
+            answer = await self._committer.commit(update)
+        except BaseException:
+            update.lifecycle.enter(State.REFUSED)
+            raise
+        else:
+            update.lifecycle.enter(State.COMMITTED)
+            return answer
+        finally:
+            await self._discard(update)
+
     def status(self, update_id: str) -> UpdateStatus:
-        """Return where an update stands.
+        """Return the state and the files of an update.
 
         Raises:
-            UpdateNotFoundError: it never was, or was dropped, refused, expired or forgotten.
+            UpdateNotFoundError: it was never opened, or was dropped, refused, expired or forgotten.
         """
-        update = self._find(update_id)
-        if update is None or update.is_gone:
-            raise _not_found(update_id)
-        return update.status()
+        return self._known(update_id).status()
 
     async def drop(self, update_id: str) -> None:
         """End an open update and free its disk. Asking again does nothing.
@@ -223,12 +188,12 @@ class Updates:
         Raises:
             UpdateNotFoundError, UpdateConflictError: it is not open, or is being committed.
         """
-        update = self._find(update_id)
-        if update is not None and update.is_dropped:
+        update = self._known(update_id)
+        if update.lifecycle.state is State.DROPPED:
             return
-        update = self._require_receiving(update_id)
-        update.is_dropped = True
-        self._remember(update)
+        if update.lifecycle.state is not State.OPENING:
+            update.require_receiving()
+        update.lifecycle.enter(State.DROPPED)
         await self._discard(update)
 
     def close(self) -> None:
@@ -236,57 +201,45 @@ class Updates:
         if self._expiry is not None:
             self._expiry.cancel()
 
-    async def _commit(self, update: Update) -> CommitResponse:
-        try:
-            await update.stop_receiving()
-            return await self._committer.commit(update)
-        finally:
-            await self._discard(update)
-
     async def _expire(self, update: Update) -> None:
-        """Drop the update once nobody has touched it for the timeout."""
+        """End the update once no request came for it within the timeout."""
         while (left := self._seconds_left(update)) > 0:
             await asyncio.sleep(left)
-        if update is self._open and update.commit is None:
+        if update.lifecycle.state is State.RECEIVING:
             _logger.warning("weight_update_expired", extra={"version": update.request.weight_version})
+            self._end(update, State.EXPIRED)
             await self._discard(update)
 
     def _seconds_left(self, update: Update) -> float:
         """A file on its way has a limit of its own; when that ends it, there is time to send the file again."""
-        if update.is_receiving:
+        if update.is_sending:
             return self._timeout_seconds
         return update.touched_at + self._timeout_seconds - asyncio.get_running_loop().time()
 
     async def _discard(self, update: Update) -> None:
-        if self._open is update:
-            self._open = None
-            self._metrics.weight_update_active.set(0)
-        await update.stop_receiving()
+        await update.stop_senders()
         await self._staging.remove(update.directory)
 
-    def _find(self, update_id: str) -> Update | None:
-        """Return an update that is open, or among the last that were committed, refused or dropped."""
-        if self._open is not None and self._open.update_id == update_id:
-            return self._open
-        return self._ended.get(update_id)
-
-    def _require_receiving(self, update_id: str) -> Update:
-        known = self._find(update_id)
-        if known is None or known.is_gone:
-            raise _not_found(update_id)
-        if known.commit is not None:
-            state = known.status().state
-            raise UpdateConflictError(f"the update is {state}", state=state)
-        return known
+    def _known(self, update_id: str) -> Update:
+        """Return the open update, or one of the last that were committed, refused or dropped, by its name."""
+        if (update := self._updates.get(update_id)) is None:
+            raise not_found(update_id)
+        return update
 
     def _remember(self, update: Update) -> None:
-        self._ended[update.update_id] = update
-        while len(self._ended) > REMEMBERED_UPDATES:
-            self._ended.popitem(last=False)
+        while len(self._updates) > REMEMBERED_UPDATES:
+            self._updates.popitem(last=False)
+        self._updates[update.update_id] = update
+
+    def _end(self, update: Update, state: State) -> None:
+        """Enter a last state and forget the update: another one may be opened by its name."""
+        update.lifecycle.enter(state)
+        del self._updates[update.update_id]
 
     def _refuse_second(self) -> None:
-        if self._open is not None:
-            status = self._open.status()
+        newest = next(reversed(self._updates.values()), None)
+        if newest is not None and newest.lifecycle.is_open:
+            status = newest.status()
             raise UpdateConflictError(
                 f"an update to version {status.weight_version} is {status.state}; drop it or wait for its end",
                 state=status.state,
@@ -294,38 +247,5 @@ class Updates:
                 retry_after_seconds=RETRY_SECONDS,
             )
 
-    def _refuse_other_base(self, request: UpdateRequest) -> None:
-        serving = self._current_weights.weights
-        bases = ("version", serving.version, request.base_version), ("digest", serving.digest, request.base_digest)
-        for kind, have, want in bases:
-            if want not in (None, have):
-                raise WeightBaseMismatchError(
-                    f"the update was made from {kind} {want}, {kind} {have} is served", have=have, want=want
-                )
-        if request.encoding in WHOLE_ENCODINGS:
-            return
-        if self._current_weights.state == "poisoned":
-            raise WeightBaseMismatchError(
-                "the weights are poisoned: there is no base; send a full update", have=None, want=request.base_version
-            )
-        if self._state is not None:
-            self._state.require_room_to_follow(serving.digest, model_bytes=serving.num_bytes)
-
-    def _refuse_oversize(self, request: UpdateRequest) -> None:
-        num_bytes = sum(file.num_bytes for file in request.files)
-        limit = self._max_upload_bytes or self._natural_limit(request)
-        if num_bytes > limit:
-            raise PayloadTooLargeError(f"the update announces {num_bytes} bytes, the limit is {limit}", limit=limit)
-
-    def _natural_limit(self, request: UpdateRequest) -> int:
-        """Every tensor, tied ones under each of their names, and the headers of the files."""
-        weights, num_files = self._current_weights.weights, len(request.files)
-        num_names = sum(1 + len(info.aliases) for info in weights.tensors)
-        copies = 2 if num_names > len(weights.tensors) else 1
-        if request.encoding == "checkpoint":
-            copies = _CHECKPOINT_COPIES
-        return weights.num_bytes * copies + num_names * _HEADER_BYTES_PER_TENSOR + num_files * _HEADER_BYTES_PER_FILE
-
-
-def _not_found(update_id: str) -> UpdateNotFoundError:
-    return UpdateNotFoundError(f"update {update_id[:64]!r} was never opened, or was dropped, refused or expired")
+    def _measure(self, lifecycle: Lifecycle) -> None:
+        self._metrics.weight_update_active.set(lifecycle.is_open)

@@ -1,4 +1,4 @@
-"""Who may send a file of an update: the newest sender. The connection of an older one may be dead without a sign."""
+"""One sender per file: the newest one. The connection of an older one may be dead without a sign."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class SupersededError(Exception):
-    """The work was ended from outside: a newer sender took over, or the file is not wanted any more."""
+    """A newer sender, or the end of the update, cancelled the work."""
 
 
 class NewestSender:
@@ -28,7 +28,7 @@ class NewestSender:
 
         Raises:
             SupersededError: it was ended by a newer sender, or by ``stop``.
-            whatever the work raises.
+            Exception: what the work raises.
         """
         self._end()
         sender = self._sender = asyncio.create_task(self._alone(work))

@@ -1,4 +1,4 @@
-"""Back to the last published weights after a restart: stored updates are verified and applied, one after the other."""
+"""Restores the last published weights after a restart: verifies and applies the stored updates, one by one."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def replay(state: StateDirectory, scorer: Scorer, weights: Weights) -> Replayed:
             record = update.record
             weights = replace(weights, version=record.weight_version, digest=verified.digest, tensors=verified.tensors)
             _logger.info("weights_restored", extra={"version": weights.version, "digest": weights.digest})
-    except (DamagedStateError, OSError) as error:  # what is read a moment later may not be readable any more
+    except (DamagedStateError, OSError) as error:  # a file may become unreadable between two reads
         _logger.error("state_damaged", extra={"place": str(error), "have": weights.version})
         return Replayed(weights, f"the state directory is damaged: {error}")
     return Replayed(weights)

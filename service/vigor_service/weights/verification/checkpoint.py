@@ -1,4 +1,4 @@
-"""Whether the files of a checkpoint make the model's tensors, once they are loaded as transformers loads them.
+"""Checks whether the files of a checkpoint, loaded as transformers loads them, make the model's tensors.
 
 Names, dtypes and layout are the checkpoint's; what is checked, named by its digest and written is the model's own. Each
 tensor is made twice, to be verified and to be written, so that no second model is ever held.
@@ -6,7 +6,7 @@ tensor is made twice, to be verified and to be written, so that no second model 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from operator import methodcaller
@@ -18,13 +18,13 @@ from safetensors import SafetensorError
 
 from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import checksum, model_digest, raw_bytes
+from vigor_client.weight_format.element_types import dtype_name, is_finite, torch_dtype
 from vigor_service.engine.interface import CheckpointPlan, Conversion, ConversionError, Read, Write
 from vigor_service.weights.verification.faults import Faults
-from vigor_service.weights.verification.fingerprint import dtype_name, is_finite
 from vigor_service.weights.verification.tensor_files import open_tensors
 
 MAX_CHECKPOINT_TENSORS = 1 << 18
-"""The largest mixtures of experts have half as many, each expert's scales of its own among them."""
+"""Twice as many as the largest mixtures of experts have, where each expert has scales of its own."""
 
 PlanCheckpoint: TypeAlias = Callable[[Iterable[str]], CheckpointPlan]
 
@@ -44,7 +44,7 @@ class VerifiedCheckpoint:
         expected, written = _by_any_name(self.tensors), set[str]()
         with _reading(self.paths) as read:
             for conversion in self.conversions:
-                dtype = _torch_dtype(expected[conversion.target])
+                dtype = torch_dtype(expected[conversion.target].dtype)
                 for name, tensor in conversion.tensors(read, dtype).items():
                     if (canonical := expected[name].name) not in written:
                         written.add(canonical)
@@ -103,7 +103,7 @@ class _Check:
                 break
             try:
                 with open_tensors(path) as file:
-                    names = list(file.keys())
+                    names = file.keys()
             except SafetensorError as error:
                 self.faults.add(f"not a safetensors file: {error}", "files", file_name)
                 continue
@@ -124,7 +124,7 @@ class _Check:
         info = self._expected[conversion.target]
         self._made.add(conversion.target)
         try:
-            made = conversion.tensors(read, _torch_dtype(info))
+            made = conversion.tensors(read, torch_dtype(info.dtype))
         except ConversionError as error:
             self.faults.add(str(error), "tensors", conversion.target)
             return
@@ -147,18 +147,18 @@ class _Check:
 
     def find_missing(self) -> None:
         for info in self._served:
-            if self._made.isdisjoint(_names(info)):
+            if self._made.isdisjoint(info.names):
                 self.faults.add(f"is missing, the model needs {info.dtype} {info.shape}", "tensors", info.name)
 
     def compare_aliases(self) -> None:
         for info in self._served:
-            first, *others = [name for name in _names(info) if name in self._checksums] or [info.name]
+            first, *others = [name for name in info.names if name in self._checksums] or [info.name]
             for name in others:
                 if self._checksums[name] != self._checksums[first]:
                     self.faults.add(f"is tied to {first} but has other values", "tensors", name)
 
     def checksum_of(self, info: TensorInfo) -> str:
-        return next(self._checksums[name] for name in _names(info) if name in self._checksums)
+        return next(self._checksums[name] for name in info.names if name in self._checksums)
 
 
 def common_prefix(names: Iterable[str]) -> str:
@@ -168,7 +168,7 @@ def common_prefix(names: Iterable[str]) -> str:
 
 
 @contextmanager
-def _reading(paths: Mapping[str, Path]) -> Iterator[Read]:
+def _reading(paths: Mapping[str, Path]) -> Generator[Read]:
     """Yield what reads a tensor by its name; every file is opened once."""
     with ExitStack() as stack:
         opened = {path: stack.enter_context(open_tensors(path)) for path in set(paths.values())}
@@ -176,12 +176,4 @@ def _reading(paths: Mapping[str, Path]) -> Iterator[Read]:
 
 
 def _by_any_name(tensors: Iterable[TensorInfo]) -> dict[str, TensorInfo]:
-    return {name: info for info in tensors for name in _names(info)}
-
-
-def _names(info: TensorInfo) -> tuple[str, ...]:
-    return (info.name, *info.aliases)
-
-
-def _torch_dtype(info: TensorInfo) -> torch.dtype:
-    return getattr(torch, info.dtype)
+    return {name: info for info in tensors for name in info.names}

@@ -1,4 +1,4 @@
-"""Whether the files of a delta turn the tensors that are served into exactly what they promise.
+"""Checks whether the files of a delta turn the tensors that are served into exactly what they promise.
 
 A tensor that changed is patched in a copy on the host and compared with its promised checksum, one tensor at a time;
 those that serve are only read. Knows neither HTTP nor the engine.
@@ -14,17 +14,17 @@ from pathlib import Path
 
 import torch
 from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from vigor_client.errors import InvalidDeltaError
 from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.delta import Changes, apply_changes_, decode_changes
 from vigor_client.weight_format.delta_index import INDEX_NAME, MAX_INDEX_BYTES, DeltaIndex
 from vigor_client.weight_format.digest import PREFIX, checksum, model_digest, raw_bytes
+from vigor_client.weight_format.element_types import is_finite
 from vigor_service.engine.interface import Write
 from vigor_service.weights.verification.faults import Faults
-from vigor_service.weights.verification.fingerprint import is_finite
-from vigor_service.weights.verification.tensor_files import open_tensors
+from vigor_service.weights.verification.tensor_files import TensorFile, open_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def verify_delta(
     base_version: int,
     version: int,
 ) -> VerifiedDelta:
-    """Check a directory of changes against the tensors that are served, whose ``values`` are read alone.
+    """Check a directory of changes against the tensors that are served, whose ``values`` are only read.
 
     Raises:
         InvalidRequestError: lists what is wrong with the index or with any tensor's changes.
@@ -92,7 +92,7 @@ class _Check:
         self, files: Mapping[str, Path], served: Sequence[TensorInfo], values: Mapping[str, torch.Tensor]
     ) -> None:
         self._files = files
-        self._expected = {name: info for info in served for name in (info.name, *info.aliases)}
+        self._expected = {name: info for info in served for name in info.names}
         self._values = values
         self.changed: dict[str, _Place] = {}
         self.checksums: dict[str, str] = {}
@@ -110,9 +110,9 @@ class _Check:
             for fault in error.errors():
                 self._refuse(fault["msg"], INDEX_NAME, *fault["loc"])
             return None
-        told = (int(index.metadata.base_version), int(index.metadata.version))
-        if told != (base_version, version):
-            self._refuse(f"leads from {told[0]} to {told[1]}, not from {base_version} to {version}", INDEX_NAME)
+        declared = (int(index.metadata.base_version), int(index.metadata.version))
+        if declared != (base_version, version):
+            self._refuse(f"leads from {declared[0]} to {declared[1]}, not from {base_version} to {version}", INDEX_NAME)
         for name in self._files.keys() - {INDEX_NAME, *index.weight_map.values()}:
             self._refuse("is not in the index", name)
         return index
@@ -133,7 +133,7 @@ class _Check:
         except SafetensorError as error:
             self._refuse_all(str(error), file_name, known)
 
-    def _read_changes(self, file: safe_open, name: str, promised: str | None, file_name: str, path: Path) -> None:
+    def _read_changes(self, file: TensorFile, name: str, promised: str | None, file_name: str, path: Path) -> None:
         info = self._expected[name]
         if info.name in self.changed:
             self._refuse(f"changes {info.name} again, to which it is tied", file_name, name)
@@ -158,11 +158,11 @@ class _Check:
         self.faults.add(message, "files", *place)
 
 
-def _read(file: safe_open, key: str, num_bytes: int) -> Changes:
+def _read(file: TensorFile, key: str, num_bytes: int) -> Changes:
     return decode_changes(raw_bytes(file.get_tensor(key)), num_bytes=num_bytes)
 
 
-def _patched(old: torch.Tensor, file: safe_open, key: str) -> torch.Tensor:
+def _patched(old: torch.Tensor, file: TensorFile, key: str) -> torch.Tensor:
     changes = _read(file, key, old.nbytes)
     new = old.detach().to("cpu", copy=True)
     apply_changes_(new, changes)

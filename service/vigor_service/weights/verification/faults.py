@@ -1,4 +1,4 @@
-"""What is wrong with an update, however much that is: all of it is counted, the first places are kept."""
+"""The faults of an update: all are counted, the first ones are kept with their places."""
 
 from __future__ import annotations
 

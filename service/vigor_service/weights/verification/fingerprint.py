@@ -9,6 +9,7 @@ import torch
 
 from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import checksum, model_digest, raw_bytes
+from vigor_client.weight_format.element_types import dtype_name
 from vigor_service.engine.interface import Scorer
 from vigor_service.weights.version import Weights
 
@@ -36,19 +37,6 @@ def describe(name: str, tensor: torch.Tensor, aliases: Sequence[str] = ()) -> Te
         checksum=checksum(raw_bytes(tensor)),
         aliases=list(aliases),
     )
-
-
-def is_finite(tensor: torch.Tensor) -> bool:
-    """Equals ``tensor.isfinite().all()``, without a mask as large as the tensor."""
-    if tensor.numel() == 0 or not tensor.is_floating_point():
-        return True
-    smallest, largest = torch.aminmax(tensor)  # both NaN if there is one anywhere
-    return bool(smallest.isfinite() & largest.isfinite())
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Return the name on the wire: ``float32``, ``bfloat16``, …"""
-    return str(dtype).removeprefix("torch.")
 
 
 def _common_dtype(tensors: Mapping[str, torch.Tensor]) -> str:

@@ -1,6 +1,6 @@
-"""Whether files hold the model's tensors: all of them, or some. Reads files; knows neither HTTP nor the engine.
+"""Checks whether files hold the model's tensors: all of them, or some. Knows neither HTTP nor the engine.
 
-Everything that is wrong is found before anything is refused, and nothing is held in memory but one tensor's pages.
+All faults are found before the update is refused. Memory holds the pages of one tensor at a time.
 """
 
 from __future__ import annotations
@@ -11,18 +11,14 @@ from operator import methodcaller
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import checksum, model_digest, raw_bytes
-from vigor_client.weight_format.safetensors_stream import ELEMENT_TYPES
+from vigor_client.weight_format.element_types import dtype_of_code, is_finite
 from vigor_service.engine.interface import Write
 from vigor_service.weights.verification.faults import Faults
-from vigor_service.weights.verification.fingerprint import is_finite
-from vigor_service.weights.verification.tensor_files import open_tensors
-
-# safetensors' names of dtypes -> torch's, which are the ones on the wire
-_DTYPES = {element.code: dtype for dtype, element in ELEMENT_TYPES.items()}
+from vigor_service.weights.verification.tensor_files import TensorFile, open_tensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +71,7 @@ class _Check:
 
     def __init__(self, served: Sequence[TensorInfo]) -> None:
         self._served = served
-        self._expected = {name: info for info in served for name in (info.name, *info.aliases)}
+        self._expected = {name: info for info in served for name in info.names}
         self._homes: dict[str, str] = {}  # tensor -> the file it came in
         self.paths: dict[str, Path] = {}
         self.checksums: dict[str, str] = {}
@@ -89,9 +85,9 @@ class _Check:
         except SafetensorError as error:
             self.faults.add(f"not a safetensors file: {error}", "files", file_name)
 
-    def _read_tensor(self, file: safe_open, name: str, file_name: str, path: Path) -> None:
+    def _read_tensor(self, file: TensorFile, name: str, file_name: str, path: Path) -> None:
         expected, header = self._expected.get(name), file.get_slice(name)
-        dtype, shape = _DTYPES.get(header.get_dtype(), header.get_dtype()), list(header.get_shape())
+        dtype, shape = dtype_of_code(header.get_dtype()), header.get_shape()
         if expected is None:
             self.faults.add("the model has no such tensor", "files", file_name, name)
         elif name in self._homes:

@@ -1,4 +1,4 @@
-"""The one way from received files to an update that may be swapped in, whatever its encoding."""
+"""Verifies the files of an update of any encoding: the result may be swapped in."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
 import asyncio
-import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -91,7 +90,7 @@ def test_a_process_that_starts_leaves_the_directory_alone_that_another_is_making
         area = starting.result(30)
     assert directory.exists()
     assert lock is not None
-    os.close(lock)
+    lock.release()
     area.close()
 
 

@@ -4,7 +4,7 @@ import torch
 
 from tests.support.fake_scorer import FakeScorer
 from vigor_client.weight_format.digest import checksum, model_digest, raw_bytes
-from vigor_service.weights.verification.fingerprint import describe, initial_weights, is_finite
+from vigor_service.weights.verification.fingerprint import describe, initial_weights
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
@@ -25,20 +25,6 @@ def test_a_description_names_dtype_shape_and_checksum() -> None:
     info = describe("w", tensor, ["v"])
     assert (info.name, info.dtype, info.shape, info.aliases) == ("w", "bfloat16", [2, 3], ["v"])
     assert info.checksum == checksum(b"\x80\x3f" * 6)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_one_value_that_is_not_finite_is_found(dtype: torch.dtype, value: float) -> None:
-    tensor = torch.zeros(1000, dtype=dtype)
-    assert is_finite(tensor)
-    tensor[777] = value
-    assert not is_finite(tensor)
-
-
-def test_tensors_without_elements_and_integers_are_finite() -> None:
-    assert is_finite(torch.zeros(0))
-    assert is_finite(torch.tensor([1, 2]))
 
 
 def test_the_initial_weights_are_version_zero_of_what_was_loaded() -> None:

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from tests.support.fake_scorer import FakeScorer
 from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import model_digest
-from vigor_client.weight_format.safetensors_stream import ELEMENT_TYPES
+from vigor_client.weight_format.element_types import ELEMENT_TYPES
 from vigor_service.errors import InvalidRequestError
 from vigor_service.weights.verification.fingerprint import describe, initial_weights
 from vigor_service.weights.verification.full import VerifiedUpdate, verify_tensors

@@ -1,7 +1,4 @@
-"""A file of an update that this machine can read already: moved into the staging directory, or copied, and hashed.
-
-What is refused stays with its owner: it is put back where it was.
-"""
+"""Moves or copies a file of this machine into the staging directory, and hashes it. A refused file is put back."""
 
 from __future__ import annotations
 
@@ -17,14 +14,14 @@ from vigor_client.schemas.weights import UpdateFile
 from vigor_service.errors import invalid_request
 from vigor_service.weights.storage.plain_files import open_plain
 from vigor_service.weights.storage.staging import refusing_full_disk
-from vigor_service.weights.updates.upload import BUFFER_BYTES, describe_file, temporary_path
+from vigor_service.weights.updates.staged_file import BUFFER_BYTES, describe_file, temporary_path
 
 # Another disk, or a directory that only its owner may change.
 _CANNOT_BE_MOVED = (errno.EXDEV, errno.EACCES, errno.EPERM)
 
 
 def require_takable(source: Path, announced: UpdateFile) -> None:
-    """Find out without moving it whether there is such a file.
+    """Check that there is such a file, without moving it.
 
     Raises:
         InvalidRequestError: it is missing, no plain file, or of another size than announced.
@@ -38,7 +35,7 @@ def require_takable(source: Path, announced: UpdateFile) -> None:
 def take_file(source: Path, path: Path, announced: UpdateFile) -> Generator[None, None, None]:
     """Bring ``source`` to ``path``, which appears only if the bytes have the announced number and checksum; in steps.
 
-    Its owner no longer finds it under its name: what was verified cannot be written anew by it. A file with several
+    A moved file has left its directory, so that its owner cannot change it after it was hashed. A file with several
     names, or from another disk, is copied, and stays.
 
     Raises:
@@ -60,7 +57,7 @@ def take_file(source: Path, path: Path, announced: UpdateFile) -> Generator[None
 
 
 def give_back(path: Path, source: Path) -> None:
-    """Put a file back where it was taken from; remove it if another is there by now, as after it was copied."""
+    """Put a file back where it was taken from; remove it if there is one, as after it was copied."""
     with suppress(OSError):
         if not os.path.lexists(source):
             path.rename(source)
@@ -82,7 +79,7 @@ def _move(source: Path, target: Path) -> bool:
 
 
 def _copy(source: Path, target: Path, num_bytes: int) -> Generator[None, None, None]:
-    """Copy as many bytes as were announced, and one more where there is one: of a file that grows there is no end."""
+    """Copy at most one byte more than was announced: a file that grows might never end."""
     missing_bytes = num_bytes + 1
     with open_plain(source) as given, target.open("xb") as copy:
         while data := given.read(min(BUFFER_BYTES, missing_bytes)):

@@ -11,7 +11,7 @@ import pytest
 from vigor_client.schemas.weights import UpdateFile
 from vigor_client.weight_format.digest import announce
 from vigor_service.errors import InvalidRequestError
-from vigor_service.weights.updates import move_in
+from vigor_service.weights.sources import move_in
 
 DATA = bytes(range(256)) * 40
 ANNOUNCED = announce("model.safetensors", [DATA])

@@ -8,7 +8,7 @@ from vigor_client.schemas.weights import UpdateFile
 from vigor_client.weight_format.digest import checksum
 from vigor_service.errors import ClientGoneError, DeadlineExceededError, InvalidRequestError
 from vigor_service.threads.file_threads import FileThreads
-from vigor_service.weights.updates.upload import BUFFER_BYTES, _PartialFile, receive_file
+from vigor_service.weights.updates.staged_file import BUFFER_BYTES, StagedFile, _PartialFile
 
 DATA = bytes(range(256)) * 50_000  # three buffers and a bit
 
@@ -30,17 +30,21 @@ def _receive(
     chunks: AsyncIterator[bytes], path: Path, announced: UpdateFile, *, stall_seconds: float = 20.0
 ) -> list[None]:
     progress: list[None] = []
-    asyncio.run(
-        receive_file(
-            chunks,
-            path,
-            announced,
-            threads=FileThreads(),
-            stall_seconds=stall_seconds,
-            on_progress=lambda: progress.append(None),
-        )
+    staged = StagedFile(
+        announced=announced,
+        path=path,
+        threads=FileThreads(),
+        stall_seconds=stall_seconds,
+        on_progress=lambda: progress.append(None),
     )
+    asyncio.run(staged.write(chunks))
     return progress
+
+
+def _staged(path: Path) -> StagedFile:
+    return StagedFile(
+        announced=_announced(), path=path, threads=FileThreads(), stall_seconds=20, on_progress=lambda: None
+    )
 
 
 def test_the_file_appears_with_its_bytes(tmp_path: Path) -> None:
@@ -114,16 +118,7 @@ def test_a_cancelled_upload_leaves_nothing(tmp_path: Path) -> None:
             begun.set()
             await asyncio.Event().wait()
 
-        receiving = asyncio.ensure_future(
-            receive_file(
-                stalling(),
-                tmp_path / "a",
-                _announced(),
-                threads=FileThreads(),
-                stall_seconds=20,
-                on_progress=lambda: None,
-            )
-        )
+        receiving = asyncio.ensure_future(_staged(tmp_path / "a").write(stalling()))
         await begun.wait()
         receiving.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -144,14 +139,7 @@ def test_the_loop_stays_free_while_bytes_are_written(tmp_path: Path) -> None:
 
     async def run() -> None:
         ticking = asyncio.ensure_future(tick())
-        await receive_file(
-            _chunks(_pieces()),
-            tmp_path / "a",
-            _announced(),
-            threads=FileThreads(),
-            stall_seconds=20,
-            on_progress=lambda: None,
-        )
+        await _staged(tmp_path / "a").write(_chunks(_pieces()))
         ticking.cancel()
 
     asyncio.run(run())

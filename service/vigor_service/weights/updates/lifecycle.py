@@ -1,0 +1,103 @@
+"""The state of a weight update, and which state may follow which.
+
+Nothing else keeps a state of an update: what is answered, measured, logged and refused is asked from here.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+
+from vigor_client.schemas.weights import UpdateState
+
+_logger = logging.getLogger(__name__)
+
+
+class State(StrEnum):
+    """Where an update stands. The last four are ends."""
+
+    OPENING = "opening"
+    """Its staging directory is being made."""
+    RECEIVING = "receiving"
+    """Files may come."""
+    VERIFYING = "verifying"
+    """All files are there and are checked, then stored for a restart."""
+    APPLYING = "applying"
+    """It waits for the batch under way, and is swapped in."""
+    COMMITTED = "committed"
+    """Its weights serve."""
+    REFUSED = "refused"
+    """It could not be opened, did not pass, could not be stored, or its swap failed."""
+    DROPPED = "dropped"
+    """Its owner ended it."""
+    EXPIRED = "expired"
+    """No request came for it within the timeout."""
+
+
+TRANSITIONS: Mapping[State, frozenset[State]] = {
+    State.OPENING: frozenset({State.RECEIVING, State.REFUSED, State.DROPPED}),
+    State.RECEIVING: frozenset({State.VERIFYING, State.DROPPED, State.EXPIRED}),
+    State.VERIFYING: frozenset({State.APPLYING, State.REFUSED}),
+    State.APPLYING: frozenset({State.COMMITTED, State.REFUSED}),
+    State.COMMITTED: frozenset(),
+    State.REFUSED: frozenset(),
+    State.DROPPED: frozenset(),
+    State.EXPIRED: frozenset(),
+}
+
+_ON_THE_WIRE: Mapping[State, UpdateState] = {
+    State.OPENING: "receiving",
+    State.RECEIVING: "receiving",
+    State.VERIFYING: "verifying",
+    State.APPLYING: "applying",
+    State.COMMITTED: "committed",
+}
+
+
+class IllegalTransitionError(Exception):
+    """An update was to enter a state that does not follow the one it is in."""
+
+
+class Lifecycle:
+    """The state of one update. ``on_change`` is called with each state that is entered, the first one included."""
+
+    def __init__(self, weight_version: int, *, on_change: Callable[[Lifecycle], None]) -> None:
+        self._weight_version = weight_version
+        self._on_change = on_change
+        self._state = State.OPENING
+        on_change(self)
+
+    @property
+    def state(self) -> State:
+        """The state that the update is in."""
+        return self._state
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something may follow. While it does, no other update is opened."""
+        return bool(TRANSITIONS[self._state])
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether it ended without its weights being served."""
+        return not self.is_open and self._state is not State.COMMITTED
+
+    @property
+    def on_the_wire(self) -> UpdateState:
+        """What a status calls the state. An update that is gone has no status."""
+        return _ON_THE_WIRE[self._state]
+
+    def enter(self, state: State) -> None:
+        """Change the state.
+
+        Raises:
+            IllegalTransitionError: ``state`` does not follow the present one, which stays.
+        """
+        if state not in TRANSITIONS[self._state]:
+            raise IllegalTransitionError(
+                f"the update to version {self._weight_version} is {self._state} and cannot become {state}"
+            )
+        _logger.debug("weight_update_state version=%d from=%s to=%s", self._weight_version, self._state, state)
+        self._state = state
+        self._on_change(self)
