@@ -98,6 +98,7 @@ class Lifecycle:
             raise IllegalTransitionError(
                 f"the update to version {self._weight_version} is {self._state} and cannot become {state}"
             )
-        _logger.debug("weight_update_state version=%d from=%s to=%s", self._weight_version, self._state, state)
+        change = {"version": self._weight_version, "from": str(self._state), "to": str(state)}
+        _logger.debug("weight_update_state", extra=change)
         self._state = state
         self._on_change(self)

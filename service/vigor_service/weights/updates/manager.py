@@ -132,7 +132,9 @@ class Updates:
         seconds = perf_counter() - started
         self._metrics.weight_update_bytes.labels(update.request.encoding).inc(file.num_bytes)
         self._metrics.weight_update_seconds.labels("receive").observe(seconds)
-        _logger.debug("weight_update_file source=%s file=%s seconds=%.3f", source_name, file.name, seconds)
+        _logger.debug(
+            "weight_update_file", extra={"source": source_name, "file": file.name, "seconds": round(seconds, 3)}
+        )
 
     def _staged(self, update: Update, file: UpdateFile) -> StagedFile:
         return StagedFile(
