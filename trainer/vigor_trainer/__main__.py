@@ -39,12 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Arguments) -> int:
     from vigor_client import VigorError
+    from vigor_client.integrations.trl.errors import UnsupportedTrlError
     from vigor_trainer.errors import InvalidModelError, InvalidTaskError, TrainerError, UnsupportedSettingError
     from vigor_trainer.train import run
 
     try:
         run(arguments)
-    except (InvalidModelError, InvalidTaskError, UnsupportedSettingError) as error:
+    except (InvalidModelError, InvalidTaskError, UnsupportedSettingError, UnsupportedTrlError) as error:
         return _stopped(error, EXIT_USAGE)
     except (TrainerError, VigorError, OSError) as error:  # OSError: the disk is full, a directory was removed
         return _stopped(error, EXIT_STOPPED)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from vigor_client import VigorError
@@ -17,7 +17,7 @@ _OURS = ("vigor_trainer", "vigor_client")
 @contextmanager
 def building(
     what: str, *, kind: type[TrainerError] = UnsupportedSettingError, is_over: Callable[[], bool] = lambda: False
-) -> Iterator[None]:
+) -> Generator[None]:
     """Turn a library's refusal into one line, which begins with ``what``, unless ``is_over`` says that it is built.
 
     Raises:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -63,5 +64,5 @@ def _step_of(directory: Path) -> int | None:
         state = json.loads((directory / TRAINER_STATE_NAME).read_bytes())
     except (OSError, ValueError):
         return None
-    step = state.get("global_step") if isinstance(state, dict) else None
+    step = cast("dict[str, object]", state).get("global_step") if isinstance(state, dict) else None
     return step if isinstance(step, int) else None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from vigor_client.chunking import score_portions
 from vigor_client.client import VigorClient
 from vigor_client.integrations.environment import service_of_environment
+from vigor_client.integrations.groups import shared_prompt
 from vigor_client.schemas.scoring import Completion, Group
 
 if TYPE_CHECKING:
@@ -61,13 +62,12 @@ def _places(indices: Sequence[Any]) -> list[list[int]]:
 def _group(batch: Mapping[str, Any], positions: Sequence[int]) -> Group:
     parts = [_split(batch["message_log"][position], position) for position in positions]
     prompts = [[token for message in prompt for token in _ids(message)] for prompt, _ in parts]
-    if any(prompt != prompts[0] for prompt in prompts):
-        raise ValueError(f"samples {list(positions)} have one idx and different prompts: nothing was asked")
+    prompt_ids = shared_prompt(prompts, f"the group of samples {list(positions)}, which have one idx,")
     completions = [
         _completion(answer, is_truncated=bool(batch["truncated"][position]))
         for position, (_, answer) in zip(positions, parts, strict=True)
     ]
-    return Group(prompt_ids=prompts[0], completions=completions)
+    return Group(prompt_ids=prompt_ids, completions=completions)
 
 
 def _split(log: Sequence[Message], position: int) -> tuple[list[Message], list[Message]]:

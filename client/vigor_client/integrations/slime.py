@@ -11,6 +11,7 @@ from typing import Protocol
 
 from vigor_client.client import AsyncVigorClient
 from vigor_client.integrations.environment import service_of_environment
+from vigor_client.integrations.groups import shared_prompt
 from vigor_client.schemas.scoring import Completion, FinishReason, Group
 
 FINISH_REASONS: dict[str, FinishReason] = {"completed": "stop", "truncated": "length"}
@@ -56,9 +57,8 @@ async def vigor_group_reward(args: Arguments, samples: Sequence[Sample], **_opti
 
 def _group(samples: Sequence[Sample]) -> Group:
     prompts = [list(sample.tokens[: _prompt_length(sample)]) for sample in samples]
-    if any(prompt != prompts[0] for prompt in prompts):
-        raise ValueError(f"group {samples[0].group_index} mixes responses to different prompts: nothing was asked")
-    return Group(prompt_ids=prompts[0], completions=[_completion(sample) for sample in samples])
+    prompt = shared_prompt(prompts, f"group {samples[0].group_index}")
+    return Group(prompt_ids=prompt, completions=[_completion(sample) for sample in samples])
 
 
 def _completion(sample: Sample) -> Completion:

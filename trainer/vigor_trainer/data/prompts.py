@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -25,7 +25,7 @@ def prompt_of(value: object) -> Prompt:
         refuse_half_character(value)
         return value
     if isinstance(value, list) and value:
-        return _messages(value)
+        return _messages(cast("list[object]", value))
     raise ValueError("must be text, or messages with `role` and `content`")
 
 
@@ -36,7 +36,7 @@ def refuse_half_character(value: object) -> None:
         raise ValueError(": ".join([*map(str, place), said]))
 
 
-def _messages(value: list[Any]) -> list[dict[str, Any]]:
+def _messages(value: list[object]) -> list[dict[str, Any]]:
     messages = [_message(message, position) for position, message in enumerate(value)]
     if messages[-1]["role"] == "assistant":
         raise ValueError(

@@ -8,12 +8,12 @@ are messages for a chat template or plain text.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from vigor_client import InputError
 from vigor_client.cli.jsonl_input import open_input
@@ -22,7 +22,7 @@ from vigor_trainer.data.prompts import UNRENDERED_COLUMNS, Prompt, prompt_of, re
 from vigor_trainer.errors import InvalidTaskError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset  # pyright: ignore[reportMissingTypeStubs] - it has none
 
 REASONING_GYM_PREFIX = "reasoning-gym:"
 PROMPT_COLUMNS = ("prompt", "question")
@@ -78,13 +78,13 @@ def read_task(source: TaskSource, *, has_chat_template: bool) -> list[Example]:
 
 def as_dataset(examples: Sequence[Example]) -> Dataset:
     """Return the columns `prompt` and `answer`; None where a row has no answer."""
-    from datasets import Dataset, Features, Json, List, Value
+    from datasets import Dataset, Features, Json, List, Value  # pyright: ignore[reportMissingTypeStubs]
 
     # As JSON: Arrow would give each message all keys that any other has, with null, which templates may write out.
     is_chat = isinstance(examples[0].prompt, list)
     features = Features({"prompt": List(Json()) if is_chat else Value("string"), "answer": Value("string")})
     rows = [{"prompt": example.prompt, "answer": example.answer} for example in examples]
-    return Dataset.from_list(rows, features=features)
+    return Dataset.from_list(rows, features=features)  # pyright: ignore[reportUnknownMemberType] - partly untyped
 
 
 def addition() -> Iterator[Row]:
@@ -108,12 +108,13 @@ def _rows(source: TaskSource) -> Iterable[Row]:
 
 def _reasoning_gym_rows(source: TaskSource) -> Iterator[Row]:
     try:
-        import reasoning_gym
+        import reasoning_gym  # pyright: ignore[reportMissingTypeStubs] - it has none
     except ModuleNotFoundError as error:
         raise InvalidTaskError(f"{source.name} needs a package: pip install reasoning-gym") from error
     task = source.name.removeprefix(REASONING_GYM_PREFIX)
     try:
-        dataset = reasoning_gym.create_dataset(task, size=source.size, seed=source.seed)
+        create = cast("Callable[..., Sequence[dict[str, Any]]]", reasoning_gym.create_dataset)  # pyright: ignore[reportUnknownMemberType]
+        dataset = create(task, size=source.size, seed=source.seed)
     except ValueError as error:
         raise InvalidTaskError(f"{source.name}: {error}") from error
     for index in range(len(dataset)):
@@ -140,17 +141,18 @@ def _json_object(place: str, line: bytes) -> dict[str, object]:
         raise InvalidTaskError(f"{place}: not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise InvalidTaskError(f"{place}: must be a JSON object, not {type(fields).__name__}")
-    return fields
+    return cast("dict[str, object]", fields)
 
 
 def _hub_rows(source: TaskSource) -> Iterator[Row]:
-    from datasets import load_dataset
+    import datasets  # pyright: ignore[reportMissingTypeStubs] - it has none
 
+    load = cast("Callable[..., Iterable[dict[str, object]]]", datasets.load_dataset)  # pyright: ignore[reportUnknownMemberType]
     place = f"dataset {source.name!r} (config {source.config}, split {source.split}) did not load"
     with building(place, kind=InvalidTaskError):
-        dataset = load_dataset(source.name, source.config, split=source.split)
+        dataset = load(source.name, source.config, split=source.split)
     for index, fields in enumerate(dataset):
-        yield Row(f"{source.name}[{source.split}] row {index}", dict(fields))
+        yield Row(f"{source.name}[{source.split}] row {index}", fields)
 
 
 def _example(row: Row, source: TaskSource, *, has_chat_template: bool) -> Example:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 RECORDS_FILE = "rounds.jsonl"
 
@@ -95,6 +95,7 @@ def _record(place: str, line: str) -> RoundRecord:
         content = json.loads(line)
     except ValueError:
         content = None
-    if not isinstance(content, dict) or set(content) != {field.name for field in fields(RoundRecord)}:
+    found = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
+    if found.keys() != {field.name for field in fields(RoundRecord)}:
         raise ValueError(f"{place}: not a record of this version of vigor-trainer")
-    return RoundRecord(**content)
+    return RoundRecord(**found)

@@ -29,12 +29,6 @@ def is_correct(completion: str, answer: str) -> bool:
     return last_number(completion) == expected
 
 
-def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that are there; None where none is."""
-    present = [value for value in values if value is not None]
-    return fmean(present) if present else None
-
-
 def correlation_within_groups(groups: Iterable[tuple[Sequence[float], Sequence[float]]]) -> float | None:
     """Pearson correlation of x and y after each group's own means are taken off, so that only the choice within a
     prompt counts, not which prompts are long.
@@ -42,7 +36,8 @@ def correlation_within_groups(groups: Iterable[tuple[Sequence[float], Sequence[f
     Returns:
         A value in [-1, 1]; None where x or y never varies within a group.
     """
-    x, y = [], []
+    x: list[float] = []
+    y: list[float] = []
     for group_x, group_y in groups:
         x.extend(_centred(group_x))
         y.extend(_centred(group_y))

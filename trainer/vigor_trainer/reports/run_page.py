@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-import plotly.graph_objects as go
-from plotly.io import to_html
-from plotly.offline import get_plotlyjs
+import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs] - it has none
+from plotly.io import to_html  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType] - likewise
+from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs] - likewise
 
 from vigor_trainer.monitoring.records import RoundRecord
 
@@ -136,20 +136,16 @@ def _row(record: RoundRecord) -> str:
 
 def _figure(plot: Plot, rounds: Sequence[RoundRecord]) -> go.Figure:
     steps = [record.step for record in rounds]
-    figure = go.Figure(layout=_layout(plot))
+    traces: list[go.Scatter] = []
     for (field, name), colour in zip(plot.fields, (ACCENT, SECOND), strict=False):
         values = [getattr(record, field) for record in rounds]
-        figure.add_scatter(
-            x=steps,
-            y=values,
-            name=name,
-            mode="markers",
-            marker={"color": colour, "size": 7, "opacity": 0.7},
-            showlegend=False,
-        )
+        marker = {"color": colour, "size": 7, "opacity": 0.7}
         line = {"color": colour, "width": 2.5, "shape": "spline"}
-        figure.add_scatter(x=steps, y=smoothed(values), name=name, mode="lines", line=line, hoverinfo="skip")
-    return figure
+        traces += [
+            go.Scatter(x=steps, y=values, name=name, mode="markers", marker=marker, showlegend=False),
+            go.Scatter(x=steps, y=smoothed(values), name=name, mode="lines", line=line, hoverinfo="skip"),
+        ]
+    return go.Figure(data=traces, layout=_layout(plot))
 
 
 def smoothed(values: Sequence[float | None]) -> list[float | None]:

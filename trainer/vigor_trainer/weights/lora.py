@@ -13,11 +13,13 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
-from accelerate import Accelerator, DistributedType
-from accelerate.utils import is_peft_model
+from accelerate.utils import (  # pyright: ignore[reportMissingTypeStubs] - it has none
+    is_peft_model,  # pyright: ignore[reportUnknownVariableType] - likewise
+)
 
 from vigor_client import PublishResult, WeightBaseMismatchError, WeightSnapshot, WeightTransport, lora_scalings
 from vigor_trainer.errors import UnsupportedSettingError
+from vigor_trainer.weights.accelerator import DEEPSPEED, FSDP, Accelerator
 from vigor_trainer.weights.gathering import with_plain_names
 from vigor_trainer.weights.publishing_client import PublishingClient
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 _NAMES_IN_MESSAGE = 3
 
 Delta = Callable[[], torch.Tensor]
@@ -104,7 +105,7 @@ class AdaptedModel:
 
 
 def adapted_model(accelerator: Accelerator, model: torch.nn.Module) -> AdaptedModel | None:
-    """What publishes a model with an adapter; None for one without.
+    """Return what publishes a model with an adapter; None for one without.
 
     Raises:
         UnsupportedSettingError: it has other adapters than one of type LoRA, or is in shards.
@@ -115,7 +116,7 @@ def adapted_model(accelerator: Accelerator, model: torch.nn.Module) -> AdaptedMo
     kinds = ", ".join(cast("str", config.peft_type) for config in adapted.peft_config.values())
     if kinds != "LORA":
         raise UnsupportedSettingError(f"the model has adapters of type {kinds}: train one of type LORA")
-    if accelerator.distributed_type in _SHARDED:
+    if accelerator.distributed_type.value in (FSDP, DEEPSPEED):
         raise UnsupportedSettingError(
             f"--use_peft with {accelerator.distributed_type.value}: an adapter is published by a process that has all "
             "of the model; launch without shards"
@@ -156,7 +157,8 @@ def _deltas(base: torch.nn.Module, adapter: str) -> dict[str, Delta]:
     """What makes each layer's addition, by the name of the weight that it is added to."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    modules = with_plain_names(dict(base.named_modules(remove_duplicate=False)))
+    named = cast("Iterator[tuple[str, torch.nn.Module]]", base.named_modules(remove_duplicate=False))
+    modules = with_plain_names(dict(named))
     layers = {name: module for name, module in modules.items() if isinstance(module, BaseTunerLayer)}
     return {f"{name}.weight": _delta(name, layer, adapter) for name, layer in layers.items()}
 
@@ -172,7 +174,8 @@ def _delta(name: str, layer: torch.nn.Module, adapter: str) -> Delta:
         raise UnsupportedSettingError(_unmergeable(name, type(layer.lora_variant[adapter]).__name__))
     if layer.lora_bias[adapter]:
         raise UnsupportedSettingError(_unmergeable(name, "lora_bias"))
-    return partial(layer.get_delta_weight, adapter)
+    make = cast("Callable[[str], torch.Tensor]", layer.get_delta_weight)  # pyright: ignore[reportUnknownMemberType]
+    return partial(make, adapter)
 
 
 def _unmergeable(name: str, kind: str) -> str:

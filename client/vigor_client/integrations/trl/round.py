@@ -13,6 +13,8 @@ from typing import Any
 from vigor_client.chunking import halves, in_portions, is_too_large
 from vigor_client.client import AsyncVigorClient
 from vigor_client.errors import PayloadTooLargeError, UnexpectedAnswerError
+from vigor_client.integrations.groups import InvalidGroupError, shared_prompt
+from vigor_client.integrations.trl.completions import refuse_other_tokens
 from vigor_client.integrations.trl.group_slices import Part
 from vigor_client.schemas.scoring import (
     Completion,
@@ -39,7 +41,7 @@ class Round:
     """The completions of one process with their prompts, and the parts of groups that they are.
 
     Raises:
-        ValueError: a part mixes prompts, or more samples would wait for other processes than can.
+        InvalidGroupError: a part mixes prompts, or more samples would wait for other processes than can.
     """
 
     name: str
@@ -50,11 +52,10 @@ class Round:
 
     def __post_init__(self) -> None:
         for part in self.parts:
-            if any(ids != self.prompt_ids[part.start] for ids in self.prompt_ids[part.start : part.stop]):
-                raise ValueError(f"group {part.group} mixes completions of different prompts: nothing was asked")
+            shared_prompt(self.prompt_ids[part.start : part.stop], f"group {part.group}")
         num_waiting = sum(part.stop - part.start for part in self._split_parts())
         if num_waiting > MAX_WAITING_SAMPLES:
-            raise ValueError(
+            raise InvalidGroupError(
                 f"{num_waiting} completions of this process belong to groups that other processes hold parts of; at "
                 f"most {MAX_WAITING_SAMPLES} can wait for them: give each process whole groups of {self.group_size}"
             )
@@ -72,7 +73,11 @@ class Round:
         ]
 
     def in_order(self, groups: Iterable[ScoreResponse], samples: Iterable[SampleResponse]) -> list[VersionedScore]:
-        """The answers to `groups` and `samples` as one list, a score per completion."""
+        """Return the answers to `groups` and `samples` as one list, a score per completion.
+
+        Raises:
+            WrongAnswerError: a score is about other tokens than were sampled.
+        """
         whole = iter([(answer.weight_version, group) for answer in groups for group in answer.groups])
         single = iter(samples)
         ordered: list[VersionedScore] = []
@@ -83,7 +88,14 @@ class Round:
             else:
                 answers = [next(single) for _ in range(part.start, part.stop)]
                 ordered += [VersionedScore(answer.weight_version, answer.completion) for answer in answers]
+        self.check_tokens([scored.score for scored in ordered])
         return ordered
+
+    def check_tokens(self, scores: Sequence[CompletionScore]) -> None:
+        """Raise a WrongAnswerError where a score, one per completion, is about other tokens than were sampled."""
+        for part in self.parts:
+            held = slice(part.start, part.stop)
+            refuse_other_tokens(self._name(part), self.completions[held], scores[held], first=part.first)
 
     def _split_parts(self) -> list[Part]:
         return [part for part in self.parts if not self._is_whole(part)]
