@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, found before anything is loaded."""
+"""Finds the checkpoint that a run goes on from, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Checkpoint:
 def find_checkpoint(setting: str | bool | None, output_dir: Path) -> Checkpoint | None:
     """Return what ``--resume_from_checkpoint`` asks for; None: a new run.
 
-    ``true`` is the last whole checkpoint in ``output_dir``: one that a run was killed in the middle of has no state of
-    the trainer, which is written last. ``false`` is none, anything else a directory.
+    ``true`` is the last whole checkpoint in ``output_dir``: one that was being saved when a run was killed has no
+    state of the trainer, which is written last. ``false`` is none, anything else a directory.
 
     Raises:
         UnsupportedSettingError: there is no such checkpoint, or it is not whole.
@@ -59,7 +59,7 @@ def _checkpoint(directory: Path) -> Checkpoint:
 
 
 def _step_of(directory: Path) -> int | None:
-    """How many steps the trainer had taken; None where its state is missing or torn."""
+    """Return how many steps the trainer had taken; None where its state is missing or cannot be read."""
     try:
         state = json.loads((directory / TRAINER_STATE_NAME).read_bytes())
     except (OSError, ValueError):

@@ -1,4 +1,7 @@
-"""The prompt of one row: text, or messages as TRL hands them to the chat template. What TRL would change is refused."""
+"""The prompt of one row: text, or messages as TRL hands them to the chat template.
+
+A prompt that TRL would change is refused.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +15,14 @@ from vigor_client.schemas.common import half_character
 Prompt = str | list[dict[str, Any]]
 
 UNRENDERED_COLUMNS = ("tools", "chat_template_kwargs")
-"""Columns that would change a prompt, and that GRPO does not look at."""
+"""Columns that would change a prompt, and that GRPO does not read."""
 
 
 def prompt_of(value: object) -> Prompt:
     """Return text as it is, and messages without the keys that are null.
 
     Raises:
-        ValueError: it is neither, or nothing that a completion can follow; says why.
+        ValueError: it is neither, or a completion cannot follow it; says why.
     """
     if isinstance(value, str) and value.strip():
         refuse_half_character(value)

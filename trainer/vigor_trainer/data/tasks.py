@@ -1,4 +1,4 @@
-"""What is trained on: prompts, and the answers that are counted but never rewarded.
+"""Prompts to train on, and their answers, which are counted but never rewarded.
 
 A task is spelled as one name: `addition`, `reasoning-gym:<task>`, a path ending in `.jsonl`, or a dataset on the hub.
 Every source becomes the columns `prompt` and `answer`. Knows nothing about rewards or models, except whether prompts
@@ -31,7 +31,7 @@ ANSWER_COLUMN = "answer"
 
 @dataclass(frozen=True, slots=True)
 class TaskSource:
-    """Which prompts, by name, and the few things a name cannot say."""
+    """The name of a task, and the few settings that a name cannot hold."""
 
     name: str
     split: str = "train"  # hub datasets
@@ -44,7 +44,7 @@ class TaskSource:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One raw row and the place to name when it is bad."""
+    """One raw row, and the place that an error names."""
 
     place: str
     fields: Mapping[str, object]
@@ -52,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt to train on, its answer where there is one, and the place to name when something is wrong with it."""
+    """One prompt to train on, its answer if there is one, and the place that an error names."""
 
     place: str
     prompt: Prompt
@@ -68,7 +68,7 @@ def read_task(source: TaskSource, *, has_chat_template: bool) -> list[Example]:
     """Return the prompts (messages where the tokenizer has a chat template, else text) with their answers.
 
     Raises:
-        InvalidTaskError: the source cannot be read, holds nothing, or a row is not understood; names the place.
+        InvalidTaskError: the source cannot be read or is empty, or a row is not understood; names the place.
     """
     examples = [_example(row, source, has_chat_template=has_chat_template) for row in _rows(source)]
     if not examples:
@@ -88,7 +88,7 @@ def as_dataset(examples: Sequence[Example]) -> Dataset:
 
 
 def addition() -> Iterator[Row]:
-    """All hundred one-digit additions."""
+    """Yield all hundred one-digit additions."""
     for left, right in product(range(10), repeat=2):
         fields = {"question": f"What is {left} + {right}?", "answer": str(left + right)}
         yield Row(f"addition: {left} + {right}", fields)

@@ -27,7 +27,7 @@ class SampledCompletion:
 
 @dataclass(frozen=True, slots=True)
 class ScoreOptions:
-    """What is asked of the service in every request."""
+    """The settings of every score request."""
 
     reward: RewardName = "vigor"
     ties: TieRule = "average"

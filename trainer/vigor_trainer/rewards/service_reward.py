@@ -2,8 +2,8 @@
 
 The ids are the sampled ones, end-of-sequence token included, after the prompt ids that generation used; text is never
 tokenized again. Every process hands in its slice, the main process asks the service, each gets its slice back.
-Stock TRL's reward functions are given neither those prompt ids nor the mask of tokens that tools wrote, so they are
-`VigorReward`'s, which refuses what it cannot know.
+Stock TRL gives its reward functions neither those prompt ids nor the mask of tokens that tools wrote, so `VigorReward`,
+which is for stock TRL, tokenizes prompts itself and refuses tools.
 """
 
 from __future__ import annotations

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import Enum
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,7 @@ class Accelerator(Protocol):
     @property
     def is_main_process(self) -> bool: ...
 
-    def get_state_dict(self, model: torch.nn.Module, /) -> Mapping[str, torch.Tensor] | None:
+    def get_state_dict(self, model: torch.nn.Module, /) -> Mapping[str, Any] | None:
         """Return the whole model's weights in the main process; None in DeepSpeed's other processes."""
         ...
 

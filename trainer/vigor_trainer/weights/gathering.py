@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypeVar, cast
 
 from vigor_trainer.errors import UnsupportedSettingError
 from vigor_trainer.weights.accelerator import DEEPSPEED, Accelerator
@@ -30,7 +30,7 @@ def gathered_weights(accelerator: Accelerator, model: torch.nn.Module) -> dict[s
         if accelerator.distributed_type.value != DEEPSPEED:
             raise
         raise UnsupportedSettingError(str(error)) from error
-    return with_plain_names(weights or {})  # None in ZeRO-3's other processes
+    return with_plain_names(cast("dict[str, torch.Tensor]", weights or {}))  # None in ZeRO-3's other processes
 
 
 def with_plain_names(items: Mapping[str, Item]) -> dict[str, Item]:

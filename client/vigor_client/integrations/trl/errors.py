@@ -1,8 +1,8 @@
-"""The errors of the TRL layer. Each stops what it concerns with its message; nothing is trained on a guess.
+"""The errors of the TRL layer. A run stops with the message, or TRL leaves the call out of the step.
 
     VigorError
     ├── UnsupportedTrlError    the installed TRL is not what this code reads
-    ├── MainProcessError       the process that calls the service for all of them failed
+    ├── MainProcessError       the main process failed at a call that it makes for all
     └── WrongAnswerError       the service answered, but not about the tokens that were sampled
 
 Completions that are not whole groups are an ``InvalidGroupError``, which all adapters share.
@@ -18,7 +18,7 @@ class UnsupportedTrlError(VigorError):
 
 
 class MainProcessError(VigorError):
-    """The main process failed at what it does for all processes; its own error is in its own output."""
+    """The main process failed at a call that it makes for all processes. Its own output has its own error."""
 
 
 class WrongAnswerError(VigorError):

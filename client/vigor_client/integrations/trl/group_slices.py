@@ -1,4 +1,4 @@
-"""Which completions of which groups one process holds, where groups lie end to end over the slices of all processes.
+"""Which completions of which groups one process holds: groups lie end to end over the slices of all processes.
 
 Pure arithmetic: knows no trainer and no service.
 """

@@ -1,4 +1,4 @@
-"""Publishes the weights of TRL's own GRPOTrainer before they generate, for its reward function to insist on.
+"""Publishes the weights of TRL's own GRPOTrainer before they generate, and pins its reward function to them.
 
 A callback sees optimizer steps, not generation. So it publishes at the start of each optimizer step that generates, and
 at the end of one that is evaluated. Whole models alone: what is sharded, or has an adapter, `vigor-trainer` publishes.
@@ -158,7 +158,7 @@ class WeightPublisher:
             raise AttributeError(name)
 
     def _publish(self, step: int) -> None:
-        """Publish the weights as they are after ``step`` optimizer steps. All processes come here."""
+        """Publish the weights as they are after ``step`` optimizer steps. All processes must call it."""
         if self._model is None:
             raise VigorError("nothing to publish: training has not begun")
         self._publisher.begin(self._model.state_dict, step)

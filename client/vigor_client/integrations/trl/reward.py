@@ -128,22 +128,22 @@ class _Reward:
         return self._num_generations_eval if is_evaluating else self._num_generations
 
     def _ends(self, trainer: object) -> Collection[int]:
-        """Return what ends a completion: what was given, else what TRL takes for its end."""
+        """Return the tokens that end a completion: those given, else those that TRL counts as its end."""
         given = self._eos_token_ids
         return end_token_ids(trainer, self._processing_class) if given is None else given
 
     async def _scores(self, asked: Round, step: int | None) -> list[VersionedScore] | None:
         try:
-            insisted = self._insisted(step)
+            pinned = self._pinned_weights(step)
             async with self._connect(self._url) as client:
-                return await score_round(client, asked, {**self._options, **insisted})
+                return await score_round(client, asked, {**self._options, **pinned})
         except VigorError as error:
             if self._on_failure == "raise":
                 raise
             logger.warning("no rewards for %s: %s: %s", asked.name, type(error).__name__, error)
             return None
 
-    def _insisted(self, step: int | None) -> dict[str, object]:
+    def _pinned_weights(self, step: int | None) -> dict[str, object]:
         if self._weights is None or step is None:
             return {}
         publication = self._weights.at(step)
@@ -164,7 +164,7 @@ class VigorReward(_Reward):
             whether it evaluates.
         weights: a ``WeightPublisher``: scores must come from what it published for this step. Without it, the weights
             that the service has are those that score.
-        eos_token_ids: what ends a completion; by default what TRL takes for its end: the end-of-sequence tokens of the
+        eos_token_ids: what ends a completion; by default what TRL counts as its end: the end-of-sequence tokens of the
             trainer (where TRL does not show them, of the tokenizer) and padding.
         chat_template_kwargs: as in the trainer's configuration.
         reward, ties, truncated: as in ``VigorClient.score``.

@@ -1,4 +1,4 @@
-"""One process' share of a round of completions: whole groups together, the rest sample by sample, in order again.
+"""One process' share of a round of completions: whole groups are asked for together, other completions one by one.
 
 Knows groups, samples and clients; knows no trainer.
 """
@@ -25,7 +25,7 @@ from vigor_client.schemas.scoring import (
     ScoreResponse,
 )
 
-MAX_WAITING_SAMPLES = 100  # each waits on a connection of its own, and httpx opens so many
+MAX_WAITING_SAMPLES = 100  # each waits on a connection of its own; httpx opens 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +61,11 @@ class Round:
             )
 
     def groups(self) -> list[Group]:
-        """The groups that are whole in this process."""
+        """Return the groups that are whole in this process."""
         return [self._group(part) for part in self.parts if self._is_whole(part)]
 
     def samples(self, options: Mapping[str, Any]) -> list[SampleRequest]:
-        """The completions of the groups that are not."""
+        """Return the completions of the groups that are not whole here, as samples."""
         return [
             self._sample(part, position, options)
             for part in self._split_parts()
@@ -122,10 +122,10 @@ class Round:
 
 
 async def score_round(client: AsyncVigorClient, asked: Round, options: Mapping[str, Any]) -> list[VersionedScore]:
-    """Score a round, a score per completion. ``options`` are those of ``VigorClient.score``.
+    """Return a score per completion of a round. ``options`` are those of ``VigorClient.score``.
 
     Raises:
-        the error of what failed first; the rest is given up.
+        the error of the request that failed first; the others are cancelled.
     """
     try:
         # Together, since other processes wait for these samples already.
@@ -139,7 +139,7 @@ async def score_round(client: AsyncVigorClient, asked: Round, options: Mapping[s
 
 
 async def _score(client: AsyncVigorClient, groups: list[Group], options: Mapping[str, Any]) -> list[ScoreResponse]:
-    """Score whole groups, in halves where the service finds them too large for one request."""
+    """Return the scores of whole groups, from halves where the service finds them too large for one request."""
     try:
         return [await client.score(groups, **options)]
     except (PayloadTooLargeError, UnexpectedAnswerError) as error:
