@@ -54,7 +54,7 @@ def test_a_trl_of_another_shape_is_refused_before_anything_is_loaded(tmp_path: P
     program.write_text(ANOTHER_TRL)
     flags = ["--reward_url", "http://127.0.0.1:1", "--dataset", "addition", "--output_dir", str(output)]
     finished = subprocess.run(
-        [sys.executable, program, *flags, "--use_cpu", "true"], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, program, *flags, "--use_cpu", "true"], capture_output=True, text=True, timeout=180, check=False
     )
     line = finished.stderr.splitlines()[-1]
     assert finished.returncode == 2
