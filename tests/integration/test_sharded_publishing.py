@@ -72,4 +72,4 @@ def test_a_service_that_is_lost_in_the_middle_ends_both_processes(
         client.publish_weights(served, weight_version=99)  # so that there is something to send
     with cutting_proxy((url.host, url.port), 20_000) as cut:
         told = of_two_processes(checkpoint, kind, cut)
-    assert told == ["process 0: ConnectionLostError", "process 1: ScoringFailedError"]
+    assert told == ["process 0: ConnectionLostError", "process 1: MainProcessError"]

@@ -27,6 +27,6 @@ def test_two_processes_share_a_group_and_its_end() -> None:
     assert sorted(line for line in finished.stdout.splitlines() if line.startswith("process")) == [
         "process 0: ConnectionError: the service is gone, 1 group was not scored",
         "process 0: reward -1.0, requests 1",
-        "process 1: ScoringFailedError: process 1 stops: the main process failed, see its message",
+        "process 1: MainProcessError: process 1 stops: the main process failed, see its message",
         "process 1: reward 1.0, requests 0",
     ]

@@ -68,7 +68,6 @@ ROOMS = [
     "vigor_trainer.errors",
     "vigor_trainer.monitoring",
     "vigor_trainer.reports",
-    "vigor_trainer.processes",
     "vigor_trainer.resume",
     "vigor_trainer.weights",
     "vigor_trainer.building",

@@ -152,7 +152,8 @@ def test_the_service_takes_the_contract_from_the_client_and_nothing_else() -> No
 def test_the_trainer_uses_the_clients_public_api() -> None:
     public = {("vigor_client", name) for name in vigor_client.__all__}
     in_the_open = {
-        f"vigor_client.{name}" for name in ("schemas", "models.embedded", "cli.jsonl_input", "transport.key_file")
+        f"vigor_client.{name}"
+        for name in ("schemas", "models.embedded", "cli.jsonl_input", "transport.key_file", "integrations.trl")
     }
     refuse(
         [

@@ -14,8 +14,6 @@ from accelerate.utils import FullyShardedDataParallelPlugin
 from transformers import AutoModelForCausalLM
 
 from vigor_client import VigorClient, VigorError
-from vigor_trainer.errors import ScoringFailedError
-from vigor_trainer.processes import on_main_process
 from vigor_trainer.weights.gathering import gathered_weights
 from vigor_trainer.weights.publisher import Publisher
 
@@ -34,10 +32,8 @@ def step(accelerator: Accelerator, checkpoint: str) -> torch.nn.Module:
 
 def publish(accelerator: Accelerator, model: torch.nn.Module, url: str) -> str:
     with VigorClient(url, max_retries=0, timeout_seconds=30) as client, Publisher(client) as publisher:
-        weights = gathered_weights(accelerator, model)
-        if accelerator.is_main_process:
-            publisher.begin(weights, STEP)
-        return on_main_process(publisher.wait).weight_digest
+        publisher.begin(lambda: gathered_weights(accelerator, model), STEP)
+        return publisher.finish().weight_digest
 
 
 def say(line: str) -> None:
@@ -52,7 +48,7 @@ def main(checkpoint: str, kind: str, url: str) -> None:
     model = step(accelerator, checkpoint)
     try:
         say(f"process {accelerator.process_index}: {publish(accelerator, model, url)}")
-    except (VigorError, ScoringFailedError) as error:
+    except VigorError as error:
         say(f"process {accelerator.process_index}: {type(error).__name__}")
     accelerator.wait_for_everyone()
     os._exit(0)  # where FSDP's tensors are freed first, gloo's threads sometimes never end

@@ -6,8 +6,9 @@ import pytest
 from safetensors import SafetensorError
 
 from vigor_client import NotReadyError
+from vigor_client.integrations.groups import InvalidGroupError
 from vigor_trainer.building import building
-from vigor_trainer.errors import IncompleteGroupError, InvalidModelError, UnsupportedSettingError
+from vigor_trainer.errors import InvalidModelError, UnsupportedSettingError
 
 
 class TrackerError(Exception):
@@ -38,7 +39,7 @@ def test_a_refusal_is_one_line_that_says_what_was_built(error: Exception) -> Non
 
 
 @pytest.mark.parametrize(
-    "error", [AttributeError("x"), AssertionError(), IncompleteGroupError("x"), NotReadyError("x"), KeyboardInterrupt()]
+    "error", [AttributeError("x"), AssertionError(), InvalidGroupError("x"), NotReadyError("x"), KeyboardInterrupt()]
 )
 def test_faults_and_errors_with_a_message_of_their_own_pass(error: BaseException) -> None:
     with pytest.raises(type(error)) as caught, building("x"):

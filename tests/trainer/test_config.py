@@ -90,7 +90,7 @@ def test_any_flag_of_trl_works() -> None:
         (["--eval_strategy", "epoch"], "--eval_strategy needs --eval_dataset"),
         (["--num_generations", "1"], "at least 2 generations"),
         (["--broadcast", "mpi"], "argument --broadcast: invalid choice"),
-        (["--broadcast", "gloo", "--shared_directory", "x"], "--broadcast and --shared_directory are two ways"),
+        (["--broadcast", "gloo", "--shared_directory", "x"], "--broadcast and --shared_directory both say how"),
         (["--wait_seconds", "601"], "--wait_seconds is 601: give 0 to 600"),
         (["--dataset_size", "0"], "--dataset_size is 0: give more than 0"),
         (["--config", "nowhere.yaml"], "No such file or directory: 'nowhere.yaml'"),

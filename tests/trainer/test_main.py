@@ -35,6 +35,34 @@ def test_a_missing_extra_is_named_without_a_stack_trace() -> None:
     assert finished.stderr == "vigor-trainer needs trl: pip install '.[trainer]' in a checkout of vigor-rl\n"
 
 
+ANOTHER_TRL = """
+import sys
+import trl
+
+class GRPOTrainer(trl.GRPOTrainer):
+    def _generate(self, requests):
+        return super()._generate(requests)
+
+trl.GRPOTrainer = GRPOTrainer
+from vigor_trainer.__main__ import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_a_trl_of_another_shape_is_refused_before_anything_is_loaded(tmp_path: Path) -> None:
+    program, output = tmp_path / "program.py", tmp_path / "output"
+    program.write_text(ANOTHER_TRL)
+    flags = ["--reward_url", "http://127.0.0.1:1", "--dataset", "addition", "--output_dir", str(output)]
+    finished = subprocess.run(
+        [sys.executable, program, *flags, "--use_cpu", "true"], capture_output=True, text=True, timeout=180, check=False
+    )
+    line = finished.stderr.splitlines()[-1]
+    assert finished.returncode == 2
+    assert line.startswith("vigor-trainer stopped: TRL 1.")
+    assert ": GRPOTrainer._generate(prompts); 8 values from GRPOTrainer._generate" in line
+    assert not output.exists()
+
+
 def run(*argv: str) -> int:
     return main(["--dataset", "addition", "--use_cpu", "true", *argv])
 

@@ -13,7 +13,7 @@ from transformers import TrainerState
 
 from tests.trainer.fake_service import FakeService
 from vigor_client import Group, ScoreResponse
-from vigor_trainer.errors import ScoringFailedError
+from vigor_client.integrations.trl.errors import MainProcessError
 from vigor_trainer.rewards.groups import ScoreOptions
 from vigor_trainer.rewards.service_reward import ServiceReward
 from vigor_trainer.weights.publisher import Publisher
@@ -27,8 +27,7 @@ class Stopping(FakeService):
 def reward_of_my_completion(service: FakeService) -> float:
     me = PartialState().process_index
     with Publisher(service) as publisher:
-        if PartialState().is_main_process:
-            publisher.begin({"weight": torch.ones(1)}, 0)
+        publisher.begin(lambda: {"weight": torch.ones(1)}, 0)
         reward = ServiceReward(service, publisher, ScoreOptions(), record=lambda _: None)
         [mine] = reward(
             prompts=["1+1"],
@@ -58,7 +57,7 @@ def main() -> None:
     say(f"process {me}: reward {reward_of_my_completion(service)}, requests {len(service.requests)}")
     try:
         reward_of_my_completion(Stopping())
-    except (ConnectionError, ScoringFailedError) as error:
+    except (ConnectionError, MainProcessError) as error:
         say(f"process {me}: {type(error).__name__}: {error}")
     PartialState().destroy_process_group()
 

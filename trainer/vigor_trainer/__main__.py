@@ -1,7 +1,7 @@
 """`vigor-trainer`: parse, train, and turn every known failure into one message and an exit code.
 
 0: trained and saved. 1: the run stopped, nothing was trained on a guess. 2: the command line cannot be run.
-130: interrupted. What else is raised after the first step has begun is a fault of ours or of TRL, and shows its
+130: interrupted. Any other error after the first step has begun is a fault of this program or of TRL, and shows its
 traceback.
 """
 
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends no run
+            stream.reconfigure(errors="backslashreplace")  # the run goes on where the terminal cannot show a name
     # TRL 1.16 uses the names that transformers 5.23 deprecates, in every run and whatever the user does.
     warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
     try:
@@ -39,12 +39,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: Arguments) -> int:
     from vigor_client import VigorError
+    from vigor_client.integrations.trl.errors import UnsupportedTrlError
     from vigor_trainer.errors import InvalidModelError, InvalidTaskError, TrainerError, UnsupportedSettingError
     from vigor_trainer.train import run
 
     try:
         run(arguments)
-    except (InvalidModelError, InvalidTaskError, UnsupportedSettingError) as error:
+    except (InvalidModelError, InvalidTaskError, UnsupportedSettingError, UnsupportedTrlError) as error:
         return _stopped(error, EXIT_USAGE)
     except (TrainerError, VigorError, OSError) as error:  # OSError: the disk is full, a directory was removed
         return _stopped(error, EXIT_STOPPED)

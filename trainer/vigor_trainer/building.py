@@ -1,15 +1,15 @@
-"""What TRL, transformers and the libraries under them raise when a run with these settings cannot begin."""
+"""Errors of TRL, transformers and the libraries under them when a run with these settings cannot begin."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 from vigor_client import VigorError
 from vigor_trainer.errors import TrainerError, UnsupportedSettingError
 
-# By these libraries say that a package, a file, a value or a combination is wrong. Other classes of Python's own, such
-# as AttributeError, are faults of a program.
+# Libraries raise these when a package, a file, a value or a combination is wrong. Other built-in classes, such as
+# AttributeError, are faults of a program.
 BUILTIN_REFUSALS = (ImportError, OSError, ValueError, TypeError, LookupError, RuntimeError)
 _OURS = ("vigor_trainer", "vigor_client")
 
@@ -17,7 +17,7 @@ _OURS = ("vigor_trainer", "vigor_client")
 @contextmanager
 def building(
     what: str, *, kind: type[TrainerError] = UnsupportedSettingError, is_over: Callable[[], bool] = lambda: False
-) -> Iterator[None]:
+) -> Generator[None]:
     """Turn a library's refusal into one line, which begins with ``what``, unless ``is_over`` says that it is built.
 
     Raises:
@@ -32,7 +32,7 @@ def building(
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether a library refuses with it what it was given."""
+    """Return whether a library refuses its input by this error."""
     if isinstance(error, VigorError | TrainerError):  # these have a message of their own
         return False
     is_a_librarys = type(error).__module__.partition(".")[0] not in ("builtins", *_OURS)

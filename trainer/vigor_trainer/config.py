@@ -1,4 +1,4 @@
-"""The command line: TRL's own flags and YAML file, and the few knobs that TRL lacks.
+"""The command line: TRL's own flags and YAML file, and the few settings that TRL lacks.
 
 Order of precedence: flag, then `--config` file, then what a machine without a GPU needs, then the paper's recipe, then
 TRL's default.
@@ -46,19 +46,25 @@ Every flag of TRL's GRPOConfig and ModelConfig works, and so does --config FILE.
 
 @dataclass(kw_only=True)
 class VigorArguments:
-    """The knobs that TRL lacks. Each is a flag and a key of the YAML file."""
+    """The settings that TRL lacks. Each is a flag and a key of the YAML file."""
 
-    reward_url: str = field(metadata={"help": "Where vigor-service listens, for example http://127.0.0.1:8000"})
+    reward_url: str = field(metadata={"help": "URL of vigor-service, for example http://127.0.0.1:8000"})
     dataset: str = field(
-        metadata={"help": "addition, reasoning-gym:<task>, a .jsonl file, or the name of a dataset on the hub"}
+        metadata={
+            "help": "Training prompts: addition, reasoning-gym:<task>, a .jsonl file, or the name of a dataset on "
+            "the hub"
+        }
     )
     model: str | None = field(
         default=None,
         metadata={
-            "help": "Directory or hub name, as TRL's --model_name_or_path; neither: the embedded SmolLM2-135M-Instruct"
+            "help": "Directory or hub name of the model, the same setting as TRL's --model_name_or_path; by default "
+            "the embedded SmolLM2-135M-Instruct"
         },
     )
-    eval_dataset: str | None = field(default=None, metadata={"help": "Spelled as --dataset; used with --eval_strategy"})
+    eval_dataset: str | None = field(
+        default=None, metadata={"help": "Evaluation prompts, spelled as --dataset; used with --eval_strategy"}
+    )
     dataset_split: str = field(default="train", metadata={"help": "Split of a hub dataset"})
     eval_dataset_split: str = field(default="test", metadata={"help": "Split of a hub dataset for evaluation"})
     dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset"})
@@ -66,32 +72,38 @@ class VigorArguments:
     overlong_prompts: Literal["refuse", "skip"] = field(
         default="refuse",
         metadata={
-            "help": "What becomes of prompts that leave no room for max_completion_length in the service's context: "
+            "help": "Treatment of prompts that leave no room for max_completion_length in the service's context: "
             "refuse the run before its first step, or skip them"
         },
     )
-    prompt_column: str | None = field(default=None, metadata={"help": "Unless given: prompt or question"})
-    answer_column: str | None = field(default=None, metadata={"help": "Unless given: answer, where there is one"})
+    prompt_column: str | None = field(
+        default=None, metadata={"help": "Column of the prompt; by default prompt or question"}
+    )
+    answer_column: str | None = field(
+        default=None, metadata={"help": "Column of the answer; by default answer, if there is one"}
+    )
     reward: Literal["vigor", "self_certainty", "logprob", "entropy"] = field(
-        default="vigor", metadata={"help": "What is ranked: vigor, or a baseline from the same forward pass"}
+        default="vigor", metadata={"help": "Value that is ranked: vigor, or a baseline from the same forward pass"}
     )
     ties: Literal["average", "ordinal"] = field(
-        default="average", metadata={"help": "Equal values share their mean rank, or rank by index"}
+        default="average", metadata={"help": "Ranks of equal values: all get their mean rank, or they rank by index"}
     )
     deltas: Literal["auto", "on", "off"] = field(
         default="auto",
         metadata={
-            "help": "Send what changed alone, which keeps a copy of the model on the host; auto: if the service has "
-            "weights in 16 bits, where little changes"
+            "help": "Whether to send only the weights that changed, which keeps a copy of the model in host memory; "
+            "auto: on if the service has weights in 16 bits, where few change"
         },
     )
     shared_directory: str | None = field(
         default=None,
-        metadata={"help": "The service's --weights-root as this machine sees it: weights go through it, not over HTTP"},
+        metadata={"help": "Path of the service's --weights-root on this machine: weights go through it, not over HTTP"},
     )
     broadcast: Literal["gloo", "nccl"] | None = field(
         default=None,
-        metadata={"help": "Send weights through torch.distributed, to a service started with --allow-broadcast"},
+        metadata={
+            "help": "Backend to send weights through torch.distributed, to a service started with --allow-broadcast"
+        },
     )
     broadcast_host: str = field(
         default="127.0.0.1",
@@ -120,7 +132,7 @@ class VigorArguments:
 
 
 class Arguments(NamedTuple):
-    """Everything a run is told."""
+    """All settings of a run: those of the trainer, of GRPO and of the model."""
 
     vigor: VigorArguments
     grpo: GRPOConfig
@@ -128,14 +140,14 @@ class Arguments(NamedTuple):
 
 
 class _Parser(TrlParser):
-    """TrlParser that reports a fault in one line: TRL's usage text has hundreds."""
+    """TrlParser that reports an error in one line: TRL's usage text has hundreds."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 def parse_arguments(argv: Sequence[str], *, has_gpu: bool | None = None) -> Arguments:
-    """Parse flags and the YAML file; a fault prints one line and exits with code 2.
+    """Parse flags and the YAML file; an error prints one line and exits with code 2.
 
     ``has_gpu`` is whether torch finds an accelerator on this machine (None: ask it). Without one, or with
     ``--use_cpu``, ``CPU_SETTINGS`` are the defaults.
@@ -147,7 +159,7 @@ def parse_arguments(argv: Sequence[str], *, has_gpu: bool | None = None) -> Argu
 
 
 def describe_cpu_settings(grpo: GRPOConfig) -> str | None:
-    """One line that names the settings that were chosen because a CPU trains, or None where a GPU does."""
+    """Return one line that names the settings chosen because a CPU trains; None where a GPU does."""
     if not grpo.use_cpu:
         return None
     chosen = [
@@ -160,7 +172,7 @@ def describe_cpu_settings(grpo: GRPOConfig) -> str | None:
 
 
 def _gpu_settings() -> dict[str, Any]:
-    """TRL's default is bfloat16 on every GPU; transformers refuses it on those that lack it."""
+    """Return what a GPU without bfloat16 needs: it is TRL's default, and transformers refuses it there."""
     return {} if is_torch_bf16_gpu_available() else {"bf16": False}
 
 
@@ -181,10 +193,10 @@ def _parse(argv: Sequence[str], defaults: dict[str, Any]) -> Arguments:
 
 
 def _separate_config(argv: Sequence[str]) -> list[str]:
-    """TrlParser knows `--config FILE`; make `--config=FILE` the same.
+    """Split `--config=FILE` in two, since TrlParser knows only `--config FILE`.
 
     Raises:
-        UnsupportedSettingError: there is no file behind it.
+        UnsupportedSettingError: no file follows it.
     """
     if argv and argv[-1] == "--config":
         raise UnsupportedSettingError("--config needs a file")
@@ -198,7 +210,7 @@ def _refuse_unknown(unknown: Sequence[str]) -> None:
 
 
 def _refuse_unsupported(arguments: Arguments) -> None:
-    """Settings under which the published weights would not be the ones that generate."""
+    """Refuse settings under which the published weights would not be the ones that generate."""
     vigor, grpo, model = arguments
     if vigor.model and model.model_name_or_path:
         raise UnsupportedSettingError("--model and --model_name_or_path are the same setting: give one")
@@ -213,6 +225,6 @@ def _refuse_unsupported(arguments: Arguments) -> None:
             "--use_transformers_continuous_batching casts the model while it generates: give --bf16 false"
         )
     if vigor.broadcast and vigor.shared_directory:
-        raise UnsupportedSettingError("--broadcast and --shared_directory are two ways of one update: give one")
+        raise UnsupportedSettingError("--broadcast and --shared_directory both say how weights are sent: give one")
     if grpo.eval_strategy != "no" and not vigor.eval_dataset:
         raise UnsupportedSettingError("--eval_strategy needs --eval_dataset")

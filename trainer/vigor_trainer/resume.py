@@ -1,10 +1,11 @@
-"""Which checkpoint a run goes on from, found before anything is loaded."""
+"""Finds the checkpoint that a run goes on from, before anything is loaded."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -23,8 +24,8 @@ class Checkpoint:
 def find_checkpoint(setting: str | bool | None, output_dir: Path) -> Checkpoint | None:
     """Return what ``--resume_from_checkpoint`` asks for; None: a new run.
 
-    ``true`` is the last whole checkpoint in ``output_dir``: one that a run was killed in the middle of has no state of
-    the trainer, which is written last. ``false`` is none, anything else a directory.
+    ``true`` is the last whole checkpoint in ``output_dir``: one that was being saved when a run was killed has no
+    state of the trainer, which is written last. ``false`` is none, anything else a directory.
 
     Raises:
         UnsupportedSettingError: there is no such checkpoint, or it is not whole.
@@ -58,10 +59,10 @@ def _checkpoint(directory: Path) -> Checkpoint:
 
 
 def _step_of(directory: Path) -> int | None:
-    """How many steps the trainer had taken; None where its state is missing or torn."""
+    """Return how many steps the trainer had taken; None where its state is missing or cannot be read."""
     try:
         state = json.loads((directory / TRAINER_STATE_NAME).read_bytes())
     except (OSError, ValueError):
         return None
-    step = state.get("global_step") if isinstance(state, dict) else None
+    step = cast("dict[str, object]", state).get("global_step") if isinstance(state, dict) else None
     return step if isinstance(step, int) else None

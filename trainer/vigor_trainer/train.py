@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
-from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig, ModelConfig, get_peft_config  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
 from vigor_client import Broadcast, NetworkSettingError, SharedDirectory, VigorClient, WeightSnapshot, WeightTransport
+from vigor_client.integrations.trl.trl_shape import READ_BY_VIGOR_TRAINER, check_installed_trl
 from vigor_client.models.embedded import embedded_model_dir
 from vigor_client.transport.key_file import read_key
 from vigor_trainer.building import building
@@ -28,6 +28,9 @@ from vigor_trainer.trainer import VigorTrainer
 from vigor_trainer.weights.publisher import Publisher
 from vigor_trainer.weights.saving import save_final_model
 
+if TYPE_CHECKING:
+    from datasets import Dataset  # pyright: ignore[reportMissingTypeStubs] - it has none
+
 _DTYPES_OF_16_BITS = ("bfloat16", "float16")
 
 
@@ -36,8 +39,10 @@ def run(arguments: Arguments) -> None:
 
     Raises:
         TrainerError: see its tree.
+        UnsupportedTrlError: the installed TRL lacks what is read from it.
         VigorError: the service cannot be reached, or refuses.
     """
+    check_installed_trl(READ_BY_VIGOR_TRAINER)
     vigor, grpo, model = arguments
     if (line := describe_cpu_settings(grpo)) is not None:
         print(line, flush=True)
@@ -61,12 +66,16 @@ def run(arguments: Arguments) -> None:
                 **_datasets(vigor, grpo, tokenizer, client, tasks),
             )
         with building("the run cannot begin", is_over=lambda: trainer.has_begun):
-            trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint.directory))
+            _train(trainer, checkpoint)
         final = trainer.publish_final_weights()
     save_final_model(trainer, output_dir)
-    trainer.accelerator.print(
-        f"saved {grpo.output_dir}; the service holds version {final.weight_version}, {final.weight_digest}"
-    )
+    if trainer.accelerator.is_main_process:
+        print(f"saved {grpo.output_dir}; the service holds version {final.weight_version}, {final.weight_digest}")
+
+
+def _train(trainer: VigorTrainer, checkpoint: Checkpoint | None) -> None:
+    directory = checkpoint and str(checkpoint.directory)
+    trainer.train(resume_from_checkpoint=directory)  # pyright: ignore[reportUnknownMemberType] - partly untyped
 
 
 def _output_dir(grpo: GRPOConfig) -> Path:
@@ -95,7 +104,7 @@ def _records(grpo: GRPOConfig, output_dir: Path, checkpoint: Checkpoint | None) 
 
 
 @contextmanager
-def _client(vigor: VigorArguments) -> Iterator[VigorClient]:
+def _client(vigor: VigorArguments) -> Generator[VigorClient]:
     """Yield a client of a service that is ready."""
     try:
         client = VigorClient(vigor.reward_url, api_key=_api_key(vigor), timeout_seconds=vigor.score_timeout_seconds)
@@ -156,7 +165,8 @@ def _model_init_kwargs(grpo: GRPOConfig, model: ModelConfig) -> dict[str, Any]:
 
 def _load_tokenizer(model_name: str, grpo: GRPOConfig, model: ModelConfig) -> PreTrainedTokenizerBase:
     with building(f"--model {model_name}: no tokenizer there", kind=InvalidModelError):
-        return AutoTokenizer.from_pretrained(
+        load = cast("Callable[..., PreTrainedTokenizerBase]", AutoTokenizer.from_pretrained)  # pyright: ignore[reportUnknownMemberType]
+        return load(
             model_name,
             revision=model.model_revision,
             trust_remote_code=grpo.trust_remote_code,
@@ -168,7 +178,7 @@ def _load_tokenizer(model_name: str, grpo: GRPOConfig, model: ModelConfig) -> Pr
 def _read_tasks(
     vigor: VigorArguments, grpo: GRPOConfig, tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, list[Example]]:
-    has_chat_template = tokenizer.chat_template is not None
+    has_chat_template = getattr(tokenizer, "chat_template", None) is not None
 
     def read(name: str, split: str, seed: int) -> list[Example]:
         source = TaskSource(
@@ -197,7 +207,8 @@ def _datasets(
     tasks: dict[str, list[Example]],
 ) -> dict[str, Dataset]:
     """Return the prompts that fit, with a whole completion, into what the service takes."""
-    num_tokens = prompt_counter(tokenizer, cast("dict[str, Any]", grpo.chat_template_kwargs or {}))
+    template_kwargs = cast("dict[str, Any] | None", grpo.chat_template_kwargs)  # pyright: ignore[reportUnknownMemberType]
+    num_tokens = prompt_counter(tokenizer, template_kwargs or {})
     max_prompt_tokens = client.model().max_sequence_tokens - (grpo.max_completion_length or 1)
     return {
         name: as_dataset(
@@ -206,7 +217,7 @@ def _datasets(
                 num_tokens,
                 max_prompt_tokens=max_prompt_tokens,
                 overlong=vigor.overlong_prompts,
-                tell=lambda line: print(line, flush=True),
+                report=lambda line: print(line, flush=True),
             )
         )
         for name, examples in tasks.items()

@@ -1,10 +1,14 @@
-"""TRL's GRPOTrainer, with the two things that its reward functions are not given.
+"""TRL's GRPOTrainer, with the two things that stock TRL cannot do for its reward functions.
 
-- Around generation: the weights that are about to generate are published, once per optimizer step. A callback cannot do
-  this: generation also happens in the middle of an accumulation, in evaluation, and at the start of a resumed run.
-- After generation: the prompt's token ids as they were generated from, handed to the reward function through the
-  channel that TRL has for extra fields of a rollout. Tokenizing the prompt a second time could differ (a template
-  with a date, truncation, tools), and then another gradient would be measured.
+- Around generation: the weights that are about to generate are published beside it, sharded ones and adapters too. A
+  callback sees optimizer steps; generation also happens in the middle of an accumulation, in evaluation, and at the
+  start of a resumed run.
+- After generation: the prompt's token ids as they were generated from, and the mask of tokens that tools wrote, are
+  handed to the reward function through the channel that TRL has for extra fields of a rollout. Tokenizing the prompt a
+  second time could differ (a template with a date, truncation, tools), and then another gradient would be measured.
+
+What both have in common (how a completion ended, when weights are due, one call for all processes) is in
+`vigor_client.integrations.trl`, which TRL's own trainers use too.
 """
 
 from __future__ import annotations
@@ -15,14 +19,16 @@ from typing import TYPE_CHECKING, Any, cast
 from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
 from vigor_client import PublishResult
-from vigor_trainer.processes import on_main_process
+from vigor_client.integrations.trl.completions import end_token_ids, finish_reason
 from vigor_trainer.weights.gathering import gathered_weights
 from vigor_trainer.weights.lora import adapted_model
-from vigor_trainer.weights.publisher import Publisher
+from vigor_trainer.weights.publisher import PublishedWeights, Publisher
 
 if TYPE_CHECKING:
     import torch
     from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage] - exported lazily
+
+    from vigor_trainer.weights.accelerator import Accelerator
 
 
 class VigorTrainer(GRPOTrainer):
@@ -32,51 +38,49 @@ class VigorTrainer(GRPOTrainer):
         UnsupportedSettingError: the model has an adapter that cannot be published.
     """
 
+    accelerator: Accelerator
+
     def __init__(self, *, publisher: Publisher, **grpo: Any) -> None:  # noqa: ANN401 - TRL's own arguments
-        super().__init__(**grpo)
-        self._adapted = adapted_model(self.accelerator, cast("torch.nn.Module", self.model))
+        super().__init__(**grpo)  # pyright: ignore[reportUnknownMemberType] - partly untyped in TRL
+        self._adapted = adapted_model(self.accelerator, self._bare_model)
         self._publisher = publisher
-        self._published_step: int | None = None
 
     @property
     def has_begun(self) -> bool:
         """Whether anything was generated: until then the run is still being built."""
-        return self._published_step is not None
+        return self._publisher.step is not None
 
     def publish_final_weights(self) -> PublishResult:
-        """Publish what training ended with, so that the service serves the checkpoint that is saved next."""
-        self._begin_publication()
-        return on_main_process(self._publisher.wait)
+        """Publish the weights that training ended with, so that the service has those of the checkpoint saved next."""
+        self._publisher.forget()
+        self._publisher.begin(self._weights, self.state.global_step)
+        return self._publisher.finish()
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
-        if self._published_step != self.state.global_step:
-            self._begin_publication()
-            # TRL merges the adapter in place while it hands the weights to vLLM: they must have been read by then.
-            if self._adapted and cast("GRPOConfig", self.args).use_vllm:
-                on_main_process(self._publisher.wait)
+        self._publisher.begin(self._weights, self.state.global_step)
+        # TRL merges the adapter in place while it hands the weights to vLLM: they must have been read by then.
+        if self._adapted and cast("GRPOConfig", self.args).use_vllm:
+            self._publisher.finish()
         started = perf_counter()
-        rollout = super()._generate(prompts)
+        rollout = cast("tuple[Any, ...]", super()._generate(prompts))  # pyright: ignore[reportUnknownMemberType]
         generate_seconds = perf_counter() - started
         prompt_ids, completion_ids, loss_mask, extra_fields = rollout[0], rollout[1], rollout[2], rollout[5]
-        training = self.model.training  # pyright: ignore[reportOptionalMemberAccess] - there is one by now
+        training, ends = self._bare_model.training, end_token_ids(self, self.processing_class)
         extra_fields |= {
             "prompt_ids": prompt_ids,
             "loss_mask": loss_mask or [None] * len(prompt_ids),
-            "finish_reason": [self._finish_reason(ids) for ids in completion_ids],
+            "finish_reason": [finish_reason(ids, ends) for ids in completion_ids],
             "group_size": self.num_generations if training else self.num_generations_eval,
             "mode": "train" if training else "eval",
             "generate_seconds": generate_seconds,
         }
         return rollout
 
-    def _finish_reason(self, completion_ids: list[int]) -> str:
-        """`stop` by the rule that TRL masks truncated completions with."""
-        ends = [*self.eos_token_ids, self._tokenizer.pad_token_id]
-        return "stop" if completion_ids[-1] in ends else "length"
+    def _weights(self) -> PublishedWeights:
+        """Return the weights to publish. Sharded weights are gathered from all processes, so all of them come here."""
+        wrapped = cast("torch.nn.Module", self.model_wrapped)  # pyright: ignore[reportUnknownMemberType]
+        return self._adapted or gathered_weights(self.accelerator, wrapped)
 
-    def _begin_publication(self) -> None:
-        # Sharded weights are gathered from all processes, so all of them come here.
-        weights = self._adapted or gathered_weights(self.accelerator, cast("torch.nn.Module", self.model_wrapped))
-        if self.accelerator.is_main_process:
-            self._publisher.begin(weights, self.state.global_step)
-        self._published_step = self.state.global_step
+    @property
+    def _bare_model(self) -> torch.nn.Module:
+        return cast("torch.nn.Module", self.model)  # pyright: ignore[reportUnknownMemberType] - partly untyped

@@ -1,1 +1,4 @@
-"""Adapters: how the trainers people use take their rewards from the service. None is imported by the client itself."""
+"""Adapters: how other trainers take their rewards from the service.
+
+They know the samples of those trainers by the fields they read. The client itself imports none of them.
+"""

@@ -1,7 +1,7 @@
 """The reward of NeMo-RL: ranks of whole groups of sampled token ids, over a batch whose rollouts have ended.
 
-NeMo-RL's environments are told roles and text alone: which tokens were sampled, and which answers were cut off, stands
-in the batch that its training loop holds. Knows that batch by what it reads, and does not import NeMo-RL.
+NeMo-RL's environments get roles and text alone. Which tokens were sampled, and which answers were cut off, is in the
+batch that its training loop holds. Knows that batch by the fields it reads, and does not import NeMo-RL.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from vigor_client.chunking import score_in_chunks
 from vigor_client.client import VigorClient
 from vigor_client.integrations.environment import service_of_environment
+from vigor_client.integrations.groups import shared_prompt
 from vigor_client.schemas.scoring import Completion, Group
 
 if TYPE_CHECKING:
@@ -24,18 +25,19 @@ POLICY = "assistant"
 
 
 def vigor_rewards(batch: Mapping[str, Any]) -> torch.Tensor:
-    """Return the rank rewards of a batch's samples, float32 [batch], to be its ``total_reward``.
+    """Return the rank rewards of a batch's samples, float32 [batch], for its ``total_reward``.
 
     The service is at ``VIGOR_URL``, its key in ``VIGOR_API_KEY``, if it has one. Scores come from the weights it
-    serves. What the policy did not write itself, between its turns, is left out of the loss.
+    serves. Tokens between the policy's turns, which it did not write, are left out of the loss.
 
     Args:
         batch: ``message_log`` (messages with ``role`` and ``token_ids``), ``idx`` (the same for a prompt's samples)
             and ``truncated`` of each sample.
 
     Raises:
-        ValueError: ``VIGOR_URL`` is not set, a sample has no answer, or a group mixes prompts: nothing was asked.
-        VigorError: no scores, after the client's retries; training stops.
+        ValueError: ``VIGOR_URL`` is not set, or a sample has no answer; nothing was asked.
+        InvalidGroupError: samples of one ``idx`` have different prompts; nothing was asked.
+        VigorError: there are no scores after the client's retries; training stops.
     """
     import torch
 
@@ -51,7 +53,7 @@ def vigor_rewards(batch: Mapping[str, Any]) -> torch.Tensor:
 
 
 def _places(indices: Sequence[Any]) -> list[list[int]]:
-    """Where the samples of each prompt stand in the batch."""
+    """Return the positions in the batch of each prompt's samples."""
     places: defaultdict[int, list[int]] = defaultdict(list)
     for position, index in enumerate(indices):
         places[int(index)].append(position)
@@ -61,17 +63,16 @@ def _places(indices: Sequence[Any]) -> list[list[int]]:
 def _group(batch: Mapping[str, Any], positions: Sequence[int]) -> Group:
     parts = [_split(batch["message_log"][position], position) for position in positions]
     prompts = [[token for message in prompt for token in _ids(message)] for prompt, _ in parts]
-    if any(prompt != prompts[0] for prompt in prompts):
-        raise ValueError(f"samples {list(positions)} have one idx and different prompts: nothing was asked")
+    prompt_ids = shared_prompt(prompts, f"the group of samples {list(positions)}, which have one idx,")
     completions = [
         _completion(answer, is_truncated=bool(batch["truncated"][position]))
         for position, (_, answer) in zip(positions, parts, strict=True)
     ]
-    return Group(prompt_ids=prompts[0], completions=completions)
+    return Group(prompt_ids=prompt_ids, completions=completions)
 
 
 def _split(log: Sequence[Message], position: int) -> tuple[list[Message], list[Message]]:
-    """The messages before the policy's first turn, and those from there to its last one."""
+    """Return the messages before the policy's first turn, and those from there to its last one."""
     start = next((number for number, message in enumerate(log) if message["role"] == POLICY), None)
     if start is None:
         raise ValueError(f"sample {position} has no message of the {POLICY}: nothing was asked")

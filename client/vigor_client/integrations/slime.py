@@ -1,6 +1,6 @@
 """The reward function of slime: whole groups of sampled token ids, by ``--group-rm --custom-rm-path``.
 
-Knows slime's samples by the fields it reads, and needs slime neither to be imported nor to be tested.
+Knows slime's samples by the fields it reads, and does not import slime.
 """
 
 from __future__ import annotations
@@ -11,20 +11,21 @@ from typing import Protocol
 
 from vigor_client.client import AsyncVigorClient
 from vigor_client.integrations.environment import service_of_environment
+from vigor_client.integrations.groups import shared_prompt
 from vigor_client.schemas.scoring import Completion, FinishReason, Group
 
 FINISH_REASONS: dict[str, FinishReason] = {"completed": "stop", "truncated": "length"}
 
 
 class Arguments(Protocol):
-    """What is asked of slime's arguments."""
+    """What is read of slime's arguments."""
 
     @property
     def rm_url(self) -> str | None: ...
 
 
 class Sample(Protocol):
-    """What is asked of slime's ``Sample``: ``tokens`` are the prompt's, then ``response_length`` of the response."""
+    """What is read of slime's ``Sample``: ``tokens`` holds the prompt's, then ``response_length`` of the response."""
 
     @property
     def group_index(self) -> int | None: ...
@@ -45,8 +46,9 @@ async def vigor_group_reward(args: Arguments, samples: Sequence[Sample], **_opti
     come from the weights it serves.
 
     Raises:
-        ValueError: no URL, or samples that are no whole group of finished responses to one prompt.
-        VigorError: no scores, after the client's retries; slime stops.
+        ValueError: there is no URL, or a response is not finished.
+        InvalidGroupError: the responses answer different prompts.
+        VigorError: there are no scores after the client's retries; slime stops.
     """
     url, api_key = service_of_environment(url=args.rm_url, cure="Give --rm-url, or set VIGOR_URL")
     async with AsyncVigorClient(url, api_key=api_key) as client:
@@ -56,9 +58,8 @@ async def vigor_group_reward(args: Arguments, samples: Sequence[Sample], **_opti
 
 def _group(samples: Sequence[Sample]) -> Group:
     prompts = [list(sample.tokens[: _prompt_length(sample)]) for sample in samples]
-    if any(prompt != prompts[0] for prompt in prompts):
-        raise ValueError(f"group {samples[0].group_index} mixes responses to different prompts: nothing was asked")
-    return Group(prompt_ids=prompts[0], completions=[_completion(sample) for sample in samples])
+    prompt = shared_prompt(prompts, f"group {samples[0].group_index}")
+    return Group(prompt_ids=prompt, completions=[_completion(sample) for sample in samples])
 
 
 def _completion(sample: Sample) -> Completion:

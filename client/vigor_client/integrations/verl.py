@@ -1,8 +1,8 @@
 """The reward of verl: norms sample by sample as rollouts end, ranks over the whole batch as advantages.
 
-verl's reward managers see one sample at a time, of a group (``uid``) whose others other workers see, and nothing says
-which of the group it is. So the manager returns the negative norm, and the advantage estimator, which gets all samples
-with their ``uid``, ranks them. Knows verl's data by what it reads, and does not import verl.
+verl's reward managers see one sample at a time. Other workers see the other samples of its group (``uid``), and its
+index within the group is not known. So the manager returns the negative norm, and the advantage estimator, which gets
+all samples with their ``uid``, ranks them. Knows verl's data by the fields it reads, and does not import verl.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class Item(Protocol):
-    """What is asked of one row of a ``DataProto``."""
+    """What is read of one row of a ``DataProto``."""
 
     @property
     def batch(self) -> Mapping[str, torch.Tensor]: ...
@@ -41,7 +41,7 @@ class Item(Protocol):
 
 
 class Data(Protocol):
-    """What is asked of a ``DataProto``."""
+    """What is read of a ``DataProto``."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Item: ...
@@ -61,7 +61,7 @@ class VigorRewardManager:
     serves. Train with ``vigor_advantage``.
 
     Raises:
-        ValueError: ``VIGOR_URL`` is not set; in a call, samples whose tokens verl does not tell apart.
+        ValueError: ``VIGOR_URL`` is not set; in a call, a sample of several turns without a mask of the policy's.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class VigorRewardManager:
         self._places = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]()
 
     async def run_single(self, data: Data) -> Reward:
-        """Score one sample. A failure after the client's retries is a NaN, and a warning that names it."""
+        """Return the reward of one sample; NaN, and a warning, where the client's retries do not help."""
         group = _group_of_one(data)
         try:
             loop = asyncio.get_running_loop()
@@ -92,7 +92,7 @@ class VigorRewardManager:
 def vigor_advantage(
     token_level_rewards: torch.Tensor, response_mask: torch.Tensor, index: Iterable[object], **_others: object
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Advantages from ranks: an advantage estimator of verl, to be registered by its ``register_adv_est``.
+    """Return advantages from ranks: an advantage estimator of verl, for its ``register_adv_est``.
 
     Equals ``(r - mean(r)) / (std(r) + 1e-4)`` within each ``uid``, where r maps the ranks of minus the summed rewards
     to [-1, 1]. Samples without a number are left out of their group and get 0, and so does one that is left alone.

@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from tests.trainer.fake_service import score_group
 from vigor_client.schemas.scoring import (
     Group,
+    GroupScore,
     SampleRequest,
     SampleResponse,
     ScoreRequest,
@@ -29,6 +30,7 @@ class GatheringService:
     def __init__(self, gather_seconds: float = GATHER_SECONDS) -> None:
         self.url = ""
         self.weight_version = 7
+        self.miscounts = False
         self.requests: list[ScoreRequest] = []
         self.samples: list[SampleRequest] = []
         self.paths: list[str] = []
@@ -54,9 +56,16 @@ class GatheringService:
             weight_version=self.weight_version,
             weight_digest="xxh3-128:" + "0" * 32,
             reward=request.reward,
-            groups=[score_group(group) for group in request.groups],
+            groups=[self._score_group(group) for group in request.groups],
             usage=Usage(prompt_tokens=0, completion_tokens=0, deduplicated_completions=0),
             timing=Timing(queue_seconds=0.0, compute_seconds=0.0),
+        )
+
+    def _score_group(self, group: Group) -> GroupScore:
+        scored = score_group(group)
+        changes = {"num_tokens": 99} if self.miscounts else {}
+        return scored.model_copy(
+            update={"completions": [score.model_copy(update=changes) for score in scored.completions]}
         )
 
     def _gather(self, sample: SampleRequest) -> SampleResponse | None:

@@ -59,7 +59,9 @@ def test_what_the_environment_wrote_between_two_turns_is_masked(service: Gatheri
 
 
 def test_samples_that_are_no_group_are_refused_by_their_place(service: GatheringService) -> None:
-    with pytest.raises(ValueError, match=r"samples \[0, 1\] have one idx and different prompts"):
+    with pytest.raises(
+        ValueError, match=r"samples \[0, 1\], which have one idx, mixes completions of different prompts"
+    ):
         vigor_rewards(batch_of([sample(1, 5), sample(2, 5)], [0, 0]))
     with pytest.raises(ValueError, match="sample 1 has no message of the assistant"):
         vigor_rewards(batch_of([sample(1, 5), sample(1)[:2]], [0, 0]))

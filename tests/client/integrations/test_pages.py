@@ -13,7 +13,9 @@ import pytest
 
 from vigor_client.integrations import slime, verl
 from vigor_client.integrations.trl import reward as trl
+from vigor_client.integrations.trl.metrics import METRICS, PREFIX, SCORE_METRICS
 from vigor_client.integrations.trl.round import MAX_WAITING_SAMPLES
+from vigor_client.integrations.trl.trl_shape import SUPPORTED_TRL, TESTED_TRL
 
 DOCS = Path(__file__).parents[3] / "docs" / "integrations"
 PAGES = sorted(DOCS.glob("*.md"))
@@ -63,10 +65,26 @@ def test_trl_imports_what_the_example_imports_of_it() -> None:
 
 
 def test_every_argument_of_the_reward_function_is_described() -> None:
-    rows = re.findall(r"^\| (`[^|]+) \|", (DOCS / "trl.md").read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| (`[^|/]+) \|", (DOCS / "trl.md").read_text(), re.MULTILINE)
     described = {name for row in rows for name in re.findall(r"`(\w+)`", row)}
     arguments = set(inspect.signature(trl.VigorReward).parameters) - {"url", "processing_class", "processes"}
     assert described == arguments
+
+
+@pytest.mark.parametrize(
+    ("page", "metrics"),
+    [(DOCS / "trl.md", SCORE_METRICS), (DOCS.parent / "trainer.md", METRICS)],
+    ids=["trl", "trainer"],
+)
+def test_the_metrics_on_the_pages_are_those_that_are_logged(page: Path, metrics: dict[str, str]) -> None:
+    rows = "".join(f"| `{PREFIX}{name}` | {meaning} |\n" for name, meaning in metrics.items())
+    assert f"\n\n| metric | meaning |\n|---|---|\n{rows}\n" in page.read_text()
+
+
+def test_the_pages_name_the_supported_versions_of_trl() -> None:
+    for page in (DOCS / "trl.md", DOCS.parent / "trainer.md"):
+        assert f"`trl{SUPPORTED_TRL}`" in page.read_text()
+    assert f"tested with TRL {TESTED_TRL}" in (DOCS / "trl.md").read_text()
 
 
 def test_numbers_and_paths_on_the_pages_are_those_of_the_code() -> None:

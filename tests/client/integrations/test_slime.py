@@ -95,5 +95,5 @@ def test_a_group_with_an_unfinished_response_is_refused(status: Sample.Status, s
 
 
 def test_responses_to_different_prompts_are_refused(service: GatheringService) -> None:
-    with pytest.raises(ValueError, match="group 4 mixes responses to different prompts"):
+    with pytest.raises(ValueError, match="group 4 mixes completions of different prompts"):
         rewards(service.url, [finished(3), finished(4, prompt=(1, 3))])

@@ -22,7 +22,7 @@ def count_letters(prompt: Prompt) -> int:
 def fitting(given: list[Example], *, skip: bool = False) -> tuple[list[Example], list[str]]:
     told: list[str] = []
     found = fitting_prompts(
-        given, count_letters, max_prompt_tokens=4, overlong="skip" if skip else "refuse", tell=told.append
+        given, count_letters, max_prompt_tokens=4, overlong="skip" if skip else "refuse", report=told.append
     )
     return found, told
 
@@ -77,7 +77,7 @@ def test_a_row_that_the_chat_template_refuses_is_named() -> None:
             prompt_counter(tokenizer, {}),
             max_prompt_tokens=9,
             overlong="skip",
-            tell=print,
+            report=print,
         )
 
 

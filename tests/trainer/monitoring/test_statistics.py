@@ -7,7 +7,7 @@ from math import isclose
 
 import pytest
 
-from vigor_trainer.monitoring.statistics import correlation_within_groups, is_correct, last_number, mean
+from vigor_trainer.monitoring.statistics import correlation_within_groups, is_correct, last_number
 
 
 @pytest.mark.parametrize(
@@ -41,11 +41,6 @@ def test_an_answer_counts_when_the_last_numbers_agree() -> None:
 def test_an_answer_in_words_must_be_the_same_words() -> None:
     assert is_correct(" Paris\n", "paris")
     assert not is_correct("It is Paris", "paris")
-
-
-def test_the_mean_leaves_out_what_is_missing() -> None:
-    assert mean([1.0, None, 3.0]) == 2.0
-    assert mean([None]) is None
 
 
 def test_correlation_sees_only_what_varies_within_a_group() -> None:

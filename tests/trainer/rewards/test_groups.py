@@ -7,58 +7,59 @@ from collections.abc import Sequence
 import pytest
 
 from tests.trainer.fake_service import score_group
-from vigor_client import Group, GroupScore
-from vigor_trainer.errors import IncompleteGroupError, WrongAnswerError
-from vigor_trainer.rewards.groups import SampledCompletion, complete_groups, question, validate_response
+from vigor_client import CompletionScore, Group
+from vigor_client.integrations.groups import InvalidGroupError
+from vigor_client.integrations.trl.errors import WrongAnswerError
+from vigor_client.integrations.trl.round import Round
+from vigor_trainer.rewards.groups import SampledCompletion, whole_round
 
 
 def sample(prompt: int, *ids: int, mask: list[int] | None = None) -> SampledCompletion:
     return SampledCompletion([prompt], list(ids), mask, "stop", None)
 
 
-def ask(*samples: SampledCompletion, group_size: int = 2) -> list[Group]:
-    return question(complete_groups(samples, group_size), step=7)
+def ask(*samples: SampledCompletion, group_size: int = 2) -> Round:
+    return whole_round(samples, group_size, step=7)
 
 
-def answer(groups: Sequence[Group], **changes: object) -> list[GroupScore]:
+def answer(groups: Sequence[Group], **changes: object) -> list[CompletionScore]:
     """What the fake service says, with the first completion changed."""
-    [first, *others] = map(score_group, groups)
-    changed = first.completions[0].model_copy(update=changes)
-    return [first.model_copy(update={"completions": [changed, *first.completions[1:]]}), *others]
+    [first, *others] = [score for group in groups for score in score_group(group).completions]
+    return [first.model_copy(update=changes), *others]
 
 
 def test_what_is_asked_are_whole_groups() -> None:
-    first, second = ask(sample(1, 5), sample(1, 6, 7, mask=[1, 0]), sample(2, 8), sample(2, 9))
+    first, second = ask(sample(1, 5), sample(1, 6, 7, mask=[1, 0]), sample(2, 8), sample(2, 9)).groups()
     assert (first.id, first.prompt_ids, second.id, second.prompt_ids) == ("step7/0", [1], "step7/1", [2])
     assert [(completion.ids, completion.mask) for completion in first.completions] == [([5], None), ([6, 7], [1, 0])]
 
 
 def test_a_group_that_is_not_whole_is_refused() -> None:
-    with pytest.raises(IncompleteGroupError, match="group 1 has 1 of 2"):
+    with pytest.raises(InvalidGroupError, match=r"3 completions .* are no whole groups of 2"):
         ask(sample(1, 5), sample(1, 6), sample(2, 8))
 
 
 def test_a_group_of_two_prompts_is_refused() -> None:
-    with pytest.raises(IncompleteGroupError, match="group 0 mixes"):
+    with pytest.raises(InvalidGroupError, match="group 0 mixes"):
         ask(sample(1, 5), sample(2, 6))
 
 
 def test_a_fitting_answer_passes() -> None:
-    groups = ask(sample(1, 5, 6), sample(1, 7), sample(2, 8), sample(2, 9))
-    validate_response(groups, answer(groups))
+    asked = ask(sample(1, 5, 6), sample(1, 7), sample(2, 8), sample(2, 9))
+    asked.check_tokens(answer(asked.groups()))
 
 
 def test_masked_tokens_do_not_count() -> None:
-    groups = ask(sample(1, 5, 6, mask=[1, 0]), sample(1, 7))
-    validate_response(groups, answer(groups, num_tokens=1))
+    asked = ask(sample(1, 5, 6, mask=[1, 0]), sample(1, 7))
+    asked.check_tokens(answer(asked.groups(), num_tokens=1))
 
 
 def test_an_answer_about_other_tokens_is_refused() -> None:
-    groups = ask(sample(1, 5, 6), sample(1, 7))
+    asked = ask(sample(1, 5, 6), sample(1, 7))
     with pytest.raises(WrongAnswerError, match=r"step7/0, completion 0: the service scored 1 tokens of the 2"):
-        validate_response(groups, answer(groups, num_tokens=1))
+        asked.check_tokens(answer(asked.groups(), num_tokens=1))
 
 
-def test_a_completion_without_a_norm_is_a_rank_all_the_same() -> None:
-    groups = ask(sample(1, 5, 6), sample(1, 7))
-    validate_response(groups, answer(groups, num_tokens=0, status="truncated"))
+def test_a_completion_without_a_norm_has_a_rank_too() -> None:
+    asked = ask(sample(1, 5, 6), sample(1, 7))
+    asked.check_tokens(answer(asked.groups(), num_tokens=0, status="truncated"))

@@ -12,7 +12,7 @@ import torch
 
 from tests.trainer.fake_service import FakeService
 from vigor_client import Group, MixedUpAnswerError, ScoreResponse, UnexpectedAnswerError, VigorClient
-from vigor_trainer.errors import WrongAnswerError
+from vigor_client.integrations.trl.errors import WrongAnswerError
 from vigor_trainer.monitoring.records import RoundRecord
 from vigor_trainer.rewards.groups import ScoreOptions
 from vigor_trainer.rewards.service_reward import ServiceReward
@@ -45,7 +45,7 @@ class Call:
         }
         given.update(columns)
         with Publisher(self.service) as publisher:
-            publisher.begin({"weight": torch.ones(1)}, 5)
+            publisher.begin(lambda: {"weight": torch.ones(1)}, 5)
             reward = ServiceReward(self.service, publisher, self.options, record=self.records.append)
             return reward(**given)
 

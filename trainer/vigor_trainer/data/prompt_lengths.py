@@ -5,29 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+from vigor_client.integrations.trl.prompts import ProcessingClass, tokenize_prompts
 from vigor_trainer.data.prompts import Prompt
 from vigor_trainer.errors import InvalidTaskError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
-
     from vigor_trainer.data.tasks import Example
 
 _MAX_LISTED_ROWS = 10
 
 
-def prompt_counter(
-    tokenizer: PreTrainedTokenizerBase, chat_template_kwargs: Mapping[str, Any]
-) -> Callable[[Prompt], int]:
-    """Return what counts the tokens of a prompt as TRL renders it to generate from."""
+def prompt_counter(tokenizer: ProcessingClass, chat_template_kwargs: Mapping[str, Any]) -> Callable[[Prompt], int]:
+    """Return a function that counts the tokens of a prompt as TRL renders it to generate from."""
 
     def count(prompt: Prompt) -> int:
-        if isinstance(prompt, str):
-            return len(tokenizer(text=prompt)["input_ids"])
-        rendered: Any = tokenizer.apply_chat_template(
-            prompt, add_generation_prompt=True, tokenize=True, return_dict=True, **chat_template_kwargs
-        )
-        return len(rendered["input_ids"])
+        (ids,) = tokenize_prompts(tokenizer, [prompt], chat_template_kwargs)
+        return len(ids)
 
     return count
 
@@ -38,11 +31,11 @@ def fitting_prompts(
     *,
     max_prompt_tokens: int,
     overlong: Literal["refuse", "skip"],
-    tell: Callable[[str], None],
+    report: Callable[[str], None],
 ) -> list[Example]:
     """Return the examples whose prompt has at most ``max_prompt_tokens`` tokens, in order.
 
-    ``tell`` gets a line where some are skipped.
+    ``report`` is called with a line of text if some are skipped.
 
     Raises:
         InvalidTaskError: a prompt cannot be tokenized or is longer; names the first rows. With ``skip`` only where
@@ -63,7 +56,7 @@ def fitting_prompts(
             "--max_completion_length, or --overlong_prompts skip"
         )
     if faults:
-        tell(f"skipped {len(faults)} of {len(examples)} prompts that do not fit: {_listed(faults)}")
+        report(f"skipped {len(faults)} of {len(examples)} prompts that do not fit: {_listed(faults)}")
     return fitting
 
 

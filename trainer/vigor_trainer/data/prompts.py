@@ -1,8 +1,11 @@
-"""The prompt of one row: text, or messages as TRL hands them to the chat template. What TRL would change is refused."""
+"""The prompt of one row: text, or messages as TRL hands them to the chat template.
+
+A prompt that TRL would change is refused.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 from pydantic import ValidationError
 
@@ -12,20 +15,20 @@ from vigor_client.schemas.common import half_character
 Prompt = str | list[dict[str, Any]]
 
 UNRENDERED_COLUMNS = ("tools", "chat_template_kwargs")
-"""Columns that would change a prompt, and that GRPO does not look at."""
+"""Columns that would change a prompt, and that GRPO does not read."""
 
 
 def prompt_of(value: object) -> Prompt:
     """Return text as it is, and messages without the keys that are null.
 
     Raises:
-        ValueError: it is neither, or nothing that a completion can follow; says why.
+        ValueError: it is neither, or a completion cannot follow it; says why.
     """
     if isinstance(value, str) and value.strip():
         refuse_half_character(value)
         return value
     if isinstance(value, list) and value:
-        return _messages(value)
+        return _messages(cast("list[object]", value))
     raise ValueError("must be text, or messages with `role` and `content`")
 
 
@@ -36,7 +39,7 @@ def refuse_half_character(value: object) -> None:
         raise ValueError(": ".join([*map(str, place), said]))
 
 
-def _messages(value: list[Any]) -> list[dict[str, Any]]:
+def _messages(value: list[object]) -> list[dict[str, Any]]:
     messages = [_message(message, position) for position, message in enumerate(value)]
     if messages[-1]["role"] == "assistant":
         raise ValueError(

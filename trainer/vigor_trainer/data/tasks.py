@@ -1,4 +1,4 @@
-"""What is trained on: prompts, and the answers that are counted but never rewarded.
+"""Prompts to train on, and their answers, which are counted but never rewarded.
 
 A task is spelled as one name: `addition`, `reasoning-gym:<task>`, a path ending in `.jsonl`, or a dataset on the hub.
 Every source becomes the columns `prompt` and `answer`. Knows nothing about rewards or models, except whether prompts
@@ -8,12 +8,12 @@ are messages for a chat template or plain text.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from vigor_client import InputError
 from vigor_client.cli.jsonl_input import open_input
@@ -22,7 +22,7 @@ from vigor_trainer.data.prompts import UNRENDERED_COLUMNS, Prompt, prompt_of, re
 from vigor_trainer.errors import InvalidTaskError
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset  # pyright: ignore[reportMissingTypeStubs] - it has none
 
 REASONING_GYM_PREFIX = "reasoning-gym:"
 PROMPT_COLUMNS = ("prompt", "question")
@@ -31,7 +31,7 @@ ANSWER_COLUMN = "answer"
 
 @dataclass(frozen=True, slots=True)
 class TaskSource:
-    """Which prompts, by name, and the few things a name cannot say."""
+    """The name of a task, and the few settings that a name cannot hold."""
 
     name: str
     split: str = "train"  # hub datasets
@@ -44,7 +44,7 @@ class TaskSource:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One raw row and the place to name when it is bad."""
+    """One raw row, and the place that an error names."""
 
     place: str
     fields: Mapping[str, object]
@@ -52,7 +52,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt to train on, its answer where there is one, and the place to name when something is wrong with it."""
+    """One prompt to train on, its answer if there is one, and the place that an error names."""
 
     place: str
     prompt: Prompt
@@ -68,7 +68,7 @@ def read_task(source: TaskSource, *, has_chat_template: bool) -> list[Example]:
     """Return the prompts (messages where the tokenizer has a chat template, else text) with their answers.
 
     Raises:
-        InvalidTaskError: the source cannot be read, holds nothing, or a row is not understood; names the place.
+        InvalidTaskError: the source cannot be read or is empty, or a row is not understood; names the place.
     """
     examples = [_example(row, source, has_chat_template=has_chat_template) for row in _rows(source)]
     if not examples:
@@ -78,17 +78,17 @@ def read_task(source: TaskSource, *, has_chat_template: bool) -> list[Example]:
 
 def as_dataset(examples: Sequence[Example]) -> Dataset:
     """Return the columns `prompt` and `answer`; None where a row has no answer."""
-    from datasets import Dataset, Features, Json, List, Value
+    from datasets import Dataset, Features, Json, List, Value  # pyright: ignore[reportMissingTypeStubs]
 
     # As JSON: Arrow would give each message all keys that any other has, with null, which templates may write out.
     is_chat = isinstance(examples[0].prompt, list)
     features = Features({"prompt": List(Json()) if is_chat else Value("string"), "answer": Value("string")})
     rows = [{"prompt": example.prompt, "answer": example.answer} for example in examples]
-    return Dataset.from_list(rows, features=features)
+    return Dataset.from_list(rows, features=features)  # pyright: ignore[reportUnknownMemberType] - partly untyped
 
 
 def addition() -> Iterator[Row]:
-    """All hundred one-digit additions."""
+    """Yield all hundred one-digit additions."""
     for left, right in product(range(10), repeat=2):
         fields = {"question": f"What is {left} + {right}?", "answer": str(left + right)}
         yield Row(f"addition: {left} + {right}", fields)
@@ -108,12 +108,13 @@ def _rows(source: TaskSource) -> Iterable[Row]:
 
 def _reasoning_gym_rows(source: TaskSource) -> Iterator[Row]:
     try:
-        import reasoning_gym
+        import reasoning_gym  # pyright: ignore[reportMissingTypeStubs] - it has none
     except ModuleNotFoundError as error:
         raise InvalidTaskError(f"{source.name} needs a package: pip install reasoning-gym") from error
     task = source.name.removeprefix(REASONING_GYM_PREFIX)
     try:
-        dataset = reasoning_gym.create_dataset(task, size=source.size, seed=source.seed)
+        create = cast("Callable[..., Sequence[dict[str, Any]]]", reasoning_gym.create_dataset)  # pyright: ignore[reportUnknownMemberType]
+        dataset = create(task, size=source.size, seed=source.seed)
     except ValueError as error:
         raise InvalidTaskError(f"{source.name}: {error}") from error
     for index in range(len(dataset)):
@@ -140,17 +141,18 @@ def _json_object(place: str, line: bytes) -> dict[str, object]:
         raise InvalidTaskError(f"{place}: not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise InvalidTaskError(f"{place}: must be a JSON object, not {type(fields).__name__}")
-    return fields
+    return cast("dict[str, object]", fields)
 
 
 def _hub_rows(source: TaskSource) -> Iterator[Row]:
-    from datasets import load_dataset
+    import datasets  # pyright: ignore[reportMissingTypeStubs] - it has none
 
+    load = cast("Callable[..., Iterable[dict[str, object]]]", datasets.load_dataset)  # pyright: ignore[reportUnknownMemberType]
     place = f"dataset {source.name!r} (config {source.config}, split {source.split}) did not load"
     with building(place, kind=InvalidTaskError):
-        dataset = load_dataset(source.name, source.config, split=source.split)
+        dataset = load(source.name, source.config, split=source.split)
     for index, fields in enumerate(dataset):
-        yield Row(f"{source.name}[{source.split}] row {index}", dict(fields))
+        yield Row(f"{source.name}[{source.split}] row {index}", fields)
 
 
 def _example(row: Row, source: TaskSource, *, has_chat_template: bool) -> Example:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 RECORDS_FILE = "rounds.jsonl"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundRecord:
-    """What one generation round was scored with, and what came of it. None: there was nothing to measure."""
+    """The weights and the metrics of one generation round. None: there was nothing to measure."""
 
     step: int  # optimizer steps taken when this round was generated and scored
     mode: Literal["train", "eval"]
@@ -31,24 +31,24 @@ class RoundRecord:
     sent_bytes: int  # of weights; 0 when the service had them already
     generate_seconds: float
     publish_seconds: float  # beside the generation
-    wait_seconds: float  # what is left of the publication after generation had ended
+    wait_seconds: float  # for the publication, after generation had ended
     score_seconds: float
 
 
 class RecordFile:
     """Appends records to `rounds.jsonl` in a run's directory, each visible as soon as it is written.
 
-    What an earlier run left there is replaced with the first record, so that a run that cannot begin changes nothing.
+    The first record replaces the file of an earlier run, so that a run that cannot begin changes nothing.
     """
 
     def __init__(self, directory: Path, *, resumed_step: int | None = None, evaluates_first: bool = False) -> None:
-        """Start a new file, or go on with the one there is from `resumed_step` on, so that each step is there once.
+        """Start a new file, or go on with an existing one from `resumed_step` on, so that each step is in it once.
 
-        Rounds that are going to be played again are left out: those of later steps, and those for training that begin
-        at this one. An evaluation after this step stands, unless the run begins with another (`evaluates_first`).
+        Rounds that will be repeated are left out: those of later steps, and those for training that begin at this one.
+        An evaluation after this step stays, unless the run begins with another (`evaluates_first`).
 
         Raises:
-            ValueError: what is there is not records; names the line.
+            ValueError: the file holds something else than records; names the line.
         """
         self._path = directory / RECORDS_FILE
         self._has_begun = False
@@ -95,6 +95,7 @@ def _record(place: str, line: str) -> RoundRecord:
         content = json.loads(line)
     except ValueError:
         content = None
-    if not isinstance(content, dict) or set(content) != {field.name for field in fields(RoundRecord)}:
+    found = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
+    if found.keys() != {field.name for field in fields(RoundRecord)}:
         raise ValueError(f"{place}: not a record of this version of vigor-trainer")
-    return RoundRecord(**content)
+    return RoundRecord(**found)

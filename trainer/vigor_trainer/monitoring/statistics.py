@@ -1,4 +1,4 @@
-"""What is reported of a scored round, in plain Python: answers found, norms, lengths, how reward goes with length.
+"""Statistics of a scored round, in plain Python: answers found, and the correlation of reward and length.
 
 Nothing here is ever rewarded. Knows neither TRL nor the wire.
 """
@@ -16,33 +16,29 @@ _NUMBER = re.compile(r"(?:(?<![\w.)])-)?\d+(?:,\d{3})*(?:\.\d+)?")
 
 
 def last_number(text: str) -> Decimal | None:
-    """The last number written in the text, thousands separators removed; None where there is none."""
+    """Return the last number written in the text, thousands separators removed; None where there is none."""
     numbers = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
     return Decimal(numbers[-1].replace(",", "")) if numbers else None
 
 
 def is_correct(completion: str, answer: str) -> bool:
-    """Whether the completion's last number is the answer's last number; without a number: the same words."""
+    """Return whether the completion's last number is the answer's last number; without a number: the same words."""
     expected = last_number(answer)
     if expected is None:
         return completion.strip().casefold() == answer.strip().casefold()
     return last_number(completion) == expected
 
 
-def mean(values: Iterable[float | None]) -> float | None:
-    """Mean of the values that are there; None where none is."""
-    present = [value for value in values if value is not None]
-    return fmean(present) if present else None
-
-
 def correlation_within_groups(groups: Iterable[tuple[Sequence[float], Sequence[float]]]) -> float | None:
-    """Pearson correlation of x and y after each group's own means are taken off, so that only the choice within a
-    prompt counts, not which prompts are long.
+    """Return the Pearson correlation of x and y after each group's own means are subtracted.
+
+    So only the choice within a prompt counts, not which prompts are long.
 
     Returns:
         A value in [-1, 1]; None where x or y never varies within a group.
     """
-    x, y = [], []
+    x: list[float] = []
+    y: list[float] = []
     for group_x, group_y in groups:
         x.extend(_centred(group_x))
         y.extend(_centred(group_y))

@@ -1,4 +1,4 @@
-"""A run as one page of plots: self-contained, no request to anywhere, light or dark as the reader's browser is.
+"""Writes a run as one page of plots: self-contained, without any request, light or dark as the reader's browser is.
 
 Reads the records; knows nothing about how they came to be.
 """
@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 
-import plotly.graph_objects as go
-from plotly.io import to_html
-from plotly.offline import get_plotlyjs
+import plotly.graph_objects as go  # pyright: ignore[reportMissingTypeStubs] - it has none
+from plotly.io import to_html  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType] - likewise
+from plotly.offline import get_plotlyjs  # pyright: ignore[reportMissingTypeStubs] - likewise
 
 from vigor_trainer.monitoring.records import RoundRecord
 
@@ -23,7 +23,7 @@ SMOOTHING = 0.4  # weight of the newest round in the thick line
 
 @dataclass(frozen=True, slots=True)
 class Plot:
-    """One plot: which fields of a record, and the sentence that says how to read it."""
+    """One plot: the fields of a record that it shows, and how to read it."""
 
     title: str
     fields: tuple[tuple[str, str], ...]  # (field of RoundRecord, name in the legend)
@@ -41,8 +41,8 @@ PLOTS = (
     Plot(
         "Accuracy",
         (("accuracy", "answers found"),),
-        "Share of completions whose last number is the answer. It is only counted, never rewarded: whatever it does, "
-        "the model did without being told what is right. With few completions a round it jumps about.",
+        "Share of completions whose last number is the answer. It is only counted, never rewarded: "
+        "the model never learns which answer is right. With few completions a round it varies a lot.",
         percent=True,
     ),
     Plot(
@@ -99,7 +99,7 @@ def write_report(path: Path, records: Sequence[RoundRecord], *, title: str, fact
 
 
 def cell(record: RoundRecord, field: str, form: str) -> str:
-    """One number of a record as the tables show it."""
+    """Return one number of a record as the tables show it."""
     value = getattr(record, field)
     if value is None:
         return "–"
@@ -136,24 +136,20 @@ def _row(record: RoundRecord) -> str:
 
 def _figure(plot: Plot, rounds: Sequence[RoundRecord]) -> go.Figure:
     steps = [record.step for record in rounds]
-    figure = go.Figure(layout=_layout(plot))
+    traces: list[go.Scatter] = []
     for (field, name), colour in zip(plot.fields, (ACCENT, SECOND), strict=False):
         values = [getattr(record, field) for record in rounds]
-        figure.add_scatter(
-            x=steps,
-            y=values,
-            name=name,
-            mode="markers",
-            marker={"color": colour, "size": 7, "opacity": 0.7},
-            showlegend=False,
-        )
+        marker = {"color": colour, "size": 7, "opacity": 0.7}
         line = {"color": colour, "width": 2.5, "shape": "spline"}
-        figure.add_scatter(x=steps, y=smoothed(values), name=name, mode="lines", line=line, hoverinfo="skip")
-    return figure
+        traces += [
+            go.Scatter(x=steps, y=values, name=name, mode="markers", marker=marker, showlegend=False),
+            go.Scatter(x=steps, y=smoothed(values), name=name, mode="lines", line=line, hoverinfo="skip"),
+        ]
+    return go.Figure(data=traces, layout=_layout(plot))
 
 
 def smoothed(values: Sequence[float | None]) -> list[float | None]:
-    """Exponential moving average; a gap stays a gap and does not count."""
+    """Return the exponential moving average; a gap stays a gap and does not count."""
     result: list[float | None] = []
     level: float | None = None
     for value in values:

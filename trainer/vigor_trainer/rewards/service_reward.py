@@ -1,47 +1,39 @@
-"""The reward function that TRL calls: complete groups of sampled token ids, scored by exactly this round's weights.
+"""The reward function that `VigorTrainer` calls: whole groups of sampled ids, scored by exactly this round's weights.
 
 The ids are the sampled ones, end-of-sequence token included, after the prompt ids that generation used; text is never
-tokenized again. Every process hands in its slice, one of them asks the service, each gets its slice back.
+tokenized again. Every process hands in its slice, the main process asks the service, each gets its slice back.
+Stock TRL gives its reward functions neither those prompt ids nor the mask of tokens that tools wrote, so `VigorReward`,
+which is for stock TRL, tokenizes prompts itself and refuses tools.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from accelerate import PartialState
-from accelerate.utils import gather_object
-
 from vigor_client import CompletionScore, Group, GroupScore, PublishResult, ScoreResponse, score_in_chunks
+from vigor_client.integrations.trl.distributed import gather_from_all, on_main_process, process_rank
+from vigor_client.integrations.trl.metrics import METRICS, log_metrics, mean, score_metrics
+from vigor_client.integrations.trl.round import Round
 from vigor_client.schemas.scoring import FinishReason, RewardName, TieRule, TruncatedRule
 from vigor_trainer.monitoring import statistics
 from vigor_trainer.monitoring.records import RoundRecord
-from vigor_trainer.processes import on_main_process
-from vigor_trainer.rewards.groups import SampledCompletion, ScoreOptions, complete_groups, question, validate_response
-from vigor_trainer.weights.publisher import Publisher
+from vigor_trainer.rewards.groups import SampledCompletion, ScoreOptions, whole_round
 
 if TYPE_CHECKING:
     from transformers import TrainerState
 
 
 Text = str | list[dict[str, Any]]
-LOGGED = (
-    "weight_version",
-    "mean_scaled_grad_norm",
-    "mean_length",
-    "reward_length_correlation",
-    "accuracy",
-    "mean_logprob",
-    "mean_entropy",
-    "self_certainty",
-    "num_unscored",
-    "sent_bytes",
-    "generate_seconds",
-    "publish_seconds",
-    "wait_seconds",
-    "score_seconds",
-)
+Mode = Literal["train", "eval"]
+
+
+class Publications(Protocol):
+    """What is needed of a `Publisher`."""
+
+    def at(self, step: int) -> PublishResult: ...
 
 
 class ScoringClient(Protocol):
@@ -66,14 +58,14 @@ class ServiceReward:
     def __init__(
         self,
         client: ScoringClient,
-        publisher: Publisher,
+        publications: Publications,
         options: ScoreOptions,
         *,
         record: Callable[[RoundRecord], None],
     ) -> None:
         self.__name__ = options.reward  # TRL logs rewards/<name>/mean
         self._client = client
-        self._publisher = publisher
+        self._publications = publications
         self._options = options
         self._record = record
 
@@ -86,57 +78,56 @@ class ServiceReward:
         loss_mask: Sequence[list[int] | None],
         finish_reason: Sequence[FinishReason],
         group_size: Sequence[int],
-        mode: Sequence[Literal["train", "eval"]],
+        mode: Sequence[Mode],
         generate_seconds: Sequence[float],
         trainer_state: TrainerState,
         log_metric: Callable[[str, float], None],
         answer: Sequence[str | None] | None = None,
         **_other_columns: object,
     ) -> list[float]:
-        """Return one reward per completion of this process, from ranks within complete groups.
+        """Return one reward per completion of this process, from ranks within whole groups.
 
         Raises:
-            WrongAnswerError: the service's answer does not fit.
-            ScoringFailedError: in the other processes, when the one that scores failed.
+            InvalidGroupError: the completions of all processes are not whole groups of one prompt each.
+            WrongAnswerError: the service's scores are not about the tokens that were sampled.
+            MainProcessError: in the other processes, when the one that scores failed.
             whatever stopped the publication or the request: the client's errors.
         """
         answers = answer or [None] * len(completions)
         correct = [_is_correct(text, expected) for text, expected in zip(completions, answers, strict=True)]
-        samples = list(map(SampledCompletion, prompt_ids, completion_ids, loss_mask, finish_reason, correct))
-        everyone: list[SampledCompletion] = gather_object(samples)
-        groups = complete_groups(everyone, group_size[0])
+        mine = list(map(SampledCompletion, prompt_ids, completion_ids, loss_mask, finish_reason, correct))
+        samples = gather_from_all(mine)
+        asked = whole_round(samples, group_size[0], step=trainer_state.global_step)
 
         def score() -> list[float]:
-            scored, record = self._score(groups, trainer_state.global_step, mode[0], generate_seconds[0])
+            scored, record = self._score(asked, samples, trainer_state.global_step, mode[0], generate_seconds[0])
             self._record(record)
-            _log(record, log_metric)
-            return [score.reward for group in scored for score in group.completions]
+            log_metrics({name: value for name, value in asdict(record).items() if name in METRICS}, log_metric)
+            return [score.reward for score in _scores(scored)]
 
-        start = PartialState().process_index * len(samples)
-        return on_main_process(score)[start : start + len(samples)]
+        start = process_rank() * len(mine)
+        return on_main_process(score)[start : start + len(mine)]
 
     def _score(
-        self,
-        groups: Sequence[Sequence[SampledCompletion]],
-        step: int,
-        mode: Literal["train", "eval"],
-        generate_seconds: float,
+        self, asked: Round, samples: Sequence[SampledCompletion], step: int, mode: Mode, generate_seconds: float
     ) -> tuple[list[GroupScore], RoundRecord]:
         started = perf_counter()
-        publication = self._publisher.wait()
+        publication = self._publications.at(step)
         published = perf_counter()
-        scored = score_in_chunks(question(groups, step=step), lambda chunk: self._ask(chunk, publication))
+        groups = asked.groups()
+        scored = score_in_chunks(groups, lambda chunk: self._ask(chunk, publication))
+        asked.check_tokens(list(_scores(scored)))
         seconds = {
             "generate_seconds": generate_seconds,
             "publish_seconds": publication.seconds,
             "wait_seconds": published - started,
             "score_seconds": perf_counter() - published,
         }
-        return scored, _round_record(groups, scored, publication, step=step, mode=mode, seconds=seconds)
+        return scored, _round_record(groups, samples, scored, publication, step=step, mode=mode, seconds=seconds)
 
     def _ask(self, groups: Sequence[Group], publication: PublishResult) -> list[GroupScore]:
         """Ask for scores under exactly the published weights."""
-        response = self._client.score(
+        return self._client.score(
             groups,
             weight_version=publication.weight_version,
             weight_digest=publication.weight_digest,
@@ -144,9 +135,11 @@ class ServiceReward:
             reward=self._options.reward,
             ties=self._options.ties,
             truncated=self._options.truncated,
-        )
-        validate_response(groups, response.groups)
-        return response.groups
+        ).groups
+
+
+def _scores(groups: Sequence[GroupScore]) -> Iterator[CompletionScore]:
+    return (score for group in groups for score in group.completions)
 
 
 def _is_correct(completion: Text, answer: str | None) -> bool | None:
@@ -157,42 +150,32 @@ def _is_correct(completion: Text, answer: str | None) -> bool | None:
 
 
 def _round_record(
-    groups: Sequence[Sequence[SampledCompletion]],
+    groups: Sequence[Group],
+    samples: Sequence[SampledCompletion],
     scored: Sequence[GroupScore],
     publication: PublishResult,
     *,
     step: int,
-    mode: Literal["train", "eval"],
+    mode: Mode,
     seconds: Mapping[str, float],
 ) -> RoundRecord:
-    samples = [sample for group in groups for sample in group]
-    scores: list[CompletionScore] = [score for group in scored for score in group.completions]
     pairs = [
-        ([score.reward for score in answer.completions], [len(sample.completion_ids) for sample in group])
+        ([score.reward for score in answer.completions], [len(each.ids or []) for each in group.completions])
         for group, answer in zip(groups, scored, strict=True)
     ]
+    ids = [sample.completion_ids for sample in samples]
+    measured: dict[str, Any] = {
+        **score_metrics(list(_scores(scored)), ids, weight_version=publication.weight_version),
+        **seconds,
+    }
     return RoundRecord(
         step=step,
         mode=mode,
-        weight_version=publication.weight_version,
         weight_digest=publication.weight_digest,
         num_groups=len(groups),
         num_completions=len(samples),
-        num_unscored=sum(score.status != "ok" for score in scores),
-        mean_scaled_grad_norm=statistics.mean(score.scaled_grad_norm for score in scores),
-        mean_length=sum(len(sample.completion_ids) for sample in samples) / len(samples),
         reward_length_correlation=statistics.correlation_within_groups(pairs),
-        accuracy=statistics.mean(sample.is_correct for sample in samples),
-        mean_logprob=statistics.mean(score.mean_logprob for score in scores),
-        mean_entropy=statistics.mean(score.mean_entropy for score in scores),
-        self_certainty=statistics.mean(score.self_certainty for score in scores),
+        accuracy=mean(sample.is_correct for sample in samples),
         sent_bytes=publication.sent_bytes,
-        **seconds,
+        **measured,
     )
-
-
-def _log(record: RoundRecord, log_metric: Callable[[str, float], None]) -> None:
-    for name in LOGGED:
-        value = getattr(record, name)
-        if value is not None:
-            log_metric(f"vigor/{name}", float(value))

@@ -1,4 +1,4 @@
-"""The trainer's weights on their way out: to the service after each step, and into a directory at the end.
+"""Publishes the trainer's weights to the service after each step, and saves them at the end.
 
 It knows the client's publishing and Accelerate; it does not know rewards.
 """

@@ -1,7 +1,7 @@
 """Publishes a model with a LoRA adapter in the form in which the service holds it: beside its base, or merged into it.
 
-All weights come first, which proves that both ends have the same base; after that what training changes, on top of what
-was published last. Where that no longer serves, all weights come again. Knows nothing about TRL.
+All weights are sent first, which proves that both ends have the same base; after that only those that training changes,
+based on what was published last. Where the service cannot use these, all weights are sent again. Knows nothing of TRL.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
-from accelerate import Accelerator, DistributedType
-from accelerate.utils import is_peft_model
+from accelerate.utils import (  # pyright: ignore[reportMissingTypeStubs] - it has none
+    is_peft_model,  # pyright: ignore[reportUnknownVariableType] - likewise
+)
 
 from vigor_client import PublishResult, WeightBaseMismatchError, WeightSnapshot, WeightTransport, lora_scalings
 from vigor_trainer.errors import UnsupportedSettingError
+from vigor_trainer.weights.accelerator import DEEPSPEED, FSDP, Accelerator
 from vigor_trainer.weights.gathering import with_plain_names
 from vigor_trainer.weights.publishing_client import PublishingClient
 
@@ -25,14 +27,13 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 _NAMES_IN_MESSAGE = 3
 
 Delta = Callable[[], torch.Tensor]
 
 
 class MergedTensors(Mapping[str, torch.Tensor]):
-    """Tensors, with what an adapter adds to some of them. A sum is made when it is asked for: there is no second model.
+    """Tensors, plus what an adapter adds to some of them. A sum is made when it is read: there is no second model.
 
     ``merged[name]`` equals ``tensors[name] + deltas[name]()``, rounded once to the tensor's dtype.
     """
@@ -60,14 +61,14 @@ class MergedTensors(Mapping[str, torch.Tensor]):
 
 @dataclass(frozen=True, slots=True)
 class AdaptedWeights:
-    """A model's weights under the service's names: all of them, and those alone that training changes."""
+    """A model's weights under the service's names: all of them, and only those that training changes."""
 
     all: Mapping[str, torch.Tensor]
     trained: Mapping[str, torch.Tensor]
 
 
 class AdaptedModel:
-    """A model with a LoRA adapter, and what was published of it."""
+    """A model with a LoRA adapter, and the digest of its weights published last."""
 
     def __init__(self, model: PeftModel) -> None:
         self._model = model
@@ -82,10 +83,10 @@ class AdaptedModel:
         snapshot: WeightSnapshot | None = None,
         transport: WeightTransport | None = None,
     ) -> PublishResult:
-        """Bring the weights into service: all of them at first, then those that training changes.
+        """Publish the weights: all of them at first, then those that training changes.
 
-        The names of the service's tensors decide on the form, once. With a snapshot changes are found by bytes, as in
-        any other model.
+        The names of the service's tensors decide the form, once. With a snapshot changes are found by bytes, as in any
+        other model.
 
         Raises:
             UnsupportedSettingError: the service holds another model, or the adapter cannot be merged.
@@ -104,10 +105,10 @@ class AdaptedModel:
 
 
 def adapted_model(accelerator: Accelerator, model: torch.nn.Module) -> AdaptedModel | None:
-    """What publishes a model with an adapter; None for one without.
+    """Return the publishing side of a model with an adapter; None for one without.
 
     Raises:
-        UnsupportedSettingError: it has other adapters than one of type LoRA, or is in shards.
+        UnsupportedSettingError: its adapters are not one of type LoRA, or the model is sharded.
     """
     if not is_peft_model(model):
         return None
@@ -115,7 +116,7 @@ def adapted_model(accelerator: Accelerator, model: torch.nn.Module) -> AdaptedMo
     kinds = ", ".join(cast("str", config.peft_type) for config in adapted.peft_config.values())
     if kinds != "LORA":
         raise UnsupportedSettingError(f"the model has adapters of type {kinds}: train one of type LORA")
-    if accelerator.distributed_type in _SHARDED:
+    if accelerator.distributed_type.value in (FSDP, DEEPSPEED):
         raise UnsupportedSettingError(
             f"--use_peft with {accelerator.distributed_type.value}: an adapter is published by a process that has all "
             "of the model; launch without shards"
@@ -124,14 +125,16 @@ def adapted_model(accelerator: Accelerator, model: torch.nn.Module) -> AdaptedMo
 
 
 def beside_base(model: PeftModel) -> AdaptedWeights:
-    """As a service holds them that was started with the adapter: ``model.state_dict()``, nothing copied."""
+    """Return the weights as a service started with the adapter holds them: ``model.state_dict()``, nothing copied."""
     state = with_plain_names(model.state_dict())
     parameters = with_plain_names(dict(model.named_parameters(remove_duplicate=False)))
     return AdaptedWeights(state, {name: state[name] for name, value in parameters.items() if value.requires_grad})
 
 
 def merged_into_base(model: PeftModel) -> AdaptedWeights:
-    """As a service holds them that was started with the base model: ``merge_and_unload().state_dict()`` of a copy.
+    """Return the weights as a service started with the base model holds them.
+
+    They equal ``merge_and_unload().state_dict()`` of a copy.
 
     Raises:
         UnsupportedSettingError: a layer has more than LoRA's two matrices; names it.
@@ -153,10 +156,11 @@ def merged_into_base(model: PeftModel) -> AdaptedWeights:
 
 
 def _deltas(base: torch.nn.Module, adapter: str) -> dict[str, Delta]:
-    """What makes each layer's addition, by the name of the weight that it is added to."""
+    """Return functions that make each layer's addition, by the name of the weight that it is added to."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    modules = with_plain_names(dict(base.named_modules(remove_duplicate=False)))
+    named = cast("Iterator[tuple[str, torch.nn.Module]]", base.named_modules(remove_duplicate=False))
+    modules = with_plain_names(dict(named))
     layers = {name: module for name, module in modules.items() if isinstance(module, BaseTunerLayer)}
     return {f"{name}.weight": _delta(name, layer, adapter) for name, layer in layers.items()}
 
@@ -172,7 +176,8 @@ def _delta(name: str, layer: torch.nn.Module, adapter: str) -> Delta:
         raise UnsupportedSettingError(_unmergeable(name, type(layer.lora_variant[adapter]).__name__))
     if layer.lora_bias[adapter]:
         raise UnsupportedSettingError(_unmergeable(name, "lora_bias"))
-    return partial(layer.get_delta_weight, adapter)
+    make = cast("Callable[[str], torch.Tensor]", layer.get_delta_weight)  # pyright: ignore[reportUnknownMemberType]
+    return partial(make, adapter)
 
 
 def _unmergeable(name: str, kind: str) -> str:
@@ -212,7 +217,10 @@ def _refuse_other_scalings(own: Mapping[str, float], served: Mapping[str, float]
 def _publish_trained(
     publish: Callable[..., PublishResult], trained: Mapping[str, torch.Tensor], *, base_digest: str
 ) -> PublishResult | None:
-    """None: all weights are due: the service takes no parts now, or they landed on others than were published last."""
+    """Return the publication of the trained weights alone; None where all have to be sent.
+
+    That is when the service takes no partial update, or holds other weights than were published last.
+    """
     with suppress(WeightBaseMismatchError):
         publication = publish(trained, partial=True)
         return publication if publication.base_digest == base_digest else None

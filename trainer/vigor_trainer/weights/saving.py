@@ -1,28 +1,30 @@
-"""The model that training ends with, in a directory that transformers and the service read as what was saved."""
+"""Saves the model that training ends with, so that transformers and the service read exactly that model."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Protocol
 
-from accelerate import Accelerator
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
-# What says how the weights lie. An adapter comes before a single file, and that before shards.
+from vigor_trainer.weights.accelerator import Accelerator
+
+# Files by which readers know the layout. An adapter comes before a single file, and that before shards.
 _LAYOUTS = (ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 
 class SavingTrainer(Protocol):
     """What is needed of `transformers.Trainer`."""
 
-    accelerator: Accelerator
+    @property
+    def accelerator(self) -> Accelerator: ...
 
     def save_model(self, output_dir: str | None = None) -> None: ...
 
 
 def save_final_model(trainer: SavingTrainer, directory: Path) -> None:
-    """Save the model; what an earlier run saved there in another layout is not read in its place any more.
+    """Save the model, and remove what an earlier run saved there in another layout, which would be read in its place.
 
     All processes must call it.
     """

@@ -1,4 +1,4 @@
-"""Publishing the weights of TRL's AsyncGRPOTrainer: what it streams to its inference server goes to the service too."""
+"""Publishes the weights of TRL's AsyncGRPOTrainer: those that it streams to its inference server."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class WeightTransfer(Protocol):
 class PublishingTransfer:
     """A ``weight_transfer`` that does what ``inner`` does, and publishes the same weights before generation resumes.
 
-    Versions count from 1, as the trainer's ``model_version`` does. A copy of the model waits in the host's memory.
+    Versions count from 1, as the trainer's ``model_version`` does. A copy of the model is kept in host memory.
 
     Args:
-        inner: how the weights reach the inference server.
+        inner: what sends the weights to the inference server.
         url: where the scoring service listens.
         snapshot, transport: as in ``VigorClient.publish_weights``.
         connect: makes the client: ``partial(VigorClient, timeout_seconds=900)``.
 
     Raises:
-        VigorError: from ``send_weights``, when they could not be published.
+        VigorError: in ``send_weights``, the weights could not be published.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PublishingTransfer:
         copies: dict[str, torch.Tensor] = {}
         copied = _copying(iterator, copies)
         self._inner.send_weights(copied)
-        for _ in copied:  # what the inner one did not take; other processes wait for it in collective operations
+        for _ in copied:  # the tensors that ``inner`` left; other processes wait for them in collective operations
             pass
         self._num_sent += 1
         with self._connect(self._url) as client:
@@ -82,7 +82,7 @@ class PublishingTransfer:
 
 
 def _copying(weights: Weights, copies: dict[str, torch.Tensor]) -> Weights:
-    """Pass weights on; a copy of each, on the host, stays."""
+    """Yield the weights, and put a copy of each, in host memory, into ``copies``."""
     for name, tensor in weights:
         copies[name] = tensor.detach().to("cpu", copy=True)
         yield name, tensor

@@ -1,10 +1,18 @@
-"""Where this process is among those of a run of torch.distributed, and a name of the run that all of them know."""
+"""The processes of one run of torch.distributed: which of them this is, and one call that is made for all of them."""
 
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from vigor_client.integrations.trl.errors import MainProcessError
+
+if TYPE_CHECKING:
+    import torch
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,16 +26,64 @@ class Processes:
 
 
 def torch_processes() -> Processes:
-    """This process as torch.distributed knows it. All processes must call it; alone without a process group."""
+    """Return this process as torch.distributed knows it. All processes must call it; alone without a process group."""
+    return Processes(process_rank(), _num_processes(), on_main_process(lambda: secrets.token_hex(8)))
+
+
+def process_rank() -> int:
+    """Return the rank of this process; 0 without a process group."""
     import torch.distributed
 
-    run = secrets.token_hex(8)
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return Processes(0, 1, run)
+    return torch.distributed.get_rank() if _has_process_group() else 0
+
+
+def on_main_process(work: Callable[[], Result]) -> Result:
+    """Return `work()` of the main process, in every process. All processes must call it.
+
+    Raises:
+        MainProcessError: in the others, when the main process raised, so that none waits in a collective operation.
+        whatever ``work`` raises, in the main process.
+    """
+    if not _has_process_group():
+        return work()
+    outcome: list[tuple[Result] | None] = [None]
+    try:
+        if process_rank() == 0:
+            outcome[0] = (work(),)
+    finally:
+        _broadcast(cast("list[object]", outcome))
+    if outcome[0] is None:
+        raise MainProcessError(f"process {process_rank()} stops: the main process failed, see its message")
+    return outcome[0][0]
+
+
+def gather_from_all(items: list[Result]) -> list[Result]:
+    """Return the items of all processes, in the order of their ranks. All processes must call it."""
+    import torch.distributed
+
+    if not _has_process_group():
+        return items
+    gathered: list[list[Result]] = [[] for _ in range(_num_processes())]
+    torch.distributed.all_gather_object(gathered, items)  # pyright: ignore[reportUnknownMemberType] - untyped in torch
+    return [item for each in gathered for item in each]
+
+
+def _has_process_group() -> bool:
+    import torch.distributed
+
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
+def _num_processes() -> int:
+    import torch.distributed
+
+    return torch.distributed.get_world_size() if _has_process_group() else 1
+
+
+def _broadcast(objects: list[object]) -> None:
+    import torch.distributed
     from accelerate import PartialState  # pyright: ignore[reportMissingTypeStubs] - it has none
 
-    names = [run]
     # The device is named because torch would take the current one of the thread, and TRL awaits on another thread.
     device = cast("torch.device", PartialState().device)  # pyright: ignore[reportUnknownMemberType] - likewise
-    torch.distributed.broadcast_object_list(cast("list[object]", names), src=0, device=device)
-    return Processes(torch.distributed.get_rank(), torch.distributed.get_world_size(), names[0])
+    torch.distributed.broadcast_object_list(objects, src=0, device=device)

@@ -1,4 +1,4 @@
-"""Which completions of which groups one process holds, where groups lie end to end over the slices of all processes.
+"""Which completions of which groups one process holds: groups lie end to end over the slices of all processes.
 
 Pure arithmetic: knows no trainer and no service.
 """
@@ -6,6 +6,8 @@ Pure arithmetic: knows no trainer and no service.
 from __future__ import annotations
 
 from dataclasses import dataclass
+
+from vigor_client.integrations.groups import InvalidGroupError
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +27,10 @@ def parts_of_slice(num_samples: int, *, group_size: int, rank: int, num_processe
     """Return the parts of the slice of process ``rank``, in order, each of the processes holding ``num_samples``.
 
     Raises:
-        ValueError: all slices together are not whole groups.
+        InvalidGroupError: all slices together are not whole groups.
     """
     if num_samples * num_processes % group_size:
-        raise ValueError(
+        raise InvalidGroupError(
             f"{num_samples} completions in each of {num_processes} processes are no whole groups of {group_size}: "
             "num_generations must be what the trainer generates per prompt"
         )

@@ -1,16 +1,18 @@
-"""Publishing the weights of TRL's own GRPOTrainer: always before they generate, and known to its reward function.
+"""Publishes the weights of TRL's own GRPOTrainer before they generate, and pins its reward function to them.
 
 A callback sees optimizer steps, not generation. So it publishes at the start of each optimizer step that generates, and
-at the end of one that is evaluated. Whole models alone: what is sharded, or has an adapter, is `vigor-trainer`'s.
+at the end of one that is evaluated. Whole models alone: what is sharded, or has an adapter, `vigor-trainer` publishes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from vigor_client.client import VigorClient
 from vigor_client.errors import VigorError
+from vigor_client.integrations.trl.step_publisher import StepPublisher
+from vigor_client.integrations.trl.trl_shape import READ_BY_ADAPTERS, check_installed_trl
 from vigor_client.publishing.publish import PublishResult
 from vigor_client.publishing.snapshot import WeightSnapshot
 from vigor_client.publishing.transports.weight_transport import WeightTransport
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class GenerationSettings(Protocol):
-    """What is asked of a ``GRPOConfig``."""
+    """What is read of a ``GRPOConfig``."""
 
     @property
     def eval_on_start(self) -> bool: ...
@@ -33,23 +35,23 @@ class GenerationSettings(Protocol):
 
 
 class TrainerState(Protocol):
-    """What is asked of transformers' ``TrainerState``."""
+    """What is read of transformers' ``TrainerState``."""
 
     @property
     def global_step(self) -> int: ...
 
 
 class TrainerControl(Protocol):
-    """What is asked of transformers' ``TrainerControl``."""
+    """What is read of transformers' ``TrainerControl``."""
 
     @property
     def should_evaluate(self) -> bool: ...
 
 
 class WeightPublisher:
-    """Publishes a GRPOTrainer's weights, from its main process, under the number of optimizer steps taken so far.
+    """Publishes a GRPOTrainer's weights from its main process, under the number of optimizer steps taken so far.
 
-    A callback of transformers that the reward function knows too, and then refuses scores from other weights:
+    A callback of transformers. The reward function gets it too, and then refuses scores from other weights:
     ``GRPOTrainer(callbacks=[weights], reward_funcs=VigorReward(…, weights=weights), …)``. A failed publication stops
     all processes of the run.
 
@@ -57,6 +59,9 @@ class WeightPublisher:
         url: where the service listens.
         snapshot, transport: as in ``VigorClient.publish_weights``.
         connect: makes the client: ``partial(VigorClient, timeout_seconds=900)``.
+
+    Raises:
+        UnsupportedTrlError: the installed TRL lacks what is read from it.
     """
 
     def __init__(
@@ -67,30 +72,27 @@ class WeightPublisher:
         transport: WeightTransport | None = None,
         connect: Callable[[str], VigorClient] = VigorClient,
     ) -> None:
+        check_installed_trl(READ_BY_ADAPTERS)
         self._url = url
         self._snapshot = snapshot
         self._transport = transport
         self._connect = connect
         self._model: torch.nn.Module | None = None
-        self._step: int | None = None
-        self._publication: PublishResult | None = None
+        self._publisher = StepPublisher(self._send)
         self._num_micro_steps = 0
 
     @property
     def is_training(self) -> bool:
-        """Whether TRL trains, not evaluates: asked as TRL itself does."""
+        """Whether TRL trains or evaluates, by the same test as TRL's own."""
         return self._model is None or self._model.training
 
     def at(self, step: int) -> PublishResult:
-        """The publication of the weights after ``step`` optimizer steps.
+        """Return the publication of the weights after ``step`` optimizer steps.
 
         Raises:
             VigorError: other weights were published last.
         """
-        if self._publication is None or self._step != step:
-            last = "none were" if self._step is None else f"those of step {self._step} were last"
-            raise VigorError(f"the weights of step {step} are not published, {last}: is the callback the trainer's?")
-        return self._publication
+        return self._publisher.at(step)
 
     def on_train_begin(
         self,
@@ -101,20 +103,21 @@ class WeightPublisher:
         model: torch.nn.Module,
         **_others: object,
     ) -> None:
-        """Take the model that the training begins with; nothing of it is published yet.
+        """Take the model that training begins with. Nothing of it is published yet.
 
         Raises:
             VigorError: it is not whole in each process, or it has an adapter.
         """
         refuse_parts(_distribution(), model)
-        self._model, self._step = model, None
+        self._model = model
+        self._publisher.forget()
         if args.eval_on_start:
             self._publish(state.global_step)
 
     def on_step_begin(
         self, args: GenerationSettings, state: TrainerState, _control: TrainerControl, **_others: object
     ) -> None:
-        """Publish if this optimizer step generates: TRL does in every so many-th micro step."""
+        """Publish if this optimizer step generates: if one of its micro steps is a multiple of TRL's period."""
         generate_every = (args.steps_per_generation or 1) * args.num_iterations
         following = range(self._num_micro_steps, self._num_micro_steps + args.gradient_accumulation_steps)
         if any(micro_step % generate_every == 0 for micro_step in following):
@@ -127,7 +130,7 @@ class WeightPublisher:
     def on_step_end(
         self, _args: GenerationSettings, state: TrainerState, control: TrainerControl, **_others: object
     ) -> None:
-        """Count likewise, and publish what is evaluated next."""
+        """Count the last micro step of an optimizer step, and publish the weights that are evaluated next."""
         self._num_micro_steps += 1
         if control.should_evaluate:
             self._publish(state.global_step)
@@ -135,56 +138,45 @@ class WeightPublisher:
     def on_epoch_end(
         self, _args: GenerationSettings, state: TrainerState, control: TrainerControl, **_others: object
     ) -> None:
-        """Publish what is evaluated next."""
+        """Publish the weights that are evaluated next."""
         if control.should_evaluate:
             self._publish(state.global_step)
 
     def on_train_end(
         self, _args: GenerationSettings, state: TrainerState, _control: TrainerControl, **_others: object
     ) -> None:
-        """Publish what training ended with, which may be an earlier, better model loaded again."""
-        self._step = None
+        """Publish the weights that training ended with, which may be an earlier, better model loaded again."""
+        self._publisher.forget()
         self._publish(state.global_step)
+        self._publisher.close()
 
     if not TYPE_CHECKING:  # which would take every name for a method
 
         def __getattr__(self, name: str) -> Callable[..., None]:
-            """transformers calls a method for every event, also for those that nothing follows from here."""
+            """Return what does nothing: transformers calls a method for every event, also for those unused here."""
             if name.startswith("on_"):
                 return _ignore
             raise AttributeError(name)
 
     def _publish(self, step: int) -> None:
-        """Publish the weights as they are after ``step`` optimizer steps; all processes come here."""
-        if step == self._step:
-            return
-        from accelerate import PartialState  # pyright: ignore[reportMissingTypeStubs] - it has none
-        from accelerate.utils import broadcast_object_list  # pyright: ignore - likewise
-
-        outcome: list[PublishResult | None] = [None]
-        try:
-            if PartialState().is_main_process:
-                outcome[0] = self._send(step)
-        finally:
-            broadcast_object_list(cast("list[Any]", outcome))  # also a failure: nobody is left waiting
-        if outcome[0] is None:
-            raise VigorError("the main process could not publish the weights, see its message")
-        self._step, self._publication = step, outcome[0]
-
-    def _send(self, step: int) -> PublishResult:
+        """Publish the weights as they are after ``step`` optimizer steps. All processes must call it."""
         if self._model is None:
             raise VigorError("nothing to publish: training has not begun")
+        self._publisher.begin(self._model.state_dict, step)
+        self._publisher.finish()
+
+    def _send(self, weights: Mapping[str, torch.Tensor], step: int) -> PublishResult:
         with self._connect(self._url) as client:
             return client.publish_weights(
-                self._model.state_dict(), weight_version=step, snapshot=self._snapshot, transport=self._transport
+                weights, weight_version=step, snapshot=self._snapshot, transport=self._transport
             )
 
 
 def refuse_parts(distribution: str, model: torch.nn.Module) -> None:
-    """Refuse what has no whole state dict of its own in the main process.
+    """Refuse a model whose main process has no whole state dict of it.
 
     Raises:
-        VigorError: names it.
+        VigorError: the model is spread over the processes, or has an adapter.
     """
     if distribution != "NO" and not distribution.startswith("MULTI_"):
         raise VigorError(f"the model is spread over the processes ({distribution}): train it by vigor-trainer")
@@ -197,7 +189,7 @@ def _ignore(*_event: object, **_others: object) -> None:
 
 
 def _distribution() -> str:
-    """Accelerate's name of how the model lies over the processes, such as `NO`, `MULTI_GPU` or `FSDP`."""
+    """Return Accelerate's name of how the model lies over the processes, such as `NO`, `MULTI_GPU` or `FSDP`."""
     from accelerate.state import AcceleratorState  # pyright: ignore[reportMissingTypeStubs] - it has none
 
     return str(cast("Any", AcceleratorState()).distributed_type.value)

@@ -15,45 +15,32 @@ from typing import Any, Literal, Protocol
 
 from vigor_client.client import AsyncVigorClient
 from vigor_client.errors import VigorError
+from vigor_client.integrations.trl.completions import end_token_ids, finish_reason
 from vigor_client.integrations.trl.distributed import Processes, torch_processes
 from vigor_client.integrations.trl.group_slices import parts_of_slice
+from vigor_client.integrations.trl.metrics import NORM_COLUMN, log_metrics, score_metrics
+from vigor_client.integrations.trl.prompts import ProcessingClass, Text, tokenize_prompts
+from vigor_client.integrations.trl.publisher import TrainerState
 from vigor_client.integrations.trl.round import Round, VersionedScore, score_round
+from vigor_client.integrations.trl.trl_shape import READ_BY_ADAPTERS, check_installed_trl
 from vigor_client.publishing.publish import PublishResult
 from vigor_client.ranking import TieRule
 from vigor_client.schemas.scoring import Completion, RewardName, TruncatedRule
 
 UNSCORABLE_COLUMNS = ("image", "images", "environments")
 
-Text = str | list[dict[str, Any]]
 Rewards = list[float | None]
 
 logger = logging.getLogger(__name__)
 
 
-class ProcessingClass(Protocol):
-    """What is asked of the trainer's ``processing_class``, a tokenizer of transformers, which types it so."""
-
-    def __getattr__(self, key: str) -> Any: ...  # noqa: ANN401 - how it has `eos_token_id`
-
-    def __call__(self, *, text: Any) -> Any: ...  # noqa: ANN401
-
-    def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any: ...  # noqa: ANN401
-
-
 class CurrentWeights(Protocol):
-    """What is asked of a ``WeightPublisher``."""
+    """What is read of a ``WeightPublisher``."""
 
     @property
     def is_training(self) -> bool: ...
 
     def at(self, step: int) -> PublishResult: ...
-
-
-class TrainerState(Protocol):
-    """What is asked of TRL's ``trainer_state``."""
-
-    @property
-    def global_step(self) -> int: ...
 
 
 class _Reward:
@@ -74,6 +61,7 @@ class _Reward:
         connect: Callable[[str], AsyncVigorClient] = AsyncVigorClient,
         processes: Callable[[], Processes] = torch_processes,
     ) -> None:
+        check_installed_trl(READ_BY_ADAPTERS)
         if num_generations < 1 or num_generations_eval == 0:
             raise ValueError(f"{num_generations} and {num_generations_eval} generations: a group has at least one")
         if on_failure not in ("none", "raise"):
@@ -103,7 +91,7 @@ class _Reward:
         step: int | None,
         columns: Mapping[str, object],
     ) -> Round:
-        """What this call asks. Every process comes here equally often, so the count names the same call in all."""
+        """Return what this call asks. Every process calls this equally often, so the count names the same call."""
         _refuse_unscorable(completions, columns)
         trainer = _trainer_of(columns)
         self._refuse_other_prompts(trainer)
@@ -121,8 +109,8 @@ class _Reward:
                 rank=self._processes.rank,
                 num_processes=self._processes.count,
             ),
-            prompt_ids=self._tokenized(prompts),
-            completions=[Completion(ids=ids, finish_reason=_finish_reason(ids, ends)) for ids in completion_ids],
+            prompt_ids=tokenize_prompts(self._processing_class, prompts, self._chat_template_kwargs),
+            completions=[Completion(ids=ids, finish_reason=finish_reason(ids, ends)) for ids in completion_ids],
         )
 
     def _refuse_other_prompts(self, trainer: object) -> None:
@@ -139,36 +127,23 @@ class _Reward:
         is_evaluating = self._weights is not None and not self._weights.is_training
         return self._num_generations_eval if is_evaluating else self._num_generations
 
-    def _tokenized(self, prompts: Sequence[Text]) -> list[list[int]]:
-        """The ids that TRL generated from: the same calls as in `GRPOTrainer._tokenize_prompts`."""
-        if isinstance(prompts[0], str):
-            return self._processing_class(text=list(prompts))["input_ids"]
-        return self._processing_class.apply_chat_template(
-            conversation=list(prompts),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            **self._chat_template_kwargs,
-        )["input_ids"]
-
-    def _ends(self, trainer: object) -> set[int]:
-        """What ends a completion: as given, else as the trainer generates, else the tokenizer's own."""
-        if self._eos_token_ids is not None:
-            return set(self._eos_token_ids)
-        return set(getattr(trainer, "eos_token_ids", [self._processing_class.eos_token_id]))
+    def _ends(self, trainer: object) -> Collection[int]:
+        """Return the tokens that end a completion: those given, else those that TRL counts as its end."""
+        given = self._eos_token_ids
+        return end_token_ids(trainer, self._processing_class) if given is None else given
 
     async def _scores(self, asked: Round, step: int | None) -> list[VersionedScore] | None:
         try:
-            insisted = self._insisted(step)
+            pinned = self._pinned_weights(step)
             async with self._connect(self._url) as client:
-                return await score_round(client, asked, {**self._options, **insisted})
+                return await score_round(client, asked, {**self._options, **pinned})
         except VigorError as error:
             if self._on_failure == "raise":
                 raise
             logger.warning("no rewards for %s: %s: %s", asked.name, type(error).__name__, error)
             return None
 
-    def _insisted(self, step: int | None) -> dict[str, object]:
+    def _pinned_weights(self, step: int | None) -> dict[str, object]:
         if self._weights is None or step is None:
             return {}
         publication = self._weights.at(step)
@@ -187,21 +162,23 @@ class VigorReward(_Reward):
         num_generations: completions per prompt, as in the trainer's configuration.
         num_generations_eval: likewise; another number needs ``weights``, because TRL does not tell a reward function
             whether it evaluates.
-        weights: a ``WeightPublisher``: scores must come from what it published for this step. Without it, whatever
-            the service has scores.
-        eos_token_ids: what ends a completion; by default what the trainer ends generation with, where TRL shows it,
-            else the tokenizer's own.
+        weights: a ``WeightPublisher``: scores must come from what it published for this step. Without it, the weights
+            that the service has are those that score.
+        eos_token_ids: what ends a completion; by default what TRL counts as its end: the end-of-sequence tokens of the
+            trainer (where TRL does not show them, of the tokenizer) and padding.
         chat_template_kwargs: as in the trainer's configuration.
         reward, ties, truncated: as in ``VigorClient.score``.
-        on_failure: what a call gets that is not scored after the client's retries: ``none``, which TRL leaves out of
-            the step, for all its completions; or ``raise``.
+        on_failure: what happens to a call that is not scored after the client's retries: ``none`` gives each of its
+            completions None, which TRL leaves out of the step; ``raise`` raises.
         connect: makes the client: ``partial(AsyncVigorClient, timeout_seconds=900)``.
         processes: tells which process this is, for tests.
 
     Raises:
-        ValueError: at the start, arguments that say nothing, or ``num_generations_eval`` without ``weights``; in a
-            call, completions that cannot be scored (images, tools, environments), or that are no whole groups, or
-            prompts that the trainer renders otherwise.
+        ValueError: at the start, an argument out of range, or ``num_generations_eval`` without ``weights``; in a call,
+            completions that cannot be scored (images, tools, environments), or prompts that the trainer renders with
+            other settings.
+        InvalidGroupError: in a call, completions that are not whole groups of one prompt each.
+        UnsupportedTrlError: at the start, the installed TRL lacks what is read from it.
         VigorError: in a call, with ``on_failure="raise"``.
     """
 
@@ -218,11 +195,11 @@ class VigorReward(_Reward):
         asked = self._round(prompts, completions, completion_ids, step, columns)
         with ThreadPoolExecutor(max_workers=1) as thread:  # a notebook's thread runs an event loop already
             scores = thread.submit(asyncio.run, self._scores(asked, step)).result()
-        return _rewards(scores, len(completion_ids), columns)
+        return _rewards(scores, completion_ids, columns)
 
 
 class AsyncVigorReward(_Reward):
-    """``VigorReward`` as TRL awaits it, beside other async reward functions: the same arguments, the same rewards."""
+    """``VigorReward`` as a coroutine, which TRL awaits beside other async reward functions. Arguments are the same."""
 
     async def __call__(
         self,
@@ -235,16 +212,12 @@ class AsyncVigorReward(_Reward):
     ) -> Rewards:
         step = _step(trainer_state)
         asked = self._round(prompts, completions, completion_ids, step, columns)
-        return _rewards(await self._scores(asked, step), len(completion_ids), columns)
+        return _rewards(await self._scores(asked, step), completion_ids, columns)
 
 
 def _trainer_of(columns: Mapping[str, object]) -> object:
-    """TRL hands on a method of its trainer, which shows how prompts are rendered and what ends a completion."""
+    """Return the trainer that calls, through a method of it that TRL hands on; None under ``AsyncGRPOTrainer``."""
     return getattr(columns.get("log_metric"), "__self__", None)
-
-
-def _finish_reason(ids: Sequence[int], ends: set[int]) -> Literal["stop", "length"]:
-    return "stop" if ids and ids[-1] in ends else "length"
 
 
 def _step(trainer_state: TrainerState | None) -> int | None:
@@ -260,21 +233,20 @@ def _refuse_unscorable(completions: Sequence[Text], columns: Mapping[str, object
         )
 
 
-def _rewards(scores: Sequence[VersionedScore] | None, num_completions: int, columns: Mapping[str, object]) -> Rewards:
+def _rewards(
+    scores: Sequence[VersionedScore] | None, completion_ids: Sequence[list[int]], columns: Mapping[str, object]
+) -> Rewards:
     if scores is None:
-        return [None] * num_completions
-    _log(scores, columns)
+        return [None] * len(completion_ids)
+    _log(scores, completion_ids, columns)
     return [scored.score.reward for scored in scores]
 
 
-def _log(scores: Sequence[VersionedScore], columns: Mapping[str, object]) -> None:
-    norms = [scored.score.scaled_grad_norm for scored in scores]
-    known = [norm for norm in norms if norm is not None]
+def _log(
+    versioned: Sequence[VersionedScore], completion_ids: Sequence[list[int]], columns: Mapping[str, object]
+) -> None:
+    scores = [each.score for each in versioned]
     if callable(log_extra := columns.get("log_extra")):
-        log_extra("scaled_grad_norm", norms)
-    if not callable(log_metric := columns.get("log_metric")):
-        return
-    log_metric("vigor/weight_version", float(scores[0].weight_version))
-    log_metric("vigor/num_unscored", float(sum(scored.score.status != "ok" for scored in scores)))
-    if known:
-        log_metric("vigor/mean_scaled_grad_norm", sum(known) / len(known))
+        log_extra(NORM_COLUMN, [score.scaled_grad_norm for score in scores])
+    if callable(log_metric := columns.get("log_metric")):
+        log_metrics(score_metrics(scores, completion_ids, weight_version=versioned[0].weight_version), log_metric)

@@ -1,4 +1,4 @@
-"""One process' share of a round of completions: whole groups together, the rest sample by sample, in order again.
+"""One process' share of a round of completions: whole groups are asked for together, other completions one by one.
 
 Knows groups, samples and clients; knows no trainer.
 """
@@ -13,6 +13,8 @@ from typing import Any
 from vigor_client.chunking import chunk_groups, halves, is_too_large
 from vigor_client.client import AsyncVigorClient
 from vigor_client.errors import PayloadTooLargeError, UnexpectedAnswerError
+from vigor_client.integrations.groups import InvalidGroupError, shared_prompt
+from vigor_client.integrations.trl.completions import refuse_other_tokens
 from vigor_client.integrations.trl.group_slices import Part
 from vigor_client.schemas.scoring import (
     Completion,
@@ -23,7 +25,7 @@ from vigor_client.schemas.scoring import (
     ScoreResponse,
 )
 
-MAX_WAITING_SAMPLES = 100  # each waits on a connection of its own, and httpx opens so many
+MAX_WAITING_SAMPLES = 100  # each waits on a connection of its own; httpx opens 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class Round:
     """The completions of one process with their prompts, and the parts of groups that they are.
 
     Raises:
-        ValueError: a part mixes prompts, or more samples would wait for other processes than can.
+        InvalidGroupError: a part mixes prompts, or more samples would wait for other processes than can.
     """
 
     name: str
@@ -50,21 +52,20 @@ class Round:
 
     def __post_init__(self) -> None:
         for part in self.parts:
-            if any(ids != self.prompt_ids[part.start] for ids in self.prompt_ids[part.start : part.stop]):
-                raise ValueError(f"group {part.group} mixes completions of different prompts: nothing was asked")
+            shared_prompt(self.prompt_ids[part.start : part.stop], f"group {part.group}")
         num_waiting = sum(part.stop - part.start for part in self._split_parts())
         if num_waiting > MAX_WAITING_SAMPLES:
-            raise ValueError(
+            raise InvalidGroupError(
                 f"{num_waiting} completions of this process belong to groups that other processes hold parts of; at "
                 f"most {MAX_WAITING_SAMPLES} can wait for them: give each process whole groups of {self.group_size}"
             )
 
     def groups(self) -> list[Group]:
-        """The groups that are whole in this process."""
+        """Return the groups that are whole in this process."""
         return [self._group(part) for part in self.parts if self._is_whole(part)]
 
     def samples(self, options: Mapping[str, Any]) -> list[SampleRequest]:
-        """The completions of the groups that are not."""
+        """Return the completions of the groups that are not whole here, as samples."""
         return [
             self._sample(part, position, options)
             for part in self._split_parts()
@@ -72,7 +73,11 @@ class Round:
         ]
 
     def in_order(self, groups: Iterable[ScoreResponse], samples: Iterable[SampleResponse]) -> list[VersionedScore]:
-        """The answers to `groups` and `samples` as one list, a score per completion."""
+        """Return the answers to `groups` and `samples` as one list, a score per completion.
+
+        Raises:
+            WrongAnswerError: a score is about other tokens than were sampled.
+        """
         whole = iter([(answer.weight_version, group) for answer in groups for group in answer.groups])
         single = iter(samples)
         ordered: list[VersionedScore] = []
@@ -83,7 +88,14 @@ class Round:
             else:
                 answers = [next(single) for _ in range(part.start, part.stop)]
                 ordered += [VersionedScore(answer.weight_version, answer.completion) for answer in answers]
+        self.check_tokens([scored.score for scored in ordered])
         return ordered
+
+    def check_tokens(self, scores: Sequence[CompletionScore]) -> None:
+        """Raise a WrongAnswerError where a score, one per completion, is about other tokens than were sampled."""
+        for part in self.parts:
+            held = slice(part.start, part.stop)
+            refuse_other_tokens(self._name(part), self.completions[held], scores[held], first=part.first)
 
     def _split_parts(self) -> list[Part]:
         return [part for part in self.parts if not self._is_whole(part)]
@@ -110,10 +122,10 @@ class Round:
 
 
 async def score_round(client: AsyncVigorClient, asked: Round, options: Mapping[str, Any]) -> list[VersionedScore]:
-    """Score a round, a score per completion. ``options`` are those of ``VigorClient.score``.
+    """Return a score per completion of a round. ``options`` are those of ``VigorClient.score``.
 
     Raises:
-        the error of what failed first; the rest is given up.
+        the error of the request that failed first; the others are cancelled.
     """
     try:
         # Together, since other processes wait for these samples already.
@@ -127,7 +139,7 @@ async def score_round(client: AsyncVigorClient, asked: Round, options: Mapping[s
 
 
 async def _score(client: AsyncVigorClient, groups: list[Group], options: Mapping[str, Any]) -> list[ScoreResponse]:
-    """Score whole groups, in halves where the service finds them too large for one request."""
+    """Return the scores of whole groups, from halves where the service finds them too large for one request."""
     try:
         return [await client.score(groups, **options)]
     except (PayloadTooLargeError, UnexpectedAnswerError) as error:

@@ -19,6 +19,7 @@ from tests.client.integrations.grpo import CHATS, TEXTS, stock_trainer
 from tests.support.tiny_models import tiny_tokenizer
 from vigor_client import AsyncVigorClient, PublishResult, UnreachableError, VigorError
 from vigor_client.integrations.trl.distributed import Processes
+from vigor_client.integrations.trl.errors import WrongAnswerError
 from vigor_client.integrations.trl.reward import AsyncVigorReward, VigorReward
 
 CLOSED_PORT_URL = "http://127.0.0.1:9"
@@ -89,6 +90,14 @@ def test_a_completion_that_ends_with_an_end_of_sequence_stopped(service: Gatheri
     call(VigorReward(service.url, tiny_tokenizer(), 2, eos_token_ids=[6]), prompts=["1"] * 2, ids=[[5, EOS], [5, 6]])
     reasons = [[item.finish_reason for item in request.groups[0].completions] for request in service.requests]
     assert reasons == [["stop", "length"], ["length", "stop"]]
+
+
+@both_kinds
+def test_scores_of_other_tokens_than_were_sampled_are_refused(kind: Kind, service: GatheringService) -> None:
+    service.miscounts = True
+    reward = kind(service.url, tiny_tokenizer(), 2, on_failure="raise")
+    with pytest.raises(WrongAnswerError, match="completion 0: the service scored 99 tokens of the 1 that were sampled"):
+        call(reward, prompts=["1"] * 2, ids=[[5], [6]])
 
 
 def test_scores_must_come_from_the_weights_of_this_step(service: GatheringService) -> None:
@@ -284,6 +293,10 @@ def test_norms_and_weights_are_logged(service: GatheringService) -> None:
         "vigor/weight_version": [7.0],
         "vigor/num_unscored": [0.0],
         "vigor/mean_scaled_grad_norm": [6.5],
+        "vigor/mean_length": [1.0],
+        "vigor/mean_logprob": [-1.0],
+        "vigor/mean_entropy": [2.0],
+        "vigor/self_certainty": [3.0],
     }
 
 
