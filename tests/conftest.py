@@ -22,6 +22,12 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the backgrou
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+@pytest.fixture
+def anyio_backend() -> str:
+    """The loop that runs the tests that are coroutines: the service's own."""
+    return "asyncio"
+
+
 @pytest.fixture(autouse=True)
 def the_same_number_of_threads() -> Iterator[None]:
     """A test that gives torch another number of threads gives it to no later test of its process."""

@@ -175,14 +175,11 @@ def test_changes_alone_are_broadcast_in_the_order_of_their_files(service: LiveSe
     assert serves(service, tensors)
 
 
-def test_the_async_client_broadcasts_likewise(service: LiveService) -> None:
+async def test_the_async_client_broadcasts_likewise(service: LiveService) -> None:
     tensors = trained(service)
 
-    async def publish_both() -> None:
-        async with AsyncVigorClient(str(service.http.base_url)) as to_service:
-            await to_service.publish_weights(tensors, weight_version=7, transport=Broadcast())
-
-    asyncio.run(publish_both())
+    async with AsyncVigorClient(str(service.http.base_url)) as to_service:
+        await to_service.publish_weights(tensors, weight_version=7, transport=Broadcast())
     assert serves(service, tensors)
 
 

@@ -20,7 +20,6 @@ from tests.support.waiting import wait_until
 from vigor_client import (
     AsyncVigorClient,
     Completion,
-    CompletionScore,
     Group,
     GroupScore,
     InvalidRequestError,
@@ -90,13 +89,12 @@ def test_every_question_has_its_answer(client: VigorClient) -> None:
     assert sorted(completion.reward for completion in scores.groups[0].completions) == [-1.0, 1.0]
 
 
-def test_the_async_client_gets_the_same_numbers(service: LiveService, client: VigorClient) -> None:
-    async def ask() -> list[CompletionScore]:
-        async with AsyncVigorClient(url_of(service)) as asking:
-            answers = await asyncio.gather(*(asking.score(GROUPS) for _ in range(4)))
-        return [completion for answer in answers for completion in answer.groups[0].completions]
-
-    assert asyncio.run(ask()) == client.score(GROUPS).groups[0].completions * 4
+async def test_the_async_client_gets_the_same_numbers(service: LiveService, client: VigorClient) -> None:
+    async with AsyncVigorClient(url_of(service)) as asking:
+        answers = await asyncio.gather(*(asking.score(GROUPS) for _ in range(4)))
+    assert [completion for answer in answers for completion in answer.groups[0].completions] == client.score(
+        GROUPS
+    ).groups[0].completions * 4
 
 
 def test_published_weights_score_under_the_digest_computed_here(service: LiveService, client: VigorClient) -> None:

@@ -213,27 +213,24 @@ def test_an_interrupt_drops_the_update_too() -> None:
     assert fake.calls[-1] == f"DELETE {UPDATES}/u1"
 
 
-def test_a_cancelled_task_drops_the_update_too() -> None:
+async def test_a_cancelled_task_drops_the_update_too() -> None:
     fake = service()
 
-    async def cancelled() -> None:
-        sending = asyncio.Event()
+    sending = asyncio.Event()
 
-        async def serve(request: httpx.Request) -> httpx.Response:
-            if request.method == "PUT":
-                sending.set()
-                await asyncio.Event().wait()
-            await request.aread()
-            return fake(request)
+    async def serve(request: httpx.Request) -> httpx.Response:
+        if request.method == "PUT":
+            sending.set()
+            await asyncio.Event().wait()
+        await request.aread()
+        return fake(request)
 
-        async with AsyncVigorClient("http://service", transport=httpx.MockTransport(serve)) as client:
-            task = asyncio.create_task(client.publish_weights(new_weights(), weight_version=7))
-            await asyncio.wait_for(sending.wait(), timeout=20)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-
-    asyncio.run(cancelled())
+    async with AsyncVigorClient("http://service", transport=httpx.MockTransport(serve)) as client:
+        task = asyncio.create_task(client.publish_weights(new_weights(), weight_version=7))
+        await asyncio.wait_for(sending.wait(), timeout=20)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
     assert fake.calls[-1] == f"DELETE {UPDATES}/u1"
 
 

@@ -13,38 +13,32 @@ from vigor_service.http.ndjson import lines_of, with_last_error
 NEVER_SECONDS = 60.0
 
 
-def test_what_is_put_before_a_failure_is_read_before_it() -> None:
+async def test_what_is_put_before_a_failure_is_read_before_it() -> None:
     async def work(put: Callable[[str], None]) -> None:
         put("one")
         put("two")
         raise EngineFailedError("it broke")
 
-    async def main() -> None:
-        lines = lines_of(work, beat_seconds=NEVER_SECONDS)
-        assert [await anext(lines), await anext(lines)] == ["one\n", "two\n"]
-        with pytest.raises(EngineFailedError):
-            await anext(lines)
-
-    asyncio.run(main())
+    lines = lines_of(work, beat_seconds=NEVER_SECONDS)
+    assert [await anext(lines), await anext(lines)] == ["one\n", "two\n"]
+    with pytest.raises(EngineFailedError):
+        await anext(lines)
 
 
-def test_the_work_does_not_wait_for_the_reader() -> None:
-    async def main() -> None:
-        done = asyncio.Event()
+async def test_the_work_does_not_wait_for_the_reader() -> None:
+    done = asyncio.Event()
 
-        async def work(put: Callable[[str], None]) -> None:
-            for number in range(100):
-                put(str(number))
-                await asyncio.sleep(0)
-            done.set()
+    async def work(put: Callable[[str], None]) -> None:
+        for number in range(100):
+            put(str(number))
+            await asyncio.sleep(0)
+        done.set()
 
-        lines = lines_of(work, beat_seconds=NEVER_SECONDS)
-        first = await anext(lines)
-        async with asyncio.timeout(10):
-            await done.wait()
-        assert [first, *[line async for line in lines]] == [f"{number}\n" for number in range(100)]
-
-    asyncio.run(main())
+    lines = lines_of(work, beat_seconds=NEVER_SECONDS)
+    first = await anext(lines)
+    async with asyncio.timeout(10):
+        await done.wait()
+    assert [first, *[line async for line in lines]] == [f"{number}\n" for number in range(100)]
 
 
 def test_closing_the_lines_cancels_the_work() -> None:
@@ -67,17 +61,14 @@ def test_closing_the_lines_cancels_the_work() -> None:
     assert asyncio.run(main())
 
 
-def test_a_failure_after_the_first_line_is_the_last_one_with_its_retry_after() -> None:
+async def test_a_failure_after_the_first_line_is_the_last_one_with_its_retry_after() -> None:
     told: list[Problem] = []
 
     async def failing() -> AsyncGenerator[str]:
         yield "two\n"
         raise QueueFullError("come back", retry_after_seconds=3.0)
 
-    async def read() -> list[str]:
-        return [line async for line in with_last_error("one\n", failing(), on_problem=told.append)]
-
-    *lines, last = asyncio.run(read())
+    *lines, last = [line async for line in with_last_error("one\n", failing(), on_problem=told.append)]
     assert lines == ["one\n", "two\n"]
     error = ErrorLine.model_validate_json(last)
     assert (error.error.code, error.retry_after_seconds) == ("queue_full", 3.0)

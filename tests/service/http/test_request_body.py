@@ -78,23 +78,20 @@ def test_a_body_that_does_not_come_is_given_up() -> None:
         _receive(_request(b"1", ends="silent"), _reader(timeout_seconds=0.01))
 
 
-def test_all_requests_together_are_bounded_by_what_their_bodies_became_and_give_their_place_back() -> None:
+async def test_all_requests_together_are_bounded_by_what_their_bodies_became_and_give_their_place_back() -> None:
     text = b"[" + b"1," * 40 + b"1]"  # as a list of numbers it takes many times as much
 
-    async def run() -> None:
-        reader = _reader(max_held_bytes=10_000)
-        parsed = [JsonBody(_request(text), reader) for _ in range(4)]
-        for body in parsed:
-            await body.parse(Anything, consequence="no")
-        late = JsonBody(_request(text), reader)
-        with pytest.raises(QueueFullError, match="come back later") as refused:
-            await late.parse(Anything, consequence="no")
-        assert refused.value.retry_after_seconds
-        for body in (*parsed, late):
-            body.release()
-        await JsonBody(_request(text), reader).parse(Anything, consequence="no")
-
-    asyncio.run(run())
+    reader = _reader(max_held_bytes=10_000)
+    parsed = [JsonBody(_request(text), reader) for _ in range(4)]
+    for body in parsed:
+        await body.parse(Anything, consequence="no")
+    late = JsonBody(_request(text), reader)
+    with pytest.raises(QueueFullError, match="come back later") as refused:
+        await late.parse(Anything, consequence="no")
+    assert refused.value.retry_after_seconds
+    for body in (*parsed, late):
+        body.release()
+    await JsonBody(_request(text), reader).parse(Anything, consequence="no")
 
 
 def test_a_body_that_alone_takes_more_than_all_may_is_parsed_when_no_other_is_there() -> None:

@@ -35,38 +35,32 @@ def _send(groups: PromptGroups, token_id: int) -> asyncio.Task[SampleResponse]:
     return asyncio.create_task(groups.score(TokenSequence((1, 2), (token_id,)), group_size=2))
 
 
-def test_a_sample_that_was_refused_alone_comes_back_to_those_that_were_not() -> None:
-    async def test() -> None:
-        assembly = FakeAssembly()
-        groups = PromptGroups(cast("GroupAssembly", assembly))
-        first, second = _send(groups, 3), _send(groups, 4)
-        await asyncio.sleep(0)
-        assembly.outcomes[0].set_exception(QueueFullError("come back later"))
-        with pytest.raises(QueueFullError):
-            await first
-        again = _send(groups, 3)
-        await asyncio.sleep(0)
-        refused, waiting, returned = assembly.samples
-        assert (returned.group, returned.index) == (waiting.group, refused.index)
-        for task in (second, again):
-            task.cancel()
-        await asyncio.wait([second, again])
-
-    asyncio.run(test())
+async def test_a_sample_that_was_refused_alone_comes_back_to_those_that_were_not() -> None:
+    assembly = FakeAssembly()
+    groups = PromptGroups(cast("GroupAssembly", assembly))
+    first, second = _send(groups, 3), _send(groups, 4)
+    await asyncio.sleep(0)
+    assembly.outcomes[0].set_exception(QueueFullError("come back later"))
+    with pytest.raises(QueueFullError):
+        await first
+    again = _send(groups, 3)
+    await asyncio.sleep(0)
+    refused, waiting, returned = assembly.samples
+    assert (returned.group, returned.index) == (waiting.group, refused.index)
+    for task in (second, again):
+        task.cancel()
+    await asyncio.wait([second, again])
 
 
-def test_a_group_that_all_have_left_takes_nobody_in() -> None:
-    async def test() -> None:
-        assembly = FakeAssembly()
-        groups = PromptGroups(cast("GroupAssembly", assembly))
-        first = _send(groups, 3)
-        await asyncio.sleep(0)
-        first.cancel()
-        await asyncio.wait([first])
-        second = _send(groups, 3)
-        await asyncio.sleep(0)
-        assert assembly.samples[1].group != assembly.samples[0].group
-        second.cancel()
-        await asyncio.wait([second])
-
-    asyncio.run(test())
+async def test_a_group_that_all_have_left_takes_nobody_in() -> None:
+    assembly = FakeAssembly()
+    groups = PromptGroups(cast("GroupAssembly", assembly))
+    first = _send(groups, 3)
+    await asyncio.sleep(0)
+    first.cancel()
+    await asyncio.wait([first])
+    second = _send(groups, 3)
+    await asyncio.sleep(0)
+    assert assembly.samples[1].group != assembly.samples[0].group
+    second.cancel()
+    await asyncio.wait([second])

@@ -1,12 +1,10 @@
-import asyncio
-
 from vigor_client.schemas.scoring import ScoringOptions
 from vigor_service.engine.sequences import EMPTY_SCORE, TokenSequence
 from vigor_service.scoring.encoded import EncodedGroup, EncodedRequest
 from vigor_service.scoring.group_progress import GroupProgress
 
 
-def test_groups_are_finished_once_each_with_the_last_of_their_scores() -> None:
+async def test_groups_are_finished_once_each_with_the_last_of_their_scores() -> None:
     shared, own = TokenSequence((1,), (2,)), TokenSequence((1,), (3,))
     groups = [
         EncodedGroup(None, (shared, own, shared), (False, False, False)),
@@ -15,11 +13,8 @@ def test_groups_are_finished_once_each_with_the_last_of_their_scores() -> None:
         EncodedGroup(None, (own,), (True,)),
     ]
 
-    async def watch() -> list[list[int]]:
-        progress = GroupProgress(EncodedRequest(ScoringOptions(truncated="worst"), groups))
-        for scores in ({}, {shared: EMPTY_SCORE}, {own: EMPTY_SCORE}):
-            progress.add(scores)
-        progress.close()
-        return [indices async for indices in progress.finished()]
-
-    assert asyncio.run(watch()) == [[2, 3], [1], [0]]
+    progress = GroupProgress(EncodedRequest(ScoringOptions(truncated="worst"), groups))
+    for scores in ({}, {shared: EMPTY_SCORE}, {own: EMPTY_SCORE}):
+        progress.add(scores)
+    progress.close()
+    assert [indices async for indices in progress.finished()] == [[2, 3], [1], [0]]

@@ -153,13 +153,10 @@ def test_the_loop_is_free_within_a_tenth_of_a_second_whatever_is_scored(tmp_path
     assert seconds < MOST_SECONDS
 
 
-def test_a_request_with_more_tokens_than_the_setting_is_refused(tmp_path: Path) -> None:
+async def test_a_request_with_more_tokens_than_the_setting_is_refused(tmp_path: Path) -> None:
     group = Group.model_validate({"prompt_ids": [1, 2], "completions": [[3]] * 4})
 
-    async def run() -> None:
-        async with _serving(tmp_path, max_request_tokens=12) as serving:
-            assert await _answer(serving, ScoreRequest(groups=[group]))
-            with pytest.raises(PayloadTooLargeError):
-                await _answer(serving, ScoreRequest(groups=[group, group]))
-
-    asyncio.run(run())
+    async with _serving(tmp_path, max_request_tokens=12) as serving:
+        assert await _answer(serving, ScoreRequest(groups=[group]))
+        with pytest.raises(PayloadTooLargeError):
+            await _answer(serving, ScoreRequest(groups=[group, group]))

@@ -46,31 +46,25 @@ def test_a_disk_that_does_not_answer_is_named(disk: threading.Event) -> None:
     wait_until(lambda: threads.is_idle)
 
 
-def test_threads_of_one_kind_do_not_starve_those_of_another(disk: threading.Event) -> None:
-    async def read_and_write() -> None:
-        hanging = [asyncio.create_task(threads.run("local", disk.wait)) for _ in range(20)]
-        await asyncio.sleep(0)
-        for _ in range(20):
-            assert await threads.run("staging", max, 1, 2) == 2
-        assert all(isinstance(error, DeadlineExceededError) for error in await _errors(hanging))
-
+async def test_threads_of_one_kind_do_not_starve_those_of_another(disk: threading.Event) -> None:
     threads = FileThreads(step_seconds=STEP_SECONDS)
-    asyncio.run(read_and_write())
+    hanging = [asyncio.create_task(threads.run("local", disk.wait)) for _ in range(20)]
+    await asyncio.sleep(0)
+    for _ in range(20):
+        assert await threads.run("staging", max, 1, 2) == 2
+    assert all(isinstance(error, DeadlineExceededError) for error in await _errors(hanging))
 
 
 async def _errors(tasks: list[asyncio.Task[bool]]) -> list[BaseException | bool]:
     return await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def test_what_waited_for_a_thread_until_its_time_was_over_is_not_begun_any_more(disk: threading.Event) -> None:
-    async def store_twice() -> None:
-        for work in (disk.wait, begun.set):
-            with pytest.raises(DeadlineExceededError):
-                await threads.run("state", work)
-
+async def test_what_waited_for_a_thread_until_its_time_was_over_is_not_begun_any_more(disk: threading.Event) -> None:
     begun = threading.Event()
     threads = FileThreads(model_seconds=STEP_SECONDS)
-    asyncio.run(store_twice())
+    for work in (disk.wait, begun.set):
+        with pytest.raises(DeadlineExceededError):
+            await threads.run("state", work)
     disk.set()
     wait_until(lambda: threads.is_idle)
     assert not begun.is_set()
@@ -103,17 +97,14 @@ def test_a_generator_whose_step_hangs_is_closed_when_the_step_has_ended(disk: th
     wait_until(lambda: len(ended) == 1)
 
 
-def test_a_generator_that_is_cancelled_is_closed(disk: threading.Event) -> None:
-    async def cancel() -> None:
-        running = asyncio.create_task(threads.run_steps("local", counting(ended, disk)))
-        while threads.is_idle:
-            await asyncio.sleep(0)
-        running.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await running
-
+async def test_a_generator_that_is_cancelled_is_closed(disk: threading.Event) -> None:
     ended: list[str] = []
     threads = FileThreads()
-    asyncio.run(cancel())
+    running = asyncio.create_task(threads.run_steps("local", counting(ended, disk)))
+    while threads.is_idle:
+        await asyncio.sleep(0)
+    running.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await running
     disk.set()
     wait_until(lambda: len(ended) == 1)

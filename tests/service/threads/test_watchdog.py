@@ -37,7 +37,7 @@ def thread(now: list[float]) -> Iterator[WorkerThread]:
     worker.close()
 
 
-def test_a_piece_of_work_that_takes_too_long_is_noticed_until_it_ends(
+async def test_a_piece_of_work_that_takes_too_long_is_noticed_until_it_ends(
     thread: WorkerThread, now: list[float], text_log: pytest.LogCaptureFixture
 ) -> None:
     watchdog = Watchdog(thread, limit_seconds=LIMIT_SECONDS)
@@ -47,40 +47,34 @@ def test_a_piece_of_work_that_takes_too_long_is_noticed_until_it_ends(
         begun.set()
         assert gate.wait(10)
 
-    async def run() -> None:
-        watchdog.require_progress()
-        working = asyncio.ensure_future(thread.run(work))
-        await until(begun.is_set)
-        now[0] = LIMIT_SECONDS
-        watchdog.require_progress()
-        now[0] += 1
-        for _ in range(3):
-            with pytest.raises(UnhealthyError, match="worked on one batch for 901 s, 900 s are allowed"):
-                watchdog.require_progress()
-        gate.set()
-        await working
-        watchdog.require_progress()
-
-    asyncio.run(run())
+    watchdog.require_progress()
+    working = asyncio.ensure_future(thread.run(work))
+    await until(begun.is_set)
+    now[0] = LIMIT_SECONDS
+    watchdog.require_progress()
+    now[0] += 1
+    for _ in range(3):
+        with pytest.raises(UnhealthyError, match="worked on one batch for 901 s, 900 s are allowed"):
+            watchdog.require_progress()
+    gate.set()
+    await working
+    watchdog.require_progress()
     assert [record.levelno for record in text_log.records] == [logging.ERROR]
     assert "for 901 s" in text_log.text
 
 
-def test_a_thread_that_has_ended_is_noticed(thread: WorkerThread, text_log: pytest.LogCaptureFixture) -> None:
+async def test_a_thread_that_has_ended_is_noticed(thread: WorkerThread, text_log: pytest.LogCaptureFixture) -> None:
     watchdog = Watchdog(thread, limit_seconds=LIMIT_SECONDS)
 
-    async def run() -> None:
-        own = await thread.run(threading.current_thread)
+    own = await thread.run(threading.current_thread)
+    watchdog.require_progress()
+    # Raised in the thread when it next wakes, outside of any work: nothing catches it.
+    assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(own.ident or 0), ctypes.py_object(SystemExit))
+    lost = asyncio.ensure_future(thread.run(threading.get_ident))
+    await until(lambda: not thread.is_alive)
+    with pytest.raises(UnhealthyError, match="has ended"):
         watchdog.require_progress()
-        # Raised in the thread when it next wakes, outside of any work: nothing catches it.
-        assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(own.ident or 0), ctypes.py_object(SystemExit))
-        lost = asyncio.ensure_future(thread.run(threading.get_ident))
-        await until(lambda: not thread.is_alive)
-        with pytest.raises(UnhealthyError, match="has ended"):
-            watchdog.require_progress()
-        lost.cancel()
-
-    asyncio.run(run())
+    lost.cancel()
     assert "unhealthy reason='the compute thread has ended'" in text_log.text
 
 

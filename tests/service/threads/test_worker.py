@@ -23,60 +23,51 @@ def test_everything_runs_in_order_on_one_named_thread() -> None:
     worker.close()
 
 
-def test_an_error_goes_to_who_asked_and_the_thread_goes_on() -> None:
+async def test_an_error_goes_to_who_asked_and_the_thread_goes_on() -> None:
     worker = WorkerThread("compute")
 
     def fail() -> None:
         raise ArithmeticError("no")
 
-    async def run() -> int:
-        with pytest.raises(ArithmeticError):
-            await worker.run(fail)
-        return await worker.run(lambda: 7)
-
-    assert asyncio.run(run()) == 7
+    with pytest.raises(ArithmeticError):
+        await worker.run(fail)
+    assert await worker.run(lambda: 7) == 7
     worker.close()
 
 
-def test_it_is_idle_when_everything_is_done() -> None:
+async def test_it_is_idle_when_everything_is_done() -> None:
     worker, gate = WorkerThread("compute"), threading.Event()
 
-    async def run() -> None:
-        assert worker.is_idle
-        task = asyncio.ensure_future(worker.run(gate.wait, 10))
-        await asyncio.sleep(0)
-        assert not worker.is_idle
-        gate.set()
-        await task
-        assert worker.is_idle
-
-    asyncio.run(run())
+    assert worker.is_idle
+    task = asyncio.ensure_future(worker.run(gate.wait, 10))
+    await asyncio.sleep(0)
+    assert not worker.is_idle
+    gate.set()
+    await task
+    assert worker.is_idle
     worker.close()
 
 
-def test_it_is_not_idle_after_it_was_closed_while_something_runs() -> None:
+async def test_it_is_not_idle_after_it_was_closed_while_something_runs() -> None:
     worker, begun, gate = WorkerThread("compute"), threading.Event(), threading.Event()
 
     def work() -> None:
         begun.set()
         assert gate.wait(10)
 
-    async def run() -> None:
-        running = asyncio.ensure_future(worker.run(work))
-        waiting = asyncio.ensure_future(worker.run(work))
-        await until(begun.is_set)
-        worker.close()
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        assert not worker.is_idle
-        gate.set()
-        await running
-        assert worker.is_idle
-
-    asyncio.run(run())
+    running = asyncio.ensure_future(worker.run(work))
+    waiting = asyncio.ensure_future(worker.run(work))
+    await until(begun.is_set)
+    worker.close()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert not worker.is_idle
+    gate.set()
+    await running
+    assert worker.is_idle
 
 
-def test_it_tells_for_how_long_it_has_been_busy_with_what_it_runs() -> None:
+async def test_it_tells_for_how_long_it_has_been_busy_with_what_it_runs() -> None:
     now, begun, gates = [100.0], [threading.Event(), threading.Event()], [threading.Event(), threading.Event()]
     worker = WorkerThread("compute", clock=lambda: now[0])
 
@@ -84,22 +75,19 @@ def test_it_tells_for_how_long_it_has_been_busy_with_what_it_runs() -> None:
         begun[number].set()
         assert gates[number].wait(10)
 
-    async def run() -> None:
-        assert worker.busy_seconds == 0
-        pieces = [asyncio.ensure_future(worker.run(work, number)) for number in range(2)]
-        for piece, has_begun, gate in zip(pieces, begun, gates, strict=True):
-            await until(has_begun.is_set)
-            now[0] += 7
-            assert worker.busy_seconds == 7  # the second one's time begins when the first is done
-            gate.set()
-            await piece
-        await until(lambda: worker.busy_seconds == 0)
-
-    asyncio.run(run())
+    assert worker.busy_seconds == 0
+    pieces = [asyncio.ensure_future(worker.run(work, number)) for number in range(2)]
+    for piece, has_begun, gate in zip(pieces, begun, gates, strict=True):
+        await until(has_begun.is_set)
+        now[0] += 7
+        assert worker.busy_seconds == 7  # the second one's time begins when the first is done
+        gate.set()
+        await piece
+    await until(lambda: worker.busy_seconds == 0)
     worker.close()
 
 
-def test_it_adds_up_how_long_it_has_worked_with_what_it_runs() -> None:
+async def test_it_adds_up_how_long_it_has_worked_with_what_it_runs() -> None:
     now, begun, gate = [100.0], threading.Event(), threading.Event()
     worker = WorkerThread("compute", clock=lambda: now[0])
 
@@ -107,18 +95,15 @@ def test_it_adds_up_how_long_it_has_worked_with_what_it_runs() -> None:
         begun.set()
         assert gate.wait(10)
 
-    async def run() -> None:
-        assert worker.total_busy_seconds == 0
-        task = asyncio.ensure_future(worker.run(work))
-        await until(begun.is_set)
-        now[0] = 103.0
-        assert worker.total_busy_seconds == 3
-        gate.set()
-        await task
-        now[0] = 110.0
-        assert worker.total_busy_seconds == 3
-        await worker.run(now.__setitem__, 0, 114.0)
-        assert worker.total_busy_seconds == 7
-
-    asyncio.run(run())
+    assert worker.total_busy_seconds == 0
+    task = asyncio.ensure_future(worker.run(work))
+    await until(begun.is_set)
+    now[0] = 103.0
+    assert worker.total_busy_seconds == 3
+    gate.set()
+    await task
+    now[0] = 110.0
+    assert worker.total_busy_seconds == 3
+    await worker.run(now.__setitem__, 0, 114.0)
+    assert worker.total_busy_seconds == 7
     worker.close()

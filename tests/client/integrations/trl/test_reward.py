@@ -132,7 +132,7 @@ def test_groups_of_an_evaluation_may_have_another_size(
 
 
 @both_kinds
-def test_groups_that_lie_across_processes_meet_in_the_service(kind: Kind, service: GatheringService) -> None:
+async def test_groups_that_lie_across_processes_meet_in_the_service(kind: Kind, service: GatheringService) -> None:
     ids = [[number] for number in (30, 10, 20, 5, 9, 7, 8, 6, 1, 2, 3, 4)]
     prompts = [str(position // 4) for position in range(12)]
 
@@ -141,10 +141,7 @@ def test_groups_that_lie_across_processes_meet_in_the_service(kind: Kind, servic
         mine = slice(6 * rank, 6 * rank + 6)
         return await asyncio.to_thread(call, reward, prompts=prompts[mine], ids=ids[mine])
 
-    async def both() -> list[list[float]]:
-        return list(await asyncio.gather(rewards(0), rewards(1)))
-
-    first, second = asyncio.run(both())
+    first, second = list(await asyncio.gather(rewards(0), rewards(1)))
     assert first + second == pytest.approx([-1, 1 / 3, -1 / 3, 1, -1, 1 / 3, -1 / 3, 1, 1, 1 / 3, -1 / 3, -1])
     assert {(sample.group, sample.index) for sample in service.samples} == {
         ("run/step5/call1/1", index) for index in range(4)
@@ -309,9 +306,6 @@ def test_functions_are_picklable_and_named_by_what_is_ranked(kind: Kind, service
     assert service.requests[0].reward == "entropy"
 
 
-def test_a_thread_that_runs_an_event_loop_may_call_the_blocking_function(service: GatheringService) -> None:
-    async def in_a_notebook() -> list[float | None]:
-        reward = VigorReward(service.url, tiny_tokenizer(), 2, on_failure="raise")
-        return reward(prompts=["1"] * 2, completions=["a", "b"], completion_ids=[[8], [5]])
-
-    assert asyncio.run(in_a_notebook()) == [-1, 1]
+async def test_a_thread_that_runs_an_event_loop_may_call_the_blocking_function(service: GatheringService) -> None:
+    reward = VigorReward(service.url, tiny_tokenizer(), 2, on_failure="raise")
+    assert reward(prompts=["1"] * 2, completions=["a", "b"], completion_ids=[[8], [5]]) == [-1, 1]

@@ -82,47 +82,38 @@ def is_active(metrics: Metrics) -> bool:
     return metrics.registry.get_sample_value("vigor_weight_update_active") == 1
 
 
-def test_an_update_that_is_dropped_while_it_is_opened_stays_dropped(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with opening(tmp_path) as (updates, task, disk, metrics):
-            assert is_active(metrics)
-            await updates.drop("step-1")
-            assert not is_active(metrics)
-            disk.answers.set()
-            with pytest.raises(UpdateConflictError, match="the update was dropped"):
-                await task
-            assert [path.name for path in tmp_path.rglob("*") if path.is_dir() and path.parent != tmp_path] == []
-            with pytest.raises(UpdateConflictError, match="the update was dropped"):
-                await updates.open(REQUEST, "step-1")
-            assert (await updates.open(REQUEST, "step-2")).state == "receiving"
-
-    asyncio.run(test())
-
-
-def test_an_update_whose_opening_is_given_up_may_be_opened_again(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with opening(tmp_path) as (updates, task, disk, metrics):
-            assert updates.status("step-1").state == "receiving"
-            task.cancel()
-            await asyncio.wait([task])
-            assert not is_active(metrics)
-            with pytest.raises(UpdateNotFoundError):
-                updates.status("step-1")
-            disk.answers.set()
-            assert (await updates.open(REQUEST, "step-1")).state == "receiving"
-
-    asyncio.run(test())
-
-
-def test_nothing_is_committed_of_an_update_that_is_being_opened(tmp_path: Path) -> None:
-    async def test() -> None:
-        async with opening(tmp_path) as (updates, task, disk, _):
-            with pytest.raises(UpdateConflictError, match="the update is being opened") as caught:
-                await updates.commit("step-1")
-            assert caught.value.retry_after_seconds == 1.0
-            disk.answers.set()
+async def test_an_update_that_is_dropped_while_it_is_opened_stays_dropped(tmp_path: Path) -> None:
+    async with opening(tmp_path) as (updates, task, disk, metrics):
+        assert is_active(metrics)
+        await updates.drop("step-1")
+        assert not is_active(metrics)
+        disk.answers.set()
+        with pytest.raises(UpdateConflictError, match="the update was dropped"):
             await task
-            with pytest.raises(UpdateConflictError, match=r"files are missing: a\.safetensors"):
-                await updates.commit("step-1")
+        assert [path.name for path in tmp_path.rglob("*") if path.is_dir() and path.parent != tmp_path] == []
+        with pytest.raises(UpdateConflictError, match="the update was dropped"):
+            await updates.open(REQUEST, "step-1")
+        assert (await updates.open(REQUEST, "step-2")).state == "receiving"
 
-    asyncio.run(test())
+
+async def test_an_update_whose_opening_is_given_up_may_be_opened_again(tmp_path: Path) -> None:
+    async with opening(tmp_path) as (updates, task, disk, metrics):
+        assert updates.status("step-1").state == "receiving"
+        task.cancel()
+        await asyncio.wait([task])
+        assert not is_active(metrics)
+        with pytest.raises(UpdateNotFoundError):
+            updates.status("step-1")
+        disk.answers.set()
+        assert (await updates.open(REQUEST, "step-1")).state == "receiving"
+
+
+async def test_nothing_is_committed_of_an_update_that_is_being_opened(tmp_path: Path) -> None:
+    async with opening(tmp_path) as (updates, task, disk, _):
+        with pytest.raises(UpdateConflictError, match="the update is being opened") as caught:
+            await updates.commit("step-1")
+        assert caught.value.retry_after_seconds == 1.0
+        disk.answers.set()
+        await task
+        with pytest.raises(UpdateConflictError, match=r"files are missing: a\.safetensors"):
+            await updates.commit("step-1")

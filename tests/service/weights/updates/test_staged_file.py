@@ -108,27 +108,24 @@ def test_an_upload_that_stalls_is_given_up(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_cancelled_upload_leaves_nothing(tmp_path: Path) -> None:
-    async def run() -> None:
-        begun = asyncio.Event()
+async def test_a_cancelled_upload_leaves_nothing(tmp_path: Path) -> None:
+    begun = asyncio.Event()
 
-        async def stalling() -> AsyncIterator[bytes]:
-            for piece in _pieces():
-                yield piece
-            begun.set()
-            await asyncio.Event().wait()
+    async def stalling() -> AsyncIterator[bytes]:
+        for piece in _pieces():
+            yield piece
+        begun.set()
+        await asyncio.Event().wait()
 
-        receiving = asyncio.ensure_future(_staged(tmp_path / "a").write(stalling()))
-        await begun.wait()
-        receiving.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await receiving
-
-    asyncio.run(run())
+    receiving = asyncio.ensure_future(_staged(tmp_path / "a").write(stalling()))
+    await begun.wait()
+    receiving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await receiving
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_loop_stays_free_while_bytes_are_written(tmp_path: Path) -> None:
+async def test_the_loop_stays_free_while_bytes_are_written(tmp_path: Path) -> None:
     ticks = 0
 
     async def tick() -> None:
@@ -137,12 +134,9 @@ def test_the_loop_stays_free_while_bytes_are_written(tmp_path: Path) -> None:
             ticks += 1
             await asyncio.sleep(0)
 
-    async def run() -> None:
-        ticking = asyncio.ensure_future(tick())
-        await _staged(tmp_path / "a").write(_chunks(_pieces()))
-        ticking.cancel()
-
-    asyncio.run(run())
+    ticking = asyncio.ensure_future(tick())
+    await _staged(tmp_path / "a").write(_chunks(_pieces()))
+    ticking.cancel()
     assert ticks > len(DATA) // BUFFER_BYTES
 
 
