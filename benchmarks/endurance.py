@@ -70,7 +70,7 @@ def mixed_groups(num_groups: int, vocab_size: int) -> Iterator[list[TokenSequenc
 
 
 def through_engine(model: str | None, num_requests: int, every: int) -> Samples:
-    """Score the groups in this process, its heap as the service has it; return its resident memory every so many."""
+    """Score the groups in this process, its heap as the service has it; return its resident memory at intervals."""
     tune_heap(short_of_memory=False)
     subject = load_subject(model, dtype="float32", device="cpu")
     engine = Engine(subject.model, name=subject.name)

@@ -207,7 +207,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", help="directory, hub name or .gguf file; the embedded model if not given")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--data", type=Path, default=_DATA, help="the groups that are scored")
-    parser.add_argument("--groups", type=int, help="score the first so many groups alone")
+    parser.add_argument("--groups", type=int, help="number of groups to score, from the first on (default: all)")
     parser.add_argument("--sample", action="store_true", help="first sample the groups anew, and keep them in --data")
     parser.add_argument("--completions", type=int, default=8, help="of a group that is sampled (default: %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=96, help="likewise (default: %(default)s)")

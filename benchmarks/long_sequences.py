@@ -85,7 +85,7 @@ def score_one(
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.long_sequences", description=__doc__)
     parser.add_argument("--model", default="smollm2-135m", help="a shape or a checkpoint (default: %(default)s)")
-    parser.add_argument("--layers", type=int, help="cut the shape to so many (default: all)")
+    parser.add_argument("--layers", type=int, help="number of layers to keep of the shape (default: all)")
     parser.add_argument("--lengths", type=parse_numbers, default=[4096, 16_384, 32_768], help="tokens in all")
     parser.add_argument("--once-up-to", type=int, default=2**30, help="longer ones only with checkpoints")
     parser.add_argument("--prompt-tokens", type=int, default=1024)

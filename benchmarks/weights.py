@@ -135,7 +135,7 @@ class _Bench:
 
 
 def bare_copy_seconds(path: Path, num_bytes: int) -> float:
-    """Return how long another process takes to send so many bytes to a file of this one, through a socket."""
+    """Return how long another process takes to send this number of bytes to a file of this one, through a socket."""
     buffer = bytearray(_CHUNK_BYTES)
     with socket.create_server(("127.0.0.1", 0)) as listener, path.open("wb", buffering=0) as file:
         command = [sys.executable, "-c", _SENDER, str(listener.getsockname()[1]), str(num_bytes)]

@@ -33,7 +33,7 @@ STOP_TIMEOUT_SECONDS = 15.0
 TICK_SECONDS = 0.25
 LOG_TAIL_LINES = 15
 
-# Two processes share the cores by turns: a thread that waits must sleep, not spin.
+# Two processes share the cores: a thread that waits must sleep, not spin.
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",

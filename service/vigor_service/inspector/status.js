@@ -1,4 +1,4 @@
-// What serves now, asked again and again: not while nobody looks, more rarely while nobody answers.
+// Polls the status of the service: not while the page is hidden, and more rarely while there is no answer.
 
 import { NoAnswer, Problem, get, metrics, probe } from "./api.js";
 import { byId, setText } from "./dom.js";

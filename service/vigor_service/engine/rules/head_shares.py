@@ -1,7 +1,7 @@
 """What the output head's parameters add to the norm of each sequence.
 
 With H (T, D) the head's input rows and K (T, V) the loss's gradient at the logits, the weight's gradient is KᵀH. A
-sequence with so many loss rows that their logits are not in memory at once comes in chunks c: its weight's gradient
+sequence whose logits do not fit into memory at once comes in chunks c: its weight's gradient
 ``Σ_c K_cᵀ H_c`` is summed up in one (V, D) tensor. Shapes: R rows of a sequence or of a chunk.
 """
 
