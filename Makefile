@@ -25,7 +25,7 @@ LOOPS_AND_ENGINE := --device cpu --workload short --workload long --contestant "
 BOUNDS := --activation-mib 384 --activation-mib 256
 # Processes that share out the files of tests; tests that share a fixture stay together.
 TEST_PROCESSES ?= 2
-SHARED_OUT := --numprocesses $(TEST_PROCESSES) --dist loadfile
+SHARED_OUT := --numprocesses $(TEST_PROCESSES) --dist loadfile --durations 25
 # Processes that share cores must sleep while they wait, not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
 
