@@ -10,12 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vigor_service.assembly import Serving, assemble
 from vigor_service.errors import DeadlineExceededError, DrainingError, LoadingError, StartupError, UnhealthyError
 from vigor_service.observability.loading_progress import LoadingPhase, LoadingProgress
 from vigor_service.observability.metrics import Metrics
 from vigor_service.scoring.text_tokens import Tokenizer
 from vigor_service.scoring.tokenization import Encoder
+from vigor_service.serving import Serving, build_serving
 from vigor_service.settings import Settings
 from vigor_service.threads.file_threads import FileThreads
 from vigor_service.threads.preparation import Preparation
@@ -154,7 +154,7 @@ class Runtime:
             self._progress.begin(LoadingPhase.MEASURING_BATCH_SIZE)
             budget = await self._compute.run(model.scorer.measure_batch_tokens)
         encoder = await asyncio.to_thread(self._encoder, model)  # it tries the chat template, without a limit of time
-        return assemble(
+        return build_serving(
             model.scorer,
             encoder,
             replayed,

@@ -59,7 +59,7 @@ ROOMS = [
     "vigor_service.weights.sources",
     "vigor_service.sample_groups",
     "vigor_service.compat",
-    "vigor_service.assembly",
+    "vigor_service.serving",
     "vigor_service.runtime",
     "vigor_service.routes",
     "vigor_service.app",

@@ -67,7 +67,8 @@ from vigor_client.schemas.weights import (
 from vigor_client.transport import retry, wire
 from vigor_client.weight_format.delta_index import MAX_INDEX_BYTES, DeltaIndex
 from vigor_service.app import create_app
-from vigor_service.compat.reward_schemas import OpenRLHFRequest, OpenRLHFRewards, SlimeRequest
+from vigor_service.compat.openrlhf import OpenRLHFRequest, OpenRLHFRewards
+from vigor_service.compat.slime import SlimeRequest
 from vigor_service.compat.weight_refresh import PullWeights, SGLangModelInfo, UpdateFromDisk
 from vigor_service.errors import MAX_LISTED_ERRORS
 from vigor_service.http import problems

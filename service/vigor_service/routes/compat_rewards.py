@@ -8,7 +8,8 @@ from fastapi import APIRouter, Query, Request, Response
 
 from vigor_client.schemas.scoring import MAX_COMPLETIONS_PER_GROUP
 from vigor_service import errors
-from vigor_service.compat.reward_schemas import OpenRLHFRequest, OpenRLHFRewards, SlimeRequest
+from vigor_service.compat.openrlhf import OpenRLHFRequest, OpenRLHFRewards, openrlhf_rewards
+from vigor_service.compat.slime import SlimeRequest, slime_reward
 from vigor_service.http.disconnect import cancel_on_disconnect
 from vigor_service.routes.dependencies import FOR_SCORERS, BodyDependency, ServingDependency
 from vigor_service.routes.openapi import json_body, problems
@@ -31,7 +32,7 @@ async def openrlhf(
     request: Request, group_size: GroupSize, serving: ServingDependency, body: BodyDependency
 ) -> Response:
     reward_request = await body.parse(OpenRLHFRequest, consequence="nothing was scored")
-    work = serving.compat_rewards.openrlhf(reward_request, group_size=group_size)
+    work = openrlhf_rewards(reward_request, serving.text_samples, group_size=group_size)
     body.release()  # from here on the samples count, as what they become
     del body, reward_request  # the others of a group may be awaited for long
     return Response((await cancel_on_disconnect(request, work)).model_dump_json(), media_type="application/json")
@@ -46,7 +47,7 @@ async def openrlhf(
 )
 async def slime(request: Request, group_size: GroupSize, serving: ServingDependency, body: BodyDependency) -> Response:
     reward_request = await body.parse(SlimeRequest, consequence="nothing was scored")
-    work = serving.compat_rewards.slime(reward_request, group_size=group_size)
+    work = slime_reward(reward_request, serving.text_samples, group_size=group_size)
     body.release()  # from here on the samples count, as what they become
     del body, reward_request  # the others of a group may be awaited for long
     return Response(repr(await cancel_on_disconnect(request, work)), media_type="application/json")

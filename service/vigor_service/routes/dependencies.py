@@ -10,11 +10,11 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi.security.http import HTTPBase
 
-from vigor_service.assembly import Serving
 from vigor_service.errors import ClientGoneError
 from vigor_service.http.authentication import Keys, Role
 from vigor_service.http.request_body import JsonBody
 from vigor_service.runtime import Runtime
+from vigor_service.serving import Serving
 
 _bearer = HTTPBearer(
     scheme_name="key", description="The score key, or the publish key, if the service has keys.", auto_error=False

@@ -14,7 +14,8 @@ from vigor_client.schemas.common import IDEMPOTENCY_HEADER
 from vigor_client.schemas.problems import Problem
 from vigor_client.schemas.scoring import LINES_MEDIA_TYPE, ErrorLine, GroupLine, LastLine, SampleRequest, ScoreRequest
 from vigor_client.schemas.weights import BroadcastRequest, TakeRequest, UpdateRequest
-from vigor_service.compat.reward_schemas import OpenRLHFRequest, SlimeRequest
+from vigor_service.compat.openrlhf import OpenRLHFRequest
+from vigor_service.compat.slime import SlimeRequest
 from vigor_service.compat.weight_refresh import PullWeights, UpdateFromDisk
 from vigor_service.errors import ServiceError
 from vigor_service.http.problems import MEDIA_TYPE, PROBLEMS

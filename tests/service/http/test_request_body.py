@@ -11,7 +11,7 @@ from starlette.types import Message
 
 from vigor_client.schemas.scoring import ScoreRequest
 from vigor_client.schemas.weights import UpdateRequest
-from vigor_service.compat.reward_schemas import OpenRLHFRequest
+from vigor_service.compat.openrlhf import OpenRLHFRequest
 from vigor_service.errors import (
     ClientGoneError,
     DeadlineExceededError,

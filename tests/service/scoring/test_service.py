@@ -20,7 +20,6 @@ from tests.support.loop_meter import loop_meter
 from tests.support.tiny_models import tiny_tokenizer
 from tests.support.waiting import DEADLINE_SECONDS, until, wait_until
 from vigor_client.schemas.scoring import Group, ScoreRequest, ScoreResponse
-from vigor_service.assembly import Serving
 from vigor_service.engine.interface import BatchResult
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 from vigor_service.errors import LoadingError, PayloadTooLargeError
@@ -28,6 +27,7 @@ from vigor_service.observability.loading_progress import LoadingProgress
 from vigor_service.observability.metrics import Metrics
 from vigor_service.runtime import LoadedModel, Runtime
 from vigor_service.scoring.encoded import SMALL_REQUEST_COMPLETIONS
+from vigor_service.serving import Serving
 from vigor_service.settings import Settings
 
 LOOPS = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"

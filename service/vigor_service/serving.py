@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vigor_service.compat.rewards import CompatRewards
+from vigor_service.compat.text_samples import TextSamples
 from vigor_service.http.idempotency import IdempotentResponses
 from vigor_service.observability.metrics import Metrics
 from vigor_service.sample_groups.assembly import GroupAssembly
@@ -43,14 +43,14 @@ class Serving:
     scoring: Scoring
     answers: IdempotentResponses
     group_assembly: GroupAssembly
-    compat_rewards: CompatRewards
+    text_samples: TextSamples
     attributions: Attributions
     updates: Updates
     local_files: LocalFiles
     broadcasts: BroadcastReceiver
 
 
-def assemble(
+def build_serving(
     scorer: Scorer,
     encoder: Encoder,
     replayed: Replayed,
@@ -134,7 +134,7 @@ def assemble(
         scoring=scoring,
         answers=IdempotentResponses(),
         group_assembly=group_assembly,
-        compat_rewards=CompatRewards(request_encoder, group_assembly),
+        text_samples=TextSamples(request_encoder, group_assembly),
         attributions=attributions,
         updates=updates,
         local_files=local_files,

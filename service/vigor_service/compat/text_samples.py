@@ -1,0 +1,50 @@
+"""Samples that come as text, one at a time and without a group, as OpenRLHF and slime send them."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+from pydantic import BaseModel, ConfigDict
+
+from vigor_client.schemas.prompts import GivenPrompt
+from vigor_client.schemas.scoring import Completion, CompletionScore
+from vigor_service.engine.sequences import TokenSequence
+from vigor_service.sample_groups.assembly import GroupAssembly
+from vigor_service.sample_groups.by_prompt import PromptGroups
+from vigor_service.sample_groups.samples import held_bytes
+from vigor_service.scoring.encoding import RequestEncoder
+
+
+class RewardRequest(BaseModel):
+    """A request for rewards. Fields that are not declared are not read, and not held until a group is whole.
+
+    Such are the labels, which VIGOR does not need, and the fields that newer versions add.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+class TextSamples:
+    """Scores samples whose special tokens are written out. Samples of one prompt are one group.
+
+    ``encode`` is a call of its own so that callers drop a text as soon as its token ids are known: the other samples of
+    its group may be awaited for long.
+    """
+
+    def __init__(self, encoder: RequestEncoder, assembly: GroupAssembly) -> None:
+        self._encoder = encoder
+        self._assembly = assembly
+        self._groups = PromptGroups(assembly)
+
+    async def encode(self, prompt: GivenPrompt, text: str) -> TokenSequence:
+        """Return the token ids. A text that does not end with an end token was cut off, and gets none."""
+        completion = Completion(text=text, finish_reason="length")
+        return await self._encoder.encode_sample(prompt, completion, add_special_tokens=False)
+
+    async def score(self, sequence: TokenSequence, *, group_size: int) -> CompletionScore:
+        """Return the sample's score when its group is whole. Raises as ``PromptGroups.score``."""
+        return (await self._groups.score(sequence, group_size=group_size)).completion
+
+    def held(self, sequence: TokenSequence) -> AbstractContextManager[None]:
+        """Count a sample that waits outside of any group. Raises QueueFullError: too many are held."""
+        return self._assembly.holding(held_bytes(sequence))
