@@ -43,7 +43,7 @@ def tensors(checkpoint: Path) -> Tensors:
 
 @contextmanager
 def durable(directory: Path, checkpoint: Path, *arguments: str, stage: str | None = None) -> Iterator[ServiceProcess]:
-    python = ("-m", "vigor_service") if stage is None else ("-m", "tests.support.killed_service", stage)
+    python = None if stage is None else ("-m", "tests.support.killed_service", stage)
     given = ("--model", str(checkpoint), "--state-dir", str(directory / "state"), *arguments)
     with service_process(directory, *given, python=python) as service:
         yield service

@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.support.forked_service import ForkedService, forked_service
+from tests.support.service_process import ServiceProcess, service_process
 from tests.support.tiny_models import save_tiny_checkpoint, tiny_model
 from vigor_client import VigorClient, VigorError, WeightSnapshot, digest_of_tensors
 from vigor_client.schemas.weights import TensorList
@@ -84,13 +84,13 @@ def test_every_restart_serves_committed_weights_and_their_norms(tmp_path: Path) 
     given = ("--model", str(checkpoint), "--state-dir", str(tmp_path / "state"), "--score-cache-entries", "0")
     served: list[int] = []
     for _ in range(NUM_KILLS):
-        with forked_service(tmp_path / "log", *given) as service:
+        with service_process(tmp_path, *given) as service:
             served.append(assert_serves_what_was_committed(service, history))
             with load(service, history) as is_pushing:
                 is_pushing.wait(30)
                 threading.Event().wait(chance.uniform(0, MAX_SECONDS_TO_LIVE))
                 service.kill()
-    with forked_service(tmp_path / "log", *given) as service:
+    with service_process(tmp_path, *given) as service:
         served.append(assert_serves_what_was_committed(service, history))
     new = sum(later > earlier for earlier, later in pairwise(served))
     kinds = {kind: history.encodings.count(kind) for kind in ("full", "delta")}
@@ -99,7 +99,7 @@ def test_every_restart_serves_committed_weights_and_their_norms(tmp_path: Path) 
     assert all(kinds.values())
 
 
-def assert_serves_what_was_committed(service: ForkedService, history: History) -> int:
+def assert_serves_what_was_committed(service: ServiceProcess, history: History) -> int:
     """Return the version that is served: the last that was committed, or one that was on its way when it was killed."""
     with VigorClient(service.url, timeout_seconds=60) as client:
         weights, wanted = client.weights(), client.tensors()
@@ -119,7 +119,7 @@ def digest_of(history: History, version: int, wanted: TensorList) -> str:
 
 
 @contextmanager
-def load(service: ForkedService, history: History) -> Iterator[threading.Event]:
+def load(service: ServiceProcess, history: History) -> Iterator[threading.Event]:
     """Score and push from threads until the service is gone; the event tells that pushing has begun."""
     is_pushing, is_over = threading.Event(), threading.Event()
 

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from tests.support.pushing import FILE, UPDATES, announce, open_update, push, push_bytes
-from tests.support.service_process import ServiceProcess, service_process
+from tests.support.service_process import AS_A_USER_STARTS_IT, ServiceProcess, service_process
 from tests.support.tiny_models import save_tiny_checkpoint, tiny_tokenizer
 from tests.support.waiting import wait_until
 from vigor_client.schemas.problems import Problem
@@ -292,7 +292,10 @@ def test_the_log_names_every_phase_of_loading(service: ServiceProcess) -> None:
 
 def test_sigterm_lets_admitted_requests_finish_and_ends_with_zero(checkpoint: Path, tmp_path: Path) -> None:
     groups = [{"prompt_ids": [index], "completions": [[token] * 60 for token in range(16)]} for index in range(16)]
-    with service_process(tmp_path, "--model", str(checkpoint)) as service, ThreadPoolExecutor(1) as pool:
+    with (
+        service_process(tmp_path, "--model", str(checkpoint), python=AS_A_USER_STARTS_IT) as service,
+        ThreadPoolExecutor(1) as pool,
+    ):
         pending = pool.submit(service.http.post, "/v1/score", json={"groups": groups})
         wait_until(lambda: service.metrics()["vigor_queued_requests"] == 1)
         assert service.stop() == 0

@@ -1,4 +1,4 @@
-"""The real `vigor-service` in a process of its own, as a user starts it."""
+"""The real `vigor-service` in a process of its own."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.preloaded_process import PreloadedProcess
 from tests.support.waiting import wait_until
 from vigor_client import VigorClient
 
 REPOSITORY = Path(__file__).parents[2]
+AS_A_USER_STARTS_IT = ("-m", "vigor_service")
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
 
@@ -26,13 +28,18 @@ STOP_SECONDS = 60.0
 class ServiceProcess:
     """A running service, an HTTP client for it, and its log."""
 
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | PreloadedProcess
     http: httpx.Client
     log: Path
 
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return str(self.http.base_url)
+
     def metrics(self) -> dict[str, float]:
         """Return what it measures, by series."""
-        with VigorClient(str(self.http.base_url)) as client:
+        with VigorClient(self.url) as client:
             return client.metrics()
 
     def stop(self) -> int:
@@ -40,27 +47,32 @@ class ServiceProcess:
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(STOP_SECONDS)
 
+    def kill(self) -> None:
+        """Kill it, at any moment, as kill -9 does."""
+        self.process.kill()
+        assert self.process.wait(STOP_SECONDS) == -signal.SIGKILL
+
 
 @contextmanager
 def service_process(
     directory: Path,
     *arguments: str,
-    python: Sequence[str] = ("-m", "vigor_service"),
+    python: Sequence[str] | None = None,
     wait_ready: bool = True,
     num_threads: int = 1,
     port: int = 0,
 ) -> Iterator[ServiceProcess]:
     """Start the service on a free port, or on this one, wait until it is ready, and end it with the block.
 
-    ``python`` is what the interpreter runs; it takes the service's arguments. The log begins anew.
+    ``python`` is what an interpreter of its own runs; it takes the service's arguments. Without it the process has its
+    libraries loaded when it begins. The log begins anew.
     """
     log = directory / "service.log"
-    command = [sys.executable, *python, "--port", str(port)]
+    given = ["--port", str(port), *arguments]
     if "--state-dir" not in arguments:
-        command += ["--staging-dir", str(directory / "staging")]
-    environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "HF_HUB_OFFLINE": "1"}
-    with log.open("wb") as stderr:
-        process = subprocess.Popen([*command, *arguments], stderr=stderr, env=environment, cwd=REPOSITORY)
+        given += ["--staging-dir", str(directory / "staging")]
+    log.write_bytes(b"")
+    process = _start(python, given, log, num_threads)
     try:
         wait_until(lambda: _url(log) is not None or process.poll() is not None, deadline_seconds=START_SECONDS)
         url = _url(log)
@@ -73,6 +85,16 @@ def service_process(
     finally:
         process.kill()
         process.wait(STOP_SECONDS)
+
+
+def _start(
+    python: Sequence[str] | None, arguments: Sequence[str], log: Path, num_threads: int
+) -> subprocess.Popen[bytes] | PreloadedProcess:
+    if python is None:
+        return PreloadedProcess(arguments, stderr=log, num_threads=num_threads)
+    environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "HF_HUB_OFFLINE": "1"}
+    with log.open("ab") as stderr:
+        return subprocess.Popen([sys.executable, *python, *arguments], stderr=stderr, env=environment, cwd=REPOSITORY)
 
 
 def _url(log: Path) -> str | None:
