@@ -1,4 +1,4 @@
-"""A part of the sweep: families that people train, and one of each mechanism; ``make sweep`` has them all."""
+"""A part of the sweep: one family of each mechanism, and (slow) those that people train; ``make sweep`` has them all."""
 
 from __future__ import annotations
 
@@ -49,7 +49,10 @@ MECHANISMS = {
     "a shared transformer": ["zamba2"],
     "both directions": ["bert, both directions"],
 }  # fmt: skip
-CHOSEN = [*TRAINED, *(name for names in MECHANISMS.values() for name in names)]
+CHOSEN = [
+    *(pytest.param(name, marks=pytest.mark.slow) for name in TRAINED),
+    *(name for names in MECHANISMS.values() for name in names),
+]
 FAMILIES = families()
 
 
