@@ -1,4 +1,4 @@
-"""A part of the sweep: one family of each mechanism, and (slow) those that people train; ``make sweep`` has them all."""
+"""A part of the sweep: one family of each mechanism, and by night those that people train; ``make sweep`` has all."""
 
 from __future__ import annotations
 
