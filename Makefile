@@ -71,7 +71,7 @@ test-gpu: setup ## The tests that need a CUDA device, on a machine that has one
 SUMMARY ?=
 coverage: setup ## The tests of `make test` under coverage, and the share of each room; fails below what was measured
 	$(BIN)/python -m coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -m "not slow" $(SHARED_OUT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -m "not slow and not processor_time" $(SHARED_OUT)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage json --quiet --fail-under 0 -o coverage.json
 	$(BIN)/python -m tests.repo.coverage_by_room coverage.json $(SUMMARY)

@@ -155,6 +155,7 @@ def _wrong_lists() -> Iterator[tuple[type[BaseModel], dict[str, object]]]:
     yield OpenRLHFRequest, {"query": [1] * 512, "prompts": [1] * 512}
 
 
+@pytest.mark.processor_time
 @pytest.mark.parametrize(("model", "body"), list(_wrong_lists()))
 def test_a_refused_body_costs_a_bounded_number_of_faults(model: type[BaseModel], body: dict[str, object]) -> None:
     text = json.dumps(body).encode()

@@ -56,6 +56,7 @@ def _seconds(text: bytes) -> float:
     return process_time() - began
 
 
+@pytest.mark.processor_time
 @pytest.mark.parametrize(
     "text",
     [
