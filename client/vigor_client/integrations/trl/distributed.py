@@ -59,13 +59,9 @@ def on_main_process(work: Callable[[], Result]) -> Result:
 
 def gather_from_all(items: list[Result]) -> list[Result]:
     """Return the items of all processes, in the order of their ranks. All processes must call it."""
-    import torch.distributed
+    from accelerate.utils import gather_object  # pyright: ignore[reportMissingTypeStubs, reportUnknownVariableType]
 
-    if not _has_process_group():
-        return items
-    gathered: list[list[Result]] = [[] for _ in range(_num_processes())]
-    torch.distributed.all_gather_object(gathered, items)  # pyright: ignore[reportUnknownMemberType] - untyped in torch
-    return [item for each in gathered for item in each]
+    return cast("list[Result]", gather_object(items))
 
 
 def _has_process_group() -> bool:
