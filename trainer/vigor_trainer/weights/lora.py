@@ -190,10 +190,10 @@ def _unmergeable(name: str, kind: str) -> str:
 def _form_of(model: PeftModel, client: PublishingClient) -> Callable[[PeftModel], AdaptedWeights]:
     """Return the form whose names are the service's."""
     served = client.tensors()
-    held = {name for info in served.tensors for name in (info.name, *info.aliases)}
+    held = {name for info in served.tensors for name in info.names}
     form = beside_base if any("lora_" in name for name in held) else merged_into_base
     names = set(form(model).all)
-    missing = {info.name for info in served.tensors if names.isdisjoint((info.name, *info.aliases))}
+    missing = {info.name for info in served.tensors if names.isdisjoint(info.names)}
     if differing := sorted(missing | names - held):
         raise UnsupportedSettingError(
             f"--use_peft: {len(differing)} tensors are not both the service's and this model's, such as "
