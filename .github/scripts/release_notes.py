@@ -20,7 +20,7 @@ class ReleaseError(Exception):
 
 
 def section(changelog: str, version: str) -> str:
-    """Return what stands below the dated heading of a version, without the heading.
+    """Return the text below the dated heading of a version, without the heading.
 
     Raises:
         ReleaseError: if there is no such heading, or nothing below it.

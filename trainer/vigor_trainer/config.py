@@ -63,7 +63,7 @@ class VigorArguments:
         },
     )
     eval_dataset: str | None = field(
-        default=None, metadata={"help": "Evaluation prompts, spelled as --dataset; used with --eval_strategy"}
+        default=None, metadata={"help": "Evaluation prompts, in the form of --dataset; used with --eval_strategy"}
     )
     dataset_split: str = field(default="train", metadata={"help": "Split of a hub dataset"})
     eval_dataset_split: str = field(default="test", metadata={"help": "Split of a hub dataset for evaluation"})
