@@ -46,11 +46,6 @@ class Computation:
 
         return watch
 
-    def finish(self, *, compute_seconds: float) -> None:
-        """Record that the computation ends now, after ``compute_seconds``."""
-        self.finished = perf_counter()
-        self.started = self.finished - compute_seconds
-
     def stages(self, ended: float) -> list[Stage]:
         """Return the stages until it finished, or ended early at ``ended``. A batch begins where the last ended."""
         if self.started is None and not self.batch_ends:

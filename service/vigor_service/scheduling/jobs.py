@@ -18,12 +18,26 @@ OnScores = Callable[[Mapping[TokenSequence, SequenceScore]], None]
 
 @dataclass(frozen=True, slots=True)
 class RequestScores:
-    """All scores of one request, taken under one version of the weights, and where its time went."""
+    """All scores of one request, taken under one version of the weights, and where its time went.
+
+    Times are those of ``perf_counter``, in seconds. It started with its first batch; with none, when it finished.
+    """
 
     scores: dict[TokenSequence, SequenceScore]
     weights: Weights
-    queue_seconds: float
-    compute_seconds: float
+    submitted_at: float
+    started_at: float
+    finished_at: float
+
+    @property
+    def queue_seconds(self) -> float:
+        """Seconds until its first batch began."""
+        return self.started_at - self.submitted_at
+
+    @property
+    def compute_seconds(self) -> float:
+        """Seconds from its first batch to its last score."""
+        return self.finished_at - self.started_at
 
 
 class DoesNotFitError(Exception):
@@ -79,8 +93,8 @@ class Job:
     def finish(self) -> RequestScores:
         """Answer with all scores, and return them."""
         finished_at = perf_counter()
-        started_at = self.started_at or finished_at
-        scored = RequestScores(self.scores, self.weights, started_at - self.submitted_at, finished_at - started_at)
+        started_at = finished_at if self.started_at is None else self.started_at
+        scored = RequestScores(self.scores, self.weights, self.submitted_at, started_at, finished_at)
         self.answer.set_result(scored)
         return scored
 

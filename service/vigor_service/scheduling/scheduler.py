@@ -135,7 +135,7 @@ class Scheduler:
         scored = await self._submit(
             Job(sequences, requirement, _NO_SCORES if own_scores is None else own_scores, notify, answer)
         )
-        computation.finish(compute_seconds=scored.compute_seconds)
+        computation.started, computation.finished = scored.started_at, scored.finished_at
         record.weight_version = scored.weights.version
         return scored
 

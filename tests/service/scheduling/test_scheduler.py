@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 
 import pytest
 
@@ -9,6 +10,7 @@ from tests.support.waiting import until
 from vigor_service.engine.sequences import TokenSequence
 from vigor_service.errors import EngineFailedError, WeightsPoisonedError, WeightVersionMismatchError
 from vigor_service.observability.metrics import Metrics
+from vigor_service.observability.request_record import begin_record
 from vigor_service.scheduling.admission import Admission
 from vigor_service.scheduling.jobs import DoesNotFitError
 from vigor_service.scheduling.scheduler import BEGUN_AT_ONCE, Scheduler
@@ -147,6 +149,29 @@ def test_a_request_larger_than_a_batch_takes_several_and_its_time_is_accounted_f
 
     bench = _run(test, max_batch_tokens=4)
     assert [len(batch) for batch in bench.scorer.batches] == [2, 2, 2, 1]
+
+
+def _keep_the_loop_busy(seconds: float) -> None:
+    until = perf_counter() + seconds
+    while perf_counter() < until:
+        pass
+
+
+def test_the_batches_of_a_request_lie_within_its_computation_however_late_the_loop_is() -> None:
+    async def test(bench: Bench) -> None:
+        def tell(_scores: object) -> None:  # called after each batch: the loop then returns late to the request
+            asyncio.get_running_loop().call_soon(_keep_the_loop_busy, 0.05)
+
+        record = begin_record(is_traced=True)
+        scored = await bench.scheduler.score([_sequence(2), _sequence(3)], ANY, on_scores=tell)
+        assert record.computation is not None
+        queue, compute = record.computation.stages(perf_counter())
+        assert (queue.ended, compute.began, compute.ended) == (scored.started_at,) * 2 + (scored.finished_at,)
+        times = [compute.began, *(time for part in compute.parts for time in (part.began, part.ended)), compute.ended]
+        assert times == sorted(times)
+        assert len(compute.parts) == 2
+
+    _run(test, max_batch_tokens=2)
 
 
 def test_a_request_without_sequences_is_answered() -> None:

@@ -128,7 +128,7 @@ def test_only_what_has_a_norm_is_computed_and_once() -> None:
 
 def test_usage_counts_prompts_once_a_group_and_duplicates_by_completion() -> None:
     weights = Weights(7, "xxh3-128:" + "0" * 32, (), 0, "float32", datetime.now(UTC))
-    scored = RequestScores({GOOD: _score(), WORSE: _score()}, weights, 0.25, 0.5)
+    scored = RequestScores({GOOD: _score(), WORSE: _score()}, weights, 1.0, 1.25, 1.75)
     groups = [EncodedGroup("a", (GOOD, GOOD, WORSE), (False,) * 3), EncodedGroup("b", (GOOD, EMPTY), (False,) * 2)]
     response = _response("model", _request(*groups), scored)
     assert response.usage.model_dump() == {
@@ -142,7 +142,7 @@ def test_usage_counts_prompts_once_a_group_and_duplicates_by_completion() -> Non
 
 def test_an_answer_put_together_is_the_json_of_the_whole() -> None:
     weights = Weights(7, "xxh3-128:" + "0" * 32, (), 0, "float32", datetime.now(UTC))
-    scored = RequestScores({GOOD: _score(), WORSE: _score(nan)}, weights, 0.25, 0.5)
+    scored = RequestScores({GOOD: _score(), WORSE: _score(nan)}, weights, 1.0, 1.25, 1.75)
     odd = '"groups":[]"completions":[],"usage":{"index":\\'
     groups = [EncodedGroup(odd, (GOOD, GOOD, WORSE), (False,) * 3), EncodedGroup(None, (GOOD, EMPTY), (False,) * 2)]
     for request in (_request(*groups), _request(*groups, return_token_ids=True)):
