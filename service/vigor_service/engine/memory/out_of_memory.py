@@ -114,7 +114,8 @@ class FittingScorer:
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
-            logger.info("out_of_memory sequences=%d tokens=%d error=%s", len(sequences), num_tokens(sequences), error)
+            sizes = {"sequences": len(sequences), "tokens": num_tokens(sequences)}
+            logger.info("out_of_memory", extra={**sizes, "error": str(error)})
             return None
 
     def _length_that_fits(self, sequence: TokenSequence) -> int:

@@ -85,8 +85,16 @@ def measure_batch_tokens(
     budget = fitting_tokens if ran_out else _affordable_tokens(bytes_per_token, free_bytes, sizes.max_batch)
     budget = max(budget, sizes.first)
     logger.info(
-        "batch_budget max_batch_tokens=%d most=%d free_bytes=%s share=%g bytes_per_token=%s trial_tokens=%d ran_out=%s",
-        *(budget, sizes.max_batch, free_bytes, SAFE_SHARE, bytes_per_token, fitting_tokens, ran_out),
+        "batch_budget",
+        extra={
+            "max_batch_tokens": budget,
+            "most": sizes.max_batch,
+            "free_bytes": free_bytes,
+            "share": SAFE_SHARE,
+            "bytes_per_token": bytes_per_token,
+            "trial_tokens": fitting_tokens,
+            "ran_out": ran_out,
+        },
     )
     return budget
 
