@@ -255,7 +255,7 @@ def test_a_norm_that_is_not_finite_has_no_shares() -> None:
 
 
 def test_the_model_is_left_as_it_was_and_scores_as_before() -> None:
-    engine = Engine(tiny_model("qwen3"), name="tiny")
+    engine = Engine(tiny_model("qwen3"), name="tiny", method="rules")
     before = engine.score([MASKED]).scores[0].grad_norm
     attribution = engine.attribute(MASKED)
     after = engine.score([MASKED]).scores[0].grad_norm
