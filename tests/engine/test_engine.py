@@ -46,7 +46,7 @@ def test_loading_tensors_changes_scores_to_those_of_the_other_model() -> None:
         for parameter in other.parameters():
             parameter.mul_(1.1)
     sequences = difficult_sequences()
-    other_engine = Engine(other, name="other")
+    other_engine = Engine(other, name="other", method="rules")
     expected = other_engine.score(sequences).scores
     assert largest_error(engine.score(sequences).scores, expected) > 1e-3
     engine.load((name, methodcaller("copy_", values)) for name, values in other_engine.tensors().items())
