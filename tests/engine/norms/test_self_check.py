@@ -93,7 +93,7 @@ FAULTS: dict[str, tuple[str, dict[str, Any], Callable[[], AbstractContextManager
 
 # In float32 every fault; in bfloat16 one that is seen there, one that is seen in float32 alone, and one of the mask.
 QUICK_FAULTS = {torch.float32: FAULTS, torch.bfloat16: {"linear weights", "cross term", "window"}}
-# In bfloat16 models are also checked in float32, as all are that are of a family's usual settings by test_model_table.
+# A bfloat16 model is checked in both types; in float32, test_model_table loads the models that overrule no setting.
 QUICK_MODELS = {
     torch.float32: {"window", "window in the mask alone", "longrope"},
     torch.bfloat16: {"norm weights", "norm biases", "cross term", "biases of experts", "window", "longrope"},

@@ -128,7 +128,7 @@ def test_the_mean_over_many_draws_is_the_exact_norm(family: str) -> None:
 
 @pytest.mark.parametrize(
     ("family", "dtype"),
-    [
+    [  # each family and each type once; every pair of both is slow
         ("qwen2-tied", torch.float32),
         ("gpt2", torch.bfloat16),
         ("gemma2", torch.float32),
