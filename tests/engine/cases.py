@@ -59,7 +59,7 @@ def reference(
 
 
 @cache
-def family_reference(family: str, device: torch.device = CPU) -> list[SequenceScore]:
+def family_reference(family: str, device: torch.device) -> list[SequenceScore]:
     """Score ``difficult_sequences`` with the tiny model of a family in float32; once for all tests of a process."""
     model = on_device(tiny_model(family), device)
     return reference(model, difficult_sequences(), measured_parameters(model))
