@@ -1,4 +1,4 @@
-"""The real `vigor-service` in a process that is forked from one with all libraries loaded: it starts in a second."""
+"""Processes forked from one with all libraries loaded: they start in a second. The real `vigor-service` is one."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 
+P = ParamSpec("P")
+R = TypeVar("R")
 _FORKING = multiprocessing.get_context("forkserver")
 _FORKING.set_forkserver_preload(["tests.support.preload"])
+
+
+def in_preloaded_process(task: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+    """Return what a function of a module returns in a process of its own."""
+    with ProcessPoolExecutor(1, mp_context=_FORKING) as pool:
+        return pool.submit(task, *args, **kwargs).result()
 
 
 class PreloadedProcess:
