@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.preloaded_process import preloaded
 from tests.support.tiny_models import save_tiny_checkpoint
 from tests.trainer.running import ENVIRONMENT, wait_for
 from vigor_trainer.monitoring.records import read_records
@@ -29,7 +30,7 @@ def start(model: Path, directory: Path, *, steps: int) -> subprocess.Popen[bytes
     flags = ["--model", str(model), "--steps", str(steps), "--directory", str(directory)]
     with (directory / "demo.log").open("wb") as output:
         command = [sys.executable, str(DEMO), *flags]
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=ENVIRONMENT)
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=preloaded(ENVIRONMENT))
 
 
 def test_the_demo_ends_with_its_proof(model: Path, tmp_path: Path) -> None:
