@@ -55,7 +55,7 @@ class ForkServer:
         for file in files:
             os.close(file)
         self.processes[os.pidfd_open(pid)] = (pid, connection)
-        connection.send(b"%d" % pid)
+        _tell(connection, pid)
         return None
 
     def _forget(self, connection: socket.socket) -> None:
@@ -70,8 +70,7 @@ class ForkServer:
         pid, connection = self.processes.pop(file)
         os.close(file)
         _, status = os.waitpid(pid, 0)
-        with suppress(OSError):  # who started it is gone
-            connection.send(b"%d" % os.waitstatus_to_exitcode(status))
+        _tell(connection, os.waitstatus_to_exitcode(status))
 
     def _let_go(self) -> None:
         """Close in a new process what belongs to the server."""
@@ -80,6 +79,11 @@ class ForkServer:
             connection.close()
         for file in self.processes:
             os.close(file)
+
+
+def _tell(connection: socket.socket, number: int) -> None:
+    with suppress(OSError):  # who asked is gone
+        connection.send(b"%d" % number)
 
 
 def main() -> None:
