@@ -14,6 +14,7 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.plain_http import http_client
 from tests.support.preloaded_process import PreloadedProcess
 from tests.support.waiting import wait_until
 from vigor_client import VigorClient
@@ -79,7 +80,7 @@ def service_process(
         url = _url(log)
         if url is None:
             raise RuntimeError(f"the service ended before it listened:\n{log.read_text()}")
-        with httpx.Client(base_url=url, timeout=60) as http:
+        with http_client(url, timeout_seconds=60) as http:
             if wait_ready:
                 wait_until(lambda: http.get("/readyz").status_code == 200, deadline_seconds=START_SECONDS)
             yield ServiceProcess(process, http, log)
