@@ -79,9 +79,10 @@ class ForkedProgram:
         for file, number in zip(aside, self.numbers, strict=True):
             os.dup2(file, number)
             os.close(file)
-        sys.stdin = open(0, closefd=False)  # noqa: SIM115 - the streams of before know other files
-        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
-        sys.stderr = open(2, "w", buffering=1, errors="backslashreplace", closefd=False)  # noqa: SIM115
+        name = self.environment.get("PYTHONIOENCODING")
+        sys.stdin = open(0, encoding=name, closefd=False)  # noqa: SIM115 - the streams of before know other files
+        sys.stdout = open(1, "w", encoding=name, closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", 1, encoding=name, errors="backslashreplace", closefd=False)  # noqa: SIM115
 
     def _exit_code(self) -> int:
         try:
