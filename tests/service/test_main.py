@@ -80,7 +80,8 @@ def test_a_missing_extra_is_named_with_its_cure() -> None:
 def test_a_collector_without_the_extra_is_refused_with_its_cure(
     arguments: list[str], environment: dict[str, str], asked: str
 ) -> None:
-    answer = _run("--port", "0", *arguments, setup="sys.modules['opentelemetry.sdk.trace'] = None", **environment)
+    without = "sys.modules['opentelemetry.sdk.trace'] = None"
+    answer = _run("--port", "0", *arguments, setup=without, own=False, **environment)
     assert answer.returncode == 2
     assert answer.stderr == (
         f"vigor-service: {asked}: opentelemetry.sdk.trace not installed: "

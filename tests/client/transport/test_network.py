@@ -121,7 +121,7 @@ def test_a_socks_proxy_without_its_package_is_a_typed_error_of_one_line() -> Non
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSLKEYLOGFILE"])
 def test_certificates_that_cannot_be_read_are_named_where_they_are_needed(variable: str, tmp_path: Path) -> None:
     place = str(tmp_path / "nowhere" / "file")
-    done = command("status", "--url", "https://127.0.0.1:9", **{variable: place})
+    done = command("status", "--url", "https://127.0.0.1:9", own=False, **{variable: place})
     (line,) = done.stderr.splitlines()
     assert (done.returncode, line) == (1, f"vigor: {variable}={place} cannot be used: No such file or directory")
 
