@@ -115,9 +115,9 @@ def test_a_shard_that_is_no_safetensors_file_of_the_checkpoint_is_refused_before
         load_policy(str(directory))
 
 
-def refusals(names: list[str], cache: Path) -> list[str]:
+def refusals(names: list[str], cache: str) -> list[str]:
     """Say why each of these is refused; for a process of its own, since its cache of the hub becomes this directory."""
-    constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = str(cache), True
+    constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = cache, True
     refused: list[str] = []
     for name in names:
         with pytest.raises(ModelLoadError) as error:
