@@ -27,7 +27,7 @@ class ForkServer:
     processes: dict[int, tuple[int, socket.socket]] = field(default_factory=dict)
 
     def serve(self) -> tuple[ForkedProgram, list[int]] | None:
-        """Serve until nobody is connected; in each new process, return what it is to become."""
+        """Serve until the last connection ends. In each new process, return the program that it becomes."""
         while True:
             poll = select.poll()
             for file in (self.listener.fileno(), *self.connections, *self.processes):
@@ -50,7 +50,7 @@ class ForkServer:
             return None
         pid = os.fork()
         if pid == 0:
-            self._let_go()
+            self._close_files_of_server()
             return ForkedProgram.parse(request), files
         for file in files:
             os.close(file)
@@ -72,7 +72,7 @@ class ForkServer:
         _, status = os.waitpid(pid, 0)
         _tell(connection, os.waitstatus_to_exitcode(status))
 
-    def _let_go(self) -> None:
+    def _close_files_of_server(self) -> None:
         """Close in a new process what belongs to the server."""
         self.listener.close()
         for connection in self.connections.values():
@@ -82,13 +82,13 @@ class ForkServer:
 
 
 def _tell(connection: socket.socket, number: int) -> None:
-    with suppress(OSError):  # who asked is gone
+    with suppress(OSError):  # the process that asked has ended
         connection.send(b"%d" % number)
 
 
 def main() -> None:
     """Serve; a new process becomes its program and never returns."""
-    import tests.support.preload  # noqa: F401 - who connects meanwhile waits
+    import tests.support.preload  # noqa: F401 - a connection that comes meanwhile waits
 
     listener = socket.socket(fileno=os.dup(sys.stdin.fileno()))
     address = Path(listener.getsockname())

@@ -27,7 +27,7 @@ def _hand_over(address: str) -> None:
     )
     process = program.start(server, numbers)
     for number in numbers:
-        os.close(number)  # whoever reads from the program is told when it closes them
+        os.close(number)  # a pipe ends when the program closes it: this process must not hold it open
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, lambda number, _frame: os.kill(process, number))
     code = int(server.recv(16))
