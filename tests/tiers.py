@@ -1,7 +1,8 @@
 """Tells unit tests from integration tests: `make test-unit` leaves out what is marked `integration` here.
 
 A test is one of integration if it is in one of the directories below, if its module imports something that starts
-processes (itself, or through a helper or a conftest.py under tests/), or if it is in a module that takes a minute.
+processes or a server (itself, or through a helper or a conftest.py under tests/), or if it is one of the modules below,
+which take longest.
 """
 
 from __future__ import annotations
@@ -15,9 +16,12 @@ import pytest
 
 TESTS = Path(__file__).parent
 DIRECTORIES = {"benchmarks", "fuzz", "image", "inspector", "integration", "monitoring", "sweep"}
-STARTS_PROCESSES = {"multiprocessing", "subprocess", "torch.multiprocessing"}
+STARTS_SOMETHING = {"http.server", "multiprocessing", "subprocess", "torch.multiprocessing", "uvicorn"}
 LONG_MODULES = {
     "engine/norms/test_embedded_norms.py",  # the real weights of the embedded model
+    "engine/norms/test_self_check.py",  # a model for each planted fault
+    "engine/ops/test_hutchinson.py",  # means over many draws
+    "engine/rules/test_large_vocabularies.py",  # loops in float64 over 262,144 tokens
     "engine/norms/test_model_table.py",  # every family in every layout
 }
 
@@ -37,16 +41,16 @@ def is_integration(module: Path) -> bool:
     return (
         path.parts[0] in DIRECTORIES
         or path.as_posix() in LONG_MODULES
-        or any(starts_processes(file) for file in (module, *conftests) if file.exists())
+        or any(starts_something(file) for file in (module, *conftests) if file.exists())
     )
 
 
 @cache
-def starts_processes(module: Path) -> bool:
-    """Whether a module, or one under tests/ that it imports, imports what starts processes."""
+def starts_something(module: Path) -> bool:
+    """Whether a module, or one under tests/ that it imports, imports what starts a process or a server."""
     imported = set(_imports(module))
     helpers = (TESTS.parent.joinpath(*name.split(".")).with_suffix(".py") for name in imported if name[:6] == "tests.")
-    return bool(imported & STARTS_PROCESSES) or any(starts_processes(helper) for helper in helpers if helper.is_file())
+    return bool(imported & STARTS_SOMETHING) or any(starts_something(helper) for helper in helpers if helper.is_file())
 
 
 def _imports(module: Path) -> Iterator[str]:

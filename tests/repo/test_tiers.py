@@ -1,4 +1,4 @@
-"""Unit tests start no process: what does is marked `integration` by what its module imports."""
+"""Unit tests start no process and no server: what does is marked `integration` by what its module imports."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ def test_what_the_tiers_name_is_there(name: str) -> None:
     [
         ("client/test_ranking.py", False),
         ("engine/rules/test_rules.py", False),
-        ("service/routes/test_scoring.py", False),  # its service is a thread
+        ("service/scheduling/test_scheduler.py", False),
+        ("service/routes/test_scoring.py", True),  # its service is a thread with a socket
         ("repo/test_wheel.py", True),  # imports subprocess
         ("service/test_main.py", True),  # by a helper that imports it
         ("engine/norms/test_embedded_norms.py", True),  # takes a minute
