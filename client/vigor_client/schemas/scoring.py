@@ -110,6 +110,11 @@ def _is_default(value: object) -> bool:
 DEFAULT_COMPUTE: tuple[ComputeName, ...] = ("norm", "signals")
 
 
+def compute_for(reward: RewardName) -> tuple[ComputeName, ...]:
+    """Return what to ask for where this reward is all that is wanted, beside the signals, which cost nothing more."""
+    return DEFAULT_COMPUTE if reward == "vigor" else ("signals",)
+
+
 class ScoringOptions(WeightOptions):
     """Which weights must score, and how groups are ranked."""
 

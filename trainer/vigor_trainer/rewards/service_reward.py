@@ -17,7 +17,7 @@ from vigor_client import CompletionScore, Group, GroupScore, PublishResult, Scor
 from vigor_client.integrations.trl.distributed import gather_from_all, on_main_process, process_rank
 from vigor_client.integrations.trl.metrics import METRICS, log_metrics, mean, score_metrics
 from vigor_client.integrations.trl.round import Round
-from vigor_client.schemas.scoring import FinishReason, RewardName, TieRule, TruncatedRule
+from vigor_client.schemas.scoring import ComputeName, FinishReason, RewardName, TieRule, TruncatedRule, compute_for
 from vigor_trainer.monitoring import statistics
 from vigor_trainer.monitoring.records import RoundRecord
 from vigor_trainer.rewards.groups import SampledCompletion, ScoreOptions, whole_round
@@ -46,6 +46,7 @@ class ScoringClient(Protocol):
         weight_version: int,
         weight_digest: str,
         wait_seconds: float,
+        compute: Sequence[ComputeName],
         reward: RewardName,
         ties: TieRule,
         truncated: TruncatedRule,
@@ -132,6 +133,7 @@ class ServiceReward:
             weight_version=publication.weight_version,
             weight_digest=publication.weight_digest,
             wait_seconds=self._options.wait_seconds,
+            compute=compute_for(self._options.reward),
             reward=self._options.reward,
             ties=self._options.ties,
             truncated=self._options.truncated,

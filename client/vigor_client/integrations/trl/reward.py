@@ -25,7 +25,7 @@ from vigor_client.integrations.trl.round import Round, VersionedScore, score_rou
 from vigor_client.integrations.trl.trl_shape import READ_BY_ADAPTERS, check_installed_trl
 from vigor_client.publishing.publish import PublishResult
 from vigor_client.ranking import TieRule
-from vigor_client.schemas.scoring import Completion, RewardName, TruncatedRule
+from vigor_client.schemas.scoring import Completion, RewardName, TruncatedRule, compute_for
 
 UNSCORABLE_COLUMNS = ("image", "images", "environments")
 
@@ -76,7 +76,12 @@ class _Reward:
         self._weights = weights
         self._eos_token_ids = eos_token_ids
         self._chat_template_kwargs = dict(chat_template_kwargs or {})
-        self._options: dict[str, object] = {"reward": reward, "ties": ties, "truncated": truncated}
+        self._options: dict[str, object] = {
+            "compute": compute_for(reward),
+            "reward": reward,
+            "ties": ties,
+            "truncated": truncated,
+        }
         self._on_failure = on_failure
         self._connect = connect
         self._find_processes = processes
