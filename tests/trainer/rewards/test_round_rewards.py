@@ -14,21 +14,28 @@ from tests.trainer.fake_service import FakeService
 from vigor_client import Group, MixedUpAnswerError, ScoreResponse, UnexpectedAnswerError, VigorClient
 from vigor_client.integrations.trl.errors import WrongAnswerError
 from vigor_trainer.monitoring.records import RoundRecord
+from vigor_trainer.rewards.custom import CustomReward
 from vigor_trainer.rewards.groups import ScoreOptions
-from vigor_trainer.rewards.service_reward import ServiceReward
+from vigor_trainer.rewards.round_rewards import RoundRewards
 from vigor_trainer.weights.publisher import Publisher
 
 
 class Call:
     """One call of the reward function, for two prompts of two completions."""
 
-    def __init__(self, service: FakeService, options: ScoreOptions | None = None) -> None:
+    def __init__(self, service: FakeService, options: ScoreOptions | None = None, *names: Any) -> None:  # noqa: ANN401
         self.service = service
+        self.names = names or ("vigor",)
         self.records: list[RoundRecord] = []
         self.metrics: dict[str, float] = {}
         self.options = options or ScoreOptions()
 
-    def __call__(self, **columns: object) -> list[float]:
+    def __call__(self, **columns: object) -> list[float | None]:
+        """What the first reward function returns."""
+        return self.all(**columns)[0]
+
+    def all(self, **columns: object) -> list[list[float | None]]:
+        """What each of them returns, called in turn as TRL does."""
         given: dict[str, Any] = {
             "prompts": ["1+1", "1+1", "2+2", "2+2"],
             "completions": ["2", "it is 3", "4", "so 4"],
@@ -46,8 +53,8 @@ class Call:
         given.update(columns)
         with Publisher(self.service) as publisher:
             publisher.begin(lambda: {"weight": torch.ones(1)}, 5)
-            reward = ServiceReward(self.service, publisher, self.options, record=self.records.append)
-            return reward(**given)
+            rewards = RoundRewards(self.service, publisher, self.options, self.names, record=self.records.append)
+            return [function(**given) for function in rewards.functions]
 
 
 def test_the_smaller_norm_of_each_group_is_rewarded() -> None:
@@ -62,9 +69,9 @@ def test_the_smaller_norm_of_each_group_is_rewarded() -> None:
 
 def test_the_request_carries_the_options_and_the_publication() -> None:
     service = FakeService()
-    Call(service, ScoreOptions(reward="entropy", ties="ordinal", truncated="worst", wait_seconds=3.0))()
+    Call(service, ScoreOptions(truncated="worst", wait_seconds=3.0))()
     [request] = service.requests
-    assert (request.reward, request.ties, request.truncated, request.wait_seconds) == ("entropy", "ordinal", "worst", 3)
+    assert (request.reward, request.truncated, request.wait_seconds) == ("vigor", "worst", 3)
     assert (request.weight_version, request.weight_digest) == (5, service.weight_digest)
 
 
@@ -135,3 +142,30 @@ def test_a_service_that_answers_something_else_gives_no_reward(change: dict[str,
     with pytest.raises((UnexpectedAnswerError, MixedUpAnswerError), match=complaint):
         call()
     assert call.records == []
+
+
+def test_all_rewards_of_a_round_come_from_one_request() -> None:
+    call = Call(FakeService(), None, "vigor", "p_norm", "verifier")
+    assert call.all(answer=["2", "2", "5", "4"]) == [[-1, 1, 1, -1], [1, -1, -1, 1], [1, 0, 0, 1]]
+    assert len(call.service.requests) == len(call.records) == 1
+
+
+@pytest.mark.parametrize(
+    ("names", "compute"),
+    [(["vigor", "entropy"], ("norm", "signals")), (["entropy"], ("signals",)), (["verifier", "random"], ("signals",))],
+)
+def test_a_gradient_is_asked_for_only_where_a_reward_needs_it(names: list[str], compute: tuple[str, ...]) -> None:
+    call = Call(FakeService(), None, *names)
+    call.all(answer=["2", "2", "4", "4"])
+    [request] = call.service.requests
+    assert request.compute == compute
+
+
+def test_a_function_of_the_users_own_gets_the_columns_of_trl() -> None:
+    def length(completion_ids: list[list[int]], prompts: list[str], **_columns: object) -> list[float | None]:
+        assert prompts == ["1+1", "1+1", "2+2", "2+2"]
+        return [float(len(ids)) for ids in completion_ids]
+
+    call = Call(FakeService(), None, CustomReward("length", length), "vigor")
+    assert call.all() == [[1, 3, 1, 2], [-1, 1, 1, -1]]
+    assert len(call.records) == 1
