@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 import torch
 import yaml
@@ -18,7 +18,20 @@ from trl import GRPOConfig, ModelConfig, TrlParser  # pyright: ignore[reportPriv
 from vigor_client.schemas.scoring import MAX_WAIT_SECONDS
 from vigor_trainer.building import BUILTIN_REFUSALS
 from vigor_trainer.errors import UnsupportedSettingError
-from vigor_trainer.rewards.rules import BUILTINS
+
+BuiltinName = Literal[
+    "vigor",
+    "self_certainty",
+    "entropy",
+    "logprob",
+    "p_norm",
+    "trajectory_logprob",
+    "verifier",
+    "majority",
+    "format",
+    "random",
+]
+BUILTINS: tuple[BuiltinName, ...] = get_args(BuiltinName)
 
 # The paper's recipe (arXiv 2605.09920 and its published configuration), pinned where TRL's defaults differ or may move.
 RECIPE: dict[str, Any] = {
@@ -144,6 +157,8 @@ class VigorArguments:
         self.reward = [self.reward] if isinstance(self.reward, str) else self.reward  # as a YAML file may have it
         if not self.reward or len(set(self.reward)) < len(self.reward):
             raise ValueError(f"--reward is {' '.join(self.reward) or 'empty'}: give each reward once")
+        if unknown := [name for name in self.reward if name not in BUILTINS and ":" not in name]:
+            raise ValueError(f"--reward {unknown[0]}: give one or more of {', '.join(BUILTINS)}, or module:function")
         if not self.min_spread >= 0:
             raise ValueError(f"--min_spread is {self.min_spread:g}: give 0 or more")
         for name in ("score_timeout_seconds", "ready_timeout_seconds", "dataset_size"):

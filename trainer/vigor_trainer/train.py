@@ -16,7 +16,7 @@ from vigor_client.integrations.trl.trl_shape import READ_BY_VIGOR_TRAINER, check
 from vigor_client.models.embedded import embedded_model_dir
 from vigor_client.transport.key_file import read_key
 from vigor_trainer.building import building
-from vigor_trainer.config import Arguments, VigorArguments, describe_cpu_settings
+from vigor_trainer.config import BUILTINS, Arguments, BuiltinName, VigorArguments, describe_cpu_settings
 from vigor_trainer.data.prompt_lengths import fitting_prompts, prompt_counter
 from vigor_trainer.data.tasks import Example, TaskSource, as_dataset, read_task
 from vigor_trainer.errors import InvalidModelError, UnsupportedSettingError
@@ -25,7 +25,7 @@ from vigor_trainer.resume import Checkpoint, find_checkpoint
 from vigor_trainer.rewards.custom import CustomReward, load_reward
 from vigor_trainer.rewards.groups import ScoreOptions
 from vigor_trainer.rewards.round_rewards import RoundRewards
-from vigor_trainer.rewards.rules import BUILTINS, NEED_ANSWERS, BuiltinName, RuleOptions
+from vigor_trainer.rewards.rules import NEED_ANSWERS, RuleOptions
 from vigor_trainer.trainer import VigorTrainer
 from vigor_trainer.weights.publisher import Publisher
 from vigor_trainer.weights.saving import save_final_model

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from vigor_client import CompletionScore
-from vigor_client.ranking import rank_rewards, ranks
+from vigor_client import CompletionScore, rank_rewards, ranks
+from vigor_trainer.config import BUILTINS
 from vigor_trainer.data.answers import Judged
-from vigor_trainer.rewards.rules import BUILTINS, RuleOptions, ScoredGroup, needed_parts, rewards_of
+from vigor_trainer.rewards.rules import RuleOptions, ScoredGroup, needed_parts, rewards_of
 
 NORMS, LENGTHS = [4.0, 1.0, 2.5, 3.0], [1, 16, 4, 9]
 

@@ -18,12 +18,13 @@ from vigor_client.integrations.trl.distributed import gather_from_all, on_main_p
 from vigor_client.integrations.trl.metrics import METRICS, log_metrics, mean, score_metrics
 from vigor_client.integrations.trl.round import Round
 from vigor_client.schemas.scoring import ComputeName, FinishReason, RewardName, TruncatedRule
+from vigor_trainer.config import BuiltinName
 from vigor_trainer.data.answers import judge
 from vigor_trainer.monitoring import statistics
 from vigor_trainer.monitoring.records import RoundRecord
 from vigor_trainer.rewards.custom import CustomReward
 from vigor_trainer.rewards.groups import SampledCompletion, ScoreOptions, whole_round
-from vigor_trainer.rewards.rules import BuiltinName, ScoredGroup, needed_parts, rewards_of
+from vigor_trainer.rewards.rules import ScoredGroup, needed_parts, rewards_of
 
 if TYPE_CHECKING:
     from transformers import TrainerState

@@ -9,26 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from random import Random
 from statistics import fmean
-from typing import Literal, get_args
 
-from vigor_client import CompletionScore
-from vigor_client.ranking import rank_rewards, ranks
+from vigor_client import CompletionScore, rank_rewards, ranks
 from vigor_client.schemas.scoring import ComputeName, TieRule
+from vigor_trainer.config import BuiltinName
 from vigor_trainer.data.answers import Judged, majority, same_answer
 
-BuiltinName = Literal[
-    "vigor",
-    "self_certainty",
-    "entropy",
-    "logprob",
-    "p_norm",
-    "trajectory_logprob",
-    "verifier",
-    "majority",
-    "format",
-    "random",
-]
-BUILTINS: tuple[BuiltinName, ...] = get_args(BuiltinName)
 NEED_ANSWERS: tuple[BuiltinName, ...] = ("verifier",)
 
 
