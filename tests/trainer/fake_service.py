@@ -18,7 +18,7 @@ from vigor_client.schemas.service import ModelInfo
 from vigor_client.schemas.weights import TensorList
 from vigor_client.weight_format.digest import checksum
 from vigor_trainer.data.tasks import TaskSource, load_task
-from vigor_trainer.monitoring.records import RecordFile
+from vigor_trainer.monitoring.run_files import RunFiles
 from vigor_trainer.rewards.groups import ScoreOptions
 from vigor_trainer.rewards.round_rewards import RoundRewards
 from vigor_trainer.trainer import VigorTrainer
@@ -143,12 +143,12 @@ def tiny_trainer(
     }
     given.update(settings)
     task = load_task(TaskSource("addition"), has_chat_template=True)
-    records = RecordFile(directory)
+    files = RunFiles(directory)
     return VigorTrainer(
         publisher=publisher,
         model=tiny_model(),
         args=GRPOConfig(**given),
-        reward_funcs=RoundRewards(service, publisher, ScoreOptions(), ["vigor"], record=records.append).functions,
+        reward_funcs=RoundRewards(service, publisher, ScoreOptions(), ["vigor"], record=files.append).functions,
         processing_class=tiny_tokenizer(),
         peft_config=peft_config,
         train_dataset=task,

@@ -28,7 +28,7 @@ def reward_of_my_completion(service: FakeService) -> float:
     me = PartialState().process_index
     with Publisher(service) as publisher:
         publisher.begin(lambda: {"weight": torch.ones(1)}, 0)
-        (reward,) = RoundRewards(service, publisher, ScoreOptions(), ["vigor"], record=lambda _: None).functions
+        (reward,) = RoundRewards(service, publisher, ScoreOptions(), ["vigor"], record=lambda *_: None).functions
         [mine] = reward(
             prompts=["1+1"],
             completions=["2"],

@@ -20,7 +20,8 @@ from vigor_trainer.config import BUILTINS, Arguments, BuiltinName, VigorArgument
 from vigor_trainer.data.prompt_lengths import fitting_prompts, prompt_counter
 from vigor_trainer.data.tasks import Example, TaskSource, as_dataset, read_task
 from vigor_trainer.errors import InvalidModelError, UnsupportedSettingError
-from vigor_trainer.monitoring.records import RecordFile
+from vigor_trainer.monitoring.line_file import Resumption
+from vigor_trainer.monitoring.run_files import RunFiles
 from vigor_trainer.resume import Checkpoint, find_checkpoint
 from vigor_trainer.rewards.custom import CustomReward, load_reward
 from vigor_trainer.rewards.groups import ScoreOptions
@@ -55,7 +56,7 @@ def run(arguments: Arguments) -> None:
     tokenizer = _load_tokenizer(model_name, grpo, model)
     tasks = _read_tasks(vigor, grpo, tokenizer)
     names = _named_rewards(vigor, tasks)
-    records = _records(grpo, output_dir, checkpoint)
+    files = _run_files(grpo, output_dir, checkpoint)
     with _client(vigor) as client, _publisher(vigor, client) as publisher:
         with building("the trainer cannot be built"):
             grpo.model_init_kwargs = _model_init_kwargs(grpo, model)
@@ -63,7 +64,7 @@ def run(arguments: Arguments) -> None:
                 publisher=publisher,
                 model=model_name,
                 args=grpo,
-                reward_funcs=_rewards(vigor, grpo, client, publisher, records, names).functions,
+                reward_funcs=_rewards(vigor, grpo, client, publisher, files, names).functions,
                 processing_class=tokenizer,
                 peft_config=get_peft_config(model),
                 **_datasets(vigor, grpo, tokenizer, client, tasks),
@@ -93,15 +94,12 @@ def _output_dir(grpo: GRPOConfig) -> Path:
     return directory
 
 
-def _records(grpo: GRPOConfig, output_dir: Path, checkpoint: Checkpoint | None) -> RecordFile:
-    """The records of a run that goes on where it was, or those of a new one."""
+def _run_files(grpo: GRPOConfig, output_dir: Path, checkpoint: Checkpoint | None) -> RunFiles:
+    """The files of a run that goes on where it was, or those of a new one."""
     goes_on = checkpoint is not None and checkpoint.directory.resolve().parent == output_dir.resolve()
+    resumption = Resumption(checkpoint.step, grpo.eval_on_start) if checkpoint is not None and goes_on else None
     try:
-        return RecordFile(
-            output_dir,
-            resumed_step=checkpoint.step if checkpoint is not None and goes_on else None,
-            evaluates_first=grpo.eval_on_start,
-        )
+        return RunFiles(output_dir, resumption)
     except ValueError as error:
         raise UnsupportedSettingError(f"--resume_from_checkpoint: {error}; move the file away") from error
 
@@ -153,7 +151,7 @@ def _rewards(
     grpo: GRPOConfig,
     client: VigorClient,
     publisher: Publisher,
-    records: RecordFile,
+    files: RunFiles,
     names: Sequence[BuiltinName | CustomReward],
 ) -> RoundRewards:
     options = ScoreOptions(
@@ -164,7 +162,7 @@ def _rewards(
         wait_seconds=vigor.wait_seconds,
         seed=grpo.seed,
     )
-    return RoundRewards(client, publisher, options, names, record=records.append)
+    return RoundRewards(client, publisher, options, names, record=files.append)
 
 
 def _named_rewards(vigor: VigorArguments, tasks: dict[str, list[Example]]) -> list[BuiltinName | CustomReward]:

@@ -16,7 +16,7 @@ from vigor_trainer.rewards.groups import SampledCompletion, whole_round
 
 
 def sample(prompt: int, *ids: int, mask: list[int] | None = None) -> SampledCompletion:
-    return SampledCompletion([prompt], list(ids), mask, "stop", Judged(None, None, is_boxed=False))
+    return SampledCompletion("?", "!", [prompt], list(ids), mask, "stop", Judged(None, None, is_boxed=False))
 
 
 def ask(*samples: SampledCompletion, group_size: int = 2) -> Round:

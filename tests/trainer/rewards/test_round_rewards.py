@@ -13,6 +13,7 @@ import torch
 from tests.trainer.fake_service import FakeService
 from vigor_client import Group, MixedUpAnswerError, ScoreResponse, UnexpectedAnswerError, VigorClient
 from vigor_client.integrations.trl.errors import WrongAnswerError
+from vigor_trainer.monitoring.completions import CompletionRecord
 from vigor_trainer.monitoring.records import RoundRecord
 from vigor_trainer.rewards.custom import CustomReward
 from vigor_trainer.rewards.groups import ScoreOptions
@@ -27,8 +28,14 @@ class Call:
         self.service = service
         self.names = names or ("vigor",)
         self.records: list[RoundRecord] = []
+        self.completions: list[CompletionRecord] = []
         self.metrics: dict[str, float] = {}
+        self.table: dict[str, list[float | None]] = {}
         self.options = options or ScoreOptions()
+
+    def record(self, record: RoundRecord, completions: Sequence[CompletionRecord]) -> None:
+        self.records.append(record)
+        self.completions += completions
 
     def __call__(self, **columns: object) -> list[float | None]:
         """What the first reward function returns."""
@@ -48,12 +55,12 @@ class Call:
             "generate_seconds": [2.5] * 4,
             "trainer_state": SimpleNamespace(global_step=5),
             "log_metric": self.metrics.__setitem__,
-            "log_extra": None,
+            "log_extra": self.table.__setitem__,
         }
         given.update(columns)
         with Publisher(self.service) as publisher:
             publisher.begin(lambda: {"weight": torch.ones(1)}, 5)
-            rewards = RoundRewards(self.service, publisher, self.options, self.names, record=self.records.append)
+            rewards = RoundRewards(self.service, publisher, self.options, self.names, record=self.record)
             return [function(**given) for function in rewards.functions]
 
 
@@ -99,6 +106,32 @@ def test_a_round_is_recorded_and_logged() -> None:
     assert (record.generate_seconds, record.publish_seconds) == (2.5, 0.75)
     assert call.metrics["vigor/mean_length"] == 7 / 4
     assert "vigor/accuracy" not in call.metrics
+
+
+def test_each_completion_is_recorded_with_all_that_is_known_of_it() -> None:
+    call = Call(FakeService(), None, "vigor", "verifier")
+    call.all(answer=["2", "2", "4", "4"])
+    assert [(record.group, record.index) for record in call.completions] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    second = call.completions[1]
+    assert (second.step, second.mode, second.weight_version) == (5, "train", 5)
+    assert (second.prompt, second.completion, second.completion_ids) == ("1+1", "it is 3", [1, 2, 3])
+    assert (second.finish_reason, second.num_tokens, second.status) == ("length", 3, "ok")
+    assert (second.scaled_grad_norm, second.rank, second.rewards) == (6, 1, {"vigor": 1, "verifier": 0})
+    assert (second.mean_logprob, second.p_norm, second.sum_logprob) == (-1, 0.06, -6)
+    assert (second.final_answer, second.is_correct) == ("3", False)
+
+
+def test_norms_and_ranks_are_in_trls_table_of_completions() -> None:
+    call = Call(FakeService())
+    call()
+    assert call.table == {"scaled_grad_norm": [9, 6, 7, 10], "rank": [2, 1, 1, 2]}
+
+
+def test_without_norms_there_are_no_ranks_of_them() -> None:
+    call = Call(FakeService(), None, "entropy")
+    call.all()
+    assert [record.rank for record in call.completions] == [None] * 4
+    assert call.table == {}
 
 
 def test_an_answer_that_does_not_fit_gives_no_reward() -> None:

@@ -13,6 +13,7 @@ from vigor_client.integrations.trl.group_slices import parts_of_slice
 from vigor_client.integrations.trl.round import Round
 from vigor_client.schemas.scoring import FinishReason, TruncatedRule
 from vigor_trainer.data.answers import Judged
+from vigor_trainer.data.prompts import Prompt
 from vigor_trainer.rewards.rules import RuleOptions
 
 
@@ -20,6 +21,8 @@ from vigor_trainer.rewards.rules import RuleOptions
 class SampledCompletion:
     """One sampled completion, as it travels between the processes of a run."""
 
+    prompt: Prompt
+    text: str
     prompt_ids: list[int]
     completion_ids: list[int]
     loss_mask: list[int] | None

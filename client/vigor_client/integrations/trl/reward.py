@@ -18,7 +18,7 @@ from vigor_client.errors import VigorError
 from vigor_client.integrations.trl.completions import end_token_ids, finish_reason
 from vigor_client.integrations.trl.distributed import Processes, torch_processes
 from vigor_client.integrations.trl.group_slices import parts_of_slice
-from vigor_client.integrations.trl.metrics import NORM_COLUMN, log_metrics, score_metrics
+from vigor_client.integrations.trl.metrics import NORM_COLUMN, RANK_COLUMN, log_metrics, score_metrics
 from vigor_client.integrations.trl.prompts import ProcessingClass, Text, tokenize_prompts
 from vigor_client.integrations.trl.publisher import TrainerState
 from vigor_client.integrations.trl.round import Round, VersionedScore, score_round
@@ -253,5 +253,6 @@ def _log(
     scores = [each.score for each in versioned]
     if callable(log_extra := columns.get("log_extra")):
         log_extra(NORM_COLUMN, [score.scaled_grad_norm for score in scores])
+        log_extra(RANK_COLUMN, [score.rank for score in scores])
     if callable(log_metric := columns.get("log_metric")):
         log_metrics(score_metrics(scores, completion_ids, weight_version=versioned[0].weight_version), log_metric)
