@@ -44,13 +44,13 @@ def settle(most_seconds: float, probe: Callable[[], float] | None = None) -> Non
         pass
 
 
-def stolen_while_busy() -> float:
-    """Return the share of steal time while all processors computed products for two seconds."""
+def stolen_while_busy(seconds: float = _PROBE_SECONDS) -> float:
+    """Return the share of steal time while all processors computed products for so long."""
     before = stolen_seconds()
     matrix = torch.ones(256, 256)
     product = torch.empty_like(matrix)
     start = time.monotonic()
-    while time.monotonic() - start < _PROBE_SECONDS:
+    while time.monotonic() - start < seconds:
         torch.mm(matrix, matrix, out=product)
     return stolen_part(before, time.monotonic() - start)
 

@@ -48,9 +48,9 @@ _TEMPLATE = """\
 """
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Measure, print the report, and write it where ``--out`` says."""
-    options = _parse(sys.argv[1:])
+    options = _parse(arguments)
     device = torch.device("cuda")
     rows = [
         row(name, matrix, length, options.sequences, _DTYPES[options.dtype], device)
@@ -62,7 +62,7 @@ def main() -> None:
         date=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         hardware=hardware(device),
         software=f"torch {torch.__version__}, triton {importlib.metadata.version('triton')}",
-        command=" ".join(["python -m benchmarks.kernels", *sys.argv[1:]]),
+        command=" ".join(["python -m benchmarks.kernels", *arguments]),
         sequences=options.sequences,
         dtype=options.dtype,
         implementations=" | ".join(norm_implementations()),
@@ -172,4 +172,4 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

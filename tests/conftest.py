@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -20,6 +21,16 @@ settings.load_profile("untimed")
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # started in the background, as its children would be
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Keep all that was imported out of the collections of garbage, some of which libraries ask for at each step."""
+    gc.freeze()
+
+
+def pytest_sessionfinish() -> None:
+    """Undo it, or libraries would complain of all that is left of them at the end."""
+    gc.unfreeze()
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from benchmarks.allocator import allocator_name
 JEMALLOC = next(iter(sorted(Path("/usr/lib").glob("*/libjemalloc.so.2"))), None)
 _SCRIPT = """
 from benchmarks.allocator import allocator_name, give_back
-from benchmarks.measuring import resident_bytes
+from vigor_service.engine.memory.malloc import resident_bytes
 blocks = [bytearray(b"x" * 100_000) for _ in range(600)]
 last = bytearray(b"x" * 100_000)  # stays: the heap cannot shrink from its end
 full = resident_bytes()

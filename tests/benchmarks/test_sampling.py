@@ -14,20 +14,25 @@ from vigor_service.engine.sequences import TokenSequence
 KEPT = Path(__file__).parents[2] / "benchmarks" / "data" / "groups.json"
 
 
+def tiny_policy() -> Policy:
+    model = tiny_model("llama", max_position_embeddings=2048, num_hidden_layers=1)
+    return Policy(model, tiny_tokenizer(), "tiny")
+
+
 def test_the_policy_itself_samples_the_same_groups_from_the_same_seed() -> None:
-    policy = Policy(tiny_model("llama", max_position_embeddings=2048), tiny_tokenizer(), "tiny")
-    groups = sample_groups(policy, num_completions=3, max_new_tokens=5, seed=1)
-    assert groups == sample_groups(policy, num_completions=3, max_new_tokens=5, seed=1)
-    assert groups != sample_groups(policy, num_completions=3, max_new_tokens=5, seed=2)
+    policy = tiny_policy()
+    groups = sample_groups(policy, num_completions=3, max_new_tokens=2, seed=1)
+    assert groups == sample_groups(policy, num_completions=3, max_new_tokens=2, seed=1)
+    assert groups != sample_groups(policy, num_completions=3, max_new_tokens=2, seed=2)
     assert len({group.question for group in groups}) == len(groups) == 24
     for group in groups:
         assert len({sequence.prompt_ids for sequence in group.sequences}) == 1
-        assert [1 <= len(sequence.completion_ids) <= 5 for sequence in group.sequences] == [True] * 3
+        assert [1 <= len(sequence.completion_ids) <= 2 for sequence in group.sequences] == [True] * 3
 
 
 def test_a_completion_ends_with_its_first_end_token() -> None:
-    policy = Policy(tiny_model("llama", max_position_embeddings=2048), tiny_tokenizer(), "tiny")
-    groups = sample_groups(policy, num_completions=8, max_new_tokens=16, seed=0)
+    policy = tiny_policy()
+    groups = sample_groups(policy, num_completions=32, max_new_tokens=4, seed=0)
     ended = [s.completion_ids for group in groups for s in group.sequences if 257 in s.completion_ids]
     assert ended
     assert all(ids.index(257) == len(ids) - 1 for ids in ended)

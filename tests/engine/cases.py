@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection, Iterable, Mapping
+from functools import cache
 from math import isnan
+from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tests.support.tiny_models import VOCAB_SIZE
+from tests.support.tiny_models import VOCAB_SIZE, tiny_model
+from vigor_service.engine.model.parameter_selection import measured_parameters
 from vigor_service.engine.norms.reference import exact_score
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 
+CPU = torch.device("cpu")
 EOS = 257
 
 
@@ -50,6 +56,22 @@ def reference(
 ) -> list[SequenceScore]:
     """Score one sequence at a time, by autograd."""
     return [exact_score(model, sequence, parameters) for sequence in sequences]  # pyright: ignore[reportArgumentType] - a PEFT model serves too
+
+
+@cache
+def family_reference(family: str, device: torch.device) -> list[SequenceScore]:
+    """Score ``difficult_sequences`` with the tiny model of a family in float32; once for all tests of a process."""
+    model = on_device(tiny_model(family), device)
+    return reference(model, difficult_sequences(), measured_parameters(model))
+
+
+def with_each_type(quick: Mapping[torch.dtype, Collection[str]], names: Iterable[str]) -> list[Any]:
+    """Return parameters of a test: every name with every type; slow are those that are not in the type's quick ones."""
+    return [
+        pytest.param(name, dtype, id=f"{name}-{dtype}", marks=[] if name in quick[dtype] else pytest.mark.slow)
+        for dtype in quick
+        for name in names
+    ]
 
 
 def largest_error(scores: list[SequenceScore], expected: list[SequenceScore]) -> float:

@@ -20,7 +20,7 @@ from tests.fuzz.wire import RawRequest, _status
 from tests.support.service_process import REPOSITORY, ServiceProcess
 from tests.support.waiting import wait_until
 
-SECONDS = 8.0
+SECONDS = 4.0
 
 
 @pytest.fixture(scope="module")

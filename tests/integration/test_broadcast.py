@@ -21,7 +21,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
+from tests.support.forked_program import SERVER_VARIABLE
 from tests.support.live_service import LiveService, live_service
+from tests.support.preloaded_process import preloaded_children
 from tests.support.pushing import FILE, UPDATES, announce, open_update
 from tests.support.service_process import service_process
 from tests.support.tiny_models import save_tiny_checkpoint
@@ -43,6 +45,13 @@ from vigor_client.weight_format.broadcast_worker import CHUNK_BYTES
 
 LIMIT_SECONDS = 3.0
 Tensors = dict[str, torch.Tensor]
+WORKER = "broadcast_worke"  # as much as the kernel keeps of a name
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _ends_are_preloaded() -> Iterator[None]:
+    with preloaded_children():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -99,8 +108,8 @@ def _pumps() -> list[Path]:
     found: list[Path] = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended meanwhile, or is somebody else's
-            command = (process / "cmdline").read_bytes().split(b"\0")
-            if b"vigor_client.weight_format.broadcast_worker" in command and (process / "cwd").samefile(Path.cwd()):
+            said = (process / "cmdline").read_text() + (process / "comm").read_text()
+            if WORKER in said and (process / "cwd").samefile(Path.cwd()):
                 found.append(process)
     return found
 
@@ -158,7 +167,8 @@ def refusal(answer: httpx.Response) -> tuple[int, str, str]:
 # -------------------------------------------------------------------------------------------- what arrives
 
 
-def test_a_broadcast_ends_with_the_trainers_weights(service: LiveService) -> None:
+def test_a_broadcast_ends_with_the_trainers_weights(service: LiveService, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(SERVER_VARIABLE)  # once both ends load torch themselves
     tensors = trained(service)
     published = publish(service, tensors, transport=Broadcast())
     assert published.encoding == "full"

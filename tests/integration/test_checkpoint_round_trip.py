@@ -62,8 +62,17 @@ def from_disk(service: LiveService, directory: Path, version: int) -> WeightsInf
     return WeightsInfo.model_validate_json(service.http.get("/v1/weights").content)
 
 
+# Those that are slow are served in other tests of this module too.
 @pytest.mark.parametrize(
-    "family", ["mixtral", "qwen3_moe", "granitemoe", "gpt_oss", "deepseek_v3", "llama", "qwen2-tied"]
+    "family",
+    [
+        "mixtral",
+        "granitemoe",
+        "gpt_oss",
+        "deepseek_v3",
+        "qwen2-tied",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3_moe", "llama")),
+    ],
 )
 def test_a_saved_model_is_the_same_model_whichever_way_it_comes(family: str, tmp_path: Path) -> None:
     served = save_tiny_checkpoint(tmp_path / "served", family)

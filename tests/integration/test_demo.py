@@ -5,11 +5,13 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.support.preloaded_process import preloaded
 from tests.support.tiny_models import save_tiny_checkpoint
 from tests.trainer.running import ENVIRONMENT, wait_for
 from vigor_trainer.monitoring.records import read_records
@@ -24,17 +26,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny_checkpoint(tmp_path_factory.mktemp("model") / "tiny-model")
 
 
-def start(model: Path, directory: Path, *, steps: int) -> subprocess.Popen[bytes]:
+def start(model: Path, directory: Path, *, steps: int, environment: Mapping[str, str]) -> subprocess.Popen[bytes]:
     directory.mkdir()
     flags = ["--model", str(model), "--steps", str(steps), "--directory", str(directory)]
     with (directory / "demo.log").open("wb") as output:
         command = [sys.executable, str(DEMO), *flags]
-        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=ENVIRONMENT)
+        return subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment)
 
 
 def test_the_demo_ends_with_its_proof(model: Path, tmp_path: Path) -> None:
     directory = tmp_path / "demo"
-    with start(model, directory, steps=2) as demo:
+    with start(model, directory, steps=2, environment=preloaded(ENVIRONMENT)) as demo:
         assert demo.wait(LIMIT_SECONDS) == 0, (directory / "demo.log").read_text()
     said = " ".join((directory / "demo.log").read_text().split())
     assert "proof: the service and the saved checkpoint hold the same weights, xxh3-128:" in said
@@ -47,7 +49,7 @@ def test_the_demo_ends_with_its_proof(model: Path, tmp_path: Path) -> None:
 def test_an_interrupted_demo_leaves_nothing_running(model: Path, tmp_path: Path) -> None:
     directory = tmp_path / "demo"
     log = directory / "demo.log"
-    with start(model, directory, steps=10_000) as demo:
+    with start(model, directory, steps=10_000, environment=ENVIRONMENT) as demo:  # whose children are its own
         wait_for(lambda: read_records(directory / "checkpoint"), process=demo, seconds=LIMIT_SECONDS, log=log)
         children = psutil.Process(demo.pid).children(recursive=True)
         assert len(children) >= 2

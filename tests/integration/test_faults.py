@@ -21,7 +21,7 @@ from tests.support.cutting_proxy import cutting_proxy
 from tests.support.killed_service import STAGES
 from tests.support.near_norms import NearNorms
 from tests.support.pushing import FILE, UPDATES, announce, open_update
-from tests.support.service_process import STOP_SECONDS, ServiceProcess, service_process
+from tests.support.service_process import STOP_SECONDS, THE_SERVICE, ServiceProcess, service_process
 from tests.support.tiny_models import save_tiny_checkpoint
 from tests.support.waiting import wait_until
 from vigor_client import TransportError, UpdateStateError, VigorClient, VigorError, WeightSnapshot, digest_of_tensors
@@ -43,7 +43,7 @@ def tensors(checkpoint: Path) -> Tensors:
 
 @contextmanager
 def durable(directory: Path, checkpoint: Path, *arguments: str, stage: str | None = None) -> Iterator[ServiceProcess]:
-    python = None if stage is None else ("-m", "tests.support.killed_service", stage)
+    python = THE_SERVICE if stage is None else ("-m", "tests.support.killed_service", stage)
     given = ("--model", str(checkpoint), "--state-dir", str(directory / "state"), *arguments)
     with service_process(directory, *given, python=python) as service:
         yield service
@@ -290,13 +290,28 @@ def test_a_full_disk_refuses_the_update_and_serves_the_old_weights(
 
 
 def _on_a_small_disk(directory: Path, *, num_bytes: int) -> tuple[str, ...]:
-    """What the interpreter runs to become the service with a disk of this size mounted at the directory."""
+    """What the interpreter is called with to be the service with a disk of this size mounted at the directory."""
     enter = ["unshare", "--user", "--map-root-user", "--mount"]
     if shutil.which("unshare") is None or subprocess.run([*enter, "true"], check=False, timeout=60).returncode:
         pytest.skip("no small disk can be mounted: unshare is missing or not allowed")
-    mount = f'mount -t tmpfs -o size={num_bytes} tmpfs {directory} && exec "$@"'
-    command = [*enter, "sh", "-c", mount, "sh", sys.executable, "-m", "vigor_service"]
-    return ("-c", f"import os, sys; os.execvp({command[0]!r}, {command!r} + sys.argv[1:])")
+    return ("-c", _SMALL_DISK.format(directory=directory, num_bytes=num_bytes))
+
+
+# As those commands do it: the process that is forked has its libraries loaded, and another program would not.
+_SMALL_DISK = """
+import ctypes, os
+from pathlib import Path
+from vigor_service.__main__ import main
+
+CLONE_NEWUSER, CLONE_NEWNS = 0x10000000, 0x00020000
+libc, user, group = ctypes.CDLL(None, use_errno=True), os.getuid(), os.getgid()
+assert libc.unshare(CLONE_NEWUSER | CLONE_NEWNS) == 0, os.strerror(ctypes.get_errno())
+Path("/proc/self/setgroups").write_text("deny")
+Path("/proc/self/uid_map").write_text(f"0 {{user}} 1")
+Path("/proc/self/gid_map").write_text(f"0 {{group}} 1")
+assert libc.mount(b"tmpfs", b"{directory}", b"tmpfs", 0, b"size={num_bytes}") == 0, os.strerror(ctypes.get_errno())
+main()
+"""
 
 
 # -------------------------------------------------------------------------------------------------- helpers

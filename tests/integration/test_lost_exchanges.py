@@ -13,6 +13,7 @@ import torch
 
 from tests.support.live_service import LiveService, live_service
 from tests.support.losing_proxy import FirstOfEach, Lose, Loss, Proxy, losing_proxy
+from tests.support.preloaded_process import preloaded_children
 from vigor_client import Broadcast, ConnectionLostError, PublishResult, SharedDirectory, WeightSnapshot, WeightTransport
 from vigor_client.publishing.publish import HTTP, publish
 from vigor_client.schemas.scoring import ScoreRequest, ScoreResponse
@@ -25,6 +26,12 @@ from vigor_client.transport.wire import BlockingWire, run_blocking
 GROUPS = [{"id": f"q{n}", "prompt_ids": [1, 2 + n], "completions": [[3, 4], [5]]} for n in range(3)]
 Ways = Mapping[str, Callable[[Path], WeightTransport]]
 WAYS: Ways = {"http": lambda _: HTTP, "shared directory": SharedDirectory, "broadcast": lambda _: Broadcast()}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _ends_are_preloaded() -> Iterator[None]:
+    with preloaded_children():
+        yield
 
 
 @dataclass

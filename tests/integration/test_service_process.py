@@ -13,8 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save
 
+from tests.support.preloaded_process import preloaded
 from tests.support.pushing import FILE, UPDATES, announce, open_update, push, push_bytes
-from tests.support.service_process import AS_A_USER_STARTS_IT, ServiceProcess, service_process
+from tests.support.service_process import ServiceProcess, service_process
 from tests.support.tiny_models import save_tiny_checkpoint, tiny_tokenizer
 from tests.support.waiting import wait_until
 from vigor_client.schemas.problems import Problem
@@ -291,9 +292,9 @@ def test_the_log_names_every_phase_of_loading(service: ServiceProcess) -> None:
 
 
 def test_sigterm_lets_admitted_requests_finish_and_ends_with_zero(checkpoint: Path, tmp_path: Path) -> None:
-    groups = [{"prompt_ids": [index], "completions": [[token] * 60 for token in range(16)]} for index in range(16)]
+    groups = [{"prompt_ids": [index], "completions": [[token] * 60 for token in range(16)]} for index in range(6)]
     with (
-        service_process(tmp_path, "--model", str(checkpoint), python=AS_A_USER_STARTS_IT) as service,
+        service_process(tmp_path, "--model", str(checkpoint), preloaded=False) as service,
         ThreadPoolExecutor(1) as pool,
     ):
         pending = pool.submit(service.http.post, "/v1/score", json={"groups": groups})
@@ -306,7 +307,12 @@ def test_sigterm_lets_admitted_requests_finish_and_ends_with_zero(checkpoint: Pa
 def test_a_model_that_cannot_be_loaded_ends_with_one_clear_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "vigor_service", "--port", "0", "--log-level", "error"]
     ended = subprocess.run(
-        [*command, "--model", str(tmp_path)], capture_output=True, text=True, timeout=120, check=False
+        [*command, "--model", str(tmp_path)],
+        env=preloaded(),
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
     )
     assert ended.returncode == 1
     assert ended.stderr.startswith("vigor-service: cannot load model")

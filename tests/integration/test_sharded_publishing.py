@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,11 +12,11 @@ from accelerate import Accelerator
 from tests.support.cutting_proxy import cutting_proxy
 from tests.support.service_process import ServiceProcess, service_process
 from tests.support.tiny_models import save_tiny_checkpoint
+from tests.trainer.ranks import said_by_two
 from tests.trainer.sharded_publishing import STEP, step
 from vigor_client import VigorClient, digest_of_tensors
 
-ROOT = Path(__file__).parents[2]
-LIMIT_SECONDS = 120
+PROGRAM = "tests.trainer.sharded_publishing"
 KINDS = ["ddp", "fsdp2"]
 
 
@@ -34,26 +31,11 @@ def service(tmp_path_factory: pytest.TempPathFactory, checkpoint: Path) -> Itera
         yield running
 
 
-def of_two_processes(checkpoint: Path, kind: str, url: str) -> list[str]:
-    launch = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.trainer.sharded_publishing"]
-    finished = subprocess.run(
-        [sys.executable, "-m", *launch, str(checkpoint), kind, url],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_SECONDS,
-        check=False,
-    )
-    assert finished.returncode == 0, finished.stderr
-    return sorted(line for line in finished.stdout.splitlines() if line.startswith("process"))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_publish_the_digest_of_one(service: ServiceProcess, checkpoint: Path, kind: str) -> None:
     with VigorClient(str(service.http.base_url)) as client:
         digest = digest_of_tensors(step(Accelerator(cpu=True), str(checkpoint)).state_dict(), client.tensors())
-        told = of_two_processes(checkpoint, kind, str(service.http.base_url))
+        told = said_by_two(PROGRAM, str(checkpoint), kind, str(service.http.base_url))
         assert told == [f"process 0: {digest}", f"process 1: {digest}"]
         served = client.weights()
         assert served.weight_digest == digest
@@ -71,5 +53,5 @@ def test_a_service_that_is_lost_in_the_middle_ends_both_processes(
         served = {name: torch.zeros(info.shape) for info in client.tensors().tensors for name in [info.name]}
         client.publish_weights(served, weight_version=99)  # so that there is something to send
     with cutting_proxy((url.host, url.port), 20_000) as cut:
-        told = of_two_processes(checkpoint, kind, cut)
+        told = said_by_two(PROGRAM, str(checkpoint), kind, cut)
     assert told == ["process 0: ConnectionLostError", "process 1: MainProcessError"]

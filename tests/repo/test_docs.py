@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 
 from tests.support.fake_scorer import VOCAB_SIZE
 from tests.support.live_service import LiveService, live_service
+from tests.support.preloaded_process import preloaded_children
 from vigor_client import errors, ranking
 from vigor_client.cli.main import main
 from vigor_client.client import DEFAULT_TIMEOUT_SECONDS
@@ -415,9 +416,10 @@ def train_one_step(model: torch.nn.Module) -> None:
 @pytest.mark.usefixtures("workplace")
 def test_the_python_examples_run_in_order(service: LiveService) -> None:
     namespace: dict[str, object] = {"model": policy(), "train_one_step": train_one_step}
-    for number, source in enumerate(blocks(CLIENT, "python"), start=1):
-        code = source.replace(DOCUMENTED_URL, str(service.http.base_url))
-        exec(compile(code, f"client.md, example {number}", "exec"), namespace)  # noqa: S102 - our own documentation
+    with preloaded_children():
+        for number, source in enumerate(blocks(CLIENT, "python"), start=1):
+            code = source.replace(DOCUMENTED_URL, str(service.http.base_url))
+            exec(compile(code, f"client.md, example {number}", "exec"), namespace)  # noqa: S102 - our own documentation
     assert service.http.get("/v1/weights").json()["weight_version"] == 105
 
 

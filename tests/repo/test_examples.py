@@ -33,7 +33,8 @@ pytestmark = pytest.mark.timeout(600)
 @pytest.fixture(scope="module")
 def embedded_service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
     """A service with the model that is used where none is named."""
-    with service_process(tmp_path_factory.mktemp("embedded"), wait_ready=False) as service:
+    directory, batch = tmp_path_factory.mktemp("embedded"), ("--max-batch-tokens", "4096")  # or it would measure that
+    with service_process(directory, *batch, wait_ready=False) as service:
         with VigorClient(url_of(service)) as client:
             client.wait_until_ready(READY_SECONDS)
         yield service

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.support.preloaded_process import preloaded
 from tests.support.tiny_models import save_tiny_checkpoint
 from tests.trainer.running import ENVIRONMENT, free_port, running_service, started, wait_for
 from vigor_trainer.monitoring.records import read_records
@@ -29,7 +30,7 @@ def test_the_quickstarts_block_waits_for_the_service_that_it_starts(model: Path,
     script = block.replace(". .venv/bin/activate\n", 'trap "kill %1; wait" EXIT\n').replace("8000", str(port))
     script = script.replace("vigor-service ", f"{sys.executable} -m vigor_service --model {model} ")
     script = re.sub(r"^vigor ", f"{sys.executable} -m vigor_client.cli.main ", script, flags=re.MULTILINE)
-    environment = {**ENVIRONMENT, "VIGOR_URL": f"http://127.0.0.1:{port}", "TMPDIR": str(tmp_path)}
+    environment = {**preloaded(ENVIRONMENT), "VIGOR_URL": f"http://127.0.0.1:{port}", "TMPDIR": str(tmp_path)}
     done = subprocess.run(
         ["bash", "-e", "-m", "-c", script],
         env=environment,
@@ -49,7 +50,7 @@ def test_the_readmes_command_trains_without_a_gpu(model: Path, tmp_path: Path) -
     with running_service(model, tmp_path / "service.log") as service:
         given = flags.replace("http://127.0.0.1:8000", service.url).split()
         places = ["--model", str(model), "--output_dir", str(output)]
-        with started(command.replace("-", "_"), *given, *places, log=log) as trainer:
+        with started(command.replace("-", "_"), *given, *places, log=log, environment=ENVIRONMENT) as trainer:
             wait_for(lambda: read_records(output), process=trainer, seconds=LIMIT_SECONDS, log=log)
     assert log.read_text().startswith("training on the CPU with --bf16 false --beta 0 --max_completion_length 48 (")
     assert read_records(output)[0].num_completions == 8

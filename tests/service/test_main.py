@@ -5,18 +5,22 @@ import sys
 
 import pytest
 
+from tests.support.preloaded_process import preloaded
 from vigor_service.settings import Settings
 
 
-def _run(*arguments: str, setup: str = "", **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run the console script's function; tell at the end whether torch was imported."""
+def _run(*arguments: str, setup: str = "", own: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the console script's function, in an interpreter of its ``own`` where what it imports is of interest.
+
+    It tells at the end whether torch was imported.
+    """
     program = (
         f"import sys; {setup}\nfrom vigor_service.__main__ import main\n"
         "try:\n    main()\nfinally:\n    print('torch' in sys.modules)"
     )
     return subprocess.run(
         [sys.executable, "-c", program, *arguments],
-        env={**os.environ, **environment},
+        env={**(os.environ if own else preloaded()), **environment},
         capture_output=True,
         text=True,
         timeout=60,
@@ -25,7 +29,7 @@ def _run(*arguments: str, setup: str = "", **environment: str) -> subprocess.Com
 
 
 def test_help_names_every_setting_and_imports_no_torch() -> None:
-    answer = _run("--help", COLUMNS="200")
+    answer = _run("--help", own=True, COLUMNS="200")
     assert answer.returncode == 0
     assert answer.stdout.endswith("False\n")
     for name in Settings.model_fields:
@@ -76,7 +80,8 @@ def test_a_missing_extra_is_named_with_its_cure() -> None:
 def test_a_collector_without_the_extra_is_refused_with_its_cure(
     arguments: list[str], environment: dict[str, str], asked: str
 ) -> None:
-    answer = _run("--port", "0", *arguments, setup="sys.modules['opentelemetry.sdk.trace'] = None", **environment)
+    without = "sys.modules['opentelemetry.sdk.trace'] = None"
+    answer = _run("--port", "0", *arguments, setup=without, own=False, **environment)
     assert answer.returncode == 2
     assert answer.stderr == (
         f"vigor-service: {asked}: opentelemetry.sdk.trace not installed: "
@@ -87,7 +92,7 @@ def test_a_collector_without_the_extra_is_refused_with_its_cure(
 def test_a_port_that_is_taken_ends_with_one_line() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        answer = _run("--port", str(port))
+        answer = _run("--port", str(port), own=True)
     assert answer.returncode == 1
     assert answer.stderr.startswith(f"vigor-service: cannot listen on 127.0.0.1 port {port}: Address already in use")
     assert answer.stderr.count("\n") == 1

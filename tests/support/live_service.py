@@ -13,6 +13,7 @@ import httpx
 import uvicorn
 
 from tests.support.fake_scorer import FakeScorer
+from tests.support.plain_http import http_client
 from tests.support.tiny_models import tiny_tokenizer
 from tests.support.waiting import DEADLINE_SECONDS, wait_until
 from vigor_client.schemas.scoring import BEAT_SECONDS
@@ -68,7 +69,7 @@ def live_service(
         metrics=metrics,
         progress=progress,
     )
-    with _server(app, limits) as url, httpx.Client(base_url=url, timeout=30) as http:
+    with _server(app, limits) as url, http_client(url, timeout_seconds=30) as http:
         if wait_ready:
             wait_until(lambda: http.get("/readyz").status_code == 200)
         yield LiveService(http, app.state.runtime, scorer)

@@ -32,7 +32,6 @@ async def loop_meter() -> AsyncIterator[LoopMeter]:
         yield meter
     finally:
         ticking.cancel()
-        gc.unfreeze()
 
 
 async def _tick(meter: LoopMeter) -> None:

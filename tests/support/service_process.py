@@ -14,12 +14,13 @@ from pathlib import Path
 
 import httpx
 
+from tests.support.plain_http import http_client
 from tests.support.preloaded_process import PreloadedProcess
 from tests.support.waiting import wait_until
 from vigor_client import VigorClient
 
 REPOSITORY = Path(__file__).parents[2]
-AS_A_USER_STARTS_IT = ("-m", "vigor_service")
+THE_SERVICE = ("-m", "vigor_service")
 START_SECONDS = 120.0
 STOP_SECONDS = 60.0
 
@@ -57,28 +58,29 @@ class ServiceProcess:
 def service_process(
     directory: Path,
     *arguments: str,
-    python: Sequence[str] | None = None,
+    python: Sequence[str] = THE_SERVICE,
+    preloaded: bool = True,
     wait_ready: bool = True,
     num_threads: int = 1,
     port: int = 0,
 ) -> Iterator[ServiceProcess]:
     """Start the service on a free port, or on this one, wait until it is ready, and end it with the block.
 
-    ``python`` is what an interpreter of its own runs; it takes the service's arguments. Without it the process has its
-    libraries loaded when it begins. The log begins anew.
+    ``python`` is what the interpreter is called with; it takes the service's arguments. A process that is ``preloaded``
+    has its libraries loaded when it begins, others start as a user starts them. The log begins anew.
     """
     log = directory / "service.log"
     given = ["--port", str(port), *arguments]
     if "--state-dir" not in arguments:
         given += ["--staging-dir", str(directory / "staging")]
     log.write_bytes(b"")
-    process = _start(python, given, log, num_threads)
+    process = _start([*python, *given], log, num_threads, preloaded=preloaded)
     try:
         wait_until(lambda: _url(log) is not None or process.poll() is not None, deadline_seconds=START_SECONDS)
         url = _url(log)
         if url is None:
             raise RuntimeError(f"the service ended before it listened:\n{log.read_text()}")
-        with httpx.Client(base_url=url, timeout=60) as http:
+        with http_client(url, timeout_seconds=60) as http:
             if wait_ready:
                 wait_until(lambda: http.get("/readyz").status_code == 200, deadline_seconds=START_SECONDS)
             yield ServiceProcess(process, http, log)
@@ -88,13 +90,13 @@ def service_process(
 
 
 def _start(
-    python: Sequence[str] | None, arguments: Sequence[str], log: Path, num_threads: int
+    arguments: Sequence[str], log: Path, num_threads: int, *, preloaded: bool
 ) -> subprocess.Popen[bytes] | PreloadedProcess:
-    if python is None:
-        return PreloadedProcess(arguments, stderr=log, num_threads=num_threads)
     environment = {**os.environ, "OMP_NUM_THREADS": str(num_threads), "HF_HUB_OFFLINE": "1"}
+    if preloaded:
+        return PreloadedProcess(arguments, stderr=log, environment=environment)
     with log.open("ab") as stderr:
-        return subprocess.Popen([sys.executable, *python, *arguments], stderr=stderr, env=environment, cwd=REPOSITORY)
+        return subprocess.Popen([sys.executable, *arguments], stderr=stderr, env=environment, cwd=REPOSITORY)
 
 
 def _url(log: Path) -> str | None:

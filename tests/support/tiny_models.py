@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel, PreTrainedTokenizerFast
 
 VOCAB_SIZE = 320  # 256 bytes, then the special tokens, then ids without a token
 CHAT_TEMPLATE = (
@@ -106,18 +106,23 @@ _WITHOUT_HEAD_DIM = ("falcon",)  # its config derives the number and refuses to 
 
 def tiny_model(family: str = "llama", *, dtype: torch.dtype = torch.float32, **overrides: Any) -> PreTrainedModel:  # noqa: ANN401 - whatever the family's config takes
     """Return a random model of the family, or of a model type, the same every time, in eval mode."""
-    model_type, differences = FAMILIES.get(family, (family, {}))
-    sizes = _GPT2_SIZES if model_type == "gpt2" else _SIZES
-    settings = {**sizes, **differences, **overrides}
-    if model_type in _WITHOUT_HEAD_DIM:
-        del settings["head_dim"]
-    config = AutoConfig.for_model(model_type, **settings)
+    config = tiny_config(family, **overrides)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         _shake_vectors(model)
         _fill_padding_row(model)
     return model.to(dtype).eval()
+
+
+def tiny_config(family: str, **overrides: Any) -> PretrainedConfig:  # noqa: ANN401 - likewise
+    """Return the configuration of ``tiny_model``."""
+    model_type, differences = FAMILIES.get(family, (family, {}))
+    sizes = _GPT2_SIZES if model_type == "gpt2" else _SIZES
+    settings = {**sizes, **differences, **overrides}
+    if model_type in _WITHOUT_HEAD_DIM:
+        del settings["head_dim"]
+    return AutoConfig.for_model(model_type, **settings)
 
 
 def _shake_vectors(model: torch.nn.Module) -> None:

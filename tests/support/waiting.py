@@ -7,16 +7,17 @@ import threading
 from collections.abc import Callable
 from time import monotonic
 
-STEP_SECONDS = 0.01
+STEP_SECONDS, LONGEST_STEP_SECONDS = 0.01, 0.05
 DEADLINE_SECONDS = 20.0
 
 
 def wait_until(condition: Callable[[], bool], *, deadline_seconds: float = DEADLINE_SECONDS) -> None:
     """Return once the condition holds; fail after the deadline."""
-    end, pause = monotonic() + deadline_seconds, threading.Event()
+    began, pause = monotonic(), threading.Event()
     while not condition():
-        assert monotonic() < end, f"still waiting after {deadline_seconds} seconds"
-        pause.wait(STEP_SECONDS)
+        waited = monotonic() - began
+        assert waited < deadline_seconds, f"still waiting after {deadline_seconds} seconds"
+        pause.wait(min(max(STEP_SECONDS, waited / 10), LONGEST_STEP_SECONDS))  # a long wait asks less often
 
 
 async def until(condition: Callable[[], bool], *, deadline_seconds: float = DEADLINE_SECONDS) -> None:

@@ -109,9 +109,12 @@ def _scored_and_expected(model: PreTrainedModel) -> tuple[list[TokenSequence], l
     """
     scored, expected = sequences(_SEEDS[0]), []
     for seed in _SEEDS:
-        scored = sequences(seed)
+        scored, expected = sequences(seed), []
         try:
-            expected = [expected_score(model, each.token_ids, each.loss_positions()) for each in scored]
+            for each in scored:
+                expected.append(expected_score(model, each.token_ids, each.loss_positions()))
+                if expected[-1].closest_choice <= NEAR_TIE and seed != _SEEDS[-1]:
+                    break  # the others of this seed do not matter
             again = expected_score(model, scored[0].token_ids, scored[0].loss_positions())
         except Exception as error:  # noqa: BLE001 - whatever a model's own code raises
             return scored, [], _describe(error)

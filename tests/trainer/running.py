@@ -7,11 +7,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.support.preloaded_process import preloaded
 from vigor_client import VigorClient
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -65,11 +66,15 @@ def trainer_flags(service_url: str, model: Path, output: Path) -> list[str]:
 
 
 @contextmanager
-def started(module: str, *flags: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a module until it ends or the block does."""
+def started(
+    module: str, *flags: str, log: Path, environment: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a module until it ends or the block does. Its libraries are loaded, unless another environment is given."""
     with log.open("wb") as output:
         command = [sys.executable, "-m", module, *flags]
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=ENVIRONMENT)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment or preloaded(ENVIRONMENT)
+        )
     try:
         yield process
     finally:

@@ -1,4 +1,4 @@
-"""Run by `torchrun`: a model that Accelerate has spread over two processes is trained a step and published.
+"""Run as `torchrun` does: a model that Accelerate has spread over two processes is trained a step and published.
 
 Arguments: a checkpoint, `ddp` or `fsdp2`, the URL of a service. Each process says what came of it.
 """

@@ -11,6 +11,7 @@ import pytest
 
 from tests.client.cli.command_line_fake import CommandLineFake, serving
 from tests.client.fake_service import MODEL
+from tests.support.preloaded_process import preloaded
 from tests.support.tiny_models import save_tiny_checkpoint
 from tests.trainer.example_records import example_record
 from vigor_trainer.__main__ import main
@@ -29,7 +30,7 @@ sys.exit(main(["--help"]))
 
 def test_a_missing_extra_is_named_without_a_stack_trace() -> None:
     finished = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TRL], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", WITHOUT_TRL], env=preloaded(), capture_output=True, text=True, timeout=60, check=False
     )
     assert finished.returncode == 2
     assert finished.stderr == "vigor-trainer needs trl: pip install '.[trainer]' in a checkout of vigor-rl\n"
@@ -54,7 +55,12 @@ def test_a_trl_of_another_shape_is_refused_before_anything_is_loaded(tmp_path: P
     program.write_text(ANOTHER_TRL)
     flags = ["--reward_url", "http://127.0.0.1:1", "--dataset", "addition", "--output_dir", str(output)]
     finished = subprocess.run(
-        [sys.executable, program, *flags, "--use_cpu", "true"], capture_output=True, text=True, timeout=180, check=False
+        [sys.executable, program, *flags, "--use_cpu", "true"],
+        env=preloaded(),
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
     )
     line = finished.stderr.splitlines()[-1]
     assert finished.returncode == 2

@@ -1,4 +1,4 @@
-"""Run by `torchrun`: two processes share one group of two, each holding one completion of it."""
+"""Run as `torchrun` does: two processes share one group of two, each holding one completion of it."""
 
 from __future__ import annotations
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from tests.client.cli.command_line_fake import (
     write_groups,
 )
 from tests.client.fake_service import problem
+from tests.support.preloaded_process import preloaded
 from vigor_client.cli.main import main
 
 
@@ -196,7 +196,7 @@ def test_a_wrong_url_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "vigor_client.cli.main", *arguments]
-    env = {**os.environ, **environment}
+    env = {**preloaded(), **environment}
     return subprocess.run(command, env=env, capture_output=True, text=True, timeout=DEADLINE_SECONDS, check=False)
 
 

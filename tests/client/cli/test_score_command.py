@@ -12,6 +12,7 @@ import pytest
 from tests.client.cli.command_line_fake import DEADLINE_SECONDS, CommandLineFake, write_groups
 from tests.client.fake_service import problem
 from tests.client.test_client import DIGEST
+from tests.support.preloaded_process import preloaded
 from vigor_client.cli.main import main
 from vigor_client.cli.progress import ProgressLine
 
@@ -235,7 +236,7 @@ def test_the_output_is_json_in_any_encoding_of_standard_output(encoding: str, ur
 
 def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[bytes]:
     command = [sys.executable, "-m", "vigor_client.cli.main", *arguments]
-    env = {**os.environ, **environment}
+    env = {**preloaded(), **environment}
     return subprocess.run(command, capture_output=True, env=env, timeout=DEADLINE_SECONDS, check=False)
 
 

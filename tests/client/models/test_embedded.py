@@ -13,6 +13,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.client.fake_service import describe
+from tests.support.preloaded_process import preloaded, preloaded_children
 from tests.support.tiny_models import tiny_model
 from vigor_client import EmbeddedModelError
 from vigor_client.models.embedded import (
@@ -198,7 +199,8 @@ def test_a_cache_that_cannot_be_written_says_what_to_set(tmp_path: Path) -> None
 
 def test_a_file_that_is_no_gguf_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "model.gguf").write_bytes(GGUF)
-    with pytest.raises(EmbeddedModelError, match=r"could not convert model\.gguf: .*; or name another model") as raised:
+    message = r"could not convert model\.gguf: .*; or name another model"
+    with preloaded_children(), pytest.raises(EmbeddedModelError, match=message) as raised:
         convert_gguf(tmp_path / "model.gguf", tmp_path / "out")
     assert "\n" not in str(raised.value)
 
@@ -213,7 +215,7 @@ def test_a_file_that_is_no_gguf_is_refused_in_one_line(tmp_path: Path) -> None:
 )
 def test_the_cache_is_where_the_environment_says(environment: dict[str, str], expected: str) -> None:
     code = "from vigor_client.models.embedded import default_cache_dir; print(default_cache_dir())"
-    env = {"HOME": "/h", **environment}
+    env = preloaded({"HOME": "/h", **environment})
     done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout.strip() == expected
 

@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.client.cli.command_line_fake import DEADLINE_SECONDS, CommandLineFake, serving
+from tests.support.preloaded_process import preloaded
 from vigor_client import AsyncVigorClient, NetworkSettingError, VigorClient, VigorError
 from vigor_client.transport.network import CERTIFICATE_VARIABLES, checked_url, proxy_for
 
@@ -31,12 +32,13 @@ ODD = (
 )
 
 
-def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+def command(*arguments: str, own: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `vigor`; in an interpreter of its ``own`` where that reads the environment as it starts."""
     return subprocess.run(
         [sys.executable, "-m", "vigor_client.cli.main", *arguments],
         capture_output=True,
         text=True,
-        env={**CLEAN, **environment},
+        env={**(CLEAN if own else preloaded(CLEAN)), **environment},
         timeout=DEADLINE_SECONDS,
         check=False,
     )
@@ -45,7 +47,7 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 @pytest.mark.parametrize("environment", ODD, ids=lambda environment: ",".join(environment))
 def test_no_environment_stops_a_client_whose_service_is_on_this_machine(environment: dict[str, str]) -> None:
     with serving(CommandLineFake()) as url:
-        done = command("status", "--url", url, **environment)
+        done = command("status", "--url", url, own="LC_ALL" in environment, **environment)
     assert (done.returncode, done.stderr) == (0, "")
 
 
@@ -119,7 +121,7 @@ def test_a_socks_proxy_without_its_package_is_a_typed_error_of_one_line() -> Non
 @pytest.mark.parametrize("variable", ["SSL_CERT_FILE", "SSLKEYLOGFILE"])
 def test_certificates_that_cannot_be_read_are_named_where_they_are_needed(variable: str, tmp_path: Path) -> None:
     place = str(tmp_path / "nowhere" / "file")
-    done = command("status", "--url", "https://127.0.0.1:9", **{variable: place})
+    done = command("status", "--url", "https://127.0.0.1:9", own=False, **{variable: place})
     (line,) = done.stderr.splitlines()
     assert (done.returncode, line) == (1, f"vigor: {variable}={place} cannot be used: No such file or directory")
 

@@ -21,6 +21,8 @@ from vigor_service.engine.model.parameter_selection import in_parts, measured_pa
 from vigor_service.engine.norms.reference import exact_score
 from vigor_service.engine.sequences import TokenSequence
 
+# Each kind of layer: linear ones and experts, heads, norms, sinks, scans, several inputs of an embedding.
+QUICK = {"qwen2", "qwen2-tied", "gpt2", "gemma2", "cohere", "opt", "deepseek_v3", "gpt_oss", "falcon", "bloom", "mamba"}
 SCORED = [sequence for sequence in difficult_sequences() if sequence.num_loss_tokens]
 MASKED = TokenSequence((7, 8, 9), (10, 11, 9, 13, 8), (True, False, True, True, False))
 # With 4 heads of queries and 2 of keys: as many tokens as heads.
@@ -128,7 +130,9 @@ def test_shares_of_positions_are_those_of_copies_of_the_parameters(
 # ------------------------------------------------------------------------------------------- every family
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [family if family in QUICK else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
+)
 def test_shares_sum_to_one_and_the_norm_is_the_reference(family: str, device: torch.device) -> None:
     model = on_device(tiny_model(family), device)
     for sequence in (SCORED[2], MASKED):
@@ -255,7 +259,7 @@ def test_a_norm_that_is_not_finite_has_no_shares() -> None:
 
 
 def test_the_model_is_left_as_it_was_and_scores_as_before() -> None:
-    engine = Engine(tiny_model("qwen3"), name="tiny")
+    engine = Engine(tiny_model("qwen3"), name="tiny", method="rules")
     before = engine.score([MASKED]).scores[0].grad_norm
     attribution = engine.attribute(MASKED)
     after = engine.score([MASKED]).scores[0].grad_norm

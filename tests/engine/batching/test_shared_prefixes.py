@@ -24,6 +24,8 @@ from vigor_service.engine.norms.reference import exact_score
 from vigor_service.engine.sequences import TokenSequence
 
 PROMPT = tuple(range(MIN_TOKENS))
+# Each rule, window and layout; the check at load has a shared prompt, too, and test_model_table loads every family.
+QUICK = {"qwen2", "qwen2-tied", "gpt2", "gemma2", "mixtral", "deepseek_v3", "gpt_oss", "falcon-alibi", "mamba"}
 OTHER = tuple(range(5, 6 + MIN_TOKENS))
 
 
@@ -86,7 +88,9 @@ def test_norms_of_one_token_completions_equal_the_reference(family: str) -> None
     assert largest_error(FastNorms(model, parameters).score(sequences), expected) <= 1e-5
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "family", [family if family in QUICK else pytest.param(family, marks=pytest.mark.slow) for family in FAMILIES]
+)
 def test_norms_of_a_group_equal_the_reference(family: str) -> None:
     rng = random.Random(1)
     prompt, *others = (random_sequence(rng, MIN_TOKENS + 3, length) for length in (0, 1, 7, 30))

@@ -109,6 +109,23 @@ def test_the_engine_measures_an_adapter_and_lists_every_tensor_of_model_and_adap
 
 # ------------------------------------------------------------------- what the adapter's configuration trains
 
+ADAPTERS: list[tuple[str, dict[str, Any]]] = [
+    ("qwen2", {"bias": "all"}),
+    ("qwen2", {"bias": "lora_only"}),
+    ("gpt2", {"bias": "all", "target_modules": ["c_attn"], "fan_in_fan_out": True}),
+    ("qwen2", {"lora_bias": True}),
+    ("qwen2", {"bias": "all", "modules_to_save": ["norm"]}),
+    ("qwen2", {"layers_to_transform": [1]}),
+    ("qwen2", {"rank_pattern": {"q_proj": 5}, "alpha_pattern": {"v_proj": 3}}),
+    ("qwen2", {"use_dora": True, "bias": "lora_only"}),
+    ("qwen2", {"target_modules": ["q_proj", "lm_head"]}),
+    ("qwen2-tied", {"target_modules": ["q_proj", "lm_head"]}),
+    ("qwen2-tied", {"target_modules": ["q_proj", "embed_tokens"]}),
+    ("qwen2-tied", {"modules_to_save": ["lm_head"]}),
+    ("qwen2", {"trainable_token_indices": [5, 7, 9]}),
+    ("qwen2-tied", {"trainable_token_indices": [5, 7, 9]}),
+    ("qwen2", {"trainable_token_indices": {"embed_tokens": [5, 7], "lm_head": [9]}, "bias": "all"}),
+]
 SCORED = [sequence for sequence in difficult_sequences() if sequence.num_loss_tokens]
 
 
@@ -139,25 +156,12 @@ def fast_or_reference(model: Any, parameters: Mapping[str, nn.Parameter]) -> lis
         return [exact_score(model, sequence, parameters) for sequence in SCORED]
 
 
-@pytest.mark.parametrize("selection", [None, "lora"])
 @pytest.mark.parametrize(
-    ("family", "options"),
+    ("family", "options", "selection"),
     [
-        ("qwen2", {"bias": "all"}),
-        ("qwen2", {"bias": "lora_only"}),
-        ("gpt2", {"bias": "all", "target_modules": ["c_attn"], "fan_in_fan_out": True}),
-        ("qwen2", {"lora_bias": True}),
-        ("qwen2", {"bias": "all", "modules_to_save": ["norm"]}),
-        ("qwen2", {"layers_to_transform": [1]}),
-        ("qwen2", {"rank_pattern": {"q_proj": 5}, "alpha_pattern": {"v_proj": 3}}),
-        ("qwen2", {"use_dora": True, "bias": "lora_only"}),
-        ("qwen2", {"target_modules": ["q_proj", "lm_head"]}),
-        ("qwen2-tied", {"target_modules": ["q_proj", "lm_head"]}),
-        ("qwen2-tied", {"target_modules": ["q_proj", "embed_tokens"]}),
-        ("qwen2-tied", {"modules_to_save": ["lm_head"]}),
-        ("qwen2", {"trainable_token_indices": [5, 7, 9]}),
-        ("qwen2-tied", {"trainable_token_indices": [5, 7, 9]}),
-        ("qwen2", {"trainable_token_indices": {"embed_tokens": [5, 7], "lm_head": [9]}, "bias": "all"}),
+        *((*adapter, None) for adapter in ADAPTERS),
+        (*ADAPTERS[0], "lora"),  # an adapter's parameters are what is measured by default: one choice, two names
+        *(pytest.param(*adapter, "lora", marks=pytest.mark.slow) for adapter in ADAPTERS[1:]),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Model( has|.* with) `tie_word_embeddings=True`:UserWarning")

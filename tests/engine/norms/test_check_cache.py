@@ -24,7 +24,7 @@ def start(directory: Path, *, parameters: str | None = None, scale: float = 1.0)
     model = tiny_model("qwen3")
     with torch.no_grad():
         model.model.norm.weight.mul_(scale)
-    return Engine(model, name="tiny", parameters=parameters, check_cache=CheckCache(directory))
+    return Engine(model, name="tiny", parameters=parameters, check_cache=CheckCache(directory), method="rules")
 
 
 def test_the_same_model_is_checked_once_and_scored_alike(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from functools import cache
 
 import pytest
 
@@ -46,7 +47,14 @@ def choices(
     parameters = measured_parameters(model)
     rules = Rules(FastNorms(model, parameters))
     slow = Reference(model, parameters, free_bytes=lambda _: free_bytes, num_threads=2)
-    return FasterMethod(rules, slow, clock_seconds=clock(seconds)), rules, reference(model, SEQUENCES, parameters)
+    return FasterMethod(rules, slow, clock_seconds=clock(seconds)), rules, expected_scores()
+
+
+@cache
+def expected_scores() -> list[SequenceScore]:
+    """Score ``SEQUENCES`` by the reference, once for all tests."""
+    model = tiny_model("bloom")
+    return reference(model, SEQUENCES, measured_parameters(model))
 
 
 @pytest.mark.parametrize(

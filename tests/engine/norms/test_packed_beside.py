@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from functools import cache
 from typing import Any
 
 import pytest
@@ -81,12 +82,19 @@ def float64_norm(model: PreTrainedModel, sequence: TokenSequence) -> float:
     return sum(gradient.square().sum().item() for gradient in gradients if gradient is not None) ** 0.5
 
 
+@cache
+def float64_norms(case: str) -> list[float]:
+    """The norms of the sequences, each in a fresh model of a case; once for all tests of it."""
+    family, overrides, _ = CASES[case]
+    return [float64_norm(tiny_model(family, **overrides), sequence) for sequence in sequences()]
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_sequence_has_the_norm_that_it_has_alone_in_a_fresh_model(case: str) -> None:
     family, overrides, layout = CASES[case]
     engine = Engine(tiny_model(family, **overrides), name="tiny", method="rules")
     assert engine.info.layout == layout
-    expected = [float64_norm(tiny_model(family, **overrides), sequence) for sequence in sequences()]
+    expected = float64_norms(case)
     together = engine.score(sequences()).scores
     alone = [engine.score([sequence]).scores[0] for sequence in reversed(sequences())][::-1]
     for scores in (together, alone):
@@ -97,7 +105,7 @@ def test_a_sequence_has_the_norm_that_it_has_alone_in_a_fresh_model(case: str) -
 def test_the_reference_does_not_depend_on_what_ran_before(case: str) -> None:
     family, overrides, _ = CASES[case]
     engine = Engine(tiny_model(family, **overrides), name="tiny", method="reference")
-    expected = [float64_norm(tiny_model(family, **overrides), sequence) for sequence in sequences()]
+    expected = float64_norms(case)
     longest_first = sorted(range(len(expected)), key=lambda index: -sequences()[index].num_tokens)
     for index in longest_first:
         assert engine.score([sequences()[index]]).scores[0].grad_norm == pytest.approx(expected[index], rel=2e-5)

@@ -47,7 +47,7 @@ class Using(nn.Module):
 def test_a_use_that_no_rule_knows_is_measured_all_the_same(use: str) -> None:
     model = tiny_model("llama")
     model.model.norm = Using(model.model.norm, USES[use])
-    engine = Engine(model, name="tiny")
+    engine = Engine(model, name="tiny", method="rules")
     assert engine.info.rules["autograd"] == ["model.norm.extra"]
     expected = reference(model, difficult_sequences(), measured_parameters(model))
     assert largest_error(engine.score(difficult_sequences()).scores, expected) <= 1e-5
@@ -63,7 +63,7 @@ def test_a_model_that_takes_another_path_for_long_inputs_is_scored_by_the_refere
     model.model.norm = using
     if parameter == "norm":  # one that a rule has claimed
         using.extra = using.norm.get_parameter("weight")
-    engine = Engine(model, name="tiny")
+    engine = Engine(model, name="tiny", method="rules")
     sequences = [random_sequence(random.Random(0), 30, length) for length in (40, 45)]
     expected = reference(model, sequences, measured_parameters(model))
     with caplog.at_level(logging.WARNING):
@@ -75,7 +75,7 @@ def test_a_model_that_takes_another_path_for_long_inputs_is_scored_by_the_refere
 def test_parameters_that_text_does_not_reach_keep_the_packed_layout() -> None:
     model = tiny_model("llama")
     model.model.vision_tower = nn.Linear(32, 32)
-    engine = Engine(model, name="tiny")
+    engine = Engine(model, name="tiny", method="rules")
     assert engine.info.layout == "packed"
     assert engine.info.rules["unused"] == ["model.vision_tower.weight", "model.vision_tower.bias"]
 
@@ -97,7 +97,7 @@ def test_what_a_model_raises_under_a_layout_means_the_next_one(caplog: pytest.Lo
     model = tiny_model("llama")
     model.model.layers[0] = Raising(model.model.layers[0])
     with caplog.at_level(logging.INFO):
-        engine = Engine(model, name="tiny")
+        engine = Engine(model, name="tiny", method="rules")
     assert 'packed layout: KeyError: "what a model\'s own code says"' in caplog.text
     assert engine.info.layout == "single"
     assert "exact" not in engine.info.rules

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.support.preloaded_process import in_preloaded_process
+from vigor_service.engine.memory.malloc import resident_bytes
 from vigor_service.engine.ops import gemm
 
 
@@ -46,11 +45,17 @@ def test_a_few_rows_of_a_long_sum_are_exact() -> None:
 
 def test_every_number_of_rows_does_not_leave_code_of_its_own_behind() -> None:
     """Without rows in eights the process grows by 170 MiB, with them by 31."""
-    program = (
-        "import torch; from vigor_service.engine.ops.gemm import linear;"
-        "from vigor_service.engine.memory.malloc import resident_bytes;"
-        "weight = torch.randn(96, 64); linear(torch.randn(8, 64), weight); before = resident_bytes();"
-        "[linear(torch.randn(num_rows, 64), weight) for num_rows in range(1, 401)]; print(resident_bytes() - before)"
-    )
-    output = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=120).stdout
-    assert int(output) < 80 << 20
+    assert in_preloaded_process(growth_by_numbers_of_rows) < 80 << 20
+
+
+def growth_by_numbers_of_rows() -> int:
+    """Return how many bytes a process grows by where every product has another number of rows."""
+    weight_OI = torch.randn(96, 64)
+    gemm.linear(torch.randn(8, 64), weight_OI)
+    before = resident_bytes()
+    for num_rows in range(1, 401):
+        gemm.linear(torch.randn(num_rows, 64), weight_OI)
+    after = resident_bytes()
+    assert before is not None
+    assert after is not None
+    return after - before

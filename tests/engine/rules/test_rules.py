@@ -172,7 +172,9 @@ def test_the_input_gradient_is_that_of_the_plain_operation() -> None:
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("scale", [1.0, 0.25])
 @pytest.mark.parametrize("num_features", [4, 300])  # the gradient itself; Gram matrices
-@pytest.mark.parametrize("num_tokens", [9, 384, 385, 1000, 4097])  # in one piece, in chunks
+@pytest.mark.parametrize(  # in one piece, in chunks; as many as a GPU's chunks need are slow on a CPU
+    "num_tokens", [9, 384, 385, 1000, pytest.param(4097, marks=pytest.mark.slow)]
+)
 def test_head_loss_signals_and_shares(softcap: float | None, scale: float, num_features: int, num_tokens: int) -> None:
     completion = tuple(7 * index % 11 for index in range(num_tokens))
     sequences = [TokenSequence((1,), completion), TokenSequence((2, 3), (7, 7, 1), (True, False, True))]

@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.collector import Collector, ReceivedSpan, collector
 from tests.support.live_service import LiveService, live_service
-from tests.support.service_process import AS_A_USER_STARTS_IT, service_process
+from tests.support.service_process import service_process
 from tests.support.tiny_models import save_tiny_checkpoint
 from tests.support.waiting import wait_until
 from vigor_client.schemas.scoring import LINES_MEDIA_TYPE
@@ -160,7 +160,7 @@ def test_a_service_is_told_its_collector_by_flag_or_by_the_standard_variable(
         flag = ("--otlp-endpoint", f"{sink.url}/") if is_flag else ()
         if not is_flag:
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", sink.url)
-        with service_process(tmp_path, "--model", str(model), *flag, python=AS_A_USER_STARTS_IT) as service:
+        with service_process(tmp_path, "--model", str(model), *flag, preloaded=False) as service:
             assert service.http.post("/v1/score", json={"groups": [GROUP]}).status_code == 200
             assert service.stop() == 0
         assert [span.name for span in children(sink, sink.named("POST /v1/score"))] == STAGES

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -13,10 +9,8 @@ from tests.engine.conftest import HAS_CUDA
 
 pytest.importorskip("triton", reason="Triton is not installed: it has wheels for Linux alone")
 
-from benchmarks.kernels import matrices, row
+from benchmarks.kernels import main, matrices, row
 from vigor_service.engine.ops.autotune import Implementation
-
-ROOT = Path(__file__).resolve().parents[4]
 
 
 def test_a_row_has_each_way_their_ratios_and_the_fastest(kernel_device: torch.device) -> None:
@@ -37,8 +31,8 @@ def test_the_matrices_are_those_of_a_decoder_layer() -> None:
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="there is a CUDA device")
-def test_without_a_device_it_says_so_and_exits_with_2() -> None:
-    command = [sys.executable, "-m", "benchmarks.kernels"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 2
-    assert "kernels are timed on a CUDA device, and there is none" in done.stderr
+def test_without_a_device_it_says_so_and_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([])
+    assert exit_.value.code == 2
+    assert "kernels are timed on a CUDA device, and there is none" in capsys.readouterr().err

@@ -34,6 +34,13 @@ def triton_products(x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges) -> Ten
 
 TWINS = [gram_norm.gram_norms, product_norm.product_norms]
 KERNELS = [triton_grams, triton_products, gram_norm_triton.gram_norms, product_norm_triton.product_norms]
+# Each size and each type; every pair of both takes the interpreter long.
+QUICK = [(16, 32, torch.bfloat16), (37, 23, torch.float32), (1, 65, torch.float16), (70, 1, torch.float32)]
+SIZES_AND_DTYPES = [
+    pytest.param(*sizes, dtype, id=f"{sizes}-{dtype}", marks=[] if (*sizes, dtype) in QUICK else pytest.mark.slow)
+    for sizes in [(16, 32), (37, 23), (1, 65), (70, 1)]
+    for dtype in DTYPES
+]
 NAMES = ["small Gram tiles", "small product tiles", "Gram", "product"]
 
 
@@ -53,8 +60,7 @@ def assert_norms(norms_B: Tensor, expected_B: Tensor, tolerance: float = 1e-5) -
     torch.testing.assert_close(norms_B, expected_B, rtol=tolerance, atol=0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("num_inputs", "num_outputs"), [(16, 32), (37, 23), (1, 65), (70, 1)])
+@pytest.mark.parametrize(("num_inputs", "num_outputs", "dtype"), SIZES_AND_DTYPES)
 @pytest.mark.parametrize("kernel", KERNELS, ids=NAMES)
 def test_a_kernel_equals_the_norm(
     kernel: NormImplementation,
@@ -133,6 +139,7 @@ def test_a_launch_that_fails_says_which_and_why() -> None:
 
 
 COMPILE = """
+import sys
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, compile
 from vigor_service.engine.ops.kernels import gram_norm_triton, product_norm_triton
@@ -144,6 +151,8 @@ for module, kernel in (
     (product_norm_triton, product_norm_triton.product_norm_kernel),
 ):
     for dtype, tile in module.TILES.items():
+        if f"{kernel.__name__} {dtype}" not in sys.argv:
+            continue
         constants = tile.constants()
         options = {name: constants.pop(name) for name in OPTIONS}
         constants |= {"x_column_stride": 1, "gradient_column_stride": 1}
@@ -155,16 +164,31 @@ for module, kernel in (
 """
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        ["gram_norm_kernel torch.bfloat16", "product_norm_kernel torch.float32"],  # each kernel; with and without wgmma
+        pytest.param(
+            [
+                "gram_norm_kernel torch.float32",
+                "gram_norm_kernel torch.float16",
+                "product_norm_kernel torch.bfloat16",
+                "product_norm_kernel torch.float16",
+            ],
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["two", "the others"],
+)
 def test_kernels_compile_for_hopper_and_use_its_tensor_cores_for_16_bits(
-    tmp_path_factory: pytest.TempPathFactory,
+    chosen: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("cache"))}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", COMPILE], env=environment, capture_output=True, text=True, timeout=240
-    )
+    command = [sys.executable, "-W", "error", "-c", COMPILE, *chosen]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
     built = [line.split() for line in done.stdout.splitlines()]
-    assert len(built) == 2 * len(DTYPES)
+    assert len(built) == len(chosen)
     for kernel, dtype, shared_bytes, has_wgmma in built:
         assert int(shared_bytes) <= 227 * 1024, kernel
         assert (has_wgmma == "True") == (dtype != "torch.float32")
