@@ -1,4 +1,4 @@
-"""Rewards of `vigor-trainer` by one switch, through real processes: each equals what its definition makes of the file."""
+"""Rewards by one switch, through real processes: each equals what its definition makes of the recorded completions."""
 
 from __future__ import annotations
 
