@@ -155,6 +155,7 @@ benchmark: setup ## Speed, memory and fidelity, into benchmarks/results
 	$(BIN)/python -m benchmarks.engine $(if $(filter cpu,$(WHERE)),$(BOUNDS)) --out $(RESULTS)/engine_$(WHERE)
 	$(if $(JEMALLOC),LD_PRELOAD=$(JEMALLOC) $(BIN)/python -m benchmarks.engine $(LOOPS_AND_ENGINE) $(BOUNDS) \
 		--out $(RESULTS)/engine_cpu-jemalloc)
+	$(BIN)/python -m benchmarks.signals --out $(RESULTS)/signals_$(WHERE)
 	$(BIN)/python -m benchmarks.growth --out $(RESULTS)/growth_$(WHERE)
 	$(BIN)/python -m benchmarks.endurance --out $(RESULTS)/endurance_cpu
 	$(BIN)/python -m benchmarks.weights --out $(RESULTS)/weights_cpu

@@ -18,6 +18,8 @@ from vigor_client.publishing.snapshot import WeightSnapshot
 from vigor_client.publishing.transports.weight_transport import WeightTransport
 from vigor_client.schemas.attribution import AttributionRequest, AttributionResponse
 from vigor_client.schemas.scoring import (
+    DEFAULT_COMPUTE,
+    ComputeName,
     Group,
     RewardName,
     SampleRequest,
@@ -90,6 +92,7 @@ class VigorClient:
         weight_version: int | None = None,
         weight_digest: str | None = None,
         wait_seconds: float = 0.0,
+        compute: Sequence[ComputeName] = DEFAULT_COMPUTE,
         reward: RewardName = "vigor",
         ties: TieRule = "average",
         truncated: TruncatedRule = "score",
@@ -103,7 +106,9 @@ class VigorClient:
             weight_version: the version the scores must come from; anything else is a ``WeightVersionMismatchError``.
             weight_digest: likewise, by the digest of the weights.
             wait_seconds: how long the service may wait for that version before it refuses.
-            reward: what is ranked.
+            compute: what each score holds: ``norm``, ``signals``, ``token_logprobs``. Without ``norm`` no gradient is
+                computed, which costs less than half.
+            reward: what is ranked; it must be computed.
             ties: what equal values get.
             truncated: what a completion with ``finish_reason="length"`` gets.
             return_token_ids: whether the answer has the token ids that were scored, as ``prompt_ids`` of a group and
@@ -119,6 +124,7 @@ class VigorClient:
             weight_version=weight_version,
             weight_digest=weight_digest,
             wait_seconds=wait_seconds,
+            compute=tuple(compute),
             reward=reward,
             ties=ties,
             truncated=truncated,
@@ -267,6 +273,7 @@ class AsyncVigorClient:
         weight_version: int | None = None,
         weight_digest: str | None = None,
         wait_seconds: float = 0.0,
+        compute: Sequence[ComputeName] = DEFAULT_COMPUTE,
         reward: RewardName = "vigor",
         ties: TieRule = "average",
         truncated: TruncatedRule = "score",
@@ -279,6 +286,7 @@ class AsyncVigorClient:
             weight_version=weight_version,
             weight_digest=weight_digest,
             wait_seconds=wait_seconds,
+            compute=tuple(compute),
             reward=reward,
             ties=ties,
             truncated=truncated,

@@ -8,9 +8,10 @@ import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -205,7 +206,7 @@ def test_the_table_of_the_trainer_is_its_arguments() -> None:
     rows = [
         table_row(
             f"`--{field.name}`",
-            "required" if field.default is MISSING else _shown(field.default),
+            _default(field),
             field.metadata["help"].replace("<", r"\<"),
         )
         for field in fields(VigorArguments)
@@ -234,6 +235,12 @@ def test_the_lines_of_log_on_the_page_are_what_the_service_writes() -> None:
     assert re.sub(date_and_time, "", text, count=1) == re.sub(
         date_and_time, "", TextFormatter().format(record), count=1
     )
+
+
+def _default(field: Field[Any]) -> str:
+    if field.default_factory is not MISSING:
+        return _shown(" ".join(field.default_factory()))
+    return "required" if field.default is MISSING else _shown(field.default)
 
 
 def _shown(default: object) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from math import nan
 
 import torch
 
@@ -11,7 +13,13 @@ from vigor_service.engine.attribution.attribution import Attribution
 from vigor_service.engine.interface import BatchResult, EngineInfo, Write
 from vigor_service.engine.loading.checkpoint_names import CheckpointPlan, plan_of_own_names
 from vigor_service.engine.memory.out_of_memory import FittingScorer, num_tokens
-from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
+from vigor_service.engine.sequences import (
+    EMPTY_SCORE,
+    NORM_AND_SIGNALS,
+    ScoreParts,
+    SequenceScore,
+    TokenSequence,
+)
 
 VOCAB_SIZE = 320
 MAX_SEQUENCE_TOKENS = 64
@@ -23,7 +31,7 @@ class FakeScorer:
     """Implements `Scorer`. ``gate`` holds batches back while it is clear, ``is_scoring`` tells that one is held.
 
     More than ``fitting_tokens`` at once do not fit into its memory; ``tries`` keeps the tokens of every try.
-    ``fail_scoring`` and ``fail_loading`` are raised when set. ``batches`` keeps what was scored.
+    ``fail_scoring`` and ``fail_loading`` are raised when set. ``batches`` keeps what was scored, ``parts`` what of it.
     """
 
     def __init__(self) -> None:
@@ -33,6 +41,7 @@ class FakeScorer:
             "norm.weight": torch.randn(3, generator=generator),
         }
         self.batches: list[list[TokenSequence]] = []
+        self.parts: list[ScoreParts] = []
         self.thread_names: set[str] = set()
         self.gate = threading.Event()
         self.gate.set()
@@ -60,7 +69,7 @@ class FakeScorer:
             rules={"embedding": ["embed.weight"], "vector": ["norm.weight"]},
         )
 
-    def score(self, sequences: Sequence[TokenSequence]) -> BatchResult:
+    def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts = NORM_AND_SIGNALS) -> BatchResult:
         self.thread_names.add(threading.current_thread().name)
         self.is_scoring.set()
         assert self.gate.wait(WAIT_SECONDS)
@@ -68,8 +77,9 @@ class FakeScorer:
         if self.fail_scoring is not None:
             raise self.fail_scoring
         self.batches.append(list(sequences))
+        self.parts.append(parts)
         scored = self._fitting.score(sequences)
-        scores = [scored.scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
+        scores = [_with(scored.scores.get(sequence, EMPTY_SCORE), parts) for sequence in sequences]
         return BatchResult(scores, scored.too_long, scored.fitting_tokens)
 
     def attribute(self, sequence: TokenSequence) -> Attribution:
@@ -123,4 +133,11 @@ class FakeScorer:
             mean_logprob=-abs(value) - 1,
             mean_entropy=value * value,
             self_certainty=abs(value) + 2,
+            mean_probability=1 / (abs(value) + 1),
+            token_logprobs=[-abs(value) - 1] * sequence.num_loss_tokens,
         )
+
+
+def _with(score: SequenceScore, parts: ScoreParts) -> SequenceScore:
+    norm = score.grad_norm if parts.norm else nan
+    return replace(score, grad_norm=norm, token_logprobs=score.token_logprobs if parts.token_logprobs else None)

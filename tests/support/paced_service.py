@@ -10,7 +10,7 @@ import vigor_service.__main__ as program
 from tests.support.fake_scorer import FakeScorer
 from tests.support.tiny_models import tiny_tokenizer
 from vigor_service.engine.interface import BatchResult
-from vigor_service.engine.sequences import TokenSequence
+from vigor_service.engine.sequences import NORM_AND_SIGNALS, ScoreParts, TokenSequence
 from vigor_service.observability.logs import configure_logging
 from vigor_service.runtime import LoadedModel
 from vigor_service.server import serve
@@ -23,10 +23,11 @@ class PacedScorer(FakeScorer):
         super().__init__()
         self._seconds = seconds
 
-    def score(self, sequences: Sequence[TokenSequence]) -> BatchResult:
+    def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts = NORM_AND_SIGNALS) -> BatchResult:
         time.sleep(self._seconds)
-        result = super().score(sequences)
+        result = super().score(sequences, parts)
         self.batches.clear()  # or memory would grow with every batch
+        self.parts.clear()
         return result
 
 

@@ -20,7 +20,7 @@ from tests.sweep.sizes import WINDOW
 from vigor_service.engine.engine import Engine
 from vigor_service.engine.interface import BatchResult
 from vigor_service.engine.norms.reference import exact_score
-from vigor_service.engine.sequences import TokenSequence
+from vigor_service.engine.sequences import NORM_AND_SIGNALS, ScoreParts, TokenSequence
 
 LLAMA = families()["llama"]
 
@@ -28,8 +28,8 @@ LLAMA = families()["llama"]
 class _Changed(Engine):
     """An engine whose norms are off by a thousandth for sequences longer than a window."""
 
-    def score(self, sequences: Sequence[TokenSequence]) -> BatchResult:
-        result = super().score(sequences)
+    def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts = NORM_AND_SIGNALS) -> BatchResult:
+        result = super().score(sequences, parts)
         scores = [
             replace(score, grad_norm=score.grad_norm * (1.001 if sequence.num_tokens > WINDOW else 1.0))
             for sequence, score in zip(sequences, result.scores, strict=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vigor_trainer.monitoring.completions import CompletionRecord
 from vigor_trainer.monitoring.records import RoundRecord
 
 
@@ -31,3 +32,32 @@ def example_record(step: int, **changes: object) -> RoundRecord:
     }
     given.update(changes)
     return RoundRecord(**given)
+
+
+def example_completion(step: int, **changes: object) -> CompletionRecord:
+    given: dict[str, Any] = {
+        "step": step,
+        "mode": "train",
+        "group": 0,
+        "index": 0,
+        "prompt": "What is 3 + 4?",
+        "completion": "3 + 4 = 7",
+        "completion_ids": [5, 6, 7],
+        "finish_reason": "stop",
+        "num_tokens": 3,
+        "status": "ok",
+        "grad_norm": 10.0,
+        "scaled_grad_norm": 17.25,
+        "rank": 1.0,
+        "rewards": {"vigor": 1.0},
+        "mean_logprob": -0.5,
+        "mean_entropy": 0.75,
+        "self_certainty": 12.0,
+        "p_norm": 0.625,
+        "sum_logprob": -1.5,
+        "final_answer": "7",
+        "is_correct": True,
+        "weight_version": step,
+    }
+    given.update(changes)
+    return CompletionRecord(**given)

@@ -18,9 +18,9 @@ from vigor_client.schemas.service import ModelInfo
 from vigor_client.schemas.weights import TensorList
 from vigor_client.weight_format.digest import checksum
 from vigor_trainer.data.tasks import TaskSource, load_task
-from vigor_trainer.monitoring.records import RecordFile
+from vigor_trainer.monitoring.run_files import RunFiles
 from vigor_trainer.rewards.groups import ScoreOptions
-from vigor_trainer.rewards.service_reward import ServiceReward
+from vigor_trainer.rewards.round_rewards import RoundRewards
 from vigor_trainer.trainer import VigorTrainer
 from vigor_trainer.weights.publisher import Publisher
 
@@ -111,6 +111,8 @@ def score_group(group: Group) -> GroupScore:
                 mean_logprob=-1.0,
                 mean_entropy=2.0,
                 self_certainty=3.0,
+                p_norm=norm / 100,
+                sum_logprob=-norm,
             )
             for completion, norm, rank, reward in zip(group.completions, norms, order, rank_rewards(order), strict=True)
         ],
@@ -141,12 +143,12 @@ def tiny_trainer(
     }
     given.update(settings)
     task = load_task(TaskSource("addition"), has_chat_template=True)
-    records = RecordFile(directory)
+    files = RunFiles(directory)
     return VigorTrainer(
         publisher=publisher,
         model=tiny_model(),
         args=GRPOConfig(**given),
-        reward_funcs=ServiceReward(service, publisher, ScoreOptions(), record=records.append),
+        reward_funcs=RoundRewards(service, publisher, ScoreOptions(), ["vigor"], record=files.append).functions,
         processing_class=tiny_tokenizer(),
         peft_config=peft_config,
         train_dataset=task,

@@ -56,7 +56,7 @@ def test_a_flag_overrides_the_file_and_the_file_the_recipe(tmp_path: Path) -> No
     for argv in (["--config", str(path)], [f"--config={path}"]):
         vigor, grpo, _ = parse(*argv, "--beta", "0.25", "--num-generations", "2")
         assert (grpo.learning_rate, grpo.beta, grpo.num_generations) == (1e-5, 0.25, 2)
-        assert (vigor.model, vigor.reward) == ("from-file", "entropy")
+        assert (vigor.model, vigor.reward) == ("from-file", ["entropy"])
         assert grpo.lr_scheduler_type == "cosine"
 
 
@@ -82,7 +82,9 @@ def test_any_flag_of_trl_works() -> None:
     ("argv", "complaint"),
     [
         (["--rewrad", "entropy"], "not understood: --rewrad entropy"),
-        (["--reward", "length"], "argument --reward: invalid choice"),
+        (["--reward", "length"], "--reward length: give one or more of vigor, self_certainty"),
+        (["--reward", "vigor", "vigor"], "--reward is vigor vigor: give each reward once"),
+        (["--min_spread", "-1"], "--min_spread is -1: give 0 or more"),
         (["--model", "a", "--model_name_or_path", "b"], "--model and --model_name_or_path are the same setting"),
         (["--load_in_4bit"], "quantized weights cannot be published"),
         (["--use_transformers_continuous_batching", "--bf16", "true"], "give --bf16 false"),

@@ -15,7 +15,7 @@ from tests.trainer.fake_service import FakeService
 from vigor_client import Group, ScoreResponse
 from vigor_client.integrations.trl.errors import MainProcessError
 from vigor_trainer.rewards.groups import ScoreOptions
-from vigor_trainer.rewards.service_reward import ServiceReward
+from vigor_trainer.rewards.round_rewards import RoundRewards
 from vigor_trainer.weights.publisher import Publisher
 
 
@@ -28,7 +28,7 @@ def reward_of_my_completion(service: FakeService) -> float:
     me = PartialState().process_index
     with Publisher(service) as publisher:
         publisher.begin(lambda: {"weight": torch.ones(1)}, 0)
-        reward = ServiceReward(service, publisher, ScoreOptions(), record=lambda _: None)
+        (reward,) = RoundRewards(service, publisher, ScoreOptions(), ["vigor"], record=lambda *_: None).functions
         [mine] = reward(
             prompts=["1+1"],
             completions=["2"],

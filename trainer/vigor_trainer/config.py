@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
 import torch
 import yaml
@@ -18,6 +18,20 @@ from trl import GRPOConfig, ModelConfig, TrlParser  # pyright: ignore[reportPriv
 from vigor_client.schemas.scoring import MAX_WAIT_SECONDS
 from vigor_trainer.building import BUILTIN_REFUSALS
 from vigor_trainer.errors import UnsupportedSettingError
+
+BuiltinName = Literal[
+    "vigor",
+    "self_certainty",
+    "entropy",
+    "logprob",
+    "p_norm",
+    "trajectory_logprob",
+    "verifier",
+    "majority",
+    "format",
+    "random",
+]
+BUILTINS: tuple[BuiltinName, ...] = get_args(BuiltinName)
 
 # The paper's recipe (arXiv 2605.09920 and its published configuration), pinned where TRL's defaults differ or may move.
 RECIPE: dict[str, Any] = {
@@ -82,8 +96,22 @@ class VigorArguments:
     answer_column: str | None = field(
         default=None, metadata={"help": "Column of the answer; by default answer, if there is one"}
     )
-    reward: Literal["vigor", "self_certainty", "logprob", "entropy"] = field(
-        default="vigor", metadata={"help": "Value that is ranked: vigor, or a baseline from the same forward pass"}
+    reward: list[str] = field(
+        default_factory=lambda: ["vigor"],
+        metadata={
+            "help": f"Rewards of a completion, one or more of {', '.join(BUILTINS)}, or module:function; their weights "
+            "are TRL's --reward_weights"
+        },
+    )
+    vigor_sqrt_length: bool = field(
+        default=True, metadata={"help": "Whether norms are multiplied by the square root of the length, as published"}
+    )
+    vigor_rank: bool = field(
+        default=True, metadata={"help": "Whether norms become ranks, as published; else their negatives are the reward"}
+    )
+    min_spread: float = field(
+        default=0.0,
+        metadata={"help": "Share of their mean by which a group's norms must differ; a group below it gets vigor 0"},
     )
     ties: Literal["average", "ordinal"] = field(
         default="average", metadata={"help": "Ranks of equal values: all get their mean rank, or they rank by index"}
@@ -126,6 +154,13 @@ class VigorArguments:
     def __post_init__(self) -> None:
         if not 0 <= self.wait_seconds <= MAX_WAIT_SECONDS:
             raise ValueError(f"--wait_seconds is {self.wait_seconds:g}: give 0 to {MAX_WAIT_SECONDS:g}")
+        self.reward = [self.reward] if isinstance(self.reward, str) else self.reward  # as a YAML file may have it
+        if not self.reward or len(set(self.reward)) < len(self.reward):
+            raise ValueError(f"--reward is {' '.join(self.reward) or 'empty'}: give each reward once")
+        if unknown := [name for name in self.reward if name not in BUILTINS and ":" not in name]:
+            raise ValueError(f"--reward {unknown[0]}: give one or more of {', '.join(BUILTINS)}, or module:function")
+        if not self.min_spread >= 0:
+            raise ValueError(f"--min_spread is {self.min_spread:g}: give 0 or more")
         for name in ("score_timeout_seconds", "ready_timeout_seconds", "dataset_size"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} is {getattr(self, name):g}: give more than 0")

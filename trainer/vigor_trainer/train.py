@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,14 +16,17 @@ from vigor_client.integrations.trl.trl_shape import READ_BY_VIGOR_TRAINER, check
 from vigor_client.models.embedded import embedded_model_dir
 from vigor_client.transport.key_file import read_key
 from vigor_trainer.building import building
-from vigor_trainer.config import Arguments, VigorArguments, describe_cpu_settings
+from vigor_trainer.config import BUILTINS, Arguments, BuiltinName, VigorArguments, describe_cpu_settings
 from vigor_trainer.data.prompt_lengths import fitting_prompts, prompt_counter
 from vigor_trainer.data.tasks import Example, TaskSource, as_dataset, read_task
 from vigor_trainer.errors import InvalidModelError, UnsupportedSettingError
-from vigor_trainer.monitoring.records import RecordFile
+from vigor_trainer.monitoring.line_file import Resumption
+from vigor_trainer.monitoring.run_files import RunFiles
 from vigor_trainer.resume import Checkpoint, find_checkpoint
+from vigor_trainer.rewards.custom import CustomReward, load_reward
 from vigor_trainer.rewards.groups import ScoreOptions
-from vigor_trainer.rewards.service_reward import ServiceReward
+from vigor_trainer.rewards.round_rewards import RoundRewards
+from vigor_trainer.rewards.rules import NEED_ANSWERS, RuleOptions
 from vigor_trainer.trainer import VigorTrainer
 from vigor_trainer.weights.publisher import Publisher
 from vigor_trainer.weights.saving import save_final_model
@@ -52,7 +55,8 @@ def run(arguments: Arguments) -> None:
         model_name = vigor.model or model.model_name_or_path or str(embedded_model_dir())
     tokenizer = _load_tokenizer(model_name, grpo, model)
     tasks = _read_tasks(vigor, grpo, tokenizer)
-    records = _records(grpo, output_dir, checkpoint)
+    names = _named_rewards(vigor, tasks)
+    files = _run_files(grpo, output_dir, checkpoint)
     with _client(vigor) as client, _publisher(vigor, client) as publisher:
         with building("the trainer cannot be built"):
             grpo.model_init_kwargs = _model_init_kwargs(grpo, model)
@@ -60,7 +64,7 @@ def run(arguments: Arguments) -> None:
                 publisher=publisher,
                 model=model_name,
                 args=grpo,
-                reward_funcs=_reward(vigor, grpo, client, publisher, records),
+                reward_funcs=_rewards(vigor, grpo, client, publisher, files, names).functions,
                 processing_class=tokenizer,
                 peft_config=get_peft_config(model),
                 **_datasets(vigor, grpo, tokenizer, client, tasks),
@@ -90,15 +94,12 @@ def _output_dir(grpo: GRPOConfig) -> Path:
     return directory
 
 
-def _records(grpo: GRPOConfig, output_dir: Path, checkpoint: Checkpoint | None) -> RecordFile:
-    """The records of a run that goes on where it was, or those of a new one."""
+def _run_files(grpo: GRPOConfig, output_dir: Path, checkpoint: Checkpoint | None) -> RunFiles:
+    """The files of a run that goes on where it was, or those of a new one."""
     goes_on = checkpoint is not None and checkpoint.directory.resolve().parent == output_dir.resolve()
+    resumption = Resumption(checkpoint.step, grpo.eval_on_start) if checkpoint is not None and goes_on else None
     try:
-        return RecordFile(
-            output_dir,
-            resumed_step=checkpoint.step if checkpoint is not None and goes_on else None,
-            evaluates_first=grpo.eval_on_start,
-        )
+        return RunFiles(output_dir, resumption)
     except ValueError as error:
         raise UnsupportedSettingError(f"--resume_from_checkpoint: {error}; move the file away") from error
 
@@ -145,16 +146,36 @@ def _transport(vigor: VigorArguments) -> WeightTransport | None:
         raise UnsupportedSettingError(f"--broadcast_host: {error}") from error
 
 
-def _reward(
-    vigor: VigorArguments, grpo: GRPOConfig, client: VigorClient, publisher: Publisher, records: RecordFile
-) -> ServiceReward:
+def _rewards(
+    vigor: VigorArguments,
+    grpo: GRPOConfig,
+    client: VigorClient,
+    publisher: Publisher,
+    files: RunFiles,
+    names: Sequence[BuiltinName | CustomReward],
+) -> RoundRewards:
     options = ScoreOptions(
-        reward=vigor.reward,
-        ties=vigor.ties,
+        rules=RuleOptions(
+            ties=vigor.ties, sqrt_length=vigor.vigor_sqrt_length, rank=vigor.vigor_rank, min_spread=vigor.min_spread
+        ),
         truncated="worst" if grpo.mask_truncated_completions else "score",
         wait_seconds=vigor.wait_seconds,
+        seed=grpo.seed,
     )
-    return ServiceReward(client, publisher, options, record=records.append)
+    return RoundRewards(client, publisher, options, names, record=files.append)
+
+
+def _named_rewards(vigor: VigorArguments, tasks: dict[str, list[Example]]) -> list[BuiltinName | CustomReward]:
+    """Return the rewards of the run.
+
+    Raises:
+        UnsupportedSettingError: one is unknown, or needs answers that prompts lack.
+    """
+    for name in NEED_ANSWERS:
+        without = next((example for examples in tasks.values() for example in examples if example.answer is None), None)
+        if name in vigor.reward and without is not None:
+            raise UnsupportedSettingError(f"--reward {name}: {without.place} has no answer")
+    return [name if name in BUILTINS else load_reward(name) for name in vigor.reward]
 
 
 def _model_init_kwargs(grpo: GRPOConfig, model: ModelConfig) -> dict[str, Any]:

@@ -111,6 +111,7 @@ def _score_request(
             weight_version=arguments.weight_version,
             weight_digest=finished.weight_digest,
             wait_seconds=arguments.wait_seconds,
+            compute=arguments.compute,
             reward=arguments.reward,
             ties=arguments.ties,
             truncated=arguments.truncated,

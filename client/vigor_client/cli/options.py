@@ -12,7 +12,15 @@ from typing import TypeVar, get_args
 from vigor_client._version import __version__
 from vigor_client.client import DEFAULT_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS
 from vigor_client.schemas.common import MAX_WEIGHT_VERSION
-from vigor_client.schemas.scoring import MAX_GROUPS, MAX_WAIT_SECONDS, RewardName, TieRule, TruncatedRule
+from vigor_client.schemas.scoring import (
+    DEFAULT_COMPUTE,
+    MAX_GROUPS,
+    MAX_WAIT_SECONDS,
+    ComputeName,
+    RewardName,
+    TieRule,
+    TruncatedRule,
+)
 
 _T = TypeVar("_T", int, float)
 Command = Callable[[argparse.Namespace], int]
@@ -68,6 +76,13 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
         default=0.0,
         metavar="S",
         help="seconds to wait for that version (default: 0)",
+    )
+    parser.add_argument(
+        "--compute",
+        nargs="+",
+        choices=get_args(ComputeName),
+        default=list(DEFAULT_COMPUTE),
+        help="parts of each score; without norm no gradient is computed (default: norm signals)",
     )
     parser.add_argument(
         "--reward", choices=get_args(RewardName), default="vigor", help="value that is ranked (default: vigor)"

@@ -28,7 +28,8 @@ BEAT_SECONDS = 10.0
 
 
 FinishReason = Literal["stop", "length"]
-RewardName = Literal["vigor", "self_certainty", "logprob", "entropy"]
+RewardName = Literal["vigor", "self_certainty", "logprob", "entropy", "p_norm", "sum_logprob"]
+ComputeName = Literal["norm", "signals", "token_logprobs"]
 TieRule = Literal["average", "ordinal"]
 TruncatedRule = Literal["score", "worst"]
 CompletionStatus = Literal["ok", "empty", "truncated", "nonfinite"]
@@ -102,15 +103,44 @@ def _is_false(value: object) -> bool:
     return value is False
 
 
+def _is_default(value: object) -> bool:
+    return value == DEFAULT_COMPUTE
+
+
+DEFAULT_COMPUTE: tuple[ComputeName, ...] = ("norm", "signals")
+
+
+def compute_for(reward: RewardName) -> tuple[ComputeName, ...]:
+    """Return what to ask for where this reward is all that is wanted, beside the signals, which cost nothing more."""
+    return DEFAULT_COMPUTE if reward == "vigor" else ("signals",)
+
+
 class ScoringOptions(WeightOptions):
     """Which weights must score, and how groups are ranked."""
 
-    reward: RewardName = Field(default="vigor", description="What is ranked.")
+    compute: tuple[ComputeName, ...] = Field(
+        default=DEFAULT_COMPUTE,
+        min_length=1,
+        max_length=3,
+        description="What each score holds. Without `norm` no gradient is computed, which costs less than half. "
+        "`signals` are the numbers of the predictions; `token_logprobs` gives one number for each loss token.",
+        exclude_if=_is_default,
+    )
+    reward: RewardName = Field(default="vigor", description="What is ranked; it must be computed.")
     ties: TieRule = Field(default="average", description="Equal values share the mean rank, or rank by index.")
     truncated: TruncatedRule = Field(default="score", description="What `finish_reason: length` gets.")
     return_token_ids: bool = Field(
         default=False, strict=True, description="Return the token ids that were scored.", exclude_if=_is_false
     )
+
+    @model_validator(mode="after")
+    def _check_reward_is_computed(self) -> Self:
+        needed = "norm" if self.reward == "vigor" else "signals"
+        if needed not in self.compute:
+            raise ValueError(f"the reward `{self.reward}` ranks one of the {needed}: add `{needed}` to `compute`")
+        if len(set(self.compute)) < len(self.compute):
+            raise ValueError("`compute` names something twice")
+        return self
 
 
 _SCORE_EXAMPLE: JsonDict = {
@@ -185,6 +215,11 @@ class CompletionScore(WireModel):
     mean_logprob: float | None = Field(description="Mean log-probability of the loss tokens, nats.")
     mean_entropy: float | None = Field(description="Mean entropy of the predictions, nats.")
     self_certainty: float | None = Field(description="Mean over tokens and vocabulary of -log(V p), nats.")
+    p_norm: float | None = Field(default=None, description="Mean probability of the loss tokens.")
+    sum_logprob: float | None = Field(default=None, description="Log-probability of all loss tokens together, nats.")
+    token_logprobs: list[float | None] | None = Field(
+        default=None, description="Of each loss token, nats; only if asked for in `compute`.", exclude_if=_is_none
+    )
     ids: list[int] | None = Field(default=None, description=_RETURNED, exclude_if=_is_none)
 
 

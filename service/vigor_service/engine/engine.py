@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
@@ -30,8 +31,15 @@ from vigor_service.engine.norms.faster_method import FasterMethod, Method
 from vigor_service.engine.norms.layout_choice import choose_layout, require_policy_of_text
 from vigor_service.engine.norms.parallel_reference import Reference
 from vigor_service.engine.norms.self_check import reason
+from vigor_service.engine.norms.signals import FastSignals
 from vigor_service.engine.ops.hutchinson import SketchVectors
-from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
+from vigor_service.engine.sequences import (
+    EMPTY_SCORE,
+    NORM_AND_SIGNALS,
+    ScoreParts,
+    SequenceScore,
+    TokenSequence,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +82,14 @@ class Engine:
         if self._fast is not None:
             self._fast.sketch = sketch
             self._fast.max_activation_bytes = activation_bytes
-        self._checked_score = self._score_by(method if sketch is None else "rules")
+        norms = _Ways(self._score_by(method if sketch is None else "rules"), self._reference.score)
+        signals = _Ways(None if self._fast is None else FastSignals(self._fast.passes).score, self._reference.signals)
         self._heap = HeapTrimming()
-        self._fitting = FittingScorer(self._score, score_frugally=_frugal_score(self._fast))
+        self._fitting = FittingScorer(partial(self._score, norms), score_frugally=_frugal_score(self._fast))
+        self._fitting_signals = FittingScorer(partial(self._score, signals))
         # The reference takes gradients beside what a batch takes, and only where there is room for them.
-        self._fitting_batches = FittingScorer(self._score_by("rules"), score_frugally=_frugal_score(self._fast))
+        rules = self._reference.score if self._fast is None else self._fast.score
+        self._fitting_batches = FittingScorer(rules, score_frugally=_frugal_score(self._fast))
 
     @property
     def info(self) -> EngineInfo:
@@ -101,17 +112,20 @@ class Engine:
             media_token_ids=media_token_ids(model),
         )
 
-    def score(self, sequences: Sequence[TokenSequence]) -> BatchResult:
-        """Return the norms and signals of the sequences, in their order, under the current weights.
+    def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts = NORM_AND_SIGNALS) -> BatchResult:
+        """Return the scores of the sequences, in their order, under the current weights.
 
-        Where they do not fit into memory together they are scored in parts.
+        Where they do not fit into memory together they are scored some at a time.
 
         Raises:
             NoMemoryLeftError: nothing can be scored, however short.
         """
-        scored = self._fitting.score(list(dict.fromkeys(sequences)))
+        fitting = self._fitting if parts.norm else self._fitting_signals
+        scored = fitting.score(list(dict.fromkeys(sequences)))
         self._trim_heap()
         scores = [scored.scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
+        if not parts.token_logprobs:
+            scores = [replace(score, token_logprobs=None) for score in scores]
         return BatchResult(scores, too_long=scored.too_long, fitting_tokens=scored.fitting_tokens)
 
     def attribute(self, sequence: TokenSequence) -> Attribution:
@@ -141,20 +155,20 @@ class Engine:
         if self._model.device.type == "cpu":
             self._heap.after_batch()
 
-    def _score(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
-        if any(map(self._is_unchecked, sequences)):
-            return self._reference.score(sequences)
+    def _score(self, ways: _Ways, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
+        if ways.checked is None or any(map(self._is_unchecked, sequences)):
+            return ways.reference(sequences)
         try:
-            return self._checked_score(sequences)
+            return ways.checked(sequences)
         except Exception as error:  # a model may take another path than it was checked on, in its own code
             if is_out_of_memory(error):
                 raise
             self._warn_once(error)
-        return self._reference.score(sequences)
+        return ways.reference(sequences)
 
-    def _score_by(self, method: Method | None) -> Score:
+    def _score_by(self, method: Method | None) -> Score | None:
         if self._fast is None or method == "reference":
-            return self._reference.score
+            return None
         packs_on_gpu = self._model.device.type == "cuda" and not self._fast.plan.one_at_a_time
         if method == "rules" or packs_on_gpu:  # there, one sequence at a time never fills the device
             return self._fast.score
@@ -190,6 +204,14 @@ class Engine:
         with torch.no_grad():
             for name, write in writes:
                 write(own[name])
+
+
+@dataclass(frozen=True, slots=True)
+class _Ways:
+    """How scores are computed: by what was checked when the model was loaded, if anything was, and by the reference."""
+
+    checked: Score | None
+    reference: Score
 
 
 def _named_once(model: nn.Module) -> list[tuple[list[str], Tensor]]:

@@ -17,7 +17,7 @@ from vigor_service.engine.loading.checkpoint_names import Conversion as Conversi
 from vigor_service.engine.loading.checkpoint_names import ConversionError as ConversionError
 from vigor_service.engine.loading.checkpoint_names import Read as Read
 from vigor_service.engine.memory.device_memory import device_memory_bytes as device_memory_bytes
-from vigor_service.engine.sequences import SequenceScore, TokenSequence
+from vigor_service.engine.sequences import NORM_AND_SIGNALS, ScoreParts, SequenceScore, TokenSequence
 
 Write: TypeAlias = Callable[[Tensor], None]
 """Gives a tensor new values, in place."""
@@ -63,8 +63,8 @@ class Scorer(Protocol):
     @property
     def info(self) -> EngineInfo: ...
 
-    def score(self, sequences: Sequence[TokenSequence]) -> BatchResult:
-        """Score one batch; the caller keeps it within its token budget.
+    def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts = NORM_AND_SIGNALS) -> BatchResult:
+        """Score one batch; the caller keeps it within its token budget. Each score has these parts.
 
         Raises:
             NoMemoryLeftError: nothing can be scored, however short.

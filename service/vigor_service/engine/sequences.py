@@ -107,22 +107,50 @@ class TokenSequence:
 
 
 @dataclass(frozen=True, slots=True)
+class ScoreParts:
+    """What a score must hold beside its signals, which every pass gives.
+
+    Without ``norm`` no backward pass runs, and nothing is kept for one.
+    """
+
+    norm: bool = True
+    token_logprobs: bool = False
+
+    def include(self, other: ScoreParts) -> bool:
+        """Whether a score with these parts has the other's parts too."""
+        return self.norm >= other.norm and self.token_logprobs >= other.token_logprobs
+
+
+NORM_AND_SIGNALS = ScoreParts()
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceScore:
-    """The score of one sequence; every number is NaN when T is 0."""
+    """The score of one sequence; every number is NaN when T is 0.
+
+    ``grad_norm`` is NaN and ``token_logprobs``, one number for each loss token, None where they were not asked for.
+    """
 
     num_loss_tokens: int
     grad_norm: float
     mean_logprob: float
     mean_entropy: float
     self_certainty: float
+    mean_probability: float
+    token_logprobs: Sequence[float] | None = None
 
     @property
     def scaled_grad_norm(self) -> float:
         """``grad_norm * sqrt(T)``: comparable between completions of different lengths."""
         return self.grad_norm * sqrt(self.num_loss_tokens)
 
+    @property
+    def sum_logprob(self) -> float:
+        """The log-probability of all loss tokens together."""
+        return self.mean_logprob * self.num_loss_tokens
 
-EMPTY_SCORE = SequenceScore(0, nan, nan, nan, nan)
+
+EMPTY_SCORE = SequenceScore(0, nan, nan, nan, nan, nan, ())
 
 
 def _digest(prompt_ids: PromptIds, completion_ids: Sequence[int], loss_mask: Sequence[bool] | None) -> bytes:

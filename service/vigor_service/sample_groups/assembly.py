@@ -129,7 +129,7 @@ class GroupAssembly:
         loop, leave_queue = asyncio.get_running_loop(), ExitStack()
         place = leave_queue.enter_context(self._scoring.admission.hold(sample.sequence.num_tokens))
         timer = loop.call_later(self._timeout_seconds, self._expire, sample.group)
-        scores = ScoreCache(sample.group_size)
+        scores = ScoreCache(sample.group_size, keeps_token_logprobs=True)
         group = OpenGroup(sample, timer, loop.create_future(), place, leave_queue, scores)
         group.answer.add_done_callback(_mark_exception_as_read)
         self._groups[sample.group] = group

@@ -9,6 +9,8 @@ from vigor_service.engine.sequences import TokenSequence
 
 BYTES_PER_TOKEN = 8
 """Of a token id, and of a place in a mask: references to objects that all samples share."""
+BYTES_PER_LOGPROB = 32
+"""Of a token's log-probability: a number of its own, and a reference to it."""
 BYTES_PER_SAMPLE = 4096
 """Of the rest: the objects themselves, a task, its score, and a caller that waits."""
 
@@ -31,9 +33,10 @@ class Sample:
 
     @property
     def num_bytes(self) -> int:
-        """About what it holds in memory, its prompt and the ids that its answer may return included."""
-        returned = BYTES_PER_TOKEN * self.sequence.num_tokens if self.options.return_token_ids else 0
-        return held_bytes(self.sequence) + returned
+        """About what it holds in memory, its prompt and the numbers of tokens that its answer may return included."""
+        ids = BYTES_PER_TOKEN * self.sequence.num_tokens if self.options.return_token_ids else 0
+        logprobs = BYTES_PER_LOGPROB * self.sequence.num_loss_tokens if "token_logprobs" in self.options.compute else 0
+        return held_bytes(self.sequence) + ids + logprobs
 
     def behind(self, prompt_ids: tuple[int, ...]) -> Sample:
         """Return the sample behind this prompt, which equals its own: one object for the whole group."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from vigor_service.engine.sequences import SequenceScore, TokenSequence
+from vigor_service.engine.sequences import ScoreParts, SequenceScore, TokenSequence
 from vigor_service.scheduling.score_cache import ScoreCache
 from vigor_service.weights.version import WeightRequirement, Weights
 
@@ -53,13 +53,14 @@ class DoesNotFitError(Exception):
 
 @dataclass(slots=True, eq=False)
 class Job:
-    """The distinct sequences of one request, and their scores so far.
+    """The distinct sequences of one request, the parts that their scores must have, and their scores so far.
 
     ``own_scores`` are looked up beside the cache of all requests and get what is computed. ``weights`` are set when its
     turn comes: all of its scores are theirs.
     """
 
     sequences: Collection[TokenSequence]
+    parts: ScoreParts
     requirement: WeightRequirement
     own_scores: ScoreCache
     on_scores: OnScores | None
@@ -81,7 +82,7 @@ class Job:
 
     def take(self, scores: Mapping[TokenSequence, SequenceScore]) -> None:
         """Take the scores that a batch brought."""
-        self.own_scores.keep(self.weights.digest, scores)
+        self.own_scores.keep(self.weights.digest, scores, self.parts)
         self.scores |= scores
         self.notify(scores)
 

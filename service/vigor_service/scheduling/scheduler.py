@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from vigor_service.engine.sequences import TokenSequence
+from vigor_service.engine.sequences import NORM_AND_SIGNALS, ScoreParts, TokenSequence
 from vigor_service.errors import EngineFailedError, ServiceError
 from vigor_service.observability.metrics import Metrics
 from vigor_service.observability.request_record import Computation, current_record
@@ -49,8 +49,21 @@ class _Epoch:
     """Jobs between two barriers: all of them see the same weights."""
 
     newcomers: list[Job] = field(default_factory=list[Job])
-    pool: Pool[Job] = field(default_factory=Pool[Job])
+    pools: dict[ScoreParts, Pool[Job]] = field(default_factory=dict[ScoreParts, Pool[Job]])
     barrier: _Barrier | None = None
+
+    def pool_of(self, job: Job) -> Pool[Job]:
+        """Return where its sequences wait: a batch has sequences whose scores have the same parts."""
+        return self.pools.setdefault(job.parts, Pool())
+
+    def next_pool(self) -> tuple[ScoreParts, Pool[Job]] | None:
+        """Return the next pool that holds something; the pools take turns. The empty ones are forgotten."""
+        self.pools = {parts: pool for parts, pool in self.pools.items() if pool}
+        if not self.pools:
+            return None
+        parts = next(iter(self.pools))
+        pool = self.pools[parts] = self.pools.pop(parts)
+        return parts, pool
 
 
 _NO_SCORES = ScoreCache(0)
@@ -65,7 +78,7 @@ class Scheduler:
 
     def __init__(
         self,
-        score_batch: Callable[[Sequence[TokenSequence]], BatchResult],
+        score_batch: Callable[[Sequence[TokenSequence], ScoreParts], BatchResult],
         *,
         compute: WorkerThread,
         current_weights: CurrentWeights,
@@ -110,6 +123,7 @@ class Scheduler:
         sequences: Collection[TokenSequence],
         requirement: WeightRequirement,
         *,
+        parts: ScoreParts = NORM_AND_SIGNALS,
         wait_seconds: float = 0.0,
         on_scores: OnScores | None = None,
         own_scores: ScoreCache | None = None,
@@ -133,7 +147,7 @@ class Scheduler:
         notify = computation.watching(on_scores) if record.is_traced else on_scores
         answer: asyncio.Future[RequestScores] = asyncio.get_running_loop().create_future()
         scored = await self._submit(
-            Job(sequences, requirement, _NO_SCORES if own_scores is None else own_scores, notify, answer)
+            Job(sequences, parts, requirement, _NO_SCORES if own_scores is None else own_scores, notify, answer)
         )
         computation.started, computation.finished = scored.started_at, scored.finished_at
         record.weight_version = scored.weights.version
@@ -166,8 +180,8 @@ class Scheduler:
             await self._has_work.wait()
             epoch = self._epochs[0]
             await self._begin_newcomers(epoch)
-            if epoch.pool:
-                await self._run_batch(epoch.pool)
+            if (turn := epoch.next_pool()) is not None:
+                await self._run_batch(*turn)
             elif epoch.newcomers:
                 continue
             elif epoch.barrier is not None:
@@ -184,7 +198,7 @@ class Scheduler:
         newcomers, epoch.newcomers = epoch.newcomers, []  # later ones are begun after the next batch
         for job in newcomers:
             if not job.is_over:
-                await self._begin(job, epoch.pool)
+                await self._begin(job, epoch.pool_of(job))
 
     async def _begin(self, job: Job, pool: Pool[Job]) -> None:
         try:
@@ -212,17 +226,17 @@ class Scheduler:
                 pool.remove(job)
                 return
             part = sequences[first : first + BEGUN_AT_ONCE]
-            known = job.own_scores.find(digest, part) | self._cache.find(digest, part)
+            known = job.own_scores.find(digest, part, job.parts) | self._cache.find(digest, part, job.parts)
             job.scores |= known
             if len(known) < len(part):
                 pool.add(job, [sequence for sequence in part if sequence not in known])
 
-    async def _run_batch(self, pool: Pool[Job]) -> None:
+    async def _run_batch(self, parts: ScoreParts, pool: Pool[Job]) -> None:
         batch = pool.take_batch(self._budget.max_tokens)
         started_at = perf_counter()
         for job in jobs_of(batch):
             self._note_start(job, started_at)
-        scoring = asyncio.ensure_future(self._compute.run(self._score_batch, list(batch)))
+        scoring = asyncio.ensure_future(self._compute.run(self._score_batch, list(batch), parts))
         await asyncio.wait([scoring])
         if (error := scoring.exception()) is not None:
             self._fail(batch, pool, error)
@@ -230,7 +244,7 @@ class Scheduler:
             self._measure(batch, perf_counter() - started_at)
             self._learn(scoring.result())
             self._refuse(batch, pool, scoring.result().too_long)
-            self._deliver(batch, scoring.result())
+            self._deliver(batch, parts, scoring.result())
 
     def _note_start(self, job: Job, started_at: float) -> None:
         if job.started_at is None:
@@ -256,10 +270,10 @@ class Scheduler:
             pool.remove(job)
             job.fail(EngineFailedError(f"the engine raised {type(error).__name__} on this request"))
 
-    def _deliver(self, batch: Batch, result: BatchResult) -> None:
+    def _deliver(self, batch: Batch, parts: ScoreParts, result: BatchResult) -> None:
         scores = dict(zip(batch, result.scores, strict=True))
         weights = next(iter(jobs_of(batch))).weights  # the same for all jobs ahead of one barrier
-        self._cache.keep(weights.digest, {item: scores[item] for item in batch if item not in result.too_long})
+        self._cache.keep(weights.digest, {item: scores[item] for item in batch if item not in result.too_long}, parts)
         for job, job_scores in scores_of_jobs(batch, scores).items():
             if not job.is_over:
                 job.take(job_scores)
@@ -280,6 +294,6 @@ class Scheduler:
     def _withdraw(self, job: Job) -> None:
         (self._metrics.waiting_requests if job.started_at is None else self._metrics.running_requests).dec()
         for epoch in self._epochs:
-            epoch.pool.remove(job)
+            epoch.pool_of(job).remove(job)
             if job in epoch.newcomers:
                 epoch.newcomers.remove(job)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vigor_client.schemas.scoring import CompletionStatus, ScoringOptions, TruncatedRule
-from vigor_service.engine.sequences import TokenSequence
+from vigor_service.engine.sequences import ScoreParts, TokenSequence
 from vigor_service.weights.version import WeightRequirement
 
 SMALL_REQUEST_COMPLETIONS = 64
@@ -67,6 +67,11 @@ class EncodedRequest:
     def requirement(self) -> WeightRequirement:
         """The weights that all of its scores must come from."""
         return WeightRequirement(self.options.weight_version, self.options.weight_digest)
+
+    @property
+    def parts(self) -> ScoreParts:
+        """What each of its scores must hold."""
+        return ScoreParts(norm="norm" in self.options.compute, token_logprobs="token_logprobs" in self.options.compute)
 
     @property
     def prompt_tokens(self) -> int:

@@ -12,6 +12,7 @@ from vigor_client.schemas.scoring import (
     GroupLine,
     LastLine,
     RewardName,
+    ScoringOptions,
     Timing,
     Usage,
 )
@@ -34,7 +35,7 @@ def group_line(request: EncodedRequest, index: int, scores: Mapping[TokenSequenc
         index=index,
         id=group.id,
         completions=[
-            _completion_score(sequence, status, score, rank, reward, returns_ids=options.return_token_ids)
+            _completion_score(sequence, status, score, rank, reward, options)
             for (sequence, status, score), rank, reward in rows
         ],
         prompt_ids=list(group.sequences[0].prompt_ids) if options.return_token_ids else None,
@@ -106,6 +107,10 @@ def _value(score: SequenceScore, reward: RewardName) -> float:
             return -score.mean_logprob
         case "entropy":
             return score.mean_entropy
+        case "p_norm":
+            return -score.mean_probability
+        case "sum_logprob":
+            return -score.sum_logprob
 
 
 def _completion_score(
@@ -114,20 +119,25 @@ def _completion_score(
     score: SequenceScore,
     rank: float,
     reward: float,
-    *,
-    returns_ids: bool,
+    options: ScoringOptions,
 ) -> CompletionScore:
+    norm = score if "norm" in options.compute else EMPTY_SCORE
+    signals = score if "signals" in options.compute else EMPTY_SCORE
+    logprobs = map(wire_number, score.token_logprobs or ())
     return CompletionScore(
         status=status,
         num_tokens=sequence.num_loss_tokens,
-        grad_norm=wire_number(score.grad_norm),
-        scaled_grad_norm=wire_number(score.scaled_grad_norm),
+        grad_norm=wire_number(norm.grad_norm),
+        scaled_grad_norm=wire_number(norm.scaled_grad_norm),
         rank=rank,
         reward=reward,
-        mean_logprob=wire_number(score.mean_logprob),
-        mean_entropy=wire_number(score.mean_entropy),
-        self_certainty=wire_number(score.self_certainty),
-        ids=list(sequence.completion_ids) if returns_ids else None,
+        mean_logprob=wire_number(signals.mean_logprob),
+        mean_entropy=wire_number(signals.mean_entropy),
+        self_certainty=wire_number(signals.self_certainty),
+        p_norm=wire_number(signals.mean_probability),
+        sum_logprob=wire_number(signals.sum_logprob),
+        token_logprobs=list(logprobs) if "token_logprobs" in options.compute else None,
+        ids=list(sequence.completion_ids) if options.return_token_ids else None,
     )
 
 

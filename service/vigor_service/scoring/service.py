@@ -95,6 +95,7 @@ class Scoring:
             return await self.scheduler.score(
                 request.groups_of,
                 request.requirement,
+                parts=request.parts,
                 wait_seconds=request.options.wait_seconds,
                 on_scores=on_scores,
                 own_scores=own_scores,

@@ -53,7 +53,7 @@ def _sequence(length: int, marker: int = 0) -> TokenSequence:
 
 
 def _score_of(sequence: TokenSequence) -> SequenceScore:
-    return SequenceScore(sequence.num_loss_tokens, sequence.num_tokens, sequence.prompt_ids[0], 0, 0)
+    return SequenceScore(sequence.num_loss_tokens, sequence.num_tokens, sequence.prompt_ids[0], 0, 0, 0)
 
 
 def test_what_fits_is_scored_at_once() -> None:

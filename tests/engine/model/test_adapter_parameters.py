@@ -144,7 +144,7 @@ def float64_loop(model: nn.Module, names: list[str]) -> list[SequenceScore]:
         loss = F.cross_entropy(logits_LV[sequence.loss_positions()], torch.tensor(sequence.loss_targets()))
         gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
         norm = sqrt(sum(gradient.square().sum().item() for gradient in gradients if gradient is not None))
-        scores.append(SequenceScore(sequence.num_loss_tokens, norm, -loss.item(), 0, 0))
+        scores.append(SequenceScore(sequence.num_loss_tokens, norm, -loss.item(), 0, 0, 0))
     return scores
 
 

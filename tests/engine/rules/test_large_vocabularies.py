@@ -71,7 +71,8 @@ def float64_loop(model: PreTrainedModel) -> list[SequenceScore]:
         norm = sqrt(sum(gradient.square().sum().item() for gradient in gradients))
         entropy = -(logprobs_TV.exp() * logprobs_TV).sum(-1).mean().item()
         certainty = -logprobs_TV.mean().item() - torch.tensor(NUM_TOKENS, dtype=torch.float64).log().item()
-        scores.append(SequenceScore(sequence.num_loss_tokens, norm, -loss.item(), entropy, certainty))
+        probability = logprobs_TV[range(len(logprobs_TV)), sequence.loss_targets()].exp().mean().item()
+        scores.append(SequenceScore(sequence.num_loss_tokens, norm, -loss.item(), entropy, certainty, probability))
     return scores
 
 
@@ -82,7 +83,7 @@ def test_norms_and_signals_are_those_of_a_float64_loop(tied: bool) -> None:
     for scores in (reference(model, SEQUENCES, parameters), FastNorms(model, parameters).score(SEQUENCES)):
         assert largest_error(scores, expected) <= 1e-5
         for score, wanted in zip(scores, expected, strict=True):
-            for name in ("mean_logprob", "mean_entropy", "self_certainty"):
+            for name in ("mean_logprob", "mean_entropy", "self_certainty", "mean_probability"):
                 assert getattr(score, name) == pytest.approx(getattr(wanted, name), rel=1e-5, abs=1e-6)
 
 

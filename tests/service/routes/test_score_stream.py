@@ -16,7 +16,7 @@ from tests.support.tiny_models import tiny_tokenizer
 from tests.support.waiting import wait_until
 from vigor_client.schemas.scoring import LINES_MEDIA_TYPE
 from vigor_service.engine.interface import BatchResult
-from vigor_service.engine.sequences import TokenSequence
+from vigor_service.engine.sequences import NORM_AND_SIGNALS, ScoreParts, TokenSequence
 from vigor_service.runtime import LoadedModel
 
 ACCEPT = {"Accept": f"{LINES_MEDIA_TYPE}, application/json"}
@@ -32,9 +32,9 @@ class SteppingScorer(FakeScorer):
         super().__init__()
         self.permits = threading.Semaphore(0)
 
-    def score(self, sequences: Sequence[TokenSequence]) -> BatchResult:
+    def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts = NORM_AND_SIGNALS) -> BatchResult:
         assert self.permits.acquire(timeout=WAIT_SECONDS)
-        return super().score(sequences)
+        return super().score(sequences, parts)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable
+from math import isnan
 from time import perf_counter
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from tests.support.fake_scorer import FakeScorer
 from tests.support.loop_meter import loop_meter
 from tests.support.waiting import until
-from vigor_service.engine.sequences import TokenSequence
+from vigor_service.engine.sequences import NORM_AND_SIGNALS, ScoreParts, TokenSequence
 from vigor_service.errors import EngineFailedError, WeightsPoisonedError, WeightVersionMismatchError
 from vigor_service.observability.metrics import Metrics
 from vigor_service.observability.request_record import begin_record
@@ -481,3 +482,53 @@ def test_an_owner_of_other_weights_is_told_nothing() -> None:
 
     _run(test)
     assert told == []
+
+
+def test_sequences_that_need_other_parts_are_in_batches_of_their_own_which_take_turns() -> None:
+    signals = ScoreParts(norm=False)
+
+    async def test(bench: Bench) -> None:
+        bench.scorer.gate.clear()
+        first = asyncio.ensure_future(bench.scheduler.score([_sequence(9)], ANY))
+        await bench.held()
+        norms = bench.scheduler.score([_sequence(2), _sequence(3)], ANY)
+        others = bench.scheduler.score([_sequence(2), _sequence(4)], ANY, parts=signals)
+        waiting = [asyncio.ensure_future(work) for work in (norms, others)]
+        await asyncio.sleep(0)
+        bench.scorer.gate.set()
+        with_norms, without = [result.scores for result in await asyncio.gather(*waiting)]
+        assert not any(isnan(score.grad_norm) for score in with_norms.values())
+        assert all(isnan(score.grad_norm) for score in without.values())
+        await first
+
+    bench = _run(test, max_batch_tokens=2)
+    ids = [[sequence.completion_ids[0] for sequence in batch] for batch in bench.scorer.batches]
+    assert ids == [[9], [2], [2], [3], [4]]
+    assert bench.scorer.parts == [NORM_AND_SIGNALS, NORM_AND_SIGNALS, signals, NORM_AND_SIGNALS, signals]
+
+
+def test_what_was_measured_with_its_norm_is_not_computed_again_for_its_signals() -> None:
+    async def test(bench: Bench) -> None:
+        await bench.scheduler.score([_sequence(2)], ANY)
+        await bench.scheduler.score([_sequence(2)], ANY, parts=ScoreParts(norm=False))
+        await bench.scheduler.score([_sequence(2)], ANY, parts=ScoreParts(norm=False, token_logprobs=True))
+
+    bench = _run(test, cache_entries=10)
+    assert bench.scorer.parts == [NORM_AND_SIGNALS, ScoreParts(norm=False, token_logprobs=True)]
+
+
+def test_a_request_without_norms_that_is_taken_back_leaves_nothing_behind() -> None:
+    async def test(bench: Bench) -> None:
+        bench.scorer.gate.clear()
+        first = asyncio.ensure_future(bench.scheduler.score([_sequence(9)], ANY))
+        await bench.held()
+        taken_back = asyncio.ensure_future(bench.scheduler.score([_sequence(2)], ANY, parts=ScoreParts(norm=False)))
+        await asyncio.sleep(0)
+        taken_back.cancel()
+        await asyncio.sleep(0)
+        bench.scorer.gate.set()
+        await first
+        async with bench.scheduler.exclusive():
+            assert bench.scorer.batches == [[_sequence(9)]]
+
+    _run(test)

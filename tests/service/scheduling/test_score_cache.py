@@ -1,6 +1,8 @@
+from dataclasses import replace
+
 import pytest
 
-from vigor_service.engine.sequences import SequenceScore, TokenSequence
+from vigor_service.engine.sequences import ScoreParts, SequenceScore, TokenSequence
 from vigor_service.scheduling.score_cache import ScoreCache
 
 
@@ -9,7 +11,7 @@ def _sequence(marker: int) -> TokenSequence:
 
 
 def _score(number: float) -> SequenceScore:
-    return SequenceScore(3, number, number, number, number)
+    return SequenceScore(3, number, number, number, number, number)
 
 
 def test_scores_are_found_under_their_weights_only() -> None:
@@ -48,3 +50,22 @@ def test_a_cache_without_entries_keeps_nothing() -> None:
     cache = ScoreCache(max_entries=0)
     cache.keep("a", {_sequence(1): _score(1)})
     assert cache.find("a", [_sequence(1)]) == {}
+
+
+def test_a_score_with_its_norm_serves_who_needs_none_but_not_the_other_way() -> None:
+    cache, signals = ScoreCache(max_entries=10), ScoreParts(norm=False)
+    cache.keep("a", {_sequence(1): _score(1)}, signals)
+    assert cache.find("a", [_sequence(1)]) == {}
+    cache.keep("a", {_sequence(1): _score(2)})
+    cache.keep("a", {_sequence(1): _score(3)}, signals)
+    assert cache.find("a", [_sequence(1)], signals) == cache.find("a", [_sequence(1)]) == {_sequence(1): _score(2)}
+
+
+def test_numbers_of_single_tokens_are_kept_only_where_it_is_said() -> None:
+    parts, score = ScoreParts(token_logprobs=True), replace(_score(1), token_logprobs=[-1.0, -2.0, -3.0])
+    cache, own = ScoreCache(max_entries=10), ScoreCache(max_entries=10, keeps_token_logprobs=True)
+    for kept in (cache, own):
+        kept.keep("a", {_sequence(1): score}, parts)
+    assert cache.find("a", [_sequence(1)], parts) == {}
+    assert cache.find("a", [_sequence(1)]) == {_sequence(1): _score(1)}
+    assert own.find("a", [_sequence(1)], parts) == {_sequence(1): score}

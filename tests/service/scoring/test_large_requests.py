@@ -15,7 +15,7 @@ from vigor_service.scoring.tokenization import Encoder
 NUM_GROUPS = 4
 NUM_COMPLETIONS = 512
 DIGEST = "xxh3-128:" + "0" * 32
-SCORE = SequenceScore(1, 1.0, 1.0, 1.0, 1.0)
+SCORE = SequenceScore(1, 1.0, 1.0, 1.0, 1.0, 1.0)
 
 
 def _request(num_prompt_ids: int) -> ScoreRequest:

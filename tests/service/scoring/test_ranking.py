@@ -23,6 +23,7 @@ def _score(grad_norm: float = 1.0, **signals: float) -> SequenceScore:
         mean_logprob=signals.get("logprob", -1.0),
         mean_entropy=signals.get("entropy", 1.0),
         self_certainty=signals.get("self_certainty", 1.0),
+        mean_probability=signals.get("probability", 0.5),
     )
 
 
@@ -58,7 +59,7 @@ def test_the_smallest_scaled_norm_gets_rank_one_and_reward_one() -> None:
 
 def test_a_long_completion_is_compared_by_its_scaled_norm() -> None:
     long = TokenSequence((1,), (1,) * 16)
-    scores = {GOOD: _score(1.0), long: SequenceScore(16, 0.5, -1, 1, 1)}
+    scores = {GOOD: _score(1.0), long: SequenceScore(16, 0.5, -1, 1, 1, 1)}
     graded = _graded([long, GOOD], scores)
     assert graded[0].scaled_grad_norm == pytest.approx(0.5 * sqrt(16))
     assert [item.rank for item in graded] == [2, 1]

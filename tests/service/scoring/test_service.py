@@ -21,7 +21,7 @@ from tests.support.tiny_models import tiny_tokenizer
 from tests.support.waiting import DEADLINE_SECONDS, until, wait_until
 from vigor_client.schemas.scoring import Group, ScoreRequest, ScoreResponse
 from vigor_service.engine.interface import BatchResult
-from vigor_service.engine.sequences import SequenceScore, TokenSequence
+from vigor_service.engine.sequences import NORM_AND_SIGNALS, ScoreParts, SequenceScore, TokenSequence
 from vigor_service.errors import LoadingError, PayloadTooLargeError
 from vigor_service.observability.loading_progress import LoadingProgress
 from vigor_service.observability.metrics import Metrics
@@ -57,8 +57,8 @@ class GatedTokenizer:
 class LongScorer(FakeScorer):
     """Takes longer sequences, and scores them at once."""
 
-    def score(self, sequences: Sequence[TokenSequence]) -> BatchResult:
-        return BatchResult([SequenceScore(1, 1.0, 1.0, 1.0, 1.0)] * len(sequences))
+    def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts = NORM_AND_SIGNALS) -> BatchResult:  # noqa: ARG002
+        return BatchResult([SequenceScore(1, 1.0, 1.0, 1.0, 1.0, 1.0)] * len(sequences))
 
     @property
     def info(self) -> Any:  # noqa: ANN401 - an EngineInfo

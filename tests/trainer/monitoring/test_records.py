@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.example_records import example_record
+from vigor_trainer.monitoring.line_file import Resumption
 from vigor_trainer.monitoring.records import RECORDS_FILE, RecordFile, read_records
 
 
@@ -32,7 +33,7 @@ def rounds_after(tmp_path: Path, *, resumed_step: int, evaluates_first: bool = F
     for step in range(5):
         for mode in ("eval", "train", "train"):
             before.append(example_record(step, mode=mode))
-    RecordFile(tmp_path, resumed_step=resumed_step, evaluates_first=evaluates_first).append(example_record(99))
+    RecordFile(tmp_path, Resumption(resumed_step, evaluates_first)).append(example_record(99))
     return [(record.mode, record.step) for record in read_records(tmp_path)]
 
 
@@ -49,14 +50,14 @@ def test_a_torn_line_is_dropped_when_a_run_goes_on(tmp_path: Path) -> None:
     RecordFile(tmp_path).append(example_record(0))
     with (tmp_path / RECORDS_FILE).open("a") as file:
         file.write('{"step": 1, "mo')
-    RecordFile(tmp_path, resumed_step=1).append(example_record(1))
+    RecordFile(tmp_path, Resumption(1)).append(example_record(1))
     assert [record.step for record in read_records(tmp_path)] == [0, 1]
 
 
 def test_records_of_another_version_are_named_before_a_run_goes_on(tmp_path: Path) -> None:
     (tmp_path / RECORDS_FILE).write_text("nonsense\n")
     with pytest.raises(ValueError, match=r"rounds\.jsonl:1: not a record of this version"):
-        RecordFile(tmp_path, resumed_step=1)
+        RecordFile(tmp_path, Resumption(1))
 
 
 def test_a_line_that_is_still_being_written_is_left_out(tmp_path: Path) -> None:

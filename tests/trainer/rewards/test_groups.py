@@ -11,11 +11,12 @@ from vigor_client import CompletionScore, Group
 from vigor_client.integrations.groups import InvalidGroupError
 from vigor_client.integrations.trl.errors import WrongAnswerError
 from vigor_client.integrations.trl.round import Round
+from vigor_trainer.data.answers import Judged
 from vigor_trainer.rewards.groups import SampledCompletion, whole_round
 
 
 def sample(prompt: int, *ids: int, mask: list[int] | None = None) -> SampledCompletion:
-    return SampledCompletion([prompt], list(ids), mask, "stop", None)
+    return SampledCompletion("?", "!", [prompt], list(ids), mask, "stop", Judged(None, None, is_boxed=False))
 
 
 def ask(*samples: SampledCompletion, group_size: int = 2) -> Round:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from vigor_trainer.monitoring.line_file import LineFile, Resumption, read_lines
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 RECORDS_FILE = "rounds.jsonl"
+Record = TypeVar("Record", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,43 +44,18 @@ class RoundRecord:
 class RecordFile:
     """Appends records to `rounds.jsonl` in a run's directory, each visible as soon as it is written.
 
-    The first record replaces the file of an earlier run, so that a run that cannot begin changes nothing.
+    Raises:
+        ValueError: a resumed run's file holds something else than records; names the line.
     """
 
-    def __init__(self, directory: Path, *, resumed_step: int | None = None, evaluates_first: bool = False) -> None:
-        """Start a new file, or go on with an existing one from `resumed_step` on, so that each step is in it once.
-
-        Rounds that will be repeated are left out: those of later steps, and those for training that begin at this one.
-        An evaluation after this step stays, unless the run begins with another (`evaluates_first`).
-
-        Raises:
-            ValueError: the file holds something else than records; names the line.
-        """
-        self._path = directory / RECORDS_FILE
-        self._has_begun = False
-        self._before = [
-            record
-            for record in (read_records(directory) if resumed_step is not None else [])
-            if record.step < cast("int", resumed_step)
-            or (record.step == resumed_step and record.mode == "eval" and not evaluates_first)
-        ]
+    def __init__(self, directory: Path, resumption: Resumption | None = None) -> None:
+        self._file = LineFile(directory / RECORDS_FILE, resumption)
+        if resumption is not None:
+            read_records(directory)
 
     def append(self, record: RoundRecord) -> None:
-        if not self._has_begun:
-            self._begin()
-        with self._path.open("a", encoding="utf-8") as file:
-            file.write(_line(record))
-
-    def _begin(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        rewritten = self._path.with_name(f"{RECORDS_FILE}.partial")
-        rewritten.write_text("".join(map(_line, self._before)), encoding="utf-8")
-        rewritten.replace(self._path)
-        self._has_begun = True
-
-
-def _line(record: RoundRecord) -> str:
-    return json.dumps(asdict(record)) + "\n"
+        """Add a line."""
+        self._file.append([asdict(record)])
 
 
 def read_records(directory: Path) -> list[RoundRecord]:
@@ -83,19 +64,15 @@ def read_records(directory: Path) -> list[RoundRecord]:
     Raises:
         ValueError: a line is not a record; names it.
     """
-    path = directory / RECORDS_FILE
-    if not path.exists():
-        return []
-    *lines, _unfinished = path.read_text(encoding="utf-8").split("\n")
-    return [_record(f"{path}:{number}", line) for number, line in enumerate(lines, start=1)]
+    return [record_of(RoundRecord, place, line) for place, line in read_lines(directory / RECORDS_FILE)]
 
 
-def _record(place: str, line: str) -> RoundRecord:
-    try:
-        content = json.loads(line)
-    except ValueError:
-        content = None
-    found = cast("dict[str, Any]", content) if isinstance(content, dict) else {}
-    if found.keys() != {field.name for field in fields(RoundRecord)}:
+def record_of(kind: type[Record], place: str, line: Mapping[str, Any]) -> Record:
+    """Return the fields of a line as a record of this kind, a dataclass.
+
+    Raises:
+        ValueError: it has other fields; names the place.
+    """
+    if set(line) != {field.name for field in fields(kind)}:
         raise ValueError(f"{place}: not a record of this version of vigor-trainer")
-    return RoundRecord(**found)
+    return kind(**line)

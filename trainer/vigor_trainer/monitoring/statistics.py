@@ -1,32 +1,10 @@
-"""Statistics of a scored round, in plain Python: answers found, and the correlation of reward and length.
-
-Nothing here is ever rewarded. Knows neither TRL nor the wire.
-"""
+"""Statistics of a scored round, in plain Python: how reward and length are correlated. Knows no TRL and no wire."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
-from decimal import Decimal
 from math import sqrt
 from statistics import fmean
-
-# A minus sign counts only where it cannot be a subtraction: "10-4" ends in 4, "= -4" in -4.
-_NUMBER = re.compile(r"(?:(?<![\w.)])-)?\d+(?:,\d{3})*(?:\.\d+)?")
-
-
-def last_number(text: str) -> Decimal | None:
-    """Return the last number written in the text, thousands separators removed; None where there is none."""
-    numbers = _NUMBER.findall(text.replace("\N{MINUS SIGN}", "-"))
-    return Decimal(numbers[-1].replace(",", "")) if numbers else None
-
-
-def is_correct(completion: str, answer: str) -> bool:
-    """Return whether the completion's last number is the answer's last number; without a number: the same words."""
-    expected = last_number(answer)
-    if expected is None:
-        return completion.strip().casefold() == answer.strip().casefold()
-    return last_number(completion) == expected
 
 
 def correlation_within_groups(groups: Iterable[tuple[Sequence[float], Sequence[float]]]) -> float | None:

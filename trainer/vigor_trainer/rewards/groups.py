@@ -6,33 +6,41 @@ Pure: no TRL, no processes, no client. The checks are those of every round of `v
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from vigor_client import Completion
 from vigor_client.integrations.trl.group_slices import parts_of_slice
 from vigor_client.integrations.trl.round import Round
-from vigor_client.schemas.scoring import FinishReason, RewardName, TieRule, TruncatedRule
+from vigor_client.schemas.scoring import FinishReason, TruncatedRule
+from vigor_trainer.data.answers import Judged
+from vigor_trainer.data.prompts import Prompt
+from vigor_trainer.rewards.rules import RuleOptions
 
 
 @dataclass(frozen=True, slots=True)
 class SampledCompletion:
     """One sampled completion, as it travels between the processes of a run."""
 
+    prompt: Prompt
+    text: str
     prompt_ids: list[int]
     completion_ids: list[int]
     loss_mask: list[int] | None
     finish_reason: FinishReason
-    is_correct: bool | None
+    judged: Judged
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreOptions:
-    """The settings of every score request."""
+    """The settings of every score request, and of the rewards that are made of its answer.
 
-    reward: RewardName = "vigor"
-    ties: TieRule = "average"
+    ``seed`` is that of the run: a resumed one draws the same random rewards.
+    """
+
+    rules: RuleOptions = field(default_factory=RuleOptions)
     truncated: TruncatedRule = "score"
     wait_seconds: float = 30.0
+    seed: int = 0
 
 
 def whole_round(samples: Sequence[SampledCompletion], group_size: int, *, step: int) -> Round:

@@ -31,8 +31,8 @@ RUN_METRICS = {
 """Likewise, of what only `vigor-trainer` knows: it sees all processes, answers and its own publication."""
 
 METRICS = {**SCORE_METRICS, **RUN_METRICS}
-NORM_COLUMN = "scaled_grad_norm"
-"""Column of TRL's table of completions."""
+NORM_COLUMN, RANK_COLUMN = "scaled_grad_norm", "rank"
+"""Columns of TRL's table of completions."""
 
 
 def score_metrics(

@@ -18,14 +18,14 @@ from vigor_client.errors import VigorError
 from vigor_client.integrations.trl.completions import end_token_ids, finish_reason
 from vigor_client.integrations.trl.distributed import Processes, torch_processes
 from vigor_client.integrations.trl.group_slices import parts_of_slice
-from vigor_client.integrations.trl.metrics import NORM_COLUMN, log_metrics, score_metrics
+from vigor_client.integrations.trl.metrics import NORM_COLUMN, RANK_COLUMN, log_metrics, score_metrics
 from vigor_client.integrations.trl.prompts import ProcessingClass, Text, tokenize_prompts
 from vigor_client.integrations.trl.publisher import TrainerState
 from vigor_client.integrations.trl.round import Round, VersionedScore, score_round
 from vigor_client.integrations.trl.trl_shape import READ_BY_ADAPTERS, check_installed_trl
 from vigor_client.publishing.publish import PublishResult
 from vigor_client.ranking import TieRule
-from vigor_client.schemas.scoring import Completion, RewardName, TruncatedRule
+from vigor_client.schemas.scoring import Completion, RewardName, TruncatedRule, compute_for
 
 UNSCORABLE_COLUMNS = ("image", "images", "environments")
 
@@ -76,7 +76,12 @@ class _Reward:
         self._weights = weights
         self._eos_token_ids = eos_token_ids
         self._chat_template_kwargs = dict(chat_template_kwargs or {})
-        self._options: dict[str, object] = {"reward": reward, "ties": ties, "truncated": truncated}
+        self._options: dict[str, object] = {
+            "compute": compute_for(reward),
+            "reward": reward,
+            "ties": ties,
+            "truncated": truncated,
+        }
         self._on_failure = on_failure
         self._connect = connect
         self._find_processes = processes
@@ -248,5 +253,6 @@ def _log(
     scores = [each.score for each in versioned]
     if callable(log_extra := columns.get("log_extra")):
         log_extra(NORM_COLUMN, [score.scaled_grad_norm for score in scores])
+        log_extra(RANK_COLUMN, [score.rank for score in scores])
     if callable(log_metric := columns.get("log_metric")):
         log_metrics(score_metrics(scores, completion_ids, weight_version=versioned[0].weight_version), log_metric)

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from vigor_service.engine.attribution.module_labels import module_labels
 from vigor_service.engine.attribution.position_products import RecordingUses, position_claims
 from vigor_service.engine.memory.out_of_memory import NoMemoryLeftError, is_out_of_memory, release_memory
-from vigor_service.engine.norms.reference import loss_logits, mean_nll, requiring_grad
+from vigor_service.engine.norms.reference import loss_logits, requiring_grad, token_nll
 from vigor_service.engine.ops.sums import squared_norm
 from vigor_service.engine.ops.typed_torch import gradients_of, to_list
 from vigor_service.engine.sequences import TokenSequence
@@ -117,7 +117,7 @@ def _measure(model: PreTrainedModel, sequence: TokenSequence, part: Mapping[str,
     with requiring_grad(model, part.values()):
         with recording:
             logits_TV = loss_logits(model, sequence, runs_all_positions=True)
-        loss = mean_nll(logits_TV, torch.tensor(sequence.loss_targets(), device=logits_TV.device))
+        loss = token_nll(logits_TV, sequence).mean()
         leaves = [*map(get_gradient_edge, part.values()), *(use.output for use in recording.uses)]
         found = gradients_of(loss, leaves)
     gradients, output_gradients = found[: len(part)], found[len(part) :]

@@ -16,16 +16,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from vigor_service.engine.batching.cpu_workers import Workers
-from vigor_service.engine.batching.microbatches import TOKENS_AT_FULL_RATE, queues, small_batches
-from vigor_service.engine.batching.packing import PackedBatch, pack_prompts
-from vigor_service.engine.batching.shared_prefixes import (
-    KnownRows,
-    Prompt,
-    PromptRows,
-    num_tokens_without,
-    shared_prompts,
-)
+from vigor_service.engine.batching.packing import PackedBatch
+from vigor_service.engine.batching.shared_prefixes import KnownRows, Prompt, PromptRows, num_tokens_without
 from vigor_service.engine.memory.activation_checkpointing import (
     Checkpoints,
     checkpointable,
@@ -42,11 +34,13 @@ from vigor_service.engine.memory.activation_policy import (
 from vigor_service.engine.memory.free_memory import free_bytes
 from vigor_service.engine.model.decoder import Layout, decoder_layers
 from vigor_service.engine.model.unwrap import causal_model
-from vigor_service.engine.norms.op_interception import NormInterception, RecordingLinears
+from vigor_service.engine.norms.op_interception import NormInterception
+from vigor_service.engine.norms.passes import Passes
 from vigor_service.engine.norms.plan import LAYOUTS, make_plan
+from vigor_service.engine.norms.signals import scores_of
 from vigor_service.engine.ops.hutchinson import SketchVectors
 from vigor_service.engine.ops.sums import squared_norm
-from vigor_service.engine.ops.typed_torch import gradients_of, split, to_list
+from vigor_service.engine.ops.typed_torch import gradients_of, to_list
 from vigor_service.engine.rules.context import NormContext
 from vigor_service.engine.rules.head import HeadSignals, head_loss
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
@@ -80,8 +74,8 @@ class FastNorms:
     ) -> None:
         model.requires_grad_(False).eval()
         self._model = causal_model(model)
-        self._workers = Workers() if self._model.device.type == "cpu" else None
         self.plan = make_plan(self._model, parameters, layouts)
+        self.passes = Passes(self.plan, self._model.device)
         self._parameters = parameters
         self.sketch: SketchVectors | None = None  # None: every norm is exact
         self.layers = measured_layers(decoder_layers(self._model) or [], parameters.values())
@@ -122,8 +116,8 @@ class FastNorms:
         distinct = [sequence for sequence in dict.fromkeys(sequences) if sequence.num_loss_tokens]
         if not distinct:
             return {}
-        batches = self._batches(distinct)
-        prompts = self._shared_prompts(batches)
+        batches = self.passes.batches(distinct)
+        prompts = self.passes.shared_prompts(batches)
         activations, num_twice = (
             self._choose_activations(batches, prompts) if activations is None else (activations, len(self.layers))
         )
@@ -137,41 +131,22 @@ class FastNorms:
 
         with self.plan.decoder.prepared(), checkpointable(twice), self._fallback_requiring_grad():
             if not twice or twice != self.layers:
-                prompt_rows = self._prompt_rows(prompts)
-            return {sequence: result for batch in self._map(run_batch, batches) for sequence, result in batch}
-
-    def _map(self, function: Callable[[list[TokenSequence]], R], batches: Sequence[list[TokenSequence]]) -> list[R]:
-        """Return ``list(map(function, batches))`` in some order, several at a time where there are workers."""
-        if self._workers is None or self._num_at_once(batches) == 1:
-            return list(map(function, batches))
-        results = self._workers.run(function, queues(batches, num_queues=self._workers.count))
-        return [result for queue in results for result in queue]
-
-    def _shared_prompts(self, batches: Sequence[list[TokenSequence]]) -> list[Prompt]:
-        """Return the prompts that run once; all layers' rows of them are kept until the batches are done."""
-        decoder = self.plan.decoder
-        if self._model.device.type != "cpu" or decoder.layout != "packed" or decoder.length_dependent:
-            return []
-        return shared_prompts([sequence for batch in batches for sequence in batch])
-
-    def _num_at_once(self, batches: Sequence[list[TokenSequence]]) -> int:
-        if self._workers is None or self.plan.one_at_a_time:
-            return 1  # what no rule knows may change the model while it runs, as PEFT does for experts
-        return min(self._workers.count, len(batches))
+                prompt_rows = self.passes.prompt_rows(prompts)
+            return {sequence: result for batch in self.passes.map(run_batch, batches) for sequence, result in batch}
 
     def demand(self, sequences: Sequence[TokenSequence]) -> Demand:
         """Return about what scoring distinct sequences keeps at once.
 
         Rows of a shared prompt count once, and stay whether or not layers run twice.
         """
-        batches = self._batches(sequences)
-        return self._demand(batches, self._shared_prompts(batches))
+        batches = self.passes.batches(sequences)
+        return self._demand(batches, self.passes.shared_prompts(batches))
 
     def _demand(self, batches: Sequence[list[TokenSequence]], prompts: Sequence[Prompt]) -> Demand:
         shared = set(prompts)
         largest_first = sorted((num_tokens_without(shared, batch) for batch in batches), reverse=True)
         return self._layer_bytes.demand(
-            sum(largest_first[: self._num_at_once(batches)]),
+            sum(largest_first[: self.passes.num_at_once(batches)]),
             num_prompt_tokens=sum(map(len, prompts)),
             num_layers=len(self.layers),
         )
@@ -182,23 +157,6 @@ class FastNorms:
         device = self._model.device
         room = room_bytes(self._free_bytes(device), self.max_activation_bytes)
         return choose_activations(device, self._demand(batches, prompts), room)
-
-    def _batches(self, sequences: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
-        if self.plan.one_at_a_time:
-            return [[sequence] for sequence in sequences]
-        if self._workers is None:
-            return [list(sequences)]
-        return small_batches(sequences, num_tokens=TOKENS_AT_FULL_RATE)
-
-    @torch.no_grad()
-    def _prompt_rows(self, prompts: Sequence[Prompt]) -> PromptRows:
-        if not prompts:
-            return PromptRows({}, {})
-        batch = pack_prompts(prompts, self._model.device)
-        recording = RecordingLinears(self.plan.claims)
-        with self.plan.decoder.given(batch), recording:
-            self.plan.decoder.hidden_states(batch)
-        return PromptRows(dict(zip(prompts, batch.token_slices, strict=True)), recording.outputs)
 
     def _measure_batch(
         self,
@@ -263,19 +221,6 @@ def _shares(measured: _Measured, loss_slices: Sequence[slice]) -> list[dict[str,
 
 
 def _scores(measured: _Measured, loss_slices: Sequence[slice]) -> list[SequenceScore]:
-    """Return the scores in the order of the sequences; what is on a device is fetched from there at once."""
-    lengths = [rows.stop - rows.start for rows in loss_slices]
-    signals, norms_of_sums_B = measured.signals, measured.squared_norms_B.sqrt()
-    signals_3M = torch.stack([signals.nll_M, signals.entropy_M, signals.self_certainty_M])
-    means_B3 = torch.stack([signals_3T.mean(-1) for signals_3T in split(signals_3M, lengths, dim=1)])
-    rows = to_list(torch.cat([norms_of_sums_B[:, None], means_B3.double()], dim=1))
-    return [
-        SequenceScore(
-            num_loss_tokens=length,
-            grad_norm=norm_of_sum / length,  # of the mean, where NLL was summed
-            mean_logprob=-nll,
-            mean_entropy=entropy,
-            self_certainty=self_certainty,
-        )
-        for length, (norm_of_sum, nll, entropy, self_certainty) in zip(lengths, rows, strict=True)
-    ]
+    lengths_B = torch.tensor([rows.stop - rows.start for rows in loss_slices], device=measured.squared_norms_B.device)
+    norms_B = measured.squared_norms_B.sqrt() / lengths_B  # of the mean, where NLL was summed
+    return scores_of(measured.signals, loss_slices, norms_B)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name  # pyright: ignore[reportUnknownVariableType]
 from torch.utils._pytree import tree_leaves
 
+from vigor_service.engine.batching.shared_prefixes import KnownRows
 from vigor_service.engine.rules import OpCall, recognize
 from vigor_service.engine.rules.context import NormContext
 from vigor_service.engine.rules.linear import LinearCall
@@ -162,6 +163,19 @@ class RecordingLinears(Interception):
         output = call.plain_output(call.x)
         self.outputs[id(call.weight)] = output.flatten(0, -2).clone()  # some models add to it in place
         return output
+
+
+class CompletingLinears(Interception):
+    """Runs the model as it is, and computes only those rows of its measured linear layers that are not known."""
+
+    def __init__(self, parameters: Iterable[nn.Parameter], known_rows: KnownRows) -> None:
+        super().__init__(parameters)
+        self._known_rows = known_rows
+
+    def run_call(self, call: OpCall, plain: partial[Any]) -> Any:  # noqa: ANN401
+        if not isinstance(call, LinearCall) or not isinstance(call.weight, nn.Parameter):
+            return plain()
+        return self._known_rows.complete(call.plain_output, call.x, call.weight)[0]
 
 
 class NormInterception(Interception):

@@ -18,7 +18,13 @@ from vigor_service.engine.batching.microbatches import queues
 from vigor_service.engine.memory.activation_policy import LayerBytes, room_bytes
 from vigor_service.engine.memory.free_memory import free_bytes
 from vigor_service.engine.model.decoder import num_token_ids
-from vigor_service.engine.norms.reference import ELEMENTS_AT_ONCE, exact_score, requiring_grad, score_requiring_grad
+from vigor_service.engine.norms.reference import (
+    ELEMENTS_AT_ONCE,
+    exact_score,
+    exact_signals,
+    requiring_grad,
+    score_requiring_grad,
+)
 from vigor_service.engine.norms.replicas import replica
 from vigor_service.engine.sequences import SequenceScore, TokenSequence
 
@@ -66,6 +72,10 @@ class Reference:
             results = self._workers.run(self._score_one, work)
         scores = {sequence: score for lane in results for sequence, score in lane}
         return [scores[sequence] for sequence in sequences]
+
+    def signals(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
+        """Equal ``[exact_signals(model, sequence) for sequence in sequences]``."""
+        return [exact_signals(self._model, sequence) for sequence in sequences]
 
     def num_at_once(self, sequences: Sequence[TokenSequence]) -> int:
         """Return how many of these sequences' gradients and activations fit into memory, as many as there are lanes."""

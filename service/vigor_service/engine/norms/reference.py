@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
-from math import log, sqrt
+from math import log, nan, sqrt
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVa
 from transformers import PreTrainedModel
 
 from vigor_service.engine.ops.sums import squared_norm
-from vigor_service.engine.ops.typed_torch import gradients_of, split
+from vigor_service.engine.ops.typed_torch import gradients_of, split, to_list
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
 
 ELEMENTS_AT_ONCE = 2**24
@@ -44,25 +44,36 @@ def score_requiring_grad(
     if sequence.num_loss_tokens == 0:
         return EMPTY_SCORE
     logits_TV = loss_logits(model, sequence)
-    loss = mean_nll(logits_TV, torch.tensor(sequence.loss_targets(), device=logits_TV.device))
-    gradients = gradients_of(loss, list(parameters.values()))
+    nll_T = token_nll(logits_TV, sequence)
+    gradients = gradients_of(nll_T.mean(), list(parameters.values()))
     total = sum(squared_norm(gradient).item() for gradient in gradients if gradient is not None)
-    return SequenceScore(sequence.num_loss_tokens, sqrt(total), -loss.item(), *_signals(logits_TV.detach()))
+    return _score(sqrt(total), nll_T.detach(), logits_TV.detach())
 
 
-def mean_nll(logits_TV: Tensor, targets_T: Tensor) -> Tensor:
-    """``F.cross_entropy(logits_TV.double(), targets_T)``; float64 copies of only some rows are in memory at once.
+@torch.no_grad()
+def exact_signals(model: PreTrainedModel, sequence: TokenSequence) -> SequenceScore:
+    """Return the signals of ``exact_score``, whose norm is NaN, by a forward pass alone; the model is in eval mode."""
+    if sequence.num_loss_tokens == 0:
+        return EMPTY_SCORE
+    logits_TV = loss_logits(model, sequence)
+    return _score(nan, token_nll(logits_TV, sequence), logits_TV)
 
-    In float32 the sum over a large vocabulary is off by more than the rest of the model.
+
+def token_nll(logits_TV: Tensor, sequence: TokenSequence) -> Tensor:
+    """``F.cross_entropy(logits_TV.double(), targets_T, reduction="none")``, of the loss tokens; shape (T,).
+
+    Float64 copies of only some rows are in memory at once. In float32 the sum over a large vocabulary is off by more
+    than the rest of the model.
     """
+    targets_T = torch.tensor(sequence.loss_targets(), device=logits_TV.device)
     num_rows = _rows_at_once(logits_TV)
     if num_rows >= len(logits_TV):
-        return _nll(logits_TV, targets_T).mean()
+        return _nll(logits_TV, targets_T)
     nll_T: list[Tensor] = [
         checkpoint(_nll, rows, targets, use_reentrant=False, preserve_rng_state=False)
         for rows, targets in zip(split(logits_TV, num_rows), split(targets_T, num_rows), strict=True)
     ]
-    return torch.cat(nll_T).mean()
+    return torch.cat(nll_T)
 
 
 def _nll(logits_RV: Tensor, targets_R: Tensor) -> Tensor:
@@ -89,6 +100,19 @@ def loss_logits(model: PreTrainedModel, sequence: TokenSequence, *, runs_all_pos
 def _takes_positions(model: PreTrainedModel) -> bool:
     inner: nn.Module = getattr(model, "get_base_model", lambda: model)()  # PEFT's passes everything on
     return "logits_to_keep" in inspect.signature(inner.forward).parameters
+
+
+def _score(grad_norm: float, nll_T: Tensor, logits_TV: Tensor) -> SequenceScore:
+    entropy, self_certainty = _signals(logits_TV)
+    return SequenceScore(
+        num_loss_tokens=len(nll_T),
+        grad_norm=grad_norm,
+        mean_logprob=-nll_T.mean().item(),
+        mean_entropy=entropy,
+        self_certainty=self_certainty,
+        mean_probability=nll_T.neg().exp().mean().item(),
+        token_logprobs=to_list(-nll_T),
+    )
 
 
 def _signals(logits_TV: Tensor) -> tuple[float, float]:

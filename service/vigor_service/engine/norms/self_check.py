@@ -29,7 +29,7 @@ from vigor_service.engine.model.rotary import length_dependent
 from vigor_service.engine.model.unwrap import causal_model, text_config
 from vigor_service.engine.norms.fast import FastNorms
 from vigor_service.engine.norms.plan import self_check_ids, self_check_sequences
-from vigor_service.engine.norms.reference import loss_logits, mean_nll, requiring_grad
+from vigor_service.engine.norms.reference import loss_logits, requiring_grad, token_nll
 from vigor_service.engine.ops.dtypes import SIXTEEN_BITS
 from vigor_service.engine.ops.sums import squared_norm
 from vigor_service.engine.ops.typed_torch import gradients_of
@@ -177,9 +177,8 @@ def exact_squared_shares(
     shares: dict[str, float] = {}
     for part in in_parts(parameters):
         with requiring_grad(model, part.values()):
-            targets_T = torch.tensor(sequence.loss_targets(), device=causal_model(model).device)
-            loss = mean_nll(loss_logits(model, sequence), targets_T)
-            gradients = gradients_of(loss, list(part.values()))
+            nll_T = token_nll(loss_logits(model, sequence), sequence)
+            gradients = gradients_of(nll_T.mean(), list(part.values()))
         for name, gradient in zip(part, gradients, strict=True):
             shares[name] = 0.0 if gradient is None else squared_norm(gradient).item()
     return shares

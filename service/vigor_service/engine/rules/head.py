@@ -8,6 +8,7 @@ to the embedding's rule.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from vigor_service.engine.ops.typed_torch import apply, split, vector_norm
 from vigor_service.engine.rules.context import NormContext
 from vigor_service.engine.rules.head_shares import HeadShares, Piece
 from vigor_service.engine.rules.linear import gram_is_cheaper
-from vigor_service.engine.rules.softmax import softmax_gradient
+from vigor_service.engine.rules.softmax import softmax_gradient, softmax_signals
 
 _SLICE = 1024  # vocabulary entries
 _LARGE = 2**-5  # of a row's gradient; softmax has at most 32 such entries
@@ -101,6 +102,16 @@ def head_loss(hidden_MD: Tensor, head: Head, context: NormContext) -> tuple[Tens
     return total, HeadSignals(nll_M, entropy_M, certainty_M)
 
 
+def head_signals(hidden_MD: Tensor, head: Head, targets_M: Tensor) -> HeadSignals:
+    """Return the signals of ``head_loss``, without its gradient; logits of a bounded number of rows exist at a time."""
+    size = _rows_at_once(hidden_MD.device)
+    signals = [
+        _signals_of(head, head.raw_logits(gemm.pad_rows(rows_RD))[: len(rows_RD)], targets_R)
+        for rows_RD, targets_R in zip(split(hidden_MD, size), split(targets_M, size), strict=True)
+    ]
+    return HeadSignals(*torch.cat(signals, dim=1).unbind())
+
+
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -144,7 +155,7 @@ def _bundles(loss_slices: list[slice], head: Head, device: torch.device) -> list
 
     A bundle has a bounded number of rows, or one sequence whose norm costs less from Gram matrices of all its rows.
     """
-    most = _ROWS_AT_ONCE_CPU if device.type == "cpu" else _ROWS_AT_ONCE_GPU
+    most = _rows_at_once(device)
     bundles: list[list[Piece]] = []
     room = 0
     for rows in loss_slices:
@@ -161,6 +172,10 @@ def _bundles(loss_slices: list[slice], head: Head, device: torch.device) -> list
     return bundles
 
 
+def _rows_at_once(device: torch.device) -> int:
+    return _ROWS_AT_ONCE_CPU if device.type == "cpu" else _ROWS_AT_ONCE_GPU
+
+
 def _chunks(rows: slice, size: int) -> list[Piece]:
     starts = range(rows.start, rows.stop, size)
     return [
@@ -174,15 +189,26 @@ def _to_gradient_(head: Head, raw_TV: Tensor, targets_T: Tensor) -> Tensor:
 
     A few rows at a time on a CPU: what is computed of them stays in its cache.
     """
-    num_rows = _ROWS_ON_GPU if raw_TV.is_cuda else _ROWS_IN_CACHE
-    dtype = torch.promote_types(raw_TV.dtype, torch.float32)
     signals: list[Tensor] = []
-    for raw_RV, targets_R in zip(split(raw_TV, num_rows), split(targets_T, num_rows), strict=True):
-        logits_RV = head.transform(raw_RV.to(dtype))
+    for raw_RV, logits_RV, targets_R in _few_at_a_time(head, raw_TV, targets_T):
         gradient_RV, signals_3R = softmax_gradient(logits_RV, targets_R)
         raw_RV.copy_(head.raw_gradient_(logits_RV, gradient_RV))
         signals.append(signals_3R)
     return torch.cat(signals, dim=1)
+
+
+def _signals_of(head: Head, raw_TV: Tensor, targets_T: Tensor) -> Tensor:
+    """Return NLL, entropy, self-certainty of raw logits, shape (3, T), float64."""
+    few = _few_at_a_time(head, raw_TV, targets_T)
+    return torch.cat([softmax_signals(logits_RV, targets_R) for _, logits_RV, targets_R in few], dim=1)
+
+
+def _few_at_a_time(head: Head, raw_TV: Tensor, targets_T: Tensor) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield raw logits (R, V), the logits in float32 or wider, and targets (R,) of a few rows."""
+    num_rows = _ROWS_ON_GPU if raw_TV.is_cuda else _ROWS_IN_CACHE
+    dtype = torch.promote_types(raw_TV.dtype, torch.float32)
+    for raw_RV, targets_R in zip(split(raw_TV, num_rows), split(targets_T, num_rows), strict=True):
+        yield raw_RV, head.transform(raw_RV.to(dtype)), targets_R
 
 
 def hidden_gradient(gradient_TV: Tensor, weight_VD: Tensor) -> Tensor:

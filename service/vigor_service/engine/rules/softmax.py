@@ -28,6 +28,20 @@ def softmax_gradient(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tens
     in nats. A token whose logit is -inf adds nothing to the entropy and makes the self-certainty infinite. The target's
     entry is minus the sum of all others, which is also right where ``p - 1`` would be mostly rounding.
     """
+    weights_RV, others_R, total_R, signals_3R = _softmax(logits_RV, targets_R)
+    unit_R = (1 / total_R).to(weights_RV.dtype)
+    target_gradient_R = (-others_R * unit_R).to(weights_RV.dtype)
+    gradient_RV = weights_RV.mul_(unit_R[:, None]).scatter_(1, targets_R[:, None], target_gradient_R[:, None])
+    return gradient_RV, signals_3R
+
+
+def softmax_signals(logits_RV: Tensor, targets_R: Tensor) -> Tensor:
+    """Return the signals (3, R) of ``softmax_gradient``, without the gradient."""
+    return _softmax(logits_RV, targets_R)[-1]
+
+
+def _softmax(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the exponentials (R, V) with 0 for the target, their sum, the sum with the target's, and the signals."""
     targets_R1 = targets_R[:, None]
     shifted_RV = logits_RV - logits_RV.amax(-1, keepdim=True)
     target_logit_R = shifted_RV.gather(1, targets_R1).squeeze(1).double()
@@ -37,16 +51,12 @@ def softmax_gradient(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tens
     weighted_logits_R = _sum(shifted_RV.clamp_min_(_LOWEST).mul_(weights_RV))
     others_R = _sum(weights_RV.scatter_(1, targets_R1, 0))
     total_R = others_R + target_weight_R
-
-    unit_R = (1 / total_R).to(weights_RV.dtype)
-    target_gradient_R = (-others_R * unit_R).to(weights_RV.dtype)
-    gradient_RV = weights_RV.mul_(unit_R[:, None]).scatter_(1, targets_R1, target_gradient_R[:, None])
-
     log_total_R = total_R.log()
     self_certainty_R = log_total_R - mean_R - log(shifted_RV.shape[1])
-    return gradient_RV, torch.stack(
+    signals_3R = torch.stack(
         [log_total_R - target_logit_R, log_total_R - weighted_logits_R / total_R, self_certainty_R]
     )
+    return weights_RV, others_R, total_R, signals_3R
 
 
 def _sum(rows_RV: Tensor) -> Tensor:

@@ -287,6 +287,7 @@ def test_norms_and_weights_are_logged(service: GatheringService) -> None:
     call(reward, prompts=["1"] * 2, ids=[[5], [8]], log_metric=told.log, log_extra=told.log)
     assert told == {
         "scaled_grad_norm": [[5.0, 8.0]],
+        "rank": [[1.0, 2.0]],
         "vigor/weight_version": [7.0],
         "vigor/num_unscored": [0.0],
         "vigor/mean_scaled_grad_norm": [6.5],

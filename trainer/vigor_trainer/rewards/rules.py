@@ -1,0 +1,106 @@
+"""The built-in rewards, each from what is known of one whole group. Pure: no TRL, no processes, no client.
+
+Within a group the intrinsic rewards are ranks, from 1 (best) to -1; those of answers are 1 or 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from random import Random
+from statistics import fmean
+
+from vigor_client import CompletionScore, rank_rewards, ranks
+from vigor_client.schemas.scoring import ComputeName, TieRule
+from vigor_trainer.config import BuiltinName
+from vigor_trainer.data.answers import Judged, majority, same_answer
+
+NEED_ANSWERS: tuple[BuiltinName, ...] = ("verifier",)
+
+
+@dataclass(frozen=True, slots=True)
+class RuleOptions:
+    """How scores become rewards.
+
+    ``sqrt_length``: norms times √T, as published, or as they are. ``rank``: ranks, or the negative norms themselves.
+    ``min_spread``: a group whose norms differ by less than this share of their mean gets 0.
+    """
+
+    ties: TieRule = "average"
+    sqrt_length: bool = True
+    rank: bool = True
+    min_spread: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredGroup:
+    """The completions of one prompt: their scores and what they answer. ``seed`` is the group's own."""
+
+    scores: Sequence[CompletionScore]
+    judged: Sequence[Judged]
+    seed: str
+
+
+def rewards_of(name: BuiltinName, group: ScoredGroup, options: RuleOptions) -> list[float]:
+    """Return one reward per completion."""
+    if name in _SIGNALS:
+        return _ranked([_SIGNALS[name](score) for score in group.scores], options.ties)
+    match name:
+        case "vigor":
+            return _of_norms([_norm(score, options) for score in group.scores], options)
+        case "verifier":
+            return [float(judged.is_correct or False) for judged in group.judged]
+        case "majority":
+            return _of_majority([judged.final for judged in group.judged])
+        case "format":
+            return [float(judged.is_boxed) for judged in group.judged]
+        case _:
+            return _shuffled_ranks(len(group.scores), group.seed)
+
+
+def needed_parts(names: Sequence[str]) -> tuple[ComputeName, ...]:
+    """Return what the service must compute for these rewards; without `vigor` no gradient."""
+    return ("norm", "signals") if "vigor" in names else ("signals",)
+
+
+_SIGNALS: Mapping[BuiltinName, Callable[[CompletionScore], float | None]] = {
+    "self_certainty": lambda score: _negative(score.self_certainty),
+    "entropy": lambda score: score.mean_entropy,
+    "logprob": lambda score: _negative(score.mean_logprob),
+    "p_norm": lambda score: _negative(score.p_norm),
+    "trajectory_logprob": lambda score: _negative(score.sum_logprob),
+}
+"""What is ranked: small is good."""
+
+
+def _negative(value: float | None) -> float | None:
+    return None if value is None else -value
+
+
+def _norm(score: CompletionScore, options: RuleOptions) -> float | None:
+    return score.scaled_grad_norm if options.sqrt_length else score.grad_norm
+
+
+def _of_norms(norms: Sequence[float | None], options: RuleOptions) -> list[float]:
+    present = [norm for norm in norms if norm is not None]
+    if not present or max(present) - min(present) < options.min_spread * fmean(present):
+        return [0.0] * len(norms)
+    if options.rank:
+        return _ranked(norms, options.ties)
+    return [-(max(present) if norm is None else norm) for norm in norms]  # what has no norm is as bad as the worst
+
+
+def _ranked(values: Sequence[float | None], ties: TieRule) -> list[float]:
+    return rank_rewards(ranks(values, ties=ties))
+
+
+def _of_majority(finals: Sequence[str | None]) -> list[float]:
+    voted = majority(finals)
+    return [float(final is not None and voted is not None and same_answer(voted, final)) for final in finals]
+
+
+def _shuffled_ranks(num_completions: int, seed: str) -> list[float]:
+    """Return the rank rewards of a random order: what every other reward has to beat, with the same variance."""
+    order = [float(rank) for rank in range(1, num_completions + 1)]
+    Random(seed).shuffle(order)  # noqa: S311 - nothing secret
+    return rank_rewards(order)
