@@ -24,7 +24,7 @@ class Stopping(FakeService):
         raise ConnectionError(f"the service is gone, {len(groups)} group was not scored")
 
 
-def reward_of_my_completion(service: FakeService) -> float:
+def reward_of_my_completion(service: FakeService) -> float | None:
     me = PartialState().process_index
     with Publisher(service) as publisher:
         publisher.begin(lambda: {"weight": torch.ones(1)}, 0)
@@ -41,6 +41,7 @@ def reward_of_my_completion(service: FakeService) -> float:
             generate_seconds=[1.0],
             trainer_state=TrainerState(),
             log_metric=lambda _name, _value: None,
+            log_extra=lambda _column, _values: None,
         )
     return mine
 

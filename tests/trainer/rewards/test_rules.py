@@ -70,7 +70,7 @@ def test_a_group_whose_norms_hardly_differ_gets_nothing(min_spread: float, is_co
 )
 def test_a_signal_is_ranked_in_the_direction_of_confidence(name: Any, field: str, large_is_good: bool) -> None:  # noqa: ANN401
     values = [0.3, 0.1, 0.7, 0.2]
-    scores = [score(**{field: value}) for value in values]
+    scores = [score().model_copy(update={field: value}) for value in values]
     expected = rank_rewards(ranks([-value for value in values] if large_is_good else values))
     assert rewards_of(name, group(*scores), RuleOptions()) == expected
 
