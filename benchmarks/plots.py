@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -155,16 +155,31 @@ def _overlap(report: Report) -> Figure:
     axes = figure.subplots()
     table = report.table("rounds")
     names = [f"up to {row['tokens']} tokens" for row in table.rows]
-    parts = ("generate_seconds", "publish_seconds", "wait_seconds")
-    for offset, key, colour in zip((-0.25, 0, 0.25), parts, (_BLUE, _ORANGE, _RED), strict=True):
-        positions = [index + offset for index in range(len(names))]
-        bars = axes.bar(positions, _numbers(table, key), 0.25, color=colour, label=table.columns[key][0])
+    parts = {"generate_seconds": _BLUE, "publish_seconds": _ORANGE, "wait_seconds": _RED}
+    _side_by_side(axes, table, names, parts)
+    return figure
+
+
+def _signals(report: Report) -> Figure:
+    figure = Figure(figsize=(8, 2.6), layout="constrained")
+    axes = figure.subplots()
+    table = report.table("one group")
+    names = [str(row["workload"]) for row in table.rows]
+    _side_by_side(axes, table, names, {"norm_seconds": _BLUE, "signals_seconds": _ORANGE})
+    return figure
+
+
+def _side_by_side(axes: Axes, table: Table, names: list[str], colours: Mapping[str, str]) -> None:
+    """Draw seconds: for each row a bar of each of these columns."""
+    width = 0.75 / len(colours)
+    for number, (key, colour) in enumerate(colours.items()):
+        positions = [index + (number - (len(colours) - 1) / 2) * width for index in range(len(names))]
+        bars = axes.bar(positions, _numbers(table, key), width, color=colour, label=table.columns[key][0])
         axes.bar_label(bars, fmt="{:.2f}", padding=2, color=_GREY)
     axes.set_xticks(range(len(names)), names)
     axes.set(ylabel="seconds")
     axes.margins(y=0.2)
     axes.legend()
-    return figure
 
 
 def _serving(report: Report) -> Figure:
@@ -209,6 +224,7 @@ def _numbers(table: Table, key: str) -> list[float]:
 
 PLOTS: dict[str, Callable[[Report], Figure]] = {
     "engine": _engine,
+    "signals": _signals,
     "growth": _growth,
     "endurance": _endurance,
     "long-sequences": _long_sequences,

@@ -1,4 +1,4 @@
-"""The data to train on: tasks, prompts as TRL hands them to the template, and prompts too long to score.
+"""The data to train on: tasks, prompts as TRL hands them to the template, and whether an answer is correct.
 
 It knows files and tokenizers, and no service.
 """
