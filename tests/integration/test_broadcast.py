@@ -54,6 +54,12 @@ def _ends_are_preloaded() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def real_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have both ends load torch themselves: a kill then meets the process that it is meant for, and not its starter."""
+    monkeypatch.delenv(SERVER_VARIABLE)
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveService]:
     with live_service(tmp_path_factory.mktemp("staging"), allow_broadcast=True, max_upload_bytes=1 << 26) as running:
@@ -167,8 +173,8 @@ def refusal(answer: httpx.Response) -> tuple[int, str, str]:
 # -------------------------------------------------------------------------------------------- what arrives
 
 
-def test_a_broadcast_ends_with_the_trainers_weights(service: LiveService, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(SERVER_VARIABLE)  # once both ends load torch themselves
+@pytest.mark.usefixtures("real_ends")
+def test_a_broadcast_ends_with_the_trainers_weights(service: LiveService) -> None:
     tensors = trained(service)
     published = publish(service, tensors, transport=Broadcast())
     assert published.encoding == "full"
@@ -426,6 +432,7 @@ def test_a_process_that_closes_its_pipe_and_does_not_end_is_an_error_in_time() -
             process.send([bytes(1 << 21)])
 
 
+@pytest.mark.usefixtures("real_ends")
 def test_a_trainer_that_is_killed_half_way_leaves_nothing_behind(service: LiveService) -> None:
     with nothing_changes(service):
         command = [sys.executable, "-c", TRAINER, str(service.http.base_url)]
@@ -438,6 +445,7 @@ def test_a_trainer_that_is_killed_half_way_leaves_nothing_behind(service: LiveSe
         assert service.http.delete(f"{UPDATES}/{open_one}").status_code == 204
 
 
+@pytest.mark.usefixtures("real_ends")
 def test_a_sender_that_is_killed_half_way_is_named_by_file_and_byte(service: LiveService) -> None:
     data, norms = bytes(range(256)) * 160_000, service.norms()
     path = opened(service, data)
@@ -468,6 +476,7 @@ def _staged(service: LiveService) -> list[int]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("real_ends")
 def test_a_trainer_whose_service_is_killed_gets_an_error(tmp_path: Path) -> None:
     checkpoint = save_tiny_checkpoint(tmp_path / "checkpoint")
     tensors = {name: tensor + 0.5 for name, tensor in load_file(checkpoint / "model.safetensors").items()}

@@ -32,14 +32,14 @@ class ForkServer:
             poll = select.poll()
             for file in (self.listener.fileno(), *self.connections, *self.processes):
                 poll.register(file, select.POLLIN)
-            for file, _ in poll.poll():
-                if file == self.listener.fileno():
-                    connection = self.listener.accept()[0]
-                    self.connections[connection.fileno()] = connection
-                elif file in self.processes:
-                    self._tell_the_end(file)
-                elif file in self.connections and (program := self._hear(self.connections[file])):
-                    return program
+            file = poll.poll()[0][0]  # one at a time: a number may mean another file once one was closed
+            if file == self.listener.fileno():
+                connection = self.listener.accept()[0]
+                self.connections[connection.fileno()] = connection
+            elif file in self.processes:
+                self._tell_the_end(file)
+            elif program := self._hear(self.connections[file]):
+                return program
             if not self.connections:
                 return None
 
