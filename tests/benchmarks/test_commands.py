@@ -6,7 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import deltas, endurance, engine, growth, long_sequences, metrics_cost, overlap, serving, weights
+from benchmarks import (
+    deltas,
+    endurance,
+    engine,
+    growth,
+    long_sequences,
+    metrics_cost,
+    overlap,
+    serving,
+    signals,
+    weights,
+)
 from benchmarks.contestants import CONTESTANTS, ENGINE
 from benchmarks.plots import PLOTS, digest
 from benchmarks.publish import PLACE, main
@@ -126,6 +137,15 @@ def test_the_service_is_put_under_load(results: Path) -> None:
     (row,) = report.table("overload").rows
     assert (row["other"], row["without_retry_after"], row["queued"]) == (0, 0, 0)
     assert row["ok"]
+
+
+def test_what_scores_cost_without_a_gradient_is_reported(results: Path) -> None:
+    arguments = ["--workload", "tiny,3,4,3,9", "--device", "cpu", "--rounds", "2"]
+    report = signals.main([*arguments, "--out", str(results / "signals_try")])
+    (row,) = report.table("one group").rows
+    assert row["ratio"]
+    assert isinstance(difference := row["difference"], float)
+    assert difference < 1e-4
 
 
 @pytest.mark.slow
