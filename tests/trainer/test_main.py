@@ -15,7 +15,7 @@ from tests.support.preloaded_process import preloaded
 from tests.support.tiny_models import save_tiny_checkpoint
 from tests.trainer.example_records import example_record
 from vigor_trainer.__main__ import main
-from vigor_trainer.monitoring.records import RecordFile, read_records
+from vigor_trainer.monitoring.records import read_records, round_file
 
 # TRL 1.16 still uses the names that transformers 5.23 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
@@ -125,7 +125,7 @@ def test_what_cannot_begin_is_one_line_and_leaves_the_last_runs_records(
     flags: list[str], complaint: str, service: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model, run_directory = save_tiny_checkpoint(tmp_path / "model"), tmp_path / "run"
-    RecordFile(run_directory).append(example_record(0))
+    round_file(run_directory).append(example_record(0))
     capsys.readouterr()
     common = ["--model", str(model), "--output_dir", str(run_directory), "--max_completion_length", "1"]
     trl = [

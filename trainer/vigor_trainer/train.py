@@ -20,7 +20,7 @@ from vigor_trainer.config import BUILTINS, Arguments, BuiltinName, VigorArgument
 from vigor_trainer.data.prompt_lengths import fitting_prompts, prompt_counter
 from vigor_trainer.data.tasks import Example, TaskSource, as_dataset, read_task
 from vigor_trainer.errors import InvalidModelError, UnsupportedSettingError
-from vigor_trainer.monitoring.line_file import Resumption
+from vigor_trainer.monitoring.record_file import Resumption
 from vigor_trainer.monitoring.run_files import RunFiles
 from vigor_trainer.resume import Checkpoint, find_checkpoint
 from vigor_trainer.rewards.custom import CustomReward, load_reward

@@ -135,7 +135,7 @@ class ScoringOptions(WeightOptions):
 
     @model_validator(mode="after")
     def _check_reward_is_computed(self) -> Self:
-        needed = "norm" if self.reward == "vigor" else "signals"
+        needed = compute_for(self.reward)[0]
         if needed not in self.compute:
             raise ValueError(f"the reward `{self.reward}` ranks one of the {needed}: add `{needed}` to `compute`")
         if len(set(self.compute)) < len(self.compute):

@@ -9,7 +9,7 @@ import pytest
 
 from tests.trainer.example_records import example_completion, example_record
 from vigor_trainer.monitoring.completions import COMPLETIONS_FILE, read_completions
-from vigor_trainer.monitoring.line_file import Resumption
+from vigor_trainer.monitoring.record_file import Resumption
 from vigor_trainer.monitoring.records import read_records
 from vigor_trainer.monitoring.run_files import RunFiles
 

@@ -18,6 +18,7 @@ from vigor_trainer.monitoring.records import RoundRecord
 from vigor_trainer.rewards.custom import CustomReward
 from vigor_trainer.rewards.groups import ScoreOptions
 from vigor_trainer.rewards.round_rewards import RoundRewards
+from vigor_trainer.rewards.rules import RuleOptions
 from vigor_trainer.weights.publisher import Publisher
 
 
@@ -76,9 +77,9 @@ def test_the_smaller_norm_of_each_group_is_rewarded() -> None:
 
 def test_the_request_carries_the_options_and_the_publication() -> None:
     service = FakeService()
-    Call(service, ScoreOptions(truncated="worst", wait_seconds=3.0))()
+    Call(service, ScoreOptions(rules=RuleOptions(ties="ordinal"), truncated="worst", wait_seconds=3.0), "entropy")()
     [request] = service.requests
-    assert (request.reward, request.truncated, request.wait_seconds) == ("vigor", "worst", 3)
+    assert (request.reward, request.ties, request.truncated, request.wait_seconds) == ("logprob", "ordinal", "worst", 3)
     assert (request.weight_version, request.weight_digest) == (5, service.weight_digest)
 
 

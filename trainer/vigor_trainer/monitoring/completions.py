@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from vigor_trainer.monitoring.line_file import LineFile, Resumption, read_lines
-from vigor_trainer.monitoring.records import record_of
+from vigor_trainer.monitoring.record_file import RecordFile, Resumption, records_in
 
 COMPLETIONS_FILE = "completions.jsonl"
 
@@ -41,22 +40,9 @@ class CompletionRecord:
     weight_version: int
 
 
-class CompletionFile:
-    """Appends records to `completions.jsonl` in a run's directory, those of a round together.
-
-    Raises:
-        ValueError: a resumed run's file holds something else than records; names the line.
-    """
-
-    def __init__(self, directory: Path, resumption: Resumption | None = None) -> None:
-        self._file = LineFile(directory / COMPLETIONS_FILE, resumption)
-        if resumption is not None:
-            for _ in read_completions(directory):
-                pass
-
-    def append(self, records: Sequence[CompletionRecord]) -> None:
-        """Add the lines of one round."""
-        self._file.append(map(asdict, records))
+def completion_file(directory: Path, resumption: Resumption | None = None) -> RecordFile[CompletionRecord]:
+    """Return `completions.jsonl` in a run's directory, to append to. Raises as ``RecordFile``."""
+    return RecordFile(directory / COMPLETIONS_FILE, CompletionRecord, resumption)
 
 
 def read_completions(directory: Path) -> Iterator[CompletionRecord]:
@@ -65,5 +51,4 @@ def read_completions(directory: Path) -> Iterator[CompletionRecord]:
     Raises:
         ValueError: a line is not a record; names it.
     """
-    for place, line in read_lines(directory / COMPLETIONS_FILE):
-        yield record_of(CompletionRecord, place, line)
+    return records_in(directory / COMPLETIONS_FILE, CompletionRecord)

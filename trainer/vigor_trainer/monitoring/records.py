@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import Literal
 
-from vigor_trainer.monitoring.line_file import LineFile, Resumption, read_lines
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
+from vigor_trainer.monitoring.record_file import RecordFile, Resumption, records_in
 
 RECORDS_FILE = "rounds.jsonl"
-Record = TypeVar("Record", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,21 +36,9 @@ class RoundRecord:
     score_seconds: float
 
 
-class RecordFile:
-    """Appends records to `rounds.jsonl` in a run's directory, each visible as soon as it is written.
-
-    Raises:
-        ValueError: a resumed run's file holds something else than records; names the line.
-    """
-
-    def __init__(self, directory: Path, resumption: Resumption | None = None) -> None:
-        self._file = LineFile(directory / RECORDS_FILE, resumption)
-        if resumption is not None:
-            read_records(directory)
-
-    def append(self, record: RoundRecord) -> None:
-        """Add a line."""
-        self._file.append([asdict(record)])
+def round_file(directory: Path, resumption: Resumption | None = None) -> RecordFile[RoundRecord]:
+    """Return `rounds.jsonl` in a run's directory, to append to. Raises as ``RecordFile``."""
+    return RecordFile(directory / RECORDS_FILE, RoundRecord, resumption)
 
 
 def read_records(directory: Path) -> list[RoundRecord]:
@@ -64,15 +47,4 @@ def read_records(directory: Path) -> list[RoundRecord]:
     Raises:
         ValueError: a line is not a record; names it.
     """
-    return [record_of(RoundRecord, place, line) for place, line in read_lines(directory / RECORDS_FILE)]
-
-
-def record_of(kind: type[Record], place: str, line: Mapping[str, Any]) -> Record:
-    """Return the fields of a line as a record of this kind, a dataclass.
-
-    Raises:
-        ValueError: it has other fields; names the place.
-    """
-    if set(line) != {field.name for field in fields(kind)}:
-        raise ValueError(f"{place}: not a record of this version of vigor-trainer")
-    return kind(**line)
+    return list(records_in(directory / RECORDS_FILE, RoundRecord))

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from vigor_trainer.monitoring.completions import CompletionFile, CompletionRecord
-from vigor_trainer.monitoring.line_file import Resumption
-from vigor_trainer.monitoring.records import RecordFile, RoundRecord
+from vigor_trainer.monitoring.completions import CompletionRecord, completion_file
+from vigor_trainer.monitoring.record_file import Resumption
+from vigor_trainer.monitoring.records import RoundRecord, round_file
 
 
 class RunFiles:
@@ -18,10 +18,10 @@ class RunFiles:
     """
 
     def __init__(self, directory: Path, resumption: Resumption | None = None) -> None:
-        self._rounds = RecordFile(directory, resumption)
-        self._completions = CompletionFile(directory, resumption)
+        self._rounds = round_file(directory, resumption)
+        self._completions = completion_file(directory, resumption)
 
     def append(self, record: RoundRecord, completions: Sequence[CompletionRecord]) -> None:
         """Add what a round gave."""
-        self._completions.append(completions)
+        self._completions.append(*completions)
         self._rounds.append(record)

@@ -17,7 +17,7 @@ from vigor_client import CompletionScore, Group, GroupScore, PublishResult, Scor
 from vigor_client.integrations.trl.distributed import gather_from_all, on_main_process, process_rank
 from vigor_client.integrations.trl.metrics import METRICS, NORM_COLUMN, RANK_COLUMN, log_metrics, mean, score_metrics
 from vigor_client.integrations.trl.round import Round
-from vigor_client.schemas.scoring import ComputeName, FinishReason, RewardName, TruncatedRule
+from vigor_client.schemas.scoring import ComputeName, FinishReason, RewardName, TieRule, TruncatedRule
 from vigor_trainer.config import BuiltinName
 from vigor_trainer.data.answers import judge
 from vigor_trainer.data.prompts import Prompt
@@ -26,7 +26,7 @@ from vigor_trainer.monitoring.completions import CompletionRecord
 from vigor_trainer.monitoring.records import RoundRecord
 from vigor_trainer.rewards.custom import CustomReward
 from vigor_trainer.rewards.groups import SampledCompletion, ScoreOptions, whole_round
-from vigor_trainer.rewards.rules import ScoredGroup, needed_parts, rewards_of
+from vigor_trainer.rewards.rules import ScoredGroup, asked_reward, needed_parts, rewards_of
 
 if TYPE_CHECKING:
     from transformers import TrainerState
@@ -69,6 +69,7 @@ class ScoringClient(Protocol):
         wait_seconds: float,
         compute: Sequence[ComputeName],
         reward: RewardName,
+        ties: TieRule,
         truncated: TruncatedRule,
     ) -> ScoreResponse: ...
 
@@ -193,7 +194,8 @@ class RoundRewards:
             weight_digest=publication.weight_digest,
             wait_seconds=self._options.wait_seconds,
             compute=needed_parts(self._builtins),
-            reward="vigor" if self._has_norms else "logprob",
+            reward=asked_reward(self._builtins),
+            ties=self._options.rules.ties,
             truncated=self._options.truncated,
         ).groups
 

@@ -11,7 +11,7 @@ from random import Random
 from statistics import fmean
 
 from vigor_client import CompletionScore, rank_rewards, ranks
-from vigor_client.schemas.scoring import ComputeName, TieRule
+from vigor_client.schemas.scoring import ComputeName, RewardName, TieRule, compute_for
 from vigor_trainer.config import BuiltinName
 from vigor_trainer.data.answers import Judged, majority, same_answer
 
@@ -58,9 +58,14 @@ def rewards_of(name: BuiltinName, group: ScoredGroup, options: RuleOptions) -> l
             return _shuffled_ranks(len(group.scores), group.seed)
 
 
+def asked_reward(names: Sequence[str]) -> RewardName:
+    """Return what the service is asked to rank: it must be computed."""
+    return "vigor" if "vigor" in names else "logprob"
+
+
 def needed_parts(names: Sequence[str]) -> tuple[ComputeName, ...]:
     """Return what the service must compute for these rewards; without `vigor` no gradient."""
-    return ("norm", "signals") if "vigor" in names else ("signals",)
+    return compute_for(asked_reward(names))
 
 
 _SIGNALS: Mapping[BuiltinName, Callable[[CompletionScore], float | None]] = {
