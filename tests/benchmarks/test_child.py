@@ -12,6 +12,7 @@ import torch
 from benchmarks.child import in_child
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="memory is not bounded where a driver maps more than it uses")
 def test_the_memory_of_a_child_is_bounded_below_that_of_the_machine() -> None:
     limit, _ = in_child(resource.getrlimit, resource.RLIMIT_DATA)

@@ -56,6 +56,7 @@ def test_who_did_not_run_has_no_numbers() -> None:
     assert refused.difference(ENGINE) is None
 
 
+@pytest.mark.slow
 def test_who_refuses_once_is_not_asked_again() -> None:
     workload = Workload("w", "tiny", 2, 4, 2, 3)  # tied weights: Opacus refuses them, where it is installed
     opacus = Contestant("Opacus ghost norms", 64)

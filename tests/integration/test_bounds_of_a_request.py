@@ -19,7 +19,7 @@ from vigor_client.schemas.scoring import MAX_COMPLETIONS, MAX_COMPLETIONS_PER_GR
 MIB = 1 << 20
 BODY_BYTES = 15 * MIB
 HELD_BYTES = 64 * MIB
-NUM_WAITING, WAIT_SECONDS = 24, 8
+NUM_WAITING, WAIT_SECONDS = 24, 5
 ANSWERED_SECONDS = 0.1
 REFUSED = {400, 413, 422}
 NUM_ATTEMPTS = 3  # what a shared host takes is counted as the process's own: the least disturbed one tells

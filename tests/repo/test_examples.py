@@ -27,7 +27,7 @@ DOCUMENTED_URL = "http://127.0.0.1:8000"
 READY_SECONDS = 400.0  # the embedded model may have to be fetched first
 MARGIN = 1.2  # how much larger the scaled norm of the next completion is at least
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

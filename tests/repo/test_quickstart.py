@@ -43,6 +43,7 @@ def test_the_quickstarts_block_waits_for_the_service_that_it_starts(model: Path,
     assert f"\nstate     ready\nmodel     {model.name} " in done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU: the recipe's settings are used")
 def test_the_readmes_command_trains_without_a_gpu(model: Path, tmp_path: Path) -> None:
     ((command, flags),) = re.findall(r"`(vigor-trainer) (--reward-url [^`]+)`", (ROOT / "README.md").read_text())

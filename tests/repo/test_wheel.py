@@ -13,6 +13,8 @@ ROOT = Path(__file__).parents[2]
 HEAVY = ("fastapi", "numpy", "safetensors", "torch", "transformers", "trl", "uvicorn", "xxhash")
 TIMEOUT_SECONDS = 120
 
+pytestmark = pytest.mark.slow
+
 LOOK_AROUND = f"""
 import importlib.util, json, sys
 import vigor_client

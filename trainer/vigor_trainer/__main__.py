@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib import import_module
 from io import TextIOWrapper
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from vigor_trainer.config import Arguments
 
 EXIT_STOPPED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
+
+TRAIN = "vigor_trainer.train"
+COMMANDS: dict[str, str] = {}
+"""The commands beside training, each with the module whose ``main`` takes the flags that follow its name."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,23 +29,24 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # the run goes on where the terminal cannot show a name
     # TRL 1.16 uses the names that transformers 5.23 deprecates, in every run and whatever the user does.
     warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
+    given = list(sys.argv[1:] if argv is None else argv)
+    module = COMMANDS.get(given[0]) if given else None
     try:
-        from vigor_trainer.config import parse_arguments
+        command: Callable[[Sequence[str]], None] = import_module(module or TRAIN).main
     except ModuleNotFoundError as error:
         hint = "pip install '.[trainer]' in a checkout of vigor-rl"
         print(f"vigor-trainer needs {error.name}: {hint}", file=sys.stderr)
         return EXIT_USAGE
-    return _run(parse_arguments(sys.argv[1:] if argv is None else argv))
+    return _run(command, given[1:] if module else given)
 
 
-def _run(arguments: Arguments) -> int:
+def _run(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     from vigor_client import VigorError
     from vigor_client.integrations.trl.errors import UnsupportedTrlError
     from vigor_trainer.errors import InvalidModelError, InvalidTaskError, TrainerError, UnsupportedSettingError
-    from vigor_trainer.train import run
 
     try:
-        run(arguments)
+        command(argv)
     except (InvalidModelError, InvalidTaskError, UnsupportedSettingError, UnsupportedTrlError) as error:
         return _stopped(error, EXIT_USAGE)
     except (TrainerError, VigorError, OSError) as error:  # OSError: the disk is full, a directory was removed

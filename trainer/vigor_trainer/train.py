@@ -16,7 +16,14 @@ from vigor_client.integrations.trl.trl_shape import READ_BY_VIGOR_TRAINER, check
 from vigor_client.models.embedded import embedded_model_dir
 from vigor_client.transport.key_file import read_key
 from vigor_trainer.building import building
-from vigor_trainer.config import BUILTINS, Arguments, BuiltinName, VigorArguments, describe_cpu_settings
+from vigor_trainer.config import (
+    BUILTINS,
+    Arguments,
+    BuiltinName,
+    VigorArguments,
+    describe_cpu_settings,
+    parse_arguments,
+)
 from vigor_trainer.data.prompt_lengths import fitting_prompts, prompt_counter
 from vigor_trainer.data.tasks import Example, TaskSource, as_dataset, read_task
 from vigor_trainer.errors import InvalidModelError, UnsupportedSettingError
@@ -35,6 +42,11 @@ if TYPE_CHECKING:
     from datasets import Dataset  # pyright: ignore[reportMissingTypeStubs] - it has none
 
 _DTYPES_OF_16_BITS = ("bfloat16", "float16")
+
+
+def main(argv: Sequence[str]) -> None:
+    """Train as the command line says. Raises as ``run``; a wrong command line ends the program with code 2."""
+    run(parse_arguments(argv))
 
 
 def run(arguments: Arguments) -> None:
