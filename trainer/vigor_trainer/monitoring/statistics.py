@@ -1,9 +1,12 @@
-"""Statistics of a scored round, in plain Python: how reward and length are correlated. Knows no TRL and no wire."""
+"""Statistics of groups of completions, in plain Python: what runs, evaluations, audits and reports show.
+
+Knows no TRL and no wire.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from math import sqrt
+from math import comb, sqrt
 from statistics import fmean
 
 
@@ -24,6 +27,37 @@ def correlation_within_groups(groups: Iterable[tuple[Sequence[float], Sequence[f
     if scale == 0:
         return None
     return max(-1.0, min(1.0, sum(a * b for a, b in zip(x, y, strict=True)) / scale))
+
+
+def ordered_pairs(values: Sequence[float], is_correct: Sequence[bool]) -> tuple[float, int]:
+    """Return the number of pairs whose correct completion has a larger value than the wrong one, and that of all pairs.
+
+    A pair of equal values counts half. The first over the second is the area under the ROC curve (AUC): 1 where each
+    correct completion has a larger value than each wrong one, 0.5 by chance.
+    """
+    correct = [value for value, right in zip(values, is_correct, strict=True) if right]
+    wrong = [value for value, right in zip(values, is_correct, strict=True) if not right]
+    won = sum(float(a > b) + 0.5 * (a == b) for a in correct for b in wrong)
+    return won, len(correct) * len(wrong)
+
+
+def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Return the chance that at least one of k of the samples, drawn without replacement, is correct.
+
+    Equals ``1 - comb(n - c, k) / comb(n, k)`` (arXiv 2107.03374).
+
+    Raises:
+        ValueError: k is not between 1 and the number of samples.
+    """
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"k is {k}: give 1 to {num_samples}")
+    return 1.0 - comb(num_samples - num_correct, k) / comb(num_samples, k)
+
+
+def repetition(ids: Sequence[int], n: int = 3) -> float:
+    """Return the share of a completion's n-grams of tokens that stood in it before; 0 where it has none."""
+    grams = [tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)]
+    return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def _centred(values: Sequence[float]) -> list[float]:
