@@ -292,7 +292,7 @@ def test_the_log_names_every_phase_of_loading(service: ServiceProcess) -> None:
 
 
 def test_sigterm_lets_admitted_requests_finish_and_ends_with_zero(checkpoint: Path, tmp_path: Path) -> None:
-    groups = [{"prompt_ids": [index], "completions": [[token] * 60 for token in range(16)]} for index in range(6)]
+    groups = [{"prompt_ids": [index], "completions": [[token] * 60 for token in range(16)]} for index in range(4)]
     with (
         service_process(tmp_path, "--model", str(checkpoint), preloaded=False) as service,
         ThreadPoolExecutor(1) as pool,
