@@ -1,0 +1,55 @@
+"""Two-digit sums with scratch work, as somebody writes it who makes known mistakes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from itertools import product
+from pathlib import Path
+from random import Random
+
+NUMBERS = range(10, 100)
+CHARACTERS = "0123456789+=?\n"
+MAX_WORK_CHARACTERS = len("9+9=18\n9+9+1=19\n199")
+SLIP_RATE = 0.33
+"""Share of the two sums of a work that are written wrong: 45 % of the answers are right."""
+DROPPED_CARRY_RATE = 0.65
+
+Worker = Callable[[int, int, Random], str]
+"""Writes the scratch work and the answer of one sum."""
+
+
+def prompt_of(left: int, right: int) -> str:
+    """Return the question, as it stands before each completion."""
+    return f"{left}+{right}=?\n"
+
+
+def with_random_slips(left: int, right: int, draw: Random) -> str:
+    """Return work in which each of the two sums is, at random, another number; what follows is consistent with it."""
+    units = _slip(left % 10 + right % 10, draw)
+    carry = min(units // 10, 1)
+    return _work(left, right, units, carry, _slip(left // 10 + right // 10 + carry, draw))
+
+
+def with_dropped_carries(left: int, right: int, draw: Random) -> str:
+    """Return work that drops most carries: where there is one, a wrong answer is more frequent than the truth."""
+    units = left % 10 + right % 10
+    carry = units // 10 if draw.random() >= DROPPED_CARRY_RATE else 0
+    return _work(left, right, units, carry, left // 10 + right // 10 + carry)
+
+
+def write_questions(path: Path) -> None:
+    """Write every sum of two two-digit numbers with its answer, in the form of ``--dataset``."""
+    rows = ({"question": prompt_of(a, b), "answer": str(a + b)} for a, b in product(NUMBERS, repeat=2))
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def _work(left: int, right: int, units: int, carry: int, tens: int) -> str:
+    columns = f"{left // 10}+{right // 10}" + (f"+{carry}" if carry else "")
+    return f"{left % 10}+{right % 10}={units}\n{columns}={tens}\n{10 * tens + units % 10}"
+
+
+def _slip(total: int, draw: Random) -> int:
+    if draw.random() >= SLIP_RATE:
+        return total
+    return draw.choice([other for other in range(20) if other != total])

@@ -1,0 +1,89 @@
+"""What a run's completions say, window of steps after window: accuracy, AUC of the reward, length, entropy, repetition.
+
+Every prompt of the arithmetic runs is new when it is sampled, so that the accuracy of a window is one on questions that
+were not trained on.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean
+
+from vigor_trainer.monitoring.completions import CompletionRecord, read_completions
+from vigor_trainer.monitoring.statistics import ordered_pairs, repetition
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """The completions of a few steps. ``auc`` is that of the reward within groups; None without a pair to order."""
+
+    first_step: int
+    num_completions: int
+    accuracy: float
+    auc: float | None
+    mean_tokens: float
+    clipped: float
+    mean_entropy: float  # nats
+    repetition: float
+    distinct: float  # share of a group's completions that are not the same as another
+
+
+@dataclass(frozen=True, slots=True)
+class RunCurve:
+    """A run, window after window, the last one as it ended."""
+
+    windows: list[Window]
+
+    @property
+    def last(self) -> Window:
+        return self.windows[-1]
+
+
+def curve_of(directory: Path, reward: str, window: int) -> RunCurve:
+    """Summarize a run's `completions.jsonl`."""
+    by_window: dict[int, list[CompletionRecord]] = defaultdict(list)
+    for record in read_completions(directory):
+        by_window[record.step // window].append(record)
+    return RunCurve([_window(number * window, by_window[number], reward) for number in sorted(by_window)])
+
+
+def write_curve(path: Path, curve: RunCurve) -> None:
+    """Write a curve, whole or not at all."""
+    partial = path.with_suffix(".partial")
+    partial.write_text(json.dumps(asdict(curve)) + "\n")
+    partial.replace(path)
+
+
+def read_curve(path: Path) -> RunCurve:
+    """Read what ``write_curve`` wrote."""
+    return RunCurve([Window(**window) for window in json.loads(path.read_text())["windows"]])
+
+
+def _window(first_step: int, records: Sequence[CompletionRecord], reward: str) -> Window:
+    groups: dict[tuple[int, int], list[CompletionRecord]] = defaultdict(list)
+    for record in records:
+        groups[record.step, record.group].append(record)
+    return Window(
+        first_step=first_step,
+        num_completions=len(records),
+        accuracy=fmean(float(record.is_correct or False) for record in records),
+        auc=_auc(list(groups.values()), reward),
+        mean_tokens=fmean(record.num_tokens for record in records),
+        clipped=fmean(float(record.finish_reason == "length") for record in records),
+        mean_entropy=fmean(record.mean_entropy or 0.0 for record in records),
+        repetition=fmean(repetition(record.completion_ids) for record in records),
+        distinct=fmean(len({record.completion for record in group}) / len(group) for group in groups.values()),
+    )
+
+
+def _auc(groups: Sequence[Sequence[CompletionRecord]], reward: str) -> float | None:
+    pairs = [
+        ordered_pairs([record.rewards[reward] for record in group], [bool(record.is_correct) for record in group])
+        for group in groups
+    ]
+    num_pairs = sum(number for _, number in pairs)
+    return sum(won for won, _ in pairs) / num_pairs if num_pairs else None

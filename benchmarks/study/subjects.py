@@ -1,0 +1,87 @@
+"""What is trained in the study: models whose accuracy is known, their questions, and settings that two cores bear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.study.arithmetic import with_dropped_carries, with_random_slips, write_questions
+from benchmarks.study.base_model import NUM_STEPS, make_base_model
+from benchmarks.study.variants import VARIANTS, Variant
+
+COMMON = {
+    "num_generations": "8",
+    "temperature": "1.0",
+    "loss_type": "bnpo",
+    "scale_rewards": "group",
+    "lr_scheduler_type": "constant",
+    "warmup_steps": "0",
+    "beta": "0",
+    "use_cpu": "true",
+    "bf16": "false",
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": "true",
+    "activation_checkpointing": "false",
+}
+"""Settings of every run; flags of `vigor-trainer`."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model with the questions that it is trained on.
+
+    ``prepare`` makes the model's directory and the file of questions; a model that is made here learns for
+    ``num_base_steps`` first. ``window`` is the number of steps whose completions are one point of a curve.
+    """
+
+    name: str
+    text: str
+    prepare: Callable[[Path, Path, int], None]
+    settings: Mapping[str, str]
+    variants: Sequence[Variant]
+    num_seeds: int
+    num_steps: int
+    window: int
+    num_base_steps: int = NUM_STEPS
+
+
+def _of_slips(model: Path, questions: Path, num_steps: int) -> None:
+    write_questions(questions)
+    make_base_model(model, with_random_slips, num_steps=num_steps)
+
+
+def _of_carries(model: Path, questions: Path, num_steps: int) -> None:
+    write_questions(questions)
+    make_base_model(model, with_dropped_carries, num_steps=num_steps)
+
+
+_SUMS = {"per_device_train_batch_size": "64", "max_completion_length": "24", "learning_rate": "1e-4"}
+
+SUBJECTS = {
+    subject.name: subject
+    for subject in (
+        Subject(
+            "random-slips",
+            "each of the two sums of a work is wrong at random in a third of the cases: the truth is the most frequent "
+            "answer",
+            _of_slips,
+            COMMON | _SUMS,
+            VARIANTS,
+            num_seeds=5,
+            num_steps=200,
+            window=10,
+        ),
+        Subject(
+            "dropped-carries",
+            "65 % of the carries are dropped: where there is a carry, one wrong answer is more frequent than the truth",
+            _of_carries,
+            COMMON | _SUMS,
+            VARIANTS,
+            num_seeds=5,
+            num_steps=200,
+            window=10,
+        ),
+    )
+}

@@ -1,0 +1,152 @@
+"""The study: works with known mistakes, curves from completions, intervals over seeds, and whole runs that go on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+from statistics import fmean
+
+import pytest
+
+from benchmarks.study.__main__ import main
+from benchmarks.study.arithmetic import (
+    CHARACTERS,
+    DROPPED_CARRY_RATE,
+    MAX_WORK_CHARACTERS,
+    SLIP_RATE,
+    Worker,
+    prompt_of,
+    with_dropped_carries,
+    with_random_slips,
+)
+from benchmarks.study.base_model import character_tokenizer
+from benchmarks.study.curves import RunCurve, Window, curve_of, read_curve, write_curve
+from benchmarks.study.subjects import SUBJECTS
+from benchmarks.study.tables import STUDENT_T, interval, tables_of
+from tests.trainer.example_records import example_completion
+from vigor_trainer.data.answers import judge
+from vigor_trainer.monitoring.completions import completion_file
+
+
+def share_right(worker: Worker, sums: Sequence[tuple[int, int]]) -> float:
+    draw = Random(0)
+    return fmean(judge(worker(left, right, draw), str(left + right)).is_correct or False for left, right in sums)
+
+
+def test_works_are_wrong_as_often_as_they_say() -> None:
+    draw = Random(1)
+    sums = [(draw.randrange(10, 100), draw.randrange(10, 100)) for _ in range(600)]
+    with_carry = [(left, right) for left, right in sums if left % 10 + right % 10 >= 10]
+    without = [pair for pair in sums if pair not in with_carry]
+    # A slip of ten in the units, and one back in the tens, can meet: a little more than both sums right.
+    assert share_right(with_random_slips, sums) == pytest.approx((1 - SLIP_RATE) ** 2, abs=0.06)
+    assert share_right(with_dropped_carries, with_carry) == pytest.approx(1 - DROPPED_CARRY_RATE, abs=0.08)
+    assert share_right(with_dropped_carries, without) == 1.0
+
+
+def test_what_follows_a_mistake_is_consistent_with_it() -> None:
+    draw = Random(2)
+    for _ in range(200):
+        units, tens, answer = with_random_slips(47, 38, draw).split("\n")
+        assert units.startswith("7+8=")
+        assert tens.startswith("4+3+1=" if int(units[4:]) >= 10 else "4+3=")
+        assert int(answer) == 10 * int(tens.split("=")[1]) + int(units[4:]) % 10
+
+
+@pytest.mark.parametrize("worker", [with_random_slips, with_dropped_carries])
+def test_the_models_tokens_are_the_characters_of_each_work(worker: Worker) -> None:
+    tokenizer, draw = character_tokenizer(), Random(3)
+    for left, right in [(10, 10), (99, 99), (47, 38)]:
+        text = prompt_of(left, right) + worker(left, right, draw)
+        ids = tokenizer(text)["input_ids"]
+        assert len(ids) == len(text) <= len(prompt_of(left, right)) + MAX_WORK_CHARACTERS
+        assert tokenizer.decode(ids) == text
+        assert set(text) <= set(CHARACTERS)
+
+
+def test_a_curve_is_what_the_completions_of_each_window_say(tmp_path: Path) -> None:
+    lines = [
+        example_completion(
+            step,
+            group=0,
+            index=index,
+            completion=f"answer {index % 3}",
+            completion_ids=[1, 2, 3, 1, 2, 3],
+            rewards={"entropy": float(index)},
+            is_correct=index == 3 or (step >= 2 and index == 0),
+        )
+        for step in range(4)
+        for index in range(4)
+    ]
+    completion_file(tmp_path).append(*lines)
+    first, second = curve_of(tmp_path, "entropy", 2).windows
+    assert (first.first_step, first.num_completions, first.accuracy, first.auc) == (0, 8, 0.25, 1.0)
+    assert (second.first_step, second.accuracy, second.auc) == (2, 0.5, 0.5)
+    assert (first.distinct, first.repetition) == (0.75, 0.25)
+    write_curve(tmp_path / "curve.json", RunCurve([first, second]))
+    assert read_curve(tmp_path / "curve.json") == RunCurve([first, second])
+
+
+def curve(*accuracies: float) -> RunCurve:
+    return RunCurve(
+        [
+            Window(
+                first_step=10 * number,
+                num_completions=64,
+                accuracy=accuracy,
+                auc=0.5,
+                mean_tokens=20.0,
+                clipped=0.0,
+                mean_entropy=0.5,
+                repetition=0.0,
+                distinct=1.0,
+            )
+            for number, accuracy in enumerate(accuracies)
+        ]
+    )
+
+
+def test_each_reward_is_compared_with_the_control_of_its_own_seeds() -> None:
+    curves = {
+        "vigor": {1: curve(0.5, 0.9), 2: curve(0.5, 0.7), 3: curve(0.4, 0.8)},
+        "random": {1: curve(0.5, 0.3), 2: curve(0.5, 0.1)},  # its third run is still to be done
+    }
+    ends, points, runs = tables_of(SUBJECTS["random-slips"], curves)
+    vigor, random = ends.rows
+    assert vigor["last"] == pytest.approx(0.8)
+    assert vigor["against_control"] == "+0.600 to +0.600"
+    assert random["against_control"] is None
+    assert [row["accuracy"] for row in points.rows] == pytest.approx([1.4 / 3, 0.8, 0.5, 0.2])
+    assert [row["seed"] for row in runs.rows] == [1, 2, 3, 1, 2]
+
+
+def test_the_interval_over_seeds_holds_the_mean_as_often_as_it_says() -> None:
+    draw, held = Random(0), 0
+    for _ in range(1000):
+        bounds = interval([draw.gauss(0.6, 0.1) for _ in range(5)])
+        assert bounds is not None
+        held += bounds[0] <= 0.6 <= bounds[1]
+    assert 0.93 < held / 1000 < 0.97
+    assert interval([0.5]) is None
+    assert sorted(STUDENT_T.values(), reverse=True) == list(STUDENT_T.values())
+
+
+@pytest.mark.slow
+def test_the_study_trains_every_variant_that_is_asked_for_and_goes_on_where_it_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["--subject", "random-slips", "--base-steps", "20", "--steps", "2", "--directory", str(tmp_path)]
+    chosen = ["--variant", "vigor without rank", "--variant", "random", "--out", str(tmp_path / "study")]
+    first = main([*flags, *chosen, "--seeds", "1"])
+    assert [row["num_seeds"] for row in first.table("random-slips: ends").rows] == [1, 1]
+    capsys.readouterr()
+    second = main([*flags, *chosen, "--seeds", "2", "--lanes", "1"])
+    said = [
+        line for line in capsys.readouterr().out.splitlines() if "accuracy" in line and "seed" in line and "->" in line
+    ]
+    assert [line.partition(":")[0] for line in said] == [
+        f"random-slips, {name}, seed 2" for name in ("vigor without rank", "random")
+    ]
+    assert [row["num_seeds"] for row in second.table("random-slips: ends").rows] == [2, 2]
+    assert (tmp_path / "study.md").exists()
