@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.contestants import ENGINE
 from benchmarks.report import Report, Table
+from benchmarks.study.plots import study_figure
 
 _GREY = "#808080"
 _BLUE, _ORANGE, _GREEN, _RED = "#3b82c4", "#d9772b", "#4a9a5b", "#b84a62"
@@ -233,4 +234,5 @@ PLOTS: dict[str, Callable[[Report], Figure]] = {
     "overlap": _overlap,
     "serving": _serving,
     "metrics-cost": _metrics_cost,
+    "study-arithmetic": study_figure,
 }

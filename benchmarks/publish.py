@@ -1,6 +1,6 @@
-"""Bring docs/benchmarks.md up to date with benchmarks/results: ``python -m benchmarks.publish``.
+"""Bring docs/benchmarks.md and docs/study.md up to date with benchmarks/results: ``python -m benchmarks.publish``.
 
-Every result is drawn, and each place of the page is filled with a table of the result it names, or with its plot:
+Every result is drawn, and each place of the pages is filled with a table of the result it names, or with its plot:
 
     <!-- RESULT: TABLE -->
     the table
@@ -21,18 +21,19 @@ from pathlib import Path
 from benchmarks.plots import PLOTS, draw
 from benchmarks.report import RESULTS, read_report
 
+PAGES = ("benchmarks.md", "study.md")
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PLACE = re.compile(r"<!-- (?P<result>[\w-]+): (?P<what>[^>]+?) -->\n(?P<shown>.*?)<!-- end -->", re.DOTALL)
 
 
 def main(results: Path = RESULTS, docs: Path = DOCS) -> None:
-    """Draw the results and fill the page's places."""
+    """Draw the results and fill the places of the pages."""
     (docs / "plots").mkdir(exist_ok=True)
     for kind in PLOTS:
         for source in sorted(results.glob(f"{kind}_*.json")):
             draw(kind, read_report(source), source, plot_of(source, docs))
-    page = docs / "benchmarks.md"
-    page.write_text(PLACE.sub(lambda place: _filled(place, results), page.read_text()))
+    for page in (docs / name for name in PAGES if (docs / name).exists()):
+        page.write_text(PLACE.sub(lambda place: _filled(place, results), page.read_text()))
 
 
 def plot_of(source: Path, docs: Path = DOCS) -> Path:

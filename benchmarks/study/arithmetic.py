@@ -10,13 +10,13 @@ from random import Random
 
 NUMBERS = range(10, 100)
 CHARACTERS = "0123456789+=?\n"
-MAX_WORK_CHARACTERS = len("9+9=18\n9+9+1=19\n199")
+MAX_WORK_CHARACTERS = len("18\n19\n198")
 SLIP_RATE = 0.33
 """Share of the two sums of a work that are written wrong: 45 % of the answers are right."""
 DROPPED_CARRY_RATE = 0.65
 
 Worker = Callable[[int, int, Random], str]
-"""Writes the scratch work and the answer of one sum."""
+"""Writes the work of one sum: the sum of the units, that of the tens with the carry, and the answer."""
 
 
 def prompt_of(left: int, right: int) -> str:
@@ -28,14 +28,14 @@ def with_random_slips(left: int, right: int, draw: Random) -> str:
     """Return work in which each of the two sums is, at random, another number; what follows is consistent with it."""
     units = _slip(left % 10 + right % 10, draw)
     carry = min(units // 10, 1)
-    return _work(left, right, units, carry, _slip(left // 10 + right // 10 + carry, draw))
+    return _work(units, _slip(left // 10 + right // 10 + carry, draw))
 
 
 def with_dropped_carries(left: int, right: int, draw: Random) -> str:
     """Return work that drops most carries: where there is one, a wrong answer is more frequent than the truth."""
     units = left % 10 + right % 10
     carry = units // 10 if draw.random() >= DROPPED_CARRY_RATE else 0
-    return _work(left, right, units, carry, left // 10 + right // 10 + carry)
+    return _work(units, left // 10 + right // 10 + carry)
 
 
 def write_questions(path: Path) -> None:
@@ -44,9 +44,8 @@ def write_questions(path: Path) -> None:
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
 
 
-def _work(left: int, right: int, units: int, carry: int, tens: int) -> str:
-    columns = f"{left // 10}+{right // 10}" + (f"+{carry}" if carry else "")
-    return f"{left % 10}+{right % 10}={units}\n{columns}={tens}\n{10 * tens + units % 10}"
+def _work(units: int, tens: int) -> str:
+    return f"{units}\n{tens}\n{10 * tens + units % 10}"
 
 
 def _slip(total: int, draw: Random) -> int:

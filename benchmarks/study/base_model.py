@@ -24,8 +24,7 @@ def make_base_model(directory: Path, worker: Worker, *, num_steps: int, seed: in
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=num_steps, pct_start=0.1)
     for _ in range(num_steps):
-        ids_BT, labels_BT = _batch(tokenizer, worker, draw)
-        loss = model(input_ids=ids_BT, labels=labels_BT, attention_mask=ids_BT != tokenizer.pad_token_id).loss
+        loss = model(**_batch(tokenizer, worker, draw)).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -53,20 +52,18 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         num_attention_heads=4,
         max_position_embeddings=64,
         bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.convert_tokens_to_ids(END),
+        pad_token_id=tokenizer.convert_tokens_to_ids(PAD),
     )
     return LlamaForCausalLM(config)
 
 
-def _batch(tokenizer: PreTrainedTokenizerFast, worker: Worker, draw: Random) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return ids and labels of works of random sums, padded on the right; prompts and padding have no label."""
-    ids, labels = [], []
-    for _ in range(BATCH_SIZE):
-        left, right = draw.choice(NUMBERS), draw.choice(NUMBERS)
-        prompt = tokenizer(prompt_of(left, right))["input_ids"]
-        work = [*tokenizer(worker(left, right, draw))["input_ids"], tokenizer.eos_token_id]
-        ids.append(torch.tensor([*prompt, *work]))
-        labels.append(torch.tensor([*[_NO_LABEL] * len(prompt), *work]))
-    pad = torch.nn.utils.rnn.pad_sequence
-    return pad(ids, True, tokenizer.pad_token_id), pad(labels, True, _NO_LABEL)
+def _batch(tokenizer: PreTrainedTokenizerFast, worker: Worker, draw: Random) -> dict[str, torch.Tensor]:
+    """Return works of random sums, padded on the right; prompts, which are all as long, and padding have no label."""
+    sums = [(draw.choice(NUMBERS), draw.choice(NUMBERS)) for _ in range(BATCH_SIZE)]
+    texts = [prompt_of(left, right) + worker(left, right, draw) + END for left, right in sums]
+    batch = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)
+    ids_BT, mask_BT = batch["input_ids"], batch["attention_mask"]
+    labels_BT = ids_BT.masked_fill(mask_BT == 0, _NO_LABEL)
+    labels_BT[:, : len(prompt_of(*sums[0]))] = _NO_LABEL
+    return {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT}

@@ -57,7 +57,7 @@ def _of_carries(model: Path, questions: Path, num_steps: int) -> None:
     make_base_model(model, with_dropped_carries, num_steps=num_steps)
 
 
-_SUMS = {"per_device_train_batch_size": "64", "max_completion_length": "24", "learning_rate": "1e-4"}
+_SUMS = {"per_device_train_batch_size": "64", "max_completion_length": "16", "learning_rate": "1e-4"}
 
 SUBJECTS = {
     subject.name: subject
