@@ -18,7 +18,7 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 TRAIN = "vigor_trainer.train"
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {"report": "vigor_trainer.reports.command"}
 """The commands beside training, each with the module whose ``main`` takes the flags that follow its name."""
 
 
@@ -43,11 +43,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     from vigor_client import VigorError
     from vigor_client.integrations.trl.errors import UnsupportedTrlError
-    from vigor_trainer.errors import InvalidModelError, InvalidTaskError, TrainerError, UnsupportedSettingError
+    from vigor_trainer.errors import (
+        InvalidModelError,
+        InvalidRunError,
+        InvalidTaskError,
+        TrainerError,
+        UnsupportedSettingError,
+    )
 
     try:
         command(argv)
-    except (InvalidModelError, InvalidTaskError, UnsupportedSettingError, UnsupportedTrlError) as error:
+    except (
+        InvalidModelError,
+        InvalidRunError,
+        InvalidTaskError,
+        UnsupportedSettingError,
+        UnsupportedTrlError,
+    ) as error:
         return _stopped(error, EXIT_USAGE)
     except (TrainerError, VigorError, OSError) as error:  # OSError: the disk is full, a directory was removed
         return _stopped(error, EXIT_STOPPED)
