@@ -24,10 +24,10 @@ from vigor_trainer.reports.runs import read_runs
 REWARDS = ("vigor", "random")
 SETTINGS = {
     "num_generations": "8",
-    "per_device_train_batch_size": "32",
-    "max_completion_length": "40",
+    "per_device_train_batch_size": "16",
+    "max_completion_length": "24",
     "learning_rate": "2e-5",
-    "max_steps": "12",
+    "max_steps": "5",
     "save_strategy": "no",
 }
 _NUM_COLOURS = 256  # keeps a picture below 200 kB
