@@ -1,4 +1,4 @@
-"""A run that is killed and resumed is the run that was not: curve, versions, digests, rewards and completions."""
+"""A run is the same run when it is killed and resumed, and when two processes share it."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ from random import SystemRandom
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.support.tiny_models import save_tiny_checkpoint
+from tests.trainer.ranks import run_ranks
 from tests.trainer.running import RunningService, running_service, started, trainer_flags, wait_for
 from vigor_client import checkpoint_tensors, digest_of_tensors
 from vigor_trainer.monitoring.completions import read_completions
@@ -20,6 +23,7 @@ from vigor_trainer.monitoring.records import read_records
 pytestmark = pytest.mark.slow
 RUN_SECONDS = 250.0
 NUM_STEPS, SAVE_STEPS = 8, 2
+ROUNDING = 1e-4  # two processes add up gradients in another order
 OF_TIME = {"sent_bytes", "generate_seconds", "publish_seconds", "wait_seconds", "score_seconds"}
 """What depends on the machine, and on what the service had before."""
 
@@ -67,3 +71,29 @@ def test_a_run_that_is_killed_at_any_step_and_resumed_is_the_run_that_was_not(tm
     assert curve(killed) == curve(whole), said
     final = [digest_of_tensors(checkpoint_tensors(output), wanted) for output in (whole, killed)]
     assert [served.weight_digest] * 2 == final, said
+
+
+def test_two_processes_train_as_one_does_on_the_same_completions(tmp_path: Path) -> None:
+    model = save_tiny_checkpoint(tmp_path / "model")
+    outputs = [tmp_path / "one", tmp_path / "two"]
+    for num_processes, output in enumerate(outputs, start=1):
+        with running_service(model, tmp_path / f"{output.name}.log") as service:
+            more = ["--optim", "sgd", "--learning_rate", "0.1", "--max_steps", "4", "--save_strategy", "no"]
+            more += ["--per_device_train_batch_size", str(8 // num_processes), "--num_generations", "8"]
+            flags = [*trainer_flags(service.url, model, output), *more]
+            run_ranks("tests.trainer.planned_run", *flags, num_processes=num_processes)
+            served, wanted = service.client.weights(), service.client.tensors()
+            assert served.weight_digest == digest_of_tensors(checkpoint_tensors(output), wanted)
+    one, two = (list(read_completions(output)) for output in outputs)
+    assert len(one) == len(two) == 4 * 8
+    for mine, theirs in zip(one, two, strict=True):
+        assert (mine.prompt, mine.completion_ids, mine.rewards) == (
+            theirs.prompt,
+            theirs.completion_ids,
+            theirs.rewards,
+        )
+        assert mine.grad_norm == pytest.approx(theirs.grad_norm, rel=ROUNDING)
+    assert [(record.step, record.weight_version) for record in read_records(outputs[1])] == [(n, n) for n in range(4)]
+    weights = [load_file(output / "model.safetensors") for output in outputs]
+    torch.testing.assert_close(weights[1], weights[0], rtol=ROUNDING, atol=ROUNDING)
+    assert not torch.equal(weights[0]["lm_head.weight"], load_file(model / "model.safetensors")["lm_head.weight"])
