@@ -34,5 +34,5 @@ def planned(step: int, place: int) -> list[int]:
 
 
 if __name__ == "__main__":
-    train.VigorTrainer = PlannedTrainer
+    train.VigorTrainer = PlannedTrainer  # pyright: ignore[reportPrivateImportUsage] - what the run is made of
     sys.exit(main())

@@ -19,7 +19,8 @@ function faded(hex) {
 function band(curve, name, hex, style = "solid") {
   const shared = { x: curve.x, legendgroup: name, hoverinfo: "skip", showlegend: false, mode: "lines" };
   const edge = { width: 0 };
-  const text = curve.value.map((value, index) => `${short(value)} [${short(curve.low[index])}, ${short(curve.high[index])}]`);
+  const interval = (index) => `[${short(curve.low[index])}, ${short(curve.high[index])}]`;
+  const text = curve.value.map((value, index) => `${short(value)} ${interval(index)}`);
   return [
     { ...shared, y: curve.low, line: edge },
     { ...shared, y: curve.high, line: edge, fill: "tonexty", fillcolor: faded(hex) },
@@ -50,12 +51,12 @@ const scattered = (field) => (runs) =>
 
 /** One run: a colour for each of its rewards. Several: a colour for each run. */
 function auc(runs, chosen = OWN) {
+  const isShown = (run, name) => (chosen === OWN ? run.rewards.includes(name) : name === chosen);
   return runs.flatMap((run, index) => {
-    const names = Object.keys(run.auc).filter((name) => (chosen === OWN ? run.rewards.includes(name) : name === chosen));
-    return names.flatMap((name, number) => {
-      const alone = runs.length === 1;
-      return band(run.auc[name], alone ? name : `${run.name}: ${name}`, colour(alone ? number : index), dash(alone ? 0 : number));
-    });
+    const names = Object.keys(run.auc).filter((name) => isShown(run, name));
+    if (runs.length === 1) return names.flatMap((name, number) => band(run.auc[name], name, colour(number)));
+    const curveOf = (name, number) => band(run.auc[name], `${run.name}: ${name}`, colour(index), dash(number));
+    return names.flatMap(curveOf);
   });
 }
 
@@ -84,7 +85,8 @@ const PLOTS = {
 
 function axis({ title, ...more }) {
   const lines = { gridcolor: GRID, zerolinecolor: GRID, linecolor: GRID, tickcolor: GRID };
-  return { ...lines, automargin: true, nticks: 6, ...more, ...(title ? { title: { text: title, font: { size: 13 } } } : {}) };
+  const named = title ? { title: { text: title, font: { size: 13 } } } : {};
+  return { ...lines, automargin: true, nticks: 6, ...more, ...named };
 }
 
 function layout({ x = { title: "step" }, y = {}, level }, traces) {
