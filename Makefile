@@ -107,9 +107,10 @@ contract: setup .venv-contract/.ready ## A running service against its own OpenA
 	@touch $@
 
 SCREENSHOTS ?=
-inspector: setup ## The inspector in Chromium; SCREENSHOTS=docs/images takes the pictures of its page anew
-	$(BIN)/python -m pytest tests/inspector
+inspector: setup ## The inspector and the report in Chromium; SCREENSHOTS=docs/images takes the pictures of both anew
+	$(BIN)/python -m pytest tests/inspector tests/trainer/reports
 	$(if $(SCREENSHOTS),$(BIN)/python -m tests.inspector.screenshots $(SCREENSHOTS))
+	$(if $(SCREENSHOTS),$(BIN)/python -m tests.trainer.reports.screenshots $(SCREENSHOTS))
 
 check: setup manifests ## Format, lint, types, the rules for imports, and `make manifests`
 	$(BIN)/ruff format --check .

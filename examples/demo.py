@@ -25,7 +25,8 @@ from rich.table import Table
 from vigor_client import NotReadyError, VigorClient, VigorError, checkpoint_tensors, digest_of_tensors
 from vigor_client.models.embedded import MODEL_NAME, embedded_model_dir
 from vigor_trainer.monitoring.records import RECORDS_FILE, RoundRecord, read_records
-from vigor_trainer.reports.run_page import cell, write_report
+from vigor_trainer.reports.page import write_report
+from vigor_trainer.reports.runs import read_runs
 
 READY_TIMEOUT_SECONDS = 180.0
 TRAINING_TIMEOUT_SECONDS = 900.0
@@ -130,7 +131,9 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
         served = client.weights().weight_digest
         saved = digest_of_tensors(checkpoint_tensors(checkpoint), client.tensors())
     report = directory / "report.html"
-    write_report(report, records, title=f"{name} learns one-digit addition", facts=facts(records, served, saved))
+    write_report(
+        report, read_runs([checkpoint]), title=f"{name} learns one-digit addition", facts=facts(records, served, saved)
+    )
     console.print(f"plots: {report}    logs: {service.log}, {trainer.log}    model: {checkpoint}")
     if served != saved:
         raise DemoError(f"the service serves {served}, but the saved checkpoint is {saved}")
@@ -235,6 +238,11 @@ def table(records: Sequence[RoundRecord]) -> Table:
     for record in records:
         shown.add_row(*(cell(record, field, form) for field, _, form in COLUMNS))
     return shown
+
+
+def cell(record: RoundRecord, field: str, form: str) -> str:
+    value = getattr(record, field)
+    return "–" if value is None else format(value, form)
 
 
 def facts(records: Sequence[RoundRecord], served: str, saved: str) -> list[tuple[str, str]]:

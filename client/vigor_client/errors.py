@@ -29,6 +29,7 @@
     │   └── GroupIncompleteError          group_incomplete
     ├── NotReadyError                     wait_until_ready ran out of time (also a TimeoutError)
     ├── TensorsRefusedError               the tensors do not fit the service's (also a ValueError); carries faults
+    ├── UnsupportedAdapterError           the model's adapter cannot be published as the service holds it
     ├── InvalidDeltaError                 bytes that are no delta of a tensor (also a ValueError)
     ├── PublishError                      the service ended with other weights than were sent
     ├── SharedDirectoryError              an update cannot be written where both ends see it
@@ -248,6 +249,10 @@ class TensorsRefusedError(VigorError, ValueError):
         lines = [f"{name}: {fault}" for name, fault in sorted(faults.items())]
         super().__init__("\n  ".join(["these tensors do not fit the service's:", *_shortened(lines)]))
         self.faults = dict(faults)
+
+
+class UnsupportedAdapterError(VigorError):
+    """The model has an adapter that is not LoRA, cannot be merged, or is not the service's; says what to do."""
 
 
 class InvalidDeltaError(VigorError, ValueError):

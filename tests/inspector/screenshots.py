@@ -11,7 +11,8 @@ from typing import Any
 from PIL import Image
 from playwright.sync_api import Browser, expect
 
-from tests.inspector.browser import chromium, inspector_page, score_and_explain
+from tests.inspector.browser import score_and_explain
+from tests.support.browser import chromium, watched_page
 from tests.support.service_process import service_process
 
 _NUM_COLOURS = 256  # keeps a picture below 200 kB
@@ -35,7 +36,7 @@ def take(directory: Path) -> None:
 
 
 def _taken(browser: Browser, url: str, options: dict[str, Any]) -> Image.Image:
-    with inspector_page(browser, url, reduced_motion="reduce", **options) as watched:
+    with watched_page(browser, url, reduced_motion="reduce", **options) as watched:
         score_and_explain(watched.page, 3)
         watched.page.get_by_role("button", name="“8”, token").hover()
         expect(watched.page.locator("#queue")).to_have_text("0 requests")

@@ -11,7 +11,8 @@ import pytest
 import torch
 from playwright.sync_api import Browser, Page, expect
 
-from tests.inspector.browser import CHROMIUM, Watched, chromium, inspector_page, score_and_explain
+from tests.inspector.browser import score_and_explain
+from tests.support.browser import CHROMIUM, Watched, chromium, watched_page
 from tests.support.live_service import live_service
 from tests.support.service_process import service_process
 from tests.support.tiny_models import save_tiny_checkpoint, tiny_model
@@ -48,7 +49,7 @@ def client(url: str) -> Iterator[VigorClient]:
 
 @pytest.fixture
 def watched(browser: Browser, url: str) -> Iterator[Watched]:
-    with inspector_page(browser, url) as watched:
+    with watched_page(browser, url) as watched:
         yield watched
 
 
@@ -163,7 +164,7 @@ def tab_to(page: Page, selector: str) -> None:
 
 
 def test_nothing_is_cut_off_on_a_narrow_screen(browser: Browser, url: str) -> None:
-    with inspector_page(browser, url, viewport={"width": 340, "height": 700}, has_touch=True) as watched:
+    with watched_page(browser, url, viewport={"width": 340, "height": 700}, has_touch=True) as watched:
         page = watched.page
         page.get_by_role("button", name="A function").click()
         score_and_explain(page, 2)
@@ -176,7 +177,7 @@ def test_nothing_is_cut_off_on_a_narrow_screen(browser: Browser, url: str) -> No
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_in_either_scheme(browser: Browser, url: str, scheme: str) -> None:
-    with inspector_page(browser, url, color_scheme=scheme) as watched:
+    with watched_page(browser, url, color_scheme=scheme) as watched:
         score_and_explain(watched.page, 1)
         is_dark = luminance(colour(watched.page, "body", "backgroundColor")) < 0.1
         assert is_dark is (scheme == "dark")
@@ -225,7 +226,7 @@ def test_a_refusal_is_told_as_the_service_tells_it(page: Page) -> None:
 def test_a_service_with_keys_is_asked_with_the_one_that_was_typed(browser: Browser, tmp_path: Path) -> None:
     with (
         live_service(tmp_path, score_key="the-right-one") as service,
-        inspector_page(browser, str(service.http.base_url)) as watched,
+        watched_page(browser, str(service.http.base_url)) as watched,
     ):
         page = watched.page
         dialog = page.get_by_role("dialog")
@@ -248,7 +249,7 @@ def test_a_service_with_keys_is_asked_with_the_one_that_was_typed(browser: Brows
 def test_without_the_key_the_page_waits_and_scoring_asks_again(browser: Browser, tmp_path: Path) -> None:
     with (
         live_service(tmp_path, score_key="the-right-one") as service,
-        inspector_page(browser, str(service.http.base_url)) as watched,
+        watched_page(browser, str(service.http.base_url)) as watched,
     ):
         page = watched.page
         page.get_by_role("button", name="Not now").click()

@@ -10,10 +10,10 @@ import torch
 
 from tests.support.tiny_models import tiny_model, tiny_tokenizer
 from tests.trainer.fake_service import FakeService, digest_of, tiny_trainer
+from vigor_client.publishing.tensor_names import with_plain_names
 from vigor_client.schemas.scoring import ScoreRequest
 from vigor_trainer.monitoring.records import read_records
 from vigor_trainer.trainer import VigorTrainer
-from vigor_trainer.weights.gathering import with_plain_names
 from vigor_trainer.weights.publisher import Publisher
 
 # TRL 1.16 still uses the names that transformers 5.23 deprecates.

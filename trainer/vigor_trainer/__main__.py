@@ -18,7 +18,7 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 TRAIN = "vigor_trainer.train"
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {"report": "vigor_trainer.reports.command"}
 """The commands beside training, each with the module whose ``main`` takes the flags that follow its name."""
 
 
@@ -41,15 +41,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
-    from vigor_client import VigorError
+    from vigor_client import UnsupportedAdapterError, VigorError
     from vigor_client.integrations.trl.errors import UnsupportedTrlError
-    from vigor_trainer.errors import InvalidModelError, InvalidTaskError, TrainerError, UnsupportedSettingError
+    from vigor_trainer import errors
 
+    of_the_input = (errors.InvalidModelError, errors.InvalidRunError, errors.InvalidTaskError)
     try:
         command(argv)
-    except (InvalidModelError, InvalidTaskError, UnsupportedSettingError, UnsupportedTrlError) as error:
+    except (*of_the_input, errors.UnsupportedSettingError, UnsupportedAdapterError, UnsupportedTrlError) as error:
         return _stopped(error, EXIT_USAGE)
-    except (TrainerError, VigorError, OSError) as error:  # OSError: the disk is full, a directory was removed
+    except (errors.TrainerError, VigorError, OSError) as error:  # OSError: the disk is full, a directory was removed
         return _stopped(error, EXIT_STOPPED)
     except KeyboardInterrupt:
         print("vigor-trainer: interrupted, nothing saved", file=sys.stderr)

@@ -3,6 +3,7 @@
     TrainerError
     ├── InvalidTaskError           the dataset is not what the trainer understands; names the place
     ├── InvalidModelError          the model's tokenizer cannot be loaded
+    ├── InvalidRunError            a directory holds no run that can be shown
     └── UnsupportedSettingError    a setting under which the reward would not be exact
 
 Each stops the run with its message; nothing is trained on a guess. What fails in a round is an error of the client
@@ -22,6 +23,10 @@ class InvalidTaskError(TrainerError):
 
 class InvalidModelError(TrainerError):
     """There is no model at the place given."""
+
+
+class InvalidRunError(TrainerError):
+    """A directory holds no run of this version, or not all of it."""
 
 
 class UnsupportedSettingError(TrainerError):

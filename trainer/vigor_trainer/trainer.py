@@ -20,9 +20,10 @@ from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage] - expor
 
 from vigor_client import PublishResult
 from vigor_client.integrations.trl.completions import end_token_ids, finish_reason
+from vigor_client.publishing.adapted_model import PublishedWeights
+from vigor_trainer.weights.adapters import whole_adapted_model
 from vigor_trainer.weights.gathering import gathered_weights
-from vigor_trainer.weights.lora import adapted_model
-from vigor_trainer.weights.publisher import PublishedWeights, Publisher
+from vigor_trainer.weights.publisher import Publisher
 
 if TYPE_CHECKING:
     import torch
@@ -35,14 +36,14 @@ class VigorTrainer(GRPOTrainer):
     """GRPO whose completions are scored by the weights that generated them.
 
     Raises:
-        UnsupportedSettingError: the model has an adapter that cannot be published.
+        UnsupportedSettingError, UnsupportedAdapterError: the model has an adapter that cannot be published.
     """
 
     accelerator: Accelerator
 
     def __init__(self, *, publisher: Publisher, **grpo: Any) -> None:  # noqa: ANN401 - TRL's own arguments
         super().__init__(**grpo)  # pyright: ignore[reportUnknownMemberType] - partly untyped in TRL
-        self._adapted = adapted_model(self.accelerator, self._bare_model)
+        self._adapted = whole_adapted_model(self.accelerator, self._bare_model)
         self._publisher = publisher
 
     @property

@@ -7,7 +7,7 @@ else about the tensors changes. PEFT's wrapper does more than that, so that it i
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from vigor_client.errors import TensorsRefusedError
 from vigor_client.schemas.weights import TensorList
@@ -16,12 +16,15 @@ if TYPE_CHECKING:
     import torch
 
 PEFT_PREFIX = "base_model.model."
-_WRAPPER_PARTS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
+TORCH_COMPILE_PREFIX = "_orig_mod."
+_WRAPPER_PARTS = (TORCH_COMPILE_PREFIX, "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 _OUTER_PREFIX = "module."  # DDP's and DeepSpeed's
 _PEFT_ADVICE = (
     "this is PEFT's wrapper: publish model.merge_and_unload().state_dict() of a copy, or start the service with the "
     "directory of the adapter"
 )
+
+Item = TypeVar("Item")
 
 
 class RenamedTensors(Mapping[str, "torch.Tensor"]):
@@ -42,6 +45,11 @@ class RenamedTensors(Mapping[str, "torch.Tensor"]):
 
     def __len__(self) -> int:
         return len(self._old_names)
+
+
+def with_plain_names(items: Mapping[str, Item]) -> dict[str, Item]:
+    """Return weights or modules under the names of their model, to which `torch.compile` adds a prefix."""
+    return {name.replace(TORCH_COMPILE_PREFIX, ""): item for name, item in items.items()}
 
 
 def with_service_names(tensors: Mapping[str, torch.Tensor], wanted: TensorList) -> Mapping[str, torch.Tensor]:

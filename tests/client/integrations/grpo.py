@@ -21,6 +21,7 @@ def stock_trainer(
     *rewards: object,
     weights: WeightPublisher | None = None,
     prompts: Dataset = CHATS,
+    peft_config: Any = None,  # noqa: ANN401 - PEFT's
     **settings: Any,  # noqa: ANN401 - of GRPOConfig
 ) -> GRPOTrainer:
     """A trainer as a user has it."""
@@ -50,5 +51,6 @@ def stock_trainer(
         processing_class=tiny_tokenizer(),
         train_dataset=prompts,
         eval_dataset=prompts.select(range(4)) if "eval_strategy" in settings else None,
+        peft_config=peft_config,
         callbacks=[weights] if weights else None,  # pyright: ignore[reportArgumentType] - its methods are called by name
     )

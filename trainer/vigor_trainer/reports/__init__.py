@@ -1,4 +1,4 @@
-"""A run as one page of plots.
+"""One or several runs as one self-contained page: plots over steps, and completions side by side.
 
-It reads records, and nothing else.
+It reads the records of runs and the trainer's log, and nothing else; it does not know how they came to be.
 """

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, cast
 
+from vigor_client.publishing.tensor_names import with_plain_names
 from vigor_trainer.errors import UnsupportedSettingError
 from vigor_trainer.weights.accelerator import DEEPSPEED, Accelerator
 
 if TYPE_CHECKING:
     import torch
-
-TORCH_COMPILE_PREFIX = "_orig_mod."
-
-Item = TypeVar("Item")
 
 
 def gathered_weights(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -31,8 +27,3 @@ def gathered_weights(accelerator: Accelerator, model: torch.nn.Module) -> dict[s
             raise
         raise UnsupportedSettingError(str(error)) from error
     return with_plain_names(cast("dict[str, torch.Tensor]", weights or {}))  # None in ZeRO-3's other processes
-
-
-def with_plain_names(items: Mapping[str, Item]) -> dict[str, Item]:
-    """Return weights or modules under the names of their model, to which `torch.compile` adds a prefix."""
-    return {name.replace(TORCH_COMPILE_PREFIX, ""): item for name, item in items.items()}

@@ -1,23 +1,10 @@
-"""Publishes the trainer's weights to the service: a whole model, or one with a LoRA adapter.
-
-Stock TRL's `WeightPublisher` publishes whole models alone. When weights are due is decided by the same `StepPublisher`.
-"""
+"""Publishes the trainer's weights to the service, by the rules that TRL's own trainers have, too."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
-from typing import TYPE_CHECKING
-
 from vigor_client import PublishResult, WeightSnapshot, WeightTransport
 from vigor_client.integrations.trl.step_publisher import StepPublisher
-from vigor_trainer.weights.lora import AdaptedModel
-from vigor_trainer.weights.publishing_client import PublishingClient
-
-if TYPE_CHECKING:
-    import torch
-
-PublishedWeights = Mapping[str, "torch.Tensor"] | AdaptedModel
+from vigor_client.publishing.adapted_model import PublishedWeights, PublishingClient, publish_model
 
 
 class Publisher(StepPublisher[PublishedWeights]):
@@ -31,11 +18,6 @@ class Publisher(StepPublisher[PublishedWeights]):
         transport: WeightTransport | None = None,
     ) -> None:
         def publish(weights: PublishedWeights, step: int) -> PublishResult:
-            send = (
-                partial(client.publish_weights, weights)
-                if isinstance(weights, Mapping)
-                else partial(weights.publish, client)
-            )
-            return send(weight_version=step, snapshot=snapshot, transport=transport)
+            return publish_model(client, weights, weight_version=step, snapshot=snapshot, transport=transport)
 
         super().__init__(publish)

@@ -1,18 +1,20 @@
 """Publishes the weights of TRL's own GRPOTrainer before they generate, and pins its reward function to them.
 
 A callback sees optimizer steps, not generation. So it publishes at the start of each optimizer step that generates, and
-at the end of one that is evaluated. Whole models alone: what is sharded, or has an adapter, `vigor-trainer` publishes.
+at the end of one that is evaluated. A model with a LoRA adapter is published as `vigor-trainer` does it; a sharded one
+`vigor-trainer` alone publishes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from vigor_client.client import VigorClient
 from vigor_client.errors import VigorError
 from vigor_client.integrations.trl.step_publisher import StepPublisher
 from vigor_client.integrations.trl.trl_shape import READ_BY_ADAPTERS, check_installed_trl
+from vigor_client.publishing.adapted_model import AdaptedModel, PublishedWeights, adapted_model, publish_model
 from vigor_client.publishing.publish import PublishResult
 from vigor_client.publishing.snapshot import WeightSnapshot
 from vigor_client.publishing.transports.weight_transport import WeightTransport
@@ -78,6 +80,7 @@ class WeightPublisher:
         self._transport = transport
         self._connect = connect
         self._model: torch.nn.Module | None = None
+        self._adapted: AdaptedModel | None = None
         self._publisher = StepPublisher(self._send)
         self._num_micro_steps = 0
 
@@ -106,10 +109,11 @@ class WeightPublisher:
         """Take the model that training begins with. Nothing of it is published yet.
 
         Raises:
-            VigorError: it is not whole in each process, or it has an adapter.
+            VigorError: it is not whole in each process.
+            UnsupportedAdapterError: it has an adapter that is not LoRA, or several.
         """
-        refuse_parts(_distribution(), model)
-        self._model = model
+        refuse_parts(_distribution())
+        self._model, self._adapted = model, adapted_model(model)
         self._publisher.forget()
         if args.eval_on_start:
             self._publish(state.global_step)
@@ -162,26 +166,27 @@ class WeightPublisher:
         """Publish the weights as they are after ``step`` optimizer steps. All processes must call it."""
         if self._model is None:
             raise VigorError("nothing to publish: training has not begun")
-        self._publisher.begin(self._model.state_dict, step)
+        self._publisher.begin(self._weights, step)
         self._publisher.finish()
 
-    def _send(self, weights: Mapping[str, torch.Tensor], step: int) -> PublishResult:
+    def _weights(self) -> PublishedWeights:
+        return self._adapted or cast("torch.nn.Module", self._model).state_dict()
+
+    def _send(self, weights: PublishedWeights, step: int) -> PublishResult:
         with self._connect(self._url) as client:
-            return client.publish_weights(
-                weights, weight_version=step, snapshot=self._snapshot, transport=self._transport
+            return publish_model(
+                client, weights, weight_version=step, snapshot=self._snapshot, transport=self._transport
             )
 
 
-def refuse_parts(distribution: str, model: torch.nn.Module) -> None:
+def refuse_parts(distribution: str) -> None:
     """Refuse a model whose main process has no whole state dict of it.
 
     Raises:
-        VigorError: the model is spread over the processes, or has an adapter.
+        VigorError: the model is spread over the processes.
     """
     if distribution != "NO" and not distribution.startswith("MULTI_"):
         raise VigorError(f"the model is spread over the processes ({distribution}): train it by vigor-trainer")
-    if hasattr(model, "peft_config"):
-        raise VigorError("the model has an adapter: train it by vigor-trainer, which publishes adapters")
 
 
 def _ignore(*_event: object, **_others: object) -> None:

@@ -1,7 +1,8 @@
 """Publishes a model with a LoRA adapter in the form in which the service holds it: beside its base, or merged into it.
 
 All weights are sent first, which proves that both ends have the same base; after that only those that training changes,
-based on what was published last. Where the service cannot use these, all weights are sent again. Knows nothing of TRL.
+based on what was published last. Where the service cannot use these, all weights are sent again. Knows nothing of who
+trains: `vigor-trainer` and TRL's own trainers publish by it. It imports torch and peft only when it is used.
 """
 
 from __future__ import annotations
@@ -10,29 +11,45 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
-import torch
-from accelerate.utils import (  # pyright: ignore[reportMissingTypeStubs] - it has none
-    is_peft_model,  # pyright: ignore[reportUnknownVariableType] - likewise
-)
-
-from vigor_client import PublishResult, WeightBaseMismatchError, WeightSnapshot, WeightTransport, lora_scalings
-from vigor_trainer.errors import UnsupportedSettingError
-from vigor_trainer.weights.accelerator import DEEPSPEED, FSDP, Accelerator
-from vigor_trainer.weights.gathering import with_plain_names
-from vigor_trainer.weights.publishing_client import PublishingClient
+from vigor_client.errors import UnsupportedAdapterError, WeightBaseMismatchError
+from vigor_client.publishing.publish import PublishResult
+from vigor_client.publishing.snapshot import WeightSnapshot
+from vigor_client.publishing.tensor_names import with_plain_names
+from vigor_client.publishing.transports.weight_transport import WeightTransport
+from vigor_client.schemas.service import ModelInfo
+from vigor_client.schemas.weights import TensorList
+from vigor_client.weight_format.lora import lora_scalings
 
 if TYPE_CHECKING:
+    import torch
     from peft import PeftModel
-
 
 _NAMES_IN_MESSAGE = 3
 
-Delta = Callable[[], torch.Tensor]
+Delta = Callable[[], "torch.Tensor"]
 
 
-class MergedTensors(Mapping[str, torch.Tensor]):
+class PublishingClient(Protocol):
+    """What is needed of `VigorClient`, which is above this room."""
+
+    def model(self) -> ModelInfo: ...
+
+    def tensors(self) -> TensorList: ...
+
+    def publish_weights(
+        self,
+        tensors: Mapping[str, torch.Tensor],
+        *,
+        weight_version: int,
+        snapshot: WeightSnapshot | None = None,
+        partial: bool = False,
+        transport: WeightTransport | None = None,
+    ) -> PublishResult: ...
+
+
+class MergedTensors(Mapping[str, "torch.Tensor"]):
     """Tensors, plus what an adapter adds to some of them. A sum is made when it is read: there is no second model.
 
     ``merged[name]`` equals ``tensors[name] + deltas[name]()``, rounded once to the tensor's dtype.
@@ -46,6 +63,8 @@ class MergedTensors(Mapping[str, torch.Tensor]):
         tensor, delta = self._tensors[name], self._deltas.get(name)
         if delta is None:
             return tensor
+        import torch
+
         with torch.no_grad():
             return (tensor + delta()).to(tensor.dtype)
 
@@ -89,7 +108,7 @@ class AdaptedModel:
         other model.
 
         Raises:
-            UnsupportedSettingError: the service holds another model, or the adapter cannot be merged.
+            UnsupportedAdapterError: the service holds another model, or the adapter cannot be merged.
             whatever the client raises.
         """
         if self._form is None:
@@ -104,24 +123,43 @@ class AdaptedModel:
         return publication
 
 
-def adapted_model(accelerator: Accelerator, model: torch.nn.Module) -> AdaptedModel | None:
+PublishedWeights = Mapping[str, "torch.Tensor"] | AdaptedModel
+
+
+def publish_model(
+    client: PublishingClient,
+    weights: PublishedWeights,
+    *,
+    weight_version: int,
+    snapshot: WeightSnapshot | None = None,
+    transport: WeightTransport | None = None,
+) -> PublishResult:
+    """Publish a model's weights, of one with an adapter or of one without.
+
+    Raises:
+        whatever ``AdaptedModel.publish`` or the client raises.
+    """
+    has_adapter = isinstance(weights, AdaptedModel)
+    send = partial(weights.publish, client) if has_adapter else partial(client.publish_weights, weights)
+    return send(weight_version=weight_version, snapshot=snapshot, transport=transport)
+
+
+def adapted_model(model: torch.nn.Module) -> AdaptedModel | None:
     """Return the publishing side of a model with an adapter; None for one without.
 
     Raises:
-        UnsupportedSettingError: its adapters are not one of type LoRA, or the model is sharded.
+        UnsupportedAdapterError: its adapters are not one of type LoRA in PEFT's own wrapper.
     """
-    if not is_peft_model(model):
+    if not hasattr(model, "peft_config"):
         return None
-    adapted = cast("PeftModel", model)
-    kinds = ", ".join(cast("str", config.peft_type) for config in adapted.peft_config.values())
+    from peft import PeftModel
+
+    if not isinstance(model, PeftModel):
+        raise UnsupportedAdapterError("transformers has put the adapter into the model: wrap it by peft.get_peft_model")
+    kinds = ", ".join(cast("str", config.peft_type) for config in model.peft_config.values())
     if kinds != "LORA":
-        raise UnsupportedSettingError(f"the model has adapters of type {kinds}: train one of type LORA")
-    if accelerator.distributed_type.value in (FSDP, DEEPSPEED):
-        raise UnsupportedSettingError(
-            f"--use_peft with {accelerator.distributed_type.value}: an adapter is published by a process that has all "
-            "of the model; launch without shards"
-        )
-    return AdaptedModel(adapted)
+        raise UnsupportedAdapterError(f"the model has adapters of type {kinds}: train one of type LORA")
+    return AdaptedModel(model)
 
 
 def beside_base(model: PeftModel) -> AdaptedWeights:
@@ -137,7 +175,7 @@ def merged_into_base(model: PeftModel) -> AdaptedWeights:
     They equal ``merge_and_unload().state_dict()`` of a copy.
 
     Raises:
-        UnsupportedSettingError: a layer has more than LoRA's two matrices; names it.
+        UnsupportedAdapterError: a layer has more than LoRA's two matrices; names it.
     """
     adapter, base = model.active_adapters[0], model.get_base_model()
     deltas, saved = _deltas(base, adapter), f".modules_to_save.{adapter}."
@@ -170,12 +208,12 @@ def _delta(name: str, layer: torch.nn.Module, adapter: str) -> Delta:
 
     # An exact type: a subclass, DoRA and other variants merge by other rules.
     if type(layer) not in (lora.Linear, lora.Embedding):
-        raise UnsupportedSettingError(_unmergeable(name, type(layer).__name__))
+        raise UnsupportedAdapterError(_unmergeable(name, type(layer).__name__))
     layer = cast("lora.Linear | lora.Embedding", layer)
     if adapter in layer.lora_variant:
-        raise UnsupportedSettingError(_unmergeable(name, type(layer.lora_variant[adapter]).__name__))
+        raise UnsupportedAdapterError(_unmergeable(name, type(layer.lora_variant[adapter]).__name__))
     if layer.lora_bias[adapter]:
-        raise UnsupportedSettingError(_unmergeable(name, "lora_bias"))
+        raise UnsupportedAdapterError(_unmergeable(name, "lora_bias"))
     make = cast("Callable[[str], torch.Tensor]", layer.get_delta_weight)  # pyright: ignore[reportUnknownMemberType]
     return partial(make, adapter)
 
@@ -195,8 +233,8 @@ def _form_of(model: PeftModel, client: PublishingClient) -> Callable[[PeftModel]
     names = set(form(model).all)
     missing = {info.name for info in served.tensors if names.isdisjoint(info.names)}
     if differing := sorted(missing | names - held):
-        raise UnsupportedSettingError(
-            f"--use_peft: {len(differing)} tensors are not both the service's and this model's, such as "
+        raise UnsupportedAdapterError(
+            f"the adapter: {len(differing)} tensors are not both the service's and this model's, such as "
             f"{', '.join(differing[:_NAMES_IN_MESSAGE])}; start vigor-service with the model that is trained, or with "
             "the directory of an adapter that has the same settings"
         )
@@ -208,8 +246,8 @@ def _form_of(model: PeftModel, client: PublishingClient) -> Callable[[PeftModel]
 def _refuse_other_scalings(own: Mapping[str, float], served: Mapping[str, float]) -> None:
     for name in sorted(own.keys() & served.keys()):
         if own[name] != served[name]:
-            raise UnsupportedSettingError(
-                f"--lora_alpha, --use_rslora: {name} multiplies its adapter by {own[name]:g}, the service's by "
+            raise UnsupportedAdapterError(
+                f"lora_alpha, use_rslora: {name} multiplies its adapter by {own[name]:g}, the service's by "
                 f"{served[name]:g}; give both ends the same settings"
             )
 

@@ -5,30 +5,35 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 import torch
-from accelerate import Accelerator, DistributedType
 
 from tests.client.fake_service import MODEL, FakeService, problem
 from tests.support.tiny_models import tiny_model
-from tests.trainer import fake_service as scoring
-from vigor_client import PublishResult, TensorsRefusedError, VigorClient, WeightSnapshot, lora_scalings
-from vigor_client.schemas.scoring import ScoreRequest
+from vigor_client import (
+    PublishResult,
+    TensorsRefusedError,
+    UnsupportedAdapterError,
+    VigorClient,
+    WeightSnapshot,
+    lora_scalings,
+)
+from vigor_client.publishing.adapted_model import (
+    AdaptedModel,
+    MergedTensors,
+    adapted_model,
+    beside_base,
+    merged_into_base,
+)
 from vigor_client.schemas.service import ModelInfo
-from vigor_trainer.errors import UnsupportedSettingError
-from vigor_trainer.weights.lora import AdaptedModel, MergedTensors, adapted_model, beside_base, merged_into_base
-from vigor_trainer.weights.publisher import Publisher
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 Tensors = Mapping[str, torch.Tensor]
-ALONE = cast("Accelerator", SimpleNamespace(distributed_type=DistributedType.NO))
 UPDATES = "/v1/weights/updates"
 
 
@@ -209,7 +214,7 @@ def test_with_a_snapshot_all_weights_are_compared() -> None:
 )
 def test_a_service_with_another_model_or_adapter_is_refused_by_name(served: Any, named: str) -> None:  # noqa: ANN401 - a function
     fake = FakeService(copied(served()))
-    with pytest.raises(UnsupportedSettingError, match=rf"({named}).*; start vigor-service with"):
+    with pytest.raises(UnsupportedAdapterError, match=rf"({named}).*; start vigor-service with"):
         publish(fake, AdaptedModel(adapted()), 0)
     assert fake.calls == ["GET /v1/weights/tensors"]
 
@@ -218,7 +223,7 @@ def test_a_service_that_scales_the_adapter_otherwise_is_refused_by_name() -> Non
     model = adapted(r=4, lora_alpha=8)
     fake = FakeService(copied(model.state_dict()))
     fake.lora_scalings = lora_scalings(adapted(r=4, lora_alpha=8, use_rslora=True))
-    with pytest.raises(UnsupportedSettingError, match=r"o_proj multiplies its adapter by 2, the service's by 4; give"):
+    with pytest.raises(UnsupportedAdapterError, match=r"o_proj multiplies its adapter by 2, the service's by 4; give"):
         publish(fake, AdaptedModel(model), 0)
     fake.lora_scalings = lora_scalings(model)
     assert publish(fake, AdaptedModel(model), 0) is None
@@ -233,7 +238,7 @@ def test_a_service_that_scales_the_adapter_otherwise_is_refused_by_name() -> Non
     ],
 )
 def test_what_cannot_be_merged_exactly_is_refused_by_name(family: str, options: dict[str, Any], named: str) -> None:
-    with pytest.raises(UnsupportedSettingError, match=named):
+    with pytest.raises(UnsupportedAdapterError, match=named):
         publish(FakeService(tiny_model(family).state_dict()), AdaptedModel(adapted(family, **options)), 0)
 
 
@@ -256,51 +261,29 @@ def test_dora_is_published_to_a_service_with_the_adapter() -> None:
 
 
 def test_a_model_without_an_adapter_is_left_to_others() -> None:
-    assert adapted_model(ALONE, tiny_model()) is None
-    assert adapted_model(ALONE, adapted()) is not None
+    assert adapted_model(tiny_model()) is None
+    assert adapted_model(adapted()) is not None
 
 
 def test_an_adapter_of_another_kind_is_refused() -> None:
     from peft import IA3Config, get_peft_model
 
     model = get_peft_model(tiny_model(), IA3Config(target_modules=["q_proj"], feedforward_modules=[]))
-    with pytest.raises(UnsupportedSettingError, match="adapters of type IA3: train one"):
-        adapted_model(ALONE, model)
+    with pytest.raises(UnsupportedAdapterError, match="adapters of type IA3: train one"):
+        adapted_model(model)
 
 
 def test_a_second_adapter_is_refused() -> None:
     model = adapted()
     model.add_adapter("ref", copy.deepcopy(model.peft_config["default"]))
-    with pytest.raises(UnsupportedSettingError, match="type LORA, LORA: train one"):
-        adapted_model(ALONE, model)
+    with pytest.raises(UnsupportedAdapterError, match="type LORA, LORA: train one"):
+        adapted_model(model)
 
 
-@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
-def test_an_adapter_in_shards_is_refused_by_name(kind: DistributedType) -> None:
-    with pytest.raises(UnsupportedSettingError, match=f"--use_peft with {kind.value}"):
-        adapted_model(cast("Accelerator", SimpleNamespace(distributed_type=kind)), adapted())
-
-
-@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")  # TRL 1.16's
-@pytest.mark.parametrize("form", ["adapter", "base"])
-def test_every_round_of_the_trainer_is_scored_by_the_adapter_that_generated_it(tmp_path: Path, form: str) -> None:
+def test_an_adapter_that_transformers_has_put_into_the_model_is_refused() -> None:
     from peft import LoraConfig
 
-    config = LoraConfig(r=3, target_modules=["q_proj", "o_proj"], task_type="CAUSAL_LM")
-    served = tiny_model().state_dict() if form == "base" else copied(adapted().state_dict())
-    fake, scores = FakeService(served), scoring.FakeService()
-
-    def score(request: ScoreRequest) -> None:
-        assert request.weight_version is not None
-        assert request.weight_digest == fake.tensor_list().weight_digest
-        scores.weight_version, scores.weight_digest = request.weight_version, request.weight_digest
-
-    scores.on_score = score
-    with client_of(fake) as client, Publisher(client) as publisher:
-        trainer = scoring.tiny_trainer(scores, publisher, tmp_path, peft_config=config)
-        trainer.train()
-        final = trainer.publish_final_weights()
-    assert len({request.weight_digest for request in scores.requests}) == 3
-    assert (final.weight_version, final.encoding) == (3, "partial")
-    model = cast("PeftModel", trainer.model)
-    assert_serves(fake, beside_base(model).all if form == "adapter" else merged_into_base(model).all)
+    model: Any = tiny_model()
+    model.peft_config = {"default": LoraConfig(target_modules=["q_proj"])}  # as its add_adapter leaves it
+    with pytest.raises(UnsupportedAdapterError, match=r"wrap it by peft\.get_peft_model"):
+        adapted_model(model)

@@ -1,0 +1,51 @@
+"""Runs as the trainer leaves them, made from a seed."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+from tests.trainer.example_records import example_completion, example_record
+from vigor_trainer.monitoring.completions import CompletionRecord
+from vigor_trainer.monitoring.run_files import RunFiles
+
+WORDS = ("the", "answer", "is", "a", "sum", "of", "both", "numbers", "so", "carry", "one", "and", "write", "digits")
+
+
+def write_run(
+    directory: Path, *, num_steps: int = 6, num_groups: int = 2, size: int = 8, num_words: int = 20, seed: int = 0
+) -> Path:
+    """A run whose longer completions are more often wrong; a correct one has a smaller norm more often than not."""
+    draw, files = random.Random(seed), RunFiles(directory)
+    for step in range(num_steps):
+        completions = [
+            completion
+            for group in range(num_groups)
+            for completion in example_group(draw, step, group, size=size, num_words=num_words)
+        ]
+        more = {"num_groups": num_groups, "num_completions": len(completions), "mean_entropy": 1 - 0.01 * step}
+        files.append(example_record(step, **more), completions)
+    return directory
+
+
+def example_group(draw: random.Random, step: int, group: int, *, size: int, num_words: int) -> list[CompletionRecord]:
+    drawn = [(draw.randint(num_words // 2, num_words), draw.random()) for _ in range(size)]
+    norms = [30 - 8 * luck + length / num_words for length, luck in drawn]
+    order = sorted(range(size), key=lambda index: norms[index])
+    return [
+        example_completion(
+            step,
+            group=group,
+            index=index,
+            prompt=f"Question {group} of step {step}?",
+            completion=" ".join(draw.choices(WORDS, k=length)),
+            completion_ids=draw.choices(range(9), k=length),
+            num_tokens=length,
+            grad_norm=norms[index] / length**0.5,
+            scaled_grad_norm=norms[index],
+            rank=float(order.index(index) + 1),
+            rewards={"vigor": 1 - 2 * order.index(index) / (size - 1)},
+            is_correct=luck + 0.3 * draw.random() > 0.6,
+        )
+        for index, (length, luck) in enumerate(drawn)
+    ]

@@ -1,0 +1,105 @@
+"use strict";
+// Puts the page together: what it is about and the list of completions, then, once Plotly is there, the plots one by one.
+
+const SEARCH_DELAY_MS = 150;
+const byId = (id) => document.getElementById(id);
+
+function fillRuns(runs) {
+  const head = element("tr");
+  const names = ["run", "rewards", "rounds", "completions", "accuracy, first → last", "weights at the last round"];
+  head.append(...names.map((name) => element("th", name)));
+  byId("runs").append(head, ...runs.map(runRow));
+}
+
+function runRow(run, index) {
+  const row = element("tr");
+  const name = element("td", run.name);
+  const swatch = element("span", "", "swatch");
+  swatch.style.background = colour(index);
+  name.prepend(swatch);
+  const { value } = run.accuracy;
+  const percent = (share) => `${(100 * share).toFixed(0)} %`;
+  const cells = [
+    run.rewards.join(", "), run.num_rounds, run.num_completions.toLocaleString("en"),
+    value.length ? `${percent(value[0])} → ${percent(value[value.length - 1])}` : "–", `version ${run.version}`,
+  ];
+  row.append(name, ...cells.map((cell) => element("td", cell)));
+  return row;
+}
+
+function fillFacts(pairs) {
+  byId("facts").append(...pairs.map(([name, value]) => {
+    const pair = element("div");
+    pair.append(element("dt", name), element("dd", value));
+    return pair;
+  }));
+}
+
+function fillSelect(select, options) {
+  select.replaceChildren(...options.map(([value, text]) => new Option(text, value)));
+}
+
+function startList(runs) {
+  const groups = groupsOf(runs);
+  const list = new GroupList(byId("groups"), runs.length > 1);
+  const steps = [...new Set(groups.map((group) => group.step))].sort((a, b) => a - b);
+  fillSelect(byId("run"), [[ALL, "all"], ...runs.map((run, index) => [index, run.name])]);
+  fillSelect(byId("step"), [[ALL, "all"], ...steps.map((step) => [step, step])]);
+  byId("run-filter").hidden = runs.length === 1;
+  const recorded = runs.reduce((sum, run) => sum + run.num_completions, 0);
+  const held = groups.reduce((sum, group) => sum + group.completions.length, 0);
+
+  function apply() {
+    const choice = Object.fromEntries(["run", "step", "kind", "text"].map((id) => [id, byId(id).value]));
+    const found = filtered(groups, choice);
+    const shown = found.reduce((sum, group) => sum + group.shown.length, 0);
+    const more = held < recorded ? `; ${recorded.toLocaleString("en")} were recorded` : "";
+    byId("count").textContent = `${shown.toLocaleString("en")} of ${held.toLocaleString("en")} completions${more}`;
+    list.show(found);
+  }
+
+  let waiting = 0;
+  const form = document.querySelector(".filters");
+  form.addEventListener("submit", (event) => event.preventDefault());
+  form.addEventListener("change", apply);
+  byId("text").addEventListener("input", () => {
+    clearTimeout(waiting);
+    waiting = setTimeout(apply, SEARCH_DELAY_MS);
+  });
+  apply();
+}
+
+function startAucChoice(runs) {
+  const select = byId("auc-reward");
+  const names = [...new Set(runs.flatMap((run) => Object.keys(run.auc)))];
+  fillSelect(select, [[OWN, runs.length > 1 ? "each run's own" : "the run's own"], ...names.map((name) => [name, name])]);
+  select.addEventListener("change", () => draw(select.closest("section"), runs, select.value));
+  return names.length > 0;
+}
+
+function start() {
+  const { facts: pairs, runs } = JSON.parse(byId("data").textContent);
+  byId("data").remove();
+  fillRuns(runs);
+  fillFacts(pairs);
+  startList(runs);
+  performance.mark("interactive");
+  addEventListener("load", () => drawAll(runs));
+}
+
+async function drawAll(runs) {
+  const hasLabels = startAucChoice(runs);
+  for (const section of document.querySelectorAll("[data-plot]")) {
+    if (section.dataset.plot === "auc") {
+      section.hidden = !hasLabels;
+      if (hasLabels) await draw(section, runs, OWN);
+    } else {
+      await draw(section, runs);
+    }
+    await new Promise((resolve) => { setTimeout(resolve); });  // the list stays usable meanwhile
+  }
+  performance.mark("drawn");
+  document.documentElement.dataset.drawn = "true";
+}
+
+start();
