@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from benchmarks.study.arithmetic import CHARACTERS, NUMBERS, Worker, prompt_of
 
-NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 1500, 128, 2e-3
+NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 1000, 128, 2e-3
 END, PAD = "<end>", "<pad>"
 _NO_LABEL = -100  # what torch.nn.functional.cross_entropy leaves out
 
