@@ -75,3 +75,12 @@ def test_an_ablation_rewards_by_the_norms_that_it_names(model: Path, tmp_path: P
             assert rewards == [-(record.scaled_grad_norm or 0) for record in group]
         else:
             assert rewards == ranked([record.grad_norm for record in group])
+
+
+def test_the_tiny_recipe_trains_against_a_real_service(model: Path, tmp_path: Path) -> None:
+    output, log = tmp_path / "run", tmp_path / "trainer.log"
+    with running_service(model, tmp_path / "service.log") as service:
+        flags = ["--reward_url", service.url, "--recipe", "tiny", "--model", str(model), "--output_dir", str(output)]
+        with started("vigor_trainer", *flags, "--max_steps", "1", log=log) as trainer:
+            assert trainer.wait(RUN_SECONDS) == 0, log.read_text()[-2000:]
+    assert len(list(read_completions(output))) == 4

@@ -71,6 +71,7 @@ ROOMS = [
     "vigor_trainer.resume",
     "vigor_trainer.weights",
     "vigor_trainer.building",
+    "vigor_trainer.recipes",
     "vigor_trainer.config",
     "vigor_trainer.data",
     "vigor_trainer.rewards",

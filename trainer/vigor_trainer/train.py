@@ -222,6 +222,7 @@ def _read_tasks(
             answer_column=vigor.answer_column,
             size=vigor.dataset_size,
             seed=seed,
+            system_prompt=vigor.system_prompt,
         )
         return read_task(source, has_chat_template=has_chat_template)
 
@@ -242,7 +243,8 @@ def _datasets(
     """Return the prompts that fit, with a whole completion, into what the service takes."""
     template_kwargs = cast("dict[str, Any] | None", grpo.chat_template_kwargs)  # pyright: ignore[reportUnknownMemberType]
     num_tokens = prompt_counter(tokenizer, template_kwargs or {})
-    max_prompt_tokens = client.model().max_sequence_tokens - (grpo.max_completion_length or 1)
+    room = client.model().max_sequence_tokens - (grpo.max_completion_length or 1)
+    max_prompt_tokens = min(room, vigor.max_prompt_length or room)
     return {
         name: as_dataset(
             fitting_prompts(
