@@ -73,6 +73,7 @@ ROOMS = [
     "vigor_trainer.building",
     "vigor_trainer.recipes",
     "vigor_trainer.config",
+    "vigor_trainer.description",
     "vigor_trainer.data",
     "vigor_trainer.rewards",
     "vigor_trainer.trainer",

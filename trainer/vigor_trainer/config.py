@@ -219,7 +219,8 @@ def _gpu_settings() -> dict[str, Any]:
 
 def _chosen_settings(argv: Sequence[str]) -> dict[str, Any]:
     """Return the settings of the recipe that flags or the YAML file name."""
-    parser = _Parser((Given,), prog=PROGRAM, allow_abbrev=False, add_help=False)
+    kinds: Any = (Given,)
+    parser = _Parser(kinds, prog=PROGRAM, allow_abbrev=False, add_help=False)
     with _refusals(parser):
         given, _ = parser.parse_args_and_config(_separate_config(argv), return_remaining_strings=True)
         return chosen_settings(given)
@@ -228,7 +229,7 @@ def _chosen_settings(argv: Sequence[str]) -> dict[str, Any]:
 def _parse(argv: Sequence[str], defaults: dict[str, Any]) -> Arguments:
     kinds: Any = (VigorArguments, GRPOConfig, ModelConfig)
     parser = _Parser(kinds, prog=PROGRAM, usage=USAGE, description=DESCRIPTION, allow_abbrev=False)
-    parser.set_defaults_with_config(**defaults)
+    parser.set_defaults_with_config(**defaults)  # pyright: ignore[reportUnknownMemberType] - TRL has no type there
     with _refusals(parser):
         *parsed, unknown = parser.parse_args_and_config(_separate_config(argv), return_remaining_strings=True)
         arguments = Arguments(*parsed)

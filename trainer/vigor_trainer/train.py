@@ -26,6 +26,7 @@ from vigor_trainer.config import (
 )
 from vigor_trainer.data.prompt_lengths import fitting_prompts, prompt_counter
 from vigor_trainer.data.tasks import Example, TaskSource, as_dataset, read_task
+from vigor_trainer.description import describe_run
 from vigor_trainer.errors import InvalidModelError, UnsupportedSettingError
 from vigor_trainer.monitoring.record_file import Resumption
 from vigor_trainer.monitoring.run_files import RunFiles
@@ -70,6 +71,7 @@ def run(arguments: Arguments) -> None:
     names = _named_rewards(vigor, tasks)
     files = _run_files(grpo, output_dir, checkpoint)
     with _client(vigor) as client, _publisher(vigor, client) as publisher:
+        files.describe(describe_run(arguments, model_name, client.model()))
         with building("the trainer cannot be built"):
             grpo.model_init_kwargs = _model_init_kwargs(grpo, model)
             trainer = VigorTrainer(
