@@ -76,6 +76,7 @@ ROOMS = [
     "vigor_trainer.description",
     "vigor_trainer.data",
     "vigor_trainer.rewards",
+    "vigor_trainer.collapse_callback",
     "vigor_trainer.trainer",
     "vigor_trainer.train",
     "vigor_trainer.__main__",

@@ -91,6 +91,7 @@ def test_any_flag_of_trl_works() -> None:
         (["--load_in_4bit"], "quantized weights cannot be published"),
         (["--use_transformers_continuous_batching", "--bf16", "true"], "give --bf16 false"),
         (["--fp16", "true"], "--fp16 needs a GPU: leave it out"),
+        (["--stop_on_collapse", "--save_strategy", "no"], "--stop_on_collapse keeps the last good checkpoint: give"),
         (["--eval_strategy", "epoch"], "--eval_strategy needs --eval_dataset"),
         (["--num_generations", "1"], "at least 2 generations"),
         (["--broadcast", "mpi"], "argument --broadcast: invalid choice"),

@@ -117,6 +117,10 @@ class VigorArguments:
         default=0.0,
         metadata={"help": "Share of their mean by which a group's norms must differ; a group below it gets vigor 0"},
     )
+    stop_on_collapse: bool = field(
+        default=False,
+        metadata={"help": "Whether the first warning of the collapse watch ends training; needs --save_strategy"},
+    )
     ties: Literal["average", "ordinal"] = field(
         default="average", metadata={"help": "Ranks of equal values: all get their mean rank, or they rank by index"}
     )
@@ -283,5 +287,7 @@ def _refuse_unsupported(arguments: Arguments) -> None:
         )
     if vigor.broadcast and vigor.shared_directory:
         raise UnsupportedSettingError("--broadcast and --shared_directory both say how weights are sent: give one")
+    if vigor.stop_on_collapse and grpo.save_strategy == "no":
+        raise UnsupportedSettingError("--stop_on_collapse keeps the last good checkpoint: give --save_strategy steps")
     if grpo.eval_strategy != "no" and not vigor.eval_dataset:
         raise UnsupportedSettingError("--eval_strategy needs --eval_dataset")

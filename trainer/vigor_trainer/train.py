@@ -16,6 +16,7 @@ from vigor_client.integrations.trl.trl_shape import READ_BY_VIGOR_TRAINER, check
 from vigor_client.models.embedded import embedded_model_dir
 from vigor_client.transport.key_file import read_key
 from vigor_trainer.building import building
+from vigor_trainer.collapse_callback import CollapseCallback
 from vigor_trainer.config import (
     BUILTINS,
     Arguments,
@@ -28,13 +29,15 @@ from vigor_trainer.data.prompt_lengths import fitting_prompts, prompt_counter
 from vigor_trainer.data.tasks import Example, TaskSource, as_dataset, read_task
 from vigor_trainer.description import describe_run
 from vigor_trainer.errors import InvalidModelError, UnsupportedSettingError
+from vigor_trainer.monitoring.alerts import tracker_alerts
+from vigor_trainer.monitoring.collapse import CollapseWarning, CollapseWatch
 from vigor_trainer.monitoring.record_file import Resumption
 from vigor_trainer.monitoring.run_files import RunFiles
 from vigor_trainer.resume import Checkpoint, find_checkpoint
 from vigor_trainer.rewards.custom import CustomReward, load_reward
 from vigor_trainer.rewards.groups import ScoreOptions
 from vigor_trainer.rewards.round_rewards import RoundRewards
-from vigor_trainer.rewards.rules import NEED_ANSWERS, RuleOptions
+from vigor_trainer.rewards.rules import NEED_ANSWERS, RANKED, RuleOptions
 from vigor_trainer.trainer import VigorTrainer
 from vigor_trainer.weights.publisher import Publisher
 from vigor_trainer.weights.saving import save_final_model
@@ -70,6 +73,9 @@ def run(arguments: Arguments) -> None:
     tasks = _read_tasks(vigor, grpo, tokenizer)
     names = _named_rewards(vigor, tasks)
     files = _run_files(grpo, output_dir, checkpoint)
+    watch = _collapse_watch(vigor, grpo, names, files)
+    if checkpoint is not None:
+        watch.saved(str(checkpoint.directory))
     with _client(vigor) as client, _publisher(vigor, client) as publisher:
         files.describe(describe_run(arguments, model_name, client.model()))
         with building("the trainer cannot be built"):
@@ -78,7 +84,8 @@ def run(arguments: Arguments) -> None:
                 publisher=publisher,
                 model=model_name,
                 args=grpo,
-                reward_funcs=_rewards(vigor, grpo, client, publisher, files, names).functions,
+                reward_funcs=_rewards(vigor, grpo, client, publisher, files, names, watch).functions,
+                callbacks=[CollapseCallback(watch, stops=vigor.stop_on_collapse)],
                 processing_class=tokenizer,
                 peft_config=get_peft_config(model),
                 **_datasets(vigor, grpo, tokenizer, client, tasks),
@@ -88,6 +95,8 @@ def run(arguments: Arguments) -> None:
         final = trainer.publish_final_weights()
     save_final_model(trainer, output_dir)
     if trainer.accelerator.is_main_process:
+        if vigor.stop_on_collapse and watch.has_warned:
+            print(f"stopped by --stop_on_collapse; the last good checkpoint: {watch.last_good_checkpoint or 'none'}")
         print(f"saved {grpo.output_dir}; the service holds version {final.weight_version}, {final.weight_digest}")
 
 
@@ -167,6 +176,7 @@ def _rewards(
     publisher: Publisher,
     files: RunFiles,
     names: Sequence[BuiltinName | CustomReward],
+    watch: CollapseWatch,
 ) -> RoundRewards:
     options = ScoreOptions(
         rules=RuleOptions(
@@ -176,7 +186,25 @@ def _rewards(
         wait_seconds=vigor.wait_seconds,
         seed=grpo.seed,
     )
-    return RoundRewards(client, publisher, options, names, record=files.append)
+    return RoundRewards(client, publisher, options, names, record=files.append, watch=watch.observe)
+
+
+def _collapse_watch(
+    vigor: VigorArguments, grpo: GRPOConfig, names: Sequence[BuiltinName | CustomReward], files: RunFiles
+) -> CollapseWatch:
+    """Return the watch, whose warnings are printed, recorded, and sent to the trackers in use."""
+    with building("--report_to"):
+        alerts = tracker_alerts(cast("list[str]", grpo.report_to))
+
+    def warn(warning: CollapseWarning) -> None:
+        print(f"warning: {warning}", flush=True)
+        files.warn(warning)
+        for alert in alerts:
+            alert(f"vigor: {warning.cause}", str(warning))
+
+    first = next((name for name in names if not isinstance(name, CustomReward)), None)
+    ranks = first in RANKED and vigor.min_spread == 0  # a group below the minimum spread ties by intention
+    return CollapseWatch(ranks=ranks, on_warning=warn)
 
 
 def _named_rewards(vigor: VigorArguments, tasks: dict[str, list[Example]]) -> list[BuiltinName | CustomReward]:
