@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -76,6 +77,18 @@ def test_an_ablation_rewards_by_the_norms_that_it_names(model: Path, tmp_path: P
             assert rewards == [-(record.scaled_grad_norm or 0) for record in group]
         else:
             assert rewards == ranked([record.grad_norm for record in group])
+
+
+@pytest.mark.slow
+def test_the_verifier_of_a_code_task_runs_its_tests(model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Write f{index}.", "tests": [f"assert f{index}() == 1"]} for index in range(4)]
+    (tmp_path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with running_service(model, tmp_path / "service.log") as service:
+        groups = groups_of(
+            service, model, tmp_path, "--dataset", str(tmp_path / "task.jsonl"), "--reward", "verifier", "vigor"
+        )
+    assert {record.rewards["verifier"] for group in groups for record in group} == {0.0}
+    assert {record.is_correct for group in groups for record in group} == {False}
 
 
 def test_the_tiny_recipe_trains_against_a_real_service_and_says_what_the_run_is(model: Path, tmp_path: Path) -> None:

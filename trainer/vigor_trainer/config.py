@@ -100,6 +100,9 @@ class VigorArguments:
     answer_column: str | None = field(
         default=None, metadata={"help": "Column of the answer; by default answer, if there is one"}
     )
+    tests_column: str | None = field(
+        default=None, metadata={"help": "Column of a code task's tests; by default tests, if there is one"}
+    )
     reward: list[str] = field(
         default_factory=lambda: ["vigor"],
         metadata={

@@ -213,10 +213,14 @@ def _named_rewards(vigor: VigorArguments, tasks: dict[str, list[Example]]) -> li
     Raises:
         UnsupportedSettingError: one is unknown, or needs answers that prompts lack.
     """
+    examples = [example for part in tasks.values() for example in part]
     for name in NEED_ANSWERS:
-        without = next((example for examples in tasks.values() for example in examples if example.answer is None), None)
+        without = next((example for example in examples if example.answer is None and example.tests is None), None)
         if name in vigor.reward and without is not None:
-            raise UnsupportedSettingError(f"--reward {name}: {without.place} has no answer")
+            raise UnsupportedSettingError(f"--reward {name}: {without.place} has no answer and no tests")
+    with_tests = next((example for example in examples if example.tests is not None), None)
+    if "majority" in vigor.reward and with_tests is not None:
+        raise UnsupportedSettingError(f"--reward majority: {with_tests.place} has tests, and programs are not counted")
     return [name if name in BUILTINS else load_reward(name) for name in vigor.reward]
 
 
@@ -250,6 +254,7 @@ def _read_tasks(
             config=vigor.dataset_config,
             prompt_column=vigor.prompt_column,
             answer_column=vigor.answer_column,
+            tests_column=vigor.tests_column,
             size=vigor.dataset_size,
             seed=seed,
             system_prompt=vigor.system_prompt,

@@ -48,6 +48,20 @@ def test_a_prompt_of_messages_is_kept_as_it_is(tmp_path: Path) -> None:
         load_task(TaskSource(name), has_chat_template=False)
 
 
+def test_a_row_may_have_tests_instead_of_an_answer(tmp_path: Path) -> None:
+    name = write_lines(tmp_path / "task.jsonl", {"prompt": "a", "checks": ["assert f() == 1"]}, {"prompt": "b"})
+    task = load_task(TaskSource(name), has_chat_template=False)
+    assert task.column_names == ["prompt", "answer"]
+    with pytest.raises(InvalidTaskError, match=r"task.jsonl:2: no column `checks`"):
+        load_task(TaskSource(name, tests_column="checks"), has_chat_template=False)
+    rows = ({"prompt": "a", "tests": ["assert f() == 1"]}, {"prompt": "b", "tests": None, "answer": 2})
+    task = load_task(TaskSource(write_lines(tmp_path / "task.jsonl", *rows)), has_chat_template=False)
+    assert task["tests"] == ['["assert f() == 1"]', None]
+    name = write_lines(tmp_path / "task.jsonl", {"prompt": "a", "tests": [1]})
+    with pytest.raises(InvalidTaskError, match=r"task.jsonl:1: `tests` must be Python statements, or objects with"):
+        load_task(TaskSource(name), has_chat_template=False)
+
+
 def test_a_system_prompt_comes_before_every_prompt(tmp_path: Path) -> None:
     source = TaskSource("addition", system_prompt="Add.")
     assert load_task(source, has_chat_template=True)[0]["prompt"] == [

@@ -27,6 +27,7 @@ NUMBERS = {
     "grpo-3b-math": (384, 8, 1024, 1, 2e-6, 0.01),
     "vigor-7b-math": (896, 8, 3072, 3, 2e-6, 0.01),
     "grpo-7b-math": (896, 8, 3072, 1, 2e-6, 0.01),
+    "grpo-3b-code": (384, 8, 2048, 1, 2e-6, 0.01),
     "vigor-3b-code": (384, 8, 2048, 1, 2e-6, 0.01),
     "intuitor": (896, 14, 3072, 1, 1e-6, 0.01),
 }
@@ -66,15 +67,15 @@ def test_the_published_recipes_have_the_published_numbers(name: str) -> None:
     assert (grpo.bf16, grpo.temperature, grpo.epsilon, grpo.seed) == (True, 1.0, 0.2, 7)
     assert (grpo.lr_scheduler_type, grpo.warmup_steps, grpo.num_train_epochs) == ("cosine", 0.1, 1)
     assert (grpo.loss_type, grpo.scale_rewards) == ("bnpo", "group")
-    assert vigor.max_prompt_length == (1024 if name == "vigor-3b-code" else 512)
+    assert vigor.max_prompt_length == (1024 if name.endswith("code") else 512)
     assert vigor.reward == {"v": ["vigor"], "g": ["verifier"], "i": ["self_certainty"]}[name[0]]
     assert (vigor.system_prompt == BOXED) == name.endswith("3b-math")
     assert vigor.system_prompt
 
 
 def test_twins_differ_only_in_what_the_published_ones_differ_in() -> None:
-    for size, others in (("3b", set[str]()), ("7b", {"num_iterations"})):
-        ours, twins = recipe(f"vigor-{size}-math").settings, recipe(f"grpo-{size}-math").settings
+    for run, others in (("3b-math", set[str]()), ("3b-code", set[str]()), ("7b-math", {"num_iterations"})):
+        ours, twins = recipe(f"vigor-{run}").settings, recipe(f"grpo-{run}").settings
         different = {name for name in ours.keys() | twins.keys() if ours.get(name) != twins.get(name)}
         assert different == {"reward", "vigor_rank", "vigor_sqrt_length", "output_dir", *others}
 
@@ -125,7 +126,9 @@ def test_an_unknown_recipe_is_refused_in_one_line_that_lists_all(name: str, caps
     with pytest.raises(SystemExit) as exit_info:
         parse(name)
     assert exit_info.value.code == 2
-    names = "grpo-3b-math, grpo-7b-math, intuitor, small, tiny, vigor-3b-code, vigor-3b-math, vigor-7b-math"
+    names = (
+        "grpo-3b-code, grpo-3b-math, grpo-7b-math, intuitor, small, tiny, vigor-3b-code, vigor-3b-math, vigor-7b-math"
+    )
     assert (
         capsys.readouterr().err == f"vigor-trainer: --recipe {name}: give one of {names} (see vigor-trainer --help)\n"
     )

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from vigor_client import InputError
 from vigor_client.cli.jsonl_input import open_input
 from vigor_trainer.building import building
+from vigor_trainer.data.programs import program_tests
 from vigor_trainer.data.prompts import UNRENDERED_COLUMNS, Prompt, prompt_of, refuse_half_character
 from vigor_trainer.errors import InvalidTaskError, UnsupportedSettingError
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 REASONING_GYM_PREFIX = "reasoning-gym:"
 PROMPT_COLUMNS = ("prompt", "question")
 ANSWER_COLUMN = "answer"
+TESTS_COLUMN = "tests"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,7 @@ class TaskSource:
     config: str | None = None  # hub datasets
     prompt_column: str | None = None  # None: `prompt` or `question`
     answer_column: str | None = None  # None: `answer`, where there is one
+    tests_column: str | None = None  # None: `tests`, where there is one
     size: int = 1000  # generated tasks: number of questions
     seed: int = 0  # generated tasks
     system_prompt: str | None = None  # text of a system message before every prompt
@@ -53,11 +56,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt to train on, its answer if there is one, and the place that an error names."""
+    """One prompt to train on, its answer or tests if there are any, and the place that an error names."""
 
     place: str
     prompt: Prompt
     answer: str | None
+    tests: str | None = None  # JSON of `program_tests`; they count instead of the answer
 
 
 def load_task(source: TaskSource, *, has_chat_template: bool) -> Dataset:
@@ -84,13 +88,16 @@ def read_task(source: TaskSource, *, has_chat_template: bool) -> list[Example]:
 
 
 def as_dataset(examples: Sequence[Example]) -> Dataset:
-    """Return the columns `prompt` and `answer`; None where a row has no answer."""
+    """Return the columns `prompt` and `answer`, and `tests` if a row has some; None where a row has none."""
     from datasets import Dataset, Features, Json, List, Value  # pyright: ignore[reportMissingTypeStubs]
 
     # As JSON: Arrow would give each message all keys that any other has, with null, which templates may write out.
     is_chat = isinstance(examples[0].prompt, list)
-    features = Features({"prompt": List(Json()) if is_chat else Value("string"), "answer": Value("string")})
-    rows = [{"prompt": example.prompt, "answer": example.answer} for example in examples]
+    kinds = {"prompt": List(Json()) if is_chat else Value("string"), "answer": Value("string")}
+    if any(example.tests is not None for example in examples):
+        kinds["tests"] = Value("string")
+    features = Features(kinds)
+    rows = [{name: getattr(example, name) for name in kinds} for example in examples]
     return Dataset.from_list(rows, features=features)  # pyright: ignore[reportUnknownMemberType] - partly untyped
 
 
@@ -170,7 +177,7 @@ def _example(row: Row, source: TaskSource, *, has_chat_template: bool) -> Exampl
         raise InvalidTaskError(f"{row.place}: the prompt is a list of messages, but the tokenizer has no chat template")
     if isinstance(prompt, list) and source.system_prompt is not None:
         prompt = _with_system_prompt(prompt, source.system_prompt, row.place)
-    return Example(row.place, prompt, _answer(row, source.answer_column))
+    return Example(row.place, prompt, _answer(row, source.answer_column), _tests(row, source.tests_column))
 
 
 def _with_system_prompt(messages: list[dict[str, Any]], system_prompt: str, place: str) -> list[dict[str, Any]]:
@@ -207,3 +214,17 @@ def _answer(row: Row, column: str | None) -> str | None:
     if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
         return str(value)
     raise InvalidTaskError(f"{row.place}: `{name}` must be text or a number, not {type(value).__name__}")
+
+
+def _tests(row: Row, column: str | None) -> str | None:
+    name = column or TESTS_COLUMN
+    if column and column not in row.fields:
+        raise InvalidTaskError(f"{row.place}: no column `{column}`, has {sorted(row.fields)}")
+    value = row.fields.get(name)
+    if value is None:
+        return None
+    try:
+        refuse_half_character(value)
+        return program_tests(value)
+    except ValueError as error:
+        raise InvalidTaskError(f"{row.place}: `{name}` {error}") from error

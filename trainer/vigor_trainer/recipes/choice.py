@@ -9,7 +9,7 @@ from typing import Any
 from vigor_trainer.errors import UnsupportedSettingError
 from vigor_trainer.recipes.files import recipe
 
-OF_A_DATASET = ("dataset_config", "dataset_split", "prompt_column", "answer_column")
+OF_A_DATASET = ("dataset_config", "dataset_split", "prompt_column", "answer_column", "tests_column")
 COMPLETIONS_PER_DEVICE = 8
 """TRL's `per_device_train_batch_size`, where nothing else is given."""
 

@@ -19,7 +19,7 @@ from vigor_client.integrations.trl.metrics import METRICS, NORM_COLUMN, RANK_COL
 from vigor_client.integrations.trl.round import Round
 from vigor_client.schemas.scoring import ComputeName, FinishReason, RewardName, TieRule, TruncatedRule
 from vigor_trainer.config import BuiltinName
-from vigor_trainer.data.answers import judge
+from vigor_trainer.data.programs import judge_all
 from vigor_trainer.data.prompts import Prompt
 from vigor_trainer.monitoring import statistics
 from vigor_trainer.monitoring.completions import CompletionRecord
@@ -117,6 +117,7 @@ class RoundRewards:
         log_metric: Callable[[str, float], None],
         log_extra: Callable[[str, list[float | None]], None],
         answer: Sequence[str | None] | None = None,
+        tests: Sequence[str | None] | None = None,
         **_other_columns: object,
     ) -> Rewards:
         """Return the built-in rewards of this process' completions; all functions of a round get the same.
@@ -129,9 +130,9 @@ class RoundRewards:
         """
         if completion_ids is self._round_ids:
             return self._rewards
-        answers = answer or [None] * len(completions)
+        unknown = [None] * len(completions)
         texts = list(map(_text, completions))
-        judged = map(judge, texts, answers)
+        judged = judge_all(texts, answer or unknown, tests or unknown)
         mine = list(
             map(SampledCompletion, prompts, texts, prompt_ids, completion_ids, loss_mask, finish_reason, judged)
         )
