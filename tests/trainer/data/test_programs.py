@@ -117,5 +117,6 @@ def test_the_environment_is_not_inherited(monkeypatch: pytest.MonkeyPatch) -> No
     assert "VIGOR_API_KEY" in os.environ
 
 
-def test_the_standard_library_can_be_used() -> None:
+def test_libraries_can_be_used() -> None:
     assert output_of("import heapq, itertools, json, math, random, re\nprint(math.comb(5, 2))", "", QUICK) == b"10\n"
+    assert output_of("import numpy\nprint(numpy.arange(5).sum())", "", Limits()) == b"10\n"

@@ -50,7 +50,9 @@ limit(resource.RLIMIT_NPROC, {num_processes})
 limit(resource.RLIMIT_CORE, 0)
 def guard():
     import os
-    roots = tuple(os.path.realpath(path) + os.sep for path in {{*sysconfig.get_paths().values(), sys.base_prefix}})
+    packages = [path for path in sys.path if path.endswith(("site-packages", "dist-packages"))]
+    libraries = {{*sysconfig.get_paths().values(), sys.base_prefix, *packages}}
+    roots = tuple(os.path.realpath(path) + os.sep for path in libraries)
     devices = ("/dev/null", "/dev/urandom")
     realpath, fspath, fsdecode = os.path.realpath, os.fspath, os.fsdecode
     changes = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
