@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from tests.trainer.running import RunningService, running_service, started, trai
 from vigor_client import rank_rewards, ranks
 from vigor_trainer.monitoring.completions import CompletionRecord, read_completions
 from vigor_trainer.monitoring.records import read_records
+from vigor_trainer.monitoring.run_info import read_run_info
 
 RUN_SECONDS = 150.0
 NUM_STEPS, NUM_COMPLETIONS = 3, 8
@@ -75,3 +77,32 @@ def test_an_ablation_rewards_by_the_norms_that_it_names(model: Path, tmp_path: P
             assert rewards == [-(record.scaled_grad_norm or 0) for record in group]
         else:
             assert rewards == ranked([record.grad_norm for record in group])
+
+
+@pytest.mark.slow
+def test_the_verifier_of_a_code_task_runs_its_tests(model: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": f"Write f{index}.", "tests": [f"assert f{index}() == 1"]} for index in range(4)]
+    (tmp_path / "task.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with running_service(model, tmp_path / "service.log") as service:
+        groups = groups_of(
+            service, model, tmp_path, "--dataset", str(tmp_path / "task.jsonl"), "--reward", "verifier", "vigor"
+        )
+    assert {record.rewards["verifier"] for group in groups for record in group} == {0.0}
+    assert {record.is_correct for group in groups for record in group} == {False}
+
+
+def test_the_tiny_recipe_trains_against_a_real_service_and_says_what_the_run_is(model: Path, tmp_path: Path) -> None:
+    output, log = tmp_path / "run", tmp_path / "trainer.log"
+    with running_service(model, tmp_path / "service.log") as service:
+        flags = ["--reward_url", service.url, "--recipe", "tiny", "--model", str(model), "--output_dir", str(output)]
+        with started("vigor_trainer", *flags, "--max_steps", "1", log=log) as trainer:
+            assert trainer.wait(RUN_SECONDS) == 0, log.read_text()[-2000:]
+        measured = service.client.model()
+    assert len(list(read_completions(output))) == 4
+    info = read_run_info(output)
+    assert info is not None
+    assert (info.recipe, info.model, info.rewards, info.reward_weights) == ("tiny", str(model), ["vigor"], [1.0])
+    assert (info.completions_per_step, info.num_generations, info.seed) == (4, 4, 7)
+    assert info.service.num_measured_parameters == measured.num_measured_parameters
+    assert set(info.service.measured_parameters) == {name for rule in measured.rules for name in rule.parameters}
+    assert {"vigor-rl", "trl", "transformers", "torch"} <= info.versions.keys()

@@ -1,4 +1,4 @@
-"""Flags, the YAML file, the recipe, and what is refused."""
+"""Flags, the YAML file, the defaults, and what is refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from vigor_trainer.config import CPU_SETTINGS, RECIPE, Arguments, describe_cpu_settings, parse_arguments
+from vigor_trainer.config import CPU_SETTINGS, Arguments, describe_cpu_settings, parse_arguments
+from vigor_trainer.recipes.files import default_settings
 
 # TRL 1.16 still uses the names that transformers 5.23 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
@@ -22,19 +23,20 @@ def settings_of(arguments: Arguments) -> dict[str, object]:
     return vars(arguments.grpo) | vars(arguments.model)
 
 
-def test_the_recipe_is_the_default() -> None:
+def test_a_run_without_a_recipe_has_the_defaults_of_their_file() -> None:
     settings = settings_of(parse_arguments(NEEDED, has_gpu=True))
-    assert {name: settings[name] for name in RECIPE} == RECIPE
+    assert {name: settings[name] for name in default_settings()} == default_settings()
     assert settings["use_cpu"] is False
 
 
 def test_without_a_gpu_what_a_cpu_needs_is_the_default() -> None:
     for arguments in (parse_arguments(NEEDED, has_gpu=False), parse_arguments([*NEEDED, "--use_cpu"], has_gpu=True)):
         settings = settings_of(arguments)
-        assert {name: settings[name] for name in RECIPE | CPU_SETTINGS} == RECIPE | CPU_SETTINGS
+        expected = default_settings() | CPU_SETTINGS
+        assert {name: settings[name] for name in expected} == expected
         assert describe_cpu_settings(arguments.grpo) == (
             "training on the CPU with --bf16 false --beta 0 --max_completion_length 48 "
-            "(a flag or the --config file overrides each)"
+            "(a flag, the --config file or a recipe overrides each)"
         )
 
 
@@ -50,7 +52,7 @@ def test_a_run_on_a_gpu_has_nothing_to_say_of_a_cpu() -> None:
     assert describe_cpu_settings(parse_arguments(NEEDED, has_gpu=True).grpo) is None
 
 
-def test_a_flag_overrides_the_file_and_the_file_the_recipe(tmp_path: Path) -> None:
+def test_a_flag_overrides_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text("learning_rate: 1e-5\nbeta: 0.5\nmodel: from-file\nreward: entropy\nnum_generations: 4\n")
     for argv in (["--config", str(path)], [f"--config={path}"]):
@@ -89,12 +91,17 @@ def test_any_flag_of_trl_works() -> None:
         (["--load_in_4bit"], "quantized weights cannot be published"),
         (["--use_transformers_continuous_batching", "--bf16", "true"], "give --bf16 false"),
         (["--fp16", "true"], "--fp16 needs a GPU: leave it out"),
+        (["--stop_on_collapse", "--save_strategy", "no"], "--stop_on_collapse keeps the last good checkpoint: give"),
         (["--eval_strategy", "epoch"], "--eval_strategy needs --eval_dataset"),
         (["--num_generations", "1"], "at least 2 generations"),
         (["--broadcast", "mpi"], "argument --broadcast: invalid choice"),
         (["--broadcast", "gloo", "--shared_directory", "x"], "--broadcast and --shared_directory both say how"),
         (["--wait_seconds", "601"], "--wait_seconds is 601: give 0 to 600"),
         (["--dataset_size", "0"], "--dataset_size is 0: give more than 0"),
+        (["--max_prompt_length", "0"], "--max_prompt_length is 0: give more than 0"),
+        (["--completions_per_step", "0"], "--completions_per_step is 0: give more than 0"),
+        (["--completions_per_step", "12"], "--completions_per_step 12 is no multiple of 8"),
+        (["--recipe"], "argument --recipe: expected one argument"),
         (["--config", "nowhere.yaml"], "No such file or directory: 'nowhere.yaml'"),
         (["--config"], "--config needs a file"),
         (["--overlong_prompts", "cut"], "argument --overlong_prompts/--overlong-prompts: invalid choice"),

@@ -73,6 +73,18 @@ def run(*argv: str) -> int:
     return main(["--dataset", "addition", "--use_cpu", "true", *argv])
 
 
+def test_rewards_that_a_task_cannot_give_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, task = save_tiny_checkpoint(tmp_path / "model"), tmp_path / "task.jsonl"
+    flags = ["--reward_url", "http://127.0.0.1:1", "--model", str(model), "--output_dir", str(tmp_path / "run")]
+    for row, reward, complaint in (
+        ('{"prompt": "a"}', "verifier", "--reward verifier: {} has no answer and no tests"),
+        ('{"prompt": "a", "tests": ["f()"]}', "majority", "--reward majority: {} has tests, and programs are not"),
+    ):
+        task.write_text(f"{row}\n")
+        assert run(*flags, "--reward", reward, "--dataset", str(task)) == 2
+        assert complaint.format(f"{task}:1") in capsys.readouterr().err
+
+
 def test_a_service_that_cannot_be_reached_stops_the_run_with_one_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -9,11 +9,14 @@ from typing import Any
 
 import torch
 from accelerate import PartialState
-from transformers import TrainerState
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
+from tests.trainer.example_records import example_record
 from tests.trainer.fake_service import FakeService
 from vigor_client import Group, ScoreResponse
 from vigor_client.integrations.trl.errors import MainProcessError
+from vigor_trainer.collapse_callback import CollapseCallback
+from vigor_trainer.monitoring.collapse import CollapseWatch
 from vigor_trainer.rewards.groups import ScoreOptions
 from vigor_trainer.rewards.round_rewards import RoundRewards
 from vigor_trainer.weights.publisher import Publisher
@@ -46,6 +49,15 @@ def reward_of_my_completion(service: FakeService) -> float | None:
     return mine
 
 
+def stops_when_the_main_process_has_warned() -> bool:
+    watch = CollapseWatch(ranks=True, on_warning=lambda _: None, num_rounds=1)
+    if PartialState().is_main_process:
+        watch.observe(example_record(0, norm_spread=0.0))
+    control = TrainerControl()
+    CollapseCallback(watch, stops=True).on_step_end(TrainingArguments(use_cpu=True), TrainerState(), control)
+    return control.should_training_stop
+
+
 def say(line: str) -> None:
     """Write a line in one piece, since both processes write to the same pipe."""
     os.write(sys.stdout.fileno(), f"{line}\n".encode())
@@ -56,6 +68,7 @@ def main() -> None:
     torch.set_num_threads(1)
     service = FakeService()
     say(f"process {me}: reward {reward_of_my_completion(service)}, requests {len(service.requests)}")
+    say(f"process {me}: stops {stops_when_the_main_process_has_warned()}")
     try:
         reward_of_my_completion(Stopping())
     except (ConnectionError, MainProcessError) as error:

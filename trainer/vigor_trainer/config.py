@@ -1,12 +1,13 @@
 """The command line: TRL's own flags and YAML file, and the few settings that TRL lacks.
 
-Order of precedence: flag, then `--config` file, then what a machine without a GPU needs, then the paper's recipe, then
-TRL's default.
+Order of precedence: flag, then `--config` file, then `--recipe`, then what a machine without a GPU needs, then the
+default of every run (`recipes/_default.yaml`), then TRL's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, NoReturn, get_args
 
@@ -18,6 +19,8 @@ from trl import GRPOConfig, ModelConfig, TrlParser  # pyright: ignore[reportPriv
 from vigor_client.schemas.scoring import MAX_WAIT_SECONDS
 from vigor_trainer.building import BUILTIN_REFUSALS
 from vigor_trainer.errors import UnsupportedSettingError
+from vigor_trainer.recipes.choice import Given, chosen_settings
+from vigor_trainer.recipes.files import default_settings
 
 BuiltinName = Literal[
     "vigor",
@@ -33,26 +36,11 @@ BuiltinName = Literal[
 ]
 BUILTINS: tuple[BuiltinName, ...] = get_args(BuiltinName)
 
-# The paper's recipe (arXiv 2605.09920 and its published configuration), pinned where TRL's defaults differ or may move.
-RECIPE: dict[str, Any] = {
-    "learning_rate": 3e-6,
-    "lr_scheduler_type": "cosine",
-    "warmup_steps": 0.1,  # a tenth of the steps
-    "num_generations": 8,
-    "num_iterations": 1,
-    "max_completion_length": 1024,
-    "temperature": 1.0,
-    "scale_rewards": "group",
-    "beta": 0.001,
-    "logging_steps": 1,
-    "output_dir": "runs/vigor",
-    "lora_dropout": 0.0,  # TRL generates with dropout switched on, from other weights than those that are published
-}
-
-# In place of the recipe's values where a CPU trains: transformers refuses TRL's default of bfloat16 there, a reference
+# In place of the default values where a CPU trains: transformers refuses TRL's default of bfloat16 there, a reference
 # model costs another forward pass, and 1024 tokens for each of 8 completions cost minutes.
 CPU_SETTINGS: dict[str, Any] = {"use_cpu": True, "bf16": False, "beta": 0.0, "max_completion_length": 48}
 
+PROGRAM = "vigor-trainer"
 USAGE = "vigor-trainer --reward-url URL --dataset DATASET [--model MODEL] [--config FILE.yaml] [any flag of TRL]"
 DESCRIPTION = """Train a language model by its own gradient norms: TRL's GRPO, rewarded by a running vigor-service.
 Every flag of TRL's GRPOConfig and ModelConfig works, and so does --config FILE.yaml with the same names."""
@@ -63,6 +51,9 @@ class VigorArguments:
     """The settings that TRL lacks. Each is a flag and a key of the YAML file."""
 
     reward_url: str = field(metadata={"help": "URL of vigor-service, for example http://127.0.0.1:8000"})
+    recipe: str | None = field(
+        default=None, metadata={"help": "Settings of a whole run by name: vigor-3b-math, tiny, …; list names all"}
+    )
     dataset: str = field(
         metadata={
             "help": "Training prompts: addition, reasoning-gym:<task>, a .jsonl file, or the name of a dataset on "
@@ -86,8 +77,21 @@ class VigorArguments:
     overlong_prompts: Literal["refuse", "skip"] = field(
         default="refuse",
         metadata={
-            "help": "Treatment of prompts that leave no room for max_completion_length in the service's context: "
-            "refuse the run before its first step, or skip them"
+            "help": "Treatment of prompts that are longer than max_prompt_length, or leave no room for "
+            "max_completion_length in the service's context: refuse the run before its first step, or skip them"
+        },
+    )
+    max_prompt_length: int | None = field(
+        default=None, metadata={"help": "Maximum tokens of a prompt; --overlong_prompts says what happens to others"}
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "Text of a system message before every prompt; needs a chat template"}
+    )
+    completions_per_step: int | None = field(
+        default=None,
+        metadata={
+            "help": "Completions of one optimizer step in all processes together, by accumulating gradients; "
+            "--gradient_accumulation_steps wins over it"
         },
     )
     prompt_column: str | None = field(
@@ -95,6 +99,9 @@ class VigorArguments:
     )
     answer_column: str | None = field(
         default=None, metadata={"help": "Column of the answer; by default answer, if there is one"}
+    )
+    tests_column: str | None = field(
+        default=None, metadata={"help": "Column of a code task's tests; by default tests, if there is one"}
     )
     reward: list[str] = field(
         default_factory=lambda: ["vigor"],
@@ -112,6 +119,10 @@ class VigorArguments:
     min_spread: float = field(
         default=0.0,
         metadata={"help": "Share of their mean by which a group's norms must differ; a group below it gets vigor 0"},
+    )
+    stop_on_collapse: bool = field(
+        default=False,
+        metadata={"help": "Whether the first warning of the collapse watch ends training; needs --save_strategy"},
     )
     ties: Literal["average", "ordinal"] = field(
         default="average", metadata={"help": "Ranks of equal values: all get their mean rank, or they rank by index"}
@@ -161,8 +172,9 @@ class VigorArguments:
             raise ValueError(f"--reward {unknown[0]}: give one or more of {', '.join(BUILTINS)}, or module:function")
         if not self.min_spread >= 0:
             raise ValueError(f"--min_spread is {self.min_spread:g}: give 0 or more")
-        for name in ("score_timeout_seconds", "ready_timeout_seconds", "dataset_size"):
-            if not getattr(self, name) > 0:
+        above_zero = ("score_timeout_seconds", "ready_timeout_seconds", "dataset_size", "max_prompt_length")
+        for name in (*above_zero, "completions_per_step"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"--{name} is {getattr(self, name):g}: give more than 0")
 
 
@@ -189,8 +201,9 @@ def parse_arguments(argv: Sequence[str], *, has_gpu: bool | None = None) -> Argu
     """
     if has_gpu is None:
         has_gpu = torch.accelerator.is_available()
-    arguments = _parse(argv, RECIPE | (_gpu_settings() if has_gpu else CPU_SETTINGS))
-    return _parse(argv, RECIPE | CPU_SETTINGS) if has_gpu and arguments.grpo.use_cpu else arguments
+    chosen = _chosen_settings(argv)
+    arguments = _parse(argv, default_settings() | (_gpu_settings() if has_gpu else CPU_SETTINGS) | chosen)
+    return _parse(argv, default_settings() | CPU_SETTINGS | chosen) if has_gpu and arguments.grpo.use_cpu else arguments
 
 
 def describe_cpu_settings(grpo: GRPOConfig) -> str | None:
@@ -202,7 +215,7 @@ def describe_cpu_settings(grpo: GRPOConfig) -> str | None:
         for name, value in CPU_SETTINGS.items()
         if name != "use_cpu" and getattr(grpo, name) == value
     ]
-    settings = f" with {' '.join(chosen)} (a flag or the --config file overrides each)" if chosen else ""
+    settings = f" with {' '.join(chosen)} (a flag, the --config file or a recipe overrides each)" if chosen else ""
     return f"training on the CPU{settings}"
 
 
@@ -211,20 +224,36 @@ def _gpu_settings() -> dict[str, Any]:
     return {} if is_torch_bf16_gpu_available() else {"bf16": False}
 
 
+def _chosen_settings(argv: Sequence[str]) -> dict[str, Any]:
+    """Return the settings of the recipe that flags or the YAML file name."""
+    kinds: Any = (Given,)
+    parser = _Parser(kinds, prog=PROGRAM, allow_abbrev=False, add_help=False)
+    with _refusals(parser):
+        given, _ = parser.parse_args_and_config(_separate_config(argv), return_remaining_strings=True)
+        return chosen_settings(given)
+
+
 def _parse(argv: Sequence[str], defaults: dict[str, Any]) -> Arguments:
     kinds: Any = (VigorArguments, GRPOConfig, ModelConfig)
-    parser = _Parser(kinds, prog="vigor-trainer", usage=USAGE, description=DESCRIPTION, allow_abbrev=False)
-    parser.set_defaults(**defaults)
-    try:
+    parser = _Parser(kinds, prog=PROGRAM, usage=USAGE, description=DESCRIPTION, allow_abbrev=False)
+    parser.set_defaults_with_config(**defaults)  # pyright: ignore[reportUnknownMemberType] - TRL has no type there
+    with _refusals(parser):
         *parsed, unknown = parser.parse_args_and_config(_separate_config(argv), return_remaining_strings=True)
         arguments = Arguments(*parsed)
         _refuse_unknown(unknown)
         _refuse_unsupported(arguments)
+        return arguments
+
+
+@contextmanager
+def _refusals(parser: _Parser) -> Generator[None]:
+    """End the program with one line, and code 2, where the command line cannot be run."""
+    try:
+        yield
     except UnicodeDecodeError as error:  # only the file of --config is text from outside
         parser.error(f"--config: {error}: save the file as UTF-8")
     except (*BUILTIN_REFUSALS, yaml.YAMLError, UnsupportedSettingError) as error:
         parser.error(str(error))
-    return arguments
 
 
 def _separate_config(argv: Sequence[str]) -> list[str]:
@@ -261,5 +290,7 @@ def _refuse_unsupported(arguments: Arguments) -> None:
         )
     if vigor.broadcast and vigor.shared_directory:
         raise UnsupportedSettingError("--broadcast and --shared_directory both say how weights are sent: give one")
+    if vigor.stop_on_collapse and grpo.save_strategy == "no":
+        raise UnsupportedSettingError("--stop_on_collapse keeps the last good checkpoint: give --save_strategy steps")
     if grpo.eval_strategy != "no" and not vigor.eval_dataset:
         raise UnsupportedSettingError("--eval_strategy needs --eval_dataset")

@@ -16,6 +16,7 @@ from vigor_client.integrations.trl.trl_shape import READ_BY_VIGOR_TRAINER, check
 from vigor_client.models.embedded import embedded_model_dir
 from vigor_client.transport.key_file import read_key
 from vigor_trainer.building import building
+from vigor_trainer.collapse_callback import CollapseCallback
 from vigor_trainer.config import (
     BUILTINS,
     Arguments,
@@ -26,14 +27,17 @@ from vigor_trainer.config import (
 )
 from vigor_trainer.data.prompt_lengths import fitting_prompts, prompt_counter
 from vigor_trainer.data.tasks import Example, TaskSource, as_dataset, read_task
+from vigor_trainer.description import describe_run
 from vigor_trainer.errors import InvalidModelError, UnsupportedSettingError
+from vigor_trainer.monitoring.alerts import tracker_alerts
+from vigor_trainer.monitoring.collapse import CollapseWarning, CollapseWatch
 from vigor_trainer.monitoring.record_file import Resumption
 from vigor_trainer.monitoring.run_files import RunFiles
 from vigor_trainer.resume import Checkpoint, find_checkpoint
 from vigor_trainer.rewards.custom import CustomReward, load_reward
 from vigor_trainer.rewards.groups import ScoreOptions
 from vigor_trainer.rewards.round_rewards import RoundRewards
-from vigor_trainer.rewards.rules import NEED_ANSWERS, RuleOptions
+from vigor_trainer.rewards.rules import NEED_ANSWERS, RANKED, RuleOptions
 from vigor_trainer.trainer import VigorTrainer
 from vigor_trainer.weights.publisher import Publisher
 from vigor_trainer.weights.saving import save_final_model
@@ -69,14 +73,19 @@ def run(arguments: Arguments) -> None:
     tasks = _read_tasks(vigor, grpo, tokenizer)
     names = _named_rewards(vigor, tasks)
     files = _run_files(grpo, output_dir, checkpoint)
+    watch = _collapse_watch(vigor, grpo, names, files)
+    if checkpoint is not None:
+        watch.saved(str(checkpoint.directory))
     with _client(vigor) as client, _publisher(vigor, client) as publisher:
+        files.describe(describe_run(arguments, model_name, client.model()))
         with building("the trainer cannot be built"):
             grpo.model_init_kwargs = _model_init_kwargs(grpo, model)
             trainer = VigorTrainer(
                 publisher=publisher,
                 model=model_name,
                 args=grpo,
-                reward_funcs=_rewards(vigor, grpo, client, publisher, files, names).functions,
+                reward_funcs=_rewards(vigor, grpo, client, publisher, files, names, watch).functions,
+                callbacks=[CollapseCallback(watch, stops=vigor.stop_on_collapse)],
                 processing_class=tokenizer,
                 peft_config=get_peft_config(model),
                 **_datasets(vigor, grpo, tokenizer, client, tasks),
@@ -86,6 +95,8 @@ def run(arguments: Arguments) -> None:
         final = trainer.publish_final_weights()
     save_final_model(trainer, output_dir)
     if trainer.accelerator.is_main_process:
+        if vigor.stop_on_collapse and watch.has_warned:
+            print(f"stopped by --stop_on_collapse; the last good checkpoint: {watch.last_good_checkpoint or 'none'}")
         print(f"saved {grpo.output_dir}; the service holds version {final.weight_version}, {final.weight_digest}")
 
 
@@ -165,6 +176,7 @@ def _rewards(
     publisher: Publisher,
     files: RunFiles,
     names: Sequence[BuiltinName | CustomReward],
+    watch: CollapseWatch,
 ) -> RoundRewards:
     options = ScoreOptions(
         rules=RuleOptions(
@@ -174,7 +186,25 @@ def _rewards(
         wait_seconds=vigor.wait_seconds,
         seed=grpo.seed,
     )
-    return RoundRewards(client, publisher, options, names, record=files.append)
+    return RoundRewards(client, publisher, options, names, record=files.append, watch=watch.observe)
+
+
+def _collapse_watch(
+    vigor: VigorArguments, grpo: GRPOConfig, names: Sequence[BuiltinName | CustomReward], files: RunFiles
+) -> CollapseWatch:
+    """Return the watch, whose warnings are printed, recorded, and sent to the trackers in use."""
+    with building("--report_to"):
+        alerts = tracker_alerts(cast("list[str]", grpo.report_to))
+
+    def warn(warning: CollapseWarning) -> None:
+        print(f"warning: {warning}", flush=True)
+        files.warn(warning)
+        for alert in alerts:
+            alert(f"vigor: {warning.cause}", str(warning))
+
+    first = next((name for name in names if not isinstance(name, CustomReward)), None)
+    ranks = first in RANKED and vigor.min_spread == 0  # a group below the minimum spread ties by intention
+    return CollapseWatch(ranks=ranks, on_warning=warn)
 
 
 def _named_rewards(vigor: VigorArguments, tasks: dict[str, list[Example]]) -> list[BuiltinName | CustomReward]:
@@ -183,10 +213,14 @@ def _named_rewards(vigor: VigorArguments, tasks: dict[str, list[Example]]) -> li
     Raises:
         UnsupportedSettingError: one is unknown, or needs answers that prompts lack.
     """
+    examples = [example for part in tasks.values() for example in part]
     for name in NEED_ANSWERS:
-        without = next((example for examples in tasks.values() for example in examples if example.answer is None), None)
+        without = next((example for example in examples if example.answer is None and example.tests is None), None)
         if name in vigor.reward and without is not None:
-            raise UnsupportedSettingError(f"--reward {name}: {without.place} has no answer")
+            raise UnsupportedSettingError(f"--reward {name}: {without.place} has no answer and no tests")
+    with_tests = next((example for example in examples if example.tests is not None), None)
+    if "majority" in vigor.reward and with_tests is not None:
+        raise UnsupportedSettingError(f"--reward majority: {with_tests.place} has tests, and programs are not counted")
     return [name if name in BUILTINS else load_reward(name) for name in vigor.reward]
 
 
@@ -220,8 +254,10 @@ def _read_tasks(
             config=vigor.dataset_config,
             prompt_column=vigor.prompt_column,
             answer_column=vigor.answer_column,
+            tests_column=vigor.tests_column,
             size=vigor.dataset_size,
             seed=seed,
+            system_prompt=vigor.system_prompt,
         )
         return read_task(source, has_chat_template=has_chat_template)
 
@@ -242,7 +278,8 @@ def _datasets(
     """Return the prompts that fit, with a whole completion, into what the service takes."""
     template_kwargs = cast("dict[str, Any] | None", grpo.chat_template_kwargs)  # pyright: ignore[reportUnknownMemberType]
     num_tokens = prompt_counter(tokenizer, template_kwargs or {})
-    max_prompt_tokens = client.model().max_sequence_tokens - (grpo.max_completion_length or 1)
+    room = client.model().max_sequence_tokens - (grpo.max_completion_length or 1)
+    max_prompt_tokens = min(room, vigor.max_prompt_length or room)
     return {
         name: as_dataset(
             fitting_prompts(

@@ -103,6 +103,9 @@ def test_a_round_is_recorded_and_logged() -> None:
     assert record.mean_scaled_grad_norm == (9 + 6 + 7 + 10) / 4
     assert record.reward_length_correlation == pytest.approx(0.3162, abs=1e-4)
     assert record.accuracy is None
+    assert (record.duplicate_share, record.tie_share) == (0.0, 0.0)
+    assert record.norm_spread == pytest.approx(((9 - 6) / 7.5 + (10 - 7) / 8.5) / 2)
+    assert call.metrics["vigor/norm_spread"] == record.norm_spread
     assert record.sent_bytes == 1000
     assert (record.generate_seconds, record.publish_seconds) == (2.5, 0.75)
     assert call.metrics["vigor/mean_length"] == 7 / 4

@@ -52,8 +52,8 @@ def fitting_prompts(
     if faults and (overlong == "refuse" or not fitting):
         raise InvalidTaskError(
             f"{len(faults)} of {len(examples)} prompts do not have 1 to {max_prompt_tokens:,} tokens, which is what "
-            f"--max_completion_length leaves of the service's context: {_listed(faults)}; give a smaller "
-            "--max_completion_length, or --overlong_prompts skip"
+            f"--max_prompt_length allows, or --max_completion_length leaves of the service's context: "
+            f"{_listed(faults)}; give a smaller --max_completion_length, or --overlong_prompts skip"
         )
     if faults:
         report(f"skipped {len(faults)} of {len(examples)} prompts that do not fit: {_listed(faults)}")

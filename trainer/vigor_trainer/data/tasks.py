@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING, Any, cast
 from vigor_client import InputError
 from vigor_client.cli.jsonl_input import open_input
 from vigor_trainer.building import building
+from vigor_trainer.data.programs import program_tests
 from vigor_trainer.data.prompts import UNRENDERED_COLUMNS, Prompt, prompt_of, refuse_half_character
-from vigor_trainer.errors import InvalidTaskError
+from vigor_trainer.errors import InvalidTaskError, UnsupportedSettingError
 
 if TYPE_CHECKING:
     from datasets import Dataset  # pyright: ignore[reportMissingTypeStubs] - it has none
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 REASONING_GYM_PREFIX = "reasoning-gym:"
 PROMPT_COLUMNS = ("prompt", "question")
 ANSWER_COLUMN = "answer"
+TESTS_COLUMN = "tests"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +40,10 @@ class TaskSource:
     config: str | None = None  # hub datasets
     prompt_column: str | None = None  # None: `prompt` or `question`
     answer_column: str | None = None  # None: `answer`, where there is one
+    tests_column: str | None = None  # None: `tests`, where there is one
     size: int = 1000  # generated tasks: number of questions
     seed: int = 0  # generated tasks
+    system_prompt: str | None = None  # text of a system message before every prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +56,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt to train on, its answer if there is one, and the place that an error names."""
+    """One prompt to train on, its answer or tests if there are any, and the place that an error names."""
 
     place: str
     prompt: Prompt
     answer: str | None
+    tests: str | None = None  # JSON of `program_tests`; they count instead of the answer
 
 
 def load_task(source: TaskSource, *, has_chat_template: bool) -> Dataset:
@@ -69,7 +74,13 @@ def read_task(source: TaskSource, *, has_chat_template: bool) -> list[Example]:
 
     Raises:
         InvalidTaskError: the source cannot be read or is empty, or a row is not understood; names the place.
+        UnsupportedSettingError: there is a system prompt, and no chat template that would show it.
     """
+    if source.system_prompt is not None and not has_chat_template:
+        raise UnsupportedSettingError(
+            "--system_prompt: the tokenizer has no chat template, so prompts are text: leave it out, or write it into "
+            "the prompts"
+        )
     examples = [_example(row, source, has_chat_template=has_chat_template) for row in _rows(source)]
     if not examples:
         raise InvalidTaskError(f"{source.name}: no prompt in it")
@@ -77,13 +88,16 @@ def read_task(source: TaskSource, *, has_chat_template: bool) -> list[Example]:
 
 
 def as_dataset(examples: Sequence[Example]) -> Dataset:
-    """Return the columns `prompt` and `answer`; None where a row has no answer."""
+    """Return the columns `prompt` and `answer`, and `tests` if a row has some; None where a row has none."""
     from datasets import Dataset, Features, Json, List, Value  # pyright: ignore[reportMissingTypeStubs]
 
     # As JSON: Arrow would give each message all keys that any other has, with null, which templates may write out.
     is_chat = isinstance(examples[0].prompt, list)
-    features = Features({"prompt": List(Json()) if is_chat else Value("string"), "answer": Value("string")})
-    rows = [{"prompt": example.prompt, "answer": example.answer} for example in examples]
+    kinds = {"prompt": List(Json()) if is_chat else Value("string"), "answer": Value("string")}
+    if any(example.tests is not None for example in examples):
+        kinds["tests"] = Value("string")
+    features = Features(kinds)
+    rows = [{name: getattr(example, name) for name in kinds} for example in examples]
     return Dataset.from_list(rows, features=features)  # pyright: ignore[reportUnknownMemberType] - partly untyped
 
 
@@ -161,7 +175,15 @@ def _example(row: Row, source: TaskSource, *, has_chat_template: bool) -> Exampl
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, list) and not has_chat_template:
         raise InvalidTaskError(f"{row.place}: the prompt is a list of messages, but the tokenizer has no chat template")
-    return Example(row.place, prompt, _answer(row, source.answer_column))
+    if isinstance(prompt, list) and source.system_prompt is not None:
+        prompt = _with_system_prompt(prompt, source.system_prompt, row.place)
+    return Example(row.place, prompt, _answer(row, source.answer_column), _tests(row, source.tests_column))
+
+
+def _with_system_prompt(messages: list[dict[str, Any]], system_prompt: str, place: str) -> list[dict[str, Any]]:
+    if messages[0]["role"] == "system":
+        raise InvalidTaskError(f"{place}: the prompt has a system message of its own: leave --system_prompt out")
+    return [{"role": "system", "content": system_prompt}, *messages]
 
 
 def _prompt(row: Row, column: str | None) -> Prompt:
@@ -192,3 +214,17 @@ def _answer(row: Row, column: str | None) -> str | None:
     if isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value):
         return str(value)
     raise InvalidTaskError(f"{row.place}: `{name}` must be text or a number, not {type(value).__name__}")
+
+
+def _tests(row: Row, column: str | None) -> str | None:
+    name = column or TESTS_COLUMN
+    if column and column not in row.fields:
+        raise InvalidTaskError(f"{row.place}: no column `{column}`, has {sorted(row.fields)}")
+    value = row.fields.get(name)
+    if value is None:
+        return None
+    try:
+        refuse_half_character(value)
+        return program_tests(value)
+    except ValueError as error:
+        raise InvalidTaskError(f"{row.place}: `{name}` {error}") from error

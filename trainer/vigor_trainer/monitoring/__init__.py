@@ -1,4 +1,4 @@
-"""The records of a run, in plain Python: a line per scored round, and a line per completion.
+"""The records of a run, in plain Python: a line per scored round, a line per completion, and what the run is.
 
 It knows numbers, and neither TRL nor the wire.
 """

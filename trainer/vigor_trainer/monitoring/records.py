@@ -34,6 +34,13 @@ class RoundRecord:
     publish_seconds: float  # beside the generation
     wait_seconds: float  # for the publication, after generation had ended
     score_seconds: float
+    # What `health.RoundHealth` measures.
+    duplicate_share: float | None = None
+    tie_share: float | None = None
+    repetition: float | None = None
+    looping_share: float | None = None
+    norm_spread: float | None = None
+    top_quarter_accuracy: float | None = None
 
 
 def round_file(directory: Path, resumption: Resumption | None = None) -> RecordFile[RoundRecord]:

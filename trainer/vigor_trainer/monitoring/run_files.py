@@ -1,27 +1,46 @@
-"""The two files of a run: a line per round, and a line per completion."""
+"""The files of a run: a line per round, per completion and per warning, and what the run is."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
+from vigor_trainer.monitoring.collapse import CollapseWarning, warning_file
 from vigor_trainer.monitoring.completions import CompletionRecord, completion_file
 from vigor_trainer.monitoring.record_file import Resumption
 from vigor_trainer.monitoring.records import RoundRecord, round_file
+from vigor_trainer.monitoring.run_info import RunInfo, write_run_info
 
 
 class RunFiles:
-    """Appends to `rounds.jsonl` and `completions.jsonl` in a run's directory.
+    """Appends to `rounds.jsonl`, `completions.jsonl` and `warnings.jsonl`, and writes `run.json` with the first round.
+
+    So a run that cannot begin leaves what an earlier one wrote.
 
     Raises:
         ValueError: a resumed run's files hold something else than records; names the line.
     """
 
     def __init__(self, directory: Path, resumption: Resumption | None = None) -> None:
+        self._directory = directory
+        self._info: RunInfo | None = None
         self._rounds = round_file(directory, resumption)
         self._completions = completion_file(directory, resumption)
+        self._warnings = warning_file(directory, resumption)
+
+    def describe(self, info: RunInfo) -> None:
+        """Keep what the run is until its first round."""
+        self._info = info
 
     def append(self, record: RoundRecord, completions: Sequence[CompletionRecord]) -> None:
         """Add what a round gave."""
+        if self._info is not None:
+            write_run_info(self._directory, self._info)
+            self._info = None
+        self._warnings.append()  # none of an earlier run
         self._completions.append(*completions)
         self._rounds.append(record)
+
+    def warn(self, warning: CollapseWarning) -> None:
+        """Add what the collapse watch has seen, after the round in which it did."""
+        self._warnings.append(warning)

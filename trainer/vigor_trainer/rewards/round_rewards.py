@@ -19,10 +19,11 @@ from vigor_client.integrations.trl.metrics import METRICS, NORM_COLUMN, RANK_COL
 from vigor_client.integrations.trl.round import Round
 from vigor_client.schemas.scoring import ComputeName, FinishReason, RewardName, TieRule, TruncatedRule
 from vigor_trainer.config import BuiltinName
-from vigor_trainer.data.answers import judge
+from vigor_trainer.data.programs import judge_all
 from vigor_trainer.data.prompts import Prompt
 from vigor_trainer.monitoring import statistics
 from vigor_trainer.monitoring.completions import CompletionRecord
+from vigor_trainer.monitoring.health import RoundHealth, round_health
 from vigor_trainer.monitoring.records import RoundRecord
 from vigor_trainer.rewards.custom import CustomReward
 from vigor_trainer.rewards.groups import SampledCompletion, ScoreOptions, whole_round
@@ -88,12 +89,14 @@ class RoundRewards:
         names: Sequence[BuiltinName | CustomReward],
         *,
         record: Callable[[RoundRecord, Sequence[CompletionRecord]], None],
+        watch: Callable[[RoundRecord], None] = lambda _: None,
     ) -> None:
         self._client = client
         self._publications = publications
         self._options = options
         self._builtins: list[BuiltinName] = [name for name in names if not isinstance(name, CustomReward)]
         self._record = record
+        self._watch = watch
         self._round_ids: object = None  # the list of completions that TRL hands to each function of a round
         self._rewards: Rewards = {}
         self.functions = [RewardFunction(self, name) for name in names]
@@ -114,6 +117,7 @@ class RoundRewards:
         log_metric: Callable[[str, float], None],
         log_extra: Callable[[str, list[float | None]], None],
         answer: Sequence[str | None] | None = None,
+        tests: Sequence[str | None] | None = None,
         **_other_columns: object,
     ) -> Rewards:
         """Return the built-in rewards of this process' completions; all functions of a round get the same.
@@ -126,9 +130,9 @@ class RoundRewards:
         """
         if completion_ids is self._round_ids:
             return self._rewards
-        answers = answer or [None] * len(completions)
+        unknown = [None] * len(completions)
         texts = list(map(_text, completions))
-        judged = map(judge, texts, answers)
+        judged = judge_all(texts, answer or unknown, tests or unknown)
         mine = list(
             map(SampledCompletion, prompts, texts, prompt_ids, completion_ids, loss_mask, finish_reason, judged)
         )
@@ -138,8 +142,10 @@ class RoundRewards:
 
         def score() -> tuple[Rewards, dict[str, list[float | None]]]:
             scored = self._score(asked, samples, step, mode[0], generate_seconds[0])
-            record = _round_record(scored, step=step, mode=mode[0])
-            self._record(record, _completion_records(scored, self._has_norms, step=step, mode=mode[0]))
+            completions = _completion_records(scored, self._has_norms, step=step, mode=mode[0])
+            record = _round_record(scored, round_health(completions), step=step, mode=mode[0])
+            self._record(record, completions)
+            self._watch(record)
             log_metrics({name: value for name, value in asdict(record).items() if name in METRICS}, log_metric)
             norms: list[float | None] = [score.scaled_grad_norm for score in scored.scores]
             ranks: list[float | None] = [score.rank for score in scored.scores]
@@ -232,7 +238,7 @@ class _ScoredRound:
     seconds: Mapping[str, float]
 
 
-def _round_record(scored: _ScoredRound, *, step: int, mode: Mode) -> RoundRecord:
+def _round_record(scored: _ScoredRound, health: RoundHealth, *, step: int, mode: Mode) -> RoundRecord:
     ids = [sample.completion_ids for sample in scored.samples]
     first_rewards = next(iter(scored.rewards.values()), [0.0] * len(ids))
     starts, size = range(0, len(ids), scored.group_size), scored.group_size
@@ -240,6 +246,7 @@ def _round_record(scored: _ScoredRound, *, step: int, mode: Mode) -> RoundRecord
     measured: dict[str, Any] = {
         **score_metrics(scored.scores, ids, weight_version=scored.publication.weight_version),
         **scored.seconds,
+        **asdict(health),
     }
     return RoundRecord(
         step=step,

@@ -77,6 +77,9 @@ _SIGNALS: Mapping[BuiltinName, Callable[[CompletionScore], float | None]] = {
 }
 """What is ranked: small is good."""
 
+RANKED: tuple[BuiltinName, ...] = ("vigor", "random", *_SIGNALS)
+"""Rewards that order the completions of a group; the others count what is right and what is not."""
+
 
 def _negative(value: float | None) -> float | None:
     return None if value is None else -value

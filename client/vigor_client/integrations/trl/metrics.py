@@ -22,6 +22,12 @@ SCORE_METRICS = {
 RUN_METRICS = {
     "reward_length_correlation": "correlation of reward and length within groups, in [-1, 1]",
     "accuracy": "share of the completions that give the answer, of those whose prompt has one",
+    "top_quarter_accuracy": "the same share of each group's best quarter by reward",
+    "duplicate_share": "share of the completions with the same tokens as another of their group",
+    "tie_share": "share of the completions with the same reward as a different one of their group",
+    "repetition": "mean share of 3-grams that stood in the completion before",
+    "looping_share": "share of the completions whose repetition is at least one half",
+    "norm_spread": "mean over groups of the range of the scaled norms over their mean",
     "sent_bytes": "bytes of weights sent, 0 where the service had them",
     "generate_seconds": "seconds of generation",
     "publish_seconds": "seconds of the publication, beside generation",

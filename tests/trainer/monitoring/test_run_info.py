@@ -1,0 +1,56 @@
+"""`run.json`: what a run is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.client.fake_service import MODEL
+from tests.trainer.example_records import example_record
+from vigor_trainer.config import parse_arguments
+from vigor_trainer.description import describe_run
+from vigor_trainer.monitoring.run_files import RunFiles
+from vigor_trainer.monitoring.run_info import INFO_FILE, RunInfo, read_run_info, write_run_info
+
+# TRL 1.16 still uses the names that transformers 5.23 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+
+
+def example_info(*flags: str) -> RunInfo:
+    needed = ["--reward_url", "http://user:s3cret@127.0.0.1:1", "--dataset", "addition", "--use_cpu"]
+    return describe_run(parse_arguments([*needed, *flags]), "some/model", MODEL)
+
+
+def test_what_was_written_is_read_again(tmp_path: Path) -> None:
+    info = example_info("--reward", "vigor", "random", "--reward_weights", "0.5", "0.25", "--vigor_rank", "false")
+    write_run_info(tmp_path / "run", info)
+    assert read_run_info(tmp_path / "run") == info
+    assert (info.reward_weights, info.vigor_rank, info.vigor_sqrt_length) == ([0.5, 0.25], False, True)
+    assert info.service.num_measured_parameters == MODEL.num_measured_parameters
+    assert read_run_info(tmp_path) is None
+
+
+def test_no_address_and_no_key_is_written(tmp_path: Path) -> None:
+    write_run_info(tmp_path, example_info("--api_key_file", "the/key"))
+    written = (tmp_path / INFO_FILE).read_text()
+    assert "s3cret" not in written
+    assert "the/key" not in written
+
+
+def test_a_run_that_does_not_begin_leaves_what_an_earlier_one_was(tmp_path: Path) -> None:
+    info = example_info()
+    write_run_info(tmp_path, info)
+    files = RunFiles(tmp_path)
+    files.describe(replace(info, seed=1))
+    assert read_run_info(tmp_path) == info
+    files.append(example_record(0), [])
+    assert read_run_info(tmp_path) == replace(info, seed=1)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"service": {}}', '{"service": 1}'])
+def test_a_file_that_is_no_description_is_refused_by_name(content: str, tmp_path: Path) -> None:
+    (tmp_path / INFO_FILE).write_text(content)
+    with pytest.raises(ValueError, match=r"run\.json: not a description of a run"):
+        read_run_info(tmp_path)

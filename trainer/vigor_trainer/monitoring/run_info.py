@@ -1,0 +1,74 @@
+"""What a run is: `run.json` in its directory, which reports and studies read. It holds no key and no address."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+INFO_FILE = "run.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServiceInfo:
+    """The model as the service says it is, and which of its parameters are in the norm."""
+
+    model: str
+    dtype: str
+    num_parameters: int
+    num_measured_parameters: int
+    measured_parameters: Sequence[str]  # names
+    norm_probes: int | None  # None: norms are exact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunInfo:
+    """The settings that decide what a run's curves mean. Numbers of completions are those of all processes."""
+
+    recipe: str | None
+    model: str
+    dataset: str
+    system_prompt: str | None
+    rewards: Sequence[str]
+    reward_weights: Sequence[float]
+    vigor_sqrt_length: bool
+    vigor_rank: bool
+    min_spread: float
+    ties: str
+    num_generations: int
+    completions_per_step: int
+    num_iterations: int
+    max_completion_length: int  # tokens
+    temperature: float
+    learning_rate: float
+    beta: float
+    loss_type: str
+    seed: int
+    num_processes: int
+    service: ServiceInfo
+    versions: dict[str, str]  # of packages
+
+
+def write_run_info(directory: Path, info: RunInfo) -> None:
+    """Write `run.json`, in place of one of an earlier run; a reader sees a whole file."""
+    directory.mkdir(parents=True, exist_ok=True)
+    partial = directory / f"{INFO_FILE}.partial"
+    partial.write_text(json.dumps(asdict(info), indent=1) + "\n", encoding="utf-8")
+    partial.replace(directory / INFO_FILE)
+
+
+def read_run_info(directory: Path) -> RunInfo | None:
+    """Return what a run's `run.json` says; None where there is none.
+
+    Raises:
+        ValueError: it holds something else; names it.
+    """
+    path = directory / INFO_FILE
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return RunInfo(**content | {"service": ServiceInfo(**content["service"])})
+    except (ValueError, TypeError, LookupError) as error:
+        raise ValueError(f"{path}: not a description of a run by this version of vigor-trainer") from error
