@@ -72,6 +72,7 @@ def test_the_wheel_holds_the_three_packages_typed_and_licensed(wheel: Path) -> N
     }
     assert {f"vigor_service/inspector/{name}" for name in ("index.html", "style.css", "inspector.js")} <= names
     assert {f"vigor_trainer/reports/page/{name}" for name in ("index.html", "style.css", "report.js")} <= names
+    assert {f"vigor_trainer/recipes/{name}.yaml" for name in ("_default", "vigor-3b-math", "tiny")} <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
