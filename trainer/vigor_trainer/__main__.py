@@ -18,7 +18,7 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 TRAIN = "vigor_trainer.train"
-COMMANDS: dict[str, str] = {}
+COMMANDS: dict[str, str] = {"eval": "vigor_trainer.evaluation.command", "audit": "vigor_trainer.audit.command"}
 """The commands beside training, each with the module whose ``main`` takes the flags that follow its name."""
 
 
