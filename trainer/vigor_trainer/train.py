@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig, ModelConfig, get_peft_config  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
-from vigor_client import Broadcast, NetworkSettingError, SharedDirectory, VigorClient, WeightSnapshot, WeightTransport
+from vigor_client import Broadcast, SharedDirectory, VigorClient, WeightSnapshot, WeightTransport
 from vigor_client.integrations.trl.trl_shape import READ_BY_VIGOR_TRAINER, check_installed_trl
 from vigor_client.models.embedded import embedded_model_dir
-from vigor_client.transport.key_file import read_key
 from vigor_trainer.building import building
 from vigor_trainer.config import (
     BUILTINS,
@@ -30,6 +28,7 @@ from vigor_trainer.errors import InvalidModelError, UnsupportedSettingError
 from vigor_trainer.monitoring.record_file import Resumption
 from vigor_trainer.monitoring.run_files import RunFiles
 from vigor_trainer.resume import Checkpoint, find_checkpoint
+from vigor_trainer.rewards.connection import connected
 from vigor_trainer.rewards.custom import CustomReward, load_reward
 from vigor_trainer.rewards.groups import ScoreOptions
 from vigor_trainer.rewards.round_rewards import RoundRewards
@@ -69,7 +68,7 @@ def run(arguments: Arguments) -> None:
     tasks = _read_tasks(vigor, grpo, tokenizer)
     names = _named_rewards(vigor, tasks)
     files = _run_files(grpo, output_dir, checkpoint)
-    with _client(vigor) as client, _publisher(vigor, client) as publisher:
+    with connected(vigor) as client, _publisher(vigor, client) as publisher:
         with building("the trainer cannot be built"):
             grpo.model_init_kwargs = _model_init_kwargs(grpo, model)
             trainer = VigorTrainer(
@@ -114,32 +113,6 @@ def _run_files(grpo: GRPOConfig, output_dir: Path, checkpoint: Checkpoint | None
         return RunFiles(output_dir, resumption)
     except ValueError as error:
         raise UnsupportedSettingError(f"--resume_from_checkpoint: {error}; move the file away") from error
-
-
-@contextmanager
-def _client(vigor: VigorArguments) -> Generator[VigorClient]:
-    """Yield a client of a service that is ready."""
-    try:
-        client = VigorClient(vigor.reward_url, api_key=_api_key(vigor), timeout_seconds=vigor.score_timeout_seconds)
-    except NetworkSettingError as error:
-        raise UnsupportedSettingError(str(error)) from error
-    except ValueError as error:
-        raise UnsupportedSettingError(
-            f"--reward_url, --api_key_file (VIGOR_API_KEY), --score_timeout_seconds: {error}"
-        ) from error
-    with client:
-        print(f"waiting for the service at {vigor.reward_url}", flush=True)
-        client.wait_until_ready(vigor.ready_timeout_seconds)
-        yield client
-
-
-def _api_key(vigor: VigorArguments) -> str | None:
-    if vigor.api_key_file is None:
-        return os.environ.get("VIGOR_API_KEY") or None
-    try:
-        return read_key(Path(vigor.api_key_file))
-    except OSError as error:
-        raise UnsupportedSettingError(f"--api_key_file: {vigor.api_key_file}: {error.strerror}") from error
 
 
 def _publisher(vigor: VigorArguments, client: VigorClient) -> Publisher:

@@ -80,7 +80,7 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froze
         ValueError: there is none.
     """
     generation = model.generation_config
-    configured = cast("int | list[int] | None", generation.eos_token_id if generation else None)
+    configured = cast("int | list[int] | None", getattr(generation, "eos_token_id", None))
     of_model = configured if isinstance(configured, list) else [configured]
     of_tokenizer = cast("list[int | None]", [tokenizer.eos_token_id, tokenizer.pad_token_id])  # pyright: ignore[reportUnknownMemberType]
     ends = frozenset(token_id for token_id in [*of_model, *of_tokenizer] if token_id is not None)
@@ -94,4 +94,4 @@ def _load_model(name: str) -> PreTrainedModel:
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     load = cast("Callable[..., PreTrainedModel]", AutoModelForCausalLM.from_pretrained)  # pyright: ignore[reportUnknownMemberType]
     model = load(name, dtype="auto" if device else torch.float32)
-    return model.eval() if device is None else cast("PreTrainedModel", model.to(device)).eval()  # pyright: ignore[reportUnknownMemberType, reportArgumentType]
+    return model.eval() if device is None else model.to(device).eval()  # pyright: ignore[reportUnknownMemberType, reportArgumentType]

@@ -52,9 +52,9 @@ class EntropyMeter(LogitsProcessor):
     def __init__(self) -> None:
         self._steps: list[torch.Tensor] = []
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:  # noqa: ARG002
-        self._steps.append(torch.special.entr(scores.float().softmax(dim=-1)).sum(dim=-1))
-        return scores
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.FloatTensor:  # noqa: ARG002
+        self._steps.append(_entropies(scores))
+        return cast("torch.FloatTensor", scores)
 
     def mean_entropy(self, row: int, num_tokens: int) -> float | None:
         """Return the mean of the first predictions of one sequence, in nats; None of no prediction."""
@@ -130,11 +130,17 @@ class GenerateSampler:
         return SampledTokens(ids[:end], finish_reason(ids[:end], self._end_ids), meter.mean_entropy(row, end))
 
 
+def _entropies(logits: torch.Tensor) -> torch.Tensor:
+    """Return the entropy of each row's distribution, in nats."""
+    distribution = torch.distributions.Categorical(logits=logits.float(), validate_args=False)
+    return distribution.entropy()
+
+
 @contextmanager
 def _undisturbed(model: torch.nn.Module, seed: int) -> Generator[None]:
     was_training = model.training
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng():  # pyright: ignore[reportUnknownMemberType] - partly untyped
+        torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType] - likewise
         model.eval()
         try:
             yield
