@@ -77,7 +77,18 @@ class VigorArguments:
         },
     )
     eval_dataset: str | None = field(
-        default=None, metadata={"help": "Evaluation prompts, in the form of --dataset; used with --eval_strategy"}
+        default=None,
+        metadata={"help": "Evaluation prompts, in the form of --dataset; used with --eval_every and --eval_strategy"},
+    )
+    eval_every: int = field(
+        default=0,
+        metadata={
+            "help": "Optimizer steps between evaluations of accuracy, length and entropy, without rewards; 0: none"
+        },
+    )
+    eval_limit: int = field(default=100, metadata={"help": "Number of questions of such an evaluation, from the first"})
+    eval_num_samples: int = field(
+        default=0, metadata={"help": "Number of sampled completions of a question, beside the greedy one"}
     )
     dataset_split: str = field(default="train", metadata={"help": "Split of a hub dataset"})
     eval_dataset_split: str = field(default="test", metadata={"help": "Split of a hub dataset for evaluation"})
@@ -161,7 +172,10 @@ class VigorArguments:
             raise ValueError(f"--reward {unknown[0]}: give one or more of {', '.join(BUILTINS)}, or module:function")
         if not self.min_spread >= 0:
             raise ValueError(f"--min_spread is {self.min_spread:g}: give 0 or more")
-        for name in ("score_timeout_seconds", "ready_timeout_seconds", "dataset_size"):
+        for name in ("eval_every", "eval_num_samples"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} is {getattr(self, name)}: give 0 or more")
+        for name in ("eval_limit", "score_timeout_seconds", "ready_timeout_seconds", "dataset_size"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"--{name} is {getattr(self, name):g}: give more than 0")
 
@@ -263,3 +277,5 @@ def _refuse_unsupported(arguments: Arguments) -> None:
         raise UnsupportedSettingError("--broadcast and --shared_directory both say how weights are sent: give one")
     if grpo.eval_strategy != "no" and not vigor.eval_dataset:
         raise UnsupportedSettingError("--eval_strategy needs --eval_dataset")
+    if vigor.eval_every and not vigor.eval_dataset:
+        raise UnsupportedSettingError("--eval_every needs --eval_dataset")

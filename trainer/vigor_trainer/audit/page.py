@@ -26,7 +26,7 @@ _AUC_TEXT = (
 )
 _BEST_OF_TEXT = (
     "Accuracy of the completion with the largest reward in its group. The lines are what the same model reaches "
-    "without a choice (mean of the samples) and greedily, and what a choice that is always right would reach (any correct)."
+    "without a choice (mean of the samples) and greedily, and what a choice that is always right would reach."
 )
 _NORM_TEXT = (
     "Each point is a completion. A cloud that falls or rises with length says that the norm, and so its rank, is "

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
 
 from vigor_client.integrations.trl.prompts import tokenize_prompts
 from vigor_client.schemas.scoring import FinishReason
@@ -55,14 +56,18 @@ class EvaluatedCompletion:
     is_correct: bool | None
 
 
-def questions_of(prompts: Sequence[tuple[Prompt, str | None]], tokenizer: PreTrainedTokenizerBase) -> list[Question]:
+def questions_of(
+    prompts: Sequence[tuple[Prompt, str | None]],
+    tokenizer: PreTrainedTokenizerBase,
+    template_kwargs: Mapping[str, Any] = MappingProxyType({}),
+) -> list[Question]:
     """Return prompts and answers as questions, tokenized as TRL tokenizes prompts.
 
     Raises:
         InvalidTaskError: the chat template refuses a prompt, or it has no token; names the question.
     """
     return [
-        Question(number, prompt, _prompt_ids(prompt, tokenizer, number), answer)
+        Question(number, prompt, _prompt_ids(prompt, tokenizer, template_kwargs, number), answer)
         for number, (prompt, answer) in enumerate(prompts)
     ]
 
@@ -94,9 +99,11 @@ def read_evaluated(path: Path) -> Iterator[EvaluatedCompletion]:
     return records_in(path, EvaluatedCompletion)
 
 
-def _prompt_ids(prompt: Prompt, tokenizer: PreTrainedTokenizerBase, number: int) -> list[int]:
+def _prompt_ids(
+    prompt: Prompt, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any], number: int
+) -> list[int]:
     with building(f"question {number + 1}: the tokenizer's chat template refuses the prompt", kind=InvalidTaskError):
-        (ids,) = tokenize_prompts(tokenizer, [prompt], {})
+        (ids,) = tokenize_prompts(tokenizer, [prompt], template_kwargs)
     if not ids:
         raise InvalidTaskError(f"question {number + 1}: the prompt has no token")
     return ids

@@ -114,15 +114,16 @@ class GenerateSampler:
         return [self._tokens(ids, meter, row) for row, ids in enumerate(completions)]
 
     def _config(self, temperature: float) -> GenerationConfig:
-        """What is not set here comes from the model's own configuration, such as another temperature."""
+        """Set all that the model's own configuration may say otherwise; greedy decoding has the neutral values."""
         sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        greedy: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
         return GenerationConfig(
             max_new_tokens=self._max_completion_length,
             pad_token_id=self._pad_id,
             eos_token_id=sorted(self._end_ids),
             repetition_penalty=1.0,
             disable_compile=True,
-            **(sampling if temperature else {"do_sample": False}),
+            **(sampling if temperature else greedy),
         )
 
     def _tokens(self, ids: list[int], meter: EntropyMeter, row: int) -> SampledTokens:
