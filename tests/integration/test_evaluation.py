@@ -11,6 +11,7 @@ import pytest
 
 from tests.support.tiny_models import save_tiny_checkpoint
 from tests.trainer.evaluation import recomputed
+from tests.trainer.ranks import said_by_two
 from tests.trainer.running import RunningService, running_service, started, trainer_flags
 from vigor_trainer.evaluation.during_training import read_evaluations
 
@@ -173,3 +174,10 @@ def test_a_run_is_evaluated_on_held_out_questions_while_it_trains(model: Path, q
         assert recomputed.differences(record.metrics, expected) == []
         assert record.metrics["num_questions"] == 6
     assert log.read_text().count("'eval_greedy_accuracy'") == 3
+
+
+def test_two_processes_share_the_questions_and_one_of_them_writes(tmp_path: Path) -> None:
+    assert said_by_two("tests.trainer.evaluation.two_processes", str(tmp_path)) == [
+        "process 0: accuracy 1.0, whole True, 1 line",
+        "process 1: accuracy 1.0, whole True, 1 line",
+    ]

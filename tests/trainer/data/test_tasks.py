@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from vigor_trainer.data.tasks import TaskSource, load_task
-from vigor_trainer.errors import InvalidTaskError
+from vigor_trainer.errors import InvalidTaskError, UnsupportedSettingError
 
 
 def write_lines(path: Path, *lines: object) -> str:
@@ -46,6 +46,20 @@ def test_a_prompt_of_messages_is_kept_as_it_is(tmp_path: Path) -> None:
     assert load_task(TaskSource(name), has_chat_template=True)[0]["prompt"] == messages
     with pytest.raises(InvalidTaskError, match=r"task.jsonl:1: the prompt is a list of messages, but .* no chat"):
         load_task(TaskSource(name), has_chat_template=False)
+
+
+def test_a_system_prompt_comes_before_every_prompt(tmp_path: Path) -> None:
+    source = TaskSource("addition", system_prompt="Add.")
+    assert load_task(source, has_chat_template=True)[0]["prompt"] == [
+        {"role": "system", "content": "Add."},
+        {"role": "user", "content": "What is 0 + 0?"},
+    ]
+    with pytest.raises(UnsupportedSettingError, match="--system_prompt: the tokenizer has no chat template"):
+        load_task(source, has_chat_template=False)
+    messages = [{"role": "system", "content": "Subtract."}, {"role": "user", "content": "1-1"}]
+    name = write_lines(tmp_path / "task.jsonl", {"prompt": messages})
+    with pytest.raises(InvalidTaskError, match=r"task.jsonl:1: the prompt has a system message of its own"):
+        load_task(TaskSource(name, system_prompt="Add."), has_chat_template=True)
 
 
 def test_messages_may_have_what_templates_take_and_null_is_not_there(tmp_path: Path) -> None:

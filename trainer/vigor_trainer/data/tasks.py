@@ -19,7 +19,7 @@ from vigor_client import InputError
 from vigor_client.cli.jsonl_input import open_input
 from vigor_trainer.building import building
 from vigor_trainer.data.prompts import UNRENDERED_COLUMNS, Prompt, prompt_of, refuse_half_character
-from vigor_trainer.errors import InvalidTaskError
+from vigor_trainer.errors import InvalidTaskError, UnsupportedSettingError
 
 if TYPE_CHECKING:
     from datasets import Dataset  # pyright: ignore[reportMissingTypeStubs] - it has none
@@ -40,6 +40,7 @@ class TaskSource:
     answer_column: str | None = None  # None: `answer`, where there is one
     size: int = 1000  # generated tasks: number of questions
     seed: int = 0  # generated tasks
+    system_prompt: str | None = None  # text of a system message before every prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,13 @@ def read_task(source: TaskSource, *, has_chat_template: bool) -> list[Example]:
 
     Raises:
         InvalidTaskError: the source cannot be read or is empty, or a row is not understood; names the place.
+        UnsupportedSettingError: there is a system prompt, and no chat template that would show it.
     """
+    if source.system_prompt is not None and not has_chat_template:
+        raise UnsupportedSettingError(
+            "--system_prompt: the tokenizer has no chat template, so prompts are text: leave it out, or write it into "
+            "the prompts"
+        )
     examples = [_example(row, source, has_chat_template=has_chat_template) for row in _rows(source)]
     if not examples:
         raise InvalidTaskError(f"{source.name}: no prompt in it")
@@ -161,7 +168,15 @@ def _example(row: Row, source: TaskSource, *, has_chat_template: bool) -> Exampl
         prompt = [{"role": "user", "content": prompt}]
     if isinstance(prompt, list) and not has_chat_template:
         raise InvalidTaskError(f"{row.place}: the prompt is a list of messages, but the tokenizer has no chat template")
+    if isinstance(prompt, list) and source.system_prompt is not None:
+        prompt = _with_system_prompt(prompt, source.system_prompt, row.place)
     return Example(row.place, prompt, _answer(row, source.answer_column))
+
+
+def _with_system_prompt(messages: list[dict[str, Any]], system_prompt: str, place: str) -> list[dict[str, Any]]:
+    if messages[0]["role"] == "system":
+        raise InvalidTaskError(f"{place}: the prompt has a system message of its own: leave --system_prompt out")
+    return [{"role": "system", "content": system_prompt}, *messages]
 
 
 def _prompt(row: Row, column: str | None) -> Prompt:

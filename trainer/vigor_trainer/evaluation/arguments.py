@@ -33,6 +33,9 @@ class SamplingArguments:
     answer_column: str | None = field(
         default=None, metadata={"help": "Column of the answer; by default answer, if there is one"}
     )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "Text of a system message before every prompt of --dataset, as in training"}
+    )
     limit: int | None = field(default=None, metadata={"help": "Number of questions to take, from the first"})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the sampled completions"})
     max_completion_length: int = field(

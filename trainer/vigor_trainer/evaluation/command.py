@@ -89,6 +89,7 @@ def read_questions(arguments: SamplingArguments, dataset: str, tokenizer: PreTra
         answer_column=arguments.answer_column,
         size=arguments.dataset_size,
         seed=arguments.seed,
+        system_prompt=arguments.system_prompt,
     )
     has_chat_template = getattr(tokenizer, "chat_template", None) is not None
     examples = read_task(source, has_chat_template=has_chat_template)[: arguments.limit]
