@@ -121,12 +121,12 @@ def _bars(
 
 
 def _points(completions: Sequence[AuditedCompletion], norm: Callable[[AuditedCompletion], float | None]) -> go.Figure:
-    traces: list[go.Scattergl] = []
+    traces: list[go.Scatter] = []
     for is_correct, name, colour in ((False, "wrong", WRONG), (True, "correct", RIGHT)):
         those = [each for each in completions if each.is_correct is is_correct]
         marker = {"color": colour, "size": 6, "opacity": 0.6}
         x, y = [each.num_tokens for each in those], list(map(norm, those))
-        traces.append(go.Scattergl(x=x, y=y, name=name, mode="markers", marker=marker))
+        traces.append(go.Scatter(x=x, y=y, name=name, mode="markers", marker=marker))
     axes = _layout(x={"type": "log", "title": {"text": "tokens"}}, y={"type": "log", "title": {"text": "norm"}})
     return go.Figure(data=traces, layout=axes | {"legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"}})
 
