@@ -13,6 +13,7 @@ from tests.support.tiny_models import save_tiny_checkpoint
 from tests.trainer.evaluation import recomputed
 from tests.trainer.ranks import said_by_two
 from tests.trainer.running import RunningService, running_service, started, trainer_flags
+from vigor_trainer.__main__ import main
 from vigor_trainer.evaluation.during_training import read_evaluations
 
 RUN_SECONDS = 150.0
@@ -152,12 +153,36 @@ def test_a_service_with_other_weights_is_refused_until_it_is_sent_those_that_sam
         assert (found["weight_version"], found["weight_digest"]) == (after.weight_version, after.weight_digest)
 
 
-def test_another_model_than_the_services_is_refused(service: RunningService, tmp_path: Path) -> None:
+def test_ids_without_text_are_decoded_by_the_tokenizer_of_the_model(
+    model: Path, service: RunningService, tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": "Is it 7?", "prompt_ids": [256, 40], "completion_ids": list(text.encode()), "answer": "7"}
+        for text in ("7", "8")
+    ]
+    path, output = write_rows(tmp_path / "ids.jsonl", rows), tmp_path / "audit"
+    flags = ["--reward-url", service.url, "--completions", str(path), "--model", str(model), "--output", str(output)]
+    code, said = run("audit", *flags, directory=tmp_path)
+    assert code == 0, said
+    assert len(rows_of(output / "completions.jsonl")) == 2
+    assert "1 questions, 2 sampled completions" in said
+
+
+def test_what_cannot_be_audited_is_refused_before_anything_is_sampled(
+    model: Path, service: RunningService, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     other = save_tiny_checkpoint(tmp_path / "other", hidden_size=64)
-    flags = ["--reward-url", service.url, "--model", str(other), "--dataset", "addition", "--publish", "true"]
-    code, said = run("audit", *flags, "--output", str(tmp_path / "audit"), directory=tmp_path)
-    assert code == 2
-    assert f"--model {other} is another model than the service's" in said
+    unlabelled = write_rows(tmp_path / "unlabelled.jsonl", [{"prompt": "Is it 7?"}])
+    refused: list[tuple[list[str], str]] = [
+        (["--model", str(other), "--publish", "true"], f"--model {other} is another model than the service's"),
+        (["--model", "not/a/model"], "--model not/a/model: no checkpoint there: "),
+        (["--model", str(model), "--max_completion_length", "250"], "question 1 has 33 tokens, and the service's"),
+        (["--model", str(model), "--dataset", str(unlabelled)], "unlabelled.jsonl: no question with an answer"),
+    ]
+    for flags, complaint in refused:
+        given = ["--reward-url", service.url, "--output", str(tmp_path / "audit"), "--dataset", "addition", *flags]
+        assert main(["audit", *given]) == 2, complaint
+        assert complaint in capsys.readouterr().err
 
 
 def test_a_run_is_evaluated_on_held_out_questions_while_it_trains(model: Path, questions: Path, tmp_path: Path) -> None:

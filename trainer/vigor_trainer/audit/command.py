@@ -98,10 +98,13 @@ def _completions(arguments: AuditArguments, client: VigorClient) -> list[Evaluat
         return read_ready(Path(arguments.completions), _decoder(arguments.model))
     name = model_name(arguments.model)
     tokenizer = load_tokenizer(name)
-    questions = read_questions(arguments, cast("str", arguments.dataset), tokenizer)
+    named = cast("str", arguments.dataset)
+    questions = [each for each in read_questions(arguments, named, tokenizer) if each.answer is not None]
+    if not questions:
+        raise _unlabelled(arguments)
     _refuse_overlong(questions, client.model().max_sequence_tokens - arguments.max_completion_length)
     return sample_completions(
-        [question for question in questions if question.answer is not None],
+        questions,
         load_sampler(arguments, name, tokenizer),
         tokenizer,
         num_samples=arguments.num_generations,
@@ -114,7 +117,7 @@ def _refuse_overlong(questions: Sequence[Question], max_prompt_tokens: int) -> N
         if len(question.prompt_ids) > max_prompt_tokens:
             raise InvalidTaskError(
                 f"question {question.number + 1} has {len(question.prompt_ids):,} tokens, and the service's context "
-                f"leaves {max_prompt_tokens:,} beside --max_completion_length: give a smaller one"
+                f"leaves {max(0, max_prompt_tokens):,} beside --max_completion_length: give a smaller one"
             )
 
 
@@ -137,9 +140,13 @@ def _labelled(completions: Sequence[EvaluatedCompletion], arguments: AuditArgume
         if each.is_correct is not None and (arguments.limit is None or each.question < arguments.limit)
     ]
     if not any(each.decoding == "sampled" for each in found):
-        source = arguments.dataset or arguments.completions
-        raise InvalidTaskError(f"{source}: no question with an answer, so that nothing can be compared with it")
+        raise _unlabelled(arguments)
     return found
+
+
+def _unlabelled(arguments: AuditArguments) -> InvalidTaskError:
+    source = arguments.dataset or arguments.completions
+    return InvalidTaskError(f"{source}: no question with an answer, so that nothing can be compared with it")
 
 
 def _write(directory: Path, about: dict[str, Any], metrics: AuditMetrics, scored: Sequence[AuditedCompletion]) -> None:
