@@ -77,6 +77,8 @@ ROOMS = [
     "vigor_trainer.data",
     "vigor_trainer.rewards",
     "vigor_trainer.collapse_callback",
+    "vigor_trainer.evaluation",
+    "vigor_trainer.audit",
     "vigor_trainer.trainer",
     "vigor_trainer.train",
     "vigor_trainer.__main__",

@@ -18,7 +18,11 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 TRAIN = "vigor_trainer.train"
-COMMANDS: dict[str, str] = {"report": "vigor_trainer.reports.command"}
+COMMANDS: dict[str, str] = {
+    "eval": "vigor_trainer.evaluation.command",
+    "audit": "vigor_trainer.audit.command",
+    "report": "vigor_trainer.reports.command",
+}
 """The commands beside training, each with the module whose ``main`` takes the flags that follow its name."""
 
 

@@ -68,7 +68,18 @@ class VigorArguments:
         },
     )
     eval_dataset: str | None = field(
-        default=None, metadata={"help": "Evaluation prompts, in the form of --dataset; used with --eval_strategy"}
+        default=None,
+        metadata={"help": "Evaluation prompts, in the form of --dataset; used with --eval_every and --eval_strategy"},
+    )
+    eval_every: int = field(
+        default=0,
+        metadata={
+            "help": "Optimizer steps between evaluations of accuracy, length and entropy, without rewards; 0: none"
+        },
+    )
+    eval_limit: int = field(default=100, metadata={"help": "Number of questions of such an evaluation, from the first"})
+    eval_num_samples: int = field(
+        default=0, metadata={"help": "Number of sampled completions of a question, beside the greedy one"}
     )
     dataset_split: str = field(default="train", metadata={"help": "Split of a hub dataset"})
     eval_dataset_split: str = field(default="test", metadata={"help": "Split of a hub dataset for evaluation"})
@@ -172,8 +183,11 @@ class VigorArguments:
             raise ValueError(f"--reward {unknown[0]}: give one or more of {', '.join(BUILTINS)}, or module:function")
         if not self.min_spread >= 0:
             raise ValueError(f"--min_spread is {self.min_spread:g}: give 0 or more")
+        for name in ("eval_every", "eval_num_samples"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"--{name} is {getattr(self, name)}: give 0 or more")
         above_zero = ("score_timeout_seconds", "ready_timeout_seconds", "dataset_size", "max_prompt_length")
-        for name in (*above_zero, "completions_per_step"):
+        for name in (*above_zero, "completions_per_step", "eval_limit"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"--{name} is {getattr(self, name):g}: give more than 0")
 
@@ -294,3 +308,5 @@ def _refuse_unsupported(arguments: Arguments) -> None:
         raise UnsupportedSettingError("--stop_on_collapse keeps the last good checkpoint: give --save_strategy steps")
     if grpo.eval_strategy != "no" and not vigor.eval_dataset:
         raise UnsupportedSettingError("--eval_strategy needs --eval_dataset")
+    if vigor.eval_every and not vigor.eval_dataset:
+        raise UnsupportedSettingError("--eval_every needs --eval_dataset")

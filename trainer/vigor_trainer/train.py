@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl import GRPOConfig, ModelConfig, get_peft_config  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
-from vigor_client import Broadcast, NetworkSettingError, SharedDirectory, VigorClient, WeightSnapshot, WeightTransport
+from vigor_client import Broadcast, SharedDirectory, VigorClient, WeightSnapshot, WeightTransport
 from vigor_client.integrations.trl.trl_shape import READ_BY_VIGOR_TRAINER, check_installed_trl
 from vigor_client.models.embedded import embedded_model_dir
-from vigor_client.transport.key_file import read_key
 from vigor_trainer.building import building
 from vigor_trainer.collapse_callback import CollapseCallback
 from vigor_trainer.config import (
@@ -29,11 +27,15 @@ from vigor_trainer.data.prompt_lengths import fitting_prompts, prompt_counter
 from vigor_trainer.data.tasks import Example, TaskSource, as_dataset, read_task
 from vigor_trainer.description import describe_run
 from vigor_trainer.errors import InvalidModelError, UnsupportedSettingError
+from vigor_trainer.evaluation.completions import questions_of
+from vigor_trainer.evaluation.during_training import EvaluationCallback, Evaluations, HeldOut
+from vigor_trainer.evaluation.models import sampler_of
 from vigor_trainer.monitoring.alerts import tracker_alerts
 from vigor_trainer.monitoring.collapse import CollapseWarning, CollapseWatch
 from vigor_trainer.monitoring.record_file import Resumption
 from vigor_trainer.monitoring.run_files import RunFiles
 from vigor_trainer.resume import Checkpoint, find_checkpoint
+from vigor_trainer.rewards.connection import connected
 from vigor_trainer.rewards.custom import CustomReward, load_reward
 from vigor_trainer.rewards.groups import ScoreOptions
 from vigor_trainer.rewards.round_rewards import RoundRewards
@@ -44,6 +46,7 @@ from vigor_trainer.weights.saving import save_final_model
 
 if TYPE_CHECKING:
     from datasets import Dataset  # pyright: ignore[reportMissingTypeStubs] - it has none
+    from transformers import PreTrainedModel
 
 _DTYPES_OF_16_BITS = ("bfloat16", "float16")
 
@@ -72,12 +75,14 @@ def run(arguments: Arguments) -> None:
     tokenizer = _load_tokenizer(model_name, grpo, model)
     tasks = _read_tasks(vigor, grpo, tokenizer)
     names = _named_rewards(vigor, tasks)
-    files = _run_files(grpo, output_dir, checkpoint)
+    resumption = _resumption(grpo, output_dir, checkpoint)
+    files = _run_files(output_dir, resumption)
     watch = _collapse_watch(vigor, grpo, names, files)
     if checkpoint is not None:
         watch.saved(str(checkpoint.directory))
-    with _client(vigor) as client, _publisher(vigor, client) as publisher:
+    with connected(vigor) as client, _publisher(vigor, client) as publisher:
         files.describe(describe_run(arguments, model_name, client.model()))
+        datasets = _datasets(vigor, grpo, tokenizer, client, tasks)
         with building("the trainer cannot be built"):
             grpo.model_init_kwargs = _model_init_kwargs(grpo, model)
             trainer = VigorTrainer(
@@ -88,8 +93,9 @@ def run(arguments: Arguments) -> None:
                 callbacks=[CollapseCallback(watch, stops=vigor.stop_on_collapse)],
                 processing_class=tokenizer,
                 peft_config=get_peft_config(model),
-                **_datasets(vigor, grpo, tokenizer, client, tasks),
+                **datasets,
             )
+            _add_evaluations(trainer, arguments, tokenizer, datasets.get("eval_dataset"), resumption)
         with building("the run cannot begin", is_over=lambda: trainer.has_begun):
             _train(trainer, checkpoint)
         final = trainer.publish_final_weights()
@@ -98,6 +104,39 @@ def run(arguments: Arguments) -> None:
         if vigor.stop_on_collapse and watch.has_warned:
             print(f"stopped by --stop_on_collapse; the last good checkpoint: {watch.last_good_checkpoint or 'none'}")
         print(f"saved {grpo.output_dir}; the service holds version {final.weight_version}, {final.weight_digest}")
+
+
+def _add_evaluations(
+    trainer: VigorTrainer,
+    arguments: Arguments,
+    tokenizer: PreTrainedTokenizerBase,
+    dataset: Dataset | None,
+    resumption: Resumption | None,
+) -> None:
+    """Evaluate held-out questions during the run, if ``--eval_every`` asks for it."""
+    vigor, grpo, _ = arguments
+    if not vigor.eval_every or dataset is None:
+        return
+    rows = [cast("dict[str, Any]", row) for row in dataset.select(range(min(vigor.eval_limit, len(dataset))))]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    prompts = [(row["prompt"], row["answer"]) for row in rows]
+    sampler = sampler_of(
+        cast("PreTrainedModel", trainer.model),  # pyright: ignore[reportUnknownMemberType] - partly untyped in TRL
+        tokenizer,
+        max_completion_length=grpo.max_completion_length,
+        batch_size=grpo.per_device_eval_batch_size,
+        seed=grpo.seed,
+    )
+    held_out = HeldOut(
+        questions_of(prompts, tokenizer, _template_kwargs(grpo)), vigor.eval_num_samples, grpo.temperature
+    )
+    directory = Path(cast("str", grpo.output_dir))
+    earlier = Resumption(resumption.step) if resumption else None  # the checkpoint's step has been evaluated
+    evaluations = Evaluations(trainer, held_out, sampler, tokenizer, directory, earlier)
+    trainer.add_callback(EvaluationCallback(evaluations.evaluate, every=vigor.eval_every))
+
+
+def _template_kwargs(grpo: GRPOConfig) -> dict[str, Any]:
+    return cast("dict[str, Any] | None", grpo.chat_template_kwargs) or {}  # pyright: ignore[reportUnknownMemberType]
 
 
 def _train(trainer: VigorTrainer, checkpoint: Checkpoint | None) -> None:
@@ -117,40 +156,18 @@ def _output_dir(grpo: GRPOConfig) -> Path:
     return directory
 
 
-def _run_files(grpo: GRPOConfig, output_dir: Path, checkpoint: Checkpoint | None) -> RunFiles:
-    """The files of a run that goes on where it was, or those of a new one."""
+def _resumption(grpo: GRPOConfig, output_dir: Path, checkpoint: Checkpoint | None) -> Resumption | None:
+    """Return where a run goes on in its own directory; None for a new one."""
     goes_on = checkpoint is not None and checkpoint.directory.resolve().parent == output_dir.resolve()
-    resumption = Resumption(checkpoint.step, grpo.eval_on_start) if checkpoint is not None and goes_on else None
+    return Resumption(checkpoint.step, grpo.eval_on_start) if checkpoint is not None and goes_on else None
+
+
+def _run_files(output_dir: Path, resumption: Resumption | None) -> RunFiles:
+    """The files of a run that goes on where it was, or those of a new one."""
     try:
         return RunFiles(output_dir, resumption)
     except ValueError as error:
         raise UnsupportedSettingError(f"--resume_from_checkpoint: {error}; move the file away") from error
-
-
-@contextmanager
-def _client(vigor: VigorArguments) -> Generator[VigorClient]:
-    """Yield a client of a service that is ready."""
-    try:
-        client = VigorClient(vigor.reward_url, api_key=_api_key(vigor), timeout_seconds=vigor.score_timeout_seconds)
-    except NetworkSettingError as error:
-        raise UnsupportedSettingError(str(error)) from error
-    except ValueError as error:
-        raise UnsupportedSettingError(
-            f"--reward_url, --api_key_file (VIGOR_API_KEY), --score_timeout_seconds: {error}"
-        ) from error
-    with client:
-        print(f"waiting for the service at {vigor.reward_url}", flush=True)
-        client.wait_until_ready(vigor.ready_timeout_seconds)
-        yield client
-
-
-def _api_key(vigor: VigorArguments) -> str | None:
-    if vigor.api_key_file is None:
-        return os.environ.get("VIGOR_API_KEY") or None
-    try:
-        return read_key(Path(vigor.api_key_file))
-    except OSError as error:
-        raise UnsupportedSettingError(f"--api_key_file: {vigor.api_key_file}: {error.strerror}") from error
 
 
 def _publisher(vigor: VigorArguments, client: VigorClient) -> Publisher:
@@ -262,7 +279,7 @@ def _read_tasks(
         return read_task(source, has_chat_template=has_chat_template)
 
     tasks = {"train_dataset": read(vigor.dataset, vigor.dataset_split, grpo.seed)}
-    if grpo.eval_strategy != "no" and vigor.eval_dataset is not None:
+    if (grpo.eval_strategy != "no" or vigor.eval_every) and vigor.eval_dataset is not None:
         # Another seed: a generated task must not be evaluated on the questions it is trained on.
         tasks["eval_dataset"] = read(vigor.eval_dataset, vigor.eval_dataset_split, grpo.seed + 1)
     return tasks
@@ -276,8 +293,7 @@ def _datasets(
     tasks: dict[str, list[Example]],
 ) -> dict[str, Dataset]:
     """Return the prompts that fit, with a whole completion, into what the service takes."""
-    template_kwargs = cast("dict[str, Any] | None", grpo.chat_template_kwargs)  # pyright: ignore[reportUnknownMemberType]
-    num_tokens = prompt_counter(tokenizer, template_kwargs or {})
+    num_tokens = prompt_counter(tokenizer, _template_kwargs(grpo))
     room = client.model().max_sequence_tokens - (grpo.max_completion_length or 1)
     max_prompt_tokens = min(room, vigor.max_prompt_length or room)
     return {

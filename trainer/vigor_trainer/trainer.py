@@ -16,6 +16,7 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
+from transformers import Trainer
 from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
 from vigor_client import PublishResult
@@ -27,6 +28,7 @@ from vigor_trainer.weights.publisher import Publisher
 
 if TYPE_CHECKING:
     import torch
+    from transformers import TrainerControl
     from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
     from vigor_trainer.weights.accelerator import Accelerator
@@ -56,6 +58,13 @@ class VigorTrainer(GRPOTrainer):
         self._publisher.forget()
         self._publisher.begin(self._weights, self.state.global_step)
         return self._publisher.finish()
+
+    def log_evaluation(self, metrics: dict[str, float]) -> None:
+        """Log the numbers of an evaluation under the current step, apart from what TRL gathers for its next line."""
+        control = cast("TrainerControl", self.control)  # pyright: ignore[reportUnknownMemberType] - partly untyped in TRL
+        is_line_due = control.should_log  # of TRL's own metrics, which logging anything else cancels
+        Trainer.log(self, metrics)
+        control.should_log = is_line_due
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         self._publisher.begin(self._weights, self.state.global_step)

@@ -1,0 +1,158 @@
+"""The numbers of an audit, each with its bootstrap interval over questions.
+
+A pair is two completions of one question, one correct and one wrong: what a reward has to tell apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from math import log
+from statistics import fmean
+
+from vigor_trainer.audit.scoring import REWARDS, AuditedCompletion
+from vigor_trainer.monitoring.intervals import Estimate, mean, ratio
+from vigor_trainer.monitoring.statistics import ordered_pairs
+
+Group = Sequence[AuditedCompletion]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardMetrics:
+    """How well one reward tells correct completions from wrong ones. None: there was nothing to compare."""
+
+    auc: Estimate | None  # share of pairs whose correct completion has the larger reward; equal rewards count half
+    auc_minus_random: Estimate | None  # the same questions under the reward `random` subtracted
+    best_of_accuracy: Estimate | None  # of the completion with the largest reward; the mean over equal ones
+    best_of_minus_greedy: Estimate | None
+    best_of_minus_mean: Estimate | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NormMetrics:
+    """What the norms of a group say of length, and how much they differ."""
+
+    log_slope: Estimate | None  # of log norm against log length within groups
+    scaled_log_slope: Estimate | None  # likewise, of the norm times √T
+    tied_share: Estimate | None  # of all pairs of a group's completions: the same scaled norm
+    duplicate_share: Estimate | None  # of completions: the same text as an earlier one of the group
+    spread: Estimate | None  # (largest − smallest) / mean of a group's scaled norms
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditMetrics:
+    """All numbers of an audit."""
+
+    num_questions: int
+    num_completions: int  # sampled
+    num_mixed: int  # questions with correct and wrong completions
+    num_pairs: int
+    greedy_accuracy: Estimate | None  # None: no greedy completion was there
+    mean_accuracy: Estimate | None  # of the sampled completions: what any choice without knowledge reaches
+    majority_accuracy: Estimate | None  # of the answer that most completions of a question give
+    best_possible_accuracy: Estimate | None  # of questions with at least one correct completion
+    clipped_share: Estimate | None
+    mean_length: Estimate | None  # tokens
+    rewards: Mapping[str, RewardMetrics]
+    norms: NormMetrics
+
+
+def audit_metrics(completions: Iterable[AuditedCompletion]) -> AuditMetrics:
+    """Return the numbers of an audit, of completions that all have a label."""
+    groups, greedy = _by_question(completions)
+    return AuditMetrics(
+        num_questions=len(groups),
+        num_completions=sum(map(len, groups)),
+        num_mixed=sum(0 < sum(_labels(group)) < len(group) for group in groups),
+        num_pairs=sum(ordered_pairs([0.0] * len(group), _labels(group))[1] for group in groups),
+        greedy_accuracy=mean([greedy.get(group[0].question) for group in groups]),
+        mean_accuracy=_share(groups, lambda each: each.is_correct or False),
+        majority_accuracy=mean([_best_of(group, "majority") for group in groups]),
+        best_possible_accuracy=mean([float(any(_labels(group))) for group in groups]),
+        clipped_share=_share(groups, lambda each: each.finish_reason == "length"),
+        mean_length=_share(groups, lambda each: each.num_tokens),
+        rewards={name: _of_reward(name, groups, greedy) for name in REWARDS},
+        norms=_of_norms(groups),
+    )
+
+
+def _by_question(completions: Iterable[AuditedCompletion]) -> tuple[list[Group], dict[int, float]]:
+    """Return the groups of sampled completions, and whether each question's greedy one is correct."""
+    groups: dict[int, list[AuditedCompletion]] = {}
+    greedy: dict[int, float] = {}
+    for completion in completions:
+        if completion.decoding == "greedy":
+            greedy[completion.question] = float(completion.is_correct or False)
+        else:
+            groups.setdefault(completion.question, []).append(completion)
+    return list(groups.values()), greedy
+
+
+def _of_reward(name: str, groups: Sequence[Group], greedy: Mapping[int, float]) -> RewardMetrics:
+    won, random_won, pairs = ([0.0] * len(groups) for _ in range(3))
+    for at, group in enumerate(groups):
+        won[at], pairs[at] = ordered_pairs(_rewards(group, name), _labels(group))
+        random_won[at], _ = ordered_pairs(_rewards(group, "random"), _labels(group))
+    best = [_best_of(group, name) for group in groups]
+    of_greedy = [greedy.get(group[0].question) for group in groups]
+    of_mean = [fmean(_labels(group)) for group in groups]
+    return RewardMetrics(
+        auc=ratio(won, pairs),
+        auc_minus_random=ratio([a - b for a, b in zip(won, random_won, strict=True)], pairs),
+        best_of_accuracy=mean(best),
+        best_of_minus_greedy=mean([None if b is None else a - b for a, b in zip(best, of_greedy, strict=True)]),
+        best_of_minus_mean=mean([a - b for a, b in zip(best, of_mean, strict=True)]),
+    )
+
+
+def _best_of(group: Group, name: str) -> float:
+    """Return the accuracy of the completion with the largest reward: the mean over all that have it."""
+    rewards = _rewards(group, name)
+    return fmean(right for reward, right in zip(rewards, _labels(group), strict=True) if reward == max(rewards))
+
+
+def _of_norms(groups: Sequence[Group]) -> NormMetrics:
+    norms = [[each.scaled_grad_norm for each in group if each.scaled_grad_norm is not None] for group in groups]
+    pairs = [list(combinations(of_group, 2)) for of_group in norms]
+    return NormMetrics(
+        log_slope=_log_slope(groups, lambda each: each.grad_norm),
+        scaled_log_slope=_log_slope(groups, lambda each: each.scaled_grad_norm),
+        tied_share=ratio([sum(a == b for a, b in of_group) for of_group in pairs], list(map(len, pairs))),
+        duplicate_share=ratio(
+            [len(group) - len({each.completion for each in group}) for group in groups], list(map(len, groups))
+        ),
+        spread=mean([(max(of) - min(of)) / fmean(of) if of and fmean(of) else None for of in norms]),
+    )
+
+
+def _log_slope(groups: Sequence[Group], norm: Callable[[AuditedCompletion], float | None]) -> Estimate | None:
+    """Return the slope of least squares of log norm against log length, the means of each group subtracted.
+
+    A slope of 0 says that the norm does not depend on length, −0.5 that it falls as 1/√T.
+    """
+    products, squares = [0.0] * len(groups), [0.0] * len(groups)
+    for at, group in enumerate(groups):
+        measured = [(each.num_tokens, size) for each in group if (size := norm(each)) and each.num_tokens]
+        lengths = _centred([log(length) for length, _ in measured])
+        norms = _centred([log(size) for _, size in measured])
+        products[at] = sum(x * y for x, y in zip(lengths, norms, strict=True))
+        squares[at] = sum(x * x for x in lengths)
+    return ratio(products, squares)
+
+
+def _centred(values: Sequence[float]) -> list[float]:
+    middle = fmean(values) if values else 0.0
+    return [value - middle for value in values]
+
+
+def _share(groups: Sequence[Group], number: Callable[[AuditedCompletion], float]) -> Estimate | None:
+    return ratio([sum(map(number, group)) for group in groups], list(map(len, groups)))
+
+
+def _labels(group: Group) -> list[bool]:
+    return [each.is_correct or False for each in group]
+
+
+def _rewards(group: Group, name: str) -> list[float]:
+    return [(each.rewards or {})[name] for each in group]

@@ -1,0 +1,109 @@
+"""The flags of the commands that sample from a model: what they have in common, and how an error is said."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NoReturn, TypeVar, cast
+
+from transformers import HfArgumentParser
+
+Backend = Literal["auto", "transformers", "vllm"]
+
+
+@dataclass(kw_only=True)
+class SamplingArguments:
+    """What is sampled from, and how. Each is a flag.
+
+    Raises:
+        ValueError: a number is out of its range; names the flag.
+    """
+
+    model: str | None = field(
+        default=None,
+        metadata={"help": "Directory or hub name of the model; by default the embedded SmolLM2-135M-Instruct"},
+    )
+    dataset_split: str = field(default="test", metadata={"help": "Split of a hub dataset"})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset"})
+    dataset_size: int = field(default=1000, metadata={"help": "Number of questions of a reasoning-gym task"})
+    prompt_column: str | None = field(
+        default=None, metadata={"help": "Column of the prompt; by default prompt or question"}
+    )
+    answer_column: str | None = field(
+        default=None, metadata={"help": "Column of the answer; by default answer, if there is one"}
+    )
+    system_prompt: str | None = field(
+        default=None, metadata={"help": "Text of a system message before every prompt of --dataset, as in training"}
+    )
+    limit: int | None = field(default=None, metadata={"help": "Number of questions to take, from the first"})
+    temperature: float = field(default=1.0, metadata={"help": "Temperature of the sampled completions"})
+    max_completion_length: int = field(
+        default=512, metadata={"help": "Maximum length of a completion, in tokens; longer ones are cut off"}
+    )
+    batch_size: int = field(default=32, metadata={"help": "Number of completions that are generated together"})
+    seed: int = field(default=0, metadata={"help": "Seed of the sampling, and of generated tasks"})
+    backend: Backend = field(
+        default="auto", metadata={"help": "Library that generates; auto: vLLM where it is installed"}
+    )
+
+    def __post_init__(self) -> None:
+        refuse_less(self, 1, "dataset_size", "max_completion_length", "batch_size")
+        if self.limit is not None:
+            refuse_less(self, 1, "limit")
+        if not self.temperature > 0:
+            raise ValueError(f"--temperature is {self.temperature:g}: give more than 0")
+
+
+@dataclass(kw_only=True)
+class EvalArguments(SamplingArguments):
+    """The flags of `vigor-trainer eval`."""
+
+    dataset: str = field(
+        metadata={
+            "help": "Questions: addition, reasoning-gym:<task>, a .jsonl file, or the name of a dataset on the hub"
+        }
+    )
+    num_samples: int = field(
+        default=4, metadata={"help": "Number of sampled completions of a question, beside the greedy one; 0: none"}
+    )
+    output: str = field(default="runs/eval", metadata={"help": "Directory of eval.json and completions.jsonl"})
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        refuse_less(self, 0, "num_samples")
+
+
+Parsed = TypeVar("Parsed", bound=SamplingArguments)
+
+
+class _Parser(HfArgumentParser):
+    """HfArgumentParser that reports an error in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+def parse_flags(kind: type[Parsed], argv: Sequence[str], *, command: str, description: str) -> Parsed:
+    """Parse the flags of one command; an error prints one line and exits with code 2."""
+    parser = _Parser(cast("Any", kind), prog=f"vigor-trainer {command}", description=description, allow_abbrev=False)
+    parse = cast("Callable[..., tuple[Any, ...]]", parser.parse_args_into_dataclasses)  # pyright: ignore[reportUnknownMemberType]
+    try:
+        parsed, *_, unknown = parse(args=list(argv), return_remaining_strings=True, look_for_args_file=False)
+    except ValueError as error:
+        parser.error(str(error))
+    if unknown:
+        parser.error(f"not understood: {' '.join(unknown)}")
+    return parsed
+
+
+def refuse_less(arguments: object, least: float, *names: str) -> None:
+    """Raise a ValueError that names the first flag whose number is smaller."""
+    for name in names:
+        if not getattr(arguments, name) >= least:
+            raise ValueError(f"--{name} is {getattr(arguments, name):g}: give {least:g} or more")
+
+
+def settings_of(arguments: SamplingArguments) -> dict[str, Any]:
+    """Return the flags and their values, as they are written beside the numbers."""
+    return dataclasses.asdict(arguments)

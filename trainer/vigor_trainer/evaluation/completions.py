@@ -1,0 +1,138 @@
+"""Questions, and a line per completion of them, in a file from which every number can be computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Literal
+
+from vigor_client.integrations.trl.prompts import tokenize_prompts
+from vigor_client.schemas.scoring import FinishReason
+from vigor_trainer.building import building
+from vigor_trainer.data.answers import judge
+from vigor_trainer.data.prompts import Prompt
+from vigor_trainer.errors import InvalidTaskError
+from vigor_trainer.evaluation.sampling import SampledTokens, Sampler
+from vigor_trainer.monitoring.record_file import records_in
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+COMPLETIONS_FILE = "completions.jsonl"
+Decoding = Literal["greedy", "sampled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """One prompt, as text or messages and as ids, and its answer if it has one. ``number`` is its place in the task."""
+
+    number: int
+    prompt: Prompt
+    prompt_ids: list[int]
+    answer: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluatedCompletion:
+    """One completion of a question: the greedy one, or one that was sampled. None: there is no such thing."""
+
+    step: int  # optimizer steps taken; 0 outside of training
+    mode: Literal["train", "eval"] = "eval"
+    question: int
+    decoding: Decoding
+    index: int  # among the completions of this question and decoding
+    prompt: Prompt
+    prompt_ids: list[int] | None
+    answer: str | None
+    completion: str
+    completion_ids: list[int] | None
+    finish_reason: FinishReason
+    num_tokens: int
+    mean_entropy: float | None  # nats, at temperature 1
+    final_answer: str | None
+    is_boxed: bool
+    is_correct: bool | None
+
+
+def questions_of(
+    prompts: Sequence[tuple[Prompt, str | None]],
+    tokenizer: PreTrainedTokenizerBase,
+    template_kwargs: Mapping[str, Any] = MappingProxyType({}),
+) -> list[Question]:
+    """Return prompts and answers as questions, tokenized as TRL tokenizes prompts.
+
+    Raises:
+        InvalidTaskError: the chat template refuses a prompt, or it has no token; names the question.
+    """
+    return [
+        Question(number, prompt, _prompt_ids(prompt, tokenizer, template_kwargs, number), answer)
+        for number, (prompt, answer) in enumerate(prompts)
+    ]
+
+
+def sample_completions(
+    questions: Sequence[Question],
+    sampler: Sampler,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    num_samples: int,
+    temperature: float,
+    step: int = 0,
+) -> list[EvaluatedCompletion]:
+    """Return the greedy completion and ``num_samples`` sampled ones of each question, judged by its answer."""
+    prompts = [question.prompt_ids for question in questions]
+    greedy = sampler.sample(prompts, num_samples=1, temperature=0.0)
+    sampled = sampler.sample(prompts, num_samples=num_samples, temperature=temperature) if num_samples else []
+    decoded: list[tuple[Decoding, list[list[SampledTokens]]]] = [("greedy", greedy), ("sampled", sampled)]
+    return [
+        _completion(question, decoding, index, tokens, tokenizer, step)
+        for decoding, samples in decoded
+        for question, of_question in zip(questions, samples, strict=bool(samples))
+        for index, tokens in enumerate(of_question)
+    ]
+
+
+def read_evaluated(path: Path) -> Iterator[EvaluatedCompletion]:
+    """Yield the completions in a file. Raises ValueError where a line is something else; names it."""
+    return records_in(path, EvaluatedCompletion)
+
+
+def _prompt_ids(
+    prompt: Prompt, tokenizer: PreTrainedTokenizerBase, template_kwargs: Mapping[str, Any], number: int
+) -> list[int]:
+    with building(f"question {number + 1}: the tokenizer's chat template refuses the prompt", kind=InvalidTaskError):
+        (ids,) = tokenize_prompts(tokenizer, [prompt], template_kwargs)
+    if not ids:
+        raise InvalidTaskError(f"question {number + 1}: the prompt has no token")
+    return ids
+
+
+def _completion(
+    question: Question,
+    decoding: Decoding,
+    index: int,
+    tokens: SampledTokens,
+    tokenizer: PreTrainedTokenizerBase,
+    step: int,
+) -> EvaluatedCompletion:
+    text = str(tokenizer.decode(tokens.ids, skip_special_tokens=True))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    judged = judge(text, question.answer)
+    return EvaluatedCompletion(
+        step=step,
+        question=question.number,
+        decoding=decoding,
+        index=index,
+        prompt=question.prompt,
+        prompt_ids=question.prompt_ids,
+        answer=question.answer,
+        completion=text,
+        completion_ids=tokens.ids,
+        finish_reason=tokens.finish_reason,
+        num_tokens=len(tokens.ids),
+        mean_entropy=tokens.mean_entropy,
+        final_answer=judged.final,
+        is_boxed=judged.is_boxed,
+        is_correct=judged.is_correct,
+    )
