@@ -9,7 +9,6 @@ import pytest
 
 from tests.trainer.audit.planted import WEIGHTS, PlantedService, group, planted_metrics
 from tests.trainer.evaluation.examples import evaluated
-from vigor_trainer.audit.metrics import RewardMetrics
 from vigor_trainer.audit.scoring import audited
 from vigor_trainer.audit.verdict import verdict_of
 from vigor_trainer.evaluation.completions import EvaluatedCompletion
@@ -56,13 +55,13 @@ def test_an_auc_over_questions_that_differ_is_that_of_all_pairs() -> None:
     assert verdict.kind == "chance"
     assert "not aligned with correctness here beyond chance" in verdict.sentence
     assert "60 % [" in verdict.sentence
-    assert "chance is 50 % and the interval includes it" in verdict.sentence
+    assert "chance is 50 %, and 95 % of random orders of the same completions reach " in verdict.sentence
 
 
 def test_sentences_say_what_was_seen() -> None:
     aligned = verdict_of(planted_metrics(groups_of([10, 20, 11, 21]))).sentence
     assert aligned.startswith("Confidence is aligned with correctness here, above chance: of a correct and a wrong")
-    assert "in 100 % [100 %, 100 %] of 48 pairs; chance is 50 %, random order " in aligned
+    assert "in 100 % [100 %, 100 %] of 48 pairs; chance is 50 %, and 95 % of random orders" in aligned
     opposed = verdict_of(planted_metrics(groups_of([20, 10, 21, 11]))).sentence
     assert opposed.endswith("Training on it would teach errors.")
 
@@ -76,18 +75,15 @@ def test_few_questions_with_both_kinds_of_completions_give_no_verdict() -> None:
         assert f"{count} of {count + 1} questions have both correct and wrong" in verdict.sentence
 
 
-def test_what_the_random_order_reaches_too_is_chance() -> None:
-    same = RewardMetrics(
-        auc=Estimate(0.9, 0.8, 1.0),
-        auc_minus_random=Estimate(0.0, -0.1, 0.1),
-        best_of_accuracy=None,
-        best_of_minus_greedy=None,
-        best_of_minus_mean=None,
-    )
-    metrics = replace(planted_metrics(groups_of([10, 20, 11, 21])), rewards={"vigor": same, "random": same})
-    verdict = verdict_of(metrics)
-    assert verdict.kind == "chance"
-    assert "the random order is as far from it" in verdict.sentence
+def test_an_auc_that_random_orders_reach_too_is_chance() -> None:
+    metrics = planted_metrics(groups_of([10, 11, 12, 13]))
+    assert metrics.random_auc is not None
+    assert metrics.random_auc.value == pytest.approx(0.5, abs=0.01)
+    assert 0.3 < metrics.random_auc.low < 0.4 < 0.6 < metrics.random_auc.high < 0.7
+    assert verdict_of(metrics).kind == "aligned"
+    wide = replace(metrics, random_auc=Estimate(0.5, 0.2, 0.8))
+    assert verdict_of(wide).kind == "chance"
+    assert "random orders of the same completions reach 20 to 80 %." in verdict_of(wide).sentence
 
 
 def test_the_best_of_a_group_is_compared_with_greedy_mean_and_majority() -> None:

@@ -146,6 +146,7 @@ def audit(rows: list[Row]) -> Row:
         "num_completions": sum(map(len, groups)),
         "num_mixed": sum(len({row["is_correct"] for row in group}) == 2 for group in groups),
         "num_pairs": sum(len(pairs(group)) for group in groups),
+        "random_auc": random_auc(groups),
         "greedy_accuracy": mean([greedy[group[0]["question"]] for group in groups]) if greedy else None,
         "mean_accuracy": over_completions(groups, lambda row: row["is_correct"]),
         "majority_accuracy": mean([best_of(group, "majority") for group in groups]),
@@ -171,6 +172,22 @@ def of_reward(groups: list[list[Row]], greedy: dict[int, float], name: str) -> R
         "best_of_minus_greedy": mean([a - b for a, b in zip(best, of_greedy, strict=True)]) if of_greedy else None,
         "best_of_minus_mean": mean([a - b for a, b in zip(best, means, strict=True)]),
     }
+
+
+def random_auc(groups: list[list[Row]]) -> dict[str, float] | None:
+    """The share of pairs that 2000 random orders put right, pair by pair."""
+    generator, shares = np.random.default_rng(0), [0.0] * 2000
+    num_pairs = sum(len(pairs(group)) for group in groups)
+    for group in groups:
+        orders = generator.permuted(np.tile(np.arange(len(group)), (2000, 1)), axis=1)
+        right = [at for at, row in enumerate(group) if row["is_correct"]]
+        wrong = [at for at, row in enumerate(group) if not row["is_correct"]]
+        for draw, order in enumerate(orders):
+            shares[draw] += sum(float(order[a] > order[b]) for a in right for b in wrong) / max(num_pairs, 1)
+    if not num_pairs:
+        return None
+    ordered = sorted(shares)
+    return {"value": sum(shares) / 2000, "low": _quantile(ordered, 0.025), "high": _quantile(ordered, 0.975)}
 
 
 def pairs(group: list[Row]) -> list[tuple[Row, Row]]:

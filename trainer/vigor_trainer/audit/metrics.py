@@ -11,8 +11,10 @@ from itertools import combinations
 from math import log
 from statistics import fmean
 
+import numpy as np
+
 from vigor_trainer.audit.scoring import REWARDS, AuditedCompletion
-from vigor_trainer.monitoring.intervals import Estimate, mean, ratio
+from vigor_trainer.monitoring.intervals import LEVEL, NUM_RESAMPLES, Estimate, mean, ratio
 from vigor_trainer.monitoring.statistics import ordered_pairs
 
 Group = Sequence[AuditedCompletion]
@@ -48,6 +50,7 @@ class AuditMetrics:
     num_completions: int  # sampled
     num_mixed: int  # questions with correct and wrong completions
     num_pairs: int
+    random_auc: Estimate | None  # of random orders of the same completions: their mean, and the middle 95 % of them
     greedy_accuracy: Estimate | None  # None: no greedy completion was there
     mean_accuracy: Estimate | None  # of the sampled completions: what any choice without knowledge reaches
     majority_accuracy: Estimate | None  # of the answer that most completions of a question give
@@ -66,6 +69,7 @@ def audit_metrics(completions: Iterable[AuditedCompletion]) -> AuditMetrics:
         num_completions=sum(map(len, groups)),
         num_mixed=sum(0 < sum(_labels(group)) < len(group) for group in groups),
         num_pairs=sum(ordered_pairs([0.0] * len(group), _labels(group))[1] for group in groups),
+        random_auc=_of_random_orders(groups),
         greedy_accuracy=mean([greedy.get(group[0].question) for group in groups]),
         mean_accuracy=_share(groups, lambda each: each.is_correct or False),
         majority_accuracy=mean([_best_of(group, "majority") for group in groups]),
@@ -104,6 +108,21 @@ def _of_reward(name: str, groups: Sequence[Group], greedy: Mapping[int, float]) 
         best_of_minus_greedy=mean([None if b is None else a - b for a, b in zip(best, of_greedy, strict=True)]),
         best_of_minus_mean=mean([a - b for a, b in zip(best, of_mean, strict=True)]),
     )
+
+
+def _of_random_orders(groups: Sequence[Group]) -> Estimate | None:
+    """Return the AUC that orders without any knowledge reach on these groups: of ``NUM_RESAMPLES`` drawn ones."""
+    generator, won, num_pairs = np.random.default_rng(0), np.zeros(NUM_RESAMPLES), 0
+    for group in groups:
+        labels = np.asarray(_labels(group))
+        ranks = generator.permuted(np.tile(np.arange(len(group)), (NUM_RESAMPLES, 1)), axis=1)
+        num_correct = int(labels.sum())
+        won += ranks[:, labels].sum(axis=1) - num_correct * (num_correct - 1) / 2  # wrong ones below correct ones
+        num_pairs += num_correct * (len(group) - num_correct)
+    if not num_pairs:
+        return None
+    low, high = np.quantile(won / num_pairs, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Estimate(float(won.mean() / num_pairs), float(low), float(high))
 
 
 def _best_of(group: Group, name: str) -> float:

@@ -68,6 +68,7 @@ def _facts(metrics: AuditMetrics) -> list[tuple[str, str]]:
         "Any correct": metrics.best_possible_accuracy,
         "Cut off": metrics.clipped_share,
         "Mean length": metrics.mean_length,
+        "AUC of random orders": metrics.random_auc,
         "Slope of log norm": norms.log_slope,
         "Slope, times √T": norms.scaled_log_slope,
         "Tied pairs": norms.tied_share,

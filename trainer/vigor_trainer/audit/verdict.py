@@ -26,37 +26,28 @@ class Verdict:
 
 
 def verdict_of(metrics: AuditMetrics) -> Verdict:
-    """Return the verdict. Beyond chance is what lies apart from 0.5 and from the control `random`, by intervals."""
-    vigor, random = metrics.rewards["vigor"], metrics.rewards["random"]
-    auc, difference = vigor.auc, vigor.auc_minus_random
-    if metrics.num_mixed < MIN_MIXED_QUESTIONS or auc is None or difference is None or random.auc is None:
+    """Return the verdict. Beyond chance is an AUC whose interval leaves out 0.5, and that few random orders reach."""
+    auc, random = metrics.rewards["vigor"].auc, metrics.random_auc
+    if metrics.num_mixed < MIN_MIXED_QUESTIONS or auc is None or random is None:
         return Verdict(
             "unknown",
             f"Whether confidence is aligned with correctness cannot be said here: {metrics.num_mixed} of "
             f"{metrics.num_questions} questions have both correct and wrong completions, and {MIN_MIXED_QUESTIONS} are "
             "needed. Take more questions, or some that the model solves sometimes, or sample more completions of each.",
         )
-    pairs = (
+    seen = (
         f"of a correct and a wrong completion of the same question, the correct one has the smaller gradient norm in "
-        f"{_percent(auc)} of {metrics.num_pairs:,} pairs"
+        f"{_percent(auc)} of {metrics.num_pairs:,} pairs; chance is 50 %, and 95 % of random orders of the same "
+        f"completions reach {random.low * 100:.0f} to {random.high * 100:.0f} %."
     )
-    control = f"random order {_percent(random.auc)}"
-    if auc.low > CHANCE and difference.low > 0:
-        return Verdict(
-            "aligned", f"Confidence is aligned with correctness here, above chance: {pairs}; chance is 50 %, {control}."
-        )
-    if auc.high < CHANCE and difference.high < 0:
+    if auc.low > CHANCE and auc.value > random.high:
+        return Verdict("aligned", f"Confidence is aligned with correctness here, above chance: {seen}")
+    if auc.high < CHANCE and auc.value < random.low:
         return Verdict(
             "opposed",
-            f"Confidence is opposed to correctness here, below chance: {pairs}; chance is 50 %, {control}. Training "
-            "on it would teach errors.",
+            f"Confidence is opposed to correctness here, below chance: {seen} Training on it would teach errors.",
         )
-    reason = "the interval includes it" if auc.low <= CHANCE <= auc.high else "the random order is as far from it"
-    return Verdict(
-        "chance",
-        f"Confidence is not aligned with correctness here beyond chance: {pairs}; chance is 50 % and {reason} "
-        f"({control}).",
-    )
+    return Verdict("chance", f"Confidence is not aligned with correctness here beyond chance: {seen}")
 
 
 def _percent(estimate: Estimate) -> str:

@@ -5,7 +5,8 @@ Sampling leaves the model's mode and torch's random state as they were, so that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import sys
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -19,6 +20,9 @@ from vigor_client.schemas.scoring import FinishReason
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+LOG_SECONDS = 60.0
+"""Between lines that say how far sampling is, where they go to a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +85,7 @@ class GenerateSampler:
         self._max_completion_length = max_completion_length
         self._batch_size = batch_size
         self._seed = seed
-        self._hides_progress = None if shows_progress else True  # None: it is shown in a terminal
+        self._shows_progress = shows_progress
 
     def sample(
         self, prompts: Sequence[list[int]], *, num_samples: int, temperature: float
@@ -91,12 +95,17 @@ class GenerateSampler:
         rows = [index for index in longest_first for _ in range(num_samples)]
         samples: list[list[SampledTokens]] = [[] for _ in prompts]
         with _undisturbed(self._model, self._seed):
-            for start in tqdm(range(0, len(rows), self._batch_size), "sampling", disable=self._hides_progress):
+            for start in self._watched(range(0, len(rows), self._batch_size)):
                 batch = rows[start : start + self._batch_size]
                 generated = self._generate([prompts[index] for index in batch], temperature)
                 for index, tokens in zip(batch, generated, strict=True):
                     samples[index].append(tokens)
         return samples
+
+    def _watched(self, starts: range) -> Iterable[int]:
+        """Return the starts of batches, with a bar in a terminal, and a line a minute in a log."""
+        seconds = 0.1 if sys.stderr.isatty() else LOG_SECONDS
+        return tqdm(starts, "batches", disable=not self._shows_progress, mininterval=seconds, maxinterval=seconds)
 
     def _generate(self, prompts: Sequence[list[int]], temperature: float) -> list[SampledTokens]:
         width, meter = max(map(len, prompts)), EntropyMeter()
