@@ -23,8 +23,9 @@ APT_GET := apt-get -o DPkg::Lock::Timeout=300 -o Acquire::Retries=0 -o Acquire::
 JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
 LOOPS_AND_ENGINE := --device cpu --workload short --workload long --contestant "published loop" --contestant "ideal loop" --contestant engine
 BOUNDS := --activation-mib 384 --activation-mib 256
-# Processes that share out the files of tests; tests that share a fixture stay together.
-TEST_PROCESSES ?= 2
+# Processes that share out the files of tests; tests that share a fixture stay together. Tests that wait for a process
+# leave a core to another, so there is one process more than two cores.
+TEST_PROCESSES ?= 3
 SHARED_OUT := --numprocesses $(TEST_PROCESSES) --dist loadfile --durations 25
 # Processes that share cores must sleep while they wait, not spin.
 export OMP_WAIT_POLICY ?= PASSIVE

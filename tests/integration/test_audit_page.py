@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.support.browser import chromium, watched_page
 from tests.trainer.audit.planted import WEIGHTS, PlantedService, group
 from vigor_trainer.audit.metrics import audit_metrics
@@ -12,6 +14,7 @@ from vigor_trainer.audit.scoring import audited
 from vigor_trainer.audit.verdict import verdict_of
 
 
+@pytest.mark.slow
 def test_the_page_draws_its_plots_and_asks_for_nothing(tmp_path: Path) -> None:
     completions = [each for number in range(12) for each in group(number, [10, 20, 11, 21], [True, False] * 2)]
     scored = audited(completions, PlantedService(), WEIGHTS, seed=0)

@@ -445,6 +445,7 @@ def test_a_trainer_that_is_killed_half_way_leaves_nothing_behind(service: LiveSe
         assert service.http.delete(f"{UPDATES}/{open_one}").status_code == 204
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("real_ends")
 def test_a_sender_that_is_killed_half_way_is_named_by_file_and_byte(service: LiveService) -> None:
     data, norms = bytes(range(256)) * 160_000, service.norms()

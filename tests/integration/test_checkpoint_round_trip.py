@@ -68,8 +68,10 @@ def from_disk(service: LiveService, directory: Path, version: int) -> WeightsInf
     [
         "mixtral",
         "gpt_oss",
-        "deepseek_v3",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen2-tied", "granitemoe", "qwen3_moe", "llama")),
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("deepseek_v3", "qwen2-tied", "granitemoe", "qwen3_moe", "llama")
+        ),
     ],
 )
 def test_a_saved_model_is_the_same_model_whichever_way_it_comes(family: str, tmp_path: Path) -> None:

@@ -50,6 +50,7 @@ def test_the_tables_of_numbers_name_what_is_written(kind: type[Any]) -> None:
         assert differences or field.name in counts or re.search(rf"`[\w.*]*\b{field.name}`", PAGE), field.name
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_example_run_as_they_are_written(tmp_path: Path) -> None:
     model = save_tiny_checkpoint(tmp_path / "model")
     (service, *lines) = commands(EXAMPLE)

@@ -87,7 +87,8 @@ def test_norms_and_signals_are_those_of_a_float64_loop(tied: bool) -> None:
                 assert getattr(score, name) == pytest.approx(getattr(wanted, name), rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize("tied", [pytest.param(True, marks=pytest.mark.slow), False])  # in float32 both are quick
+@pytest.mark.slow
+@pytest.mark.parametrize("tied", [True, False])
 def test_in_bfloat16_norms_are_as_near_as_its_rounding_lets_them(tied: bool) -> None:
     model = sure_model(tied=tied, dtype=torch.bfloat16)
     expected, parameters = float64_loop(model), measured_parameters(model)

@@ -288,6 +288,7 @@ def test_groups_that_wait_when_the_service_drains_are_told_at_once(service: Live
     assert (answer.status_code, answer.json()["code"]) == (503, "draining")
 
 
+@pytest.mark.slow
 def test_two_hundred_callers_form_their_groups_in_any_order(service: LiveService) -> None:
     samples = [
         _sample(index % 4, f"q-{number}", prompt_ids=[number + 1, 2], completion=[number + 3, index + 3], group_size=8)

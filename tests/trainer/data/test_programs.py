@@ -72,7 +72,7 @@ def test_what_a_program_prints_does_not_count_as_passing() -> None:
     ids=["loop", "memory", "output", "sleep"],
 )
 def test_a_program_that_uses_too_much_is_ended(program: str) -> None:
-    limits = Limits(wall_seconds=3.0, cpu_seconds=1, memory_bytes=2**28, output_bytes=2**16)
+    limits = Limits(wall_seconds=2.0, cpu_seconds=1, memory_bytes=2**28, output_bytes=2**16)
     assert output_of(program, "", limits) is None
     assert not passes_statements(program, "assert True", limits)
 
