@@ -118,7 +118,7 @@ def _add_evaluations(
     if not vigor.eval_every or dataset is None:
         return
     rows = [cast("dict[str, Any]", row) for row in dataset.select(range(min(vigor.eval_limit, len(dataset))))]  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    prompts = [(row["prompt"], row["answer"]) for row in rows]
+    prompts = [(row["prompt"], row["answer"], row.get("tests")) for row in rows]
     sampler = sampler_of(
         cast("PreTrainedModel", trainer.model),  # pyright: ignore[reportUnknownMemberType] - partly untyped in TRL
         tokenizer,

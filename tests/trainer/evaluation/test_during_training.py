@@ -32,7 +32,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is de
 
 TOKENIZER = tiny_tokenizer()
 QUESTIONS = questions_of(
-    [([{"role": "user", "content": f"What is {n} + 1?"}], str(n + 1)) for n in range(5)], TOKENIZER
+    [([{"role": "user", "content": f"What is {n} + 1?"}], str(n + 1), None) for n in range(5)], TOKENIZER
 )
 
 

@@ -45,7 +45,7 @@ def main() -> None:
     state, directory = PartialState(cpu=True, backend="gloo"), Path(sys.argv[1])
     torch.set_num_threads(1)
     tokenizer = tiny_tokenizer()
-    questions = questions_of([(f"Is it {n}", str(n)) for n in range(1, 6)], tokenizer)
+    questions = questions_of([(f"Is it {n}", str(n), None) for n in range(1, 6)], tokenizer)
     trainer = Trainer()
     Evaluations(trainer, HeldOut(questions, 2, 1.0), EchoSampler(), tokenizer, directory, None).evaluate(3)
     state.wait_for_everyone()

@@ -99,7 +99,7 @@ def _completions(arguments: AuditArguments, client: VigorClient) -> list[Evaluat
     name = model_name(arguments.model)
     tokenizer = load_tokenizer(name)
     named = cast("str", arguments.dataset)
-    questions = [each for each in read_questions(arguments, named, tokenizer) if each.answer is not None]
+    questions = [each for each in read_questions(arguments, named, tokenizer) if each.is_labelled]
     if not questions:
         raise _unlabelled(arguments)
     _refuse_overlong(questions, client.model().max_sequence_tokens - arguments.max_completion_length)

@@ -93,7 +93,7 @@ def read_questions(arguments: SamplingArguments, dataset: str, tokenizer: PreTra
     )
     has_chat_template = getattr(tokenizer, "chat_template", None) is not None
     examples = read_task(source, has_chat_template=has_chat_template)[: arguments.limit]
-    return questions_of([(example.prompt, example.answer) for example in examples], tokenizer)
+    return questions_of([(example.prompt, example.answer, example.tests) for example in examples], tokenizer)
 
 
 def described(metrics: EvaluationMetrics) -> str:

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from vigor_client.integrations.trl.prompts import tokenize_prompts
 from vigor_client.schemas.scoring import FinishReason
 from vigor_trainer.building import building
-from vigor_trainer.data.answers import judge
+from vigor_trainer.data.answers import Judged
+from vigor_trainer.data.programs import judge_all
 from vigor_trainer.data.prompts import Prompt
 from vigor_trainer.errors import InvalidTaskError
 from vigor_trainer.evaluation.sampling import SampledTokens, Sampler
@@ -26,12 +27,20 @@ Decoding = Literal["greedy", "sampled"]
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One prompt, as text or messages and as ids, and its answer if it has one. ``number`` is its place in the task."""
+    """One prompt, as text or messages and as ids, and its answer or tests if it has any.
+
+    ``number`` is its place in the task. ``tests`` are JSON of ``data.programs.program_tests``.
+    """
 
     number: int
     prompt: Prompt
     prompt_ids: list[int]
     answer: str | None
+    tests: str | None = None
+
+    @property
+    def is_labelled(self) -> bool:
+        return self.answer is not None or self.tests is not None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,21 +63,22 @@ class EvaluatedCompletion:
     final_answer: str | None
     is_boxed: bool
     is_correct: bool | None
+    tests: str | None = None  # of a code task, as JSON
 
 
 def questions_of(
-    prompts: Sequence[tuple[Prompt, str | None]],
+    prompts: Sequence[tuple[Prompt, str | None, str | None]],
     tokenizer: PreTrainedTokenizerBase,
     template_kwargs: Mapping[str, Any] = MappingProxyType({}),
 ) -> list[Question]:
-    """Return prompts and answers as questions, tokenized as TRL tokenizes prompts.
+    """Return prompts, answers and tests as questions, tokenized as TRL tokenizes prompts.
 
     Raises:
         InvalidTaskError: the chat template refuses a prompt, or it has no token; names the question.
     """
     return [
-        Question(number, prompt, _prompt_ids(prompt, tokenizer, template_kwargs, number), answer)
-        for number, (prompt, answer) in enumerate(prompts)
+        Question(number, prompt, _prompt_ids(prompt, tokenizer, template_kwargs, number), answer, tests)
+        for number, (prompt, answer, tests) in enumerate(prompts)
     ]
 
 
@@ -81,16 +91,23 @@ def sample_completions(
     temperature: float,
     step: int = 0,
 ) -> list[EvaluatedCompletion]:
-    """Return the greedy completion and ``num_samples`` sampled ones of each question, judged by its answer."""
+    """Return the greedy completion and ``num_samples`` sampled ones of each question, judged as for training."""
     prompts = [question.prompt_ids for question in questions]
     greedy = sampler.sample(prompts, num_samples=1, temperature=0.0)
     sampled = sampler.sample(prompts, num_samples=num_samples, temperature=temperature) if num_samples else []
     decoded: list[tuple[Decoding, list[list[SampledTokens]]]] = [("greedy", greedy), ("sampled", sampled)]
-    return [
-        _completion(question, decoding, index, tokens, tokenizer, step)
+    drawn: list[tuple[Question, Decoding, int, SampledTokens]] = [
+        (question, decoding, index, tokens)
         for decoding, samples in decoded
         for question, of_question in zip(questions, samples, strict=bool(samples))
         for index, tokens in enumerate(of_question)
+    ]
+    texts = [_text(tokens, tokenizer) for *_, tokens in drawn]
+    labels = [(question.answer, question.tests) for question, *_ in drawn]
+    judged = judge_all(texts, [answer for answer, _ in labels], [tests for _, tests in labels])
+    return [
+        _completion(question, decoding, index, tokens, text, verdict, step)
+        for (question, decoding, index, tokens), text, verdict in zip(drawn, texts, judged, strict=True)
     ]
 
 
@@ -114,11 +131,10 @@ def _completion(
     decoding: Decoding,
     index: int,
     tokens: SampledTokens,
-    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    judged: Judged,
     step: int,
 ) -> EvaluatedCompletion:
-    text = str(tokenizer.decode(tokens.ids, skip_special_tokens=True))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
-    judged = judge(text, question.answer)
     return EvaluatedCompletion(
         step=step,
         question=question.number,
@@ -135,4 +151,9 @@ def _completion(
         final_answer=judged.final,
         is_boxed=judged.is_boxed,
         is_correct=judged.is_correct,
+        tests=question.tests,
     )
+
+
+def _text(tokens: SampledTokens, tokenizer: PreTrainedTokenizerBase) -> str:
+    return str(tokenizer.decode(tokens.ids, skip_special_tokens=True))  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
