@@ -292,6 +292,7 @@ def test_a_service_that_went_away_is_asked_more_and_more_rarely(browser: Browser
         page.clock.install()
         page.goto(str(service.http.base_url))
         expect(page.get_by_role("status").first).to_have_text("Ready")
+        page.wait_for_load_state("networkidle")
         page.on("request", lambda request: asked.append(request.url))
         page.route("**/*", lambda route: route.abort())
         for waited_seconds, next_seconds in pairwise([2, 4, 8, 16, 30, 30]):

@@ -83,6 +83,7 @@ def test_two_processes_train_as_one_does_on_the_same_completions(tmp_path: Path)
     for num_processes, output in enumerate(outputs, start=1):
         with running_service(model, tmp_path / f"{output.name}.log") as service:
             more = ["--optim", "sgd", "--learning_rate", "0.1", "--max_steps", "4", "--save_strategy", "no"]
+            more += ["--loss_type", "dapo"]  # bnpo divides by the tokens of each process
             more += ["--per_device_train_batch_size", str(8 // num_processes), "--num_generations", "8"]
             flags = [*trainer_flags(service.url, model, output), *more]
             run_ranks("tests.trainer.planned_run", *flags, num_processes=num_processes)
