@@ -29,6 +29,8 @@ TEST_PROCESSES ?= 3
 SHARED_OUT := --numprocesses $(TEST_PROCESSES) --dist loadfile --durations 25
 # Processes that share cores must sleep while they wait, not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
+# Tests start many interpreters: each would compile the project again where the environment says to keep no bytecode.
+export PYTHONDONTWRITEBYTECODE :=
 
 # What python -m tests.sweep is told: SWEEP="--family llama qwen3", SWEEP=--write.
 SWEEP ?=
