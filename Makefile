@@ -24,9 +24,9 @@ JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
 LOOPS_AND_ENGINE := --device cpu --workload short --workload long --contestant "published loop" --contestant "ideal loop" --contestant engine
 BOUNDS := --activation-mib 384 --activation-mib 256
 # Processes that share out the files of tests; tests that share a fixture stay together. Tests that wait for a process
-# leave a core to another, so there is one process more than two cores.
+# leave a core to another, so there is one process more than two cores; unit tests do not wait.
 TEST_PROCESSES ?= 3
-SHARED_OUT := --numprocesses $(TEST_PROCESSES) --dist loadfile --durations 25
+SHARED_OUT := --dist loadfile --durations 25
 # Processes that share cores must sleep while they wait, not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
 # Tests start many interpreters: each would compile the project again where the environment says to keep no bytecode.
@@ -56,10 +56,10 @@ demo: setup ## From nothing: environment, model, service, trainer, report, proof
 	$(BIN)/python examples/demo.py
 
 test-unit: setup ## The tests that start no process: while you work, and before a push
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not integration" $(SHARED_OUT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not integration" --numprocesses 2 $(SHARED_OUT)
 
 test: setup ## All tests that need no GPU, without the slow ones
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" $(SHARED_OUT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow" --numprocesses $(TEST_PROCESSES) $(SHARED_OUT)
 
 test-slow: setup ## The slow tests alone: a service that is killed at every stage of an update, and starts again
 	$(BIN)/python -m pytest -m slow
@@ -74,7 +74,7 @@ test-gpu: setup ## The tests that need a CUDA device, on a machine that has one
 SUMMARY ?=
 coverage: setup ## The tests of `make test` under coverage, and the share of each room; fails below what was measured
 	$(BIN)/python -m coverage erase
-	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -m "not slow and not processor_time" $(SHARED_OUT)
+	OMP_NUM_THREADS=1 $(BIN)/python -m coverage run -m pytest -m "not slow and not processor_time" --numprocesses $(TEST_PROCESSES) $(SHARED_OUT)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage json --quiet --fail-under 0 -o coverage.json
 	$(BIN)/python -m tests.repo.coverage_by_room coverage.json $(SUMMARY)

@@ -16,13 +16,25 @@ import pytest
 
 TESTS = Path(__file__).parent
 DIRECTORIES = {"benchmarks", "fuzz", "image", "inspector", "integration", "monitoring", "sweep"}
-STARTS_SOMETHING = {"http.server", "multiprocessing", "subprocess", "torch.multiprocessing", "uvicorn"}
+STARTS_SOMETHING = {
+    "http.server",
+    "multiprocessing",
+    "subprocess",
+    "torch.multiprocessing",
+    "uvicorn",
+    "vigor_trainer.data.sandbox",
+}
 LONG_MODULES = {
     "engine/norms/test_embedded_norms.py",  # the real weights of the embedded model
     "engine/norms/test_self_check.py",  # a model for each planted fault
     "engine/ops/test_hutchinson.py",  # means over many draws
     "engine/rules/test_large_vocabularies.py",  # loops in float64 over 262,144 tokens
     "engine/norms/test_model_table.py",  # every family in every layout
+    "engine/norms/test_signals.py",  # every family, by three ways
+    "engine/norms/test_packed_beside.py",  # each sequence in a fresh model of its own
+    "engine/model/test_adapter_parameters.py",  # PEFT's adapters on every family
+    "trainer/test_trainer.py",  # whole runs of TRL
+    "trainer/evaluation/test_during_training.py",  # likewise
 }
 
 
