@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, NoReturn, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 import yaml
@@ -17,7 +17,7 @@ from transformers.utils.import_utils import is_peft_available, is_torch_bf16_gpu
 from trl import GRPOConfig, ModelConfig, TrlParser  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
 from vigor_client.schemas.scoring import MAX_WAIT_SECONDS
-from vigor_trainer.building import BUILTIN_REFUSALS
+from vigor_trainer.building import BUILTIN_REFUSALS, OneLineParser
 from vigor_trainer.errors import UnsupportedSettingError
 from vigor_trainer.recipes.choice import Given, chosen_settings
 from vigor_trainer.recipes.files import default_settings
@@ -200,11 +200,8 @@ class Arguments(NamedTuple):
     model: ModelConfig
 
 
-class _Parser(TrlParser):
-    """TrlParser that reports an error in one line: TRL's usage text has hundreds."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
+class _Parser(OneLineParser, TrlParser):
+    """TrlParser whose errors have one line."""
 
 
 def parse_arguments(argv: Sequence[str], *, has_gpu: bool | None = None) -> Arguments:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, ModelConfig, get_peft_config  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
 from vigor_client import Broadcast, SharedDirectory, VigorClient, WeightSnapshot, WeightTransport
 from vigor_client.integrations.trl.trl_shape import READ_BY_VIGOR_TRAINER, check_installed_trl
-from vigor_client.models.embedded import embedded_model_dir
 from vigor_trainer.building import building
 from vigor_trainer.collapse_callback import CollapseCallback
 from vigor_trainer.config import (
@@ -26,14 +24,14 @@ from vigor_trainer.config import (
 from vigor_trainer.data.prompt_lengths import fitting_prompts, prompt_counter
 from vigor_trainer.data.tasks import Example, TaskSource, as_dataset, read_task
 from vigor_trainer.description import describe_run
-from vigor_trainer.errors import InvalidModelError, UnsupportedSettingError
+from vigor_trainer.errors import UnsupportedSettingError
 from vigor_trainer.evaluation.completions import questions_of
 from vigor_trainer.evaluation.during_training import EvaluationCallback, Evaluations, HeldOut
-from vigor_trainer.evaluation.models import sampler_of
+from vigor_trainer.evaluation.models import load_tokenizer, model_name, sampler_of
 from vigor_trainer.monitoring.alerts import tracker_alerts
 from vigor_trainer.monitoring.collapse import CollapseWarning, CollapseWatch
 from vigor_trainer.monitoring.record_file import Resumption
-from vigor_trainer.monitoring.run_files import RunFiles
+from vigor_trainer.monitoring.run_files import RunFiles, output_directory
 from vigor_trainer.resume import Checkpoint, find_checkpoint
 from vigor_trainer.rewards.connection import connected
 from vigor_trainer.rewards.custom import CustomReward, load_reward
@@ -68,11 +66,10 @@ def run(arguments: Arguments) -> None:
     vigor, grpo, model = arguments
     if (line := describe_cpu_settings(grpo)) is not None:
         print(line, flush=True)
-    output_dir = _output_dir(grpo)
+    output_dir = output_directory(cast("str", grpo.output_dir), flag="--output_dir")
     checkpoint = find_checkpoint(grpo.resume_from_checkpoint, output_dir)
-    with building("the embedded model", kind=InvalidModelError):
-        model_name = vigor.model or model.model_name_or_path or str(embedded_model_dir())
-    tokenizer = _load_tokenizer(model_name, grpo, model)
+    name = model_name(vigor.model or model.model_name_or_path)
+    tokenizer = load_tokenizer(name, revision=model.model_revision, trust_remote_code=grpo.trust_remote_code)
     tasks = _read_tasks(vigor, grpo, tokenizer)
     names = _named_rewards(vigor, tasks)
     resumption = _resumption(grpo, output_dir, checkpoint)
@@ -81,13 +78,13 @@ def run(arguments: Arguments) -> None:
     if checkpoint is not None:
         watch.saved(str(checkpoint.directory))
     with connected(vigor) as client, _publisher(vigor, client) as publisher:
-        files.describe(describe_run(arguments, model_name, client.model()))
+        files.describe(describe_run(arguments, name, client.model()))
         datasets = _datasets(vigor, grpo, tokenizer, client, tasks)
         with building("the trainer cannot be built"):
             grpo.model_init_kwargs = _model_init_kwargs(grpo, model)
             trainer = VigorTrainer(
                 publisher=publisher,
-                model=model_name,
+                model=name,
                 args=grpo,
                 reward_funcs=_rewards(vigor, grpo, client, publisher, files, names, watch).functions,
                 callbacks=[CollapseCallback(watch, stops=vigor.stop_on_collapse)],
@@ -142,18 +139,6 @@ def _template_kwargs(grpo: GRPOConfig) -> dict[str, Any]:
 def _train(trainer: VigorTrainer, checkpoint: Checkpoint | None) -> None:
     directory = checkpoint and str(checkpoint.directory)
     trainer.train(resume_from_checkpoint=directory)  # pyright: ignore[reportUnknownMemberType] - partly untyped
-
-
-def _output_dir(grpo: GRPOConfig) -> Path:
-    """Make the directory of the run, so that one that cannot be is known before anything is loaded."""
-    directory = Path(cast("str", grpo.output_dir))
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnsupportedSettingError(f"--output_dir: {directory}: {error.strerror}") from error
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise UnsupportedSettingError(f"--output_dir: {directory}: nothing can be written there")
-    return directory
 
 
 def _resumption(grpo: GRPOConfig, output_dir: Path, checkpoint: Checkpoint | None) -> Resumption | None:
@@ -245,18 +230,6 @@ def _model_init_kwargs(grpo: GRPOConfig, model: ModelConfig) -> dict[str, Any]:
     """As TRL's own GRPO script passes them on."""
     given = {"revision": model.model_revision, "attn_implementation": model.attn_implementation, "dtype": model.dtype}
     return given | cast("dict[str, Any]", grpo.model_init_kwargs or {})
-
-
-def _load_tokenizer(model_name: str, grpo: GRPOConfig, model: ModelConfig) -> PreTrainedTokenizerBase:
-    with building(f"--model {model_name}: no tokenizer there", kind=InvalidModelError):
-        load = cast("Callable[..., PreTrainedTokenizerBase]", AutoTokenizer.from_pretrained)  # pyright: ignore[reportUnknownMemberType]
-        return load(
-            model_name,
-            revision=model.model_revision,
-            trust_remote_code=grpo.trust_remote_code,
-            truncation_side="left",
-            padding_side="left",
-        )
 
 
 def _read_tasks(

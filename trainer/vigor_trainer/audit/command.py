@@ -18,10 +18,11 @@ from vigor_trainer.audit.served_model import hold_model
 from vigor_trainer.audit.verdict import Verdict, verdict_of
 from vigor_trainer.errors import InvalidTaskError
 from vigor_trainer.evaluation.arguments import parse_flags, settings_of
-from vigor_trainer.evaluation.command import output_directory, read_questions
+from vigor_trainer.evaluation.command import read_questions
 from vigor_trainer.evaluation.completions import COMPLETIONS_FILE, EvaluatedCompletion, Question, sample_completions
 from vigor_trainer.evaluation.models import load_sampler, load_tokenizer, model_name
 from vigor_trainer.monitoring.record_file import RecordFile
+from vigor_trainer.monitoring.run_files import output_directory
 from vigor_trainer.rewards.connection import connected
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def run(arguments: AuditArguments) -> Verdict:
         TrainerError: see its tree.
         VigorError: the service cannot be reached, or refuses.
     """
-    directory = output_directory(arguments.output)
+    directory = output_directory(arguments.output, flag="--output")
     with connected(arguments) as client:
         weights = _weights(arguments, client)
         completions = _labelled(_completions(arguments, client), arguments)

@@ -14,8 +14,9 @@ from statistics import fmean
 import numpy as np
 
 from vigor_trainer.audit.scoring import REWARDS, AuditedCompletion
+from vigor_trainer.evaluation.metrics import mean_of_completions
 from vigor_trainer.monitoring.intervals import LEVEL, NUM_RESAMPLES, Estimate, mean, ratio
-from vigor_trainer.monitoring.statistics import ordered_pairs
+from vigor_trainer.monitoring.statistics import centred, ordered_pairs, relative_spread
 
 Group = Sequence[AuditedCompletion]
 
@@ -71,11 +72,11 @@ def audit_metrics(completions: Iterable[AuditedCompletion]) -> AuditMetrics:
         num_pairs=sum(ordered_pairs([0.0] * len(group), _labels(group))[1] for group in groups),
         random_auc=_of_random_orders(groups),
         greedy_accuracy=mean([greedy.get(group[0].question) for group in groups]),
-        mean_accuracy=_share(groups, lambda each: each.is_correct or False),
+        mean_accuracy=mean_of_completions(groups, lambda each: each.is_correct or False),
         majority_accuracy=mean([_best_of(group, "majority") for group in groups]),
         best_possible_accuracy=mean([float(any(_labels(group))) for group in groups]),
-        clipped_share=_share(groups, lambda each: each.finish_reason == "length"),
-        mean_length=_share(groups, lambda each: each.num_tokens),
+        clipped_share=mean_of_completions(groups, lambda each: each.finish_reason == "length"),
+        mean_length=mean_of_completions(groups, lambda each: each.num_tokens),
         rewards={name: _of_reward(name, groups, greedy) for name in REWARDS},
         norms=_of_norms(groups),
     )
@@ -141,7 +142,7 @@ def _of_norms(groups: Sequence[Group]) -> NormMetrics:
         duplicate_share=ratio(
             [len(group) - len({each.completion for each in group}) for group in groups], list(map(len, groups))
         ),
-        spread=mean([(max(of) - min(of)) / fmean(of) if of and fmean(of) else None for of in norms]),
+        spread=mean(list(map(relative_spread, norms))),
     )
 
 
@@ -153,20 +154,11 @@ def _log_slope(groups: Sequence[Group], norm: Callable[[AuditedCompletion], floa
     products, squares = [0.0] * len(groups), [0.0] * len(groups)
     for at, group in enumerate(groups):
         measured = [(each.num_tokens, size) for each in group if (size := norm(each)) and each.num_tokens]
-        lengths = _centred([log(length) for length, _ in measured])
-        norms = _centred([log(size) for _, size in measured])
+        lengths = centred([log(length) for length, _ in measured])
+        norms = centred([log(size) for _, size in measured])
         products[at] = sum(x * y for x, y in zip(lengths, norms, strict=True))
         squares[at] = sum(x * x for x in lengths)
     return ratio(products, squares)
-
-
-def _centred(values: Sequence[float]) -> list[float]:
-    middle = fmean(values) if values else 0.0
-    return [value - middle for value in values]
-
-
-def _share(groups: Sequence[Group], number: Callable[[AuditedCompletion], float]) -> Estimate | None:
-    return ratio([sum(map(number, group)) for group in groups], list(map(len, groups)))
 
 
 def _labels(group: Group) -> list[bool]:

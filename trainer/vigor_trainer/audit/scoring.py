@@ -12,6 +12,7 @@ from vigor_trainer.config import BUILTINS, BuiltinName
 from vigor_trainer.data.answers import Judged
 from vigor_trainer.data.prompts import Prompt
 from vigor_trainer.evaluation.completions import EvaluatedCompletion
+from vigor_trainer.monitoring.completions import SCORE_FIELDS
 from vigor_trainer.rewards.round_rewards import ScoringClient
 from vigor_trainer.rewards.rules import RuleOptions, ScoredGroup, rewards_of
 
@@ -37,12 +38,6 @@ class AuditedCompletion(EvaluatedCompletion):
     p_norm: float | None = None
     sum_logprob: float | None = None  # nats
     rewards: Mapping[str, float] | None = None
-
-
-_OF_SCORE = (
-    *("num_tokens", "status", "grad_norm", "scaled_grad_norm", "mean_logprob", "mean_entropy"),
-    *("self_certainty", "p_norm", "sum_logprob"),
-)
 
 
 def audited(
@@ -90,7 +85,7 @@ def _of_group(
     rewards = {name: rewards_of(reward, scored, options) for name, (reward, options) in _RULES.items()}
     return [
         AuditedCompletion(
-            **_fields(completion) | {name: getattr(score, name) for name in _OF_SCORE},
+            **_fields(completion) | {name: getattr(score, name) for name in SCORE_FIELDS},
             rewards={name: values[index] for name, values in rewards.items()},
         )
         for index, (completion, score) in enumerate(zip(group, scores, strict=True))

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn, TypeVar, cast
+from typing import Any, Literal, TypeVar, cast
 
 from transformers import HfArgumentParser
+
+from vigor_trainer.building import OneLineParser
 
 Backend = Literal["auto", "transformers", "vllm"]
 
@@ -77,11 +79,8 @@ class EvalArguments(SamplingArguments):
 Parsed = TypeVar("Parsed", bound=SamplingArguments)
 
 
-class _Parser(HfArgumentParser):
-    """HfArgumentParser that reports an error in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
+class _Parser(OneLineParser, HfArgumentParser):
+    """HfArgumentParser whose errors have one line."""
 
 
 def parse_flags(kind: type[Parsed], argv: Sequence[str], *, command: str, description: str) -> Parsed:

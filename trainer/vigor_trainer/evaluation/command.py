@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, fields
-from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 from vigor_trainer.data.tasks import TaskSource, read_task
-from vigor_trainer.errors import UnsupportedSettingError
 from vigor_trainer.evaluation.arguments import EvalArguments, SamplingArguments, parse_flags, settings_of
 from vigor_trainer.evaluation.completions import (
     COMPLETIONS_FILE,
@@ -24,6 +21,7 @@ from vigor_trainer.evaluation.metrics import DecodingMetrics, EvaluationMetrics,
 from vigor_trainer.evaluation.models import load_sampler, load_tokenizer, model_name
 from vigor_trainer.monitoring.intervals import Estimate
 from vigor_trainer.monitoring.record_file import RecordFile
+from vigor_trainer.monitoring.run_files import output_directory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -43,7 +41,7 @@ def run(arguments: EvalArguments) -> EvaluationMetrics:
     Raises:
         TrainerError: see its tree.
     """
-    directory, name = output_directory(arguments.output), model_name(arguments.model)
+    directory, name = output_directory(arguments.output, flag="--output"), model_name(arguments.model)
     tokenizer = load_tokenizer(name)
     questions = read_questions(arguments, arguments.dataset, tokenizer)
     started = perf_counter()
@@ -61,22 +59,6 @@ def run(arguments: EvalArguments) -> EvaluationMetrics:
     print(described(metrics))
     print(f"wrote {directory / METRICS_FILE} and {directory / COMPLETIONS_FILE}")
     return metrics
-
-
-def output_directory(setting: str) -> Path:
-    """Make the directory of the results, so that one that cannot be is known before anything is loaded.
-
-    Raises:
-        UnsupportedSettingError: nothing can be written there.
-    """
-    directory = Path(setting)
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnsupportedSettingError(f"--output: {directory}: {error.strerror}") from error
-    if not os.access(directory, os.W_OK | os.X_OK):
-        raise UnsupportedSettingError(f"--output: {directory}: nothing can be written there")
-    return directory
 
 
 def read_questions(arguments: SamplingArguments, dataset: str, tokenizer: PreTrainedTokenizerBase) -> list[Question]:

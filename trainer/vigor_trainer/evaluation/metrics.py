@@ -74,24 +74,7 @@ def num_correct(group: Group) -> int:
     return sum(completion.is_correct or False for completion in group)
 
 
-def _of_decoding(groups: Sequence[Group]) -> DecodingMetrics:
-    with_answer = labelled(groups)
-    return DecodingMetrics(
-        accuracy=ratio(list(map(num_correct, with_answer)), list(map(len, with_answer))),
-        format_rate=_mean(groups, lambda each: each.is_boxed),
-        mean_length=_mean(groups, lambda each: each.num_tokens),
-        mean_terminated_length=_mean(groups, lambda each: each.num_tokens, lambda each: each.finish_reason == "stop"),
-        clipped_share=_mean(groups, lambda each: each.finish_reason == "length"),
-        repetition=_mean(groups, lambda each: repetition(each.completion_ids or [])),
-        mean_entropy=_mean(
-            groups,
-            lambda each: (each.mean_entropy or 0.0) * each.num_tokens,
-            lambda each: each.num_tokens if each.mean_entropy is not None else 0,
-        ),
-    )
-
-
-def _mean(
+def mean_of_completions(
     groups: Sequence[Group],
     number: Callable[[EvaluatedCompletion], float],
     weight: Callable[[EvaluatedCompletion], float] = lambda _: 1,
@@ -99,6 +82,25 @@ def _mean(
     """Return the sum of the numbers, of completions whose weight is not 0, over the sum of the weights."""
     numerators = [sum(number(each) for each in group if weight(each)) for group in groups]
     return ratio(numerators, [sum(map(weight, group)) for group in groups])
+
+
+def _of_decoding(groups: Sequence[Group]) -> DecodingMetrics:
+    with_answer = labelled(groups)
+    return DecodingMetrics(
+        accuracy=ratio(list(map(num_correct, with_answer)), list(map(len, with_answer))),
+        format_rate=mean_of_completions(groups, lambda each: each.is_boxed),
+        mean_length=mean_of_completions(groups, lambda each: each.num_tokens),
+        mean_terminated_length=mean_of_completions(
+            groups, lambda each: each.num_tokens, lambda each: each.finish_reason == "stop"
+        ),
+        clipped_share=mean_of_completions(groups, lambda each: each.finish_reason == "length"),
+        repetition=mean_of_completions(groups, lambda each: repetition(each.completion_ids or [])),
+        mean_entropy=mean_of_completions(
+            groups,
+            lambda each: (each.mean_entropy or 0.0) * each.num_tokens,
+            lambda each: each.num_tokens if each.mean_entropy is not None else 0,
+        ),
+    )
 
 
 def _pass_at_k(groups: Sequence[Group]) -> dict[str, Estimate]:

@@ -31,11 +31,11 @@ def model_name(given: str | None) -> str:
         return given or str(embedded_model_dir())
 
 
-def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    """Return a model's tokenizer. Raises InvalidModelError where there is none."""
+def load_tokenizer(name: str, **settings: Any) -> PreTrainedTokenizerBase:  # noqa: ANN401 - of transformers
+    """Return a model's tokenizer, which pads on the left. Raises InvalidModelError where there is none."""
     with building(f"--model {name}: no tokenizer there", kind=InvalidModelError):
         load = cast("Callable[..., PreTrainedTokenizerBase]", AutoTokenizer.from_pretrained)  # pyright: ignore[reportUnknownMemberType]
-        return load(name, padding_side="left")
+        return load(name, padding_side="left", truncation_side="left", **settings)
 
 
 def load_sampler(arguments: SamplingArguments, name: str, tokenizer: PreTrainedTokenizerBase) -> Sampler:

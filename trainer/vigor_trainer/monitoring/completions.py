@@ -11,6 +11,28 @@ from vigor_trainer.monitoring.record_file import RecordFile, Resumption, records
 
 COMPLETIONS_FILE = "completions.jsonl"
 
+SCORE_FIELDS = (
+    "num_tokens",
+    "status",
+    "grad_norm",
+    "scaled_grad_norm",
+    "mean_logprob",
+    "mean_entropy",
+    "self_certainty",
+    "p_norm",
+    "sum_logprob",
+)
+"""What a completion's record has of its score, under the same names."""
+
+SIGNALS: Mapping[str, tuple[str, int]] = {
+    "self_certainty": ("self_certainty", 1),
+    "entropy": ("mean_entropy", -1),
+    "logprob": ("mean_logprob", 1),
+    "p_norm": ("p_norm", 1),
+    "trajectory_logprob": ("sum_logprob", 1),
+}
+"""Name of a reward -> the field of a score that it ranks, and the sign with which large is good."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRecord:

@@ -12,7 +12,7 @@ from itertools import groupby
 from statistics import fmean
 
 from vigor_trainer.monitoring.completions import CompletionRecord
-from vigor_trainer.monitoring.statistics import repetition
+from vigor_trainer.monitoring.statistics import relative_spread, repetition
 
 LOOPING = 0.5
 """Repetition from which a completion counts as looping."""
@@ -42,7 +42,7 @@ def round_health(completions: Sequence[CompletionRecord]) -> RoundHealth:
         tie_share=_mean(tied for group in groups for tied in _tied(group)),
         repetition=fmean(loops),
         looping_share=fmean(loop >= LOOPING for loop in loops),
-        norm_spread=_mean(_spread([completion.scaled_grad_norm for completion in group]) for group in groups),
+        norm_spread=_mean(relative_spread([completion.scaled_grad_norm for completion in group]) for group in groups),
         top_quarter_accuracy=_mean(right for group in groups for right in _best_are_correct(group)),
     )
 
@@ -61,12 +61,6 @@ def _tied(group: Sequence[CompletionRecord]) -> list[bool | None]:
     rewards = [first_reward(completion) for completion in group]
     distinct = Counter(reward for reward, _ in {(first_reward(other), tuple(other.completion_ids)) for other in group})
     return [None if reward is None else distinct[reward] > 1 for reward in rewards]
-
-
-def _spread(norms: Sequence[float | None]) -> float | None:
-    present = [norm for norm in norms if norm is not None]
-    middle = fmean(present) if present else 0.0
-    return (max(present) - min(present)) / middle if middle > 0 else None
 
 
 def _best_are_correct(group: Sequence[CompletionRecord]) -> list[bool | None]:

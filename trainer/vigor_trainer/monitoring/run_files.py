@@ -2,14 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from vigor_trainer.errors import UnsupportedSettingError
 from vigor_trainer.monitoring.collapse import CollapseWarning, warning_file
 from vigor_trainer.monitoring.completions import CompletionRecord, completion_file
 from vigor_trainer.monitoring.record_file import Resumption
 from vigor_trainer.monitoring.records import RoundRecord, round_file
 from vigor_trainer.monitoring.run_info import RunInfo, write_run_info
+
+
+def output_directory(setting: str, *, flag: str) -> Path:
+    """Make the directory of a run or of results, so that one that cannot be is known before anything is loaded.
+
+    Raises:
+        UnsupportedSettingError: nothing can be written there; names the flag.
+    """
+    directory = Path(setting)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnsupportedSettingError(f"{flag}: {directory}: {error.strerror}") from error
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise UnsupportedSettingError(f"{flag}: {directory}: nothing can be written there")
+    return directory
 
 
 class RunFiles:

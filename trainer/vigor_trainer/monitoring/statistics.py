@@ -21,8 +21,8 @@ def correlation_within_groups(groups: Iterable[tuple[Sequence[float], Sequence[f
     x: list[float] = []
     y: list[float] = []
     for group_x, group_y in groups:
-        x.extend(_centred(group_x))
-        y.extend(_centred(group_y))
+        x.extend(centred(group_x))
+        y.extend(centred(group_y))
     scale = sqrt(sum(value * value for value in x) * sum(value * value for value in y))
     if scale == 0:
         return None
@@ -60,6 +60,14 @@ def repetition(ids: Sequence[int], n: int = 3) -> float:
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
-def _centred(values: Sequence[float]) -> list[float]:
-    middle = fmean(values)
+def relative_spread(norms: Sequence[float | None]) -> float | None:
+    """Return (largest - smallest) / mean of those that are there; None without one, or where all are 0."""
+    present = [norm for norm in norms if norm is not None]
+    middle = fmean(present) if present else 0.0
+    return (max(present) - min(present)) / middle if middle > 0 else None
+
+
+def centred(values: Sequence[float]) -> list[float]:
+    """Return the values without their mean."""
+    middle = fmean(values) if values else 0.0
     return [value - middle for value in values]

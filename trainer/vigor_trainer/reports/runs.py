@@ -12,19 +12,12 @@ from typing import cast
 
 from vigor_client import ranks
 from vigor_trainer.errors import InvalidRunError
-from vigor_trainer.monitoring.completions import COMPLETIONS_FILE, CompletionRecord, read_completions
+from vigor_trainer.monitoring.completions import COMPLETIONS_FILE, SIGNALS, CompletionRecord, read_completions
 from vigor_trainer.monitoring.records import RECORDS_FILE, RoundRecord, read_records
 from vigor_trainer.monitoring.statistics import repetition
 
-_SIGNALS = {
-    "vigor": ("scaled_grad_norm", -1),
-    "self_certainty": ("self_certainty", 1),
-    "entropy": ("mean_entropy", -1),
-    "logprob": ("mean_logprob", 1),
-    "p_norm": ("p_norm", 1),
-    "trajectory_logprob": ("sum_logprob", 1),
-}
-"""The reward that each signal gives, as the field of a record and its sign: also those a run was not trained by."""
+_SIGNALS = {"vigor": ("scaled_grad_norm", -1), **SIGNALS}
+"""As ``SIGNALS``, with the norm: also the rewards that a run was not trained by."""
 
 _STATE = "trainer_state.json"  # transformers writes it to each checkpoint, and to the run's directory at the end
 

@@ -22,7 +22,7 @@ from vigor_trainer.config import BuiltinName
 from vigor_trainer.data.programs import judge_all
 from vigor_trainer.data.prompts import Prompt
 from vigor_trainer.monitoring import statistics
-from vigor_trainer.monitoring.completions import CompletionRecord
+from vigor_trainer.monitoring.completions import SCORE_FIELDS, CompletionRecord
 from vigor_trainer.monitoring.health import RoundHealth, round_health
 from vigor_trainer.monitoring.records import RoundRecord
 from vigor_trainer.rewards.custom import CustomReward
@@ -36,20 +36,6 @@ if TYPE_CHECKING:
 Text = str | list[dict[str, Any]]
 Mode = Literal["train", "eval"]
 Rewards = Mapping[BuiltinName, list[float]]
-
-
-_OF_SCORE = (
-    "num_tokens",
-    "status",
-    "grad_norm",
-    "scaled_grad_norm",
-    "mean_logprob",
-    "mean_entropy",
-    "self_certainty",
-    "p_norm",
-    "sum_logprob",
-)
-"""What a completion's record has of its score, under the same names."""
 
 
 class Publications(Protocol):
@@ -277,7 +263,7 @@ def _completion_records(scored: _ScoredRound, has_norms: bool, *, step: int, mod
             final_answer=sample.judged.final,
             is_correct=sample.judged.is_correct,
             weight_version=scored.publication.weight_version,
-            **{name: getattr(score, name) for name in _OF_SCORE},
+            **{name: getattr(score, name) for name in SCORE_FIELDS},
         )
         for position, (sample, score) in enumerate(zip(scored.samples, scored.scores, strict=True))
     ]

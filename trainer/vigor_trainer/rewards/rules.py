@@ -5,15 +5,16 @@ Within a group the intrinsic rewards are ranks, from 1 (best) to -1; those of an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from statistics import fmean
 
 from vigor_client import CompletionScore, rank_rewards, ranks
 from vigor_client.schemas.scoring import ComputeName, RewardName, TieRule, compute_for
-from vigor_trainer.config import BuiltinName
+from vigor_trainer.config import BUILTINS, BuiltinName
 from vigor_trainer.data.answers import Judged, majority, same_answer
+from vigor_trainer.monitoring.completions import SIGNALS
 
 NEED_ANSWERS: tuple[BuiltinName, ...] = ("verifier",)
 
@@ -43,8 +44,9 @@ class ScoredGroup:
 
 def rewards_of(name: BuiltinName, group: ScoredGroup, options: RuleOptions) -> list[float]:
     """Return one reward per completion."""
-    if name in _SIGNALS:
-        return _ranked([_SIGNALS[name](score) for score in group.scores], options.ties)
+    if name in SIGNALS:
+        field, sign = SIGNALS[name]
+        return _ranked([_scaled(getattr(score, field), -sign) for score in group.scores], options.ties)
     match name:
         case "vigor":
             return _of_norms([_norm(score, options) for score in group.scores], options)
@@ -68,21 +70,12 @@ def needed_parts(names: Sequence[str]) -> tuple[ComputeName, ...]:
     return compute_for(asked_reward(names))
 
 
-_SIGNALS: Mapping[BuiltinName, Callable[[CompletionScore], float | None]] = {
-    "self_certainty": lambda score: _negative(score.self_certainty),
-    "entropy": lambda score: score.mean_entropy,
-    "logprob": lambda score: _negative(score.mean_logprob),
-    "p_norm": lambda score: _negative(score.p_norm),
-    "trajectory_logprob": lambda score: _negative(score.sum_logprob),
-}
-"""What is ranked: small is good."""
-
-RANKED: tuple[BuiltinName, ...] = ("vigor", "random", *_SIGNALS)
+RANKED: tuple[BuiltinName, ...] = ("vigor", "random", *(name for name in BUILTINS if name in SIGNALS))
 """Rewards that order the completions of a group; the others count what is right and what is not."""
 
 
-def _negative(value: float | None) -> float | None:
-    return None if value is None else -value
+def _scaled(value: float | None, factor: int) -> float | None:
+    return None if value is None else factor * value
 
 
 def _norm(score: CompletionScore, options: RuleOptions) -> float | None:
