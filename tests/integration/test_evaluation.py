@@ -14,7 +14,7 @@ from tests.trainer.evaluation import recomputed
 from tests.trainer.ranks import said_by_two
 from tests.trainer.running import RunningService, running_service, started, trainer_flags
 from vigor_trainer.__main__ import main
-from vigor_trainer.evaluation.during_training import read_evaluations
+from vigor_trainer.monitoring.evaluations import read_evaluations
 
 RUN_SECONDS = 150.0
 NUM_QUESTIONS, NUM_SAMPLES = 20, 4

@@ -13,16 +13,11 @@ from tests.support.tiny_models import tiny_tokenizer
 from tests.trainer.fake_service import FakeService, tiny_trainer
 from vigor_trainer.errors import UnsupportedSettingError
 from vigor_trainer.evaluation.completions import questions_of, read_evaluated
-from vigor_trainer.evaluation.during_training import (
-    COMPLETIONS_FILE,
-    EvaluationCallback,
-    Evaluations,
-    HeldOut,
-    read_evaluations,
-)
+from vigor_trainer.evaluation.during_training import COMPLETIONS_FILE, EvaluationCallback, Evaluations, HeldOut
 from vigor_trainer.evaluation.metrics import evaluation_metrics
 from vigor_trainer.evaluation.models import sampler_of
 from vigor_trainer.monitoring.completions import read_completions
+from vigor_trainer.monitoring.evaluations import read_evaluations
 from vigor_trainer.monitoring.record_file import Resumption
 from vigor_trainer.trainer import VigorTrainer
 from vigor_trainer.weights.publisher import Publisher

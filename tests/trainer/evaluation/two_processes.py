@@ -13,8 +13,9 @@ from accelerate import PartialState
 
 from tests.support.tiny_models import tiny_tokenizer
 from vigor_trainer.evaluation.completions import questions_of, read_evaluated
-from vigor_trainer.evaluation.during_training import COMPLETIONS_FILE, Evaluations, HeldOut, read_evaluations
+from vigor_trainer.evaluation.during_training import COMPLETIONS_FILE, Evaluations, HeldOut
 from vigor_trainer.evaluation.sampling import SampledTokens
+from vigor_trainer.monitoring.evaluations import read_evaluations
 
 
 class EchoSampler:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import random
+from dataclasses import asdict
 from pathlib import Path
 
 from tests.trainer.example_records import example_completion, example_record
 from vigor_trainer.monitoring.completions import CompletionRecord
+from vigor_trainer.monitoring.evaluations import EvaluationRecord
+from vigor_trainer.monitoring.intervals import Estimate
 from vigor_trainer.monitoring.run_files import RunFiles
 
 WORDS = ("the", "answer", "is", "a", "sum", "of", "both", "numbers", "so", "carry", "one", "and", "write", "digits")
@@ -26,6 +29,11 @@ def write_run(
         more = {"num_groups": num_groups, "num_completions": len(completions), "mean_entropy": 1 - 0.01 * step}
         files.append(example_record(step, **more), completions)
     return directory
+
+
+def example_evaluation(step: int, sampled_accuracy: Estimate) -> EvaluationRecord:
+    metrics = {"greedy": {"accuracy": None}, "sampled": {"accuracy": asdict(sampled_accuracy)}}
+    return EvaluationRecord(step=step, seconds=1.0, metrics=metrics)
 
 
 def example_group(draw: random.Random, step: int, group: int, *, size: int, num_words: int) -> list[CompletionRecord]:

@@ -7,9 +7,18 @@ from pathlib import Path
 import pytest
 
 from tests.trainer.example_records import example_record
-from tests.trainer.reports.example_runs import write_run
+from tests.trainer.reports.example_runs import example_evaluation, write_run
+from vigor_trainer.monitoring.evaluations import EvaluationRecord
+from vigor_trainer.monitoring.intervals import Estimate
 from vigor_trainer.reports import curves
-from vigor_trainer.reports.curves import accuracy_share, auc_over_steps, by_rank, norms_against_length, over_steps
+from vigor_trainer.reports.curves import (
+    accuracy_share,
+    auc_over_steps,
+    by_rank,
+    held_out_accuracy,
+    norms_against_length,
+    over_steps,
+)
 from vigor_trainer.reports.runs import Run, Sample, SampleGroup, read_runs
 
 
@@ -32,7 +41,7 @@ def group(step: int, *labels: bool | None) -> SampleGroup:
 
 
 def run_of(*groups: SampleGroup) -> Run:
-    return Run("run", Path(), 0, [example_record(0)], groups, ["vigor"], [])
+    return Run("run", Path(), 0, [example_record(0)], groups, ["vigor"], [], [])
 
 
 def test_accuracy_is_that_of_each_step_with_an_interval_over_groups() -> None:
@@ -62,6 +71,21 @@ def test_a_reward_that_says_nothing_has_no_curve_and_the_label_is_not_compared_w
     curve = auc_over_steps(run_of(found))
     assert list(curve) == ["entropy"]
     assert curve["entropy"]["value"] == [1.0]
+
+
+def test_held_out_accuracy_is_that_of_the_evaluations_with_their_intervals() -> None:
+    estimates = [Estimate(0.5, 0.25, 0.75), Estimate(0.75, 0.5, 1.0)]
+    curves = held_out_accuracy([example_evaluation(20 * index, sampled) for index, sampled in enumerate(estimates)])
+    assert list(curves) == ["sampled"], "there was no label for the greedy ones"
+    assert curves["sampled"] == {
+        "x": [0, 20],
+        "span": [(0, 0), (20, 20)],
+        "value": [0.5, 0.75],
+        "low": [0.25, 0.5],
+        "high": [0.75, 1.0],
+    }
+    without_samples = EvaluationRecord(step=0, seconds=1.0, metrics={"greedy": {"accuracy": None}, "sampled": None})
+    assert held_out_accuracy([without_samples]) == {}
 
 
 def test_in_groups_of_eight_a_bin_is_a_rank() -> None:

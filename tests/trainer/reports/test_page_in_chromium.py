@@ -11,7 +11,9 @@ from playwright.sync_api import Browser, Page, expect
 
 from tests.support.browser import CHROMIUM, chromium, watched_page
 from tests.trainer.example_records import example_completion, example_record
-from tests.trainer.reports.example_runs import write_run
+from tests.trainer.reports.example_runs import example_evaluation, write_run
+from vigor_trainer.monitoring.evaluations import evaluation_file
+from vigor_trainer.monitoring.intervals import Estimate
 from vigor_trainer.monitoring.run_files import RunFiles
 from vigor_trainer.reports.page import write_report
 from vigor_trainer.reports.runs import read_runs
@@ -53,13 +55,23 @@ def test_two_runs_are_plotted_together_and_what_is_absent_is_left_out(browser: B
         names = plotted(page)
         assert {"accuracy", "auc", "bins-accuracy", "bins-length", "bins-repetition", "norm-length"} <= set(names)
         assert {"entropy", "length", "repetition", "scaled-length"} <= set(names)
-        assert "kl" not in names
+        assert not {"kl", "held-out"} & set(names)
         expect(page.locator("#runs td:first-child")).to_have_text(["with-rank", "without-rank"])
         expect(page.locator("#facts dd")).to_have_text("<b>tiny</b>")
         accuracy = page.locator("[data-plot=accuracy] .legendtext")
         assert accuracy.all_text_contents() == ["with-rank", "without-rank"]
         page.locator("#auc-reward").select_option("entropy")
         expect(page.locator("[data-plot=auc] .legendtext").first).to_have_text("with-rank: entropy")
+
+
+def test_held_out_accuracy_is_plotted_and_told_before_and_after(browser: Browser, tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / name) for name in ("evaluated", "other")]
+    evaluations = [example_evaluation(0, Estimate(0.5, 0.4, 0.6)), example_evaluation(6, Estimate(0.8, 0.7, 0.9))]
+    evaluation_file(runs[0]).append(*evaluations)
+    with opened(browser, tmp_path, *runs) as page:
+        assert plotted(page)[0] == "held-out"
+        told = page.locator("#runs td:last-child")
+        expect(told).to_have_text(["sampled 50 % [40 %, 60 %] → 80 % [70 %, 90 %]", "–"])
 
 
 def test_completions_are_filtered_by_rank_label_step_run_and_text(browser: Browser, tmp_path: Path) -> None:

@@ -6,11 +6,11 @@ without it. Questions are shared out to the processes of a run; the main process
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from transformers import TrainerCallback
 
@@ -19,13 +19,14 @@ from vigor_trainer.errors import UnsupportedSettingError
 from vigor_trainer.evaluation.completions import EvaluatedCompletion, Question, sample_completions
 from vigor_trainer.evaluation.metrics import EvaluationMetrics, evaluation_metrics, logged_metrics
 from vigor_trainer.evaluation.sampling import Sampler
-from vigor_trainer.monitoring.record_file import RecordFile, Resumption, records_in
+from vigor_trainer.monitoring.evaluations import EvaluationRecord, evaluation_file
+from vigor_trainer.monitoring.record_file import RecordFile, Resumption
 from vigor_trainer.weights.accelerator import DEEPSPEED, FSDP, Accelerator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
 
-EVALUATIONS_FILE, COMPLETIONS_FILE = "evaluations.jsonl", "evaluation_completions.jsonl"
+COMPLETIONS_FILE = "evaluation_completions.jsonl"
 
 
 class LoggingTrainer(Protocol):
@@ -35,16 +36,6 @@ class LoggingTrainer(Protocol):
     def accelerator(self) -> Accelerator: ...
 
     def log_evaluation(self, metrics: dict[str, float], /) -> None: ...
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluationRecord:
-    """The numbers of one evaluation, as `eval.json` has them."""
-
-    step: int  # optimizer steps taken
-    mode: Literal["train", "eval"] = "eval"
-    seconds: float
-    metrics: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +74,7 @@ class Evaluations:
         self._sampler = sampler
         self._tokenizer = tokenizer
         self._processes = torch_processes()
-        self._evaluations = RecordFile(directory / EVALUATIONS_FILE, EvaluationRecord, resumption)
+        self._evaluations = evaluation_file(directory, resumption)
         self._completions = RecordFile(directory / COMPLETIONS_FILE, EvaluatedCompletion, resumption)
 
     def evaluate(self, step: int) -> EvaluationMetrics:
@@ -143,8 +134,3 @@ class EvaluationCallback(TrainerCallback):
         is_last = state.global_step >= state.max_steps or control.should_training_stop
         if is_last or state.global_step % self._every == 0:
             self._evaluate(state.global_step)
-
-
-def read_evaluations(directory: Path) -> list[EvaluationRecord]:
-    """Return the evaluations of a run. Raises ValueError where a line is something else; names it."""
-    return list(records_in(directory / EVALUATIONS_FILE, EvaluationRecord))

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain, groupby
-from typing import TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 import numpy as np
 
 from vigor_trainer.monitoring import intervals
+from vigor_trainer.monitoring.evaluations import EvaluationRecord
 from vigor_trainer.monitoring.records import RoundRecord
 from vigor_trainer.monitoring.statistics import ordered_pairs
 from vigor_trainer.reports.runs import Run, Sample, SampleGroup
@@ -78,6 +79,17 @@ def auc_over_steps(run: Run) -> dict[str, Curve]:
     names = dict.fromkeys([*run.rewards, *(name for group in run.groups[:1] for name in group.samples[0].values)])
     curves = {name: over_steps(run.groups, lambda group, name=name: _pairs(group, name)) for name in names}
     return {name: curve for name, curve in curves.items() if curve["x"] and name != _LABEL}
+
+
+def held_out_accuracy(evaluations: Sequence[EvaluationRecord]) -> dict[str, Curve]:
+    """Return accuracy on held-out questions over steps, by decoding, with intervals over questions; no empty curves."""
+    curves: dict[str, Curve] = {"greedy": _empty(), "sampled": _empty()}
+    for evaluation in evaluations:
+        for decoding, curve in curves.items():
+            metrics: Mapping[str, Any] = evaluation.metrics[decoding] or {}
+            if accuracy := metrics.get("accuracy"):
+                _add(curve, evaluation.step, (evaluation.step, evaluation.step), intervals.Estimate(**accuracy))
+    return {decoding: curve for decoding, curve in curves.items() if curve["x"]}
 
 
 def by_rank(groups: Sequence[SampleGroup]) -> dict[str, Curve]:

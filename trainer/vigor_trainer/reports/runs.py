@@ -1,4 +1,4 @@
-"""Reads a run's directory for the report: its rounds, its groups of completions without their text, its log."""
+"""Reads a run's directory for the report: rounds, groups of completions without their text, evaluations, log."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import cast
 from vigor_client import ranks
 from vigor_trainer.errors import InvalidRunError
 from vigor_trainer.monitoring.completions import COMPLETIONS_FILE, SIGNALS, CompletionRecord, read_completions
+from vigor_trainer.monitoring.evaluations import EvaluationRecord, read_evaluations
 from vigor_trainer.monitoring.records import RECORDS_FILE, RoundRecord, read_records
 from vigor_trainer.monitoring.statistics import repetition
 
@@ -57,6 +58,7 @@ class Run:
     rounds: Sequence[RoundRecord]
     groups: Sequence[SampleGroup]
     rewards: Sequence[str]
+    evaluations: Sequence[EvaluationRecord]
     log: Sequence[Mapping[str, float]]
 
 
@@ -111,6 +113,7 @@ def _read_run(directory: Path, name: str) -> Run:
         for group in groups_of(directory, num_recorded):
             rewards |= dict.fromkeys(name for record in group for name in record.rewards)
             groups.append(_sample_group(group))
+        evaluations = read_evaluations(directory)
     except ValueError as error:
         raise InvalidRunError(_of_another_version(error)) from error
     training = [record for record in rounds if record.mode == "train"]
@@ -120,7 +123,7 @@ def _read_run(directory: Path, name: str) -> Run:
             f"{directory / COMPLETIONS_FILE} has {found} completions, {RECORDS_FILE} counts {told}: it was not copied "
             "whole; copy both files again"
         )
-    return Run(name, directory, num_recorded, training, groups, list(rewards), _log(directory))
+    return Run(name, directory, num_recorded, training, groups, list(rewards), evaluations, _log(directory))
 
 
 def _rounds(directory: Path) -> list[RoundRecord]:

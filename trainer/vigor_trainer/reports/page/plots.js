@@ -60,12 +60,20 @@ function auc(runs, chosen = OWN) {
   });
 }
 
+/** A colour for each run, a dash for each decoding. */
+const heldOut = (runs) => ofEachRun(runs, (run, hex) => {
+  const decodings = Object.keys(run.held_out);
+  const name = (decoding) => (runs.length > 1 ? `${run.name}: ${decoding}` : decoding);
+  return decodings.flatMap((decoding, number) => band(run.held_out[decoding], name(decoding), hex, dash(number)));
+});
+
 const LENGTHS = { type: "log", title: "tokens" };
 const NORMS = { type: "log" };
 const BINS = { title: "bin by rank (1: best)", tickvals: [1, 2, 3, 4, 5, 6, 7, 8], range: [0.7, 8.3] };
 const SHARE = { tickformat: ".0%", rangemode: "tozero" };
 
 const PLOTS = {
+  "held-out": { traces: heldOut, y: SHARE },
   accuracy: { traces: curves((run) => run.accuracy), y: SHARE },
   auc: { traces: auc, level: 0.5 },
   "bins-accuracy": { traces: curves((run) => run.bins.accuracy), x: BINS, y: SHARE },

@@ -7,24 +7,36 @@ const byId = (id) => document.getElementById(id);
 function fillRuns(runs) {
   const head = element("tr");
   const names = ["run", "rewards", "rounds", "completions", "accuracy, first → last", "weights at the last round"];
+  if (runs.some(isEvaluated)) names.push("held-out accuracy, before → after");
   head.append(...names.map((name) => element("th", name)));
-  byId("runs").append(head, ...runs.map(runRow));
+  byId("runs").append(head, ...runs.map((run, index) => runRow(run, index, runs.some(isEvaluated))));
 }
 
-function runRow(run, index) {
+function runRow(run, index, hasEvaluations) {
   const row = element("tr");
   const name = element("td", run.name);
   const swatch = element("span", "", "swatch");
   swatch.style.background = colour(index);
   name.prepend(swatch);
   const { value } = run.accuracy;
-  const percent = (share) => `${(100 * share).toFixed(0)} %`;
   const cells = [
     run.rewards.join(", "), run.num_rounds, run.num_completions.toLocaleString("en"),
     value.length ? `${percent(value[0])} → ${percent(value[value.length - 1])}` : "–", `version ${run.version}`,
   ];
+  if (hasEvaluations) cells.push(isEvaluated(run) ? beforeAndAfter(run) : "–");
   row.append(name, ...cells.map((cell) => element("td", cell)));
   return row;
+}
+
+const percent = (share) => `${(100 * share).toFixed(0)} %`;
+const isEvaluated = (run) => Object.keys(run.held_out).length > 0;
+
+/** Sampled accuracy where there is one, with its interval: it moves before the greedy one does. */
+function beforeAndAfter({ held_out: curves }) {
+  const [decoding] = Object.keys(curves).reverse();
+  const { value, low, high } = curves[decoding];
+  const at = (index) => `${percent(value[index])} [${percent(low[index])}, ${percent(high[index])}]`;
+  return `${decoding} ${at(0)} → ${at(value.length - 1)}`;
 }
 
 function fillFacts(pairs) {
