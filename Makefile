@@ -52,8 +52,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 
-demo: setup ## From nothing: environment, model, service, trainer, report, proof; on a CPU
-	$(BIN)/python examples/demo.py
+demo: setup ## From nothing: two runs side by side, by gradient norm and at random, and their report; on a CPU
+	$(BIN)/python -m examples.demo
 
 test-unit: setup ## The tests that start no process: while you work, and before a push
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not integration" --numprocesses 2 $(SHARED_OUT)

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.report import Report, Table, finish, new_report
 from benchmarks.study.curves import RunCurve
-from benchmarks.study.runs import Run, do, files_of, finished, free_port, service_of
+from benchmarks.study.runs import Run, do, files_of, finished, service_of
 from benchmarks.study.subjects import SUBJECTS, Subject
 from benchmarks.study.tables import STUDENT_T, tables_of
 
@@ -71,7 +71,7 @@ def _lane(number: int, subject: Subject, missing: SimpleQueue[Run], options: arg
     study, threads = options.directory, options.threads
     model, _ = files_of(subject, study)
     log = study / subject.name / f"service-{number}.log"
-    with service_of(model, log, free_port(), num_threads=threads) as url:
+    with service_of(model, log, num_threads=threads) as url:
         while monotonic() < until:
             try:
                 run = missing.get_nowait()

@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import subprocess
-import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,17 +10,12 @@ from pathlib import Path
 from benchmarks.study.curves import RunCurve, curve_of, read_curve, write_curve
 from benchmarks.study.subjects import Subject
 from benchmarks.study.variants import Variant
+from examples.processes import child, free_url, service_command, trainer_command
 from vigor_client import VigorClient
 from vigor_trainer.monitoring.completions import COMPLETIONS_FILE
 from vigor_trainer.monitoring.records import RECORDS_FILE
 
-READY_SECONDS, STOP_SECONDS = 180.0, 30.0
-# Runs share the cores: a thread that waits must sleep.
-ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
-class StudyError(Exception):
-    """A run of the study failed; the message says where to look."""
+READY_SECONDS = 180.0
 
 
 @dataclass(frozen=True)
@@ -68,55 +58,33 @@ def do(run: Run, study: Path, service_url: str, *, num_threads: int) -> RunCurve
     """Train from the base model's weights; the completions stay in the run's directory.
 
     Raises:
-        StudyError: the trainer failed.
+        FailedProcessError: the trainer failed.
     """
     directory = run.directory(study)
     directory.mkdir(parents=True, exist_ok=True)
     for name in (RECORDS_FILE, COMPLETIONS_FILE):
         (directory / name).unlink(missing_ok=True)  # of a run that was interrupted
-    with (directory / "trainer.log").open("wb") as log:
-        command = [sys.executable, "-m", "vigor_trainer", *_flags(run, study, service_url)]
-        ended = subprocess.run(
-            command, stdout=log, stderr=subprocess.STDOUT, env=_environment(num_threads), check=False
-        )
-    if ended.returncode != 0:
-        raise StudyError(f"{directory}: the trainer ended with {ended.returncode}; see trainer.log there")
+    command = trainer_command(_settings(run, study, service_url), *run.variant.arguments)
+    with child(run.title, command, directory / "trainer.log", num_threads=num_threads) as trainer:
+        trainer.process.wait()
+        trainer.check(may_end=True)
     curve = curve_of(directory, run.variant.reward, run.subject.window)
     write_curve(run.curve_file(study), curve)
     return curve
 
 
 @contextmanager
-def service_of(model: Path, log: Path, port: int, *, num_threads: int) -> Generator[str]:
+def service_of(model: Path, log: Path, *, num_threads: int) -> Generator[str]:
     """Yield the address of a service that is ready; each run publishes the weights that it begins with."""
-    url = f"http://127.0.0.1:{port}"
-    flags = ["--model", str(model), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
-    with log.open("wb") as output:
-        command = [sys.executable, "-m", "vigor_service", *flags]
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=_environment(num_threads))
-    try:
-        with VigorClient(url) as client:
-            client.wait_until_ready(READY_SECONDS)
+    url = free_url()
+    with child("vigor-service", service_command(model, url), log, num_threads=num_threads), VigorClient(url) as client:
+        client.wait_until_ready(READY_SECONDS)
         yield url
-    finally:
-        process.send_signal(signal.SIGTERM)
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
 
 
-def free_port() -> int:
-    """Return a port of this machine that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def _flags(run: Run, study: Path, service_url: str) -> list[str]:
+def _settings(run: Run, study: Path, service_url: str) -> dict[str, str]:
     model, questions = files_of(run.subject, study)
-    settings = {
+    return {
         **run.subject.settings,
         "reward_url": service_url,
         "model": str(model),
@@ -125,8 +93,3 @@ def _flags(run: Run, study: Path, service_url: str) -> list[str]:
         "max_steps": str(run.subject.num_steps),
         "seed": str(run.seed),
     }
-    return [*(part for name, value in settings.items() for part in (f"--{name}", value)), *run.variant.arguments]
-
-
-def _environment(num_threads: int) -> dict[str, str]:
-    return os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(num_threads)}

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.study.arithmetic import with_dropped_carries, with_random_slips, write_questions
-from benchmarks.study.base_model import NUM_STEPS, make_base_model
 from benchmarks.study.variants import VARIANTS, Variant
+from examples.sums.base_model import NUM_STEPS, make_base_model
+from examples.sums.works import with_dropped_carries, with_random_slips, write_questions
 
 COMMON = {
     "num_generations": "8",

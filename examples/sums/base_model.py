@@ -1,7 +1,8 @@
-"""A decoder of a million parameters that has learnt sums from work with mistakes: its accuracy is known by design."""
+"""A small decoder that has learnt sums from work with mistakes: its accuracy is known by design."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
@@ -9,27 +10,41 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.study.arithmetic import CHARACTERS, NUMBERS, Worker, prompt_of
+from examples.sums.works import CHARACTERS, NUMBERS, Worker, prompt_of
 
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 1000, 128, 2e-3
+WIDTH, NUM_LAYERS = 128, 4
 END, PAD = "<end>", "<pad>"
 _NO_LABEL = -100  # what torch.nn.functional.cross_entropy leaves out
 
 
-def make_base_model(directory: Path, worker: Worker, *, num_steps: int, seed: int = 0) -> None:
-    """Train a model on the works of ``worker``, each of another sum, and save it with its tokenizer."""
+def make_base_model(
+    directory: Path,
+    worker: Worker,
+    *,
+    num_steps: int,
+    width: int = WIDTH,
+    num_layers: int = NUM_LAYERS,
+    seed: int = 0,
+    on_step: Callable[[int], object] = lambda _: None,
+) -> None:
+    """Train a model on the works of ``worker``, each of another sum, and save it with its tokenizer.
+
+    ``on_step`` is told the number of steps after each of them.
+    """
     torch.manual_seed(seed)
     draw, tokenizer = Random(seed), character_tokenizer()
-    model = new_model(tokenizer)
+    model = new_model(tokenizer, width, num_layers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=num_steps, pct_start=0.1)
-    for _ in range(num_steps):
+    for step in range(1, num_steps + 1):
         loss = model(**_batch(tokenizer, worker, draw)).loss
         optimizer.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
+        on_step(step)
     model.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
@@ -42,13 +57,13 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=END, pad_token=PAD)
 
 
-def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    """Return a decoder of a million parameters with random weights."""
+def new_model(tokenizer: PreTrainedTokenizerFast, width: int, num_layers: int) -> LlamaForCausalLM:
+    """Return a decoder with random weights: of a million parameters with a width of 128 and four layers."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=128,
-        intermediate_size=512,
-        num_hidden_layers=4,
+        hidden_size=width,
+        intermediate_size=4 * width,
+        num_hidden_layers=num_layers,
         num_attention_heads=4,
         max_position_embeddings=64,
         bos_token_id=None,

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import product
 from pathlib import Path
 from random import Random
 
 NUMBERS = range(10, 100)
+SUMS = list(product(NUMBERS, NUMBERS))
 CHARACTERS = "0123456789+=?\n"
 MAX_WORK_CHARACTERS = len("18\n19\n198")
 SLIP_RATE = 0.33
@@ -38,10 +39,16 @@ def with_dropped_carries(left: int, right: int, draw: Random) -> str:
     return _work(units, left // 10 + right // 10 + carry)
 
 
-def write_questions(path: Path) -> None:
-    """Write every sum of two two-digit numbers with its answer, in the form of ``--dataset``."""
-    rows = ({"question": prompt_of(a, b), "answer": str(a + b)} for a, b in product(NUMBERS, repeat=2))
+def write_questions(path: Path, sums: Iterable[tuple[int, int]] = SUMS) -> None:
+    """Write sums with their answers, in the form of ``--dataset``; by default all of two two-digit numbers."""
+    rows = ({"question": prompt_of(left, right), "answer": str(left + right)} for left, right in sums)
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+
+
+def split_sums(num_held_out: int, *, seed: int = 0) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return the sums to train on, and ``num_held_out`` others, drawn at random."""
+    shuffled = Random(seed).sample(SUMS, len(SUMS))
+    return shuffled[num_held_out:], shuffled[:num_held_out]
 
 
 def _work(units: int, tens: int) -> str:

@@ -1,0 +1,231 @@
+"""A model learns from its own gradients, on this machine: ``python -m examples.demo [--steps N]``, or `make demo`.
+
+A small model is made that adds with mistakes. Two trainers start from it side by side, each with a service of its own:
+one is rewarded by the gradient norm, one at random. Both are measured on sums that neither trains on. Everything that
+is written lies under demo/.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import time
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from transformers.utils.logging import disable_progress_bar
+
+from examples.demo.outcome import Outcome, accuracy_table, examples_table, outcome_of, verdict
+from examples.processes import Child, FailedProcessError, child, free_url, service_command, trainer_command
+from examples.sums.base_model import make_base_model
+from examples.sums.works import split_sums, with_random_slips, write_questions
+from vigor_client import NotReadyError, VigorClient, VigorError, checkpoint_tensors, digest_of_tensors
+from vigor_trainer.monitoring.records import read_records
+from vigor_trainer.reports.page import write_report
+from vigor_trainer.reports.runs import read_runs
+
+REWARDS = ("vigor", "random")
+WIDTH, NUM_LAYERS = 64, 3
+READY_TIMEOUT_SECONDS = 180.0
+TRAINING_TIMEOUT_SECONDS = 900.0
+TICK_SECONDS = 0.25
+TRAINING = {
+    "num_generations": "8",
+    "per_device_train_batch_size": "64",
+    "per_device_eval_batch_size": "128",
+    "max_completion_length": "16",
+    "learning_rate": "5e-5",
+    "lr_scheduler_type": "constant",
+    "warmup_steps": "0",
+    "beta": "0",
+    "eval_num_samples": "8",
+    "bf16": "false",
+    "activation_checkpointing": "false",
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": "true",
+    "seed": "7",
+}
+
+
+class DemoError(Exception):
+    """The demo cannot go on; the message says why and where to look."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """A service and the trainer that asks it, and the trainer's directory."""
+
+    reward: str
+    client: VigorClient
+    service: Child
+    trainer: Child
+    run: Path
+
+    def is_over(self) -> bool:
+        """Say whether training has ended. Raises FailedProcessError where one of the two has failed."""
+        self.trainer.check(may_end=True)
+        if self.trainer.process.poll() is not None:
+            return True
+        self.service.check()
+        return False
+
+
+def main() -> int:
+    """Run the demo; 0 only if the service and the saved checkpoint hold the same weights."""
+    arguments = parse_arguments()
+    signal.signal(signal.SIGTERM, _raise_keyboard_interrupt)  # so that what was started is stopped
+    disable_progress_bar()  # of files that are written within a second
+    console = Console()
+    try:
+        run(arguments, console)
+    except (DemoError, FailedProcessError, VigorError) as error:
+        console.print(f"demo failed: {error}", style="red", markup=False, highlight=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("interrupted; everything that was started has been stopped")
+        return 130
+    return 0
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m examples.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--steps", type=positive, default=100, help="optimizer steps (default: %(default)s)")
+    parser.add_argument("--base-steps", type=positive, default=800, help="steps before (default: %(default)s)")
+    parser.add_argument("--questions", type=positive, default=200, help="sums that are held out (default: %(default)s)")
+    parser.add_argument("--directory", type=Path, default=Path("demo"), help="output (default: %(default)s)")
+    return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("give 1 or more")
+    return number
+
+
+def run(arguments: argparse.Namespace, console: Console) -> None:
+    directory: Path = arguments.directory
+    directory.mkdir(parents=True, exist_ok=True)
+    console.print("Two trainers, one rewarded by the gradient norm and one at random: three minutes on two cores")
+    make_model(directory, arguments.base_steps, arguments.questions, console)
+    with ExitStack() as stack:
+        lanes = [stack.enter_context(lane(reward, directory, arguments)) for reward in REWARDS]
+        watch(console, lanes, arguments.steps)
+        served = lanes[0].client.weights().weight_digest
+        saved = digest_of_tensors(checkpoint_tensors(lanes[0].run), lanes[0].client.tensors())
+    outcomes = [outcome_of(lane.reward, lane.run) for lane in lanes]
+    console.print(accuracy_table(outcomes))
+    console.print(examples_table(outcomes[0]))
+    console.print(verdict(*outcomes), style="bold")
+    console.print(f"report: {report(directory, outcomes, served, saved)}    logs and models: {directory}/")
+    if served != saved:
+        raise DemoError(f"the service serves {served}, but the saved checkpoint is {saved}")
+    console.print(f"proof: the service and the saved checkpoint hold the same weights, {served}", style="bold green")
+
+
+def make_model(directory: Path, num_steps: int, num_questions: int, console: Console) -> None:
+    """Make the model that adds with mistakes, the sums that it is trained on, and those that are held out."""
+    for name, sums in zip(("questions", "held-out"), split_sums(num_questions), strict=True):
+        write_questions(directory / f"{name}.jsonl", sums)
+    with progress(console) as shown:
+        task = shown.add_task("making a small model that adds with mistakes", total=num_steps)
+        make_base_model(
+            directory / "model",
+            with_random_slips,
+            num_steps=num_steps,
+            width=WIDTH,
+            num_layers=NUM_LAYERS,
+            on_step=lambda step: shown.update(task, completed=step),
+        )
+
+
+@contextmanager
+def lane(reward: str, directory: Path, arguments: argparse.Namespace) -> Generator[Lane]:
+    """Start a service and a trainer beside it, which waits for it."""
+    url, run_directory = free_url(), directory / reward
+    settings = TRAINING | {
+        "reward_url": url,
+        "reward": reward,
+        "model": str(directory / "model"),
+        "dataset": str(directory / "questions.jsonl"),
+        "eval_dataset": str(directory / "held-out.jsonl"),
+        "eval_limit": str(arguments.questions),
+        "eval_every": str(max(1, arguments.steps // 4)),
+        "max_steps": str(arguments.steps),
+        "output_dir": str(run_directory),
+    }
+    service = service_command(directory / "model", url)
+    with (
+        child(f"the service of {reward}", service, directory / f"{reward}-service.log") as service,
+        VigorClient(url) as client,
+        child(f"the trainer of {reward}", trainer_command(settings), directory / f"{reward}-trainer.log") as trainer,
+    ):
+        yield Lane(reward, client, service, trainer, run_directory)
+
+
+def watch(console: Console, lanes: Sequence[Lane], num_steps: int) -> None:
+    """Show progress until both trainers have ended.
+
+    Raises:
+        DemoError: it took too long.
+        FailedProcessError: a process has failed.
+    """
+    with progress(console) as shown:
+        starting = shown.add_task("services: loading the model", total=len(lanes))
+        for lane in lanes:
+            wait_until_ready(lane)
+            shown.advance(starting)
+        shown.update(starting, description="services: ready")
+        tasks = {lane.reward: shown.add_task(f"{lane.reward}: training", total=num_steps) for lane in lanes}
+        deadline = time.monotonic() + TRAINING_TIMEOUT_SECONDS
+        while [lane for lane in lanes if not lane.is_over()]:
+            if time.monotonic() > deadline:
+                raise DemoError(f"training took longer than {TRAINING_TIMEOUT_SECONDS:g} s; see {lanes[0].trainer.log}")
+            for lane in lanes:
+                shown.update(tasks[lane.reward], completed=len(read_records(lane.run)))
+            lanes[0].trainer.ends_within(TICK_SECONDS)
+
+
+def progress(console: Console) -> Progress:
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    return Progress(*columns, TimeElapsedColumn(), console=console)
+
+
+def wait_until_ready(lane: Lane) -> None:
+    deadline = time.monotonic() + READY_TIMEOUT_SECONDS
+    while True:
+        try:
+            return lane.client.wait_until_ready(TICK_SECONDS)
+        except NotReadyError as error:
+            lane.service.check()
+            lane.trainer.check()
+            if time.monotonic() > deadline:
+                raise DemoError(f"{error}; see {lane.service.log}") from error
+
+
+def report(directory: Path, outcomes: Sequence[Outcome], served: str, saved: str) -> Path:
+    path = directory / "report.html"
+    facts = [
+        ("Result", verdict(*outcomes)),
+        ("The service's weights", served),
+        ("The saved checkpoint's weights", saved),
+    ]
+    runs = read_runs([directory / outcome.reward for outcome in outcomes])
+    write_report(path, runs, title="Sums, learnt from gradient norms and from random rewards", facts=facts)
+    return path
+
+
+def _raise_keyboard_interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
