@@ -38,7 +38,7 @@ FUZZ ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test-unit test test-slow test-all test-gpu coverage kills sweep fuzz contract inspector monitoring \
-	tools check rooms docs manifests policies image-steps benchmark dist clean
+	tools check rooms docs manifests policies image-steps benchmark study dist clean
 
 help: ## This list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target help; do \
@@ -170,10 +170,15 @@ benchmark: setup ## Speed, memory and fidelity, into benchmarks/results
 	$(BIN)/python -m benchmarks.long_sequences $(LONG) --out $(RESULTS)/long-sequences_$(WHERE)
 	$(BIN)/python -m benchmarks.publish
 
+study: setup ## What rewards do to a policy: five hours on two cores, and it goes on where it was interrupted
+	$(PIP_INSTALL) --editable '.[dev,benchmarks]'
+	$(BIN)/python -m benchmarks.study --out $(RESULTS)/study_cpu
+	$(BIN)/python -m benchmarks.publish
+
 dist: ## Wheel and sdist into dist/, as a release has them
 	$(PYTHON) -m venv .venv-build
 	.venv-build/bin/python -m pip install --quiet build==1.6.1
 	.venv-build/bin/python -m build
 
 clean: ## Remove the environments and what was built
-	rm -rf $(VENV) .venv-build .venv-contract .venv-checkov .venv-docs demo dist site coverage.json .coverage .coverage.*
+	rm -rf $(VENV) .venv-build .venv-contract .venv-checkov .venv-docs demo tutorial dist site coverage.json .coverage .coverage.*

@@ -234,5 +234,5 @@ PLOTS: dict[str, Callable[[Report], Figure]] = {
     "overlap": _overlap,
     "serving": _serving,
     "metrics-cost": _metrics_cost,
-    "study-arithmetic": study_figure,
+    "study": study_figure,
 }

@@ -42,6 +42,11 @@ class RunCurve:
     def last(self) -> Window:
         return self.windows[-1]
 
+    @property
+    def gain(self) -> float:
+        """Accuracy at the end minus that at the start."""
+        return self.last.accuracy - self.windows[0].accuracy
+
 
 def curve_of(directory: Path, reward: str, window: int) -> RunCurve:
     """Summarize a run's `completions.jsonl`."""

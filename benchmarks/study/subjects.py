@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from benchmarks.study.variants import VARIANTS, Variant
 from examples.sums.base_model import NUM_STEPS, make_base_model
 from examples.sums.works import with_dropped_carries, with_random_slips, write_questions
+from vigor_client.models.embedded import embedded_model_dir
 
 COMMON = {
     "num_generations": "8",
@@ -57,6 +60,13 @@ def _of_carries(model: Path, questions: Path, num_steps: int) -> None:
     make_base_model(model, with_dropped_carries, num_steps=num_steps)
 
 
+def _of_smollm2(model: Path, questions: Path, _num_steps: int) -> None:
+    rows = ({"question": _ASKED.format(a, b), "answer": str(a + b)} for a, b in product(range(10), repeat=2))
+    questions.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    model.symlink_to(embedded_model_dir())
+
+
+_ASKED = "What is {} + {}? Answer with the number only."
 _SUMS = {"per_device_train_batch_size": "64", "max_completion_length": "16", "learning_rate": "1e-4"}
 
 SUBJECTS = {
@@ -82,6 +92,16 @@ SUBJECTS = {
             num_seeds=5,
             num_steps=200,
             window=10,
+        ),
+        Subject(
+            "smollm2-addition",
+            "SmolLM2-135M-Instruct, asked for the sum of two one-digit numbers, each sum at most once",
+            _of_smollm2,
+            COMMON | {"per_device_train_batch_size": "16", "max_completion_length": "64", "learning_rate": "1e-5"},
+            [variant for variant in VARIANTS if variant.name in ("vigor", "self_certainty", "verifier", "random")],
+            num_seeds=3,
+            num_steps=30,
+            window=5,
         ),
     )
 }

@@ -17,40 +17,21 @@ from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from transformers.utils.logging import disable_progress_bar
 
+from examples.arguments import positive
 from examples.demo.outcome import Outcome, accuracy_table, examples_table, outcome_of, verdict
 from examples.processes import Child, FailedProcessError, child, free_url, service_command, trainer_command
-from examples.sums.base_model import make_base_model
-from examples.sums.works import split_sums, with_random_slips, write_questions
+from examples.sums.making import NUM_HELD_OUT, NUM_STEPS, TRAINING, make_sums, progress
 from vigor_client import NotReadyError, VigorClient, VigorError, checkpoint_tensors, digest_of_tensors
 from vigor_trainer.monitoring.records import read_records
 from vigor_trainer.reports.page import write_report
 from vigor_trainer.reports.runs import read_runs
 
 REWARDS = ("vigor", "random")
-WIDTH, NUM_LAYERS = 64, 3
 READY_TIMEOUT_SECONDS = 180.0
 TRAINING_TIMEOUT_SECONDS = 900.0
 TICK_SECONDS = 0.25
-TRAINING = {
-    "num_generations": "8",
-    "per_device_train_batch_size": "64",
-    "per_device_eval_batch_size": "128",
-    "max_completion_length": "16",
-    "learning_rate": "5e-5",
-    "lr_scheduler_type": "constant",
-    "warmup_steps": "0",
-    "beta": "0",
-    "eval_num_samples": "8",
-    "bf16": "false",
-    "activation_checkpointing": "false",
-    "save_strategy": "no",
-    "report_to": "none",
-    "use_cpu": "true",
-    "seed": "7",
-}
 
 
 class DemoError(Exception):
@@ -98,24 +79,21 @@ def parse_arguments() -> argparse.Namespace:
         prog="python -m examples.demo", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=positive, default=100, help="optimizer steps (default: %(default)s)")
-    parser.add_argument("--base-steps", type=positive, default=800, help="steps before (default: %(default)s)")
-    parser.add_argument("--questions", type=positive, default=200, help="sums that are held out (default: %(default)s)")
+    parser.add_argument("--base-steps", type=positive, default=NUM_STEPS, help="steps before (default: %(default)s)")
+    parser.add_argument(
+        "--questions", type=positive, default=NUM_HELD_OUT, help="sums that are held out (default: %(default)s)"
+    )
     parser.add_argument("--directory", type=Path, default=Path("demo"), help="output (default: %(default)s)")
     return parser.parse_args()
-
-
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("give 1 or more")
-    return number
 
 
 def run(arguments: argparse.Namespace, console: Console) -> None:
     directory: Path = arguments.directory
     directory.mkdir(parents=True, exist_ok=True)
     console.print("Two trainers, one rewarded by the gradient norm and one at random: three minutes on two cores")
-    make_model(directory, arguments.base_steps, arguments.questions, console)
+    make_sums(
+        directory, "random-slips", num_steps=arguments.base_steps, num_held_out=arguments.questions, console=console
+    )
     with ExitStack() as stack:
         lanes = [stack.enter_context(lane(reward, directory, arguments)) for reward in REWARDS]
         watch(console, lanes, arguments.steps)
@@ -131,27 +109,12 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     console.print(f"proof: the service and the saved checkpoint hold the same weights, {served}", style="bold green")
 
 
-def make_model(directory: Path, num_steps: int, num_questions: int, console: Console) -> None:
-    """Make the model that adds with mistakes, the sums that it is trained on, and those that are held out."""
-    for name, sums in zip(("questions", "held-out"), split_sums(num_questions), strict=True):
-        write_questions(directory / f"{name}.jsonl", sums)
-    with progress(console) as shown:
-        task = shown.add_task("making a small model that adds with mistakes", total=num_steps)
-        make_base_model(
-            directory / "model",
-            with_random_slips,
-            num_steps=num_steps,
-            width=WIDTH,
-            num_layers=NUM_LAYERS,
-            on_step=lambda step: shown.update(task, completed=step),
-        )
-
-
 @contextmanager
 def lane(reward: str, directory: Path, arguments: argparse.Namespace) -> Generator[Lane]:
     """Start a service and a trainer beside it, which waits for it."""
     url, run_directory = free_url(), directory / reward
-    settings = TRAINING | {
+    settings = {
+        "config": str(TRAINING),
         "reward_url": url,
         "reward": reward,
         "model": str(directory / "model"),
@@ -192,11 +155,6 @@ def watch(console: Console, lanes: Sequence[Lane], num_steps: int) -> None:
             for lane in lanes:
                 shown.update(tasks[lane.reward], completed=len(read_records(lane.run)))
             lanes[0].trainer.ends_within(TICK_SECONDS)
-
-
-def progress(console: Console) -> Progress:
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    return Progress(*columns, TimeElapsedColumn(), console=console)
 
 
 def wait_until_ready(lane: Lane) -> None:

@@ -67,6 +67,7 @@ def test_each_reward_is_compared_with_the_control_of_its_own_seeds() -> None:
     assert vigor["last"] == pytest.approx(0.8)
     assert vigor["against_control"] == "+0.600 to +0.600"
     assert random["against_control"] is None
+    assert random["against_start"] == "-1.571 to +0.971"
     assert [row["accuracy"] for row in points.rows] == pytest.approx([1.4 / 3, 0.8, 0.5, 0.2])
     assert [row["seed"] for row in runs.rows] == [1, 2, 3, 1, 2]
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from typing import NoReturn
 
 from vigor_client import VigorError
 from vigor_trainer.errors import TrainerError, UnsupportedSettingError
@@ -39,13 +37,6 @@ def is_refusal(error: Exception) -> bool:
         return False
     is_a_librarys = type(error).__module__.partition(".")[0] not in ("builtins", *_OURS)
     return is_a_librarys or isinstance(error, BUILTIN_REFUSALS) or type(error) is Exception
-
-
-class OneLineParser(ArgumentParser):
-    """Reports an error in one line: the usage text of TRL has hundreds."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 def one_line(error: BaseException) -> str:

@@ -17,8 +17,11 @@ from transformers.utils.import_utils import is_peft_available, is_torch_bf16_gpu
 from trl import GRPOConfig, ModelConfig, TrlParser  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
 from vigor_client.schemas.scoring import MAX_WAIT_SECONDS
-from vigor_trainer.building import BUILTIN_REFUSALS, OneLineParser
+from vigor_trainer.building import BUILTIN_REFUSALS
+from vigor_trainer.connection import ConnectionArguments
+from vigor_trainer.data.arguments import TaskArguments
 from vigor_trainer.errors import UnsupportedSettingError
+from vigor_trainer.flags import OneLineParser, refuse_less
 from vigor_trainer.recipes.choice import Given, chosen_settings
 from vigor_trainer.recipes.files import default_settings
 
@@ -47,10 +50,9 @@ Every flag of TRL's GRPOConfig and ModelConfig works, and so does --config FILE.
 
 
 @dataclass(kw_only=True)
-class VigorArguments:
+class VigorArguments(ConnectionArguments, TaskArguments):
     """The settings that TRL lacks. Each is a flag and a key of the YAML file."""
 
-    reward_url: str = field(metadata={"help": "URL of vigor-service, for example http://127.0.0.1:8000"})
     recipe: str | None = field(
         default=None, metadata={"help": "Settings of a whole run by name: vigor-3b-math, tiny, …; list names all"}
     )
@@ -83,8 +85,6 @@ class VigorArguments:
     )
     dataset_split: str = field(default="train", metadata={"help": "Split of a hub dataset"})
     eval_dataset_split: str = field(default="test", metadata={"help": "Split of a hub dataset for evaluation"})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset"})
-    dataset_size: int = field(default=1000, metadata={"help": "Number of questions of a reasoning-gym task"})
     overlong_prompts: Literal["refuse", "skip"] = field(
         default="refuse",
         metadata={
@@ -95,24 +95,12 @@ class VigorArguments:
     max_prompt_length: int | None = field(
         default=None, metadata={"help": "Maximum tokens of a prompt; --overlong_prompts says what happens to others"}
     )
-    system_prompt: str | None = field(
-        default=None, metadata={"help": "Text of a system message before every prompt; needs a chat template"}
-    )
     completions_per_step: int | None = field(
         default=None,
         metadata={
             "help": "Completions of one optimizer step in all processes together, by accumulating gradients; "
             "--gradient_accumulation_steps wins over it"
         },
-    )
-    prompt_column: str | None = field(
-        default=None, metadata={"help": "Column of the prompt; by default prompt or question"}
-    )
-    answer_column: str | None = field(
-        default=None, metadata={"help": "Column of the answer; by default answer, if there is one"}
-    )
-    tests_column: str | None = field(
-        default=None, metadata={"help": "Column of a code task's tests; by default tests, if there is one"}
     )
     reward: list[str] = field(
         default_factory=lambda: ["vigor"],
@@ -159,21 +147,13 @@ class VigorArguments:
         default="127.0.0.1",
         metadata={"help": "Address of this machine at which the service reaches it; used with --broadcast"},
     )
-    api_key_file: str | None = field(
-        default=None,
-        metadata={"help": "File with the service's publish key, on one line; without it, the key in VIGOR_API_KEY"},
-    )
     wait_seconds: float = field(
         default=30.0, metadata={"help": "Seconds a score request may wait in the service for this step's weights"}
     )
-    score_timeout_seconds: float = field(
-        default=600.0, metadata={"help": "Seconds the service may be silent while it scores one round"}
-    )
-    ready_timeout_seconds: float = field(
-        default=300.0, metadata={"help": "Seconds to wait at the start until the service is ready"}
-    )
 
     def __post_init__(self) -> None:
+        ConnectionArguments.__post_init__(self)
+        TaskArguments.__post_init__(self)
         if not 0 <= self.wait_seconds <= MAX_WAIT_SECONDS:
             raise ValueError(f"--wait_seconds is {self.wait_seconds:g}: give 0 to {MAX_WAIT_SECONDS:g}")
         self.reward = [self.reward] if isinstance(self.reward, str) else self.reward  # as a YAML file may have it
@@ -181,15 +161,8 @@ class VigorArguments:
             raise ValueError(f"--reward is {' '.join(self.reward) or 'empty'}: give each reward once")
         if unknown := [name for name in self.reward if name not in BUILTINS and ":" not in name]:
             raise ValueError(f"--reward {unknown[0]}: give one or more of {', '.join(BUILTINS)}, or module:function")
-        if not self.min_spread >= 0:
-            raise ValueError(f"--min_spread is {self.min_spread:g}: give 0 or more")
-        for name in ("eval_every", "eval_num_samples"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"--{name} is {getattr(self, name)}: give 0 or more")
-        above_zero = ("score_timeout_seconds", "ready_timeout_seconds", "dataset_size", "max_prompt_length")
-        for name in (*above_zero, "completions_per_step", "eval_limit"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"--{name} is {getattr(self, name):g}: give more than 0")
+        refuse_less(self, 0, "min_spread", "eval_every", "eval_num_samples")
+        refuse_less(self, 1, "max_prompt_length", "completions_per_step", "eval_limit")
 
 
 class Arguments(NamedTuple):

@@ -21,8 +21,9 @@ from vigor_trainer.config import (
     describe_cpu_settings,
     parse_arguments,
 )
+from vigor_trainer.connection import connected
 from vigor_trainer.data.prompt_lengths import fitting_prompts, prompt_counter
-from vigor_trainer.data.tasks import Example, TaskSource, as_dataset, read_task
+from vigor_trainer.data.tasks import Example, as_dataset, read_task
 from vigor_trainer.description import describe_run
 from vigor_trainer.errors import UnsupportedSettingError
 from vigor_trainer.evaluation.completions import questions_of
@@ -33,7 +34,6 @@ from vigor_trainer.monitoring.collapse import CollapseWarning, CollapseWatch
 from vigor_trainer.monitoring.record_file import Resumption
 from vigor_trainer.monitoring.run_files import RunFiles, output_directory
 from vigor_trainer.resume import Checkpoint, find_checkpoint
-from vigor_trainer.rewards.connection import connected
 from vigor_trainer.rewards.custom import CustomReward, load_reward
 from vigor_trainer.rewards.groups import ScoreOptions
 from vigor_trainer.rewards.round_rewards import RoundRewards
@@ -238,17 +238,7 @@ def _read_tasks(
     has_chat_template = getattr(tokenizer, "chat_template", None) is not None
 
     def read(name: str, split: str, seed: int) -> list[Example]:
-        source = TaskSource(
-            name=name,
-            split=split,
-            config=vigor.dataset_config,
-            prompt_column=vigor.prompt_column,
-            answer_column=vigor.answer_column,
-            tests_column=vigor.tests_column,
-            size=vigor.dataset_size,
-            seed=seed,
-            system_prompt=vigor.system_prompt,
-        )
+        source = vigor.source(name, split=split, seed=seed)
         return read_task(source, has_chat_template=has_chat_template)
 
     tasks = {"train_dataset": read(vigor.dataset, vigor.dataset_split, grpo.seed)}

@@ -16,6 +16,7 @@ from vigor_trainer.audit.ready_completions import read_ready
 from vigor_trainer.audit.scoring import AuditedCompletion, audited
 from vigor_trainer.audit.served_model import hold_model
 from vigor_trainer.audit.verdict import Verdict, verdict_of
+from vigor_trainer.connection import connected
 from vigor_trainer.errors import InvalidTaskError
 from vigor_trainer.evaluation.arguments import parse_flags, settings_of
 from vigor_trainer.evaluation.command import read_questions
@@ -23,7 +24,6 @@ from vigor_trainer.evaluation.completions import COMPLETIONS_FILE, EvaluatedComp
 from vigor_trainer.evaluation.models import load_sampler, load_tokenizer, model_name
 from vigor_trainer.monitoring.record_file import RecordFile
 from vigor_trainer.monitoring.run_files import output_directory
-from vigor_trainer.rewards.connection import connected
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -9,13 +9,14 @@ from typing import Any, Literal, TypeVar, cast
 
 from transformers import HfArgumentParser
 
-from vigor_trainer.building import OneLineParser
+from vigor_trainer.data.arguments import TaskArguments
+from vigor_trainer.flags import OneLineParser, refuse_less, refuse_not_above_zero
 
 Backend = Literal["auto", "transformers", "vllm"]
 
 
 @dataclass(kw_only=True)
-class SamplingArguments:
+class SamplingArguments(TaskArguments):
     """What is sampled from, and how. Each is a flag.
 
     Raises:
@@ -27,17 +28,6 @@ class SamplingArguments:
         metadata={"help": "Directory or hub name of the model; by default the embedded SmolLM2-135M-Instruct"},
     )
     dataset_split: str = field(default="test", metadata={"help": "Split of a hub dataset"})
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset"})
-    dataset_size: int = field(default=1000, metadata={"help": "Number of questions of a reasoning-gym task"})
-    prompt_column: str | None = field(
-        default=None, metadata={"help": "Column of the prompt; by default prompt or question"}
-    )
-    answer_column: str | None = field(
-        default=None, metadata={"help": "Column of the answer; by default answer, if there is one"}
-    )
-    system_prompt: str | None = field(
-        default=None, metadata={"help": "Text of a system message before every prompt of --dataset, as in training"}
-    )
     limit: int | None = field(default=None, metadata={"help": "Number of questions to take, from the first"})
     temperature: float = field(default=1.0, metadata={"help": "Temperature of the sampled completions"})
     max_completion_length: int = field(
@@ -50,11 +40,9 @@ class SamplingArguments:
     )
 
     def __post_init__(self) -> None:
-        refuse_less(self, 1, "dataset_size", "max_completion_length", "batch_size")
-        if self.limit is not None:
-            refuse_less(self, 1, "limit")
-        if not self.temperature > 0:
-            raise ValueError(f"--temperature is {self.temperature:g}: give more than 0")
+        super().__post_init__()
+        refuse_less(self, 1, "max_completion_length", "batch_size", "limit")
+        refuse_not_above_zero(self, "temperature")
 
 
 @dataclass(kw_only=True)
@@ -94,13 +82,6 @@ def parse_flags(kind: type[Parsed], argv: Sequence[str], *, command: str, descri
     if unknown:
         parser.error(f"not understood: {' '.join(unknown)}")
     return parsed
-
-
-def refuse_less(arguments: object, least: float, *names: str) -> None:
-    """Raise a ValueError that names the first flag whose number is smaller."""
-    for name in names:
-        if not getattr(arguments, name) >= least:
-            raise ValueError(f"--{name} is {getattr(arguments, name):g}: give {least:g} or more")
 
 
 def settings_of(arguments: SamplingArguments) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, fields
 from time import perf_counter
 from typing import TYPE_CHECKING
 
-from vigor_trainer.data.tasks import TaskSource, read_task
+from vigor_trainer.data.tasks import read_task
 from vigor_trainer.evaluation.arguments import EvalArguments, SamplingArguments, parse_flags, settings_of
 from vigor_trainer.evaluation.completions import (
     COMPLETIONS_FILE,
@@ -63,16 +63,7 @@ def run(arguments: EvalArguments) -> EvaluationMetrics:
 
 def read_questions(arguments: SamplingArguments, dataset: str, tokenizer: PreTrainedTokenizerBase) -> list[Question]:
     """Return the questions of a task, at most ``--limit``. Raises InvalidTaskError where it is not understood."""
-    source = TaskSource(
-        name=dataset,
-        split=arguments.dataset_split,
-        config=arguments.dataset_config,
-        prompt_column=arguments.prompt_column,
-        answer_column=arguments.answer_column,
-        size=arguments.dataset_size,
-        seed=arguments.seed,
-        system_prompt=arguments.system_prompt,
-    )
+    source = arguments.source(dataset, split=arguments.dataset_split, seed=arguments.seed)
     has_chat_template = getattr(tokenizer, "chat_template", None) is not None
     examples = read_task(source, has_chat_template=has_chat_template)[: arguments.limit]
     return questions_of([(example.prompt, example.answer, example.tests) for example in examples], tokenizer)

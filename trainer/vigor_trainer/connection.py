@@ -1,29 +1,45 @@
-"""Connects to the service that a command line names, and waits until it is ready."""
+"""The flags that name the service; connects to it, and waits until it is ready."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from vigor_client import NetworkSettingError, VigorClient
 from vigor_client.transport.key_file import read_key
 from vigor_trainer.errors import UnsupportedSettingError
+from vigor_trainer.flags import refuse_not_above_zero
 
 
-class ConnectionSettings(Protocol):
-    """The flags that say where the service is."""
+@dataclass(kw_only=True)
+class ConnectionArguments:
+    """The flags that say where the service is.
 
-    reward_url: str
-    api_key_file: str | None
-    score_timeout_seconds: float
-    ready_timeout_seconds: float
+    Raises:
+        ValueError: a number is out of its range; names the flag.
+    """
+
+    reward_url: str = field(metadata={"help": "URL of vigor-service, for example http://127.0.0.1:8000"})
+    api_key_file: str | None = field(
+        default=None,
+        metadata={"help": "File with the service's key, on one line; without it, the key in VIGOR_API_KEY"},
+    )
+    score_timeout_seconds: float = field(
+        default=600.0, metadata={"help": "Seconds the service may be silent while it scores one request"}
+    )
+    ready_timeout_seconds: float = field(
+        default=300.0, metadata={"help": "Seconds to wait at the start until the service is ready"}
+    )
+
+    def __post_init__(self) -> None:
+        refuse_not_above_zero(self, "score_timeout_seconds", "ready_timeout_seconds")
 
 
 @contextmanager
-def connected(settings: ConnectionSettings) -> Generator[VigorClient]:
+def connected(settings: ConnectionArguments) -> Generator[VigorClient]:
     """Yield a client of a service that is ready.
 
     Raises:
@@ -45,7 +61,7 @@ def connected(settings: ConnectionSettings) -> Generator[VigorClient]:
         yield client
 
 
-def _api_key(settings: ConnectionSettings) -> str | None:
+def _api_key(settings: ConnectionArguments) -> str | None:
     if settings.api_key_file is None:
         return os.environ.get("VIGOR_API_KEY") or None
     try:
