@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.tiny_models import save_tiny_checkpoint
-from tests.trainer.ranks import run_ranks
+from tests.trainer.ranks import launch, run_ranks
 from tests.trainer.running import RunningService, running_service, started, trainer_flags, wait_for
 from vigor_client import checkpoint_tensors, digest_of_tensors
 from vigor_trainer.monitoring.completions import read_completions
@@ -86,7 +86,8 @@ def test_two_processes_train_as_one_does_on_the_same_completions(tmp_path: Path)
             more += ["--loss_type", "dapo"]  # bnpo divides by the tokens of each process
             more += ["--per_device_train_batch_size", str(8 // num_processes), "--num_generations", "8"]
             flags = [*trainer_flags(service.url, model, output), *more]
-            run_ranks("tests.trainer.planned_run", *flags, num_processes=num_processes)
+            starts = run_ranks if num_processes == 1 else launch
+            starts("tests.trainer.planned_run", *flags, num_processes=num_processes)
             served, wanted = service.client.weights(), service.client.tensors()
             assert served.weight_digest == digest_of_tensors(checkpoint_tensors(output), wanted)
     one, two = (list(read_completions(output)) for output in outputs)
