@@ -75,6 +75,7 @@ def run(arguments: Arguments) -> None:
     resumption = _resumption(grpo, output_dir, checkpoint)
     files = _run_files(output_dir, resumption)
     watch = _collapse_watch(vigor, grpo, names, files)
+    files.tell(watch)
     if checkpoint is not None:
         watch.saved(str(checkpoint.directory))
     with connected(vigor) as client, _publisher(vigor, client) as publisher:

@@ -10,6 +10,9 @@ import pytest
 
 from tests.trainer.example_records import example_record
 from vigor_trainer.monitoring.collapse import WARNINGS_FILE, Cause, CollapseWarning, CollapseWatch, warning_file
+from vigor_trainer.monitoring.record_file import Resumption
+from vigor_trainer.monitoring.records import RoundRecord
+from vigor_trainer.monitoring.run_files import RunFiles
 
 WELL: dict[str, Any] = {
     "reward_length_correlation": 0.1,
@@ -38,13 +41,15 @@ class Run:
 
     def __init__(self, *, ranks: bool = True) -> None:
         self.warnings: list[CollapseWarning] = []
+        self.records: list[RoundRecord] = []
         self.watch = CollapseWatch(ranks=ranks, on_warning=self.warnings.append, num_rounds=NUM_ROUNDS)
         self.step = 0
 
     def rounds(self, count: int, **changes: object) -> list[Cause]:
         """Tell of rounds that are well but for the changes; return the causes said so far."""
         for _ in range(count):
-            self.watch.observe(example_record(self.step, **WELL | changes))
+            self.records.append(example_record(self.step, **WELL | changes))
+            self.watch.observe(self.records[-1])
             self.step += 1
         return [warning.cause for warning in self.warnings]
 
@@ -117,6 +122,26 @@ def test_the_last_checkpoint_before_the_first_warning_is_the_last_good_one() -> 
     assert [warning.cause for warning in run.warnings] == ["entropy", "norm_spread"]
     assert {warning.last_good_checkpoint for warning in run.warnings} == {"checkpoint-4"}
     assert run.watch.last_good_checkpoint == "checkpoint-4"
+
+
+def test_a_resumed_run_goes_on_with_the_rounds_and_warnings_of_before(tmp_path: Path) -> None:
+    whole, before, after = Run(), Run(), Run()
+    for run in (whole, before):
+        run.watch.saved("checkpoint-0")
+        run.rounds(2 * NUM_ROUNDS - 1, norm_spread=0.0)
+    files = RunFiles(tmp_path)
+    for record in before.records:
+        files.append(record, [])
+    for warning in before.warnings:
+        files.warn(warning)
+    after.step = before.step
+    RunFiles(tmp_path, Resumption(before.step)).tell(after.watch)
+    after.watch.saved("checkpoint-7")
+    for run in (whole, after):
+        run.rounds(NUM_ROUNDS, mean_entropy=0.01)
+    assert after.watch.last_good_checkpoint == "checkpoint-0"
+    assert [warning.cause for warning in before.warnings] == ["norm_spread"]
+    assert [*before.warnings, *after.warnings] == whole.warnings
 
 
 def test_memory_is_bounded_by_the_windows() -> None:

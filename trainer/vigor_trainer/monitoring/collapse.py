@@ -7,7 +7,7 @@ compared are means over the last rounds: with a fixed limit, or with the first r
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -76,17 +76,21 @@ class CollapseWatch:
         if not self.has_warned:
             self.last_good_checkpoint = checkpoint
 
+    def resume(self, records: Iterable[RoundRecord], warnings: Iterable[CollapseWarning]) -> None:
+        """Take in what was recorded before a run went on: rounds, and warnings, which are not said again."""
+        for record in records:
+            if record.mode == "train":
+                self._take_in(record)
+        for warning in warnings:
+            if not self.has_warned:
+                self.last_good_checkpoint = warning.last_good_checkpoint
+            self._warned.add(warning.cause)
+
     def observe(self, record: RoundRecord) -> None:
-        """Take in a round; those of an evaluation do not count."""
+        """Take in a round, and warn of what shows in the last ones; those of an evaluation do not count."""
         if record.mode == "eval":
             return
-        for name, value in _watched(record, self._ranks).items():
-            if value is None:
-                continue
-            first = self._first.setdefault(name, [])
-            if len(first) < self._num_rounds:
-                first.append(value)
-            self._last.setdefault(name, deque(maxlen=self._num_rounds)).append(value)
+        self._take_in(record)
         for cause, (seen, advice) in self._found().items():
             if cause not in self._warned:
                 self._warned.add(cause)
@@ -99,6 +103,15 @@ class CollapseWatch:
                         last_good_checkpoint=self.last_good_checkpoint,
                     )
                 )
+
+    def _take_in(self, record: RoundRecord) -> None:
+        for name, value in _watched(record, self._ranks).items():
+            if value is None:
+                continue
+            first = self._first.setdefault(name, [])
+            if len(first) < self._num_rounds:
+                first.append(value)
+            self._last.setdefault(name, deque(maxlen=self._num_rounds)).append(value)
 
     def _found(self) -> dict[Cause, tuple[str, str]]:
         whole = {name for name, values in self._last.items() if len(values) == self._num_rounds}

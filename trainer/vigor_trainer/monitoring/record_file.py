@@ -56,7 +56,7 @@ class RecordFile(Generic[Record]):
         self._kind = kind
         self._resumption = resumption
         self._has_begun = False
-        for _ in self._earlier():
+        for _ in self.earlier():
             pass
 
     def append(self, *records: Record) -> None:
@@ -70,11 +70,12 @@ class RecordFile(Generic[Record]):
         self._path.parent.mkdir(parents=True, exist_ok=True)
         rewritten = self._path.with_name(f"{self._path.name}.partial")
         with rewritten.open("w", encoding="utf-8") as file:
-            file.writelines(map(_line, self._earlier()))
+            file.writelines(map(_line, self.earlier()))
         rewritten.replace(self._path)
         self._has_begun = True
 
-    def _earlier(self) -> Iterable[Record]:
+    def earlier(self) -> Iterable[Record]:
+        """Return the records of a resumed run that stay: those of rounds that it does not repeat."""
         if self._resumption is None:
             return []
         return filter(self._resumption.keeps, records_in(self._path, self._kind))

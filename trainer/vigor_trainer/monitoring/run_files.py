@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vigor_trainer.errors import UnsupportedSettingError
-from vigor_trainer.monitoring.collapse import CollapseWarning, warning_file
+from vigor_trainer.monitoring.collapse import CollapseWarning, CollapseWatch, warning_file
 from vigor_trainer.monitoring.completions import CompletionRecord, completion_file
 from vigor_trainer.monitoring.record_file import Resumption
 from vigor_trainer.monitoring.records import RoundRecord, round_file
@@ -45,6 +45,10 @@ class RunFiles:
         self._rounds = round_file(directory, resumption)
         self._completions = completion_file(directory, resumption)
         self._warnings = warning_file(directory, resumption)
+
+    def tell(self, watch: CollapseWatch) -> None:
+        """Tell the watch of a resumed run what was recorded before; of a new one there is nothing."""
+        watch.resume(self._rounds.earlier(), self._warnings.earlier())
 
     def describe(self, info: RunInfo) -> None:
         """Keep what the run is until its first round."""
