@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 
+from vigor_trainer.monitoring.collapse import read_warnings
 from vigor_trainer.monitoring.completions import CompletionRecord, read_completions
 from vigor_trainer.monitoring.statistics import ordered_pairs, repetition
 
@@ -34,13 +35,27 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class RunCurve:
-    """A run, window after window, the last one as it ended."""
+    """A run, window after window, the last one as it ended.
+
+    ``warnings`` are the collapse watch's: cause -> step.
+    """
 
     windows: list[Window]
+    warnings: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def last(self) -> Window:
         return self.windows[-1]
+
+    def at(self, step: int | None) -> Window:
+        """Return the window that holds a step; None: the last one."""
+        begun = [window for window in self.windows if step is None or window.first_step <= step]
+        return begun[-1]
+
+    @property
+    def first_warning(self) -> int | None:
+        """The step of the first warning, at which ``--stop_on_collapse`` would have ended the run."""
+        return min(self.warnings.values(), default=None)
 
     @property
     def gain(self) -> float:
@@ -59,13 +74,14 @@ def curve_of(directory: Path, reward: str, window: int) -> RunCurve:
 def write_curve(path: Path, curve: RunCurve) -> None:
     """Write a curve, whole or not at all."""
     partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(asdict(curve)) + "\n")
+    partial.write_text(json.dumps({"windows": [asdict(window) for window in curve.windows]}) + "\n")
     partial.replace(path)
 
 
 def read_curve(path: Path) -> RunCurve:
-    """Read what ``write_curve`` wrote."""
-    return RunCurve([Window(**window) for window in json.loads(path.read_text())["windows"]])
+    """Read what ``write_curve`` wrote, and the warnings of the run beside it."""
+    warnings = {warning.cause: warning.step for warning in read_warnings(path.parent)}
+    return RunCurve([Window(**window) for window in json.loads(path.read_text())["windows"]], warnings)
 
 
 def _window(first_step: int, records: Sequence[CompletionRecord], reward: str) -> Window:

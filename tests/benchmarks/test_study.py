@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -12,6 +13,7 @@ from benchmarks.study.curves import RunCurve, Window, curve_of, read_curve, writ
 from benchmarks.study.subjects import SUBJECTS
 from benchmarks.study.tables import STUDENT_T, interval, tables_of
 from tests.trainer.example_records import example_completion
+from vigor_trainer.monitoring.collapse import CollapseWarning, warning_file
 from vigor_trainer.monitoring.completions import completion_file
 
 
@@ -55,6 +57,17 @@ def curve(*accuracies: float) -> RunCurve:
             for number, accuracy in enumerate(accuracies)
         ]
     )
+
+
+def test_a_run_is_also_told_where_the_watch_has_warned(tmp_path: Path) -> None:
+    write_curve(tmp_path / "curve.json", curve(0.5, 0.9, 0.7, 0.3))
+    warned: dict[str, Any] = {"cause": "duplicates", "seen": "", "advice": "", "last_good_checkpoint": None}
+    first, second = CollapseWarning(step=11, **warned), CollapseWarning(step=29, **{**warned, "cause": "entropy"})
+    warning_file(tmp_path).append(first, second)
+    run = read_curve(tmp_path / "curve.json")
+    [end] = tables_of(SUBJECTS["random-slips"], {"vigor": {1: run}})[0].rows
+    assert (end["at_first_warning"], end["at_entropy_warning"], end["last"]) == (0.9, 0.7, 0.3)
+    assert run.at(None) is run.last
 
 
 def test_each_reward_is_compared_with_the_control_of_its_own_seeds() -> None:

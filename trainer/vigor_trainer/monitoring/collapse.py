@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Literal
 
-from vigor_trainer.monitoring.record_file import RecordFile, Resumption
+from vigor_trainer.monitoring.record_file import RecordFile, Resumption, records_in
 from vigor_trainer.monitoring.records import RoundRecord
 
 WARNINGS_FILE = "warnings.jsonl"
@@ -50,6 +50,11 @@ class CollapseWarning:
 def warning_file(directory: Path, resumption: Resumption | None = None) -> RecordFile[CollapseWarning]:
     """Return `warnings.jsonl` in a run's directory, to append to. Raises as ``RecordFile``."""
     return RecordFile(directory / WARNINGS_FILE, CollapseWarning, resumption)
+
+
+def read_warnings(directory: Path) -> list[CollapseWarning]:
+    """Return the warnings of a run so far. Raises ValueError where a line is something else; names it."""
+    return list(records_in(directory / WARNINGS_FILE, CollapseWarning))
 
 
 class CollapseWatch:
