@@ -29,6 +29,9 @@ _ENDS = {
     "interval": ("95 % over seeds", "{}"),
     "against_start": ("minus the start, 95 %", "{}"),
     "against_control": ("minus random, 95 %", "{}"),
+}
+_SIGNS = {
+    "variant": ("reward", "{}"),
     "first_auc": ("AUC at the start", "{:.2f}"),
     "last_auc": ("AUC at the end", "{:.2f}"),
     "mean_tokens": ("tokens at the end", "{:.1f}"),
@@ -55,11 +58,12 @@ _RUNS = {
 
 
 def tables_of(subject: Subject, curves: Curves) -> list[Table]:
-    """Return the tables of a subject: the ends, the curves, and every run."""
+    """Return the tables of a subject: where each reward ended, what showed of it, the curves, and every run."""
     name = subject.name
     ends = [_end(variant, runs, curves.get(CONTROL, {})) for variant, runs in curves.items()]
     return [
         Table(f"{name}: ends", _ENDS, ends, [subject.text]),
+        Table(f"{name}: signs", _SIGNS, [_sign(variant, runs) for variant, runs in curves.items()]),
         Table(f"{name}: curves", _CURVES, [row for variant, runs in curves.items() for row in _points(variant, runs)]),
         Table(f"{name}: runs", _RUNS, [row for variant, runs in curves.items() for row in _runs(variant, runs)]),
     ]
@@ -86,6 +90,13 @@ def _end(variant: str, runs: Runs, control: Runs) -> dict[str, Cell]:
         "interval": _shown(interval([window.accuracy for window in last])),
         "against_start": _shown(interval([run.gain for run in runs.values()]), sign="+"),
         "against_control": _against_control(runs, {} if variant == CONTROL else control),
+    }
+
+
+def _sign(variant: str, runs: Runs) -> dict[str, Cell]:
+    first, last = [run.windows[0] for run in runs.values()], [run.last for run in runs.values()]
+    return {
+        "variant": variant,
         "first_auc": _mean(first, lambda window: window.auc),
         "last_auc": _mean(last, lambda window: window.auc),
         "mean_tokens": fmean(window.mean_tokens for window in last),

@@ -75,7 +75,7 @@ def test_each_reward_is_compared_with_the_control_of_its_own_seeds() -> None:
         "vigor": {1: curve(0.5, 0.9), 2: curve(0.5, 0.7), 3: curve(0.4, 0.8)},
         "random": {1: curve(0.5, 0.3), 2: curve(0.5, 0.1)},  # its third run is still to be done
     }
-    ends, points, runs = tables_of(SUBJECTS["random-slips"], curves)
+    ends, _, points, runs = tables_of(SUBJECTS["random-slips"], curves)
     vigor, random = ends.rows
     assert vigor["last"] == pytest.approx(0.8)
     assert vigor["against_control"] == "+0.600 to +0.600"
