@@ -1,4 +1,4 @@
-"""A result reads the same as JSON and as a page, and docs/benchmarks.md shows what the results say."""
+"""A result reads the same as JSON and as a page, and the pages of the docs show what the results say."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import pytest
 
 from benchmarks.endurance import mixed_groups, slope_per_request
 from benchmarks.plots import digest
-from benchmarks.publish import DOCS, PLACE, plot_of, shown
+from benchmarks.publish import DOCS, PAGES, PLACE, plot_of, shown
 from benchmarks.report import RESULTS, Report, Table, read_report
 
-PAGE = (DOCS / "benchmarks.md").read_text()
+SHOWN = "".join((DOCS / name).read_text() for name in PAGES)
 STORED = sorted(RESULTS.glob("*.json"))
 TABLE = Table(
     "work", {"who": ("", "{}"), "s": ("seconds", "{:.1f}")}, [{"who": "a", "s": 1.25}, {"who": "b", "s": None}]
@@ -42,18 +42,18 @@ def test_every_stored_page_is_that_of_its_json() -> None:
 
 def test_every_stored_result_is_drawn_as_it_is_and_shown() -> None:
     assert [path.stem for path in STORED if digest(path) not in plot_of(path).read_text()] == []
-    assert [path.stem for path in STORED if f"(plots/{plot_of(path).name})" not in PAGE] == []
+    assert [path.stem for path in STORED if f"(plots/{plot_of(path).name})" not in SHOWN] == []
 
 
 def test_the_docs_show_the_tables_of_the_results() -> None:
-    places = list(PLACE.finditer(PAGE))
+    places = list(PLACE.finditer(SHOWN))
     assert places
     for place in places:
         assert place["shown"] == shown(place["result"], place["what"]), place["what"]
 
 
 def test_the_docs_have_no_measured_table_outside_of_these_places() -> None:
-    rest = PLACE.sub("", PAGE)
+    rest = PLACE.sub("", SHOWN)
     headings = re.findall(r"^\|.*\|\n\|[-| ]+\|$", rest, re.MULTILINE)
     assert headings == ["| contestant | what it is |\n|---|---|"]
 
