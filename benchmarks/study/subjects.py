@@ -100,7 +100,7 @@ SUBJECTS = {
             COMMON | {"per_device_train_batch_size": "16", "max_completion_length": "64", "learning_rate": "1e-5"},
             [variant for variant in VARIANTS if variant.name in ("vigor", "self_certainty", "verifier", "random")],
             num_seeds=3,
-            num_steps=30,
+            num_steps=20,
             window=5,
         ),
     )
