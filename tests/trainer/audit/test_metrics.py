@@ -9,7 +9,7 @@ import pytest
 
 from tests.trainer.audit.planted import WEIGHTS, PlantedService, group, planted_metrics
 from tests.trainer.evaluation.examples import evaluated
-from vigor_trainer.audit.scoring import audited
+from vigor_trainer.audit.scoring import GROUPS_AT_ONCE, audited
 from vigor_trainer.audit.verdict import verdict_of
 from vigor_trainer.evaluation.completions import EvaluatedCompletion
 from vigor_trainer.monitoring.intervals import Estimate
@@ -141,10 +141,20 @@ def test_ties_duplicates_and_spread_are_counted() -> None:
     assert metrics.norms.spread.value == pytest.approx((12 * 30 / 20 + 0) / 13)
 
 
-def test_all_rewards_come_from_one_request_under_exactly_the_given_weights() -> None:
+def test_many_questions_are_asked_about_in_several_requests_each_of_bounded_size() -> None:
+    service = PlantedService()
+    questions = 2 * GROUPS_AT_ONCE + 1
+    completions = [each for number in range(questions) for each in group(number, [10, 20 + number], [True, False])]
+    scored = audited(completions, service, WEIGHTS, seed=0)
+    assert len(service.requests) == 3
+    assert [each.scaled_grad_norm for each in scored[1::2]] == [20 + number for number in range(questions)]
+
+
+def test_all_rewards_come_from_the_same_requests_under_exactly_the_given_weights() -> None:
     service = PlantedService()
     scored = audited(groups_of([10, 20, 11, 21]), service, WEIGHTS, seed=0)
-    (request,) = service.requests
+    request, *others = service.requests
+    assert others == [request] * len(others)
     assert (request["weight_version"], request["weight_digest"]) == (7, WEIGHTS.weight_digest)
     assert request["compute"] == ("norm", "signals")
     first = scored[0]
