@@ -13,14 +13,16 @@ MAX_REQUEST_BYTES = 2**23
 _TOO_LARGE = 413
 
 
-def chunk_groups(groups: Iterable[Group], *, max_bytes: int = MAX_REQUEST_BYTES) -> list[list[Group]]:
+def chunk_groups(
+    groups: Iterable[Group], *, max_bytes: int = MAX_REQUEST_BYTES, max_groups: int = MAX_GROUPS
+) -> list[list[Group]]:
     """Return the groups in chunks, whole and in order; a group of more than ``max_bytes`` is a chunk of its own."""
     chunks: list[list[Group]] = []
     byte_room = completion_room = 0
     for group in groups:
         num_bytes, num_completions = len(group.model_dump_json(exclude_none=True).encode()), len(group.completions)
         fits = num_bytes <= byte_room and num_completions <= completion_room
-        if not chunks or not fits or len(chunks[-1]) == MAX_GROUPS:
+        if not chunks or not fits or len(chunks[-1]) == max_groups:
             chunks.append([])
             byte_room, completion_room = max_bytes, MAX_COMPLETIONS
         chunks[-1].append(group)
@@ -29,14 +31,16 @@ def chunk_groups(groups: Iterable[Group], *, max_bytes: int = MAX_REQUEST_BYTES)
     return chunks
 
 
-def score_in_chunks(groups: Iterable[Group], score: Callable[[list[Group]], list[GroupScore]]) -> list[GroupScore]:
+def score_in_chunks(
+    groups: Iterable[Group], score: Callable[[list[Group]], list[GroupScore]], *, max_groups: int = MAX_GROUPS
+) -> list[GroupScore]:
     """Return the scores of all groups, in order. A chunk that is too large for one request is halved.
 
     Raises:
         PayloadTooLargeError, UnexpectedAnswerError: a single group is too large for the service, or a proxy before it.
         Any other exception that ``score`` raises.
     """
-    pending = chunk_groups(groups)[::-1]
+    pending = chunk_groups(groups, max_groups=max_groups)[::-1]
     scores: list[GroupScore] = []
     while pending:
         chunk = pending.pop()

@@ -26,7 +26,7 @@ _RULES: dict[str, tuple[BuiltinName, RuleOptions]] = {
 REWARDS = tuple(_RULES)
 
 GROUPS_AT_ONCE = 8
-"""Questions whose completions are in one request."""
+"""Questions whose completions are in one request: none is to take longer than a service on a CPU lets one take."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,22 +58,15 @@ def audited(
             greedy.append(AuditedCompletion(**_fields(completion)))
         else:
             groups.setdefault(completion.question, []).append(completion)
-    scores = _scores(list(map(_group, groups.values())), client, weights)
+    scores = score_in_chunks(
+        map(_group, groups.values()), lambda chunk: _ask(client, chunk, weights), max_groups=GROUPS_AT_ONCE
+    )
     scored = [
         completion
         for group, answer in zip(groups.values(), scores, strict=True)
         for completion in _of_group(group, answer.completions, seed)
     ]
     return greedy + scored
-
-
-def _scores(groups: Sequence[Group], client: ScoringClient, weights: PublishResult) -> list[GroupScore]:
-    """Ask for some groups at a time, so that no request takes longer than a service on a CPU lets one take."""
-    scores: list[GroupScore] = []
-    for first in range(0, len(groups), GROUPS_AT_ONCE):
-        part = groups[first : first + GROUPS_AT_ONCE]
-        scores += score_in_chunks(part, lambda chunk: _ask(client, chunk, weights))
-    return scores
 
 
 def _ask(client: ScoringClient, groups: Sequence[Group], weights: PublishResult) -> list[GroupScore]:
