@@ -19,11 +19,11 @@ from types import FrameType
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from examples.arguments import positive
-from examples.demo.outcome import Outcome, accuracy_table, examples_table, outcome_of, verdict
+from examples.demo.outcome import accuracy_table, examples_table, outcome_of, verdict
 from examples.processes import Child, FailedProcessError, child, free_url, service_command, trainer_command
 from examples.sums.making import NUM_HELD_OUT, NUM_STEPS, TRAINING, make_sums, progress
 from vigor_client import NotReadyError, VigorClient, VigorError, checkpoint_tensors, digest_of_tensors
+from vigor_trainer.flags import positive
 from vigor_trainer.monitoring.records import read_records
 from vigor_trainer.reports.page import write_report
 from vigor_trainer.reports.runs import read_runs
@@ -102,8 +102,9 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
     outcomes = [outcome_of(lane.reward, lane.run) for lane in lanes]
     console.print(accuracy_table(outcomes))
     console.print(examples_table(outcomes[0]))
-    console.print(verdict(*outcomes), style="bold")
-    console.print(f"report: {report(directory, outcomes, served, saved)}    logs and models: {directory}/")
+    result = verdict(*outcomes)
+    console.print(result, style="bold")
+    console.print(f"report: {report(directory, result, served, saved)}    logs and models: {directory}/")
     if served != saved:
         raise DemoError(f"the service serves {served}, but the saved checkpoint is {saved}")
     console.print(f"proof: the service and the saved checkpoint hold the same weights, {served}", style="bold green")
@@ -149,12 +150,12 @@ def watch(console: Console, lanes: Sequence[Lane], num_steps: int) -> None:
         shown.update(starting, description="services: ready")
         tasks = {lane.reward: shown.add_task(f"{lane.reward}: training", total=num_steps) for lane in lanes}
         deadline = time.monotonic() + TRAINING_TIMEOUT_SECONDS
-        while [lane for lane in lanes if not lane.is_over()]:
+        while running := [lane for lane in lanes if not lane.is_over()]:
             if time.monotonic() > deadline:
                 raise DemoError(f"training took longer than {TRAINING_TIMEOUT_SECONDS:g} s; see {lanes[0].trainer.log}")
             for lane in lanes:
                 shown.update(tasks[lane.reward], completed=len(read_records(lane.run)))
-            lanes[0].trainer.ends_within(TICK_SECONDS)
+            running[0].trainer.ends_within(TICK_SECONDS)
 
 
 def wait_until_ready(lane: Lane) -> None:
@@ -169,14 +170,14 @@ def wait_until_ready(lane: Lane) -> None:
                 raise DemoError(f"{error}; see {lane.service.log}") from error
 
 
-def report(directory: Path, outcomes: Sequence[Outcome], served: str, saved: str) -> Path:
+def report(directory: Path, result: str, served: str, saved: str) -> Path:
     path = directory / "report.html"
     facts = [
-        ("Result", verdict(*outcomes)),
+        ("Result", result),
         ("The service's weights", served),
         ("The saved checkpoint's weights", saved),
     ]
-    runs = read_runs([directory / outcome.reward for outcome in outcomes])
+    runs = read_runs([directory / reward for reward in REWARDS])
     write_report(path, runs, title="Sums, learnt from gradient norms and from random rewards", facts=facts)
     return path
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from examples.arguments import positive
 from examples.sums.making import MISTAKES, NUM_HELD_OUT, NUM_STEPS, make_sums
+from vigor_trainer.flags import positive
 
 
 def main() -> None:

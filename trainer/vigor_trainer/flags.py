@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from typing import NoReturn
 
 
@@ -11,6 +11,14 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+def positive(text: str) -> int:
+    """Return a whole number above 0; argparse shows why another is refused."""
+    number = int(text)
+    if number < 1:
+        raise ArgumentTypeError("give 1 or more")
+    return number
 
 
 def refuse_less(arguments: object, least: float, *names: str) -> None:

@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from vigor_trainer.flags import positive
 from vigor_trainer.reports.page import MAX_COMPLETIONS, write_report
 from vigor_trainer.reports.runs import read_runs
 
@@ -35,15 +36,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--title", help="Title of the page; default: the names of the runs")
     parser.add_argument(
         "--max_completions",
-        type=_positive,
+        type=positive,
         default=MAX_COMPLETIONS,
         help="Maximum number of completions in the page with their text (default: %(default)s); curves are of all",
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("give 1 or more")
-    return number

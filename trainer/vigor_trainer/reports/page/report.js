@@ -7,9 +7,10 @@ const byId = (id) => document.getElementById(id);
 function fillRuns(runs) {
   const head = element("tr");
   const names = ["run", "rewards", "rounds", "completions", "accuracy, first → last", "weights at the last round"];
-  if (runs.some(isEvaluated)) names.push("held-out accuracy, before → after");
+  const hasEvaluations = runs.some(isEvaluated);
+  if (hasEvaluations) names.push("held-out accuracy, before → after");
   head.append(...names.map((name) => element("th", name)));
-  byId("runs").append(head, ...runs.map((run, index) => runRow(run, index, runs.some(isEvaluated))));
+  byId("runs").append(head, ...runs.map((run, index) => runRow(run, index, hasEvaluations)));
 }
 
 function runRow(run, index, hasEvaluations) {
