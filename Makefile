@@ -170,7 +170,7 @@ benchmark: setup ## Speed, memory and fidelity, into benchmarks/results
 	$(BIN)/python -m benchmarks.long_sequences $(LONG) --out $(RESULTS)/long-sequences_$(WHERE)
 	$(BIN)/python -m benchmarks.publish
 
-study: setup ## What rewards do to a policy: four hours on two cores, and it goes on where it was interrupted
+study: setup ## What rewards do to a policy: six hours on two cores, and it goes on where it was interrupted
 	$(PIP_INSTALL) --editable '.[dev,benchmarks]'
 	$(BIN)/python -m benchmarks.study --out $(RESULTS)/study_cpu
 	$(BIN)/python -m benchmarks.publish
