@@ -10,6 +10,7 @@ from vigor_service.http.idempotency import IdempotentResponses
 from vigor_service.observability.metrics import Metrics
 from vigor_service.sample_groups.assembly import GroupAssembly
 from vigor_service.scheduling.admission import Admission
+from vigor_service.scheduling.engine_pool import LocalEngine
 from vigor_service.scheduling.scheduler import Scheduler
 from vigor_service.scheduling.score_cache import ScoreCache
 from vigor_service.scoring.attribution import Attributions
@@ -65,16 +66,13 @@ def build_serving(
     metrics: Metrics,
 ) -> Serving:
     """Return the parts that serve, with the weights that ``replayed`` holds. The scheduler is not started yet."""
-    info = scorer.info
-    current_weights = CurrentWeights(
-        replayed.weights, load=scorer.load, compute=compute, metrics=metrics, damage=replayed.damage
-    )
+    info, engines = scorer.info, LocalEngine(scorer, compute)
+    current_weights = CurrentWeights(replayed.weights, load=engines.load, metrics=metrics, damage=replayed.damage)
     admission = Admission(
         max_tokens=settings.max_queued_tokens, max_requests=settings.max_queued_requests, metrics=metrics
     )
     scheduler = Scheduler(
-        scorer.score,
-        compute=compute,
+        engines,
         current_weights=current_weights,
         admission=admission,
         cache=ScoreCache(settings.score_cache_entries),
@@ -97,8 +95,7 @@ def build_serving(
         admission=admission,
         current_weights=current_weights,
         scheduler=scheduler,
-        attribute=scorer.attribute,
-        compute=compute,
+        attribute=engines.attribute,
         preparation=preparation,
         timeout_seconds=settings.request_timeout_seconds,
     )

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import count
+from math import ceil
 from typing import Generic, TypeVar
 
 from vigor_service.engine.sequences import TokenSequence
@@ -116,11 +117,17 @@ class Pool(Generic[Owner]):
         self._shares: dict[Owner, _Share[Owner]] = {}
         self._turns: list[tuple[float, int, _Share[Owner]]] = []  # a heap: turns had, order of arrival
         self._numbers = count()
+        self._num_tokens = 0
         self._virtual_tokens = 0.0  # taken of an owner that was here all the time
         self._turn_tokens = 0
 
     def __len__(self) -> int:
         return len(self._waiting)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all that waits."""
+        return self._num_tokens
 
     def add(self, owner: Owner, sequences: Iterable[TokenSequence]) -> None:
         """Let ``owner`` wait for these sequences too. A new owner begins one turn behind the oldest ones."""
@@ -129,6 +136,7 @@ class Pool(Generic[Owner]):
             waiting = self._waiting.get(sequence)
             if waiting is None:
                 waiting = self._waiting[sequence] = _Waiting(sequence, sequence.num_tokens, [])
+                self._num_tokens += waiting.num_tokens
             if waiting not in share.waiting:
                 share.waiting[waiting] = None
                 waiting.owners.append(owner)
@@ -145,18 +153,21 @@ class Pool(Generic[Owner]):
             waiting.owners.remove(owner)
             if not waiting.owners:
                 del self._waiting[waiting.sequence]
+                self._num_tokens -= waiting.num_tokens
         self._turns = [turn for turn in self._turns if turn[-1] is not share]
         heapify(self._turns)
 
-    def take_batch(self, max_batch_tokens: int) -> dict[TokenSequence, list[Owner]]:
+    def take_batch(self, max_batch_tokens: int, *, num_shares: int = 1) -> dict[TokenSequence, list[Owner]]:
         """Take out the next batch: each sequence with its owners. The pool must not be empty.
 
         A turn takes the owner's sequences that still fit: those of one prompt together, because it is computed once for
         all of them, the longest first. Lengths add up to ``max_batch_tokens`` at most, unless the very first sequence
-        alone is longer: it runs alone.
+        alone is longer: it runs alone. With ``num_shares`` engines to be given work, a batch has no more than that
+        share of all that waits.
         """
         self._set_turn(max_batch_tokens)
-        batch, num_owners = _Batch[Owner](room=max_batch_tokens), len(self._shares)
+        room = min(max_batch_tokens, ceil(self._num_tokens / num_shares))
+        batch, num_owners = _Batch[Owner](room=room), len(self._shares)
         ended: list[_Share[Owner]] = []  # nothing of it fits any more
         while self._turns and batch.is_open:
             *_, share = heappop(self._turns)
@@ -173,7 +184,7 @@ class Pool(Generic[Owner]):
         for share in ended:
             if share.waiting:
                 heappush(self._turns, self._turn(share))
-        self._virtual_tokens += (max_batch_tokens - batch.room) / num_owners
+        self._virtual_tokens += (room - batch.room) / num_owners
         return batch.sequences
 
     def _turn(self, share: _Share[Owner]) -> tuple[float, int, _Share[Owner]]:
@@ -187,6 +198,7 @@ class Pool(Generic[Owner]):
 
     def _take(self, waiting: _Waiting[Owner], batch: _Batch[Owner]) -> None:
         del self._waiting[waiting.sequence]
+        self._num_tokens -= waiting.num_tokens
         batch.sequences[waiting.sequence] = waiting.owners
         batch.room -= waiting.num_tokens
         for owner in waiting.owners:

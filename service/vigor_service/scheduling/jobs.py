@@ -69,6 +69,7 @@ class Job:
     started_at: float | None = None
     scores: dict[TokenSequence, SequenceScore] = field(default_factory=dict[TokenSequence, SequenceScore])
     weights: Weights = field(init=False)
+    num_lost_engines: int = 0
 
     @property
     def is_over(self) -> bool:

@@ -1,6 +1,6 @@
-"""From score requests to batches on the compute thread: across requests, with weight swaps as barriers.
+"""From score requests to batches on the engines: across requests, with weight swaps as barriers.
 
-All of its state lives on the event loop; the compute thread runs one batch at a time. It does not know HTTP, groups,
+All of its state lives on the event loop; each engine computes one batch at a time. It does not know HTTP, groups,
 ranks, or what is done behind a barrier.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncGenerator, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -20,10 +20,10 @@ from vigor_service.errors import EngineFailedError, ServiceError
 from vigor_service.observability.metrics import Metrics
 from vigor_service.observability.request_record import Computation, current_record
 from vigor_service.scheduling.admission import Admission
+from vigor_service.scheduling.engine_pool import EngineLostError, EnginePool
 from vigor_service.scheduling.fair_queue import BatchBudget, Pool
 from vigor_service.scheduling.jobs import Batch, DoesNotFitError, Job, OnScores, RequestScores, jobs_of, scores_of_jobs
 from vigor_service.scheduling.score_cache import ScoreCache
-from vigor_service.threads.worker import WorkerThread
 from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.version import WeightRequirement
 
@@ -33,12 +33,15 @@ if TYPE_CHECKING:
 BEGUN_AT_ONCE = 1024
 """Sequences of one request that are looked up and queued before the loop serves others again."""
 
+MAX_LOST_ENGINES = 2
+"""Engines that a request may lose before it fails."""
+
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Barrier:
-    """A caller that wants the compute thread alone: ``granted`` is set for it, ``released`` by it."""
+    """A caller that wants the engines alone: ``granted`` is set for it, ``released`` by it."""
 
     granted: asyncio.Event = field(default_factory=asyncio.Event)
     released: asyncio.Event = field(default_factory=asyncio.Event)
@@ -56,6 +59,11 @@ class _Epoch:
         """Return where its sequences wait: a batch has sequences whose scores have the same parts."""
         return self.pools.setdefault(job.parts, Pool())
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether no job of it waits."""
+        return not self.newcomers and not any(self.pools.values())
+
     def next_pool(self) -> tuple[ScoreParts, Pool[Job]] | None:
         """Return the next pool that holds something; the pools take turns. The empty ones are forgotten."""
         self.pools = {parts: pool for parts, pool in self.pools.items() if pool}
@@ -70,7 +78,7 @@ _NO_SCORES = ScoreCache(0)
 
 
 class Scheduler:
-    """The queue in front of the compute thread. ``score_batch`` runs on that thread.
+    """The queue in front of the engines.
 
     A job waits for its weights before the queue, and they are checked once, when its turn comes. That is late enough:
     weights change behind a barrier only, so they stay the same until all jobs ahead of the next barrier are answered.
@@ -78,17 +86,15 @@ class Scheduler:
 
     def __init__(
         self,
-        score_batch: Callable[[Sequence[TokenSequence], ScoreParts], BatchResult],
+        engines: EnginePool,
         *,
-        compute: WorkerThread,
         current_weights: CurrentWeights,
         admission: Admission,
         cache: ScoreCache,
         max_batch_tokens: int,
         metrics: Metrics,
     ) -> None:
-        self._score_batch = score_batch
-        self._compute = compute
+        self._engines = engines
         self._current_weights = current_weights
         self._admission = admission
         self._cache = cache
@@ -96,6 +102,8 @@ class Scheduler:
         self._metrics = metrics
         self._metrics.max_batch_tokens.set(max_batch_tokens)
         self._epochs = deque([_Epoch()])
+        self._computed: dict[tuple[ScoreParts, TokenSequence], list[Job]] = {}  # on an engine now: who waits for it
+        self._num_running = 0
         self._has_work = asyncio.Event()
         self._runner: asyncio.Task[None] | None = None
 
@@ -107,6 +115,10 @@ class Scheduler:
         """Take no more batches."""
         if self._runner is not None:
             self._runner.cancel()
+
+    def engines_have_changed(self) -> None:
+        """Look at the engines again: one has come."""
+        self._has_work.set()
 
     @property
     def is_alive(self) -> bool:
@@ -164,7 +176,7 @@ class Scheduler:
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncGenerator[None]:
-        """Have the compute thread alone: after all jobs submitted before, ahead of all submitted later."""
+        """Have all engines alone: after all jobs submitted before, ahead of all submitted later."""
         barrier = _Barrier()
         self._epochs[-1].barrier = barrier
         self._epochs.append(_Epoch())
@@ -176,27 +188,33 @@ class Scheduler:
             barrier.released.set()
 
     async def _run(self) -> None:
-        while True:
-            await self._has_work.wait()
-            epoch = self._epochs[0]
-            await self._begin_newcomers(epoch)
-            if (turn := epoch.next_pool()) is not None:
-                await self._run_batch(*turn)
-            elif epoch.newcomers:
-                continue
-            elif epoch.barrier is not None:
-                await self._run_barrier(epoch.barrier)
-            else:
+        async with asyncio.TaskGroup() as batches:
+            while True:
                 self._has_work.clear()
+                await self._advance(batches)
+                await self._has_work.wait()
+
+    async def _advance(self, batches: asyncio.TaskGroup) -> None:
+        """Begin what has come, give every free engine a batch, and open the barrier behind the last one."""
+        epoch = self._epochs[0]
+        await self._begin_newcomers(epoch)
+        while (num_free := self._engines.num_engines - self._num_running) > 0:
+            turn = epoch.next_pool()
+            if turn is None:
+                break
+            self._start_batch(batches, *turn, num_free)
+        if epoch.barrier is not None and epoch.is_empty and self._num_running == 0:
+            await self._run_barrier(epoch.barrier)
 
     async def _run_barrier(self, barrier: _Barrier) -> None:
         barrier.granted.set()
         await barrier.released.wait()
         self._epochs.popleft()
+        self._has_work.set()
 
     async def _begin_newcomers(self, epoch: _Epoch) -> None:
-        newcomers, epoch.newcomers = epoch.newcomers, []  # later ones are begun after the next batch
-        for job in newcomers:
+        while epoch.newcomers:
+            job = epoch.newcomers.pop(0)
             if not job.is_over:
                 await self._begin(job, epoch.pool_of(job))
 
@@ -214,9 +232,9 @@ class Scheduler:
         self._finish_if_complete(job)
 
     async def _look_up_and_queue(self, job: Job, pool: Pool[Job]) -> None:
-        """Find the scores that are known and queue the other sequences, in slices: the loop serves others in between.
+        """Find the scores that are known, wait with others for those on an engine, and queue the other sequences.
 
-        It ends early when the job is taken back. No batch runs meanwhile.
+        That is done in slices: the loop serves others in between. It ends early when the job is taken back.
         """
         sequences, digest = list(job.sequences), job.weights.digest
         for first in range(0, len(sequences), BEGUN_AT_ONCE):
@@ -228,23 +246,44 @@ class Scheduler:
             part = sequences[first : first + BEGUN_AT_ONCE]
             known = job.own_scores.find(digest, part, job.parts) | self._cache.find(digest, part, job.parts)
             job.scores |= known
-            if len(known) < len(part):
-                pool.add(job, [sequence for sequence in part if sequence not in known])
+            missing = [sequence for sequence in part if sequence not in known]
+            pool.add(job, [sequence for sequence in missing if not self._joins(job, sequence)])
 
-    async def _run_batch(self, parts: ScoreParts, pool: Pool[Job]) -> None:
-        batch = pool.take_batch(self._budget.max_tokens)
+    def _joins(self, job: Job, sequence: TokenSequence) -> bool:
+        """Let a job wait for a sequence that is computed already; say whether it is."""
+        owners = self._computed.get((job.parts, sequence))
+        if owners is None:
+            return False
+        owners.append(job)
+        self._note_start(job, perf_counter())
+        return True
+
+    def _start_batch(self, batches: asyncio.TaskGroup, parts: ScoreParts, pool: Pool[Job], num_free: int) -> None:
+        batch = pool.take_batch(self._budget.max_tokens, num_shares=num_free)
         started_at = perf_counter()
         for job in jobs_of(batch):
             self._note_start(job, started_at)
-        scoring = asyncio.ensure_future(self._compute.run(self._score_batch, list(batch), parts))
+        self._computed |= {(parts, sequence): owners for sequence, owners in batch.items()}
+        self._num_running += 1
+        batches.create_task(self._run_batch(parts, batch, started_at))
+
+    async def _run_batch(self, parts: ScoreParts, batch: Batch, started_at: float) -> None:
+        scoring = asyncio.ensure_future(self._engines.score(list(batch), parts))
         await asyncio.wait([scoring])
-        if (error := scoring.exception()) is not None:
-            self._fail(batch, pool, error)
+        seconds = (perf_counter() - started_at) / self._num_running
+        self._num_running -= 1
+        for sequence in batch:
+            del self._computed[parts, sequence]
+        if isinstance(error := scoring.exception(), EngineLostError):
+            self._queue_again(batch, error)
+        elif error is not None:
+            self._fail(batch, error)
         else:
-            self._measure(batch, perf_counter() - started_at)
+            self._measure(batch, seconds)
             self._learn(scoring.result())
-            self._refuse(batch, pool, scoring.result().too_long)
+            self._refuse(batch, scoring.result().too_long)
             self._deliver(batch, parts, scoring.result())
+        self._has_work.set()
 
     def _note_start(self, job: Job, started_at: float) -> None:
         if job.started_at is None:
@@ -257,18 +296,31 @@ class Scheduler:
             self._budget.lower(result.fitting_tokens)
             self._metrics.max_batch_tokens.set(self._budget.max_tokens)
 
-    def _refuse(self, batch: Batch, pool: Pool[Job], too_long: Mapping[TokenSequence, int]) -> None:
+    def _refuse(self, batch: Batch, too_long: Mapping[TokenSequence, int]) -> None:
         """Fail the jobs that hold a sequence that did not fit, and no others."""
         for job in {job for sequence in too_long for job in batch[sequence]}:
-            pool.remove(job)
             own = {sequence: length for sequence, length in too_long.items() if job in batch[sequence]}
-            job.fail(DoesNotFitError(own))
+            self._fail_job(job, DoesNotFitError(own))
 
-    def _fail(self, batch: Batch, pool: Pool[Job], error: BaseException) -> None:
+    def _fail(self, batch: Batch, error: BaseException) -> None:
         _logger.error("batch_failed", exc_info=error, extra={"sequences": len(batch)})
         for job in jobs_of(batch):
-            pool.remove(job)
-            job.fail(EngineFailedError(f"the engine raised {type(error).__name__} on this request"))
+            self._fail_job(job, EngineFailedError(f"the engine raised {type(error).__name__} on this request"))
+
+    def _queue_again(self, batch: Batch, error: EngineLostError) -> None:
+        """Put the work of a lost engine back; a request that has lost too many fails: it may be what ends them."""
+        _logger.error("engine_lost", extra={"reason": str(error), "sequences": len(batch)})
+        for job in jobs_of(batch):
+            job.num_lost_engines += 1
+            if job.num_lost_engines > MAX_LOST_ENGINES:
+                self._fail_job(job, EngineFailedError(f"{job.num_lost_engines} engines ended while they computed it"))
+            elif not job.is_over:
+                own = [sequence for sequence, owners in batch.items() if job in owners]
+                self._epochs[0].pool_of(job).add(job, own)
+
+    def _fail_job(self, job: Job, error: Exception) -> None:
+        self._epochs[0].pool_of(job).remove(job)
+        job.fail(error)
 
     def _deliver(self, batch: Batch, parts: ScoreParts, result: BatchResult) -> None:
         scores = dict(zip(batch, result.scores, strict=True))

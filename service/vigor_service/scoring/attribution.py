@@ -1,10 +1,10 @@
-"""One attribution from its request to its answer, alone on the compute thread between two batches."""
+"""One attribution from its request to its answer, alone with the engines between two batches."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -32,7 +32,6 @@ from vigor_service.scoring.encoding import RequestEncoder
 from vigor_service.scoring.ranking import wire_number
 from vigor_service.scoring.service import time_limit
 from vigor_service.threads.preparation import Preparation
-from vigor_service.threads.worker import WorkerThread
 from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.version import WeightRequirement, Weights
 
@@ -52,15 +51,14 @@ class _Attributed:
 
 @dataclass(frozen=True, slots=True)
 class Attributions:
-    """Answers attribution requests. ``attribute`` runs on the compute thread, behind what was admitted before."""
+    """Answers attribution requests. ``attribute`` is called behind what was admitted before, and alone."""
 
     model: str
     encoder: RequestEncoder
     admission: Admission
     current_weights: CurrentWeights
     scheduler: Scheduler
-    attribute: Callable[[TokenSequence], Attribution]
-    compute: WorkerThread
+    attribute: Callable[[TokenSequence], Coroutine[None, None, Attribution]]
     preparation: Preparation
     timeout_seconds: float
 
@@ -99,7 +97,7 @@ class Attributions:
         return _Attributed(attribution, weights, timing)
 
     async def _compute(self, sequence: TokenSequence) -> Attribution:
-        running = asyncio.ensure_future(self.compute.run(self.attribute, sequence))
+        running = asyncio.ensure_future(self.attribute(sequence))
         try:
             await asyncio.wait([running])
         finally:

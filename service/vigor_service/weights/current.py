@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 from vigor_client.schemas.weights import WeightsInfo, WeightState
 from vigor_service.errors import DrainingError, WeightsApplyingError, WeightsPoisonedError
 from vigor_service.observability.metrics import Metrics
-from vigor_service.threads.worker import WorkerThread
 from vigor_service.weights.version import WeightRequirement, Weights
 
 if TYPE_CHECKING:
@@ -42,8 +41,7 @@ class CurrentWeights:
         self,
         weights: Weights,
         *,
-        load: Callable[[Iterable[tuple[str, Write]]], None],
-        compute: WorkerThread,
+        load: Callable[[Iterable[tuple[str, Write]]], Awaitable[None]],
         metrics: Metrics,
         damage: str | None = None,
     ) -> None:
@@ -51,7 +49,6 @@ class CurrentWeights:
         self.state: WeightState = "ready" if damage is None else "poisoned"
         self._poisoned_because = damage
         self._load = load
-        self._compute = compute
         self._metrics = metrics
         self._changed = _Change()
         self._draining = False
@@ -103,7 +100,7 @@ class CurrentWeights:
             WeightsPoisonedError: the engine failed while it loaded; the model may hold a mixture.
         """
         self._enter("applying")
-        loading = asyncio.ensure_future(self._compute.run(self._load, writes))
+        loading = asyncio.ensure_future(self._load(writes))
         await asyncio.wait([loading])
         if (error := loading.exception()) is not None:
             self._poison(weights, error)

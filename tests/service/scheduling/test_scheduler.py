@@ -1,5 +1,5 @@
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from math import isnan
 from time import perf_counter
 
@@ -8,13 +8,15 @@ import pytest
 from tests.support.fake_scorer import FakeScorer
 from tests.support.loop_meter import loop_meter
 from tests.support.waiting import until
+from vigor_service.engine.interface import Attribution, BatchResult, Write
 from vigor_service.engine.sequences import NORM_AND_SIGNALS, ScoreParts, TokenSequence
 from vigor_service.errors import EngineFailedError, WeightsPoisonedError, WeightVersionMismatchError
 from vigor_service.observability.metrics import Metrics
 from vigor_service.observability.request_record import begin_record
 from vigor_service.scheduling.admission import Admission
+from vigor_service.scheduling.engine_pool import EngineLostError, LocalEngine
 from vigor_service.scheduling.jobs import DoesNotFitError
-from vigor_service.scheduling.scheduler import BEGUN_AT_ONCE, Scheduler
+from vigor_service.scheduling.scheduler import BEGUN_AT_ONCE, MAX_LOST_ENGINES, Scheduler
 from vigor_service.scheduling.score_cache import ScoreCache
 from vigor_service.threads.worker import WorkerThread
 from vigor_service.weights.current import CurrentWeights
@@ -31,12 +33,10 @@ class Bench:
         self.scorer = FakeScorer()
         self.metrics = Metrics()
         self.compute = WorkerThread("compute")
-        self.current_weights = CurrentWeights(
-            initial_weights(self.scorer), load=self.scorer.load, compute=self.compute, metrics=self.metrics
-        )
+        self.engine = LocalEngine(self.scorer, self.compute)
+        self.current_weights = CurrentWeights(initial_weights(self.scorer), load=self.engine.load, metrics=self.metrics)
         self.scheduler = Scheduler(
-            self.scorer.score,
-            compute=self.compute,
+            self.engine,
             current_weights=self.current_weights,
             admission=Admission(max_tokens=10_000, max_requests=100, metrics=self.metrics),
             cache=ScoreCache(cache_entries),
@@ -532,3 +532,217 @@ def test_a_request_without_norms_that_is_taken_back_leaves_nothing_behind() -> N
             assert bench.scorer.batches == [[_sequence(9)]]
 
     _run(test)
+
+
+class FakeEngines:
+    """A pool whose batches end when the test says so."""
+
+    def __init__(self, num_engines: int) -> None:
+        self.num_engines = num_engines
+        self.scorer = FakeScorer()
+        self.running: list[tuple[list[TokenSequence], asyncio.Future[None]]] = []
+        self.started: list[list[TokenSequence]] = []
+
+    async def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult:
+        assert len(self.running) < self.num_engines, "there is no free engine"
+        turn = list(sequences), asyncio.get_running_loop().create_future()
+        self.running.append(turn)
+        self.started.append(turn[0])
+        try:
+            await turn[1]
+        finally:
+            self.running.remove(turn)
+        return self.scorer.score(sequences, parts)
+
+    async def attribute(self, sequence: TokenSequence) -> Attribution:
+        raise NotImplementedError
+
+    async def load(self, writes: Iterable[tuple[str, Write]]) -> None:
+        raise NotImplementedError
+
+    async def have_started(self, num_batches: int) -> None:
+        await until(lambda: len(self.started) >= num_batches)
+
+    def end(self, number: int = 0, error: Exception | None = None) -> None:
+        """End the batch that has run for longest, or one behind it."""
+        _, end = self.running[number]
+        end.set_result(None) if error is None else end.set_exception(error)
+
+    async def end_all(self) -> None:
+        while True:
+            for _, end in self.running:
+                if not end.done():
+                    end.set_result(None)
+            await asyncio.sleep(0)
+
+
+def _run_pool(
+    test: Callable[[Scheduler, FakeEngines], Awaitable[None]],
+    *,
+    num_engines: int = 2,
+    max_batch_tokens: int = 100,
+    cache_entries: int = 0,
+) -> FakeEngines:
+    engines, metrics = FakeEngines(num_engines), Metrics()
+    current = CurrentWeights(initial_weights(engines.scorer), load=engines.load, metrics=metrics)
+    scheduler = Scheduler(
+        engines,
+        current_weights=current,
+        admission=Admission(max_tokens=10_000, max_requests=100, metrics=metrics),
+        cache=ScoreCache(cache_entries),
+        max_batch_tokens=max_batch_tokens,
+        metrics=metrics,
+    )
+
+    async def run() -> None:
+        scheduler.start()
+        try:
+            async with asyncio.timeout(20):
+                await test(scheduler, engines)
+        finally:
+            scheduler.stop()
+
+    asyncio.run(run())
+    return engines
+
+
+def test_a_request_is_split_over_the_engines_that_are_free() -> None:
+    async def test(scheduler: Scheduler, engines: FakeEngines) -> None:
+        sequences = [_sequence(n) for n in range(9)]
+        scoring = asyncio.ensure_future(scheduler.score(sequences, ANY))
+        await engines.have_started(3)
+        assert [len(batch) for batch in engines.started] == [3, 3, 3]
+        for _ in range(3):
+            engines.end()
+            await asyncio.sleep(0)
+        assert (await scoring).scores.keys() == set(sequences)
+
+    _run_pool(test, num_engines=3)
+
+
+def test_an_engine_that_is_done_gets_the_next_batch_while_others_compute() -> None:
+    async def test(scheduler: Scheduler, engines: FakeEngines) -> None:
+        scoring = asyncio.ensure_future(scheduler.score([_sequence(n) for n in range(8)], ANY))
+        await engines.have_started(2)
+        slow = engines.running[0][0]
+        for num_started in (3, 4):
+            engines.end(1)
+            await engines.have_started(num_started)
+        assert engines.running[0][0] is slow
+        engines.end(1)
+        engines.end(0)
+        assert len((await scoring).scores) == 8
+
+    engines = _run_pool(test, max_batch_tokens=4)
+    assert [len(batch) for batch in engines.started] == [2, 2, 2, 2]
+
+
+def test_equal_sequences_are_computed_once_whichever_engine_has_them() -> None:
+    async def test(scheduler: Scheduler, engines: FakeEngines) -> None:
+        first = asyncio.ensure_future(scheduler.score([_sequence(2), _sequence(3)], ANY))
+        await engines.have_started(2)
+        engines.num_engines = 3
+        second = asyncio.ensure_future(scheduler.score([_sequence(3), _sequence(2)], ANY))
+        with_parts = asyncio.ensure_future(scheduler.score([_sequence(3)], ANY, parts=ScoreParts(norm=False)))
+        await engines.have_started(3)
+        ending = asyncio.ensure_future(engines.end_all())
+        assert (await first).scores == (await second).scores
+        assert (await with_parts).scores
+        ending.cancel()
+
+    engines = _run_pool(test)
+    assert engines.started == [[_sequence(2)], [_sequence(3)], [_sequence(3)]]
+
+
+def test_a_barrier_waits_for_every_engine() -> None:
+    async def test(scheduler: Scheduler, engines: FakeEngines) -> None:
+        before = asyncio.ensure_future(scheduler.score([_sequence(2), _sequence(3)], ANY))
+        await engines.have_started(2)
+        is_alone = asyncio.Event()
+
+        async def swap() -> None:
+            async with scheduler.exclusive():
+                assert engines.running == []
+                is_alone.set()
+
+        swapping = asyncio.ensure_future(swap())
+        await asyncio.sleep(0)
+        after = asyncio.ensure_future(scheduler.score([_sequence(2), _sequence(3)], ANY))
+        engines.end()
+        await asyncio.sleep(0.01)
+        assert not is_alone.is_set()
+        ending = asyncio.ensure_future(engines.end_all())
+        await asyncio.gather(before, swapping, after)
+        ending.cancel()
+
+    assert len(_run_pool(test).started) == 4
+
+
+def test_the_batch_of_a_lost_engine_is_computed_elsewhere_once() -> None:
+    told: list[int] = []
+
+    async def test(scheduler: Scheduler, engines: FakeEngines) -> None:
+        sequences = [_sequence(2), _sequence(3)]
+        scoring = asyncio.ensure_future(
+            scheduler.score(sequences, ANY, on_scores=lambda scores: told.append(len(scores)))
+        )
+        await engines.have_started(2)
+        engines.num_engines = 1
+        engines.end(0, EngineLostError("the process has ended"))
+        await asyncio.sleep(0.01)
+        assert len(engines.started) == 2, "the other engine still computes"
+        engines.end()
+        await engines.have_started(3)
+        engines.end()
+        scored = await scoring
+        assert [scored.scores[item] for item in sequences] == engines.scorer.score(sequences).scores
+
+    engines = _run_pool(test)
+    assert engines.started == [[_sequence(2)], [_sequence(3)], [_sequence(2)]]
+    assert told == [0, 1, 1]
+
+
+def test_a_request_whose_engines_are_lost_again_and_again_fails_and_others_go_on() -> None:
+    async def test(scheduler: Scheduler, engines: FakeEngines) -> None:
+        deadly = asyncio.ensure_future(scheduler.score([_sequence(2)], ANY))
+        for number in range(1, MAX_LOST_ENGINES + 2):
+            await engines.have_started(number)
+            engines.end(0, EngineLostError("the process has ended"))
+        with pytest.raises(EngineFailedError, match="3 engines ended while they computed it"):
+            await deadly
+        other = asyncio.ensure_future(scheduler.score([_sequence(3)], ANY))
+        await engines.have_started(MAX_LOST_ENGINES + 2)
+        engines.end()
+        assert (await other).scores
+
+    _run_pool(test)
+
+
+def test_without_any_engine_work_waits_until_one_comes() -> None:
+    async def test(scheduler: Scheduler, engines: FakeEngines) -> None:
+        scoring = asyncio.ensure_future(scheduler.score([_sequence(2)], ANY))
+        await asyncio.sleep(0.01)
+        assert engines.started == []
+        engines.num_engines = 1
+        scheduler.engines_have_changed()
+        await engines.have_started(1)
+        engines.end()
+        assert (await scoring).scores
+
+    _run_pool(test, num_engines=0)
+
+
+def test_a_failed_batch_takes_the_rest_of_its_request_out_of_the_queue_and_the_other_engines_go_on() -> None:
+    async def test(scheduler: Scheduler, engines: FakeEngines) -> None:
+        failing = asyncio.ensure_future(scheduler.score([_sequence(n) for n in range(9)], ANY))
+        await engines.have_started(2)
+        engines.end(0, RuntimeError("no"))
+        with pytest.raises(EngineFailedError, match="RuntimeError"):
+            await failing
+        other = asyncio.ensure_future(scheduler.score([_sequence(100)], ANY))
+        await engines.have_started(3)
+        ending = asyncio.ensure_future(engines.end_all())
+        assert (await other).scores
+        ending.cancel()
+
+    assert _run_pool(test, max_batch_tokens=4).started[2:] == [[_sequence(100)]]

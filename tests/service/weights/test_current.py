@@ -14,6 +14,7 @@ from vigor_service.errors import (
     WeightVersionMismatchError,
 )
 from vigor_service.observability.metrics import Metrics
+from vigor_service.scheduling.engine_pool import LocalEngine
 from vigor_service.threads.worker import WorkerThread
 from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.verification.fingerprint import initial_weights
@@ -27,9 +28,8 @@ class Bench:
         self.scorer = FakeScorer()
         self.metrics = Metrics()
         self.compute = WorkerThread("compute")
-        self.current_weights = CurrentWeights(
-            initial_weights(self.scorer), load=self.scorer.load, compute=self.compute, metrics=self.metrics
-        )
+        self.engine = LocalEngine(self.scorer, self.compute)
+        self.current_weights = CurrentWeights(initial_weights(self.scorer), load=self.engine.load, metrics=self.metrics)
 
     def weights(self, version: int, digest: str = OTHER_DIGEST) -> Weights:
         return replace(self.current_weights.weights, version=version, digest=digest)

@@ -14,6 +14,7 @@ from vigor_client.schemas.weights import UpdateFile, UpdateRequest
 from vigor_client.weight_format.digest import checksum
 from vigor_service.errors import UpdateConflictError, UpdateNotFoundError
 from vigor_service.observability.metrics import Metrics
+from vigor_service.scheduling.engine_pool import LocalEngine
 from vigor_service.threads.file_threads import FileThreads
 from vigor_service.threads.worker import WorkerThread
 from vigor_service.weights.current import CurrentWeights
@@ -46,7 +47,7 @@ async def opening(root: Path) -> AsyncGenerator[tuple[Updates, asyncio.Task[obje
     """Yield the updates of a service, one of which is being opened under the name "step-1"."""
     scorer, threads, metrics = FakeScorer(), FileThreads(), Metrics()
     compute, disk = WorkerThread("compute"), SlowDisk(root, threads)
-    current = CurrentWeights(initial_weights(scorer), load=scorer.load, compute=compute, metrics=metrics)
+    current = CurrentWeights(initial_weights(scorer), load=LocalEngine(scorer, compute).load, metrics=metrics)
     committer = Committer(
         current,
         tensors=scorer.tensors,

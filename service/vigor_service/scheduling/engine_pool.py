@@ -1,0 +1,64 @@
+"""Where batches are computed: the seam between the scheduler and the engines, and the pool of one engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from vigor_service.engine.sequences import ScoreParts, TokenSequence
+from vigor_service.threads.worker import WorkerThread
+
+if TYPE_CHECKING:
+    from vigor_service.engine.interface import Attribution, BatchResult, Scorer, Write
+
+
+class EngineLostError(Exception):
+    """An engine went away with a batch. Nothing of the batch was answered: it may be computed elsewhere."""
+
+
+class EnginePool(Protocol):
+    """Engines that hold the same weights. Each computes one thing at a time."""
+
+    @property
+    def num_engines(self) -> int:
+        """Engines that take batches at this moment, those that compute one included."""
+        ...
+
+    async def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult:
+        """Score one batch on an engine that is free; the caller runs no more batches than there are engines.
+
+        Raises:
+            EngineLostError: the engine went away.
+            Exception: the engine's own.
+        """
+        ...
+
+    async def attribute(self, sequence: TokenSequence) -> Attribution:
+        """Say where a gradient norm comes from, on an engine that is free. Raises as ``Scorer.attribute``."""
+        ...
+
+    async def load(self, writes: Iterable[tuple[str, Write]]) -> None:
+        """Write verified values into the model of every engine. The caller keeps batches away."""
+        ...
+
+
+class LocalEngine:
+    """The pool of one engine: a scorer, on the compute thread."""
+
+    num_engines = 1
+
+    def __init__(self, scorer: Scorer, compute: WorkerThread) -> None:
+        self._scorer = scorer
+        self._compute = compute
+
+    async def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult:
+        """Score one batch."""
+        return await self._compute.run(self._scorer.score, sequences, parts)
+
+    async def attribute(self, sequence: TokenSequence) -> Attribution:
+        """Say where a gradient norm comes from."""
+        return await self._compute.run(self._scorer.attribute, sequence)
+
+    async def load(self, writes: Iterable[tuple[str, Write]]) -> None:
+        """Write verified values into the model."""
+        await self._compute.run(self._scorer.load, writes)
