@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from operator import methodcaller
 from pathlib import Path
 from typing import TypeAlias
 
@@ -19,9 +18,10 @@ from safetensors import SafetensorError
 from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import checksum, model_digest, raw_bytes
 from vigor_client.weight_format.element_types import dtype_name, is_finite, torch_dtype
-from vigor_service.engine.interface import CheckpointPlan, Conversion, ConversionError, Read, Write
+from vigor_service.engine.interface import CheckpointPlan, Conversion, ConversionError, Read
 from vigor_service.weights.verification.faults import Faults
 from vigor_service.weights.verification.tensor_files import open_tensors
+from vigor_service.weights.verification.writes import Copy
 
 MAX_CHECKPOINT_TENSORS = 1 << 18
 """Twice as many as the largest mixtures of experts have, where each expert has scales of its own."""
@@ -39,7 +39,7 @@ class VerifiedCheckpoint:
     conversions: Sequence[Conversion]
     paths: Mapping[str, Path]  # of each tensor in the checkpoint
 
-    def writes(self) -> Iterator[tuple[str, Write]]:
+    def writes(self) -> Iterator[tuple[str, Copy]]:
         """Yield the canonical name of every tensor once, with what copies its new values to where it is."""
         expected, written = _by_any_name(self.tensors), set[str]()
         with _reading(self.paths) as read:
@@ -48,7 +48,7 @@ class VerifiedCheckpoint:
                 for name, tensor in conversion.tensors(read, dtype).items():
                     if (canonical := expected[name].name) not in written:
                         written.add(canonical)
-                        yield canonical, methodcaller("copy_", tensor)
+                        yield canonical, Copy(tensor)
 
 
 def verify_checkpoint(

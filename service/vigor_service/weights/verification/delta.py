@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -22,9 +21,9 @@ from vigor_client.weight_format.delta import Changes, apply_changes_, decode_cha
 from vigor_client.weight_format.delta_index import INDEX_NAME, MAX_INDEX_BYTES, DeltaIndex
 from vigor_client.weight_format.digest import PREFIX, checksum, model_digest, raw_bytes
 from vigor_client.weight_format.element_types import is_finite
-from vigor_service.engine.interface import Write
 from vigor_service.weights.verification.faults import Faults
 from vigor_service.weights.verification.tensor_files import TensorFile, open_tensors
+from vigor_service.weights.verification.writes import Patch
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +44,12 @@ class VerifiedDelta:
     num_changed_tensors: int
     _changed: Mapping[str, _Place]  # by canonical name, file after file
 
-    def writes(self) -> Iterator[tuple[str, Write]]:
+    def writes(self) -> Iterator[tuple[str, Patch]]:
         """Yield every changed tensor's canonical name, with what patches it where it is."""
         for path, places in groupby(self._changed.items(), key=lambda item: item[1].path):
             with open_tensors(path) as file:
                 for name, place in places:
-                    yield name, partial(apply_changes_, changes=_read(file, place.key, place.num_bytes))
+                    yield name, Patch(_read(file, place.key, place.num_bytes))
 
 
 def verify_delta(

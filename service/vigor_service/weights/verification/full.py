@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from operator import methodcaller
 from pathlib import Path
 
 import torch
@@ -16,9 +15,9 @@ from safetensors import SafetensorError
 from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import checksum, model_digest, raw_bytes
 from vigor_client.weight_format.element_types import dtype_of_code, is_finite
-from vigor_service.engine.interface import Write
 from vigor_service.weights.verification.faults import Faults
 from vigor_service.weights.verification.tensor_files import TensorFile, open_tensors
+from vigor_service.weights.verification.writes import Copy
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,13 +29,13 @@ class VerifiedUpdate:
     num_changed_tensors: int
     paths: Mapping[str, Path]
 
-    def writes(self) -> Iterator[tuple[str, Write]]:
+    def writes(self) -> Iterator[tuple[str, Copy]]:
         """Yield the canonical name of every tensor that came, with what copies its values to where it is."""
         for path in set(self.paths.values()):
             with open_tensors(path) as file:
                 for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
                     if name in self.paths:
-                        yield name, methodcaller("copy_", file.get_tensor(name))
+                        yield name, Copy(file.get_tensor(name))
 
 
 def verify_tensors(files: Mapping[str, Path], served: Sequence[TensorInfo], *, partial: bool = False) -> VerifiedUpdate:

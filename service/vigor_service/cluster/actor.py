@@ -1,0 +1,72 @@
+"""One engine in a process of its own: what a Ray actor is made of. Knows no Ray, so that it can be called directly."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from vigor_service.cluster.packing import Chunk, writes_of
+from vigor_service.weights.verification.fingerprint import initial_weights
+
+if TYPE_CHECKING:
+    from vigor_service.engine.interface import Attribution, BatchResult, EngineInfo, Scorer
+    from vigor_service.engine.sequences import ScoreParts, TokenSequence
+
+_logger = logging.getLogger(__name__)
+
+
+class NothingStagedError(Exception):
+    """An engine was told to switch to weights that it was not given."""
+
+
+class EngineActor:
+    """A scorer, and the weights that it is to have next.
+
+    One thread calls ``score``, ``attribute`` and ``switch``; others may call ``stage`` and ``live`` meanwhile.
+    """
+
+    def __init__(self, load: Callable[[], Scorer]) -> None:
+        self._scorer = load()
+        self._staged: tuple[int, Sequence[Chunk]] | None = None
+        self._ends = threading.Event()
+
+    def live(self) -> None:
+        """Wait for as long as the process lives: who called it learns of its end."""
+        self._ends.wait()
+
+    def describe(self) -> EngineInfo:
+        """Return what it measures, and how."""
+        return self._scorer.info
+
+    def digest(self) -> str:
+        """Return the digest of the weights that it holds, from their bytes."""
+        return initial_weights(self._scorer).digest
+
+    def measure_batch_tokens(self) -> int:
+        """Measure how many tokens a batch may have."""
+        return self._scorer.measure_batch_tokens()
+
+    def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult:
+        """Score one batch."""
+        return self._scorer.score(sequences, parts)
+
+    def attribute(self, sequence: TokenSequence) -> Attribution:
+        """Say where a gradient norm comes from."""
+        return self._scorer.attribute(sequence)
+
+    def stage(self, version: int, *chunks: Chunk) -> None:
+        """Keep what the tensors of this version are made of; the model stays as it is."""
+        self._staged = version, chunks
+
+    def switch(self, version: int) -> None:
+        """Write what was staged into the model.
+
+        Raises:
+            NothingStagedError: another version was staged, or none.
+        """
+        staged, self._staged = self._staged, None
+        if staged is None or staged[0] != version:
+            raise NothingStagedError(f"version {version} is not staged")
+        self._scorer.load(write for chunk in staged[1] for write in writes_of(chunk))

@@ -1,0 +1,94 @@
+"""One engine as the front sees it: its handle, and whether it is still there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
+
+from vigor_service.cluster.packing import Chunk
+from vigor_service.scheduling.engine_pool import EngineLostError
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from vigor_service.engine.interface import Attribution, BatchResult, EngineInfo
+    from vigor_service.engine.sequences import ScoreParts, TokenSequence
+
+R = TypeVar("R")
+Stored = TypeVar("Stored")
+"""A chunk where the store has it."""
+StoredIn = TypeVar("StoredIn", contravariant=True)
+
+
+class EngineHandle(Protocol[StoredIn]):
+    """An engine in another process. Each call raises EngineLostError when the process ends before it has answered."""
+
+    async def live(self) -> None: ...
+    async def describe(self) -> EngineInfo: ...
+    async def digest(self) -> str: ...
+    async def measure_batch_tokens(self) -> int: ...
+    async def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult: ...
+    async def attribute(self, sequence: TokenSequence) -> Attribution: ...
+    async def stage(self, version: int, chunks: Sequence[StoredIn]) -> None: ...
+    async def switch(self, version: int) -> None: ...
+    def kill(self) -> None:
+        """End the process, whatever it does."""
+        ...
+
+
+@dataclass(eq=False, slots=True)
+class Member(Generic[Stored]):
+    """An engine of the pool. ``version`` is that of its weights, ``staged`` that of those it was given for next."""
+
+    number: int
+    handle: EngineHandle[Stored]
+    limit_seconds: float
+    version: int | None = None
+    staged: int | None = None
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
+    why_lost: str = ""
+    busy_since: float | None = None
+
+    @property
+    def busy_seconds(self) -> float:
+        """Seconds for which it has computed what it computes now."""
+        return 0.0 if self.busy_since is None else monotonic() - self.busy_since
+
+    async def call(self, call: Awaitable[R], *, seconds: float | None = None) -> R:
+        """Return what a call of the handle returns. Who takes longer than the limit is lost.
+
+        Raises:
+            EngineLostError: the process ended, or was ended because it did not answer.
+        """
+        limit = self.limit_seconds if seconds is None else seconds
+        try:
+            async with asyncio.timeout(limit):
+                return await call
+        except TimeoutError as error:
+            raise self.lose(f"did not answer within {limit:g} s") from error
+        except EngineLostError as error:
+            raise self.lose(str(error)) from error
+
+    def lose(self, reason: str) -> EngineLostError:
+        """Give it up, and return why as an error."""
+        if not self.lost.is_set():
+            self.why_lost = reason
+            self.lost.set()
+        return EngineLostError(f"engine {self.number} {self.why_lost}")
+
+    @asynccontextmanager
+    async def busy(self) -> AsyncGenerator[None]:
+        """Note since when it computes."""
+        self.busy_since = monotonic()
+        try:
+            yield
+        finally:
+            self.busy_since = None
+
+
+Put = Callable[[Chunk], Stored]
+"""Puts a chunk into the store."""

@@ -1,0 +1,33 @@
+"""What a verified update does to a tensor of the model: all of its values are new, or some of its bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import Tensor
+
+from vigor_client.weight_format.delta import Changes, apply_changes_
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """``tensor.copy_(values)``."""
+
+    values: Tensor
+
+    def __call__(self, tensor: Tensor) -> None:
+        tensor.copy_(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """``apply_changes_(tensor, changes)``."""
+
+    changes: Changes
+
+    def __call__(self, tensor: Tensor) -> None:
+        apply_changes_(tensor, self.changes)
+
+
+VerifiedWrite: TypeAlias = Copy | Patch

@@ -1,0 +1,290 @@
+"""The pool of engines in other processes, with engines of this one that end when a test says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tests.support.fake_scorer import FakeScorer
+from tests.support.waiting import until
+from vigor_service.cluster.actor import EngineActor
+from vigor_service.cluster.engines import ClusterEngines, Limits
+from vigor_service.cluster.packing import Chunk
+from vigor_service.engine.interface import Attribution, BatchResult, EngineInfo
+from vigor_service.engine.sequences import NORM_AND_SIGNALS, ScoreParts, TokenSequence
+from vigor_service.scheduling.engine_pool import EngineLostError
+from vigor_service.weights.verification.fingerprint import initial_weights
+from vigor_service.weights.verification.writes import Copy, VerifiedWrite
+from vigor_service.weights.version import Weights
+
+SEQUENCE = TokenSequence((1,), (2, 3))
+
+
+class FakeHandle:
+    """An engine that is called directly. ``hangs`` names calls that never answer, ``dies`` those that end it."""
+
+    def __init__(self) -> None:
+        self.scorer = FakeScorer()
+        self.actor = EngineActor(lambda: self.scorer)
+        self.ended = asyncio.Event()
+        self.hangs: set[str] = set()
+        self.dies: set[str] = set()
+        self.info = self.scorer.info
+
+    async def _answer(self, name: str) -> None:
+        if name in self.dies:
+            self.ended.set()
+        if name in self.hangs:
+            await self.ended.wait()
+        await asyncio.sleep(0)
+        if self.ended.is_set():
+            raise EngineLostError("the process ended")
+
+    async def live(self) -> None:
+        await self.ended.wait()
+        raise EngineLostError("the process ended")
+
+    async def describe(self) -> EngineInfo:
+        await self._answer("describe")
+        return self.info
+
+    async def digest(self) -> str:
+        await self._answer("digest")
+        return self.actor.digest()
+
+    async def measure_batch_tokens(self) -> int:
+        return self.actor.measure_batch_tokens()
+
+    async def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult:
+        await self._answer("score")
+        return self.actor.score(sequences, parts)
+
+    async def attribute(self, sequence: TokenSequence) -> Attribution:
+        await self._answer("attribute")
+        return self.actor.attribute(sequence)
+
+    async def stage(self, version: int, chunks: Sequence[Chunk]) -> None:
+        await self._answer("stage")
+        self.actor.stage(version, *chunks)
+
+    async def switch(self, version: int) -> None:
+        await self._answer("switch")
+        self.actor.switch(version)
+
+    def kill(self) -> None:
+        self.ended.set()
+
+
+class Bench:
+    """A pool, all the engines that it has started, and the chunks that it has stored."""
+
+    def __init__(self, *, seconds: float = 5.0) -> None:
+        self.mirror = FakeScorer()
+        self.handles: list[FakeHandle] = []
+        self.stored: list[Chunk] = []
+        self.plant: Callable[[FakeHandle], None] = lambda _: None
+        self.weights = initial_weights(self.mirror)
+        limits = Limits(loading=seconds, computing=seconds, weights=seconds)
+        self.engines = ClusterEngines(self.spawn, self.put, self.mirror, self.weights, limits=limits, first_pause=0.01)
+
+    def spawn(self, _number: int) -> FakeHandle:
+        handle = FakeHandle()
+        self.plant(handle)
+        self.handles.append(handle)
+        return handle
+
+    def put(self, chunk: Chunk) -> Chunk:
+        self.stored.append(chunk)
+        return chunk
+
+    async def have(self, num_engines: int) -> None:
+        await until(lambda: self.engines.num_engines == num_engines)
+
+    def next_weights(self) -> tuple[Weights, list[tuple[str, VerifiedWrite]]]:
+        """Weights one larger in the norm, as an update brings them."""
+        changed = FakeScorer()
+        changed.parameters = {name: tensor.clone() for name, tensor in self.mirror.parameters.items()}
+        changed.parameters["norm.weight"] += 1
+        self.weights = replace(initial_weights(changed), version=self.weights.version + 1)
+        return self.weights, [("norm.weight", Copy(changed.parameters["norm.weight"]))]
+
+    async def publish(self) -> None:
+        weights, writes = self.next_weights()
+        await self.engines.stage(weights, writes)
+        await self.engines.load(weights, writes)
+
+    def digests(self) -> Iterator[str]:
+        return (handle.actor.digest() for handle in self.handles if not handle.ended.is_set())
+
+
+def run(test: Callable[[Bench], Awaitable[None]], *, seconds: float = 5.0) -> None:
+    async def all_of_it() -> None:
+        bench = Bench(seconds=seconds)
+        async with asyncio.timeout(20):
+            await test(bench)
+            await bench.engines.close()
+        assert all(handle.ended.is_set() for handle in bench.handles)
+
+    asyncio.run(all_of_it())
+
+
+def test_engines_join_with_the_published_weights_and_score() -> None:
+    async def test(bench: Bench) -> None:
+        bench.engines.scale(2)
+        await bench.have(2)
+        result = await bench.engines.score([SEQUENCE], NORM_AND_SIGNALS)
+        assert result.scores == bench.mirror.score([SEQUENCE]).scores
+        assert (await bench.engines.attribute(SEQUENCE)).grad_norm == result.scores[0].grad_norm
+        assert bench.stored == [], "they have them already"
+
+    run(test)
+
+
+def test_an_engine_with_other_weights_gets_the_published_ones_before_it_gets_work() -> None:
+    async def test(bench: Bench) -> None:
+        def plant(handle: FakeHandle) -> None:
+            handle.scorer.parameters["norm.weight"] += 1
+
+        bench.plant = plant
+        bench.engines.scale(2)
+        await bench.have(2)
+        assert set(bench.digests()) == {bench.weights.digest}
+        assert len(bench.stored) == 1, "stored once for both"
+
+    run(test)
+
+
+def test_an_engine_that_measures_something_else_is_refused_and_replaced() -> None:
+    async def test(bench: Bench) -> None:
+        def plant(handle: FakeHandle) -> None:
+            if not bench.handles:
+                handle.info = replace(handle.info, dtype="bfloat16")
+
+        bench.plant = plant
+        bench.engines.scale(1)
+        await bench.have(1)
+        assert [handle.ended.is_set() for handle in bench.handles] == [True, False]
+
+    run(test)
+
+
+def test_an_update_is_staged_beside_batches_and_reaches_all_engines() -> None:
+    async def test(bench: Bench) -> None:
+        bench.engines.scale(3)
+        await bench.have(3)
+        before = set(bench.digests())
+        weights, writes = bench.next_weights()
+        await bench.engines.stage(weights, writes)
+        assert set(bench.digests()) == before
+        await bench.engines.load(weights, writes)
+        assert set(bench.digests()) == {weights.digest}
+        assert bench.mirror.parameters["norm.weight"].equal(bench.handles[0].scorer.parameters["norm.weight"])
+        assert len(bench.stored) == 1
+
+    run(test)
+
+
+def test_an_engine_that_cannot_take_weights_is_replaced_and_never_serves_the_old_ones() -> None:
+    async def test(bench: Bench) -> None:
+        bench.engines.scale(2)
+        await bench.have(2)
+        for call in ("stage", "switch"):
+            failing = bench.handles[-1]
+            failing.dies = {call}
+            await bench.publish()
+            assert failing.ended.is_set()
+            assert bench.engines.num_engines == 1
+            await bench.have(2)
+            assert set(bench.digests()) == {bench.weights.digest}
+
+    run(test)
+
+
+def test_an_engine_that_joins_between_stage_and_switch_takes_all_of_the_weights() -> None:
+    async def test(bench: Bench) -> None:
+        bench.engines.scale(1)
+        await bench.have(1)
+        weights, writes = bench.next_weights()
+        await bench.engines.stage(weights, writes)
+        bench.engines.scale(2)
+        await bench.have(2)
+        await bench.engines.load(weights, writes)
+        assert bench.engines.num_engines == 2
+        assert list(bench.digests()) == [weights.digest] * 2
+
+    run(test)
+
+
+def test_an_engine_that_ends_in_a_batch_or_beside_one_is_replaced() -> None:
+    async def test(bench: Bench) -> None:
+        bench.engines.scale(1)
+        await bench.have(1)
+        bench.handles[0].dies = {"score"}
+        with pytest.raises(EngineLostError, match=r"^engine 0 the process ended$"):
+            await bench.engines.score([SEQUENCE], NORM_AND_SIGNALS)
+        assert bench.engines.num_engines == 0
+        await bench.have(1)
+        bench.handles[1].ended.set()
+        await bench.have(0)
+        await bench.have(1)
+        assert len(bench.handles) == 3
+        assert (await bench.engines.score([SEQUENCE], NORM_AND_SIGNALS)).scores
+
+    run(test)
+
+
+def test_an_engine_that_does_not_answer_is_killed_and_replaced() -> None:
+    async def test(bench: Bench) -> None:
+        bench.engines.scale(1)
+        await bench.have(1)
+        bench.handles[0].hangs = {"score"}
+        with pytest.raises(EngineLostError, match=r"^engine 0 did not answer within 0.2 s$"):
+            await bench.engines.score([SEQUENCE], NORM_AND_SIGNALS)
+        await bench.have(1)
+        assert bench.handles[0].ended.is_set()
+
+    run(test, seconds=0.2)
+
+
+def test_an_error_of_the_engine_is_its_callers_and_the_engine_stays() -> None:
+    async def test(bench: Bench) -> None:
+        bench.engines.scale(1)
+        await bench.have(1)
+        bench.handles[0].scorer.fail_scoring = RuntimeError("no")
+        with pytest.raises(RuntimeError, match=r"^no$"):
+            await bench.engines.score([SEQUENCE], NORM_AND_SIGNALS)
+        bench.handles[0].scorer.fail_scoring = None
+        assert (await bench.engines.score([SEQUENCE], NORM_AND_SIGNALS)).scores
+        assert len(bench.handles) == 1
+
+    run(test)
+
+
+def test_engines_come_and_go_as_it_is_scaled() -> None:
+    async def test(bench: Bench) -> None:
+        told: list[int] = []
+        bench.engines.on_change = lambda: told.append(bench.engines.num_engines)
+        for num_engines in (3, 1, 2):
+            bench.engines.scale(num_engines)
+            await bench.have(num_engines)
+        assert told == [1, 2, 3, 2]
+        assert sum(not handle.ended.is_set() for handle in bench.handles) == 2
+
+    run(test)
+
+
+def test_the_mirrors_values_are_those_that_a_joining_engine_gets() -> None:
+    async def test(bench: Bench) -> None:
+        bench.engines.scale(1)
+        await bench.have(1)
+        await bench.publish()
+        bench.engines.scale(2)
+        await bench.have(2)
+        first, second = (handle.scorer.parameters for handle in bench.handles)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+    run(test)
