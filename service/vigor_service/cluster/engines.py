@@ -18,7 +18,7 @@ from vigor_service.weights.version import Weights
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from vigor_service.engine.interface import Attribution, BatchResult, EngineInfo, Scorer
+    from vigor_service.engine.interface import Attribution, BatchResult, EngineInfo, HeldWeights
     from vigor_service.engine.sequences import ScoreParts, TokenSequence
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
@@ -42,7 +42,7 @@ class Limits:
 
 
 class ClusterEngines(Generic[Stored]):
-    """Implements `EnginePool`.
+    """Implements `EnginePool`. ``info`` is what each engine must measure.
 
     ``mirror`` holds the published weights on this host: an engine that joins gets them from it. ``put`` stores a chunk
     where every engine can read it. ``on_change`` is called when an engine has joined.
@@ -52,7 +52,8 @@ class ClusterEngines(Generic[Stored]):
         self,
         spawn: Callable[[int], EngineHandle[Stored]],
         put: Put[Stored],
-        mirror: Scorer,
+        mirror: HeldWeights,
+        info: EngineInfo,
         weights: Weights,
         *,
         limits: Limits,
@@ -62,6 +63,7 @@ class ClusterEngines(Generic[Stored]):
         self._spawn = spawn
         self._put = put
         self._mirror = mirror
+        self._info = info
         self._published = weights
         self._limits = limits
         self._free = deque[Member[Stored]]()
@@ -184,10 +186,9 @@ class ClusterEngines(Generic[Stored]):
         return await member.call(member.handle.digest(), seconds=self._limits.weights)
 
     def _refuse_other(self, info: EngineInfo) -> None:
-        own = self._mirror.info
         for name in ("architecture", "num_parameters", "dtype", "vocab_size", "max_sequence_tokens"):
-            if getattr(info, name) != getattr(own, name):
-                raise RefusedEngineError(f"has {name} {getattr(info, name)}, the others {getattr(own, name)}")
+            if getattr(info, name) != getattr(self._info, name):
+                raise RefusedEngineError(f"has {name} {getattr(info, name)}, the others {getattr(self._info, name)}")
 
     async def _bring_to_published(self, member: Member[Stored]) -> None:
         """Switch to what was staged, or, where that is not what is published, to all tensors of the mirror."""

@@ -7,14 +7,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from vigor_client.weight_format.lora import lora_scalings
 from vigor_service.engine.attribution.attribution import Attribution, attribute_within_memory
-from vigor_service.engine.interface import BatchResult, EngineInfo, Write
-from vigor_service.engine.loading.checkpoint_names import CheckpointPlan, plan_checkpoint
+from vigor_service.engine.interface import BatchResult, EngineInfo
 from vigor_service.engine.memory.activation_policy import Activations
 from vigor_service.engine.memory.free_memory import free_bytes
 from vigor_service.engine.memory.malloc import HeapTrimming
@@ -25,6 +23,7 @@ from vigor_service.engine.model.parameter_selection import in_parts, measured_pa
 from vigor_service.engine.model.rotary import forget_earlier_lengths
 from vigor_service.engine.model.text_parameters import media_token_ids
 from vigor_service.engine.model.unwrap import causal_model, text_config
+from vigor_service.engine.model_weights import ModelWeights
 from vigor_service.engine.norms.check_cache import CheckCache
 from vigor_service.engine.norms.fast import FastNorms
 from vigor_service.engine.norms.faster_method import FasterMethod, Method
@@ -44,7 +43,7 @@ from vigor_service.engine.sequences import (
 logger = logging.getLogger(__name__)
 
 
-class Engine:
+class Engine(ModelWeights):
     """Scores with a transformers model: by the fast path where it passes the self-check, else by the reference.
 
     ``norm_probes`` is the number of sketch vectors for each matrix: the fast path then estimates what matrices add to a
@@ -70,7 +69,7 @@ class Engine:
         check_cache: CheckCache | None = None,
         method: Method | None = None,
     ) -> None:
-        self._model = model.eval()
+        super().__init__(model.eval())
         self._name = name
         require_policy_of_text(model)
         self._measured = measured_parameters(model, parameters)
@@ -182,29 +181,6 @@ class Engine:
             logger.warning("a batch was scored by the reference: %s", reason(error))
             self._has_warned = True
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the model's parameters and persistent buffers, tied ones once, under their first name."""
-        return {names[0]: tensor for names, tensor in _named_once(self._model)}
-
-    def aliases(self) -> dict[str, list[str]]:
-        """Return the other names of tied tensors."""
-        return {names[0]: names[1:] for names, _ in _named_once(self._model) if len(names) > 1}
-
-    def plan_checkpoint(self, names: Iterable[str]) -> CheckpointPlan:
-        """Equal ``checkpoint_names.plan_checkpoint`` of the model."""
-        return plan_checkpoint(self._model, names)
-
-    def load(self, writes: Iterable[tuple[str, Write]]) -> None:
-        """Call each write with the model's tensor of that name, which it changes in place.
-
-        Raises:
-            KeyError, RuntimeError: a name is unknown, or a shape does not fit; what came before is applied already.
-        """
-        own = self.tensors()
-        with torch.no_grad():
-            for name, write in writes:
-                write(own[name])
-
 
 @dataclass(frozen=True, slots=True)
 class _Ways:
@@ -212,15 +188,6 @@ class _Ways:
 
     checked: Score | None
     reference: Score
-
-
-def _named_once(model: nn.Module) -> list[tuple[list[str], Tensor]]:
-    """Return every tensor of the state dict with all of its names, the one that ``named_parameters`` uses first."""
-    names: dict[int, list[str]] = {}
-    tensors = model.state_dict(keep_vars=True)
-    for name, tensor in tensors.items():
-        names.setdefault(id(tensor), []).append(name)
-    return [(group, tensors[group[0]].detach()) for group in names.values()]
 
 
 def _num_elements(tensors: Iterable[Tensor]) -> int:

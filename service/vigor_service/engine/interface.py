@@ -57,7 +57,27 @@ class EngineInfo:
     media_token_ids: frozenset[int] = frozenset()  # they stand for an image, a video or a sound
 
 
-class Scorer(Protocol):
+class HeldWeights(Protocol):
+    """The weights of a model by name, and how new values get in."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor a trainer must supply, tied ones once, under their canonical name."""
+        ...
+
+    def aliases(self) -> dict[str, list[str]]:
+        """Canonical name of a tied tensor -> its other names."""
+        ...
+
+    def plan_checkpoint(self, names: Iterable[str]) -> CheckpointPlan:
+        """Say which of these tensors a checkpoint's tensors of these names become."""
+        ...
+
+    def load(self, writes: Iterable[tuple[str, Write]]) -> None:
+        """Write verified values into the named tensors of the model, in place."""
+        ...
+
+
+class Scorer(HeldWeights, Protocol):
     """The seam between the service and the engine: all that the service knows of it."""
 
     @property
@@ -82,20 +102,4 @@ class Scorer(Protocol):
 
     def measure_batch_tokens(self) -> int:
         """Measure how many tokens a batch may have, by trial batches."""
-        ...
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor a trainer must supply, tied ones once, under their canonical name."""
-        ...
-
-    def aliases(self) -> dict[str, list[str]]:
-        """Canonical name of a tied tensor -> its other names."""
-        ...
-
-    def plan_checkpoint(self, names: Iterable[str]) -> CheckpointPlan:
-        """Say which of these tensors a checkpoint's tensors of these names become."""
-        ...
-
-    def load(self, writes: Iterable[tuple[str, Write]]) -> None:
-        """Write verified values into the named tensors of the model, in place."""
         ...

@@ -89,7 +89,9 @@ class Bench:
         self.plant: Callable[[FakeHandle], None] = lambda _: None
         self.weights = initial_weights(self.mirror)
         limits = Limits(loading=seconds, computing=seconds, weights=seconds)
-        self.engines = ClusterEngines(self.spawn, self.put, self.mirror, self.weights, limits=limits, first_pause=0.01)
+        self.engines = ClusterEngines(
+            self.spawn, self.put, self.mirror, self.mirror.info, self.weights, limits=limits, first_pause=0.01
+        )
 
     def spawn(self, _number: int) -> FakeHandle:
         handle = FakeHandle()

@@ -6,7 +6,7 @@ import logging
 from dataclasses import dataclass, replace
 
 from vigor_client.schemas.weights import WHOLE_ENCODINGS
-from vigor_service.engine.interface import Scorer
+from vigor_service.engine.interface import HeldWeights
 from vigor_service.errors import InvalidRequestError
 from vigor_service.weights.storage.state import DamagedStateError, StateDirectory, StoredUpdate
 from vigor_service.weights.verification.verify import Verified, verify
@@ -23,7 +23,7 @@ class Replayed:
     damage: str | None = None
 
 
-def replay(state: StateDirectory, scorer: Scorer, weights: Weights) -> Replayed:
+def replay(state: StateDirectory, scorer: HeldWeights, weights: Weights) -> Replayed:
     """Apply what is stored to a model that holds ``weights``. Nothing may be scored while there is damage."""
     try:
         for update in state.read():
@@ -38,7 +38,7 @@ def replay(state: StateDirectory, scorer: Scorer, weights: Weights) -> Replayed:
     return Replayed(weights)
 
 
-def _verified(update: StoredUpdate, scorer: Scorer, weights: Weights) -> Verified:
+def _verified(update: StoredUpdate, scorer: HeldWeights, weights: Weights) -> Verified:
     record = update.record
     if record.encoding not in WHOLE_ENCODINGS and record.base_digest != weights.digest:
         raise DamagedStateError(f"{update.name} was made from weights {record.base_digest}, not {weights.digest}")

@@ -10,11 +10,11 @@ import torch
 from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import checksum, model_digest, raw_bytes
 from vigor_client.weight_format.element_types import dtype_name
-from vigor_service.engine.interface import Scorer
+from vigor_service.engine.interface import HeldWeights
 from vigor_service.weights.version import Weights
 
 
-def initial_weights(scorer: Scorer) -> Weights:
+def initial_weights(scorer: HeldWeights) -> Weights:
     """Describe what the scorer was loaded with: version 0."""
     tensors, aliases = scorer.tensors(), scorer.aliases()
     infos = tuple(describe(name, tensor, aliases.get(name, ())) for name, tensor in tensors.items())
