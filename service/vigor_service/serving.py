@@ -105,6 +105,7 @@ def build_serving(
             current_weights,
             tensors=scorer.tensors,
             plan_checkpoint=scorer.plan_checkpoint,
+            stage=engines.stage,
             exclusive=scheduler.exclusive,
             state=state,
             threads=files,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vigor_service.cluster.actor import EngineActor
@@ -38,13 +39,9 @@ class RayCluster:
 
     def __init__(self, address: str | None) -> None:
         os.environ.update(_ALWAYS | ({} if address else _OF_A_LOCAL_CLUSTER))
-        import ray
-
-        self._ray: Any = ray
-        if address is None:
-            ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
-        else:
-            ray.init(address=address, log_to_driver=False, configure_logging=False)
+        self._ray: Any = import_module("ray")  # which has no types
+        shared = {"log_to_driver": False, "configure_logging": False}
+        self._ray.init(address=address, **shared) if address else self._ray.init(include_dashboard=False, **shared)
 
     @property
     def has_gpus(self) -> bool:

@@ -9,7 +9,9 @@ from vigor_service.engine.sequences import ScoreParts, TokenSequence
 from vigor_service.threads.worker import WorkerThread
 
 if TYPE_CHECKING:
-    from vigor_service.engine.interface import Attribution, BatchResult, Scorer, Write
+    from vigor_service.engine.interface import Attribution, BatchResult, Scorer
+    from vigor_service.weights.verification.writes import VerifiedWrite
+    from vigor_service.weights.version import Weights
 
 
 class EngineLostError(Exception):
@@ -37,8 +39,12 @@ class EnginePool(Protocol):
         """Say where a gradient norm comes from, on an engine that is free. Raises as ``Scorer.attribute``."""
         ...
 
-    async def load(self, writes: Iterable[tuple[str, Write]]) -> None:
-        """Write verified values into the model of every engine. The caller keeps batches away."""
+    async def stage(self, weights: Weights, writes: Iterable[tuple[str, VerifiedWrite]]) -> None:
+        """Bring verified values near to every engine, while it computes with the weights that it has."""
+        ...
+
+    async def load(self, weights: Weights, writes: Iterable[tuple[str, VerifiedWrite]]) -> None:
+        """Write verified values into the model of every engine, which is ``weights`` then; no batch runs meanwhile."""
         ...
 
 
@@ -59,6 +65,13 @@ class LocalEngine:
         """Say where a gradient norm comes from."""
         return await self._compute.run(self._scorer.attribute, sequence)
 
-    async def load(self, writes: Iterable[tuple[str, Write]]) -> None:
+    async def stage(self, weights: Weights, writes: Iterable[tuple[str, VerifiedWrite]]) -> None:
+        """Do nothing: the model reads the values where they are."""
+
+    async def load(
+        self,
+        weights: Weights,  # noqa: ARG002 - as EnginePool has it
+        writes: Iterable[tuple[str, VerifiedWrite]],
+    ) -> None:
         """Write verified values into the model."""
         await self._compute.run(self._scorer.load, writes)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 from vigor_client.schemas.weights import WeightsInfo, WeightState
 from vigor_service.errors import DrainingError, WeightsApplyingError, WeightsPoisonedError
@@ -17,7 +17,9 @@ from vigor_service.observability.metrics import Metrics
 from vigor_service.weights.version import WeightRequirement, Weights
 
 if TYPE_CHECKING:
-    from vigor_service.engine.interface import Write
+    from vigor_service.weights.verification.writes import VerifiedWrite
+
+    Load: TypeAlias = Callable[[Weights, Iterable[tuple[str, VerifiedWrite]]], Awaitable[None]]
 
 _logger = logging.getLogger(__name__)
 
@@ -41,7 +43,7 @@ class CurrentWeights:
         self,
         weights: Weights,
         *,
-        load: Callable[[Iterable[tuple[str, Write]]], Awaitable[None]],
+        load: Load,
         metrics: Metrics,
         damage: str | None = None,
     ) -> None:
@@ -93,14 +95,14 @@ class CurrentWeights:
         if requirement != WeightRequirement():
             self._metrics.weight_wait_seconds.observe(perf_counter() - started)
 
-    async def swap(self, weights: Weights, writes: Iterable[tuple[str, Write]]) -> None:
+    async def swap(self, weights: Weights, writes: Iterable[tuple[str, VerifiedWrite]]) -> None:
         """Write verified values into the model and serve them as ``weights``. The caller keeps batches away.
 
         Raises:
             WeightsPoisonedError: the engine failed while it loaded; the model may hold a mixture.
         """
         self._enter("applying")
-        loading = asyncio.ensure_future(self._load(writes))
+        loading = asyncio.ensure_future(self._load(weights, writes))
         await asyncio.wait([loading])
         if (error := loading.exception()) is not None:
             self._poison(weights, error)

@@ -8,7 +8,7 @@ import pytest
 from tests.support.fake_scorer import FakeScorer
 from tests.support.loop_meter import loop_meter
 from tests.support.waiting import until
-from vigor_service.engine.interface import Attribution, BatchResult, Write
+from vigor_service.engine.interface import Attribution, BatchResult
 from vigor_service.engine.sequences import NORM_AND_SIGNALS, ScoreParts, TokenSequence
 from vigor_service.errors import EngineFailedError, WeightsPoisonedError, WeightVersionMismatchError
 from vigor_service.observability.metrics import Metrics
@@ -21,7 +21,8 @@ from vigor_service.scheduling.score_cache import ScoreCache
 from vigor_service.threads.worker import WorkerThread
 from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.verification.fingerprint import initial_weights
-from vigor_service.weights.version import WeightRequirement
+from vigor_service.weights.verification.writes import VerifiedWrite
+from vigor_service.weights.version import WeightRequirement, Weights
 
 ANY = WeightRequirement()
 
@@ -557,7 +558,10 @@ class FakeEngines:
     async def attribute(self, sequence: TokenSequence) -> Attribution:
         raise NotImplementedError
 
-    async def load(self, writes: Iterable[tuple[str, Write]]) -> None:
+    async def stage(self, weights: Weights, writes: Iterable[tuple[str, VerifiedWrite]]) -> None:
+        raise NotImplementedError
+
+    async def load(self, weights: Weights, writes: Iterable[tuple[str, VerifiedWrite]]) -> None:
         raise NotImplementedError
 
     async def have_started(self, num_batches: int) -> None:

@@ -1,7 +1,6 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
-from operator import methodcaller
 
 import pytest
 
@@ -18,6 +17,7 @@ from vigor_service.scheduling.engine_pool import LocalEngine
 from vigor_service.threads.worker import WorkerThread
 from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.verification.fingerprint import initial_weights
+from vigor_service.weights.verification.writes import Copy
 from vigor_service.weights.version import WeightRequirement, Weights
 
 OTHER_DIGEST = "xxh3-128:" + "1" * 32
@@ -36,7 +36,7 @@ class Bench:
 
     async def swap(self, version: int, digest: str = OTHER_DIGEST) -> None:
         await self.current_weights.swap(
-            self.weights(version, digest), ((name, methodcaller("add_", 1)) for name in self.scorer.parameters)
+            self.weights(version, digest), ((name, Copy(tensor + 1)) for name, tensor in self.scorer.parameters.items())
         )
 
 

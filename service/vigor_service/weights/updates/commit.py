@@ -23,6 +23,7 @@ from vigor_service.weights.version import Weights
 if TYPE_CHECKING:
     import torch
 
+    from vigor_service.weights.current import Load
     from vigor_service.weights.verification.checkpoint import PlanCheckpoint
     from vigor_service.weights.verification.verify import Verified
 
@@ -32,9 +33,10 @@ _logger = logging.getLogger(__name__)
 class Committer:
     """Commits one update at a time.
 
-    ``tensors`` returns the model's own; ``plan_checkpoint`` maps a checkpoint's tensors to them; while ``exclusive`` is
-    entered no batch reads them. A verified update is written to ``state``, if there is one, before the swap: a process
-    that is killed in the swap comes back with the new weights.
+    ``tensors`` returns the model's own; ``plan_checkpoint`` maps a checkpoint's tensors to them; ``stage`` brings new
+    values near to the engines while these compute; while ``exclusive`` is entered no batch reads the old ones. A
+    verified update is written to ``state``, if there is one, before the swap: a process that is killed in the swap
+    comes back with the new weights.
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Committer:
         *,
         tensors: Callable[[], Mapping[str, torch.Tensor]],
         plan_checkpoint: PlanCheckpoint,
+        stage: Load,
         exclusive: Callable[[], AbstractAsyncContextManager[None]],
         state: StateDirectory | None,
         threads: FileThreads,
@@ -51,6 +54,7 @@ class Committer:
         self._current_weights = current_weights
         self._tensors = tensors
         self._plan_checkpoint = plan_checkpoint
+        self._stage = stage
         self._exclusive = exclusive
         self._state = state
         self._threads = threads
@@ -70,9 +74,10 @@ class Committer:
         started = perf_counter()
         verified = await self._threads.run("verify", self._verify, update, before)
         verify_seconds = self._observe("verify", started)
+        after = replace(before, version=update.request.weight_version, digest=verified.digest, tensors=verified.tensors)
+        await self._stage(after, verified.writes())
         await self._store(update, before, verified.digest)
         update.lifecycle.enter(State.APPLYING)
-        after = replace(before, version=update.request.weight_version, digest=verified.digest, tensors=verified.tensors)
         async with self._exclusive():
             started = perf_counter()
             await self._current_weights.swap(after, verified.writes())

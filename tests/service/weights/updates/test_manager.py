@@ -52,6 +52,7 @@ async def opening(root: Path) -> AsyncGenerator[tuple[Updates, asyncio.Task[obje
         current,
         tensors=scorer.tensors,
         plan_checkpoint=scorer.plan_checkpoint,
+        stage=LocalEngine(scorer, compute).stage,
         exclusive=nullcontext,
         state=None,
         threads=threads,
