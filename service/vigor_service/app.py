@@ -32,7 +32,7 @@ from vigor_service.routes import (
     weights,
 )
 from vigor_service.routes.openapi import describe
-from vigor_service.runtime import LoadedModel, Runtime
+from vigor_service.runtime import Loaded, Runtime
 from vigor_service.settings import Settings
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _DESCRIPTION = "Exact gradient norms of the current policy, ranked within groups
 
 def create_app(
     settings: Settings,
-    load_model: Callable[[], LoadedModel],
+    load_model: Callable[[], Loaded],
     *,
     on_load_failure: Callable[[], None] = lambda: None,
     beat_seconds: float = BEAT_SECONDS,

@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from vigor_service.errors import DeadlineExceededError, DrainingError, LoadingError, StartupError, UnhealthyError
 from vigor_service.observability.loading_progress import LoadingPhase, LoadingProgress
 from vigor_service.observability.metrics import Metrics
+from vigor_service.scheduling.engine_pool import EnginePool, LocalEngine
 from vigor_service.scoring.text_tokens import Tokenizer
 from vigor_service.scoring.tokenization import Encoder
 from vigor_service.serving import Serving, build_serving
@@ -25,8 +26,9 @@ from vigor_service.weights.storage.staging import StagingArea, default_staging_r
 from vigor_service.weights.storage.state import StateDirectory
 
 if TYPE_CHECKING:
-    from vigor_service.engine.interface import Scorer
+    from vigor_service.engine.interface import EngineInfo, HeldWeights, Scorer
     from vigor_service.weights.updates.restore import Replayed
+    from vigor_service.weights.version import Weights
 
 _logger = logging.getLogger(__name__)
 
@@ -34,13 +36,47 @@ LOADING_RETRY_SECONDS = 2.0
 DRAINING_RETRY_SECONDS = 5.0
 
 
+class Loaded(Protocol):
+    """What loading gives: weights by name, what is measured of them, a tokenizer if there is one, and the engines.
+
+    ``generation_ends`` are the token ids that end a completion.
+    """
+
+    @property
+    def held(self) -> HeldWeights: ...
+    @property
+    def info(self) -> EngineInfo: ...
+    @property
+    def tokenizer(self) -> Tokenizer | None: ...
+    @property
+    def generation_ends(self) -> tuple[int, ...]: ...
+
+    def engines(self, compute: WorkerThread, weights: Weights, /) -> EnginePool:
+        """Return the engines that compute with ``weights``, which are what ``held`` holds now."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A loaded model: the engine, the tokenizer if there is one, and the token ids that end a completion."""
+    """A model that is loaded in this process, and computes on the compute thread."""
 
     scorer: Scorer
     tokenizer: Tokenizer | None
     generation_ends: tuple[int, ...] = ()
+
+    @property
+    def held(self) -> HeldWeights:
+        """The scorer's own weights."""
+        return self.scorer
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the scorer measures."""
+        return self.scorer.info
+
+    def engines(self, compute: WorkerThread, _weights: Weights) -> EnginePool:
+        """Return the scorer as the only engine."""
+        return LocalEngine(self.scorer, compute)
 
 
 class Runtime:
@@ -53,7 +89,7 @@ class Runtime:
     def __init__(
         self,
         settings: Settings,
-        load_model: Callable[[], LoadedModel],
+        load_model: Callable[[], Loaded],
         *,
         on_load_failure: Callable[[], None],
         metrics: Metrics,
@@ -75,6 +111,7 @@ class Runtime:
         self._staging: StagingArea | None = None
         self._state: StateDirectory | None = None
         self._serving: Serving | None = None
+        self._engines: EnginePool | None = None
         self._is_draining = False
 
     @property
@@ -107,8 +144,10 @@ class Runtime:
             self._watchdog.require_progress()
 
     def require_ready(self) -> None:
-        """Raise unless a score request would be accepted now."""
+        """Raise unless a score request would be accepted, and computed, now."""
         self.serving.current_weights.require_ready()
+        if self.serving.engines.num_engines == 0:
+            raise UnhealthyError("no engine computes: all have ended, and none has come back yet")
 
     def start(self) -> None:
         """Begin to load the model."""
@@ -137,6 +176,8 @@ class Runtime:
             self._serving.group_assembly.close()
             self._serving.scheduler.stop()
             self._serving.updates.close()
+        if self._engines is not None:
+            await self._engines.close()
         self._compute.close()
         self.preparation.close()
         if self._staging is not None:
@@ -149,18 +190,21 @@ class Runtime:
         staging = await self._open_directories()
         self._progress.begin(LoadingPhase.IMPORTING_LIBRARIES)
         model, replayed = await self._compute.run(_load_and_replay, self._load_model, self._state, self._progress)
+        self._engines = model.engines(self._compute, replayed.weights)
+        await self._engines.start()
         budget = self.settings.max_batch_tokens
         if budget == "auto":
             self._progress.begin(LoadingPhase.MEASURING_BATCH_SIZE)
-            budget = await self._compute.run(model.scorer.measure_batch_tokens)
+            budget = await self._engines.measure_batch_tokens()
         encoder = await asyncio.to_thread(self._encoder, model)  # it tries the chat template, without a limit of time
         return build_serving(
-            model.scorer,
+            self._engines,
+            model.held,
+            model.info,
             encoder,
             replayed,
             settings=self.settings,
             max_batch_tokens=budget,
-            compute=self._compute,
             preparation=self.preparation,
             files=self._files,
             staging=staging,
@@ -177,14 +221,14 @@ class Runtime:
             raise StartupError(error.detail) from error
         return self._staging
 
-    def _encoder(self, model: LoadedModel) -> Encoder:
+    def _encoder(self, model: Loaded) -> Encoder:
         return Encoder(
             model.tokenizer,
-            model.scorer.info.vocab_size,
-            model.scorer.info.max_sequence_tokens,
+            model.info.vocab_size,
+            model.info.max_sequence_tokens,
             generation_ends=model.generation_ends,
             max_request_tokens=self.settings.max_request_tokens,
-            media_token_ids=model.scorer.info.media_token_ids,
+            media_token_ids=model.info.media_token_ids,
         )
 
     def _staging_root(self) -> Path:
@@ -226,16 +270,16 @@ def _memory_reader(device: str) -> Callable[[], Mapping[str, int]]:
 
 
 def _load_and_replay(
-    load_model: Callable[[], LoadedModel], state: StateDirectory | None, progress: LoadingProgress
-) -> tuple[LoadedModel, Replayed]:
+    load_model: Callable[[], Loaded], state: StateDirectory | None, progress: LoadingProgress
+) -> tuple[Loaded, Replayed]:
     model = load_model()
     # They bring torch along: imported here, so that the socket opens before torch is loaded.
     from vigor_service.weights.updates.restore import Replayed, replay
     from vigor_service.weights.verification.fingerprint import initial_weights
 
     progress.begin(LoadingPhase.HASHING_WEIGHTS)
-    weights = initial_weights(model.scorer)
+    weights = initial_weights(model.held)
     if state is None:
         return model, Replayed(weights)
     progress.begin(LoadingPhase.RESTORING_WEIGHTS)
-    return model, replay(state, model.scorer, weights)
+    return model, replay(state, model.held, weights)

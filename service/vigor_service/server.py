@@ -31,7 +31,7 @@ from vigor_service.http.problems import refusal_writer
 from vigor_service.http.protocol import HeadLimits, Hooks
 from vigor_service.observability.loading_progress import LoadingProgress
 from vigor_service.observability.metrics import Metrics
-from vigor_service.runtime import LoadedModel, Runtime
+from vigor_service.runtime import Loaded, Runtime
 from vigor_service.settings import Settings
 from vigor_service.threads.garbage import OldGarbage
 
@@ -50,7 +50,7 @@ _logger = logging.getLogger(__name__)
 
 def serve(
     settings: Settings,
-    load_model: Callable[[], LoadedModel],
+    load_model: Callable[[], Loaded],
     *,
     limits: ConnectionLimits = DEFAULT_LIMITS,
     tracing: Tracing | None = None,
@@ -102,7 +102,7 @@ def serve(
     _end(runtime)
 
 
-def _load_for_good(load_model: Callable[[], LoadedModel]) -> LoadedModel:
+def _load_for_good(load_model: Callable[[], Loaded]) -> Loaded:
     """Keep what is loaded out of garbage collections: each would stop the event loop to look through all of it."""
     model = load_model()
     gc.collect()

@@ -10,7 +10,7 @@ from vigor_service.http.idempotency import IdempotentResponses
 from vigor_service.observability.metrics import Metrics
 from vigor_service.sample_groups.assembly import GroupAssembly
 from vigor_service.scheduling.admission import Admission
-from vigor_service.scheduling.engine_pool import LocalEngine
+from vigor_service.scheduling.engine_pool import EnginePool
 from vigor_service.scheduling.scheduler import Scheduler
 from vigor_service.scheduling.score_cache import ScoreCache
 from vigor_service.scoring.attribution import Attributions
@@ -20,7 +20,6 @@ from vigor_service.scoring.tokenization import Encoder
 from vigor_service.settings import Settings
 from vigor_service.threads.file_threads import FileThreads
 from vigor_service.threads.preparation import Preparation
-from vigor_service.threads.worker import WorkerThread
 from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.sources.broadcast import BroadcastReceiver
 from vigor_service.weights.sources.local_files import LocalFiles
@@ -30,7 +29,7 @@ from vigor_service.weights.updates.commit import Committer
 from vigor_service.weights.updates.manager import Updates
 
 if TYPE_CHECKING:
-    from vigor_service.engine.interface import EngineInfo, Scorer
+    from vigor_service.engine.interface import EngineInfo, HeldWeights
     from vigor_service.weights.updates.restore import Replayed
 
 
@@ -39,6 +38,7 @@ class Serving:
     """The parts that exist once the model is loaded."""
 
     info: EngineInfo
+    engines: EnginePool
     current_weights: CurrentWeights
     scheduler: Scheduler
     scoring: Scoring
@@ -52,13 +52,14 @@ class Serving:
 
 
 def build_serving(
-    scorer: Scorer,
+    engines: EnginePool,
+    held: HeldWeights,
+    info: EngineInfo,
     encoder: Encoder,
     replayed: Replayed,
     *,
     settings: Settings,
     max_batch_tokens: int,
-    compute: WorkerThread,
     preparation: Preparation,
     files: FileThreads,
     staging: StagingArea,
@@ -66,7 +67,6 @@ def build_serving(
     metrics: Metrics,
 ) -> Serving:
     """Return the parts that serve, with the weights that ``replayed`` holds. The scheduler is not started yet."""
-    info, engines = scorer.info, LocalEngine(scorer, compute)
     current_weights = CurrentWeights(replayed.weights, load=engines.load, metrics=metrics, damage=replayed.damage)
     admission = Admission(
         max_tokens=settings.max_queued_tokens, max_requests=settings.max_queued_requests, metrics=metrics
@@ -103,8 +103,8 @@ def build_serving(
         current_weights,
         Committer(
             current_weights,
-            tensors=scorer.tensors,
-            plan_checkpoint=scorer.plan_checkpoint,
+            tensors=held.tensors,
+            plan_checkpoint=held.plan_checkpoint,
             stage=engines.stage,
             exclusive=scheduler.exclusive,
             state=state,
@@ -127,6 +127,7 @@ def build_serving(
     )
     return Serving(
         info=info,
+        engines=engines,
         current_weights=current_weights,
         scheduler=scheduler,
         scoring=scoring,

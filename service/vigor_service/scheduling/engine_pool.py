@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from vigor_service.engine.sequences import ScoreParts, TokenSequence
@@ -19,7 +19,28 @@ class EngineLostError(Exception):
 
 
 class EnginePool(Protocol):
-    """Engines that hold the same weights. Each computes one thing at a time."""
+    """Engines that hold the same weights. Each computes one thing at a time.
+
+    ``on_change`` is called when an engine has come, on the loop.
+    """
+
+    on_change: Callable[[], None]
+
+    async def start(self) -> None:
+        """Return when one engine can compute.
+
+        Raises:
+            StartupError: none ever will; says why.
+        """
+        ...
+
+    async def close(self) -> None:
+        """End the engines that were started, whatever they compute."""
+        ...
+
+    async def measure_batch_tokens(self) -> int:
+        """Measure how many tokens a batch may have, on an engine that is free."""
+        ...
 
     @property
     def num_engines(self) -> int:
@@ -56,6 +77,17 @@ class LocalEngine:
     def __init__(self, scorer: Scorer, compute: WorkerThread) -> None:
         self._scorer = scorer
         self._compute = compute
+        self.on_change: Callable[[], None] = lambda: None
+
+    async def start(self) -> None:
+        """Do nothing: the scorer is there."""
+
+    async def close(self) -> None:
+        """Do nothing: the thread is not the pool's own."""
+
+    async def measure_batch_tokens(self) -> int:
+        """Measure how many tokens a batch may have."""
+        return await self._compute.run(self._scorer.measure_batch_tokens)
 
     async def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult:
         """Score one batch."""

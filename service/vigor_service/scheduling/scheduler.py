@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Collection, Mapping
+from collections.abc import AsyncGenerator, Collection, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -95,6 +95,7 @@ class Scheduler:
         metrics: Metrics,
     ) -> None:
         self._engines = engines
+        engines.on_change = self._look_again
         self._current_weights = current_weights
         self._admission = admission
         self._cache = cache
@@ -115,10 +116,6 @@ class Scheduler:
         """Take no more batches."""
         if self._runner is not None:
             self._runner.cancel()
-
-    def engines_have_changed(self) -> None:
-        """Look at the engines again: one has come."""
-        self._has_work.set()
 
     @property
     def is_alive(self) -> bool:
@@ -224,39 +221,43 @@ class Scheduler:
         except ServiceError as error:
             job.fail(error)
             return
-        await self._look_up_and_queue(job, pool)
+        on_engines = await self._look_up_and_queue(job, pool)
         if job.is_over:
             return
         self._metrics.cached_scores.inc(len(job.scores))
-        job.notify(job.scores)
-        self._finish_if_complete(job)
+        self._join_batches(job, pool, on_engines)
+        if job.is_complete:
+            job.notify(job.scores)
+            self._finish(job)
 
-    async def _look_up_and_queue(self, job: Job, pool: Pool[Job]) -> None:
-        """Find the scores that are known, wait with others for those on an engine, and queue the other sequences.
+    async def _look_up_and_queue(self, job: Job, pool: Pool[Job]) -> list[TokenSequence]:
+        """Find the scores that are known, queue what has to be computed, and return what an engine computes already.
 
         That is done in slices: the loop serves others in between. It ends early when the job is taken back.
         """
-        sequences, digest = list(job.sequences), job.weights.digest
+        sequences, digest, on_engines = list(job.sequences), job.weights.digest, list[TokenSequence]()
         for first in range(0, len(sequences), BEGUN_AT_ONCE):
             if first:
                 await asyncio.sleep(0)
             if job.is_over:
                 pool.remove(job)
-                return
+                return []
             part = sequences[first : first + BEGUN_AT_ONCE]
             known = job.own_scores.find(digest, part, job.parts) | self._cache.find(digest, part, job.parts)
             job.scores |= known
             missing = [sequence for sequence in part if sequence not in known]
-            pool.add(job, [sequence for sequence in missing if not self._joins(job, sequence)])
+            on_engines += [sequence for sequence in missing if (job.parts, sequence) in self._computed]
+            pool.add(job, [sequence for sequence in missing if (job.parts, sequence) not in self._computed])
+        return on_engines
 
-    def _joins(self, job: Job, sequence: TokenSequence) -> bool:
-        """Let a job wait for a sequence that is computed already; say whether it is."""
-        owners = self._computed.get((job.parts, sequence))
-        if owners is None:
-            return False
-        owners.append(job)
-        self._note_start(job, perf_counter())
-        return True
+    def _join_batches(self, job: Job, pool: Pool[Job], sequences: Iterable[TokenSequence]) -> None:
+        """Let a job wait for what engines compute already; what they have finished meanwhile is queued."""
+        for sequence in sequences:
+            if (owners := self._computed.get((job.parts, sequence))) is None:
+                pool.add(job, [sequence])
+            else:
+                owners.append(job)
+                self._note_start(job, perf_counter())
 
     def _start_batch(self, batches: asyncio.TaskGroup, parts: ScoreParts, pool: Pool[Job], num_free: int) -> None:
         batch = pool.take_batch(self._budget.max_tokens, num_shares=num_free)
@@ -286,10 +287,12 @@ class Scheduler:
         self._has_work.set()
 
     def _note_start(self, job: Job, started_at: float) -> None:
+        """Note that its turn has come, and tell it the scores that are there already."""
         if job.started_at is None:
             job.started_at = started_at
             self._metrics.waiting_requests.dec()
             self._metrics.running_requests.inc()
+            job.notify(job.scores)
 
     def _learn(self, result: BatchResult) -> None:
         if result.fitting_tokens is not None:
@@ -318,6 +321,9 @@ class Scheduler:
                 own = [sequence for sequence, owners in batch.items() if job in owners]
                 self._epochs[0].pool_of(job).add(job, own)
 
+    def _look_again(self) -> None:
+        self._has_work.set()
+
     def _fail_job(self, job: Job, error: Exception) -> None:
         self._epochs[0].pool_of(job).remove(job)
         job.fail(error)
@@ -329,13 +335,13 @@ class Scheduler:
         for job, job_scores in scores_of_jobs(batch, scores).items():
             if not job.is_over:
                 job.take(job_scores)
-                self._finish_if_complete(job)
+                if job.is_complete:
+                    self._finish(job)
 
-    def _finish_if_complete(self, job: Job) -> None:
-        if job.is_complete:
-            scored = job.finish()
-            self._metrics.queue_seconds.observe(scored.queue_seconds)
-            self._metrics.compute_seconds.observe(scored.compute_seconds)
+    def _finish(self, job: Job) -> None:
+        scored = job.finish()
+        self._metrics.queue_seconds.observe(scored.queue_seconds)
+        self._metrics.compute_seconds.observe(scored.compute_seconds)
 
     def _measure(self, batch: Collection[TokenSequence], seconds: float) -> None:
         num_tokens = sum(sequence.num_tokens for sequence in batch)

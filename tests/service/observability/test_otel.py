@@ -104,7 +104,8 @@ def test_a_request_that_was_given_up_shows_where_its_time_went(tmp_path: Path) -
             with ThreadPoolExecutor(1) as pool:
                 running = pool.submit(service.score, groups=[GROUP])
                 wait_until(service.scorer.is_scoring.is_set)
-                queued = service.http.post("/v1/score", json={"groups": [GROUP]}, headers=traceparent())
+                other = {**GROUP, "prompt_ids": [9]}  # the same would wait for the batch that runs
+                queued = service.http.post("/v1/score", json={"groups": [other]}, headers=traceparent())
                 assert {queued.json()["code"], running.result().json()["code"]} == {"deadline_exceeded"}
         waited = sink.named("POST /v1/score/sample")
         assert [span.name for span in children(sink, waited)] == [*STAGES[:-1], "gather", "answer"]

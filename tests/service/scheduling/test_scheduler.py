@@ -543,6 +543,13 @@ class FakeEngines:
         self.scorer = FakeScorer()
         self.running: list[tuple[list[TokenSequence], asyncio.Future[None]]] = []
         self.started: list[list[TokenSequence]] = []
+        self.on_change: Callable[[], None] = lambda: None
+
+    async def start(self) -> None: ...
+    async def close(self) -> None: ...
+
+    async def measure_batch_tokens(self) -> int:
+        raise NotImplementedError
 
     async def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult:
         assert len(self.running) < self.num_engines, "there is no free engine"
@@ -728,7 +735,7 @@ def test_without_any_engine_work_waits_until_one_comes() -> None:
         await asyncio.sleep(0.01)
         assert engines.started == []
         engines.num_engines = 1
-        scheduler.engines_have_changed()
+        engines.on_change()
         await engines.have_started(1)
         engines.end()
         assert (await scoring).scores
