@@ -18,7 +18,7 @@ from vigor_service.observability.logs import configure_logging, join_transformer
 if TYPE_CHECKING:
     from vigor_service.observability.loading_progress import LoadingProgress
     from vigor_service.observability.otel import Tracing
-    from vigor_service.runtime import LoadedModel
+    from vigor_service.runtime import Loaded
     from vigor_service.scoring.text_tokens import Tokenizer
     from vigor_service.settings import Settings
 
@@ -26,6 +26,9 @@ _REQUIRED = (
     "fastapi", "httptools", "prometheus_client", "pydantic_settings", "safetensors", "torch", "transformers", "uvicorn",
     "uvloop", "xxhash",
 )  # fmt: skip
+
+LOADING_SECONDS = 3600.0
+"""Maximum time for an engine in another process to load the model, from wherever it has to come."""
 
 _CHECKOUT = "in a checkout of vigor-rl"
 _COLLECTORS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
@@ -81,40 +84,32 @@ def _tracing(url: str | None) -> Tracing | None:
     return Tracing(None if url is None else f"{url.rstrip('/')}/v1/traces", version=version("vigor-rl"))
 
 
-def _load_model(settings: Settings, progress: LoadingProgress) -> LoadedModel:
+def _load_model(settings: Settings, progress: LoadingProgress) -> Loaded:
     """Load what the settings name. Runs on the compute thread."""
-    from vigor_client.models.embedded import default_cache_dir
-    from vigor_service.engine.engine import Engine
-    from vigor_service.engine.loading.loading import ModelLoadError, load_policy
-    from vigor_service.engine.norms.check_cache import CheckCache
-    from vigor_service.errors import StartupError
-    from vigor_service.observability.loading_progress import LoadingPhase
+    from vigor_service.model_loading import engine_settings, load_engine
     from vigor_service.runtime import LoadedModel
     from vigor_service.scoring.end_tokens import generation_ends
 
     if settings.log_format == "json":
         join_transformers()
-    try:
-        progress.begin(LoadingPhase.READING_MODEL)
-        policy = load_policy(
-            settings.model,
-            dtype=settings.dtype,
-            device=settings.device,
-            trust_remote_code=settings.trust_remote_code,
-        )
-        progress.begin(LoadingPhase.CHECKING_NORMS)
-        engine = Engine(
-            policy.model,
-            name=policy.name,
-            parameters=settings.parameters,
-            norm_probes=settings.norm_probes,
-            activation_bytes=None if settings.activation_mib is None else settings.activation_mib << 20,
-            check_cache=CheckCache(default_cache_dir() / "checks"),
-        )
-    except (ModelLoadError, ValueError) as error:
-        raise StartupError(str(error)) from error
+    if settings.engines > 1 or settings.ray_address is not None:
+        return _load_cluster(settings, progress)
+    engine, policy = load_engine(engine_settings(settings), progress.begin)
     # transformers gives a tokenizer its special tokens at run time, where no type checker sees them.
     return LoadedModel(engine, cast("Tokenizer", policy.tokenizer), generation_ends(policy.model))
+
+
+def _load_cluster(settings: Settings, progress: LoadingProgress) -> Loaded:
+    from vigor_service.cluster.engines import Limits
+    from vigor_service.cluster.loading import ClusterSettings, LoadedCluster
+    from vigor_service.model_loading import engine_settings
+    from vigor_service.observability.loading_progress import LoadingPhase
+
+    progress.begin(LoadingPhase.READING_MODEL)
+    limits = Limits(
+        loading=LOADING_SECONDS, computing=settings.watchdog_seconds, weights=settings.update_timeout_seconds
+    )
+    return LoadedCluster(engine_settings(settings), ClusterSettings(settings.engines, settings.ray_address, limits))
 
 
 def _exit(code: int, *lines: str) -> NoReturn:

@@ -49,6 +49,14 @@ class Settings(BaseSettings):
     device: str = "auto"
     """Device to compute on: auto (a GPU if there is one), cpu, cuda, cuda:1, …"""
 
+    engines: int = Field(default=1, ge=1)
+    """Number of engines that compute, each with a copy of the model: on a GPU of its own, or on a CPU core. More than
+    one are actors of Ray, on any machine of its cluster. Needs the extra ray."""
+
+    ray_address: str | None = None
+    """Address of the Ray cluster whose machines the engines are on: auto, or host:port. Default: with more than one
+    engine, a cluster on this machine alone, which ends with the service."""
+
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Element type of the weights. auto is float32 on a CPU and the checkpoint's own type elsewhere."""
 

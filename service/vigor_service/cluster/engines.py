@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 from vigor_service.cluster.member import EngineHandle, Member, Put, Stored
 from vigor_service.cluster.packing import chunks_of
+from vigor_service.errors import StartupError
 from vigor_service.scheduling.engine_pool import EngineLostError
 from vigor_service.weights.verification.writes import Copy, VerifiedWrite
 from vigor_service.weights.version import Weights
@@ -42,7 +43,7 @@ class Limits:
 
 
 class ClusterEngines(Generic[Stored]):
-    """Implements `EnginePool`. ``info`` is what each engine must measure.
+    """Implements `EnginePool`.
 
     ``mirror`` holds the published weights on this host: an engine that joins gets them from it. ``put`` stores a chunk
     where every engine can read it. ``on_change`` is called when an engine has joined.
@@ -53,25 +54,43 @@ class ClusterEngines(Generic[Stored]):
         spawn: Callable[[int], EngineHandle[Stored]],
         put: Put[Stored],
         mirror: HeldWeights,
-        info: EngineInfo,
         weights: Weights,
         *,
+        num_engines: int,
         limits: Limits,
+        on_close: Callable[[], None] = lambda: None,
         first_pause: float = FIRST_PAUSE_SECONDS,
     ) -> None:
         self._first_pause = first_pause
         self._spawn = spawn
         self._put = put
         self._mirror = mirror
-        self._info = info
+        self._num_wanted = num_engines
+        self._on_close = on_close
+        self._first_refusal: str | None = None
+        self.info: EngineInfo | None = None
         self._published = weights
         self._limits = limits
         self._free = deque[Member[Stored]]()
         self._joined: dict[int, Member[Stored]] = {}
         self._keepers: dict[int, asyncio.Task[None]] = {}
+        self._changed = asyncio.Event()  # an engine has joined, or was refused
         self._weights_lock = asyncio.Lock()  # while they change, and while an engine is brought to them
         self._snapshot: list[Stored] | None = None  # all tensors of the published weights, once an engine needed them
         self.on_change: Callable[[], None] = lambda: None
+
+    async def start(self) -> None:
+        """Start all engines, and return when the first has joined.
+
+        Raises:
+            StartupError: it cannot load the model, or is not of this pool; says why.
+        """
+        self.scale(self._num_wanted)
+        while not self._joined:
+            await self._changed.wait()
+            self._changed.clear()
+            if self._first_refusal is not None:
+                raise StartupError(self._first_refusal)
 
     @property
     def num_engines(self) -> int:
@@ -91,6 +110,7 @@ class ClusterEngines(Generic[Stored]):
         keepers = list(self._keepers.values())
         self.scale(0)
         await asyncio.gather(*keepers, return_exceptions=True)
+        await asyncio.to_thread(self._on_close)
 
     async def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult:
         """Score one batch on a free engine."""
@@ -150,8 +170,10 @@ class ClusterEngines(Generic[Stored]):
                 await self._join(member)
                 pause = self._first_pause
                 await member.lost.wait()
-            except (EngineLostError, RefusedEngineError) as error:
+            except (EngineLostError, RefusedEngineError, StartupError) as error:
                 member.lose(str(error))
+                self._first_refusal = self._first_refusal or str(error)
+                self._changed.set()
             finally:
                 life.cancel()
                 self._dismiss(member, member.why_lost)
@@ -180,15 +202,18 @@ class ClusterEngines(Generic[Stored]):
             self._joined[member.number] = member
             self._free.append(member)
         _logger.info("engine_joined", extra={"engine": member.number, "version": member.version})
+        self._changed.set()
         self.on_change()
 
     async def _digest(self, member: Member[Stored]) -> str:
         return await member.call(member.handle.digest(), seconds=self._limits.weights)
 
     def _refuse_other(self, info: EngineInfo) -> None:
+        if self.info is None:
+            self.info = info
         for name in ("architecture", "num_parameters", "dtype", "vocab_size", "max_sequence_tokens"):
-            if getattr(info, name) != getattr(self._info, name):
-                raise RefusedEngineError(f"has {name} {getattr(info, name)}, the others {getattr(self._info, name)}")
+            if getattr(info, name) != getattr(self.info, name):
+                raise RefusedEngineError(f"has {name} {getattr(info, name)}, the others {getattr(self.info, name)}")
 
     async def _bring_to_published(self, member: Member[Stored]) -> None:
         """Switch to what was staged, or, where that is not what is published, to all tensors of the mirror."""

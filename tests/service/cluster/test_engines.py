@@ -90,7 +90,7 @@ class Bench:
         self.weights = initial_weights(self.mirror)
         limits = Limits(loading=seconds, computing=seconds, weights=seconds)
         self.engines = ClusterEngines(
-            self.spawn, self.put, self.mirror, self.mirror.info, self.weights, limits=limits, first_pause=0.01
+            self.spawn, self.put, self.mirror, self.weights, num_engines=1, limits=limits, first_pause=0.01
         )
 
     def spawn(self, _number: int) -> FakeHandle:
@@ -163,13 +163,14 @@ def test_an_engine_with_other_weights_gets_the_published_ones_before_it_gets_wor
 def test_an_engine_that_measures_something_else_is_refused_and_replaced() -> None:
     async def test(bench: Bench) -> None:
         def plant(handle: FakeHandle) -> None:
-            if not bench.handles:
+            if len(bench.handles) == 1:
                 handle.info = replace(handle.info, dtype="bfloat16")
 
         bench.plant = plant
-        bench.engines.scale(1)
-        await bench.have(1)
-        assert [handle.ended.is_set() for handle in bench.handles] == [True, False]
+        await bench.engines.start()
+        bench.engines.scale(2)
+        await bench.have(2)
+        assert [handle.ended.is_set() for handle in bench.handles] == [False, True, False]
 
     run(test)
 

@@ -42,8 +42,8 @@ def load_policy(
     A directory that holds a PEFT adapter gives its base model with the adapter in it, and the adapter's tokenizer if
     there is one; the base is a directory (a relative one is looked for from the adapter's, too), a file or a name.
 
-    ``dtype`` "auto" is float32 on a CPU and the checkpoint's own dtype elsewhere; ``device`` "auto" is a CUDA device
-    where there is one.
+    ``dtype`` "auto" is float32 on a CPU and the checkpoint's own dtype elsewhere, "own" is that anywhere; ``device``
+    "auto" is a CUDA device where there is one.
 
     Raises:
         ModelLoadError: there is no such model, it has no safetensors, tensors of it are missing or unexpected, it would
@@ -112,6 +112,8 @@ def _device(device: str) -> torch.device:
 
 
 def _dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+    if dtype == "own":
+        return "auto"
     if dtype == "auto":
         return torch.float32 if device.type == "cpu" else "auto"
     if dtype not in _DTYPES:

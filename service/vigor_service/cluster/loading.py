@@ -1,0 +1,81 @@
+"""What a service with several engines loads itself: a copy of the weights on the host, the tokenizer, the cluster."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+from vigor_service.cluster.engines import ClusterEngines, Limits
+from vigor_service.cluster.ray_handles import RayChunk, RayCluster
+from vigor_service.engine.loading.loading import ModelLoadError, load_policy
+from vigor_service.engine.model_weights import ModelWeights
+from vigor_service.errors import StartupError
+from vigor_service.model_loading import EngineSettings, load_engine
+from vigor_service.scoring.end_tokens import generation_ends
+
+if TYPE_CHECKING:
+    from vigor_service.engine.engine import Engine
+    from vigor_service.engine.interface import EngineInfo
+    from vigor_service.scheduling.engine_pool import EnginePool
+    from vigor_service.scoring.text_tokens import Tokenizer
+    from vigor_service.threads.worker import WorkerThread
+    from vigor_service.weights.version import Weights
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSettings:
+    """How many engines there are, where, and the seconds that each may take."""
+
+    num_engines: int
+    address: str | None
+    limits: Limits
+
+
+class LoadedCluster:
+    """Implements `Loaded`. ``info`` is there once the first engine has joined."""
+
+    def __init__(self, settings: EngineSettings, cluster: ClusterSettings) -> None:
+        self._cluster = cluster
+        self._ray = RayCluster(cluster.address)
+        self._num_gpus = int(settings.device != "cpu" and self._ray.has_gpus)
+        self._settings = replace(settings, device="cuda" if self._num_gpus else "cpu")
+        try:
+            policy = load_policy(
+                settings.model,
+                dtype="own" if settings.dtype == "auto" and self._num_gpus else settings.dtype,
+                device="cpu",
+                trust_remote_code=settings.trust_remote_code,
+            )
+        except ModelLoadError as error:
+            raise StartupError(str(error)) from error
+        self.held = ModelWeights(policy.model)
+        # transformers gives a tokenizer its special tokens at run time, where no type checker sees them.
+        self.tokenizer = cast("Tokenizer | None", policy.tokenizer)
+        self.generation_ends = generation_ends(policy.model)
+        self._engines: ClusterEngines[RayChunk] | None = None
+
+    @property
+    def info(self) -> EngineInfo:
+        """What every engine measures."""
+        assert self._engines is not None and self._engines.info is not None  # noqa: PT018, S101 - see above
+        return self._engines.info
+
+    def engines(self, _compute: WorkerThread, weights: Weights) -> EnginePool:
+        """Return the engines, none of which is started yet."""
+        load = partial(_load_scorer, self._settings)
+        self._engines = ClusterEngines(
+            lambda _: self._ray.spawn(load, num_gpus=self._num_gpus),
+            self._ray.put,
+            self.held,
+            weights,
+            num_engines=self._cluster.num_engines,
+            limits=self._cluster.limits,
+            on_close=self._ray.close,
+        )
+        return self._engines
+
+
+def _load_scorer(settings: EngineSettings) -> Engine:
+    engine, _ = load_engine(settings)
+    return engine
