@@ -1,6 +1,6 @@
 """`vigor-service`: read the settings, open the socket, load the model, serve, drain.
 
-Only this module knows the real engine. Nothing heavy is imported before the settings are read.
+Nothing heavy is imported before the settings are read.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 from functools import partial
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, NoReturn, cast
+from typing import TYPE_CHECKING, NoReturn
 
 from vigor_service.engine.memory.malloc import tune_heap
 from vigor_service.observability.logs import configure_logging, join_transformers
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from vigor_service.observability.loading_progress import LoadingProgress
     from vigor_service.observability.otel import Tracing
     from vigor_service.runtime import Loaded
-    from vigor_service.scoring.text_tokens import Tokenizer
     from vigor_service.settings import Settings
 
 _REQUIRED = (
@@ -88,15 +87,12 @@ def _load_model(settings: Settings, progress: LoadingProgress) -> Loaded:
     """Load what the settings name. Runs on the compute thread."""
     from vigor_service.model_loading import engine_settings, load_engine
     from vigor_service.runtime import LoadedModel
-    from vigor_service.scoring.end_tokens import generation_ends
 
     if settings.log_format == "json":
         join_transformers()
     if settings.engines > 1 or settings.ray_address is not None:
         return _load_cluster(settings, progress)
-    engine, policy = load_engine(engine_settings(settings), progress.begin)
-    # transformers gives a tokenizer its special tokens at run time, where no type checker sees them.
-    return LoadedModel(engine, cast("Tokenizer", policy.tokenizer), generation_ends(policy.model))
+    return LoadedModel(*load_engine(engine_settings(settings), progress.begin))
 
 
 def _load_cluster(settings: Settings, progress: LoadingProgress) -> Loaded:

@@ -1,16 +1,19 @@
-"""From the settings of an engine to the engine, in whichever process it is to compute."""
+"""From settings to an engine, in whichever process it is to compute. Only this module knows the real engine."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, cast
 
+from vigor_service.errors import StartupError
 from vigor_service.observability.loading_progress import LoadingPhase
+from vigor_service.scoring.end_tokens import generation_ends
 
 if TYPE_CHECKING:
-    from vigor_service.engine.engine import Engine
+    from vigor_service.engine.interface import HeldWeights, Scorer
     from vigor_service.engine.loading.loading import Policy
+    from vigor_service.scoring.text_tokens import Tokenizer
     from vigor_service.settings import Settings
 
 
@@ -40,9 +43,23 @@ def engine_settings(settings: Settings) -> EngineSettings:
     )
 
 
-def load_engine(
-    settings: EngineSettings, begin: Callable[[LoadingPhase], None] = lambda _: None
-) -> tuple[Engine, Policy]:
+class LoadedEngine(NamedTuple):
+    """An engine, its tokenizer, and the token ids that end a completion."""
+
+    scorer: Scorer
+    tokenizer: Tokenizer
+    generation_ends: tuple[int, ...]
+
+
+class LoadedCopy(NamedTuple):
+    """The weights of a model on this host, with its tokenizer and the token ids that end a completion."""
+
+    held: HeldWeights
+    tokenizer: Tokenizer
+    generation_ends: tuple[int, ...]
+
+
+def load_engine(settings: EngineSettings, begin: Callable[[LoadingPhase], None] = lambda _: None) -> LoadedEngine:
     """Load the model and check it; ``begin`` is told each phase.
 
     Raises:
@@ -50,19 +67,12 @@ def load_engine(
     """
     from vigor_client.models.embedded import default_cache_dir
     from vigor_service.engine.engine import Engine
-    from vigor_service.engine.loading.loading import ModelLoadError, load_policy
     from vigor_service.engine.norms.check_cache import CheckCache
-    from vigor_service.errors import StartupError
 
+    begin(LoadingPhase.READING_MODEL)
+    policy = _policy(settings, dtype=settings.dtype, device=settings.device)
+    begin(LoadingPhase.CHECKING_NORMS)
     try:
-        begin(LoadingPhase.READING_MODEL)
-        policy = load_policy(
-            settings.model,
-            dtype=settings.dtype,
-            device=settings.device,
-            trust_remote_code=settings.trust_remote_code,
-        )
-        begin(LoadingPhase.CHECKING_NORMS)
         engine = Engine(
             policy.model,
             name=policy.name,
@@ -71,6 +81,32 @@ def load_engine(
             activation_bytes=None if settings.activation_mib is None else settings.activation_mib << 20,
             check_cache=CheckCache(default_cache_dir() / "checks"),
         )
+    except ValueError as error:
+        raise StartupError(str(error)) from error
+    return LoadedEngine(engine, _tokenizer(policy), generation_ends(policy.model))
+
+
+def load_copy(settings: EngineSettings, *, dtype: str) -> LoadedCopy:
+    """Load the model's weights into the memory of this host, to be handed out; nothing is computed with them.
+
+    Raises:
+        StartupError: they cannot be loaded; says why.
+    """
+    from vigor_service.engine.model_weights import ModelWeights
+
+    policy = _policy(settings, dtype=dtype, device="cpu")
+    return LoadedCopy(ModelWeights(policy.model), _tokenizer(policy), generation_ends(policy.model))
+
+
+def _policy(settings: EngineSettings, *, dtype: str, device: str) -> Policy:
+    from vigor_service.engine.loading.loading import ModelLoadError, load_policy
+
+    try:
+        return load_policy(settings.model, dtype=dtype, device=device, trust_remote_code=settings.trust_remote_code)
     except (ModelLoadError, ValueError) as error:
         raise StartupError(str(error)) from error
-    return engine, policy
+
+
+def _tokenizer(policy: Policy) -> Tokenizer:
+    # transformers gives a tokenizer its special tokens at run time, where no type checker sees them.
+    return cast("Tokenizer", policy.tokenizer)

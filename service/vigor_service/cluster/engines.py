@@ -9,11 +9,11 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
+from vigor_client.weight_format.writes import Copy, VerifiedWrite
 from vigor_service.cluster.member import EngineHandle, Member, Put, Stored
 from vigor_service.cluster.packing import chunks_of
 from vigor_service.errors import StartupError
 from vigor_service.scheduling.engine_pool import EngineLostError
-from vigor_service.weights.verification.writes import Copy, VerifiedWrite
 from vigor_service.weights.version import Weights
 
 if TYPE_CHECKING:

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 from vigor_service.cluster.engines import ClusterEngines, Limits
 from vigor_service.cluster.ray_handles import RayChunk, RayCluster
-from vigor_service.engine.loading.loading import ModelLoadError, load_policy
-from vigor_service.engine.model_weights import ModelWeights
-from vigor_service.errors import StartupError
-from vigor_service.model_loading import EngineSettings, load_engine
-from vigor_service.scoring.end_tokens import generation_ends
+from vigor_service.model_loading import EngineSettings, load_copy, load_engine
 
 if TYPE_CHECKING:
-    from vigor_service.engine.engine import Engine
-    from vigor_service.engine.interface import EngineInfo
+    from vigor_service.engine.interface import EngineInfo, Scorer
     from vigor_service.scheduling.engine_pool import EnginePool
-    from vigor_service.scoring.text_tokens import Tokenizer
     from vigor_service.threads.worker import WorkerThread
     from vigor_service.weights.version import Weights
 
@@ -40,19 +34,8 @@ class LoadedCluster:
         self._ray = RayCluster(cluster.address)
         self._num_gpus = int(settings.device != "cpu" and self._ray.has_gpus)
         self._settings = replace(settings, device="cuda" if self._num_gpus else "cpu")
-        try:
-            policy = load_policy(
-                settings.model,
-                dtype="own" if settings.dtype == "auto" and self._num_gpus else settings.dtype,
-                device="cpu",
-                trust_remote_code=settings.trust_remote_code,
-            )
-        except ModelLoadError as error:
-            raise StartupError(str(error)) from error
-        self.held = ModelWeights(policy.model)
-        # transformers gives a tokenizer its special tokens at run time, where no type checker sees them.
-        self.tokenizer = cast("Tokenizer | None", policy.tokenizer)
-        self.generation_ends = generation_ends(policy.model)
+        copy = load_copy(settings, dtype="own" if settings.dtype == "auto" and self._num_gpus else settings.dtype)
+        self.held, self.tokenizer, self.generation_ends = copy
         self._engines: ClusterEngines[RayChunk] | None = None
 
     @property
@@ -76,6 +59,5 @@ class LoadedCluster:
         return self._engines
 
 
-def _load_scorer(settings: EngineSettings) -> Engine:
-    engine, _ = load_engine(settings)
-    return engine
+def _load_scorer(settings: EngineSettings) -> Scorer:
+    return load_engine(settings).scorer

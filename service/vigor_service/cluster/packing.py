@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vigor_client.weight_format.delta import Changes
 from vigor_client.weight_format.element_types import dtype_name, torch_dtype
-from vigor_service.weights.verification.writes import Copy, Patch, VerifiedWrite
+from vigor_client.weight_format.writes import Copy, Patch, VerifiedWrite
 
 CHUNK_BYTES = 256 << 20
 """Bytes after which a chunk is full; it is larger where one tensor is."""

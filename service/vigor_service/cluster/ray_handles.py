@@ -19,9 +19,12 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 # Ray reads them when it is imported. A cluster of its own is for this machine alone: its servers listen on the loopback
-# address, which on Linux is what this setting does, whatever its name says. Nothing is reported to Ray's makers.
+# address, which on Linux is what this setting does, whatever its name says.
 _OF_A_LOCAL_CLUSTER = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
-_ALWAYS = {"RAY_USAGE_STATS_ENABLED": "0"}
+_ALWAYS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it would take SIGTERM from the service, which drains
+}
 
 _GROUPS = {"life": 1, "weights": 1}
 """Threads of an engine's process beside the one that computes."""

@@ -16,7 +16,7 @@ from typing import Literal
 current_request_id: ContextVar[str | None] = ContextVar("current_request_id", default=None)
 """The id of the request that runs in this context. Every line that is logged there has it as ``request_id``."""
 
-_NOT_FIELDS = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+_NOT_FIELDS = {*vars(logging.makeLogRecord({})), "message", "asctime", "_ray_timestamp_ns"}
 _UNQUOTED = re.compile(r"""[^\s"'\\]+""")
 
 

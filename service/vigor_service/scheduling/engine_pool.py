@@ -9,8 +9,8 @@ from vigor_service.engine.sequences import ScoreParts, TokenSequence
 from vigor_service.threads.worker import WorkerThread
 
 if TYPE_CHECKING:
+    from vigor_client.weight_format.writes import VerifiedWrite
     from vigor_service.engine.interface import Attribution, BatchResult, Scorer
-    from vigor_service.weights.verification.writes import VerifiedWrite
     from vigor_service.weights.version import Weights
 
 

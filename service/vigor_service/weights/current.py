@@ -17,7 +17,7 @@ from vigor_service.observability.metrics import Metrics
 from vigor_service.weights.version import WeightRequirement, Weights
 
 if TYPE_CHECKING:
-    from vigor_service.weights.verification.writes import VerifiedWrite
+    from vigor_client.weight_format.writes import VerifiedWrite
 
     Load: TypeAlias = Callable[[Weights, Iterable[tuple[str, VerifiedWrite]]], Awaitable[None]]
 

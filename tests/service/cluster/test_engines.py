@@ -11,6 +11,7 @@ import torch
 
 from tests.support.fake_scorer import FakeScorer
 from tests.support.waiting import until
+from vigor_client.weight_format.writes import Copy, VerifiedWrite
 from vigor_service.cluster.actor import EngineActor
 from vigor_service.cluster.engines import ClusterEngines, Limits
 from vigor_service.cluster.packing import Chunk
@@ -18,7 +19,6 @@ from vigor_service.engine.interface import Attribution, BatchResult, EngineInfo
 from vigor_service.engine.sequences import NORM_AND_SIGNALS, ScoreParts, TokenSequence
 from vigor_service.scheduling.engine_pool import EngineLostError
 from vigor_service.weights.verification.fingerprint import initial_weights
-from vigor_service.weights.verification.writes import Copy, VerifiedWrite
 from vigor_service.weights.version import Weights
 
 SEQUENCE = TokenSequence((1,), (2, 3))

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from vigor_client.weight_format.delta import Changes
+from vigor_client.weight_format.writes import Copy, Patch, VerifiedWrite
 from vigor_service.cluster.packing import PackedWrite, chunks_of, writes_of
-from vigor_service.weights.verification.writes import Copy, Patch, VerifiedWrite
 
 
 def read_only(packed: PackedWrite) -> PackedWrite:

@@ -8,6 +8,7 @@ import pytest
 from tests.support.fake_scorer import FakeScorer
 from tests.support.loop_meter import loop_meter
 from tests.support.waiting import until
+from vigor_client.weight_format.writes import VerifiedWrite
 from vigor_service.engine.interface import Attribution, BatchResult
 from vigor_service.engine.sequences import NORM_AND_SIGNALS, ScoreParts, TokenSequence
 from vigor_service.errors import EngineFailedError, WeightsPoisonedError, WeightVersionMismatchError
@@ -21,7 +22,6 @@ from vigor_service.scheduling.score_cache import ScoreCache
 from vigor_service.threads.worker import WorkerThread
 from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.verification.fingerprint import initial_weights
-from vigor_service.weights.verification.writes import VerifiedWrite
 from vigor_service.weights.version import WeightRequirement, Weights
 
 ANY = WeightRequirement()

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from tests.support.fake_scorer import FakeScorer
+from vigor_client.weight_format.writes import Copy
 from vigor_service.errors import (
     DrainingError,
     WeightDigestMismatchError,
@@ -17,7 +18,6 @@ from vigor_service.scheduling.engine_pool import LocalEngine
 from vigor_service.threads.worker import WorkerThread
 from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.verification.fingerprint import initial_weights
-from vigor_service.weights.verification.writes import Copy
 from vigor_service.weights.version import WeightRequirement, Weights
 
 OTHER_DIGEST = "xxh3-128:" + "1" * 32

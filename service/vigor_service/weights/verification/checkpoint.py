@@ -18,10 +18,10 @@ from safetensors import SafetensorError
 from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import checksum, model_digest, raw_bytes
 from vigor_client.weight_format.element_types import dtype_name, is_finite, torch_dtype
+from vigor_client.weight_format.writes import Copy
 from vigor_service.engine.interface import CheckpointPlan, Conversion, ConversionError, Read
 from vigor_service.weights.verification.faults import Faults
 from vigor_service.weights.verification.tensor_files import open_tensors
-from vigor_service.weights.verification.writes import Copy
 
 MAX_CHECKPOINT_TENSORS = 1 << 18
 """Twice as many as the largest mixtures of experts have, where each expert has scales of its own."""

@@ -21,9 +21,9 @@ from vigor_client.weight_format.delta import Changes, apply_changes_, decode_cha
 from vigor_client.weight_format.delta_index import INDEX_NAME, MAX_INDEX_BYTES, DeltaIndex
 from vigor_client.weight_format.digest import PREFIX, checksum, model_digest, raw_bytes
 from vigor_client.weight_format.element_types import is_finite
+from vigor_client.weight_format.writes import Patch
 from vigor_service.weights.verification.faults import Faults
 from vigor_service.weights.verification.tensor_files import TensorFile, open_tensors
-from vigor_service.weights.verification.writes import Patch
 
 
 @dataclass(frozen=True, slots=True)

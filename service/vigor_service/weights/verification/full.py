@@ -15,9 +15,9 @@ from safetensors import SafetensorError
 from vigor_client.schemas.weights import TensorInfo
 from vigor_client.weight_format.digest import checksum, model_digest, raw_bytes
 from vigor_client.weight_format.element_types import dtype_of_code, is_finite
+from vigor_client.weight_format.writes import Copy
 from vigor_service.weights.verification.faults import Faults
 from vigor_service.weights.verification.tensor_files import TensorFile, open_tensors
-from vigor_service.weights.verification.writes import Copy
 
 
 @dataclass(frozen=True, slots=True)

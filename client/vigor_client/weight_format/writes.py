@@ -1,13 +1,14 @@
-"""What a verified update does to a tensor of the model: all of its values are new, or some of its bytes."""
+"""What an update does to a tensor: all of its values are new, or some of its bytes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
-
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeAlias
 
 from vigor_client.weight_format.delta import Changes, apply_changes_
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
