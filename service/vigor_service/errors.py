@@ -26,6 +26,7 @@ ServiceError                    a request that cannot be answered with a result
 ├── ClientGoneError             the client went away before the answer
 ├── EngineFailedError           the engine raised on a batch
 ├── UnhealthyError              the compute loop has ended
+├── NoEngineError               all engines have ended, and none has come back yet
 ├── LoadingError                the model is not loaded yet
 ├── DrainingError               the process is about to end
 ├── WeightsApplyingError        weights are being swapped at this moment
@@ -162,6 +163,10 @@ class EngineFailedError(ServiceError):
 
 class UnhealthyError(ServiceError):
     """The compute loop has ended."""
+
+
+class NoEngineError(ServiceError):
+    """All engines have ended, and none has come back yet."""
 
 
 class LoadingError(ServiceError):

@@ -10,7 +10,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
-from vigor_service.errors import DeadlineExceededError, DrainingError, LoadingError, StartupError, UnhealthyError
+from vigor_service.errors import (
+    DeadlineExceededError,
+    DrainingError,
+    LoadingError,
+    NoEngineError,
+    StartupError,
+    UnhealthyError,
+)
 from vigor_service.observability.loading_progress import LoadingPhase, LoadingProgress
 from vigor_service.observability.metrics import Metrics
 from vigor_service.scheduling.engine_pool import EnginePool, LocalEngine
@@ -34,6 +41,7 @@ _logger = logging.getLogger(__name__)
 
 LOADING_RETRY_SECONDS = 2.0
 DRAINING_RETRY_SECONDS = 5.0
+NO_ENGINE_RETRY_SECONDS = 5.0
 
 
 class Loaded(Protocol):
@@ -74,9 +82,9 @@ class LoadedModel:
         """What the scorer measures."""
         return self.scorer.info
 
-    def engines(self, compute: WorkerThread, _weights: Weights) -> EnginePool:
+    def engines(self, compute: WorkerThread, weights: Weights) -> EnginePool:
         """Return the scorer as the only engine."""
-        return LocalEngine(self.scorer, compute)
+        return LocalEngine(self.scorer, compute, weights)
 
 
 class Runtime:
@@ -101,7 +109,6 @@ class Runtime:
         self.preparation = Preparation(seconds=settings.preparation_seconds)
         self.load_error: BaseException | None = None
         self._compute = WorkerThread("compute")
-        self.metrics.busy_seconds.set_function(lambda: self._compute.total_busy_seconds)
         self._watchdog = Watchdog(self._compute, limit_seconds=settings.watchdog_seconds)
         self._load_model = load_model
         self._on_load_failure = on_load_failure
@@ -147,7 +154,9 @@ class Runtime:
         """Raise unless a score request would be accepted, and computed, now."""
         self.serving.current_weights.require_ready()
         if self.serving.engines.num_engines == 0:
-            raise UnhealthyError("no engine computes: all have ended, and none has come back yet")
+            raise NoEngineError(
+                "all engines have ended, and none has come back yet", retry_after_seconds=NO_ENGINE_RETRY_SECONDS
+            )
 
     def start(self) -> None:
         """Begin to load the model."""
@@ -191,6 +200,7 @@ class Runtime:
         self._progress.begin(LoadingPhase.IMPORTING_LIBRARIES)
         model, replayed = await self._compute.run(_load_and_replay, self._load_model, self._state, self._progress)
         self._engines = model.engines(self._compute, replayed.weights)
+        self.metrics.watch_engines(self._engines.statuses)
         await self._engines.start()
         budget = self.settings.max_batch_tokens
         if budget == "auto":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
@@ -130,8 +130,7 @@ def test_without_an_engine_the_service_is_not_ready_and_comes_back_with_its_weig
     for process in engines():
         os.kill(process.pid, signal.SIGKILL)
     wait_until(lambda: service.http.get("/readyz").status_code == 503)
-    problem: Mapping[str, str] = service.http.get("/readyz").json()
-    assert "no engine computes" in problem["detail"]
+    assert service.http.get("/readyz").json()["reason"] == "no_engine"
     assert service.http.get("/healthz").status_code == 200
     with VigorClient(service.url) as client:
         assert_right(client.score([group(3)]), checkpoint, 3)  # it waits for the engine

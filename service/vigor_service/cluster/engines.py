@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from vigor_client.weight_format.writes import Copy, VerifiedWrite
-from vigor_service.cluster.member import EngineHandle, Member, Put, Stored
+from vigor_service.cluster.member import EngineHandle, Member, Put, Stored, Totals
 from vigor_service.cluster.packing import chunks_of
 from vigor_service.errors import StartupError
+from vigor_service.observability.engine_metrics import EngineStatus
 from vigor_service.scheduling.engine_pool import EngineLostError
 from vigor_service.weights.version import Weights
 
@@ -74,6 +75,10 @@ class ClusterEngines(Generic[Stored]):
         self._free = deque[Member[Stored]]()
         self._joined: dict[int, Member[Stored]] = {}
         self._keepers: dict[int, asyncio.Task[None]] = {}
+        self._retiring: set[asyncio.Task[None]] = set()  # keepers of engines that are not wanted any more
+        self._alive: set[Member[Stored]] = set()
+        self._totals: dict[int, Totals] = {}
+        self._num_busy = 0
         self._changed = asyncio.Event()  # an engine has joined, or was refused
         self._weights_lock = asyncio.Lock()  # while they change, and while an engine is brought to them
         self._snapshot: list[Stored] | None = None  # all tensors of the published weights, once an engine needed them
@@ -94,8 +99,12 @@ class ClusterEngines(Generic[Stored]):
 
     @property
     def num_engines(self) -> int:
-        """Engines that take batches, those that compute one included."""
-        return len(self._joined)
+        """Engines that compute a batch, or could begin one. Those that end behind theirs are among them."""
+        return len(self._free) + self._num_busy
+
+    def statuses(self) -> list[EngineStatus]:
+        """Say what each engine has done, those that are being started included."""
+        return [self._status(number) for number in sorted(self._keepers)]
 
     def scale(self, num_engines: int) -> None:
         """Have this many engines: more are started, and those with the highest numbers end behind what they compute."""
@@ -103,13 +112,14 @@ class ClusterEngines(Generic[Stored]):
             if number not in self._keepers:
                 self._keepers[number] = asyncio.create_task(self._keep(number))
         for number in [number for number in self._keepers if number >= num_engines]:
-            self._keepers.pop(number).cancel()
+            self._retire(self._keepers.pop(number))
 
     async def close(self) -> None:
-        """End all engines."""
-        keepers = list(self._keepers.values())
+        """End all engines, whatever they compute."""
         self.scale(0)
-        await asyncio.gather(*keepers, return_exceptions=True)
+        for member in self._alive:
+            member.handle.kill()
+        await asyncio.gather(*self._retiring, return_exceptions=True)
         await asyncio.to_thread(self._on_close)
 
     async def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult:
@@ -143,6 +153,7 @@ class ClusterEngines(Generic[Stored]):
         if not self._free:
             raise EngineLostError("no engine is free any more")
         member = self._free.popleft()
+        self._num_busy += 1
         try:
             async with member.busy():
                 return await member.call(call(member.handle))
@@ -150,6 +161,7 @@ class ClusterEngines(Generic[Stored]):
             self._dismiss(member, str(error))
             raise
         finally:
+            self._num_busy -= 1
             if self._joined.get(member.number) is member:
                 self._free.append(member)
 
@@ -162,25 +174,39 @@ class ClusterEngines(Generic[Stored]):
 
     async def _keep(self, number: int) -> None:
         """Have an engine under this number, until it is cancelled."""
-        pause = self._first_pause
+        totals, pause = self._totals.setdefault(number, Totals()), self._first_pause
         while True:
-            member = Member(number, self._spawn(number), self._limits.computing)
-            life = asyncio.ensure_future(self._watch(member))
-            try:
-                await self._join(member)
-                pause = self._first_pause
-                await member.lost.wait()
-            except (EngineLostError, RefusedEngineError, StartupError) as error:
-                member.lose(str(error))
-                self._first_refusal = self._first_refusal or str(error)
-                self._changed.set()
-            finally:
-                life.cancel()
-                self._dismiss(member, member.why_lost)
-                member.handle.kill()
+            member = Member(number, self._spawn(number), self._limits.computing, totals)
+            await self._live(member)
             _logger.error("engine_ended", extra={"engine": number, "reason": member.why_lost})
+            if member.version is not None:
+                pause = self._first_pause
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE_SECONDS)
+            totals.num_restarts += 1
+
+    async def _live(self, member: Member[Stored]) -> None:
+        """Have one engine join and compute until it ends. Cancelled, it ends behind what it computes."""
+        self._alive.add(member)
+        watch = asyncio.ensure_future(self._watch(member))
+        try:
+            await self._join(member)
+            await member.lost.wait()
+        except (EngineLostError, RefusedEngineError, StartupError) as error:
+            member.lose(str(error))
+            self._first_refusal = self._first_refusal or str(error)
+            self._changed.set()
+        finally:
+            self._dismiss(member, "is not wanted any more")
+            await member.idle.wait()
+            watch.cancel()
+            member.handle.kill()
+            self._alive.discard(member)
+
+    def _retire(self, keeper: asyncio.Task[None]) -> None:
+        self._retiring.add(keeper)
+        keeper.add_done_callback(self._retiring.discard)
+        keeper.cancel()
 
     async def _watch(self, member: Member[Stored]) -> None:
         """Learn of the end of an engine that has nothing to do."""
@@ -238,6 +264,18 @@ class ClusterEngines(Generic[Stored]):
             del self._joined[member.number]
         if member in self._free:
             self._free.remove(member)
+
+
+    def _status(self, number: int) -> EngineStatus:
+        member, totals = self._joined.get(number), self._totals.get(number, Totals())
+        return EngineStatus(
+            number=number,
+            is_up=member is not None,
+            weight_version=None if member is None else member.version,
+            busy_seconds=totals.busy_seconds + (0.0 if member is None else member.busy_seconds),
+            num_batches=totals.num_batches,
+            num_restarts=totals.num_restarts,
+        )
 
 
 def _copies(tensors: dict[str, Tensor]) -> Iterable[tuple[str, Copy]]:

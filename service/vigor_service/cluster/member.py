@@ -40,6 +40,15 @@ class EngineHandle(Protocol[StoredIn]):
         ...
 
 
+@dataclass(slots=True)
+class Totals:
+    """What the engines of one number have done together, one after the other."""
+
+    busy_seconds: float = 0.0
+    num_batches: int = 0
+    num_restarts: int = 0
+
+
 @dataclass(eq=False, slots=True)
 class Member(Generic[Stored]):
     """An engine of the pool. ``version`` is that of its weights, ``staged`` that of those it was given for next."""
@@ -47,16 +56,21 @@ class Member(Generic[Stored]):
     number: int
     handle: EngineHandle[Stored]
     limit_seconds: float
+    totals: Totals
     version: int | None = None
     staged: int | None = None
     lost: asyncio.Event = field(default_factory=asyncio.Event)
     why_lost: str = ""
     busy_since: float | None = None
+    idle: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.idle.set()
 
     @property
     def busy_seconds(self) -> float:
         """Seconds for which it has computed what it computes now."""
-        return 0.0 if self.busy_since is None else monotonic() - self.busy_since
+        return 0.0 if (since := self.busy_since) is None else monotonic() - since
 
     async def call(self, call: Awaitable[R], *, seconds: float | None = None) -> R:
         """Return what a call of the handle returns. Who takes longer than the limit is lost.
@@ -82,12 +96,16 @@ class Member(Generic[Stored]):
 
     @asynccontextmanager
     async def busy(self) -> AsyncGenerator[None]:
-        """Note since when it computes."""
+        """Note that it computes a batch, and for how long."""
         self.busy_since = monotonic()
+        self.idle.clear()
+        self.totals.num_batches += 1
         try:
             yield
         finally:
+            self.totals.busy_seconds += self.busy_seconds
             self.busy_since = None
+            self.idle.set()
 
 
 Put = Callable[[Chunk], Stored]

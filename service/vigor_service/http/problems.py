@@ -55,6 +55,7 @@ PROBLEMS: Mapping[type[ServiceError], ProblemKind] = {
     errors.ClientGoneError: ProblemKind(499, "client_gone", "The client went away"),
     errors.EngineFailedError: ProblemKind(500, "internal", "The engine failed on this request"),
     errors.UnhealthyError: ProblemKind(503, "unhealthy", "The service cannot compute"),
+    errors.NoEngineError: ProblemKind(503, "no_engine", "No engine computes"),
     errors.LoadingError: ProblemKind(503, "loading", "The model is loading"),
     errors.DrainingError: ProblemKind(503, "draining", "The service is shutting down"),
     errors.WeightsApplyingError: ProblemKind(503, "weights_applying", "Weights are being swapped"),

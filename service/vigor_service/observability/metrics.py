@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import datetime
 from importlib.metadata import version
 from itertools import product
@@ -10,12 +10,11 @@ from typing import TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector, generate_latest
 from prometheus_client.metrics import MetricWrapperBase
-from prometheus_client.metrics_core import CounterMetricFamily
-from prometheus_client.registry import Collector
 
 from vigor_client.schemas.problems import Problem
 from vigor_client.schemas.scoring import CompletionScore, CompletionStatus
 from vigor_client.schemas.weights import UpdateEncoding, WeightState
+from vigor_service.observability.engine_metrics import EngineCollector, EngineStatus
 from vigor_service.observability.reward_health import group_health
 
 _SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600)
@@ -79,11 +78,8 @@ class Metrics:
         )
         self.gathering_groups = self._gauge("vigor_gathering_groups", "Groups whose samples have not all come.")
         self.gathering_samples = self._gauge("vigor_gathering_samples", "Samples that wait for others of their groups.")
-        self.busy_seconds = ReadCounter(
-            "vigor_engine_busy_seconds",
-            "Seconds that the compute thread worked: its rate is the busy share.",
-            registry=self.registry,
-        )
+        self._engines = EngineCollector()
+        self.registry.register(self._engines)
         self.memory_bytes = self._gauge(
             "vigor_memory_bytes",
             "Memory of the model's device: of the GPU, else of this process and its machine.",
@@ -101,7 +97,7 @@ class Metrics:
         )
         self.weight_update_active = self._gauge("vigor_weight_update_active", "1 while an update is open.")
         self.weight_update_seconds = self._seconds(
-            "vigor_weight_update_seconds", "Parts of a weight update.", phase=("receive", "verify", "store", "swap")
+            "vigor_weight_update_seconds", "Parts of a weight update.", phase=("receive", "verify", "stage", "store", "swap")
         )
         self.weight_update_bytes = self._counter(
             "vigor_weight_update_bytes", "Bytes of files that came with updates.", encoding=get_args(UpdateEncoding)
@@ -184,6 +180,10 @@ class Metrics:
         for kind in _MEMORY_KINDS:
             self.memory_bytes.labels(kind).set_function(lambda kind=kind: read()[kind])
 
+    def watch_engines(self, read: Callable[[], Sequence[EngineStatus]]) -> None:
+        """Call ``read`` for the engines that there are whenever metrics are collected."""
+        self._engines.read = read
+
     def render(self) -> bytes:
         """Return the text exposition format."""
         return generate_latest(self.registry)
@@ -200,23 +200,6 @@ class Metrics:
 
     def _gauge(self, name: str, text: str, **labels: Sequence[str]) -> Gauge:
         return _with_children(Gauge(name, text, [*labels], registry=self.registry), labels)
-
-
-class ReadCounter(Collector):
-    """A counter whose value is read when metrics are collected. The value that is read must not fall."""
-
-    def __init__(self, name: str, text: str, *, registry: CollectorRegistry) -> None:
-        self._name, self._text = name, text
-        self._read: Callable[[], float] = float
-        registry.register(self)
-
-    def set_function(self, read: Callable[[], float]) -> None:
-        """Take the value from ``read``; it is 0 until then."""
-        self._read = read
-
-    def collect(self) -> Iterator[CounterMetricFamily]:
-        """Yield the family, as registries ask for it."""
-        yield CounterMetricFamily(self._name, self._text, value=self._read())
 
 
 def _with_children(family: _Family, labels: Mapping[str, Sequence[str]]) -> _Family:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from vigor_service.engine.sequences import ScoreParts, TokenSequence
+from vigor_service.observability.engine_metrics import EngineStatus
 from vigor_service.threads.worker import WorkerThread
 
 if TYPE_CHECKING:
@@ -47,6 +48,10 @@ class EnginePool(Protocol):
         """Engines that take batches at this moment, those that compute one included."""
         ...
 
+    def statuses(self) -> Sequence[EngineStatus]:
+        """Say what each engine has done, those that are being started included."""
+        ...
+
     async def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult:
         """Score one batch on an engine that is free; the caller runs no more batches than there are engines.
 
@@ -74,9 +79,11 @@ class LocalEngine:
 
     num_engines = 1
 
-    def __init__(self, scorer: Scorer, compute: WorkerThread) -> None:
+    def __init__(self, scorer: Scorer, compute: WorkerThread, weights: Weights) -> None:
         self._scorer = scorer
         self._compute = compute
+        self._weight_version = weights.version
+        self._num_batches = 0
         self.on_change: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
@@ -89,8 +96,22 @@ class LocalEngine:
         """Measure how many tokens a batch may have."""
         return await self._compute.run(self._scorer.measure_batch_tokens)
 
+    def statuses(self) -> Sequence[EngineStatus]:
+        """Say what the engine has done. A swap of weights is work as well."""
+        return [
+            EngineStatus(
+                number=0,
+                is_up=True,
+                weight_version=self._weight_version,
+                busy_seconds=self._compute.total_busy_seconds,
+                num_batches=self._num_batches,
+                num_restarts=0,
+            )
+        ]
+
     async def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult:
         """Score one batch."""
+        self._num_batches += 1
         return await self._compute.run(self._scorer.score, sequences, parts)
 
     async def attribute(self, sequence: TokenSequence) -> Attribution:
@@ -100,10 +121,7 @@ class LocalEngine:
     async def stage(self, weights: Weights, writes: Iterable[tuple[str, VerifiedWrite]]) -> None:
         """Do nothing: the model reads the values where they are."""
 
-    async def load(
-        self,
-        weights: Weights,  # noqa: ARG002 - as EnginePool has it
-        writes: Iterable[tuple[str, VerifiedWrite]],
-    ) -> None:
+    async def load(self, weights: Weights, writes: Iterable[tuple[str, VerifiedWrite]]) -> None:
         """Write verified values into the model."""
         await self._compute.run(self._scorer.load, writes)
+        self._weight_version = weights.version

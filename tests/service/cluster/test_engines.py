@@ -25,7 +25,10 @@ SEQUENCE = TokenSequence((1,), (2, 3))
 
 
 class FakeHandle:
-    """An engine that is called directly. ``hangs`` names calls that never answer, ``dies`` those that end it."""
+    """An engine that is called directly.
+
+    ``hangs`` names calls that never answer, ``dies`` those that end it, ``waits`` those that answer behind an event.
+    """
 
     def __init__(self) -> None:
         self.scorer = FakeScorer()
@@ -33,6 +36,7 @@ class FakeHandle:
         self.ended = asyncio.Event()
         self.hangs: set[str] = set()
         self.dies: set[str] = set()
+        self.waits: dict[str, asyncio.Event] = {}
         self.info = self.scorer.info
 
     async def _answer(self, name: str) -> None:
@@ -40,6 +44,8 @@ class FakeHandle:
             self.ended.set()
         if name in self.hangs:
             await self.ended.wait()
+        if name in self.waits:
+            await self.waits[name].wait()
         await asyncio.sleep(0)
         if self.ended.is_set():
             raise EngineLostError("the process ended")
@@ -276,6 +282,57 @@ def test_engines_come_and_go_as_it_is_scaled() -> None:
             await bench.have(num_engines)
         assert told == [1, 2, 3, 2]
         assert sum(not handle.ended.is_set() for handle in bench.handles) == 2
+
+    run(test)
+
+
+def test_an_engine_that_is_not_wanted_any_more_ends_behind_what_it_computes() -> None:
+    async def test(bench: Bench) -> None:
+        bench.engines.scale(1)
+        await bench.have(1)
+        may_answer = bench.handles[0].waits["score"] = asyncio.Event()
+        scoring = asyncio.ensure_future(bench.engines.score([SEQUENCE], NORM_AND_SIGNALS))
+        await until(lambda: not bench.handles[0].ended.is_set() and bench.engines.statuses()[0].busy_seconds > 0)
+        bench.engines.scale(0)
+        await asyncio.sleep(0.01)
+        assert bench.engines.num_engines == 1, "it still computes"
+        may_answer.set()
+        assert (await scoring).scores
+        await until(bench.handles[0].ended.is_set)
+        assert bench.engines.num_engines == 0
+
+    run(test)
+
+
+def test_a_pool_that_closes_ends_engines_whatever_they_compute() -> None:
+    async def test(bench: Bench) -> None:
+        bench.engines.scale(1)
+        await bench.have(1)
+        bench.handles[0].hangs = {"score"}
+        scoring = asyncio.ensure_future(bench.engines.score([SEQUENCE], NORM_AND_SIGNALS))
+        await until(lambda: bench.engines.statuses()[0].num_batches == 1)
+        await bench.engines.close()
+        with pytest.raises(EngineLostError):
+            await scoring
+
+    run(test)
+
+
+def test_it_says_what_each_engine_has_done() -> None:
+    async def test(bench: Bench) -> None:
+        bench.engines.scale(2)
+        await bench.have(2)
+        bench.handles[0].dies = {"score"}
+        with pytest.raises(EngineLostError):
+            await bench.engines.score([SEQUENCE], NORM_AND_SIGNALS)
+        [lost, other] = bench.engines.statuses()
+        assert (lost.number, lost.is_up, lost.weight_version, lost.num_batches) == (0, False, None, 1)
+        assert (other.number, other.is_up, other.weight_version, other.num_batches) == (1, True, 0, 0)
+        await bench.have(2)
+        await bench.publish()
+        [replaced, _] = bench.engines.statuses()
+        assert (replaced.is_up, replaced.weight_version, replaced.num_batches, replaced.num_restarts) == (True, 1, 1, 1)
+        assert replaced.busy_seconds > 0
 
     run(test)
 

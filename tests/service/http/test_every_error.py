@@ -22,6 +22,9 @@ from vigor_client.schemas.service import Health
 from vigor_service.engine.interface import Write
 from vigor_service.http.problems import PROBLEMS
 from vigor_service.runtime import LoadedModel
+from vigor_service.scheduling.engine_pool import LocalEngine
+from vigor_service.threads.worker import WorkerThread
+from vigor_service.weights.version import Weights
 
 TABLE = (Path(__file__).parents[3] / "docs" / "http-api.md").read_text().partition("\n## Errors\n")[2]
 GROUP = {"prompt_ids": [1, 2], "completions": [[3], [4, 5]]}
@@ -41,6 +44,19 @@ class HeldScorer(FakeScorer):
     def load(self, writes: Iterable[tuple[str, Write]]) -> None:
         assert self.may_load.wait(DEADLINE_SECONDS)
         super().load(writes)
+
+
+class EndedEngine(LocalEngine):
+    """Has ended."""
+
+    num_engines = 0
+
+
+class LoadedWithoutEngine(LoadedModel):
+    """Its engine ends before it computes anything."""
+
+    def engines(self, compute: WorkerThread, weights: Weights) -> EndedEngine:
+        return EndedEngine(self.scorer, compute, weights)
 
 
 # ---------------------------------------------------------------------------- one request to a service as it is
@@ -222,6 +238,12 @@ def swap_that_fails(start: Start) -> httpx.Response:
         return service.score(groups=[GROUP])
 
 
+def engines_that_have_ended(start: Start) -> httpx.Response:
+    load_model = partial(LoadedWithoutEngine, FakeScorer(), None)
+    with start(load_model=load_model, wait_ready=False) as service:
+        return _first(partial(service.http.get, "/readyz"), lambda answer: _code(answer) != "loading")
+
+
 def sequence_beyond_memory(start: Start) -> httpx.Response:
     with start() as service:
         service.scorer.fitting_tokens = 8
@@ -251,6 +273,7 @@ PROVOCATIONS: dict[tuple[int, str], list[Callable[[Start], httpx.Response]]] = {
     (500, "internal"): [failing_engine],
     (503, "draining"): [service_that_ends],
     (503, "loading"): [model_that_loads],
+    (503, "no_engine"): [engines_that_have_ended],
     (503, "unhealthy"): [batch_that_does_not_end],
     (503, "weights_applying"): [swap_that_takes_long],
     (503, "weights_poisoned"): [swap_that_fails],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from math import inf
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -14,7 +14,8 @@ from tests.support.live_service import LiveService, live_service
 from tests.support.pushing import announce, open_update, push
 from tests.support.waiting import wait_until
 from vigor_client.schemas.scoring import LINES_MEDIA_TYPE
-from vigor_service.observability.metrics import Metrics, ReadCounter
+from vigor_service.observability.engine_metrics import EngineStatus
+from vigor_service.observability.metrics import Metrics
 
 GROUP = {"prompt_ids": [1, 2], "completions": [[3, 4], [5], [5], []]}
 
@@ -147,12 +148,12 @@ def test_the_build_says_what_is_served(service: LiveService) -> None:
 
 
 def test_the_engine_is_busy_while_it_computes_and_memory_is_read(service: LiveService) -> None:
-    before = value(service, "vigor_engine_busy_seconds_total")
+    before = value(service, "vigor_engine_busy_seconds_total", engine="0")
     service.scorer.gate.clear()
     with ThreadPoolExecutor(1) as pool:
         scoring = pool.submit(service.score, groups=[GROUP])
         assert service.scorer.is_scoring.wait(20)
-        wait_until(lambda: value(service, "vigor_engine_busy_seconds_total") > before + 0.05)
+        wait_until(lambda: value(service, "vigor_engine_busy_seconds_total", engine="0") > before + 0.05)
         service.scorer.gate.set()
         assert scoring.result(20).status_code == 200
     assert (
@@ -160,9 +161,25 @@ def test_the_engine_is_busy_while_it_computes_and_memory_is_read(service: LiveSe
     )
 
 
-def test_a_read_counter_is_zero_until_somebody_says_what_to_read() -> None:
-    registry = Metrics().registry
-    counter = ReadCounter("vigor_some_seconds", "Some.", registry=registry)
-    assert registry.get_sample_value("vigor_some_seconds_total") == 0
-    counter.set_function(lambda: inf)
-    assert registry.get_sample_value("vigor_some_seconds_total") == inf
+def test_an_engine_is_up_with_the_version_that_it_holds_and_counts_its_batches(service: LiveService) -> None:
+    assert value(service, "vigor_engine_up", engine="0") == 1
+    assert value(service, "vigor_engine_weight_version", engine="0") == 0
+    before = value(service, "vigor_engine_batches_total", engine="0")
+    service.score(groups=[GROUP])
+    assert value(service, "vigor_engine_batches_total", engine="0") == before + 1
+    push(service.http, service.scorer.tensors(), version=7)
+    assert value(service, "vigor_engine_weight_version", engine="0") == 7
+
+
+def test_an_engine_that_is_not_up_has_no_version_and_one_that_is_gone_has_no_series() -> None:
+    metrics = Metrics()
+    down = EngineStatus(number=1, is_up=False, weight_version=None, busy_seconds=2.5, num_batches=3, num_restarts=4)
+    metrics.watch_engines(lambda: [down])
+    value = partial(metrics.registry.get_sample_value, labels={"engine": "1"})
+    assert value("vigor_engine_up") == 0
+    assert value("vigor_engine_weight_version") is None
+    assert value("vigor_engine_busy_seconds_total") == 2.5
+    assert value("vigor_engine_batches_total") == 3
+    assert value("vigor_engine_restarts_total") == 4
+    metrics.watch_engines(list)
+    assert value("vigor_engine_up") is None

@@ -39,7 +39,7 @@ class Bench:
         self.scorer = FakeScorer()
         self.metrics = Metrics()
         self.compute, self.preparation = WorkerThread("compute"), Preparation(seconds=20.0)
-        self.engine = LocalEngine(self.scorer, self.compute)
+        self.engine = LocalEngine(self.scorer, self.compute, initial_weights(self.scorer))
         admission = Admission(max_tokens=10_000, max_requests=100, metrics=self.metrics)
         current_weights = CurrentWeights(initial_weights(self.scorer), load=self.engine.load, metrics=self.metrics)
         self.scheduler = Scheduler(

@@ -34,7 +34,7 @@ class Bench:
         self.scorer = FakeScorer()
         self.metrics = Metrics()
         self.compute = WorkerThread("compute")
-        self.engine = LocalEngine(self.scorer, self.compute)
+        self.engine = LocalEngine(self.scorer, self.compute, initial_weights(self.scorer))
         self.current_weights = CurrentWeights(initial_weights(self.scorer), load=self.engine.load, metrics=self.metrics)
         self.scheduler = Scheduler(
             self.engine,

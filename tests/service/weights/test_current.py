@@ -28,7 +28,7 @@ class Bench:
         self.scorer = FakeScorer()
         self.metrics = Metrics()
         self.compute = WorkerThread("compute")
-        self.engine = LocalEngine(self.scorer, self.compute)
+        self.engine = LocalEngine(self.scorer, self.compute, initial_weights(self.scorer))
         self.current_weights = CurrentWeights(initial_weights(self.scorer), load=self.engine.load, metrics=self.metrics)
 
     def weights(self, version: int, digest: str = OTHER_DIGEST) -> Weights:

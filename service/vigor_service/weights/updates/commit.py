@@ -75,7 +75,9 @@ class Committer:
         verified = await self._threads.run("verify", self._verify, update, before)
         verify_seconds = self._observe("verify", started)
         after = replace(before, version=update.request.weight_version, digest=verified.digest, tensors=verified.tensors)
+        started = perf_counter()
         await self._stage(after, verified.writes())
+        self._observe("stage", started)
         await self._store(update, before, verified.digest)
         update.lifecycle.enter(State.APPLYING)
         async with self._exclusive():

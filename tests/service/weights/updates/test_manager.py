@@ -47,12 +47,13 @@ async def opening(root: Path) -> AsyncGenerator[tuple[Updates, asyncio.Task[obje
     """Yield the updates of a service, one of which is being opened under the name "step-1"."""
     scorer, threads, metrics = FakeScorer(), FileThreads(), Metrics()
     compute, disk = WorkerThread("compute"), SlowDisk(root, threads)
-    current = CurrentWeights(initial_weights(scorer), load=LocalEngine(scorer, compute).load, metrics=metrics)
+    engine = LocalEngine(scorer, compute, initial_weights(scorer))
+    current = CurrentWeights(initial_weights(scorer), load=engine.load, metrics=metrics)
     committer = Committer(
         current,
         tensors=scorer.tensors,
         plan_checkpoint=scorer.plan_checkpoint,
-        stage=LocalEngine(scorer, compute).stage,
+        stage=engine.stage,
         exclusive=nullcontext,
         state=None,
         threads=threads,

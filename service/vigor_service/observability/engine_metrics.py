@@ -1,0 +1,50 @@
+"""The series of engines. What they say is read when metrics are collected, so none outlives its engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStatus:
+    """One engine of a service. Totals go on over the restarts of an engine; ``weight_version`` is None while it is not up."""
+
+    number: int
+    is_up: bool
+    weight_version: int | None
+    busy_seconds: float
+    num_batches: int
+    num_restarts: int
+
+
+class EngineCollector(Collector):
+    """The series of all engines that ``read`` returns; none until it is set."""
+
+    def __init__(self) -> None:
+        self.read: Callable[[], Sequence[EngineStatus]] = list
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the families, as registries ask for them."""
+        engines = self.read()
+        up = GaugeMetricFamily("vigor_engine_up", "1 while an engine takes batches.", labels=["engine"])
+        versions = GaugeMetricFamily(
+            "vigor_engine_weight_version", "The version of the weights that an engine holds.", labels=["engine"]
+        )
+        busy = CounterMetricFamily(
+            "vigor_engine_busy_seconds", "Seconds that an engine worked: its rate is the busy share.", labels=["engine"]
+        )
+        batches = CounterMetricFamily("vigor_engine_batches", "Batches that an engine computed.", labels=["engine"])
+        restarts = CounterMetricFamily("vigor_engine_restarts", "Engines that ended and were replaced.", labels=["engine"])
+        for engine in engines:
+            label = [str(engine.number)]
+            up.add_metric(label, engine.is_up)
+            busy.add_metric(label, engine.busy_seconds)
+            batches.add_metric(label, engine.num_batches)
+            restarts.add_metric(label, engine.num_restarts)
+            if engine.weight_version is not None:
+                versions.add_metric(label, engine.weight_version)
+        yield from (up, versions, busy, batches, restarts)
