@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from vigor_service.http.problems import CODES
+from vigor_service.observability.engine_metrics import EngineStatus
 from vigor_service.observability.metrics import Metrics
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -25,6 +26,11 @@ def exposed() -> Metrics:
     metrics = Metrics()
     metrics.expect_routes(["/v1/score"])
     metrics.expect_problems(CODES)
+    metrics.watch_engines(
+        lambda: [
+            EngineStatus(number=0, is_up=True, weight_version=0, busy_seconds=0.0, num_batches=0, num_restarts=0)
+        ]
+    )
     return metrics
 
 

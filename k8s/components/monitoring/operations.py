@@ -90,9 +90,9 @@ OPERATIONS: dict[str, list[Panel]] = {
     "Engine": [
         Panel(
             "Busy",
-            "Share of the time in which the compute thread worked: on batches, and on swaps of weights.",
+            "Share of the time in which engines worked: on batches, and in the service's own process on swaps of weights.",
             "percentunit",
-            {"{{instance}}": "rate(vigor_engine_busy_seconds_total{$of}[$window])"},
+            {"{{instance}}": "avg without (engine) (rate(vigor_engine_busy_seconds_total{$of}[$window]))"},
         ),
         Panel(
             "Batches",
@@ -128,6 +128,41 @@ OPERATIONS: dict[str, list[Panel]] = {
             {"{{instance}}": "rate(vigor_process_cpu_seconds_total{$of}[$window])"},
         ),
     ],
+    "Engines": [
+        Panel(
+            "Up",
+            "Engines that take batches, and those that there should be.",
+            "short",
+            {
+                "up {{instance}}": "sum without (engine) (vigor_engine_up{$of})",
+                "wanted {{instance}}": "count without (engine) (vigor_engine_up{$of})",
+            },
+        ),
+        Panel(
+            "Busy, by engine",
+            "Share of the time in which each engine worked.",
+            "percentunit",
+            {"{{engine}} {{instance}}": "rate(vigor_engine_busy_seconds_total{$of}[$window])"},
+        ),
+        Panel(
+            "Batches, by engine",
+            "Batches that each engine computed, per second.",
+            "suffix: batches/s",
+            {"{{engine}} {{instance}}": "rate(vigor_engine_batches_total{$of}[$window])"},
+        ),
+        Panel(
+            "Versions, by engine",
+            "The version of the weights that each engine holds: they differ within a swap alone.",
+            "none",
+            {"{{engine}} {{instance}}": "vigor_engine_weight_version{$of}"},
+        ),
+        Panel(
+            "Restarts",
+            "Engines that ended and were replaced.",
+            "short",
+            {"{{engine}} {{instance}}": "increase(vigor_engine_restarts_total{$of}[$window])"},
+        ),
+    ],
     "Weights": [
         Panel(
             "Version",
@@ -150,7 +185,7 @@ OPERATIONS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Parts of an update",
-            "Mean seconds of receiving a file, verifying, storing and swapping.",
+            "Mean seconds of receiving a file, verifying, staging on the engines, storing and swapping.",
             "s",
             {
                 "{{phase}}": f"{rate('vigor_weight_update_seconds_sum', by='phase')}"
