@@ -11,6 +11,7 @@ from vigor_client.errors import (
     DeadlineExceededError,
     DrainingError,
     EmbeddedModelError,
+    EnginesFixedError,
     ForbiddenError,
     GroupConflictError,
     GroupIncompleteError,
@@ -56,6 +57,7 @@ from vigor_client.schemas.attribution import (
     ParameterShare,
     TokenShare,
 )
+from vigor_client.schemas.engines import EngineList, EngineState
 from vigor_client.schemas.problems import FieldError
 from vigor_client.schemas.prompts import Message
 from vigor_client.schemas.scoring import (
@@ -88,6 +90,9 @@ __all__ = [
     "DeadlineExceededError",
     "DrainingError",
     "EmbeddedModelError",
+    "EngineList",
+    "EngineState",
+    "EnginesFixedError",
     "FieldError",
     "ForbiddenError",
     "Group",

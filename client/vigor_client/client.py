@@ -17,6 +17,7 @@ from vigor_client.publishing.publish import HTTP, PublishResult, publish
 from vigor_client.publishing.snapshot import WeightSnapshot
 from vigor_client.publishing.transports.weight_transport import WeightTransport
 from vigor_client.schemas.attribution import AttributionRequest, AttributionResponse
+from vigor_client.schemas.engines import EngineList, ScaleRequest
 from vigor_client.schemas.scoring import (
     DEFAULT_COMPUTE,
     ComputeName,
@@ -160,6 +161,19 @@ class VigorClient:
     def model(self) -> ModelInfo:
         """What the service measures, and how."""
         return run_blocking(self._endpoints.model())
+
+    def engines(self) -> EngineList:
+        """The engines that compute, those that are being started included."""
+        return run_blocking(self._endpoints.engines())
+
+    def scale(self, num_engines: int) -> EngineList:
+        """Have this many engines: returns at once, and the service starts or ends engines meanwhile.
+
+        Raises:
+            ValueError: the number is not from 1 to 1024; nothing was sent.
+            EnginesFixedError: the service was not started with several engines.
+        """
+        return run_blocking(self._endpoints.scale(ScaleRequest(num_engines=num_engines)))
 
     def weights(self) -> WeightsInfo:
         """The weights that serve now."""
@@ -305,6 +319,14 @@ class AsyncVigorClient:
     async def model(self) -> ModelInfo:
         """As ``VigorClient.model``."""
         return await self._endpoints.model()
+
+    async def engines(self) -> EngineList:
+        """As ``VigorClient.engines``."""
+        return await self._endpoints.engines()
+
+    async def scale(self, num_engines: int) -> EngineList:
+        """As ``VigorClient.scale``."""
+        return await self._endpoints.scale(ScaleRequest(num_engines=num_engines))
 
     async def weights(self) -> WeightsInfo:
         """As ``VigorClient.weights``."""

@@ -18,6 +18,7 @@
     │   │   ├── WeightDigestMismatchError     weight_digest_mismatch
     │   │   └── WeightBaseMismatchError       weight_base_mismatch
     │   ├── UpdateStateError              update_state
+    │   ├── EnginesFixedError             engines_fixed
     │   ├── PayloadTooLargeError          payload_too_large
     │   ├── SequenceTooLongError          sequence_too_long
     │   ├── QueueFullError                queue_full
@@ -176,6 +177,10 @@ class UpdateStateError(ProblemError):
     """The update is not in a state that allows this."""
 
 
+class EnginesFixedError(ProblemError):
+    """The service computes in its own process, and cannot have another number of engines."""
+
+
 class PayloadTooLargeError(ProblemError):
     """The request is larger than the service takes."""
 
@@ -220,6 +225,7 @@ PROBLEM_ERRORS: Mapping[str, type[ProblemError]] = {
     "weight_digest_mismatch": WeightDigestMismatchError,
     "weight_base_mismatch": WeightBaseMismatchError,
     "update_state": UpdateStateError,
+    "engines_fixed": EnginesFixedError,
     "payload_too_large": PayloadTooLargeError,
     "sequence_too_long": SequenceTooLongError,
     "queue_full": QueueFullError,

@@ -17,6 +17,7 @@ ServiceError                    a request that cannot be answered with a result
 ├── SequenceExceedsMemoryError  a prompt with a completion that does not fit into memory, not even alone
 ├── UpdateNotFoundError         no such weight update: never opened, dropped, refused or expired
 ├── UpdateConflictError         the update is not in a state that allows this
+├── EnginesFixedError           the service computes in its own process: it has one engine, always
 ├── WeightVersionMismatchError  the score was asked from another version of the weights
 ├── WeightDigestMismatchError   same version, other bytes
 ├── WeightBaseMismatchError     the update was made from another version
@@ -127,6 +128,10 @@ class UpdateNotFoundError(ServiceError):
 
 class UpdateConflictError(ServiceError):
     """The update is not in a state that allows this."""
+
+
+class EnginesFixedError(ServiceError):
+    """The service computes in its own process: it has one engine, always."""
 
 
 class WeightVersionMismatchError(ServiceError):

@@ -13,6 +13,7 @@ import safetensors.torch
 import torch
 
 from vigor_client.schemas.common import WireModel
+from vigor_client.schemas.engines import EngineList, ScaleRequest
 from vigor_client.schemas.service import Health, ModelInfo
 from vigor_client.schemas.weights import (
     WHOLE_ENCODINGS,
@@ -74,6 +75,7 @@ class FakeService:
         self.requests: list[httpx.Request] = []
         self.lora_scalings: dict[str, float] = {}
         self.instead: dict[str, Handler] = {}  # "METHOD path-prefix" -> handler, used once
+        self.num_engines = 1
         self._update: UpdateRequest | None = None
         self._files: dict[str, bytes] = {}
 
@@ -90,6 +92,11 @@ class FakeService:
                 return answer(self.tensor_list())
             case "GET", ["v1", "weights"]:
                 return answer(self._weights())
+            case "GET", ["v1", "engines"]:
+                return answer(self._engines())
+            case "PUT", ["v1", "engines"]:
+                self.num_engines = ScaleRequest.model_validate_json(request.content).num_engines
+                return answer(self._engines())
             case "GET", ["readyz" | "healthz"]:
                 return answer(Health(status="ok"))
             case "POST", ["v1", "weights", "updates"]:
@@ -116,6 +123,10 @@ class FakeService:
     def tensor_list(self) -> TensorList:
         infos = [describe(name, tensor, self.aliases.get(name)) for name, tensor in self.tensors.items()]
         return TensorList(weight_version=self.weight_version, weight_digest=model_digest(infos), tensors=infos)
+
+    def _engines(self) -> EngineList:
+        up = {"is_up": True, "weight_version": 0, "num_batches": 0, "busy_seconds": 0.0, "num_restarts": 0}
+        return EngineList.model_validate({"engines": [{"number": n, **up} for n in range(self.num_engines)]})
 
     def _weights(self) -> WeightsInfo:
         return WeightsInfo(

@@ -262,12 +262,28 @@ def both(handler: Callable[[httpx.Request], httpx.Response], method: str, *args:
         return [getattr(client, method)(*args, **kwargs), asyncio.run(awaited())]
 
 
-@pytest.mark.parametrize("method", ["weights", "tensors", "health", "ready"])
+@pytest.mark.parametrize("method", ["weights", "tensors", "engines", "health", "ready"])
 def test_the_async_client_answers_as_the_blocking_one(method: str) -> None:
     service = FakeService({"a": torch.ones(2, 3)})
     first, second = both(service, method)
     assert first == second
     assert service.calls[0] == service.calls[1]
+
+
+def test_both_clients_ask_for_a_number_of_engines() -> None:
+    service = FakeService({})
+    first, second = both(service, "scale", 3)
+    assert first == second
+    assert [engine.number for engine in first.engines] == [0, 1, 2]
+    assert service.calls == ["PUT /v1/engines"] * 2
+
+
+@pytest.mark.parametrize("number", [0, 1025])
+def test_a_number_of_engines_that_cannot_be_is_not_sent(number: int) -> None:
+    service = FakeService({})
+    with client_of(service) as client, pytest.raises(ValueError, match="num_engines"):
+        client.scale(number)
+    assert service.calls == []
 
 
 def test_the_async_client_scores_as_the_blocking_one() -> None:

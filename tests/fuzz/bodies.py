@@ -31,6 +31,8 @@ VALID: dict[tuple[str, str], Any] = {
     ("GET", "/v1/weights"): {},
     ("GET", "/v1/weights/tensors"): {},
     ("GET", "/v1/model"): {},
+    ("GET", "/v1/engines"): {},
+    ("PUT", "/v1/engines"): {"num_engines": 1},
     ("GET", "/model_info"): {},
     ("GET", "/metrics"): {},
     ("GET", "/"): {},

@@ -27,9 +27,7 @@ def exposed() -> Metrics:
     metrics.expect_routes(["/v1/score"])
     metrics.expect_problems(CODES)
     metrics.watch_engines(
-        lambda: [
-            EngineStatus(number=0, is_up=True, weight_version=0, busy_seconds=0.0, num_batches=0, num_restarts=0)
-        ]
+        lambda: [EngineStatus(number=0, is_up=True, weight_version=0, busy_seconds=0.0, num_batches=0, num_restarts=0)]
     )
     return metrics
 

@@ -1,4 +1,4 @@
-"""``vigor``: score a JSONL file, show what a service holds, wait until it is ready, push a checkpoint to it.
+"""``vigor``: score a JSONL file, show what a service holds, wait until it is ready, push a checkpoint, scale engines.
 
 Answers go to stdout, errors as one line to stderr. Exit codes: 0 done, 1 failed, 2 wrong usage, 3 done, but the service
 refused some groups, 130 interrupted.
@@ -24,6 +24,7 @@ from vigor_client.cli.options import build_parser
 from vigor_client.cli.progress import ProgressLine
 from vigor_client.cli.readiness import ReadinessWait
 from vigor_client.cli.results_file import Finished, RefusedLines, open_results, partial_of, resume, write_result
+from vigor_client.cli.scaling import wait_until_up
 from vigor_client.client import VigorClient
 from vigor_client.errors import InputError, VigorError, WeightDigestMismatchError
 from vigor_client.schemas.scoring import Group, ScoreResponse
@@ -175,7 +176,16 @@ def push(arguments: argparse.Namespace) -> int:
     return 0
 
 
-_COMMANDS = {"score": score, "status": status, "wait": wait, "push": push}
+def scale(arguments: argparse.Namespace) -> int:
+    """``vigor scale``."""
+    with _client(arguments) as client:
+        client.scale(arguments.num_engines)
+        seconds = wait_until_up(client.engines, _announce, arguments.ready_timeout_seconds)
+    print(f"engines   {arguments.num_engines} up, after {seconds:.0f} s")
+    return 0
+
+
+_COMMANDS = {"score": score, "status": status, "wait": wait, "push": push, "scale": scale}
 
 
 def _fail(reason: str, code: int = 1) -> int:
@@ -195,7 +205,11 @@ def _client(arguments: argparse.Namespace, *, max_retries: int = DEFAULT_MAX_RET
 
 
 def _readiness(client: VigorClient, arguments: argparse.Namespace) -> ReadinessWait:
-    return ReadinessWait(client.ready, lambda line: print("vigor:", line, file=sys.stderr), url=arguments.url)
+    return ReadinessWait(client.ready, _announce, url=arguments.url)
+
+
+def _announce(line: str) -> None:
+    print("vigor:", line, file=sys.stderr)
 
 
 def _terminal(arguments: argparse.Namespace) -> TextIO | None:

@@ -12,6 +12,7 @@ from typing import TypeVar, get_args
 from vigor_client._version import __version__
 from vigor_client.client import DEFAULT_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS
 from vigor_client.schemas.common import MAX_WEIGHT_VERSION
+from vigor_client.schemas.engines import MAX_ENGINES
 from vigor_client.schemas.scoring import (
     DEFAULT_COMPUTE,
     MAX_GROUPS,
@@ -112,13 +113,19 @@ def _add_push(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_scale(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "num_engines", type=_number(int, 1, MAX_ENGINES), metavar="N", help=f"number of engines, at most {MAX_ENGINES}"
+    )
+
+
 def _add_ready_timeout(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ready-timeout-seconds",
         type=_number(float, 0, inf),
         default=DEFAULT_READY_TIMEOUT_SECONDS,
         metavar="S",
-        help=f"seconds to wait for a service that is loading (default: {DEFAULT_READY_TIMEOUT_SECONDS:g})",
+        help=f"seconds to wait for a service, or engines, that load (default: {DEFAULT_READY_TIMEOUT_SECONDS:g})",
     )
 
 
@@ -161,4 +168,5 @@ _COMMANDS: Mapping[str, tuple[str, *tuple[Callable[[argparse.ArgumentParser], No
     "status": ("show model, weights and queue of a service",),
     "wait": ("wait until a service is ready", _add_ready_timeout),
     "push": ("publish the weights of a checkpoint directory", _add_push, _add_ready_timeout),
+    "scale": ("have another number of engines, and wait until they are up", _add_scale, _add_ready_timeout),
 }

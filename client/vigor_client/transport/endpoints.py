@@ -12,6 +12,7 @@ import httpx
 from vigor_client.errors import NotReadyError, VigorError
 from vigor_client.schemas.attribution import AttributionRequest, AttributionResponse
 from vigor_client.schemas.common import IDEMPOTENCY_HEADER
+from vigor_client.schemas.engines import EngineList, ScaleRequest
 from vigor_client.schemas.scoring import LINES_MEDIA_TYPE, SampleRequest, SampleResponse, ScoreRequest, ScoreResponse
 from vigor_client.schemas.service import Health, ModelInfo
 from vigor_client.schemas.weights import (
@@ -98,6 +99,18 @@ class Endpoints:
 
     async def model(self) -> ModelInfo:
         return await self._exchange.fetch(self._get("/v1/model"), ModelInfo)
+
+    async def engines(self) -> EngineList:
+        return await self._exchange.fetch(self._get("/v1/engines"), EngineList)
+
+    async def scale(self, request: ScaleRequest) -> EngineList:
+        call = HttpCall(
+            method="PUT",
+            path="/v1/engines",
+            body=Body.json(request.model_dump_json()),
+            timeout_seconds=self._timeout_seconds,
+        )
+        return await self._exchange.fetch(call, EngineList)
 
     async def weights(self) -> WeightsInfo:
         return await self._exchange.fetch(self._get("/v1/weights"), WeightsInfo)

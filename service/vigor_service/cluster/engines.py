@@ -265,7 +265,6 @@ class ClusterEngines(Generic[Stored]):
         if member in self._free:
             self._free.remove(member)
 
-
     def _status(self, number: int) -> EngineStatus:
         member, totals = self._joined.get(number), self._totals.get(number, Totals())
         return EngineStatus(

@@ -39,6 +39,7 @@ PROBLEMS: Mapping[type[ServiceError], ProblemKind] = {
     errors.ForbiddenError: ProblemKind(403, "forbidden", "The key may not do this"),
     errors.UpdateNotFoundError: ProblemKind(404, "not_found", "No such update"),
     errors.UpdateConflictError: ProblemKind(409, "update_state", "The update is in another state"),
+    errors.EnginesFixedError: ProblemKind(409, "engines_fixed", "The engines cannot be others"),
     errors.WeightVersionMismatchError: ProblemKind(409, "weight_version_mismatch", "Other weights are served"),
     errors.WeightDigestMismatchError: ProblemKind(409, "weight_digest_mismatch", "Same version, other weights"),
     errors.WeightBaseMismatchError: ProblemKind(409, "weight_base_mismatch", "The update has another base"),

@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """One engine of a service. Totals go on over the restarts of an engine; ``weight_version`` is None while it is not up."""
+    """One engine of a service. Totals go on over its restarts; ``weight_version`` is None while it is not up."""
 
     number: int
     is_up: bool
@@ -38,7 +38,9 @@ class EngineCollector(Collector):
             "vigor_engine_busy_seconds", "Seconds that an engine worked: its rate is the busy share.", labels=["engine"]
         )
         batches = CounterMetricFamily("vigor_engine_batches", "Batches that an engine computed.", labels=["engine"])
-        restarts = CounterMetricFamily("vigor_engine_restarts", "Engines that ended and were replaced.", labels=["engine"])
+        restarts = CounterMetricFamily(
+            "vigor_engine_restarts", "Engines that ended and were replaced.", labels=["engine"]
+        )
         for engine in engines:
             label = [str(engine.number)]
             up.add_metric(label, engine.is_up)

@@ -97,7 +97,9 @@ class Metrics:
         )
         self.weight_update_active = self._gauge("vigor_weight_update_active", "1 while an update is open.")
         self.weight_update_seconds = self._seconds(
-            "vigor_weight_update_seconds", "Parts of a weight update.", phase=("receive", "verify", "stage", "store", "swap")
+            "vigor_weight_update_seconds",
+            "Parts of a weight update.",
+            phase=("receive", "verify", "stage", "store", "swap"),
         )
         self.weight_update_bytes = self._counter(
             "vigor_weight_update_bytes", "Bytes of files that came with updates.", encoding=get_args(UpdateEncoding)

@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from vigor_client.schemas.attribution import AttributionRequest
 from vigor_client.schemas.common import IDEMPOTENCY_HEADER
+from vigor_client.schemas.engines import ScaleRequest
 from vigor_client.schemas.problems import Problem
 from vigor_client.schemas.scoring import LINES_MEDIA_TYPE, ErrorLine, GroupLine, LastLine, SampleRequest, ScoreRequest
 from vigor_client.schemas.weights import BroadcastRequest, TakeRequest, UpdateRequest
@@ -22,7 +23,7 @@ from vigor_service.http.problems import MEDIA_TYPE, PROBLEMS
 
 _BODIES = (
     ScoreRequest, SampleRequest, AttributionRequest, UpdateRequest, TakeRequest, BroadcastRequest, UpdateFromDisk,
-    PullWeights, OpenRLHFRequest, SlimeRequest, Problem, GroupLine, LastLine, ErrorLine,
+    PullWeights, OpenRLHFRequest, SlimeRequest, ScaleRequest, Problem, GroupLine, LastLine, ErrorLine,
 )  # fmt: skip
 _REFERENCE = "#/components/schemas/{model}"
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from vigor_service.engine.sequences import ScoreParts, TokenSequence
+from vigor_service.errors import EnginesFixedError
 from vigor_service.observability.engine_metrics import EngineStatus
 from vigor_service.threads.worker import WorkerThread
 
@@ -50,6 +51,14 @@ class EnginePool(Protocol):
 
     def statuses(self) -> Sequence[EngineStatus]:
         """Say what each engine has done, those that are being started included."""
+        ...
+
+    def scale(self, num_engines: int) -> None:
+        """Have this many engines: more are started, and those with the highest numbers end behind what they compute.
+
+        Raises:
+            EnginesFixedError: this pool cannot have another number.
+        """
         ...
 
     async def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult:
@@ -108,6 +117,17 @@ class LocalEngine:
                 num_restarts=0,
             )
         ]
+
+    def scale(self, num_engines: int) -> None:
+        """Refuse any number but one.
+
+        Raises:
+            EnginesFixedError: it is not one.
+        """
+        if num_engines != 1:
+            raise EnginesFixedError(
+                "this service computes in its own process; to scale, start it with --engines 2 or more, or --ray-address"
+            )
 
     async def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult:
         """Score one batch."""

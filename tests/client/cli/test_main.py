@@ -267,3 +267,18 @@ def test_a_reader_that_leaves_ends_the_scoring_quietly(url: str, tmp_path: Path)
         errors = process.stderr.read()
         assert process.wait(DEADLINE_SECONDS) == 141
     assert errors == ""
+
+
+def test_scale_asks_for_a_number_of_engines_and_waits_for_them(
+    fake: CommandLineFake, url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["scale", "2", "--url", url]) == 0
+    assert re.fullmatch(r"engines   2 up, after \d s\n", capsys.readouterr().out)
+    assert fake.calls == ["PUT /v1/engines", "GET /v1/engines"]
+
+
+@pytest.mark.parametrize("number", ["0", "1025", "two"])
+def test_scale_refuses_a_number_that_cannot_be(number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["scale", number])
+    assert "is not a number of at least 1 and at most 1024" in capsys.readouterr().err

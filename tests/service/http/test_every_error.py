@@ -238,6 +238,11 @@ def swap_that_fails(start: Start) -> httpx.Response:
         return service.score(groups=[GROUP])
 
 
+def another_number_of_engines(start: Start) -> httpx.Response:
+    with start() as service:
+        return service.http.put("/v1/engines", json={"num_engines": 2})
+
+
 def engines_that_have_ended(start: Start) -> httpx.Response:
     load_model = partial(LoadedWithoutEngine, FakeScorer(), None)
     with start(load_model=load_model, wait_ready=False) as service:
@@ -256,6 +261,7 @@ PROVOCATIONS: dict[tuple[int, str], list[Callable[[Start], httpx.Response]]] = {
     (403, "forbidden"): [key_of_a_scorer],
     (404, "not_found"): [unknown_update],
     (405, "method_not_allowed"): [wrong_method],
+    (409, "engines_fixed"): [another_number_of_engines],
     (409, "group_conflict"): [contradicting_sample],
     (409, "update_state"): [two_updates],
     (409, "weight_base_mismatch"): [other_base],
