@@ -90,7 +90,7 @@ OPERATIONS: dict[str, list[Panel]] = {
     "Engine": [
         Panel(
             "Busy",
-            "Share of the time in which engines worked, their mean: on batches, and, where there is one, on swaps of weights.",
+            "Share of the time in which engines worked, their mean: on batches; where there is one, on swaps as well.",
             "percentunit",
             {"{{instance}}": "avg without (engine) (rate(vigor_engine_busy_seconds_total{$of}[$window]))"},
         ),

@@ -126,7 +126,7 @@ class LocalEngine:
         """
         if num_engines != 1:
             raise EnginesFixedError(
-                "this service computes in its own process; to scale, start it with --engines 2 or more, or --ray-address"
+                "this service computes in its own process; to scale it, start it with --engines 2 or --ray-address"
             )
 
     async def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult:
