@@ -1,0 +1,82 @@
+"""A service whose engines take no time: what is left is the front. ``python -m benchmarks.instant_service``.
+
+It takes the service's settings. With ``--engines 1`` the engine is on the compute thread, with more they are actors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+
+from pydantic_settings import CliApp
+
+from tests.support.fake_scorer import FakeScorer
+from vigor_service.cluster.engines import ClusterEngines, Limits
+from vigor_service.cluster.ray_handles import RayChunk, RayCluster
+from vigor_service.engine.interface import BatchResult, EngineInfo
+from vigor_service.engine.sequences import NORM_AND_SIGNALS, ScoreParts, SequenceScore, TokenSequence
+from vigor_service.observability.loading_progress import LoadingProgress
+from vigor_service.runtime import Loaded, LoadedModel
+from vigor_service.server import serve
+from vigor_service.settings import Settings
+from vigor_service.threads.worker import WorkerThread
+from vigor_service.weights.version import Weights
+
+VOCAB_SIZE = 150_000
+MAX_SEQUENCE_TOKENS = 32_768
+_LIMITS = Limits(loading=60.0, computing=60.0, weights=60.0)
+_SCORE = SequenceScore(
+    num_loss_tokens=1, grad_norm=1.5, mean_logprob=-1.25, mean_entropy=0.5, self_certainty=2.5, mean_probability=0.25
+)
+
+
+class InstantScorer(FakeScorer):
+    """Gives every sequence the same numbers at once."""
+
+    @property
+    def info(self) -> EngineInfo:
+        return replace(super().info, vocab_size=VOCAB_SIZE, max_sequence_tokens=MAX_SEQUENCE_TOKENS)
+
+    def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts = NORM_AND_SIGNALS) -> BatchResult:  # noqa: ARG002 - a Scorer's
+        return BatchResult([replace(_SCORE, num_loss_tokens=sequence.num_loss_tokens) for sequence in sequences])
+
+
+class InstantCluster:
+    """Implements `Loaded`: engines in other processes, each an `InstantScorer`."""
+
+    tokenizer = None
+    generation_ends = ()
+
+    def __init__(self, num_engines: int) -> None:
+        self.held = InstantScorer()
+        self.info = self.held.info
+        self._num_engines = num_engines
+        self._ray = RayCluster(None)
+
+    def engines(self, _compute: WorkerThread, weights: Weights) -> ClusterEngines[RayChunk]:
+        return ClusterEngines(
+            lambda _: self._ray.spawn(InstantScorer, num_gpus=0),
+            self._ray.put,
+            self.held,
+            weights,
+            num_engines=self._num_engines,
+            limits=_LIMITS,
+            on_close=self._ray.close,
+        )
+
+
+def main() -> None:
+    """Serve until SIGTERM."""
+    settings = CliApp.run(Settings)
+    serve(settings, _load(settings.engines), tracing=None, progress=LoadingProgress())
+
+
+def _load(num_engines: int) -> Callable[[], Loaded]:
+    if num_engines == 1:
+        return lambda: LoadedModel(InstantScorer(), None)
+    return partial(InstantCluster, num_engines)
+
+
+if __name__ == "__main__":
+    main()
