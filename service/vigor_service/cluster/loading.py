@@ -32,7 +32,7 @@ class LoadedCluster:
     def __init__(self, settings: EngineSettings, cluster: ClusterSettings) -> None:
         self._cluster = cluster
         self._ray = RayCluster(cluster.address)
-        self._num_gpus = int(settings.device != "cpu" and self._ray.has_gpus)
+        self._num_gpus = gpus_per_engine(settings.device, cluster_has_gpus=self._ray.has_gpus)
         self._settings = replace(settings, device="cuda" if self._num_gpus else "cpu")
         copy = load_copy(settings, dtype="own" if settings.dtype == "auto" and self._num_gpus else settings.dtype)
         self.held, self.tokenizer, self.generation_ends = copy
@@ -57,6 +57,15 @@ class LoadedCluster:
             on_close=self._ray.close,
         )
         return self._engines
+
+
+def gpus_per_engine(device: str, *, cluster_has_gpus: bool) -> int:
+    """Return the number of GPUs that each engine asks Ray for.
+
+    A device that is named counts, whatever the cluster has now: nodes with GPUs may join later, or be added because an
+    engine waits for one.
+    """
+    return int(device.startswith("cuda") or (device == "auto" and cluster_has_gpus))
 
 
 def _load_scorer(settings: EngineSettings) -> Scorer:
