@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import replace
 
@@ -14,7 +15,7 @@ from tests.support.waiting import until
 from vigor_client.weight_format.writes import Copy, VerifiedWrite
 from vigor_service.cluster.actor import EngineActor
 from vigor_service.cluster.engines import ClusterEngines, Limits
-from vigor_service.cluster.packing import Chunk
+from vigor_service.cluster.packing import Chunk, PackedWrite
 from vigor_service.engine.interface import Attribution, BatchResult, EngineInfo
 from vigor_service.engine.sequences import NORM_AND_SIGNALS, ScoreParts, TokenSequence
 from vigor_service.scheduling.engine_pool import EngineLostError
@@ -129,9 +130,9 @@ class Bench:
         return (handle.actor.digest() for handle in self.handles if not handle.ended.is_set())
 
 
-def run(test: Callable[[Bench], Awaitable[None]], *, seconds: float = 5.0) -> None:
+def run(test: Callable[[Bench], Awaitable[None]], *, seconds: float = 5.0, kind: type[Bench] = Bench) -> None:
     async def all_of_it() -> None:
-        bench = Bench(seconds=seconds)
+        bench = kind(seconds=seconds)
         async with asyncio.timeout(20):
             await test(bench)
             await bench.engines.close()
@@ -348,3 +349,47 @@ def test_the_mirrors_values_are_those_that_a_joining_engine_gets() -> None:
         assert all(torch.equal(first[name], second[name]) for name in first)
 
     run(test)
+
+
+class StoredChunk(list[PackedWrite]):
+    """A chunk that the store holds until nobody refers to it any more."""
+
+
+class CountingBench(Bench):
+    """Counts the bytes of the chunks that are in the store at once."""
+
+    num_bytes = 0
+    peak_bytes = 0
+
+    def put(self, chunk: Chunk) -> Chunk:
+        stored, num_bytes = StoredChunk(chunk), sum(write.num_bytes for write in chunk)
+        self.num_bytes += num_bytes
+        self.peak_bytes = max(self.peak_bytes, self.num_bytes)
+        weakref.finalize(stored, self._free, num_bytes)
+        return stored
+
+    def _free(self, num_bytes: int) -> None:
+        self.num_bytes -= num_bytes
+
+    def next_weights(self) -> tuple[Weights, list[tuple[str, VerifiedWrite]]]:
+        """All tensors anew, as a full update brings them."""
+        changed = {name: tensor + 1 for name, tensor in self.mirror.parameters.items()}
+        scorer = FakeScorer()
+        scorer.parameters = changed
+        self.weights = replace(initial_weights(scorer), version=self.weights.version + 1)
+        return self.weights, [(name, Copy(tensor)) for name, tensor in changed.items()]
+
+
+def test_the_store_holds_no_more_than_an_update_and_the_published_weights() -> None:
+    async def test(bench: Bench) -> None:
+        assert isinstance(bench, CountingBench)
+        bench.engines.scale(2)
+        await bench.have(2)
+        for _ in range(3):
+            await bench.publish()
+            bench.handles[-1].kill()  # what takes its place gets the published weights
+            await until(lambda: len(bench.handles) > 2)
+            await bench.have(2)
+        assert bench.peak_bytes == 2 * bench.weights.num_bytes
+
+    run(test, kind=CountingBench)
