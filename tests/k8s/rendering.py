@@ -23,6 +23,9 @@ K8S = ROOT / "k8s"
 OVERLAYS = sorted(path.name for path in (K8S / "overlays").iterdir())
 COMPONENTS = sorted(path.name for path in (K8S / "components").iterdir())
 RENDER_SECONDS = 30
+_UNITS = {"Mi": 1 << 20, "Gi": 1 << 30}
+OF_STATEFUL_SETS = {"keda"}
+"""Components that count the pods of the StatefulSet, which the overlay ray does not have."""
 
 OLDEST_KUSTOMIZE = 5  # kubectl 1.27: components, and labels that reach templates
 
@@ -80,21 +83,47 @@ def the(manifests: Sequence[Manifest], kind: str, name: str | None = None) -> Ma
     return found
 
 
+def front(manifests: Sequence[Manifest]) -> Manifest:
+    """Return the workload whose pod runs the service: the StatefulSet, or the head of the Ray cluster."""
+    if any(item["kind"] == "RayCluster" for item in manifests):
+        return group(the(manifests, "RayCluster"), "headGroupSpec")
+    return the(manifests, "StatefulSet")
+
+
+def engines(manifests: Sequence[Manifest]) -> Manifest:
+    """Return the workload whose pods each run an engine: the workers of the Ray cluster."""
+    return group(the(manifests, "RayCluster"), "workerGroupSpecs")
+
+
+def group(cluster: Manifest, name: str) -> Manifest:
+    """Return a group of a Ray cluster's pods as a workload: its specification has their template."""
+    specification = cluster["spec"][name]
+    if isinstance(specification, list):
+        (specification,) = specification
+    return {**cluster, "spec": specification}
+
+
 def pod(workload: Manifest) -> Manifest:
-    """Return the pod's specification of a StatefulSet or a Job."""
+    """Return the pod's specification of a workload."""
     return workload["spec"]["template"]["spec"]
 
 
 def container(workload: Manifest) -> Manifest:
-    """Return the one container of a StatefulSet's or a Job's pod."""
+    """Return the one container of a workload's pod."""
     (only,) = pod(workload)["containers"]
     return only
+
+
+def num_bytes(quantity: str) -> int:
+    """Return the bytes of a quantity such as 16Gi."""
+    return int(quantity[:-2]) * _UNITS[quantity[-2:]]
 
 
 def _left_out(overlay: str) -> list[str]:
     """Return the components that an overlay does not include itself."""
     own = (K8S / "overlays" / overlay / "kustomization.yaml").read_text()
-    return [name for name in COMPONENTS if f"components/{name}" not in own]
+    unfit = OF_STATEFUL_SETS if overlay == "ray" else set[str]()
+    return [name for name in COMPONENTS if f"components/{name}" not in own and name not in unfit]
 
 
 def _subsets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic_settings import CliApp
 
-from tests.k8s.rendering import Manifest, container, the
+from tests.k8s.rendering import Manifest, container, front, the
 from vigor_service.settings import Settings
 
 KEYS = {"VIGOR_SCORE_KEY_FILE": "key-that-scores", "VIGOR_PUBLISH_KEY_FILE": "key-that-publishes"}
@@ -15,7 +15,7 @@ KEYS = {"VIGOR_SCORE_KEY_FILE": "key-that-scores", "VIGOR_PUBLISH_KEY_FILE": "ke
 
 def environment(manifests: Sequence[Manifest]) -> dict[str, str]:
     """Return the variables that the pod gets from its ConfigMap."""
-    (source,) = container(the(manifests, "StatefulSet"))["envFrom"]
+    (source,) = container(front(manifests))["envFrom"]
     return the(manifests, "ConfigMap", source["configMapRef"]["name"])["data"]
 
 

@@ -5,13 +5,27 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import tomllib
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from tests.image.dockerfile import DOCKERFILE, read_stages
-from tests.k8s.rendering import K8S, ROOT, container, needs_kubectl, pod, render, render_directory, the, trainer_job
+from tests.k8s.rendering import (
+    K8S,
+    OVERLAYS,
+    ROOT,
+    container,
+    engines,
+    front,
+    needs_kubectl,
+    pod,
+    render,
+    render_directory,
+    the,
+    trainer_job,
+)
 from tests.k8s.settings import environment
 from vigor_client.cli.main import main
 from vigor_service.settings import Settings
@@ -24,6 +38,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
 
 
+EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"].keys()
 COMMANDS = [shlex.split(line) for block in blocks("bash") for line in block.replace("\\\n", "").splitlines()]
 
 
@@ -38,13 +53,26 @@ def test_what_is_built_is_what_the_manifests_run() -> None:
     }
     assert {option.partition("=")[0] for build in builds for option in options(build, "--build-arg")} == arguments
     built = {tag for build in builds for tag in options(build, "--tag")}
-    assert built == {"vigor-service:0.1.0-cpu", "vigor-service:0.1.0-cuda", "vigor-trainer:0.1.0-cuda"}
+    assert built == {
+        "vigor-service:0.1.0-cpu",
+        "vigor-service:0.1.0-cuda",
+        "vigor-service:0.1.0-ray",
+        "vigor-trainer:0.1.0-cuda",
+    }
 
 
 @needs_kubectl
 def test_the_images_of_the_manifests_are_built() -> None:
-    workloads = [the(render(overlay), "StatefulSet") for overlay in ("cpu-dev", "gpu")] + [the(trainer_job(), "Job")]
+    workloads = [front(render(overlay)) for overlay in OVERLAYS] + [the(trainer_job(), "Job")]
     assert all(f"--tag {container(workload)['image']} " in PAGE for workload in workloads)
+
+
+@needs_kubectl
+def test_the_image_with_ray_is_built_with_its_extra() -> None:
+    image = container(front(render("ray")))["image"]
+    (build,) = (command for command in COMMANDS if options(command, "--tag") == [image])
+    extras = dict(option.split("=", 1) for option in options(build, "--build-arg"))["EXTRAS"].split(",")
+    assert {"service", "ray"} <= set(extras) <= EXTRAS
 
 
 def test_the_container_is_started_with_settings() -> None:
@@ -55,14 +83,16 @@ def test_the_container_is_started_with_settings() -> None:
 
 
 @needs_kubectl
-def test_the_overlay_of_ones_own_renders(tmp_path: Path) -> None:
+@pytest.mark.parametrize("overlay", ["gpu", "ray"])
+def test_the_overlay_of_ones_own_renders(tmp_path: Path, overlay: str) -> None:
     shutil.copytree(K8S, tmp_path / "k8s")
     (example,) = blocks("yaml")
     own = tmp_path / "k8s/overlays/own"
     own.mkdir()
-    (own / "kustomization.yaml").write_text(example)
+    (own / "kustomization.yaml").write_text(example.replace("../gpu", f"../{overlay}"))
     manifests = render_directory(own)
-    assert container(the(manifests, "StatefulSet"))["image"].startswith("registry.example.com/vigor-service:")
+    workloads = [front(manifests), *([engines(manifests)] if overlay == "ray" else [])]
+    assert all(container(workload)["image"].startswith("registry.example.com/vigor-service:") for workload in workloads)
     assert environment(manifests)["VIGOR_MODEL"] == "Qwen/Qwen2.5-3B-Instruct"
 
 
