@@ -211,7 +211,7 @@ def test_no_service_leads_to_an_engine(manifests: list[Manifest]) -> None:
 def test_an_engine_stays_while_another_is_moved(manifests: list[Manifest]) -> None:
     budget, workers = the(manifests, "PodDisruptionBudget")["spec"], engines(manifests)
     assert budget["selector"]["matchLabels"].items() <= workers["spec"]["template"]["metadata"]["labels"].items()
-    assert "maxUnavailable" not in budget  # which Kubernetes cannot count for pods of KubeRay
+    assert "maxUnavailable" not in budget  # which Kubernetes takes only where there is a scale
     assert 0 < budget["minAvailable"] < workers["spec"]["minReplicas"]
 
 

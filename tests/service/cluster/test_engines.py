@@ -352,7 +352,7 @@ def test_the_mirrors_values_are_those_that_a_joining_engine_gets() -> None:
 
 
 class StoredChunk(list[PackedWrite]):
-    """A chunk that the store holds until nobody refers to it any more."""
+    """A chunk that the store holds as long as something refers to it."""
 
 
 class CountingBench(Bench):
