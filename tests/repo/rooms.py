@@ -46,6 +46,7 @@ ROOMS = [
     "vigor_service.engine.interface",
     "vigor_service.engine.model_weights",
     "vigor_service.engine.engine",
+    "vigor_service.engine.sharding",
     "vigor_service.errors",
     "vigor_service.observability",
     "vigor_service.threads",

@@ -50,6 +50,11 @@ class CheckpointTensors(Mapping[str, "torch.Tensor"]):
         with _open(self.entries[name][0]) as file:
             return file.get_tensor(name)
 
+    def rows(self, name: str, rows: slice) -> torch.Tensor:
+        """Equal ``self[name][rows]``, and read nothing else of the file."""
+        with _open(self.entries[name][0]) as file:
+            return file.get_slice(name)[rows]
+
     def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
         return name in self.entries
 

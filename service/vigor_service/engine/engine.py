@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from vigor_client.weight_format.lora import lora_scalings
@@ -92,24 +92,7 @@ class Engine(ModelWeights):
 
     @property
     def info(self) -> EngineInfo:
-        model = causal_model(self._model)
-        config = text_config(model.config)
-        return EngineInfo(
-            model=self._name,
-            architecture=type(model).__name__,
-            num_parameters=_num_elements(self._model.parameters()),
-            num_measured_parameters=_num_elements(self._measured.values()),
-            dtype=str(model.dtype).removeprefix("torch."),
-            device=str(model.device),
-            max_sequence_tokens=getattr(config, "max_position_embeddings", None) or 2**20,
-            vocab_size=num_token_ids(model),
-            tied_embeddings=bool(self.aliases()),
-            layout="single" if self._fast is None or self._fast.plan.one_at_a_time else "packed",
-            norm_probes=None if self._fast is None or self._fast.sketch is None else self._fast.sketch.num_vectors,
-            rules={"exact": list(self._measured)} if self._fast is None else self._fast.plan.rules,
-            lora_scalings=lora_scalings(self._model),
-            media_token_ids=media_token_ids(model),
-        )
+        return describe(self._model, self._measured, self._fast, name=self._name, tied_embeddings=bool(self.aliases()))
 
     def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts = NORM_AND_SIGNALS) -> BatchResult:
         """Return the scores of the sequences, in their order, under the current weights.
@@ -119,13 +102,9 @@ class Engine(ModelWeights):
         Raises:
             NoMemoryLeftError: nothing can be scored, however short.
         """
-        fitting = self._fitting if parts.norm else self._fitting_signals
-        scored = fitting.score(list(dict.fromkeys(sequences)))
+        result = score_fitting(self._fitting if parts.norm else self._fitting_signals, sequences, parts)
         self._trim_heap()
-        scores = [scored.scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
-        if not parts.token_logprobs:
-            scores = [replace(score, token_logprobs=None) for score in scores]
-        return BatchResult(scores, too_long=scored.too_long, fitting_tokens=scored.fitting_tokens)
+        return result
 
     def attribute(self, sequence: TokenSequence) -> Attribution:
         """Equal ``attribution.attribute(model, sequence, [measured])``, with some of the gradients in memory at once.
@@ -188,6 +167,44 @@ class _Ways:
 
     checked: Score | None
     reference: Score
+
+
+def describe(
+    model: PreTrainedModel,
+    measured: Mapping[str, nn.Parameter],
+    fast: FastNorms | None,
+    *,
+    name: str,
+    tied_embeddings: bool,
+    architecture: str | None = None,
+) -> EngineInfo:
+    """Say what an engine measures of a model, and how; ``architecture`` None: the name of the model's class."""
+    inner = causal_model(model)
+    return EngineInfo(
+        model=name,
+        architecture=architecture or type(inner).__name__,
+        num_parameters=_num_elements(model.parameters()),
+        num_measured_parameters=_num_elements(measured.values()),
+        dtype=str(model.dtype).removeprefix("torch."),
+        device=str(model.device),
+        max_sequence_tokens=getattr(text_config(inner.config), "max_position_embeddings", None) or 2**20,
+        vocab_size=num_token_ids(model),
+        tied_embeddings=tied_embeddings,
+        layout="single" if fast is None or fast.plan.one_at_a_time else "packed",
+        norm_probes=None if fast is None or fast.sketch is None else fast.sketch.num_vectors,
+        rules={"exact": list(measured)} if fast is None else fast.plan.rules,
+        lora_scalings=lora_scalings(model),
+        media_token_ids=media_token_ids(model),
+    )
+
+
+def score_fitting(fitting: FittingScorer, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult:
+    """Return the scores of the sequences, in their order, with these parts."""
+    scored = fitting.score(list(dict.fromkeys(sequences)))
+    scores = [scored.scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
+    if not parts.token_logprobs:
+        scores = [replace(score, token_logprobs=None) for score in scores]
+    return BatchResult(scores, too_long=scored.too_long, fitting_tokens=scored.fitting_tokens)
 
 
 def _num_elements(tensors: Iterable[Tensor]) -> int:

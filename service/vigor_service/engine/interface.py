@@ -60,7 +60,7 @@ class EngineInfo:
 class HeldWeights(Protocol):
     """The weights of a model by name, and how new values get in."""
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> Mapping[str, Tensor]:
         """Every tensor a trainer must supply, tied ones once, under their canonical name."""
         ...
 
@@ -97,6 +97,7 @@ class Scorer(HeldWeights, Protocol):
         Raises:
             ValueError: no token counts in the loss.
             NoMemoryLeftError: it does not fit into memory.
+            UnsupportedByEngineError: the engine scores, and attributes nothing.
         """
         ...
 

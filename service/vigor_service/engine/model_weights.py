@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ class ModelWeights:
     def __init__(self, model: PreTrainedModel) -> None:
         self._model = model
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> Mapping[str, Tensor]:
         """Return every tensor under its first name."""
         return {names[0]: tensor for names, tensor in _named_once(self._model)}
 

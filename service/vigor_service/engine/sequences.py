@@ -46,6 +46,10 @@ class PromptIds(tuple[int, ...]):
         return not self == other
 
 
+class UnsupportedByEngineError(Exception):
+    """What is asked of a sequence is nothing that an engine of this kind does."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenSequence:
     """A prompt and one completion of it. Hashable: equal sequences have equal scores.

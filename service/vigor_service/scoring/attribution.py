@@ -19,7 +19,7 @@ from vigor_client.schemas.attribution import (
 )
 from vigor_client.schemas.problems import FieldError
 from vigor_client.schemas.scoring import Timing
-from vigor_service.engine.sequences import TokenSequence
+from vigor_service.engine.sequences import TokenSequence, UnsupportedByEngineError
 from vigor_service.errors import (
     EngineFailedError,
     SequenceExceedsMemoryError,
@@ -109,6 +109,8 @@ class Attributions:
             place = FieldError(loc=_PLACE, msg=f"{sequence.num_tokens} tokens with its prompt")
             detail = "the completion with its prompt does not fit into memory; a shorter one may"
             raise SequenceExceedsMemoryError(detail, errors=[place], length=sequence.num_tokens) from error
+        if isinstance(error, UnsupportedByEngineError):
+            raise invalid_request([FieldError(loc=_PLACE, msg=str(error))], consequence="nothing was attributed")
         _logger.error("attribution_failed", exc_info=error, extra={"tokens": sequence.num_tokens})
         raise EngineFailedError(f"the engine raised {type(error).__name__} on this request") from error
 

@@ -59,10 +59,10 @@ def load_checkpoint(location: str, *, gguf_file: str | None = None, **options: A
     """
     if gguf_file is not None:
         return _load(AutoModelForCausalLM, location, options | {"gguf_file": gguf_file})
-    config = _config(location, trust_remote_code=bool(options.get("trust_remote_code")))
-    auto_class = _auto_class(config)
-    model = _load(auto_class, location, options)
-    if auto_class is AutoModelForCausalLM or (fault := _fault_of_text(model)) is None:
+    config = read_config(location, trust_remote_code=bool(options.get("trust_remote_code")))
+    model_class = auto_class(config)
+    model = _load(model_class, location, options)
+    if model_class is AutoModelForCausalLM or (fault := _fault_of_text(model)) is None:
         return model
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise IncompleteCheckpointError(f"{type(model).__name__} does not score text alone: {fault}")
@@ -75,7 +75,12 @@ def load_checkpoint(location: str, *, gguf_file: str | None = None, **options: A
     return model
 
 
-def _config(location: str, *, trust_remote_code: bool) -> PreTrainedConfig:
+def read_config(location: str, *, trust_remote_code: bool) -> PreTrainedConfig:
+    """Return the configuration of a directory or a hub name.
+
+    Raises:
+        IncompleteCheckpointError: transformers cannot read it, or no weights are taken from such a checkpoint.
+    """
     try:
         if Path(location).is_dir():
             checkpoint_files(location)  # the kinds of directory that no update is taken from
@@ -101,11 +106,11 @@ def _refuse_other_shards(name: str, weights: str) -> None:
 
 
 def _load(
-    auto_class: _AutoClass, location: str, options: Mapping[str, Any], *, unread: Collection[str] = ()
+    model_class: _AutoClass, location: str, options: Mapping[str, Any], *, unread: Collection[str] = ()
 ) -> PreTrainedModel:
     """Load all of a checkpoint but the tensors that are ``unread``."""
     try:
-        loaded: Any = auto_class.from_pretrained(  # pyright: ignore[reportUnknownMemberType]
+        loaded: Any = model_class.from_pretrained(  # pyright: ignore[reportUnknownMemberType]
             location, use_safetensors=True, output_loading_info=True, **options
         )
     except _TRANSFORMERS_FAULTS as error:
@@ -113,7 +118,7 @@ def _load(
     model: PreTrainedModel = loaded[0]
     report: dict[str, Collection[str]] = loaded[1]
     unexpected = [name for name in report["unexpected_keys"] if name not in unread]
-    _refuse_incomplete(model, sorted(report["missing_keys"]), refused_unexpected(unexpected))
+    refuse_incomplete(model, sorted(report["missing_keys"]), refused_unexpected(unexpected))
     if "gguf_file" not in options:
         _restore_padding_rows(model, location)
     return model
@@ -147,10 +152,13 @@ def _directory_of(location: str) -> Path:
     return Path(str(cached_file(location, CONFIG_NAME))).parent
 
 
-def _auto_class(config: PreTrainedConfig) -> _AutoClass:
+def auto_class(config: PreTrainedConfig) -> _AutoClass:
     """Return what loads the class that the checkpoint was saved from, so that its tensors have the same names.
 
     Where transformers has a class for text and one for text with images, a checkpoint may be of either.
+
+    Raises:
+        IncompleteCheckpointError: it scores no completions.
     """
     with_images = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
     was_saved_so = getattr(with_images, "__name__", None) in (config.architectures or [])
@@ -162,7 +170,12 @@ def _auto_class(config: PreTrainedConfig) -> _AutoClass:
     return AutoModelForImageTextToText
 
 
-def _refuse_incomplete(model: PreTrainedModel, missing: list[str], unexpected: list[str]) -> None:
+def refuse_incomplete(model: PreTrainedModel, missing: list[str], unexpected: list[str]) -> None:
+    """Check that a checkpoint had all of a model's tensors, and no others.
+
+    Raises:
+        IncompleteCheckpointError: it had not; names them.
+    """
     faults: list[str] = []
     if missing:
         faults.append(f"it lacks {_listed(missing)}{_advice_on_tied(model, missing)}")

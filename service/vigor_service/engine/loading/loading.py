@@ -52,8 +52,8 @@ def load_policy(
     """
     if source is not None and is_adapter(Path(source)):
         return _load_with_adapter(Path(source), dtype=dtype, device=device, trust_remote_code=trust_remote_code)
-    torch_device = _device(device)
-    torch_dtype = _dtype(dtype, torch_device)
+    torch_device = resolve_device(device)
+    torch_dtype = resolve_dtype(dtype, torch_device)
     location, name, options = _locate(source)
     try:
         tokenizer = _tokenizer(location, trust_remote_code=trust_remote_code, **options)
@@ -84,7 +84,7 @@ def _tokenizer(location: str | Path, **options: Any) -> PreTrainedTokenizerBase:
 def _locate(source: str | None) -> tuple[str, str, dict[str, Any]]:
     """Return what transformers loads from, the name to show, and further options."""
     if source is None:
-        return str(_embedded_model()), EMBEDDED_NAME, {}
+        return str(embedded_model()), EMBEDDED_NAME, {}
     path = Path(source)
     if path.suffix == ".gguf":
         if not path.is_file():
@@ -93,7 +93,12 @@ def _locate(source: str | None) -> tuple[str, str, dict[str, Any]]:
     return source, path.name if path.is_dir() else source, {}
 
 
-def _embedded_model() -> Path:
+def embedded_model() -> Path:
+    """Return the directory of the embedded model.
+
+    Raises:
+        ModelLoadError: it is not there, and cannot be made.
+    """
     from vigor_client.models.embedded import EmbeddedModelError, embedded_model_dir
 
     try:
@@ -102,7 +107,12 @@ def _embedded_model() -> Path:
         raise ModelLoadError(str(error)) from error
 
 
-def _device(device: str) -> torch.device:
+def resolve_device(device: str) -> torch.device:
+    """Return the device of this name; "auto" is a CUDA device where there is one.
+
+    Raises:
+        ModelLoadError: it cannot be used.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -111,7 +121,12 @@ def _device(device: str) -> torch.device:
         raise ModelLoadError(f"device {device!r} cannot be used: {error}") from error
 
 
-def _dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
+    """Return the dtype of this name on the device; "auto": the checkpoint's own.
+
+    Raises:
+        ModelLoadError: there is none of this name.
+    """
     if dtype == "own":
         return "auto"
     if dtype == "auto":

@@ -32,6 +32,10 @@ class TrialSizes:
     last: int
     max_batch: int
 
+    def times(self, count: int) -> TrialSizes:
+        """Return the sizes for this number of devices that share a batch."""
+        return TrialSizes(self.first * count, self.last * count, self.max_batch * count)
+
 
 # On a CPU what runs at once is small anyway, but a group that is not torn apart shares its prompt. On a GPU more than
 # 16,384 tokens only delay a weight swap.

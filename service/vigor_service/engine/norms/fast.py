@@ -60,6 +60,9 @@ class _Measured:
 class FastNorms:
     """Scores batches of one model. The model's parameters are frozen and the model is in eval mode from here on.
 
+    ``sharded_layers`` are the decoder layers of a model whose parameters are shared out over processes that run pass by
+    pass (see ``sharding``); ``parameters`` are those that modules have while they are gathered. None: it is whole.
+
     Raises:
         UnsupportedModelError: the model's decoder, experts or head are not understood in any of the layouts.
     """
@@ -71,14 +74,19 @@ class FastNorms:
         *,
         layouts: Sequence[Layout] = LAYOUTS,
         free_bytes: Callable[[torch.device], int | None] = free_bytes,
+        sharded_layers: Sequence[nn.Module] | None = None,
     ) -> None:
         model.requires_grad_(False).eval()
         self._model = causal_model(model)
         self.plan = make_plan(self._model, parameters, layouts)
-        self.passes = Passes(self.plan, self._model.device)
+        self.passes = Passes(self.plan, self._model.device, in_lockstep=sharded_layers is not None)
         self._parameters = parameters
         self.sketch: SketchVectors | None = None  # None: every norm is exact
-        self.layers = measured_layers(decoder_layers(self._model) or [], parameters.values())
+        self.layers = (
+            measured_layers(decoder_layers(self._model) or [], parameters.values())
+            if sharded_layers is None
+            else list(sharded_layers)
+        )
         self.max_activation_bytes: int | None = None  # None: what free memory allows
         self._layer_bytes = LayerBytes.of(self._model, self.layers)
         self._free_bytes = free_bytes

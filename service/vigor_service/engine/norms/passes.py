@@ -19,12 +19,17 @@ R = TypeVar("R")
 
 
 class Passes:
-    """Shares sequences out into passes through the decoder of one model, as its plan allows."""
+    """Shares sequences out into passes through the decoder of one model, as its plan allows.
 
-    def __init__(self, plan: Plan, device: torch.device) -> None:
+    ``in_lockstep``: other processes run pass by pass with this one, so that passes come one after the other, and none
+    is added that only some of the processes need.
+    """
+
+    def __init__(self, plan: Plan, device: torch.device, *, in_lockstep: bool = False) -> None:
         self.plan = plan
         self._device = device
-        self._workers = Workers() if device.type == "cpu" else None
+        self._in_lockstep = in_lockstep
+        self._workers = Workers() if device.type == "cpu" and not in_lockstep else None
 
     def batches(self, sequences: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
         """Return which sequences share a pass."""
@@ -50,7 +55,7 @@ class Passes:
     def shared_prompts(self, batches: Sequence[list[TokenSequence]]) -> list[Prompt]:
         """Return the prompts that run once; all layers' rows of them are kept until the batches are done."""
         decoder = self.plan.decoder
-        if self._device.type != "cpu" or decoder.layout != "packed" or decoder.length_dependent:
+        if self._device.type != "cpu" or decoder.layout != "packed" or decoder.length_dependent or self._in_lockstep:
             return []
         return shared_prompts([sequence for batch in batches for sequence in batch])
 

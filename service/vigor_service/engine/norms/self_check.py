@@ -102,26 +102,7 @@ class _Subject:
         for activations in choices or activations_run_once(causal_model(self.model).device):
             fast = self.fast.squared_shares(sequences, activations=activations)
             for sequence, found, wanted in zip(sequences, fast, exact, strict=True):
-                self._compare(sequence, found, wanted)
-
-    def _compare(self, sequence: TokenSequence, found: SquaredShares, wanted: SquaredShares) -> None:
-        found_norms, wanted_norms = self._norms(found), self._norms(wanted)
-        scale = _SMALLEST_SCALE * sqrt(sum(wanted.values()))
-        for rule, norm in wanted_norms.items():
-            error = abs(found_norms.get(rule, 0.0) - norm) / max(norm, scale)
-            if not error <= TOLERANCES[self._dtype]:
-                raise UntrustedNormError(
-                    f"the norm of {rule} is off by {error:.1e} in a sequence of {sequence.num_tokens} tokens"
-                    f" in {str(self._dtype).removeprefix('torch.')}"
-                )
-
-    def _norms(self, shares: SquaredShares) -> dict[str, float]:
-        """Return rule, weights and biases apart -> norm."""
-        kind_of = {name: _kind(name, rule) for rule, names in self.fast.plan.rules.items() for name in names}
-        squares: defaultdict[str, float] = defaultdict(float)
-        for name, share in shares.items():
-            squares[kind_of[name]] += share
-        return {kind: sqrt(square) for kind, square in squares.items()}
+                compare(self.fast.plan.rules, self._dtype, sequence, found, wanted)
 
     def may_run_layers_twice(self, sequences: Sequence[TokenSequence]) -> bool:
         """Whether these sequences have their norms where layers run twice; the log says why not."""
@@ -141,7 +122,7 @@ class _Subject:
         lengths = critical_lengths(model)
         seconds_per_token = self._seconds_per_token(short[0]) if lengths else 0.0
         for length in lengths:  # the long one first, so that others lie far behind in a packed row, too
-            sequence = _long_sequence(model, length + _BEYOND)
+            sequence = long_sequence(model, length)
             if seconds_per_token * sequence.num_tokens > max_seconds or not self._fits([sequence, *short]):
                 logger.warning("sequences of more than %d tokens are left to the reference: too long to check", length)
                 return length
@@ -162,6 +143,38 @@ class _Subject:
             return True
         release_memory()
         return False
+
+
+def compare(
+    rules: Mapping[str, Sequence[str]],
+    dtype: torch.dtype,
+    sequence: TokenSequence,
+    found: SquaredShares,
+    wanted: SquaredShares,
+) -> None:
+    """Check that each rule's norm is the wanted one, within the tolerance of the model's dtype.
+
+    Raises:
+        UntrustedNormError: one is not.
+    """
+    found_norms, wanted_norms = _norms(rules, found), _norms(rules, wanted)
+    scale = _SMALLEST_SCALE * sqrt(sum(wanted.values()))
+    for rule, norm in wanted_norms.items():
+        error = abs(found_norms.get(rule, 0.0) - norm) / max(norm, scale)
+        if not error <= TOLERANCES[dtype]:
+            raise UntrustedNormError(
+                f"the norm of {rule} is off by {error:.1e} in a sequence of {sequence.num_tokens} tokens"
+                f" in {str(dtype).removeprefix('torch.')}"
+            )
+
+
+def _norms(rules: Mapping[str, Sequence[str]], shares: SquaredShares) -> dict[str, float]:
+    """Return rule, weights and biases apart -> norm."""
+    kind_of = {name: _kind(name, rule) for rule, names in rules.items() for name in names}
+    squares: defaultdict[str, float] = defaultdict(float)
+    for name, share in shares.items():
+        squares[kind_of[name]] += share
+    return {kind: sqrt(square) for kind, square in squares.items()}
 
 
 def reason(error: Exception) -> str:
@@ -205,10 +218,10 @@ def _named_integers(value: Any, key: str = "") -> Iterator[tuple[str, int]]:  # 
         yield key, value
 
 
-def _long_sequence(model: PreTrainedModel, num_tokens: int) -> TokenSequence:
-    """Return a sequence with the prompt of the short ones."""
+def long_sequence(model: PreTrainedModel, length: int) -> TokenSequence:
+    """Return a sequence that exceeds a critical length, with the prompt of the short ones."""
     prompt = self_check_sequences(model)[0].prompt_ids
-    ids = self_check_ids(model, num_tokens)
+    ids = self_check_ids(model, length + _BEYOND)
     return TokenSequence(prompt, tuple(ids[len(prompt) :]))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 
 import torch
@@ -15,15 +15,17 @@ from vigor_service.weights.version import Weights
 
 
 def initial_weights(scorer: HeldWeights) -> Weights:
-    """Describe what the scorer was loaded with: version 0."""
-    tensors, aliases = scorer.tensors(), scorer.aliases()
-    infos = tuple(describe(name, tensor, aliases.get(name, ())) for name, tensor in tensors.items())
+    """Describe what the scorer was loaded with: version 0. Reads each tensor once, and holds one at a time."""
+    aliases, num_bytes, infos = scorer.aliases(), 0, list[TensorInfo]()
+    for name, tensor in scorer.tensors().items():
+        num_bytes += tensor.nbytes
+        infos.append(describe(name, tensor, aliases.get(name, ())))
     return Weights(
         version=0,
         digest=model_digest(infos),
-        tensors=infos,
-        num_bytes=sum(tensor.nbytes for tensor in tensors.values()),
-        dtype=_common_dtype(tensors),
+        tensors=tuple(infos),
+        num_bytes=num_bytes,
+        dtype=_common_dtype(infos),
         published_at=datetime.now(UTC),
     )
 
@@ -39,6 +41,6 @@ def describe(name: str, tensor: torch.Tensor, aliases: Sequence[str] = ()) -> Te
     )
 
 
-def _common_dtype(tensors: Mapping[str, torch.Tensor]) -> str:
-    names = {dtype_name(tensor.dtype) for tensor in tensors.values()}
+def _common_dtype(infos: Iterable[TensorInfo]) -> str:
+    names = {info.dtype for info in infos}
     return names.pop() if len(names) == 1 else "mixed"

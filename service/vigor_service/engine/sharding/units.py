@@ -1,0 +1,247 @@
+"""A model in units of FSDP2, and passes in which all ranks gather the same units in the same order.
+
+A unit is a decoder layer, or all that is in none: embedding, head and last norm, tied or not. At rest a rank holds its
+part of each parameter. A layer is gathered while it runs, forwards and backwards; the rest is gathered for a whole
+pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp._fully_shard._fsdp_collectives import DefaultAllGather
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedModel
+
+from vigor_service.engine.memory.out_of_memory import is_out_of_memory, release_memory
+from vigor_service.engine.model.decoder import decoder_layers
+from vigor_service.engine.model.text_parameters import text_pass
+from vigor_service.engine.model.unwrap import causal_model
+from vigor_service.engine.norms.self_check import reason
+from vigor_service.engine.sharding.ranks import Ranks
+
+R = TypeVar("R")
+
+
+class UnshardableModelError(ValueError):
+    """The model cannot be shared out; the message says why, and what to do."""
+
+
+class LockstepError(Exception):
+    """This rank no longer does what the others do: the engine has to be started again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """What a rank raised in a pass. It travels to the others, which raise the same."""
+
+    out_of_memory: bool
+    message: str
+
+    @classmethod
+    def of(cls, error: Exception) -> Failure:
+        return cls(is_out_of_memory(error), reason(error))
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome(Generic[R]):
+    """What one pass gave, or why it gave nothing."""
+
+    result: R | None = None
+    failure: Failure | None = None
+
+
+def shard(model: PreTrainedModel, ranks: Ranks) -> None:
+    """Let each rank hold its part of every parameter: rows ``i`` of the ``size`` equal parts of the first axis.
+
+    Parameters on the meta device stay there, and get memory for a part alone.
+
+    Raises:
+        UnshardableModelError: the model's layers are not found, or a parameter has no axis to share out.
+    """
+    layers = _layers(causal_model(model))
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 0:
+            raise UnshardableModelError(f"{name} is a single number, which FSDP2 does not share out: {_ADVICE}")
+    for unit in (*layers, causal_model(model)):
+        fully_shard(unit, mesh=ranks.mesh)
+
+
+_ADVICE = "score with the whole model on one device, without --shard (VIGOR_SHARD)"
+
+
+def _layers(model: PreTrainedModel) -> nn.ModuleList:
+    layers = decoder_layers(model)
+    if not layers:
+        raise UnshardableModelError(f"{type(model).__name__} has no list of its decoder layers: {_ADVICE}")
+    return layers
+
+
+class ShardedModel:
+    """A model that ``shard`` was called on, with its values. All of its parameters are frozen from here on.
+
+    ``names`` are the parameters whose gradient is measured.
+
+    Raises:
+        UnshardableModelError: FSDP2 does not take the model: its reason.
+    """
+
+    def __init__(self, model: PreTrainedModel, names: Sequence[str]) -> None:
+        self.root = causal_model(model.eval())
+        self.layers = list(_layers(self.root))
+        self._names = names
+        self._model = model
+        self._units = [_as_unit(module) for module in (self.root, *self.layers)]
+        self._gathered: list[int] = []  # units, in the order in which they were gathered since the pass began
+        self._orders: dict[str, list[int]] = {}  # kind of pass -> units in the order of its gathers
+        for number, unit in enumerate(self._units):
+            unit.set_custom_all_gather(_NotingAllGather(number, self._gathered))
+        self._units[0].set_reshard_after_backward(False, recurse=False)  # ``held`` frees it
+        self._set_requires_grad(names)  # FSDP2 looks at it in the first pass
+        self._run_through_root()
+        self._require_grad(())
+        self.measured = self._gathered_parameters()
+
+    def _run_through_root(self) -> None:
+        """Run the model once from its root, as FSDP2 needs to learn of all units."""
+        try:
+            with torch.no_grad():
+                text_pass(self.root)
+        except (ValueError, AssertionError) as error:
+            raise UnshardableModelError(f"FSDP2 does not take this model: {error}. So {_ADVICE}") from error
+        self._units[0].reshard()
+
+    def _require_grad(self, names: Iterable[str]) -> None:
+        """Let exactly these parameters require gradients, whether gathered or not.
+
+        Those that modules have while they are gathered get it from FSDP2 at a gather. In a pass that would be a use of
+        the parameter, for what intercepts all uses.
+        """
+        self._set_requires_grad(names)
+        for unit in self._units:
+            unit.unshard()
+            unit.reshard()
+
+    def _set_requires_grad(self, names: Iterable[str]) -> None:
+        chosen = set(names)
+        for name, parameter in self._model.named_parameters():
+            parameter.requires_grad_(name in chosen)
+
+    def _gathered_parameters(self) -> dict[str, nn.Parameter]:
+        """Return the measured parameters as modules have them while they are gathered: the same objects each time."""
+        found: dict[str, nn.Parameter] = {}
+        for unit in self._units:
+            unit.unshard()
+            own = self._model.named_parameters()
+            found |= {name: parameter for name, parameter in own if not isinstance(parameter, DTensor)}
+            unit.reshard()
+        return {name: found[name] for name in self._names}
+
+    @property
+    def num_local_bytes(self) -> int:
+        """Bytes of parameters that this rank holds at rest."""
+        return sum(local_part(parameter).nbytes for parameter in self._model.parameters())
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Gather what is in no layer; afterwards free all that is gathered, and let FSDP2 forget what was run."""
+        self._units[0].unshard()
+        try:
+            yield
+        finally:
+            self._units[0].reset_iter_state()
+
+    @contextmanager
+    def requiring_grad(self) -> Generator[None]:
+        """Let the measured parameters require gradients."""
+        self._require_grad(self._names)
+        try:
+            with torch.enable_grad():
+                yield
+        finally:
+            self._require_grad(())
+
+    def named_parts(self) -> Iterable[tuple[str, nn.Parameter]]:
+        """Yield the measured parameters as this rank holds them at rest."""
+        measured = set(self._names)
+        return ((name, parameter) for name, parameter in self._model.named_parameters() if name in measured)
+
+    def run_alike(self, compute: Callable[[], R]) -> R:
+        """Return ``compute()``, which all ranks run alike. Where it fails, it fails on all of them."""
+        with self.held():
+            return compute()
+
+    def run_pass(self, kind: str, compute: Callable[[], R]) -> Outcome[R]:
+        """Run one pass, which other ranks run as well; each kind gathers the same units each time.
+
+        Where it fails, this rank takes part in what the others still gather, so that they do not wait.
+
+        Raises:
+            LockstepError: it gathered other units than before, or failed before there was a pass of its kind.
+        """
+        self._gathered.clear()
+        failure = None
+        try:
+            with self.held():
+                result = compute()
+        except Exception as error:  # noqa: BLE001 - every rank raises it, once none waits for this one
+            failure = Failure.of(error)
+        if failure is not None:
+            self._gather_what_is_left(kind, failure)
+            return Outcome(failure=failure)
+        if self._gathered != self._orders.setdefault(kind, list(self._gathered)):
+            raise LockstepError(f"a pass of {kind} gathered {self._gathered}, others {self._orders[kind]}")
+        return Outcome(result)
+
+    def _gather_what_is_left(self, kind: str, failure: Failure) -> None:
+        release_memory()
+        if kind not in self._orders:
+            raise LockstepError(failure.message)
+        for number in self._orders[kind][len(self._gathered) :]:
+            self._units[number].unshard()
+            self._units[number].reshard()
+
+
+def raise_first(failures: Iterable[Failure | None]) -> None:
+    """Raise what the first rank that failed raised.
+
+    Raises:
+        MemoryError: its memory ran out.
+        RuntimeError: anything else.
+    """
+    for rank, failure in enumerate(failures):
+        if failure is not None:
+            kind = MemoryError if failure.out_of_memory else RuntimeError
+            raise kind(f"rank {rank}: {failure.message}")
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """Return what this rank holds of a tensor: its rows, or all of what is not shared out."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _as_unit(module: Any) -> FSDPModule:  # noqa: ANN401 - fully_shard changes the class of a module
+    assert isinstance(module, FSDPModule)  # noqa: S101 - of ``shard``
+    return module
+
+
+class _NotingAllGather(DefaultAllGather):
+    """Gathers a unit, and notes that it did."""
+
+    def __init__(self, number: int, gathered: list[int]) -> None:
+        super().__init__()
+        self._number = number
+        self._gathered = gathered
+
+    def __call__(
+        self, output_tensor: Tensor, input_tensor: Tensor, group: dist.ProcessGroup, async_op: bool = False
+    ) -> dist.Work | None:
+        self._gathered.append(self._number)
+        return super().__call__(output_tensor, input_tensor, group, async_op)
