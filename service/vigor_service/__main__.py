@@ -90,7 +90,7 @@ def _load_model(settings: Settings, progress: LoadingProgress) -> Loaded:
 
     if settings.log_format == "json":
         join_transformers()
-    if settings.engines > 1 or settings.ray_address is not None:
+    if settings.engines > 1 or settings.shard > 1 or settings.ray_address is not None:
         return _load_cluster(settings, progress)
     return LoadedModel(*load_engine(engine_settings(settings), progress.begin))
 
@@ -105,7 +105,8 @@ def _load_cluster(settings: Settings, progress: LoadingProgress) -> Loaded:
     limits = Limits(
         loading=LOADING_SECONDS, computing=settings.watchdog_seconds, weights=settings.update_timeout_seconds
     )
-    return LoadedCluster(engine_settings(settings), ClusterSettings(settings.engines, settings.ray_address, limits))
+    cluster = ClusterSettings(settings.engines, settings.shard, settings.ray_address, limits)
+    return LoadedCluster(engine_settings(settings), cluster)
 
 
 def _exit(code: int, *lines: str) -> NoReturn:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from vigor_service.errors import StartupError
@@ -78,12 +79,86 @@ def load_engine(settings: EngineSettings, begin: Callable[[LoadingPhase], None] 
             name=policy.name,
             parameters=settings.parameters,
             norm_probes=settings.norm_probes,
-            activation_bytes=None if settings.activation_mib is None else settings.activation_mib << 20,
+            activation_bytes=_activation_bytes(settings),
             check_cache=CheckCache(default_cache_dir() / "checks"),
         )
     except ValueError as error:
         raise StartupError(str(error)) from error
     return LoadedEngine(engine, _tokenizer(policy), generation_ends(policy.model))
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """One of the ``size`` processes of an engine, which meet within ``timeout_seconds``, as for each collective."""
+
+    rank: int
+    size: int
+    timeout_seconds: float
+
+
+def load_shard(settings: EngineSettings, shard: Shard, address: str) -> Scorer:
+    """Load this rank's part of a model, together with the other ranks at ``address``, and check it.
+
+    Raises:
+        StartupError: it cannot be loaded in parts, or not be scored with; says why.
+    """
+    from vigor_service.engine.loading.checkpoint import IncompleteCheckpointError
+    from vigor_service.engine.loading.loading import (
+        EMBEDDED_NAME,
+        ModelLoadError,
+        embedded_model,
+        resolve_device,
+        resolve_dtype,
+    )
+    from vigor_service.engine.model.parameter_selection import measured_parameters
+    from vigor_service.engine.sharding.engine import ShardedEngine
+    from vigor_service.engine.sharding.ranks import join_ranks
+    from vigor_service.engine.sharding.streaming import load_sharded
+
+    refuse_unshardable(settings)
+    try:
+        device = resolve_device(settings.device)
+        directory = embedded_model() if settings.model is None else Path(settings.model)
+        ranks = join_ranks(
+            shard.rank, shard.size, address=address, device=device, timeout_seconds=shard.timeout_seconds
+        )
+        model, architecture, names = load_sharded(
+            directory,
+            ranks,
+            dtype=resolve_dtype(settings.dtype, device),
+            device=device,
+            trust_remote_code=settings.trust_remote_code,
+            names_of=lambda model: list(measured_parameters(model, settings.parameters)),
+        )
+        return ShardedEngine(
+            model,
+            ranks,
+            names,
+            name=EMBEDDED_NAME if settings.model is None else directory.name,
+            architecture=architecture,
+            activation_bytes=_activation_bytes(settings),
+        )
+    except (ModelLoadError, IncompleteCheckpointError, ValueError) as error:
+        raise StartupError(str(error)) from error
+
+
+def refuse_unshardable(settings: EngineSettings) -> None:
+    """Check that an engine over several devices can do what the settings ask.
+
+    Raises:
+        StartupError: it cannot; names the setting.
+    """
+    if settings.norm_probes is not None:
+        raise StartupError("--norm-probes (VIGOR_NORM_PROBES) needs --shard 1: norms over several devices are exact")
+    if (settings.parameters or "").startswith("last-"):
+        raise StartupError(
+            f"--parameters {settings.parameters} (VIGOR_PARAMETERS) needs --shard 1: over several devices, measure "
+            "all, norms, or a regular expression over parameter names"
+        )
+
+
+def _activation_bytes(settings: EngineSettings) -> int | None:
+    return None if settings.activation_mib is None else settings.activation_mib << 20
 
 
 def load_copy(settings: EngineSettings, *, dtype: str) -> LoadedCopy:

@@ -53,6 +53,11 @@ class Settings(BaseSettings):
     """Number of engines that compute, each with a copy of the model: on a GPU of its own, or on a CPU core. More than
     one are actors of Ray, on any machine of its cluster. Needs the extra ray."""
 
+    shard: int = Field(default=1, ge=1)
+    """Number of devices over which each engine shares out its model, for a model that one device cannot hold: each
+    holds its part of the weights, gathers one layer at a time, and scores sequences of its own. More than one are
+    actors of Ray. Takes a directory with a whole model; attributions and estimated norms are not available."""
+
     ray_address: str | None = None
     """Address of the Ray cluster whose machines the engines are on: auto, or host:port. Default: with more than one
     engine, a cluster on this machine alone, which ends with the service."""

@@ -22,13 +22,13 @@ class NothingStagedError(Exception):
 
 
 class EngineActor:
-    """A scorer, and the weights that it is to have next.
+    """The scorer that ``load`` returns for these arguments, and the weights that it is to have next.
 
     One thread calls ``score``, ``attribute`` and ``switch``; others may call ``stage`` and ``live`` meanwhile.
     """
 
-    def __init__(self, load: Callable[[], Scorer]) -> None:
-        self._scorer = load()
+    def __init__(self, load: Callable[..., Scorer], *arguments: object) -> None:
+        self._scorer = load(*arguments)
         self._staged: tuple[int, Sequence[Chunk]] | None = None
         self._ends = threading.Event()
 

@@ -7,8 +7,16 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from vigor_service.cluster.engines import ClusterEngines, Limits
+from vigor_service.cluster.member import EngineHandle
 from vigor_service.cluster.ray_handles import RayChunk, RayCluster
-from vigor_service.model_loading import EngineSettings, load_copy, load_engine
+from vigor_service.model_loading import (
+    EngineSettings,
+    Shard,
+    load_copy,
+    load_engine,
+    load_shard,
+    refuse_unshardable,
+)
 
 if TYPE_CHECKING:
     from vigor_service.engine.interface import EngineInfo, Scorer
@@ -19,17 +27,24 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
-    """How many engines there are, where, and the seconds that each may take."""
+    """How many engines there are, of how many processes each, where, and the seconds that each may take."""
 
     num_engines: int
+    num_shards: int
     address: str | None
     limits: Limits
 
 
 class LoadedCluster:
-    """Implements `Loaded`. ``info`` is there once the first engine has joined."""
+    """Implements `Loaded`. ``info`` is there once the first engine has joined.
+
+    Raises:
+        StartupError: engines over several devices cannot do what is asked; says what.
+    """
 
     def __init__(self, settings: EngineSettings, cluster: ClusterSettings) -> None:
+        if cluster.num_shards > 1:
+            refuse_unshardable(settings)
         self._cluster = cluster
         self._ray = RayCluster(cluster.address)
         self._num_gpus = gpus_per_engine(settings.device, cluster_has_gpus=self._ray.has_gpus)
@@ -46,9 +61,8 @@ class LoadedCluster:
 
     def engines(self, _compute: WorkerThread, weights: Weights) -> EnginePool:
         """Return the engines, none of which is started yet."""
-        load = partial(_load_scorer, self._settings)
         self._engines = ClusterEngines(
-            lambda _: self._ray.spawn(load, num_gpus=self._num_gpus),
+            self._spawn,
             self._ray.put,
             self.held,
             weights,
@@ -57,6 +71,14 @@ class LoadedCluster:
             on_close=self._ray.close,
         )
         return self._engines
+
+    def _spawn(self, _number: int) -> EngineHandle[RayChunk]:
+        size = self._cluster.num_shards
+        if size == 1:
+            return self._ray.spawn(partial(_load_scorer, self._settings), num_gpus=self._num_gpus)
+        seconds = self._cluster.limits.computing
+        loads = [partial(load_shard, self._settings, Shard(rank, size, seconds)) for rank in range(size)]
+        return self._ray.spawn_sharded(loads, num_gpus=self._num_gpus)
 
 
 def gpus_per_engine(device: str, *, cluster_has_gpus: bool) -> int:

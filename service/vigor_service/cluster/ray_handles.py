@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from vigor_service.cluster.actor import EngineActor
 from vigor_service.cluster.packing import Chunk
+from vigor_service.cluster.shards import ShardedHandle
 from vigor_service.scheduling.engine_pool import EngineLostError
 
 if TYPE_CHECKING:
@@ -20,7 +24,11 @@ R = TypeVar("R")
 
 # Ray reads them when it is imported. A cluster of its own is for this machine alone: its servers listen on the loopback
 # address, which on Linux is what this setting does, whatever its name says.
-_OF_A_LOCAL_CLUSTER = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+_OF_A_LOCAL_CLUSTER = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+    "GLOO_SOCKET_IFNAME": "lo",  # by which the processes of one engine exchange weights
+    "NCCL_SOCKET_IFNAME": "lo",
+}
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it would take SIGTERM from the service, which drains
@@ -41,6 +49,7 @@ class RayCluster:
     """A connection to Ray: to the cluster at ``address``, or to one of its own, which ends with it."""
 
     def __init__(self, address: str | None) -> None:
+        self._is_local = address is None
         os.environ.update(_ALWAYS | ({} if address else _OF_A_LOCAL_CLUSTER))
         self._ray: Any = import_module("ray")  # which has no types
         shared = {"log_to_driver": False, "configure_logging": False}
@@ -53,8 +62,43 @@ class RayCluster:
 
     def spawn(self, load: Callable[[], Scorer], *, num_gpus: float) -> RayHandle:
         """Start an engine where there is room for it."""
-        actor = self._ray.remote(num_cpus=1, num_gpus=num_gpus, concurrency_groups=_GROUPS, max_restarts=0)(EngineActor)
-        return RayHandle(self._ray, actor.remote(load))
+        return RayHandle(self._ray, self._actor(num_gpus).remote(load))
+
+    def spawn_sharded(self, loads: Sequence[Callable[[str], Scorer]], *, num_gpus: float) -> ShardedHandle[RayChunk]:
+        """Start the processes of one engine, in a placement group: all of them, or none until there is room for all.
+
+        Each ``load`` is given the address at which the processes meet.
+        """
+        util = import_module("ray.util")
+        group = util.placement_group([{"CPU": 1, "GPU": num_gpus}] * len(loads), strategy="PACK")
+        places = [self._place(group, index) for index in range(len(loads))]
+        meeting = TemporaryDirectory(prefix="vigor-shards-", ignore_cleanup_errors=True)
+        address = self._meeting_address(Path(meeting.name), places[0])
+        ranks: list[RayHandle] = []
+        for load, place in zip(loads, places, strict=True):
+            actor = self._actor(num_gpus).options(scheduling_strategy=place)
+            ranks.append(RayHandle(self._ray, actor.remote(load, address)))
+
+        def release() -> None:
+            util.remove_placement_group(group)
+            meeting.cleanup()
+
+        return ShardedHandle(ranks, release)
+
+    def _place(self, group: Any, index: int) -> Any:  # noqa: ANN401 - Ray has no types
+        strategies = import_module("ray.util.scheduling_strategies")
+        return strategies.PlacementGroupSchedulingStrategy(
+            placement_group=group, placement_group_bundle_index=index, placement_group_capture_child_tasks=False
+        )
+
+    def _meeting_address(self, directory: Path, first: Any) -> Any:  # noqa: ANN401 - an address, or a reference to one
+        """Return a file where all processes are on this machine, so that nothing listens; else a port of the first."""
+        if self._is_local:
+            return f"file://{directory / 'store'}"
+        return self._ray.remote(num_cpus=0)(free_address).options(scheduling_strategy=first).remote()
+
+    def _actor(self, num_gpus: float) -> Any:  # noqa: ANN401
+        return self._ray.remote(num_cpus=1, num_gpus=num_gpus, concurrency_groups=_GROUPS, max_restarts=0)(EngineActor)
 
     def put(self, chunk: Chunk) -> RayChunk:
         """Store a chunk: each machine has it once."""
@@ -63,6 +107,13 @@ class RayCluster:
     def close(self) -> None:
         """Leave the cluster, or end it."""
         self._ray.shutdown()
+
+
+def free_address() -> str:
+    """Return an address of this machine with a port that is free at this moment."""
+    host = import_module("ray.util").get_node_ip_address()
+    with socket.create_server((host, 0)) as server:
+        return f"tcp://{host}:{server.getsockname()[1]}"
 
 
 class RayHandle:
@@ -116,4 +167,10 @@ class RayHandle:
         except errors.RayTaskError as error:  # the engine's own
             raise cast("Exception", error.cause) from None
         except errors.RayError as error:  # of the process, its machine, or the way there
-            raise EngineLostError(str(error).split("\n", maxsplit=1)[0]) from error
+            raise EngineLostError(_reason(error)) from error
+
+
+def _reason(error: Exception) -> str:
+    """Return what Ray says of the end of a process; where it could not load, what it raised, which stands last."""
+    lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return lines[-1].rpartition("StartupError: ")[2] if "creation task" in lines[0] else lines[0]
