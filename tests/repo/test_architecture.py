@@ -183,6 +183,12 @@ def test_the_engine_knows_no_web_no_schemas_and_no_settings() -> None:
         # which files of a directory are its checkpoint: one answer at both ends
         ("vigor_service.engine.loading.checkpoint", "vigor_client.weight_format.checkpoint_files"),
         ("vigor_service.engine.loading.checkpoint", "vigor_client.errors"),
+        ("vigor_service.engine.sharding.streaming", "vigor_client.weight_format.checkpoint_files"),
+        ("vigor_service.engine.sharding.streaming", "vigor_client.errors"),
+        # what an update does to a tensor: a rank does its part of it
+        ("vigor_service.engine.sharding.streaming", "vigor_client.weight_format.writes"),
+        ("vigor_service.engine.sharding.weights", "vigor_client.weight_format.writes"),
+        ("vigor_service.engine.sharding.weights", "vigor_client.weight_format.delta"),
     }
     refuse([found for found in engine if found.top in banned])
     refuse([found for found in engine if found.top == "vigor_service" and ".engine" not in found.module])

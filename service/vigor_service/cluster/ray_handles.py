@@ -69,7 +69,7 @@ class RayCluster:
 
         Each ``load`` is given the address at which the processes meet.
         """
-        util = import_module("ray.util")
+        util: Any = import_module("ray.util")
         group = util.placement_group([{"CPU": 1, "GPU": num_gpus}] * len(loads), strategy="PACK")
         places = [self._place(group, index) for index in range(len(loads))]
         meeting = TemporaryDirectory(prefix="vigor-shards-", ignore_cleanup_errors=True)
@@ -86,7 +86,7 @@ class RayCluster:
         return ShardedHandle(ranks, release)
 
     def _place(self, group: Any, index: int) -> Any:  # noqa: ANN401 - Ray has no types
-        strategies = import_module("ray.util.scheduling_strategies")
+        strategies: Any = import_module("ray.util.scheduling_strategies")
         return strategies.PlacementGroupSchedulingStrategy(
             placement_group=group, placement_group_bundle_index=index, placement_group_capture_child_tasks=False
         )
@@ -111,7 +111,8 @@ class RayCluster:
 
 def free_address() -> str:
     """Return an address of this machine with a port that is free at this moment."""
-    host = import_module("ray.util").get_node_ip_address()
+    util: Any = import_module("ray.util")
+    host: str = util.get_node_ip_address()
     with socket.create_server((host, 0)) as server:
         return f"tcp://{host}:{server.getsockname()[1]}"
 

@@ -131,8 +131,11 @@ def bytes_gathered(ranks: Ranks) -> tuple[int, int, int, int]:
     def note(*_: object) -> None:
         noted.append(gathered())
 
+    def note_in_backward(_: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        inputs[0].register_hook(note)
+
     for layer in layers:
-        layer.register_forward_pre_hook(lambda _, inputs: inputs[0].register_hook(note))
+        layer.register_forward_pre_hook(note_in_backward)
         layer.register_forward_hook(note)
     engine.score(difficult_sequences())
     assert len(noted) >= 2 * NUM_LAYERS

@@ -97,7 +97,7 @@ def _parameters_on_meta() -> Generator[None]:
             return parameter
         return nn.Parameter(parameter.detach().to("meta"), requires_grad=parameter.requires_grad)
 
-    hook = register_module_parameter_registration_hook(without_memory)
+    hook = register_module_parameter_registration_hook(without_memory)  # pyright: ignore[reportArgumentType] - it may return a parameter
     try:
         yield
     finally:

@@ -29,6 +29,8 @@ from vigor_service.engine.sharding.ranks import Ranks
 
 R = TypeVar("R")
 
+_ADVICE = "score with the whole model on one device, without --shard (VIGOR_SHARD)"
+
 
 class UnshardableModelError(ValueError):
     """The model cannot be shared out; the message says why, and what to do."""
@@ -72,9 +74,6 @@ def shard(model: PreTrainedModel, ranks: Ranks) -> None:
             raise UnshardableModelError(f"{name} is a single number, which FSDP2 does not share out: {_ADVICE}")
     for unit in (*layers, causal_model(model)):
         fully_shard(unit, mesh=ranks.mesh)
-
-
-_ADVICE = "score with the whole model on one device, without --shard (VIGOR_SHARD)"
 
 
 def _layers(model: PreTrainedModel) -> nn.ModuleList:
@@ -187,18 +186,16 @@ class ShardedModel:
             LockstepError: it gathered other units than before, or failed before there was a pass of its kind.
         """
         self._gathered.clear()
-        failure = None
         try:
             with self.held():
-                result = compute()
+                outcome = Outcome(compute())
         except Exception as error:  # noqa: BLE001 - every rank raises it, once none waits for this one
-            failure = Failure.of(error)
-        if failure is not None:
-            self._gather_what_is_left(kind, failure)
-            return Outcome(failure=failure)
-        if self._gathered != self._orders.setdefault(kind, list(self._gathered)):
+            outcome = Outcome[R](failure=Failure.of(error))
+        if outcome.failure is not None:
+            self._gather_what_is_left(kind, outcome.failure)
+        elif self._gathered != self._orders.setdefault(kind, list(self._gathered)):
             raise LockstepError(f"a pass of {kind} gathered {self._gathered}, others {self._orders[kind]}")
-        return Outcome(result)
+        return outcome
 
     def _gather_what_is_left(self, kind: str, failure: Failure) -> None:
         release_memory()
