@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 from vigor_service.cluster.actor import EngineActor
 from vigor_service.cluster.packing import Chunk
 from vigor_service.cluster.shards import ShardedHandle
+from vigor_service.errors import StartupError
 from vigor_service.scheduling.engine_pool import EngineLostError
 
 if TYPE_CHECKING:
@@ -46,14 +47,33 @@ class RayChunk:
 
 
 class RayCluster:
-    """A connection to Ray: to the cluster at ``address``, or to one of its own, which ends with it."""
+    """A connection to Ray: to the cluster at ``address``, or to one of its own, which ends with it.
 
-    def __init__(self, address: str | None) -> None:
+    Raises:
+        StartupError: Ray is not installed, or there is no cluster at the address.
+    """
+
+    def __init__(
+        self,
+        address: str | None,
+        *,
+        load_ray: Callable[[], Any] = lambda: import_module("ray"),
+        environment: MutableMapping[str, str] = os.environ,
+    ) -> None:
         self._is_local = address is None
-        os.environ.update(_ALWAYS | ({} if address else _OF_A_LOCAL_CLUSTER))
-        self._ray: Any = import_module("ray")  # which has no types
-        shared = {"log_to_driver": False, "configure_logging": False}
-        self._ray.init(address=address, **shared) if address else self._ray.init(include_dashboard=False, **shared)
+        environment.update(_ALWAYS | ({} if address else _OF_A_LOCAL_CLUSTER))
+        try:
+            self._ray = load_ray()  # which has no types
+        except ModuleNotFoundError as error:
+            raise StartupError(
+                "--engines, --shard and --ray-address need Ray: pip install '.[service,ray]' in a checkout of vigor-rl"
+            ) from error
+        place = {"address": address} if address else {"include_dashboard": False}
+        try:
+            self._ray.init(**place, log_to_driver=False, configure_logging=False)
+        except ConnectionError as error:
+            where = f"--ray-address {address}: no Ray cluster can be joined there" if address else "Ray does not start"
+            raise StartupError(f"{where}: {str(error).splitlines()[0]}") from error
 
     @property
     def has_gpus(self) -> bool:

@@ -1,0 +1,35 @@
+"""What is said where Ray is not there, or no cluster of it."""
+
+from __future__ import annotations
+
+import pytest
+
+from vigor_service.cluster.ray_handles import RayCluster
+from vigor_service.errors import StartupError
+
+
+class RayWithoutCluster:
+    """As Ray, where nothing answers at the address."""
+
+    def init(self, **_settings: object) -> None:
+        raise ConnectionError("Could not find any running Ray instance.\nPlease specify the one to connect to.")
+
+
+def no_ray() -> object:
+    raise ModuleNotFoundError("No module named 'ray'", name="ray")
+
+
+def test_without_ray_it_says_what_to_install() -> None:
+    with pytest.raises(StartupError, match=r"need Ray: pip install '\.\[service,ray\]' in a checkout"):
+        RayCluster(None, load_ray=no_ray, environment={})
+
+
+def test_an_address_without_a_cluster_is_named() -> None:
+    said = r"^--ray-address auto: no Ray cluster can be joined there: Could not find any running Ray instance\.$"
+    with pytest.raises(StartupError, match=said):
+        RayCluster("auto", load_ray=RayWithoutCluster, environment={})
+
+
+def test_a_cluster_of_its_own_that_does_not_start_is_said() -> None:
+    with pytest.raises(StartupError, match=r"^Ray does not start: Could not"):
+        RayCluster(None, load_ray=RayWithoutCluster, environment={})
