@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -103,7 +103,7 @@ def _throughput(directory: Path, options: argparse.Namespace) -> list[dict[str, 
     ]
 
 
-def _service(directory: Path, num_engines: int) -> ExitStack:
+def _service(directory: Path, num_engines: int) -> AbstractContextManager[ServiceProcess]:
     own = directory / f"engines-{num_engines}"
     own.mkdir()
     flags = ["--engines", str(num_engines), "--device", "cpu", "--score-cache-entries", "0"]

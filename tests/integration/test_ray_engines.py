@@ -101,7 +101,7 @@ def test_what_ray_opens_listens_on_this_machine_alone(service: ServiceProcess) -
     }
     listening = [each for each in psutil.net_connections("tcp") if each.status == "LISTEN" and each.pid in own]
     assert len(listening) > 4, "those of Ray too"
-    assert {each.laddr.ip for each in listening} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    assert {each.laddr[0] for each in listening} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
 
 
 def test_weights_that_are_pushed_under_load_are_never_mixed(service: ServiceProcess, checkpoint: Path) -> None:

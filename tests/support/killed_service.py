@@ -63,7 +63,7 @@ def _die() -> None:
 
 
 def _load(settings: Settings, stage: str) -> LoadedModel:
-    model = program._load_model(settings, LoadingProgress())
+    model = cast("LoadedModel", program._load_model(settings, LoadingProgress()))
     return LoadedModel(KilledEngine(cast("Engine", model.scorer), stage), model.tokenizer)  # pyright: ignore[reportArgumentType] - by __getattr__
 
 

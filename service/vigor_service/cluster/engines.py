@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
@@ -277,5 +277,5 @@ class ClusterEngines(Generic[Stored]):
         )
 
 
-def _copies(tensors: dict[str, Tensor]) -> Iterable[tuple[str, Copy]]:
+def _copies(tensors: Mapping[str, Tensor]) -> Iterable[tuple[str, Copy]]:
     return ((name, Copy(tensor)) for name, tensor in tensors.items())

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import peft
 import pytest
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from tests.engine.cases import difficult_sequences
@@ -114,10 +115,14 @@ def test_a_rank_holds_its_part_at_rest_and_all_say_the_same_of_the_engine(two: R
     assert first_bytes == pytest.approx(num_bytes / 2, rel=0.01)
 
 
+def layers_of(model: PreTrainedModel) -> nn.ModuleList:
+    return cast("nn.ModuleList", model.get_decoder().layers)
+
+
 def bytes_gathered(ranks: Ranks) -> tuple[int, int, int, int]:
     """Return the bytes gathered at most and at rest, and those of a layer and of what is in none."""
     model = tiny_model("llama", num_hidden_layers=NUM_LAYERS)
-    layers = list(model.get_decoder().layers)
+    layers = list(layers_of(model))
     layer_bytes = sum(parameter.nbytes for parameter in layers[0].parameters())
     other_bytes = sum(parameter.nbytes for parameter in model.parameters()) - NUM_LAYERS * layer_bytes
     names = list(measured_parameters(model))
@@ -161,7 +166,7 @@ def score_where_a_rank_runs_out(ranks: Ranks, when: str, sequences: Sequence[Tok
                 run_out()
             inputs[0].register_hook(run_out)
 
-    hook = model.get_decoder().layers[1].register_forward_pre_hook(before_layer)
+    hook = layers_of(model)[1].register_forward_pre_hook(before_layer)
     results = [engine.score(sequences)]
     hook.remove()
     return [*results, engine.score(sequences)]
@@ -185,7 +190,7 @@ def score_where_a_rank_fails(ranks: Ranks, sequences: Sequence[TokenSequence]) -
         if ranks.rank == 1:
             raise KeyError("its own")
 
-    hook = engine._model.get_decoder().layers[0].register_forward_pre_hook(fail)  # pyright: ignore[reportPrivateUsage]
+    hook = layers_of(engine._model)[0].register_forward_pre_hook(fail)  # pyright: ignore[reportPrivateUsage]
     try:
         engine.score(sequences)
     except RuntimeError as error:

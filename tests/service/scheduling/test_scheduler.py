@@ -12,6 +12,7 @@ from vigor_client.weight_format.writes import VerifiedWrite
 from vigor_service.engine.interface import Attribution, BatchResult
 from vigor_service.engine.sequences import NORM_AND_SIGNALS, ScoreParts, TokenSequence
 from vigor_service.errors import EngineFailedError, WeightsPoisonedError, WeightVersionMismatchError
+from vigor_service.observability.engine_metrics import EngineStatus
 from vigor_service.observability.metrics import Metrics
 from vigor_service.observability.request_record import begin_record
 from vigor_service.scheduling.admission import Admission
@@ -549,6 +550,12 @@ class FakeEngines:
     async def close(self) -> None: ...
 
     async def measure_batch_tokens(self) -> int:
+        raise NotImplementedError
+
+    def statuses(self) -> Sequence[EngineStatus]:
+        raise NotImplementedError
+
+    def scale(self, num_engines: int) -> None:
         raise NotImplementedError
 
     async def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult:

@@ -82,10 +82,12 @@ def _model_without_memory(directory: Path, dtype: torch.dtype | str, *, trust_re
         )
     own = config.dtype or torch.float32
     with _parameters_on_meta():
-        model = AutoModelForCausalLM.from_config(  # pyright: ignore[reportUnknownMemberType]
-            config, dtype=own if dtype == "auto" else dtype, trust_remote_code=trust_remote_code
+        return cast(
+            "PreTrainedModel",
+            AutoModelForCausalLM.from_config(  # pyright: ignore[reportUnknownMemberType]
+                config, dtype=own if dtype == "auto" else dtype, trust_remote_code=trust_remote_code
+            ),
         )
-    return cast("PreTrainedModel", model)
 
 
 @contextmanager
