@@ -15,6 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.support.listening import LOOPBACK, listening_hosts
 from tests.support.service_process import ServiceProcess, service_process
 from tests.support.tiny_models import save_tiny_checkpoint
 from tests.support.waiting import wait_until
@@ -95,13 +96,9 @@ def test_two_engines_give_the_results_of_one(service: ServiceProcess, checkpoint
 
 
 def test_what_ray_opens_listens_on_this_machine_alone(service: ServiceProcess) -> None:
-    own = {
-        service.process.pid,
-        *(process.pid for process in psutil.Process(service.process.pid).children(recursive=True)),
-    }
-    listening = [each for each in psutil.net_connections("tcp") if each.status == "LISTEN" and each.pid in own]
-    assert len(listening) > 4, "those of Ray too"
-    assert {each.laddr[0] for each in listening} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    hosts = listening_hosts(service.process.pid)
+    assert len(hosts) > 4, "those of Ray too"
+    assert set(hosts) <= LOOPBACK
 
 
 def test_weights_that_are_pushed_under_load_are_never_mixed(service: ServiceProcess, checkpoint: Path) -> None:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.integration.test_ray_engines import (
@@ -18,6 +17,7 @@ from tests.integration.test_ray_engines import (
     group,
     weights_of,
 )
+from tests.support.listening import LOOPBACK, listening_hosts
 from tests.support.service_process import ServiceProcess, service_process
 from tests.support.tiny_models import save_tiny_checkpoint
 from tests.support.waiting import wait_until
@@ -52,9 +52,7 @@ def test_an_engine_of_two_processes_gives_the_norms_of_one(service: ServiceProce
 
 
 def test_what_the_processes_open_listens_on_this_machine_alone(service: ServiceProcess) -> None:
-    own = {service.process.pid, *(each.pid for each in psutil.Process(service.process.pid).children(recursive=True))}
-    listening = [each for each in psutil.net_connections("tcp") if each.status == "LISTEN" and each.pid in own]
-    assert {each.laddr[0] for each in listening} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}
+    assert set(listening_hosts(service.process.pid)) <= LOOPBACK
 
 
 def test_published_weights_reach_both_parts(service: ServiceProcess, checkpoint: Path) -> None:
