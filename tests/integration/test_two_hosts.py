@@ -7,7 +7,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
@@ -19,7 +19,7 @@ from tests.support.service_process import service_process
 from tests.support.tiny_models import save_tiny_checkpoint
 from tests.support.two_hosts import Host, two_hosts, why_not_possible
 from tests.support.waiting import wait_until
-from vigor_client import VigorClient
+from vigor_client import TransportError, VigorClient
 
 pytestmark = [
     pytest.mark.slow,
@@ -30,13 +30,14 @@ pytestmark = [
 GCS_PORT = 6379
 DEADLINE_SECONDS = 240.0
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32)}
-OWN_RAY_DIRECTORY = 'mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && exec "$@"'
+MOUNT = 'mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && exec "$@"'
+OWN_RAY_DIRECTORY = ["unshare", "--mount", "--propagation", "private", "sh", "-c", MOUNT, "sh"]
 
 
 @contextmanager
 def ray_node(host: Host, log: Path, *arguments: str) -> Iterator[None]:
-    """Have a node of Ray on a host, which has a directory of its own for it, until the block ends."""
-    isolated = ["unshare", "--mount", "--propagation", "private", "sh", "-c", OWN_RAY_DIRECTORY, "sh"]
+    """Have a node of Ray on a host until the block ends; one that joins has a directory of its own, as elsewhere."""
+    isolated = [] if "--head" in arguments else OWN_RAY_DIRECTORY
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={host.address}"]
     with host.entered(), log.open("ab") as stream:
         node = subprocess.Popen(
@@ -80,7 +81,9 @@ def test_engines_of_two_hosts_score_take_weights_and_come_back_behind_a_link_tha
         client = stack.enter_context(VigorClient(service.url, max_retries=0))
 
         def num_up() -> int:
-            return client.engines().num_up if client.ready().status == "ok" else 0
+            with suppress(TransportError):  # while it joins the cluster it answers late
+                return client.engines().num_up if client.ready().status == "ok" else 0
+            return 0
 
         wait_until(lambda: num_up() == 2, deadline_seconds=DEADLINE_SECONDS)
         client.publish_weights(weights_of(checkpoint, 1), weight_version=1)

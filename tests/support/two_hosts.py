@@ -13,6 +13,7 @@ from pathlib import Path
 
 CLONE_NEWNET = 0x40000000
 _SECONDS = 30.0
+_WIRE = "wire"  # the device at both ends of the link
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,11 @@ class TwoHosts:
     @contextmanager
     def cut(self) -> Iterator[None]:
         """Have nothing pass between the hosts until the block ends."""
-        _run("ip", "-n", self.second.name, "link", "set", "link", "down")
+        _run("ip", "-n", self.second.name, "link", "set", _WIRE, "down")
         try:
             yield
         finally:
-            _run("ip", "-n", self.second.name, "link", "set", "link", "up")
+            _run("ip", "-n", self.second.name, "link", "set", _WIRE, "up")
 
 
 def why_not_possible() -> str | None:
@@ -70,10 +71,10 @@ def two_hosts() -> Iterator[TwoHosts]:
         for host in (first, second):
             _run("ip", "netns", "add", host.name)
             stack.callback(_run, "ip", "netns", "delete", host.name)
-        _run(*f"ip -n {first.name} link add link type veth peer name link netns {second.name}".split())
+        _run(*f"ip -n {first.name} link add name {_WIRE} type veth peer name {_WIRE} netns {second.name}".split())
         for host in (first, second):
-            _run("ip", "-n", host.name, "address", "add", f"{host.address}/24", "dev", "link")
-            for device in ("lo", "link"):
+            _run("ip", "-n", host.name, "address", "add", f"{host.address}/24", "dev", _WIRE)
+            for device in ("lo", _WIRE):
                 _run("ip", "-n", host.name, "link", "set", device, "up")
         yield TwoHosts(first, second)
 

@@ -176,7 +176,8 @@ class ClusterEngines(Generic[Stored]):
         """Have an engine under this number, until it is cancelled."""
         totals, pause = self._totals.setdefault(number, Totals()), self._first_pause
         while True:
-            member = Member(number, self._spawn(number), self._limits.computing, totals)
+            handle = await asyncio.to_thread(self._spawn, number)  # it may have to ask the cluster
+            member = Member(number, handle, self._limits.computing, totals)
             await self._live(member)
             _logger.error("engine_ended", extra={"engine": number, "reason": member.why_lost})
             if member.version is not None:
