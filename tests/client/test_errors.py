@@ -20,6 +20,7 @@ from vigor_client.transport.wire import REQUEST_ID_HEADER
 
 # every code of the HTTP contract that a caller can act on
 CODES = [
+    "engines_fixed",
     "invalid_request",
     "unauthenticated",
     "forbidden",

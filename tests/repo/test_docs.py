@@ -34,6 +34,7 @@ from vigor_client.schemas.attribution import (
     TokenShare,
 )
 from vigor_client.schemas.common import MAX_WEIGHT_VERSION
+from vigor_client.schemas.engines import EngineList, ScaleRequest
 from vigor_client.schemas.fault_limit import MAX_NAMES
 from vigor_client.schemas.problems import Problem
 from vigor_client.schemas.prompts import MAX_MESSAGES
@@ -121,6 +122,8 @@ HTTP_EXAMPLES: list[type[BaseModel]] = [
     UpdateFromDisk,
     PullWeights,
     ModelInfo,
+    EngineList,
+    ScaleRequest,
     Health,
     Health,
     Problem,

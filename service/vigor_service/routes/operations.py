@@ -1,20 +1,29 @@
-"""Probes, metrics and the model's description."""
+"""Probes, metrics, the model's description, and the engines."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from math import ceil
 from typing import Any
 
 from fastapi import APIRouter, Depends, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from vigor_client.schemas.engines import EngineList, EngineState, ScaleRequest
 from vigor_client.schemas.service import Health, ModelInfo, ParameterRules
 from vigor_service import errors
 from vigor_service.errors import ServiceError
 from vigor_service.http.problems import problem_of
-from vigor_service.routes.dependencies import RuntimeDependency, ServingDependency, may_score
-from vigor_service.routes.openapi import problems
+from vigor_service.routes.dependencies import (
+    BodyDependency,
+    RuntimeDependency,
+    ServingDependency,
+    may_publish,
+    may_score,
+)
+from vigor_service.routes.openapi import json_body, problems
+from vigor_service.serving import Serving
 
 router = APIRouter(tags=["operations"])
 _UNAVAILABLE: dict[int | str, dict[str, Any]] = {
@@ -67,6 +76,45 @@ async def model(serving: ServingDependency) -> ModelInfo:
         ],
         lora_scalings=dict(info.lora_scalings),
     )
+
+
+@router.get(
+    "/v1/engines",
+    summary="The engines that compute",
+    dependencies=[Depends(may_score)],
+    responses=problems(errors.UnauthenticatedError, errors.LoadingError, errors.DrainingError),
+)
+async def engines(serving: ServingDependency) -> EngineList:
+    return _engines(serving)
+
+
+@router.put(
+    "/v1/engines",
+    summary="Have another number of engines",
+    dependencies=[Depends(may_publish)],
+    responses=problems(
+        errors.UnauthenticatedError,
+        errors.ForbiddenError,
+        errors.MalformedBodyError,
+        errors.InvalidRequestError,
+        errors.UnsupportedMediaTypeError,
+        errors.PayloadTooLargeError,
+        errors.QueueFullError,
+        errors.EnginesFixedError,
+        errors.LoadingError,
+        errors.DrainingError,
+        errors.DeadlineExceededError,
+    ),
+    openapi_extra=json_body(ScaleRequest),
+)
+async def scale(serving: ServingDependency, body: BodyDependency) -> EngineList:
+    asked = await body.parse(ScaleRequest, consequence="the engines stay as they are")
+    serving.engines.scale(asked.num_engines)
+    return _engines(serving)
+
+
+def _engines(serving: Serving) -> EngineList:
+    return EngineList(engines=[EngineState(**asdict(engine)) for engine in serving.engines.statuses()])
 
 
 def _probe(require: Callable[[], None]) -> Response:

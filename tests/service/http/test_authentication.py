@@ -33,6 +33,7 @@ PUBLISHING = {
     ("POST", "/v1/weights/updates/{update_id}/broadcast"),
     ("POST", "/v1/weights/updates/{update_id}/commit"),
     ("DELETE", "/v1/weights/updates/{update_id}"),
+    ("PUT", "/v1/engines"),
     ("POST", "/update_weights_from_disk"),
     ("POST", "/pull_weights"),
 }
