@@ -186,11 +186,12 @@ class ShardedModel:
             LockstepError: it gathered other units than before, or failed before there was a pass of its kind.
         """
         self._gathered.clear()
+        outcome: Outcome[R]
         try:
             with self.held():
                 outcome = Outcome(compute())
         except Exception as error:  # noqa: BLE001 - every rank raises it, once none waits for this one
-            outcome = Outcome[R](failure=Failure.of(error))
+            outcome = Outcome(failure=Failure.of(error))
         if outcome.failure is not None:
             self._gather_what_is_left(kind, outcome.failure)
         elif self._gathered != self._orders.setdefault(kind, list(self._gathered)):
