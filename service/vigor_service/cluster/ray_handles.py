@@ -68,7 +68,8 @@ class RayCluster:
             raise StartupError(
                 "--engines, --shard and --ray-address need Ray: pip install '.[service,ray]' in a checkout of vigor-rl"
             ) from error
-        place = {"address": address} if address else {"include_dashboard": False}
+        # Without an address Ray would join a cluster that this machine has, or had: it keeps the last one's in a file.
+        place = {"address": address} if address else {"address": "local", "include_dashboard": False}
         try:
             self._ray.init(**place, log_to_driver=False, configure_logging=False)
         except ConnectionError as error:

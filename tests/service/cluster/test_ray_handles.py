@@ -15,6 +15,16 @@ class RayWithoutCluster:
         raise ConnectionError("Could not find any running Ray instance.\nPlease specify the one to connect to.")
 
 
+class NotedRay:
+    """Notes what it is started with."""
+
+    def __init__(self) -> None:
+        self.settings: dict[str, object] = {}
+
+    def init(self, **settings: object) -> None:
+        self.settings = settings
+
+
 def no_ray() -> object:
     raise ModuleNotFoundError("No module named 'ray'", name="ray")
 
@@ -33,3 +43,10 @@ def test_an_address_without_a_cluster_is_named() -> None:
 def test_a_cluster_of_its_own_that_does_not_start_is_said() -> None:
     with pytest.raises(StartupError, match=r"^Ray does not start: Could not"):
         RayCluster(None, load_ray=RayWithoutCluster, environment={})
+
+
+@pytest.mark.parametrize(("address", "place"), [(None, "local"), ("auto", "auto"), ("10.0.0.1:6379", "10.0.0.1:6379")])
+def test_without_an_address_it_starts_a_cluster_whatever_others_there_are(address: str | None, place: str) -> None:
+    ray = NotedRay()
+    RayCluster(address, load_ray=lambda: ray, environment={})
+    assert ray.settings["address"] == place
