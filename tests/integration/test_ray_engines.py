@@ -6,34 +6,19 @@ import os
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
-import psutil
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from tests.support.listening import LOOPBACK, listening_hosts
-from tests.support.service_process import ServiceProcess, service_process
+from tests.support.ray_service import REPLACED_SECONDS, assert_right, engines, group, needs_ray, ray_service, weights_of
+from tests.support.service_process import ServiceProcess
 from tests.support.tiny_models import save_tiny_checkpoint
 from tests.support.waiting import wait_until
 from vigor_client import VigorClient
-from vigor_client.schemas.scoring import ScoreResponse
-from vigor_client.weight_format.writes import Copy
-from vigor_service.engine.engine import Engine
-from vigor_service.engine.loading.loading import load_policy
-from vigor_service.engine.sequences import TokenSequence
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install '.[ray]'"),
-]
+pytestmark = [pytest.mark.slow, needs_ray]
 NUM_ENGINES = 2
-REPLACED_SECONDS = 120.0
-TOLERANCE = 1e-5
-CHANGED = "model.norm.weight"
 
 
 @pytest.fixture(scope="module")
@@ -43,49 +28,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    directory = tmp_path_factory.mktemp("service")
-    flags = ["--model", str(checkpoint), "--engines", str(NUM_ENGINES), "--score-cache-entries", "0"]
-    with service_process(directory, *flags, preloaded=False) as running:
+    with ray_service(tmp_path_factory.mktemp("service"), checkpoint, "--engines", str(NUM_ENGINES)) as running:
         yield running
-        assert running.stop() == 0, running.log.read_text()[-3000:]
-
-
-def group(number: int) -> dict[str, object]:
-    return {"prompt_ids": [number + 1, 2, 3], "completions": [[index + 3, number + 3, 7] for index in range(8)]}
-
-
-def engines() -> list[psutil.Process]:
-    """The processes of the engines."""
-    return [process for process in psutil.process_iter() if is_engine(process)]
-
-
-def is_engine(process: psutil.Process) -> bool:
-    try:
-        return process.cmdline()[:1] == ["ray::EngineActor"] or process.cmdline()[0].startswith("ray::EngineActor")
-    except (psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
-        return False
-
-
-def weights_of(checkpoint: Path, version: int) -> dict[str, torch.Tensor]:
-    """The model's weights in a version: its last norm is scaled."""
-    tensors = load_file(checkpoint / "model.safetensors")
-    return {name: tensor * (1 + version / 8) if name == CHANGED else tensor for name, tensor in tensors.items()}
-
-
-@cache
-def norms(checkpoint: Path, version: int, number: int) -> list[float]:
-    """What one engine in this process says of a group."""
-    policy = load_policy(str(checkpoint), device="cpu")
-    engine = Engine(policy.model, name="tiny")
-    engine.load([(CHANGED, Copy(weights_of(checkpoint, version)[CHANGED]))])
-    prompt, completions = group(number).values()
-    sequences = [TokenSequence(tuple(prompt), tuple(ids)) for ids in completions]  # pyright: ignore[reportArgumentType, reportGeneralTypeIssues]
-    return [score.grad_norm for score in engine.score(sequences).scores]
-
-
-def assert_right(response: ScoreResponse, checkpoint: Path, number: int) -> None:
-    found = [score.grad_norm for score in response.groups[0].completions]
-    assert found == pytest.approx(norms(checkpoint, response.weight_version, number), rel=TOLERANCE)
 
 
 def test_two_engines_give_the_results_of_one(service: ServiceProcess, checkpoint: Path) -> None:

@@ -5,28 +5,18 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
-from tests.integration.test_ray_engines import (
-    REPLACED_SECONDS,
-    assert_right,
-    engines,
-    group,
-    weights_of,
-)
 from tests.support.listening import LOOPBACK, listening_hosts
-from tests.support.service_process import ServiceProcess, service_process
+from tests.support.ray_service import REPLACED_SECONDS, assert_right, engines, group, needs_ray, ray_service, weights_of
+from tests.support.service_process import ServiceProcess
 from tests.support.tiny_models import save_tiny_checkpoint
 from tests.support.waiting import wait_until
 from vigor_client import VigorClient
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install '.[ray]'"),
-]
+pytestmark = [pytest.mark.slow, needs_ray]
 NUM_SHARDS = 2
 
 
@@ -37,11 +27,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def service(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServiceProcess]:
-    directory = tmp_path_factory.mktemp("service")
-    flags = ["--model", str(checkpoint), "--shard", str(NUM_SHARDS), "--score-cache-entries", "0"]
-    with service_process(directory, *flags, preloaded=False) as running:
+    with ray_service(tmp_path_factory.mktemp("service"), checkpoint, "--shard", str(NUM_SHARDS)) as running:
         yield running
-        assert running.stop() == 0, running.log.read_text()[-3000:]
 
 
 def test_an_engine_of_two_processes_gives_the_norms_of_one(service: ServiceProcess, checkpoint: Path) -> None:

@@ -8,13 +8,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from importlib.util import find_spec
 from pathlib import Path
 from secrets import token_hex
 
 import pytest
 
-from tests.integration.test_ray_engines import assert_right, group, weights_of
+from tests.support.ray_service import assert_right, group, needs_ray, weights_of
 from tests.support.service_process import service_process
 from tests.support.tiny_models import save_tiny_checkpoint
 from tests.support.two_hosts import Host, two_hosts, why_not_possible
@@ -24,7 +23,7 @@ from vigor_client import TransportError, VigorClient
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(find_spec("ray") is None, reason="ray is not installed: pip install '.[ray]'"),
+    needs_ray,
     pytest.mark.skipif((missing := why_not_possible()) is not None, reason=str(missing)),
 ]
 GCS_PORT = 6379

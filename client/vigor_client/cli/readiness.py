@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from vigor_client.cli.polling import Clock, poll
 from vigor_client.errors import NotReadyError, UnreachableError, VigorError
 from vigor_client.schemas.service import Health
 from vigor_client.transport.exchange import failure_of
 
-PAUSE_SECONDS = 0.5
 CONNECT_SECONDS = 10.0
 """How long a service that was just started may take until it listens."""
 
@@ -59,8 +59,7 @@ class ReadinessWait:
         self._ask = ask
         self._announce = announce
         self._url = url
-        self._clock_seconds = clock_seconds
-        self._sleep = sleep
+        self._clock = Clock(clock_seconds, sleep)
 
     def until_ready(self, timeout_seconds: float) -> float:
         """Wait until the service would score now; return the seconds that took.
@@ -69,11 +68,11 @@ class ReadinessWait:
             NotReadyError: it was not ready in time; says what it answered last.
             VigorError: an answer that waiting does not change, such as one of another server.
         """
-        started_seconds = self._clock_seconds()
+        started_seconds = self._clock.seconds()
         answer = self._poll(lambda answer, _: not answer.is_ready, timeout_seconds)
         if not answer.is_ready:
             raise NotReadyError(f"{self._url} is not ready after {timeout_seconds:g} s: {answer}")
-        return self._clock_seconds() - started_seconds
+        return self._clock.seconds() - started_seconds
 
     def while_loading(self, timeout_seconds: float) -> None:
         """Wait while the service loads, or does not listen yet; any other answer is for the next call to tell.
@@ -89,20 +88,14 @@ class ReadinessWait:
             raise NotReadyError(f"{self._url} is not ready after {timeout_seconds:g} s: {answer}")
 
     def _poll(self, must_wait: Callable[[Answer, float], bool], timeout_seconds: float) -> Answer:
-        """Ask until waiting is over or the time is up; return the last answer.
-
-        ``must_wait`` is given an answer, and at how many seconds the next one would come.
-        """
-        started_seconds = self._clock_seconds()
-        told: object = None
-        while True:
-            answer, next_seconds = self._probe(), self._clock_seconds() + PAUSE_SECONDS - started_seconds
-            if next_seconds > timeout_seconds or not must_wait(answer, next_seconds):
-                return answer
-            if answer.kind != told:
-                self._announce(f"waiting for {self._url}: {answer}")
-                told = answer.kind
-            self._sleep(PAUSE_SECONDS)
+        return poll(
+            self._probe,
+            must_wait,
+            lambda answer: self._announce(f"waiting for {self._url}: {answer}"),
+            kind=lambda answer: answer.kind,
+            timeout_seconds=timeout_seconds,
+            clock=self._clock,
+        )
 
     def _probe(self) -> Answer:
         try:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
+from vigor_client.cli.polling import Clock, poll
 from vigor_client.errors import NotReadyError
 from vigor_client.schemas.engines import EngineList
-
-PAUSE_SECONDS = 0.5
 
 
 def wait_until_up(
@@ -26,13 +25,24 @@ def wait_until_up(
     Raises:
         NotReadyError: they were not in time; says how many were.
     """
-    started_seconds, told = clock_seconds(), -1
-    while (found := ask()).num_up < len(found.engines):
-        state = f"{found.num_up} of {len(found.engines)} engines are up"
-        if clock_seconds() + PAUSE_SECONDS > started_seconds + timeout_seconds:
-            raise NotReadyError(f"{state} after {timeout_seconds:g} s; the service goes on to start the others")
-        if found.num_up != told:
-            announce(state)
-            told = found.num_up
-        sleep(PAUSE_SECONDS)
-    return clock_seconds() - started_seconds
+    clock = Clock(clock_seconds, sleep)
+    started_seconds = clock.seconds()
+    found = poll(
+        ask,
+        lambda found, _: not _are_up(found),
+        lambda found: announce(_state(found)),
+        kind=lambda found: found.num_up,
+        timeout_seconds=timeout_seconds,
+        clock=clock,
+    )
+    if not _are_up(found):
+        raise NotReadyError(f"{_state(found)} after {timeout_seconds:g} s; the service goes on to start the others")
+    return clock.seconds() - started_seconds
+
+
+def _are_up(found: EngineList) -> bool:
+    return found.num_up == len(found.engines)
+
+
+def _state(found: EngineList) -> str:
+    return f"{found.num_up} of {len(found.engines)} engines are up"

@@ -78,7 +78,6 @@ class ClusterEngines(Generic[Stored]):
         self._retiring: set[asyncio.Task[None]] = set()  # keepers of engines that are not wanted any more
         self._alive: set[Member[Stored]] = set()
         self._totals: dict[int, Totals] = {}
-        self._num_busy = 0
         self._changed = asyncio.Event()  # an engine has joined, or was refused
         self._weights_lock = asyncio.Lock()  # while they change, and while an engine is brought to them
         self._snapshot: list[Stored] | None = None  # all tensors of the published weights, once an engine needed them
@@ -100,7 +99,7 @@ class ClusterEngines(Generic[Stored]):
     @property
     def num_engines(self) -> int:
         """Engines that compute a batch, or could begin one. Those that end behind theirs are among them."""
-        return len(self._free) + self._num_busy
+        return len(self._free) + sum(not member.idle.is_set() for member in self._alive)
 
     def statuses(self) -> list[EngineStatus]:
         """Say what each engine has done, those that are being started included."""
@@ -153,7 +152,6 @@ class ClusterEngines(Generic[Stored]):
         if not self._free:
             raise EngineLostError("no engine is free any more")
         member = self._free.popleft()
-        self._num_busy += 1
         try:
             async with member.busy():
                 return await member.call(call(member.handle))
@@ -161,7 +159,6 @@ class ClusterEngines(Generic[Stored]):
             self._dismiss(member, str(error))
             raise
         finally:
-            self._num_busy -= 1
             if self._joined.get(member.number) is member:
                 self._free.append(member)
 

@@ -95,7 +95,6 @@ class Scheduler:
         metrics: Metrics,
     ) -> None:
         self._engines = engines
-        engines.on_change = self._look_again
         self._current_weights = current_weights
         self._admission = admission
         self._cache = cache
@@ -106,6 +105,7 @@ class Scheduler:
         self._computed: dict[tuple[ScoreParts, TokenSequence], list[Job]] = {}  # on an engine now: who waits for it
         self._num_running = 0
         self._has_work = asyncio.Event()
+        engines.on_change = self._has_work.set
         self._runner: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -320,9 +320,6 @@ class Scheduler:
             elif not job.is_over:
                 own = [sequence for sequence, owners in batch.items() if job in owners]
                 self._epochs[0].pool_of(job).add(job, own)
-
-    def _look_again(self) -> None:
-        self._has_work.set()
 
     def _fail_job(self, job: Job, error: Exception) -> None:
         self._epochs[0].pool_of(job).remove(job)

@@ -7,7 +7,8 @@ from itertools import chain, repeat
 
 import pytest
 
-from vigor_client.cli.readiness import CONNECT_SECONDS, PAUSE_SECONDS, ReadinessWait
+from vigor_client.cli.polling import PAUSE_SECONDS
+from vigor_client.cli.readiness import CONNECT_SECONDS, ReadinessWait
 from vigor_client.errors import AnswerTimeoutError, NotReadyError, UnexpectedAnswerError, UnreachableError
 from vigor_client.schemas.service import Health
 

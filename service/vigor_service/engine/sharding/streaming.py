@@ -126,9 +126,9 @@ def fill(model: PreTrainedModel, plan: CheckpointPlan, tensors: CheckpointTensor
         IncompleteCheckpointError: tensors are missing or unexpected, or have another shape.
         ConversionError: some do not make the model's.
     """
-    own = {name: tensor.detach() for name, tensor in model.state_dict(keep_vars=True).items()}
-    filled: set[int] = set()
     held = model.state_dict(keep_vars=True)
+    own = {name: tensor.detach() for name, tensor in held.items()}
+    filled: set[int] = set()
     with torch.no_grad():
         for conversion in plan.conversions:
             for name in _write_made(conversion, own, tensors):
