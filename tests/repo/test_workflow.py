@@ -83,3 +83,12 @@ def test_a_release_passes_the_tests_and_its_images_say_what_they_are_made_of() -
     assert all("ci" in jobs[name]["needs"] for name in ("pypi", "image"))
     (build,) = [step for step in jobs["image"]["steps"] if step.get("uses", "").startswith("docker/build-push-action")]
     assert build["with"]["sbom"] is build["with"]["provenance"] is True
+
+
+def test_a_release_builds_the_service_with_and_without_ray_under_the_tag_of_the_overlay() -> None:
+    (tag,) = re.findall(r"newTag: [\d.]+(-\w+)", (ROOT / "k8s" / "overlays" / "ray" / "kustomization.yaml").read_text())
+    images = WORKFLOWS["release"]["jobs"]["image"]["strategy"]["matrix"]["include"]
+    with_ray = {
+        image["suffix"]: "ray" in image["extras"].split(",") for image in images if image["name"] == "vigor-service"
+    }
+    assert with_ray == {"": False, tag: True}
