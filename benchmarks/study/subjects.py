@@ -61,12 +61,24 @@ def _of_carries(model: Path, questions: Path, num_steps: int) -> None:
 
 
 def _of_smollm2(model: Path, questions: Path, _num_steps: int) -> None:
-    rows = ({"question": _ASKED.format(a, b), "answer": str(a + b)} for a, b in product(range(10), repeat=2))
-    questions.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    pairs = [pair for pair in product(range(50), repeat=2) if pair != _EXAMPLE]
+    questions.write_text("".join(f"{json.dumps(_asked(a, b))}\n" for a, b in pairs))
     model.symlink_to(embedded_model_dir())
 
 
-_ASKED = "What is {} + {}? Answer with the number only."
+def _asked(a: int, b: int) -> dict[str, object]:
+    """Return a question behind an example of an answer that is short: without one, a quarter of the answers go on."""
+    first, second = _EXAMPLE
+    turns = [
+        ("system", "Add."),
+        ("user", f"{first} + {second} ="),
+        ("assistant", f"{first} + {second} = {first + second}"),
+        ("user", f"{a} + {b} ="),
+    ]
+    return {"prompt": [{"role": role, "content": content} for role, content in turns], "answer": str(a + b)}
+
+
+_EXAMPLE = (12, 15)
 _SUMS = {"per_device_train_batch_size": "64", "max_completion_length": "16", "learning_rate": "1e-4"}
 
 SUBJECTS = {
@@ -95,13 +107,13 @@ SUBJECTS = {
         ),
         Subject(
             "smollm2-addition",
-            "SmolLM2-135M-Instruct, asked for the sum of two one-digit numbers, each sum at most once",
+            "SmolLM2-135M-Instruct, asked for the sum of two numbers below 50, each sum at most once",
             _of_smollm2,
-            COMMON | {"per_device_train_batch_size": "16", "max_completion_length": "64", "learning_rate": "1e-5"},
+            COMMON | {"per_device_train_batch_size": "16", "max_completion_length": "32", "learning_rate": "5e-6"},
             [variant for variant in VARIANTS if variant.name in ("vigor", "self_certainty", "verifier", "random")],
             num_seeds=3,
-            num_steps=20,
-            window=5,
+            num_steps=40,
+            window=8,
         ),
     )
 }
