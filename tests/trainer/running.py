@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from examples.processes import stop
 from tests.support.preloaded_process import preloaded
 from vigor_client import VigorClient
 
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 READY_SECONDS = 90.0
-STOP_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +78,7 @@ def started(
     try:
         yield process
     finally:
-        process.terminate()
-        try:
-            process.wait(STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+        stop(process)
 
 
 def wait_for(condition: Callable[[], object], *, process: subprocess.Popen[bytes], seconds: float, log: Path) -> None:
