@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from tests.support.listening import LOOPBACK, listening_hosts
-from tests.support.ray_service import REPLACED_SECONDS, assert_right, engines, group, needs_ray, ray_service, weights_of
+from tests.support.ray_service import (
+    COMPLETIONS_PER_GROUP,
+    REPLACED_SECONDS,
+    assert_right,
+    engines,
+    group,
+    needs_ray,
+    ray_service,
+    weights_of,
+)
 from tests.support.service_process import ServiceProcess
 from tests.support.tiny_models import save_tiny_checkpoint
 from tests.support.waiting import wait_until
 from vigor_client import VigorClient
 
-pytestmark = [pytest.mark.slow, needs_ray]
+pytestmark = needs_ray
 NUM_ENGINES = 2
+NUM_KILLS = 20
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +48,7 @@ def test_two_engines_give_the_results_of_one(service: ServiceProcess, checkpoint
     with VigorClient(service.url) as client, ThreadPoolExecutor(4) as pool:
         for number, response in enumerate(pool.map(lambda number: client.score([group(number)]), range(12))):
             assert_right(response, checkpoint, number)
-    assert len(engines()) == NUM_ENGINES
+    assert len(engines(service)) == NUM_ENGINES
 
 
 def test_what_ray_opens_listens_on_this_machine_alone(service: ServiceProcess) -> None:
@@ -56,19 +68,45 @@ def test_weights_that_are_pushed_under_load_are_never_mixed(service: ServiceProc
         assert_right(response, checkpoint, number % 6)
 
 
+@pytest.mark.slow  # engines start again and again
 def test_engines_that_are_killed_under_load_lose_nothing(service: ServiceProcess, checkpoint: Path) -> None:
-    with VigorClient(service.url) as client, ThreadPoolExecutor(5) as pool:
-        scoring = [pool.submit(client.score, [group(number % 6)]) for number in range(60)]
-        engines()[0].send_signal(signal.SIGKILL)
-        for number, future in enumerate(scoring):
-            assert_right(future.result(), checkpoint, number % 6)
-        wait_until(lambda: len(engines()) == NUM_ENGINES, deadline_seconds=REPLACED_SECONDS)
+    """Kill one at a random moment, again and again, while callers wait for their scores."""
+    moments = random.Random(7)
+    ended = Event()
+
+    def call(caller: int) -> int:
+        num_answers = 0
+        with VigorClient(service.url, max_retries=0) as client:
+            while not ended.is_set():
+                number = (num_answers + caller) % 6
+                assert_right(client.score([group(number)]), checkpoint, number)
+                num_answers += 1
+        return num_answers
+
+    before = _num_ranked(service)
+    with ThreadPoolExecutor(4) as pool:
+        calls = [pool.submit(call, caller) for caller in range(4)]
+        try:
+            for _ in range(NUM_KILLS):
+                assert not ended.wait(moments.uniform(0, 2))
+                moments.choice(engines(service)).send_signal(signal.SIGKILL)
+                wait_until(lambda: len(engines(service)) == NUM_ENGINES, deadline_seconds=REPLACED_SECONDS)
+        finally:
+            ended.set()
+        num_answers = sum(future.result() for future in calls)
+    assert num_answers >= NUM_KILLS
+    assert _num_ranked(service) - before == COMPLETIONS_PER_GROUP * num_answers, "each is answered once"
 
 
+def _num_ranked(service: ServiceProcess) -> float:
+    return sum(value for series, value in service.metrics().items() if series.startswith("vigor_completions_total"))
+
+
+@pytest.mark.slow
 def test_without_an_engine_the_service_is_not_ready_and_comes_back_with_its_weights(
     service: ServiceProcess, checkpoint: Path
 ) -> None:
-    for process in engines():
+    for process in engines(service):
         os.kill(process.pid, signal.SIGKILL)
     wait_until(lambda: service.http.get("/readyz").status_code == 503)
     assert service.http.get("/readyz").json()["reason"] == "no_engine"

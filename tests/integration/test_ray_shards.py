@@ -35,7 +35,7 @@ def test_an_engine_of_two_processes_gives_the_norms_of_one(service: ServiceProce
     with VigorClient(service.url) as client:
         for number in range(3):
             assert_right(client.score([group(number)]), checkpoint, number)
-    assert len(engines()) == NUM_SHARDS
+    assert len(engines(service)) == NUM_SHARDS
 
 
 def test_what_the_processes_open_listens_on_this_machine_alone(service: ServiceProcess) -> None:
@@ -53,12 +53,12 @@ def test_published_weights_reach_both_parts(service: ServiceProcess, checkpoint:
 def test_the_loss_of_one_process_replaces_the_engine_with_the_published_weights(
     service: ServiceProcess, checkpoint: Path
 ) -> None:
-    before = {process.pid for process in engines()}
+    before = {process.pid for process in engines(service)}
     os.kill(min(before), signal.SIGKILL)
     with VigorClient(service.url) as client:
         assert_right(client.score([group(2)]), checkpoint, 2)  # it waits for the engine
-    wait_until(lambda: len(engines()) == NUM_SHARDS, deadline_seconds=REPLACED_SECONDS)
-    assert before.isdisjoint(process.pid for process in engines())
+    wait_until(lambda: len(engines(service)) == NUM_SHARDS, deadline_seconds=REPLACED_SECONDS)
+    assert before.isdisjoint(process.pid for process in engines(service))
 
 
 def test_an_attribution_is_refused_with_the_reason(service: ServiceProcess) -> None:

@@ -24,6 +24,7 @@ needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="ray is not inst
 REPLACED_SECONDS = 120.0
 TOLERANCE = 1e-5
 CHANGED = "model.norm.weight"
+COMPLETIONS_PER_GROUP = 8
 
 
 @contextmanager
@@ -36,13 +37,15 @@ def ray_service(directory: Path, checkpoint: Path, *flags: str) -> Iterator[Serv
 
 
 def group(number: int) -> dict[str, object]:
-    """A group of eight completions, another one for each number."""
-    return {"prompt_ids": [number + 1, 2, 3], "completions": [[index + 3, number + 3, 7] for index in range(8)]}
+    """A group of completions, another one for each number."""
+    completions = [[index + 3, number + 3, 7] for index in range(COMPLETIONS_PER_GROUP)]
+    return {"prompt_ids": [number + 1, 2, 3], "completions": completions}
 
 
-def engines() -> list[psutil.Process]:
-    """The processes of the engines."""
-    return [process for process in psutil.process_iter() if _is_engine(process)]
+def engines(service: ServiceProcess) -> list[psutil.Process]:
+    """The processes of the engines on the cluster that the service has started."""
+    started = psutil.Process(service.process.pid).children(recursive=True)
+    return [process for process in started if _is_engine(process)]
 
 
 def _is_engine(process: psutil.Process) -> bool:
