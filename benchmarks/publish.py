@@ -1,4 +1,4 @@
-"""Bring docs/benchmarks.md and docs/study.md up to date with benchmarks/results: ``python -m benchmarks.publish``.
+"""Bring the pages of docs that show results up to date with benchmarks/results: ``python -m benchmarks.publish``.
 
 Every result is drawn, and each place of the pages is filled with a table of the result it names, or with its plot:
 
@@ -21,7 +21,7 @@ from pathlib import Path
 from benchmarks.plots import PLOTS, draw
 from benchmarks.report import RESULTS, read_report
 
-PAGES = ("benchmarks.md", "study.md")
+PAGES = ("benchmarks.md", "study.md", "scaling.md")
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 PLACE = re.compile(r"<!-- (?P<result>[\w-]+): (?P<what>[^>]+?) -->\n(?P<shown>.*?)<!-- end -->", re.DOTALL)
 

@@ -2,7 +2,8 @@
 
 Throughput: the same groups through a service with one engine in its own process, and through services with engines of
 Ray, in turns. Front: what one process in front of engines that take no time gets through, and the processor time that a
-request costs it. Fan-out: new weights on all engines, against their number and the bytes.
+request costs it. Fan-out: new weights on all engines, against their number and the bytes. Memory: a process that has
+the whole model, and one of two that share it.
 """
 
 from __future__ import annotations
@@ -24,12 +25,15 @@ import psutil
 import torch
 
 from benchmarks.loads import ON_A_CPU, GroupSizes
+from benchmarks.measuring import resident_bytes
 from benchmarks.models import save_random_weights
 from benchmarks.report import Cell, Report, Table, finish, new_report
+from tests.support.ray_service import engines
 from tests.support.service_process import ServiceProcess, service_process
 from vigor_client import VigorClient
 from vigor_client.models.embedded import embedded_model_dir
 from vigor_client.weight_format.checkpoint_files import checkpoint_tensors
+from vigor_service.engine.sequences import TokenSequence
 
 NUM_CLIENTS = 8
 NUM_SENDERS = 2
@@ -57,6 +61,12 @@ _FAN_OUT = {
     "swap_seconds": ("swap, s", "{:.2f}"),
     "update_seconds": ("whole update, s", "{:.2f}"),
 }
+_MEMORY = {
+    "model": ("model", "{}"),
+    "mib": ("weights, MiB", "{:.0f}"),
+    "whole_mib": ("peak of a process with the whole model, MiB", "{:.0f}"),
+    "half_mib": ("peak of a process with half of it, MiB", "{:.0f}"),
+}
 
 
 def main(arguments: Sequence[str]) -> Report:
@@ -68,6 +78,7 @@ def main(arguments: Sequence[str]) -> Report:
             Table("throughput", _THROUGHPUT, _throughput(directory, options)),
             Table("front", _FRONT, [_front(directory, number, options.seconds) for number in (1, 2)]),
             Table("fan-out", _FAN_OUT, _fan_out(directory, options)),
+            Table("memory", _MEMORY, [_memory(directory, model) for model in _models(directory, options)]),
         ]
     notes = [
         f"throughput: the embedded model in float32, groups of {ON_A_CPU.usual.describe()}, {NUM_CLIENTS} clients; "
@@ -76,6 +87,8 @@ def main(arguments: Sequence[str]) -> Report:
         "machine; nothing is taken from the cache of scores; a request's tokens are those that an engine would compute",
         "fan-out: full updates in float32 over HTTP on this machine, the median of three; the first of each service is "
         "left out",
+        "memory: what is resident at most, from the start of a process to the end of some scores; files that it maps "
+        "and its libraries are included",
     ]
     report = new_report("Several engines", "benchmarks.scaling", arguments, torch.device("cpu"), tables, notes)
     finish(report, options.out)
@@ -115,12 +128,17 @@ def _tokens_per_second(services: Mapping[int, ServiceProcess], number: int, num_
     """Send the same groups through each service, one after the other."""
     source = random.Random(number)
     groups = [ON_A_CPU.usual.group(source, 49_152) for _ in range(num_groups)]
-    bodies = [
-        {"prompt_ids": group[0].prompt_ids, "completions": [sequence.completion_ids for sequence in group]}
-        for group in groups
-    ]
+    bodies = [_body(group) for group in groups]
     num_tokens = sum(sequence.num_tokens for group in groups for sequence in group)
     return {engines: num_tokens / _seconds(service.url, bodies) for engines, service in services.items()}
+
+
+def _body(group: Sequence[TokenSequence]) -> dict[str, object]:
+    """Return a group as a request has it."""
+    return {
+        "prompt_ids": list(group[0].prompt_ids),
+        "completions": [list(sequence.completion_ids) for sequence in group],
+    }
 
 
 def _seconds(url: str, bodies: Sequence[Mapping[str, object]]) -> float:
@@ -160,8 +178,7 @@ def _requests(url: str, seed: int, seconds: float) -> int:
     """Send requests for so long, four at a time; return how many were answered."""
     source = random.Random(seed)
     group = FRONT_GROUP.group(source, 150_000)
-    body = {"prompt_ids": group[0].prompt_ids, "completions": [sequence.completion_ids for sequence in group]}
-    content, headers = json.dumps({"groups": [body]}).encode(), {"Content-Type": "application/json"}
+    content, headers = json.dumps({"groups": [_body(group)]}).encode(), {"Content-Type": "application/json"}
     until = perf_counter() + seconds
 
     def send(_sender: int) -> int:
@@ -180,12 +197,16 @@ def _requests(url: str, seed: int, seconds: float) -> int:
 
 
 def _fan_out(directory: Path, options: argparse.Namespace) -> list[dict[str, Cell]]:
-    models = [embedded_model_dir(), *(_random_model(directory, shape) for shape in options.shapes)]
-    return [_updates(directory, model, number) for model in models for number in options.engines]
+    return [_updates(directory, model, number) for model in _models(directory, options) for number in options.engines]
+
+
+def _models(directory: Path, options: argparse.Namespace) -> list[Path]:
+    return [embedded_model_dir(), *(_random_model(directory, shape) for shape in options.shapes)]
 
 
 def _random_model(directory: Path, shape: str) -> Path:
-    save_random_weights(shape, directory / shape, dtype="float32")
+    if not (directory / shape).exists():
+        save_random_weights(shape, directory / shape, dtype="float32")
     return directory / shape
 
 
@@ -197,8 +218,15 @@ def _updates(directory: Path, model: Path, num_engines: int) -> dict[str, Cell]:
     with service_process(own, *flags, preloaded=False) as service, VigorClient(service.url) as client:
         found = [_update(service, client, tensors, version) for version in range(1, 5)][1:]
     middle = {key: median(each[key] for each in found) for key in found[0]}
-    mib = sum(tensor.nbytes for tensor in tensors.values()) / 2**20
-    return {"model": model.name.split("-Instruct")[0], "mib": mib, "engines": num_engines, **middle}
+    return {"model": _name(model), "mib": _mib(tensors), "engines": num_engines, **middle}
+
+
+def _name(model: Path) -> str:
+    return model.name.split("-Instruct")[0]
+
+
+def _mib(tensors: Mapping[str, torch.Tensor]) -> float:
+    return sum(tensor.nbytes for tensor in tensors.values()) / 2**20
 
 
 def _update(
@@ -214,6 +242,24 @@ def _update(
         return after[series] - before[series]
 
     return {"stage_seconds": of("stage"), "swap_seconds": of("swap"), "update_seconds": seconds}
+
+
+# ----------------------------------------------------------------------------------------------------- memory
+
+
+def _memory(directory: Path, model: Path) -> dict[str, Cell]:
+    whole, half = (_peak_mib(directory, model, flag) for flag in ("--engines", "--shard"))
+    return {"model": _name(model), "mib": _mib(dict(checkpoint_tensors(model))), "whole_mib": whole, "half_mib": half}
+
+
+def _peak_mib(directory: Path, model: Path, flag: str) -> float:
+    """Return the most that a process of an engine had in memory, from its start to the end of some scores."""
+    own = directory / f"memory-{model.name}{flag}"
+    own.mkdir()
+    flags = ["--model", str(model), flag, "2", "--device", "cpu", "--max-batch-tokens", "1024"]
+    with service_process(own, *flags, preloaded=False) as service:
+        _tokens_per_second({1: service}, 0, 4)
+        return max(resident_bytes("VmHWM", pid=engine.pid) for engine in engines(service)) / 2**20
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
