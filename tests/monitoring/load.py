@@ -7,7 +7,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -22,7 +22,7 @@ KINDS = {("/v1/score", code) for code in (200, 409, 422, 429)} | {("/v1/score/sa
 
 
 class Load:
-    """For a service with MAX_QUEUED_TOKENS. ``answers`` counts by route and status, in time all of KINDS."""
+    """For a service with MAX_QUEUED_TOKENS. ``answers`` counts by route and status, in time all of KINDS and others."""
 
     def __init__(self, http: httpx.Client, tensors: Mapping[str, torch.Tensor]) -> None:
         self.answers: Counter[tuple[str, int]] = Counter()
@@ -31,6 +31,7 @@ class Load:
         self.version = 0
         self._source = random.Random(0)
         self._end = threading.Event()
+        self._counting = threading.Lock()
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -50,7 +51,11 @@ class Load:
             send()
 
     def _post(self, route: str, body: Mapping[str, Any]) -> None:
-        self.answers[route, self._http.post(route, json=body).status_code] += 1
+        self._count(route, self._http.post(route, json=body).status_code)
+
+    def _count(self, route: str, status_code: int) -> None:
+        with self._counting:
+            self.answers[route, status_code] += 1
 
     def _score(self) -> None:
         """Completions of all lengths, one of them twice, one without tokens, one that was cut off."""
@@ -73,9 +78,12 @@ class Load:
     def _leave(self) -> None:
         """A caller that does not wait for the other sample of its group."""
         route, body = "/v1/score/sample", {"prompt_ids": [1], "completion": [2], "group": "never whole", "index": 0}
-        with suppress(httpx.ReadTimeout):
-            self._http.post(route, json={**body, "group_size": 2}, timeout=PATIENCE_SECONDS)
-        self.answers[route, 499] += 1
+        try:
+            answer = self._http.post(route, json={**body, "group_size": 2}, timeout=PATIENCE_SECONDS)
+        except httpx.ReadTimeout:
+            self._count(route, 499)
+        else:
+            self._count(route, answer.status_code)  # 429 where a large request fills the queue
 
     def _publish(self) -> None:
         """New weights, and a group that names them; only here, for no others are published until it is answered."""

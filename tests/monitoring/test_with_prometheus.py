@@ -34,13 +34,16 @@ def test_every_panel_and_alert_has_data_under_load(tmp_path: Path) -> None:
         queries |= {name: without_thresholds(alert["expr"]) for name, alert in alerts().items()}
         with load.running():
             _wait_for_data(prometheus, queries)
-            wait_until(lambda: set(load.answers) == KINDS)
+            wait_until(lambda: set(load.answers) >= KINDS)
         _wait_for_counts(prometheus, load)
-        assert {rule["name"]: (rule["health"], rule["state"]) for rule in prometheus.rules()} == dict.fromkeys(
-            alerts(), ("ok", "inactive")
-        )
+        # The queue was full under load, which an alert has noticed: it is evaluated again.
+        wait_until(lambda: _states(prometheus) == dict.fromkeys(alerts(), ("ok", "inactive")))
         service.stop()
         wait_until(lambda: prometheus.query(alerts()["VigorDown"]["expr"]) == [0.0])
+
+
+def _states(prometheus: Prometheus) -> dict[str, tuple[str, str]]:
+    return {rule["name"]: (rule["health"], rule["state"]) for rule in prometheus.rules()}
 
 
 def _check_config(prometheus: Prometheus) -> None:
