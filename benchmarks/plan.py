@@ -28,10 +28,11 @@ BATCH_TOKENS = 16_384
 GATHERS = 3
 """Gathers of a weight for a batch: forwards, backwards, and once more where activations are computed again."""
 STEP_SECONDS = (60.0, 300.0)
-
-
+NUM_MACHINES = 16
 SOURCES = ("engine_gpu", "weights_cpu", "deltas_cpu")
 """Results that the measured rates are from."""
+ON_GPU_PARAMETERS, ON_GPU_TOKENS = 7.616e9, 8_704
+"""What qwen2.5-7b has, and what was scored of it, in the first of them."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +83,7 @@ _WEIGHTS = {
     "measured_seconds": ("HTTP at the measured rate, s", "{:.0f}"),
     "network_seconds": ("at 100 Gbit/s, s", "{:.1f}"),
     "verify_seconds": ("verify, s", "{:.1f}"),
-    "fan_out_seconds": ("to 16 machines, s", "{:.1f}"),
+    "fan_out_seconds": (f"to {NUM_MACHINES} machines, s", "{:.1f}"),
     "memory": ("memory of the front's machine, GB", "{:,.0f}"),
 }
 
@@ -107,7 +108,7 @@ def measured(results: Path = RESULTS) -> Rates:
     steps = [row for row in deltas if row["encoding"] == "delta"]
     model_bytes = 2**20 * _number(deltas[0], "mib")
     return Rates(
-        flop_per_second=4 * 7.616e9 * 8_704 / _number(engine, "seconds"),
+        flop_per_second=4 * ON_GPU_PARAMETERS * ON_GPU_TOKENS / _number(engine, "seconds"),
         upload_bytes_per_second=1e6 * _number(weights, "upload_mb_per_second"),
         verify_bytes_per_second=uploaded / _number(weights, "verify_seconds"),
         delta_verify_bytes_per_second=model_bytes / max(_number(row, "verify_seconds") for row in steps),
@@ -184,7 +185,7 @@ def _update(policy: Policy, sent: str, num_bytes: float, verify_seconds: float, 
         "measured_seconds": num_bytes / rates.upload_bytes_per_second,
         "network_seconds": at_line_rate,
         "verify_seconds": verify_seconds,
-        "fan_out_seconds": at_line_rate * log2(16),  # each machine that has the bytes hands them to one more
+        "fan_out_seconds": at_line_rate * log2(NUM_MACHINES),  # each machine that has the bytes hands them to one more
         "memory": (2 * policy.num_bytes + num_bytes) / 1e9,  # its copy, a snapshot for engines that join, the update
     }
 

@@ -96,8 +96,13 @@ def trainer_command(settings: Mapping[str, str], *more: str) -> list[str]:
     ]
 
 
-def free_url() -> str:
-    """Return a URL of this machine whose port nothing listens on at this moment."""
+def free_port() -> int:
+    """Return a port of this machine that nothing listens on at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+        return probe.getsockname()[1]
+
+
+def free_url() -> str:
+    """Return a URL of this machine with such a port."""
+    return f"http://127.0.0.1:{free_port()}"

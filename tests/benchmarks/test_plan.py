@@ -11,6 +11,7 @@ from benchmarks.plan import (
     GATHERS,
     GPU_BYTES,
     NETWORK_BYTES_PER_SECOND,
+    NUM_MACHINES,
     NVLINK_BYTES_PER_SECOND,
     POLICIES,
     Policy,
@@ -59,4 +60,4 @@ def test_the_plan_stands_on_results_that_were_measured() -> None:
     for row in report.table("weights").rows:
         assert isinstance(gigabytes := row["gigabytes"], float)
         assert row["measured_seconds"] == pytest.approx(1e9 * gigabytes / rates.upload_bytes_per_second)
-        assert row["fan_out_seconds"] == pytest.approx(log2(16) * gigabytes / 12.5)
+        assert row["fan_out_seconds"] == pytest.approx(log2(NUM_MACHINES) * gigabytes / 12.5)

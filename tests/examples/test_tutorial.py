@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from examples.processes import free_port
 from examples.sums.making import TRAINING
 from tests.support.preloaded_process import preloaded
-from tests.trainer.running import ENVIRONMENT, free_port
+from tests.trainer.running import ENVIRONMENT
 from vigor_trainer.monitoring.evaluations import read_evaluations
 
 ROOT = Path(__file__).parents[2]

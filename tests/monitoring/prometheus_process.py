@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 import httpx
 import yaml
 
+from examples.processes import free_port
 from tests.monitoring.observed import write_rules
 from tests.support.waiting import wait_until
 
@@ -44,7 +44,7 @@ class Prometheus:
 @contextmanager
 def prometheus_process(directory: Path, target: httpx.URL) -> Iterator[Prometheus]:
     """Scrape ``target`` as the job that the PodMonitor makes of pods, from before the block to its end."""
-    config, address = _write_config(directory, target), f"127.0.0.1:{_free_port()}"
+    config, address = _write_config(directory, target), f"127.0.0.1:{free_port()}"
     command = [
         "prometheus",
         f"--config.file={config}",
@@ -74,12 +74,6 @@ def _write_config(directory: Path, target: httpx.URL) -> Path:
     }
     path.write_text(yaml.safe_dump(content))
     return path
-
-
-def _free_port() -> int:
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return unused.getsockname()[1]
 
 
 def _scrapes(prometheus: Prometheus, process: subprocess.Popen[bytes]) -> bool:

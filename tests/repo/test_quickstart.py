@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from examples.processes import free_port
 from tests.support.preloaded_process import preloaded
 from tests.support.tiny_models import save_tiny_checkpoint
-from tests.trainer.running import ENVIRONMENT, free_port, running_service, started, wait_for
+from tests.trainer.running import ENVIRONMENT, running_service, started, wait_for
 from vigor_trainer.monitoring.records import read_records
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -50,7 +50,7 @@ def engines(service: ServiceProcess) -> list[psutil.Process]:
 
 def _is_engine(process: psutil.Process) -> bool:
     try:
-        return process.cmdline()[:1] == ["ray::EngineActor"] or process.cmdline()[0].startswith("ray::EngineActor")
+        return process.cmdline()[0].startswith("ray::EngineActor")
     except (psutil.NoSuchProcess, psutil.ZombieProcess, IndexError):
         return False
 

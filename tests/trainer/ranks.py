@@ -5,8 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 
+from examples.processes import free_port
 from tests.support.preloaded_process import preloaded
-from tests.trainer.running import ENVIRONMENT, free_port
+from tests.trainer.running import ENVIRONMENT
 
 LIMIT_SECONDS = 120
 

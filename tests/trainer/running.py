@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from examples.processes import stop
+from examples.processes import free_port, stop
 from tests.support.preloaded_process import preloaded
 from vigor_client import VigorClient
 
@@ -27,13 +26,6 @@ class RunningService:
     url: str
     process: subprocess.Popen[bytes]
     client: VigorClient
-
-
-def free_port() -> int:
-    """A port that nothing listens on at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @contextmanager
