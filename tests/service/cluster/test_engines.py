@@ -259,8 +259,9 @@ def test_a_pool_that_closes_ends_engines_whatever_they_compute() -> None:
 
 def test_it_says_what_each_engine_has_done() -> None:
     async def test(bench: Bench) -> None:
-        bench.engines.scale(2)
-        await bench.have(2)
+        for num_engines in (1, 2):  # one after the other: the first is free first
+            bench.engines.scale(num_engines)
+            await bench.have(num_engines)
         bench.handles[0].dies = {"score"}
         with pytest.raises(EngineLostError):
             await bench.engines.score([SEQUENCE], NORM_AND_SIGNALS)
