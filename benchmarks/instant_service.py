@@ -17,6 +17,7 @@ from vigor_service.cluster.ray_handles import RayChunk, RayCluster
 from vigor_service.engine.interface import BatchResult, EngineInfo
 from vigor_service.engine.sequences import NORM_AND_SIGNALS, ScoreParts, SequenceScore, TokenSequence
 from vigor_service.observability.loading_progress import LoadingProgress
+from vigor_service.observability.logs import configure_logging
 from vigor_service.runtime import Loaded, LoadedModel
 from vigor_service.server import serve
 from vigor_service.settings import Settings
@@ -69,6 +70,7 @@ class InstantCluster:
 def main() -> None:
     """Serve until SIGTERM."""
     settings = CliApp.run(Settings)
+    configure_logging(settings.log_level, settings.log_format)
     serve(settings, _load(settings.engines), tracing=None, progress=LoadingProgress())
 
 

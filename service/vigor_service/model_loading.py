@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from vigor_service.engine.memory.malloc import tune_heap
 from vigor_service.errors import StartupError
 from vigor_service.observability.loading_progress import LoadingPhase
 from vigor_service.scoring.end_tokens import generation_ends
@@ -99,6 +100,8 @@ class Shard:
 def load_shard(settings: EngineSettings, shard: Shard, address: str) -> Scorer:
     """Load this rank's part of a model, together with the other ranks at ``address``, and check it.
 
+    Its process is set up as one that is short of memory, which is why there are ranks.
+
     Raises:
         StartupError: it cannot be loaded in parts, or not be scored with; says why.
     """
@@ -116,6 +119,7 @@ def load_shard(settings: EngineSettings, shard: Shard, address: str) -> Scorer:
     from vigor_service.engine.sharding.streaming import load_sharded
 
     refuse_unshardable(settings)
+    tune_heap(short_of_memory=True)
     try:
         device = resolve_device(settings.device)
         directory = embedded_model() if settings.model is None else Path(settings.model)

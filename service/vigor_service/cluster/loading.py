@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vigor_service.cluster.engines import ClusterEngines, Limits
 from vigor_service.cluster.member import EngineHandle
 from vigor_service.cluster.ray_handles import RayChunk, RayCluster
+from vigor_service.engine.memory.malloc import tune_heap
 from vigor_service.model_loading import (
     EngineSettings,
     Shard,
@@ -91,4 +92,5 @@ def gpus_per_engine(device: str, *, cluster_has_gpus: bool) -> int:
 
 
 def _load_scorer(settings: EngineSettings) -> Scorer:
+    tune_heap(short_of_memory=settings.activation_mib is not None)
     return load_engine(settings).scorer
