@@ -29,7 +29,7 @@ GATHERS = 3
 """Gathers of a weight for a batch: forwards, backwards, and once more where activations are computed again."""
 STEP_SECONDS = (60.0, 300.0)
 NUM_MACHINES = 16
-SOURCES = ("engine_gpu", "weights_cpu", "deltas_cpu")
+SOURCES = ("engine_gpu", "weights_cpu", "deltas_cpu", "scaling_cpu")
 """Results that the measured rates are from."""
 ON_GPU_PARAMETERS, ON_GPU_TOKENS = 7.616e9, 8_704
 """What qwen2.5-7b has, and what was scored of it, in the first of them."""
@@ -69,6 +69,7 @@ _COMPUTE = {
     "compute_seconds": ("compute of a batch, s", "{:.1f}"),
     "gather_seconds": ("gathers of a batch, s", "{:.1f}"),
     "tokens_per_second": ("tokens/s of an engine", "{:,.0f}"),
+    "gpus_of_a_front": ("GPUs that one front keeps busy", "{:,}"),
 }
 _ENGINES = {
     "policy": ("policy", "{}"),
@@ -97,11 +98,12 @@ class Rates:
     verify_bytes_per_second: float
     delta_verify_bytes_per_second: float
     delta_share: float
+    front_tokens_per_second: float
 
 
 def measured(results: Path = RESULTS) -> Rates:
     """Read the rates from the results of other benchmarks."""
-    on_gpu, publishing, sparse = (read_report(results / f"{source}.json") for source in SOURCES)
+    on_gpu, publishing, sparse, scaling = (read_report(results / f"{source}.json") for source in SOURCES)
     engine = on_gpu.table("qwen2.5-7b").rows[-1]
     weights, deltas = publishing.table("rounds").rows[-1], sparse.table("steps").rows
     uploaded = 1e6 * _number(weights, "upload_mb_per_second") * _number(weights, "send_seconds")
@@ -113,6 +115,7 @@ def measured(results: Path = RESULTS) -> Rates:
         verify_bytes_per_second=uploaded / _number(weights, "verify_seconds"),
         delta_verify_bytes_per_second=model_bytes / max(_number(row, "verify_seconds") for row in steps),
         delta_share=max(_number(row, "of_full") for row in steps),
+        front_tokens_per_second=_number(scaling.table("front").rows[-1], "tokens_per_second"),
     )
 
 
@@ -157,6 +160,7 @@ def _engine(policy: Policy, rates: Rates) -> dict[str, Cell]:
         "compute_seconds": compute,
         "gather_seconds": gather,
         "tokens_per_second": tokens_per_second(policy, rates),
+        "gpus_of_a_front": num_gpus(policy) * int(rates.front_tokens_per_second / tokens_per_second(policy, rates)),
     }
 
 

@@ -265,9 +265,9 @@ def _peak_mib(directory: Path, model: Path, flag: str) -> float:
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--engines", type=int, nargs="+", default=[1, 2], help="numbers of engines (default: 1 2)")
-    parser.add_argument("--rounds", type=int, default=5, help="rounds of throughput (default: %(default)s)")
-    parser.add_argument("--groups", type=int, default=12, help="groups of a round (default: %(default)s)")
-    parser.add_argument("--seconds", type=float, default=20.0, help="seconds of load on a front (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds of throughput (default: %(default)s)")
+    parser.add_argument("--groups", type=int, default=8, help="groups of a round (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="seconds of load on a front (default: %(default)s)")
     parser.add_argument("--shapes", nargs="*", default=[], help="further models, with random weights, for the fan-out")
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
     return parser.parse_args(arguments)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from vigor_service.engine.memory.malloc import tune_heap
@@ -107,9 +106,8 @@ def load_shard(settings: EngineSettings, shard: Shard, address: str) -> Scorer:
     """
     from vigor_service.engine.loading.checkpoint import IncompleteCheckpointError
     from vigor_service.engine.loading.loading import (
-        EMBEDDED_NAME,
         ModelLoadError,
-        embedded_model,
+        model_directory,
         resolve_device,
         resolve_dtype,
     )
@@ -122,7 +120,7 @@ def load_shard(settings: EngineSettings, shard: Shard, address: str) -> Scorer:
     tune_heap(short_of_memory=True)
     try:
         device = resolve_device(settings.device)
-        directory = embedded_model() if settings.model is None else Path(settings.model)
+        directory, name = model_directory(settings.model)
         ranks = join_ranks(
             shard.rank, shard.size, address=address, device=device, timeout_seconds=shard.timeout_seconds
         )
@@ -138,7 +136,7 @@ def load_shard(settings: EngineSettings, shard: Shard, address: str) -> Scorer:
             model,
             ranks,
             names,
-            name=EMBEDDED_NAME if settings.model is None else directory.name,
+            name=name,
             architecture=architecture,
             activation_bytes=_activation_bytes(settings),
         )

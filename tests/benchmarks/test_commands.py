@@ -14,6 +14,7 @@ from benchmarks import (
     long_sequences,
     metrics_cost,
     overlap,
+    scaling,
     serving,
     signals,
     weights,
@@ -21,6 +22,7 @@ from benchmarks import (
 from benchmarks.contestants import CONTESTANTS, ENGINE
 from benchmarks.plots import PLOTS, digest
 from benchmarks.publish import PLACE, main
+from tests.support.ray_service import needs_ray
 
 PAGE = """
 <!-- engine_try: tiny-untied,3,6,4,9 -->
@@ -137,6 +139,18 @@ def test_the_service_is_put_under_load(results: Path) -> None:
     (row,) = report.table("overload").rows
     assert (row["other"], row["without_retry_after"], row["queued"]) == (0, 0, 0)
     assert row["ok"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@needs_ray
+def test_several_engines_are_compared_with_one(results: Path) -> None:
+    arguments = ["--rounds", "1", "--groups", "2", "--seconds", "1"]
+    report = scaling.main([*arguments, "--out", str(results / "scaling_try")])
+    assert [row["engines"] for row in report.table("throughput").rows] == [1, 2]
+    assert all(row["requests_per_second"] for row in report.table("front").rows)
+    assert all(row["update_seconds"] for row in report.table("fan-out").rows)
+    assert all(row["half_mib"] for row in report.table("memory").rows)
 
 
 def test_what_scores_cost_without_a_gradient_is_reported(results: Path) -> None:

@@ -29,6 +29,7 @@ RATES = Rates(
     verify_bytes_per_second=1e10,
     delta_verify_bytes_per_second=2e9,
     delta_share=0.03,
+    front_tokens_per_second=1e6,
 )
 
 
@@ -56,7 +57,10 @@ def test_a_gather_brings_the_others_parts_over_the_slowest_link(parameters: floa
 def test_the_plan_stands_on_results_that_were_measured() -> None:
     report = main([])
     rates = measured()
-    assert {row["policy"] for row in report.table("engines").rows} == {policy.name for policy in POLICIES}
+    for policy, row in zip(POLICIES, report.table("engines").rows, strict=True):
+        assert row["policy"] == policy.name
+        engines = rates.front_tokens_per_second / tokens_per_second(policy, rates)
+        assert row["gpus_of_a_front"] == num_gpus(policy) * int(engines)
     for row in report.table("weights").rows:
         assert isinstance(gigabytes := row["gigabytes"], float)
         assert row["measured_seconds"] == pytest.approx(1e9 * gigabytes / rates.upload_bytes_per_second)

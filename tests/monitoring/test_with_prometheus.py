@@ -10,6 +10,7 @@ import pytest
 from tests.monitoring.load import KINDS, MAX_QUEUED_TOKENS, SOMETIMES, Load
 from tests.monitoring.observed import alerts, needs_prometheus, panel_queries, without_thresholds
 from tests.monitoring.prometheus_process import Prometheus, prometheus_process
+from tests.support.ray_service import needs_ray
 from tests.support.service_process import service_process
 from tests.support.tiny_models import save_tiny_checkpoint, tiny_model
 from tests.support.waiting import wait_until
@@ -22,12 +23,13 @@ OF_THE_LOAD = "VigorQueueSaturated"
 
 @needs_prometheus
 @pytest.mark.slow
-def test_every_panel_and_alert_has_data_under_load(tmp_path: Path) -> None:
+@pytest.mark.parametrize("num_engines", [1, pytest.param(2, marks=needs_ray)])
+def test_every_panel_and_alert_has_data_under_load(num_engines: int, tmp_path: Path) -> None:
     flags = {"model": save_tiny_checkpoint(tmp_path / "model"), "device": "cpu", "state-dir": tmp_path / "state"}
-    flags |= {"max-batch-tokens": 512, "max-queued-tokens": MAX_QUEUED_TOKENS}
+    flags |= {"max-batch-tokens": 512, "max-queued-tokens": MAX_QUEUED_TOKENS, "engines": num_engines}
     given = [str(part) for name, flag in flags.items() for part in (f"--{name}", flag)]
     with (
-        service_process(tmp_path, *given) as service,
+        service_process(tmp_path, *given, preloaded=num_engines == 1) as service,
         prometheus_process(tmp_path, service.http.base_url) as prometheus,
     ):
         _check_config(prometheus)
@@ -38,6 +40,8 @@ def test_every_panel_and_alert_has_data_under_load(tmp_path: Path) -> None:
             _wait_for_data(prometheus, queries)
             wait_until(lambda: set(load.answers) - SOMETIMES == KINDS)
         _wait_for_counts(prometheus, load)
+        assert prometheus.query("vigor_engine_up") == [1.0] * num_engines
+        assert prometheus.query("vigor_engine_weight_version") == [load.version] * num_engines
         wait_until(lambda: _states(prometheus)[OF_THE_LOAD] != ("ok", "pending"))
         assert _states(prometheus) == dict.fromkeys(alerts(), ("ok", "inactive"))
         service.stop()

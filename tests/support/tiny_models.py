@@ -158,3 +158,11 @@ def save_tiny_checkpoint(directory: Path, family: str = "llama", **overrides: An
     tiny_model(family, **overrides).save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)
     return directory
+
+
+def save_tiny_hub_model(cache: Path, name: str) -> Path:
+    """Write a checkpoint as a cache of the hub has it once it was fetched; returns the directory of its files."""
+    stored = cache / f"models--{name.replace('/', '--')}"
+    (stored / "refs").mkdir(parents=True)
+    (stored / "refs" / "main").write_text("0" * 40)
+    return save_tiny_checkpoint(stored / "snapshots" / ("0" * 40))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedModel
 
 from tests.support.preloaded_process import in_preloaded_process
-from tests.support.tiny_models import save_tiny_checkpoint, tiny_tokenizer
+from tests.support.tiny_models import save_tiny_checkpoint, save_tiny_hub_model, tiny_tokenizer
 from tests.sweep.families import families, tiny_policy
 from vigor_service.engine.engine import Engine
 from vigor_service.engine.loading.loading import ModelLoadError, load_policy
@@ -134,16 +134,13 @@ def test_a_checkpoint_of_a_hub_whose_weights_are_a_pickle_is_refused_before_it_i
         "someone/file": ("unread.json", {"transformers_weights": "adapter_model.bin"}),
     }
     for name, (index, config) in cases.items():
-        _cache(tmp_path / f"models--{name.replace('/', '--')}", index, config)
+        _replace_by_a_pickle(save_tiny_hub_model(tmp_path, name), index, config)
     refused = in_preloaded_process(refusals, list(cases), tmp_path)
     assert all("names 'adapter_model.bin', which is no safetensors file" in line for line in refused), refused
 
 
-def _cache(stored: Path, index: str, config: dict[str, str]) -> None:
-    """Lay out what was fetched from a hub: a checkpoint whose weights are a pickle that cannot be opened."""
-    snapshot = save_tiny_checkpoint(stored / "snapshots" / ("0" * 40))
-    (stored / "refs").mkdir()
-    (stored / "refs" / "main").write_text("0" * 40)
+def _replace_by_a_pickle(snapshot: Path, index: str, config: dict[str, str]) -> None:
+    """Let the weights of a checkpoint be a pickle that cannot be opened."""
     names = list(load_file(snapshot / "model.safetensors"))
     (snapshot / "model.safetensors").unlink()
     os.mkfifo(snapshot / "adapter_model.bin")

@@ -9,13 +9,15 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from tests.support.tiny_models import VOCAB_SIZE, save_tiny_checkpoint, tiny_model, tiny_tokenizer
+from tests.support.preloaded_process import in_preloaded_process
+from tests.support.tiny_models import VOCAB_SIZE, save_tiny_checkpoint, save_tiny_hub_model, tiny_model, tiny_tokenizer
 from vigor_service.engine.engine import Engine
-from vigor_service.engine.loading.loading import ModelLoadError, load_policy
+from vigor_service.engine.loading.loading import ModelLoadError, load_policy, model_directory
 
 
 def test_a_directory_is_loaded_with_its_tokenizer(tmp_path: Path) -> None:
@@ -25,6 +27,24 @@ def test_a_directory_is_loaded_with_its_tokenizer(tmp_path: Path) -> None:
     assert policy.model.dtype == torch.float32
     for name, parameter in tiny_model().named_parameters():
         assert torch.equal(policy.model.get_parameter(name), parameter)
+
+
+def directory_of(name: str, cache: str) -> list[str]:
+    """Return what ``model_directory`` does; for a process of its own, since its cache of the hub is this directory."""
+    constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = cache, True
+    directory, shown = model_directory(name)
+    with pytest.raises(ModelLoadError, match="cannot load model 'someone/other'"):
+        model_directory("someone/other")
+    return [str(directory), shown]
+
+
+def test_a_model_that_is_read_in_parts_is_a_directory_or_what_was_fetched_from_a_hub(tmp_path: Path) -> None:
+    assert model_directory(str(tmp_path)) == (tmp_path, tmp_path.name)
+    with pytest.raises(ModelLoadError, match="cannot load model '/no/such/model'"):
+        model_directory("/no/such/model")
+    fetched = save_tiny_hub_model(tmp_path, "someone/tiny")
+    found = in_preloaded_process(directory_of, "someone/tiny", tmp_path)
+    assert found == [str(fetched), "someone/tiny"]
 
 
 def test_the_dtype_can_be_chosen(tmp_path: Path) -> None:

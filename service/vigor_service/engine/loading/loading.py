@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from vigor_service.engine.loading.adapter import AdapterError, adapter_base, is_adapter, load_adapter
@@ -18,6 +19,7 @@ from vigor_service.engine.loading.checkpoint import IncompleteCheckpointError, l
 
 EMBEDDED_NAME = "SmolLM2-135M-Instruct"
 _TOKENIZER_CONFIG = "tokenizer_config.json"
+_READ_IN_PARTS = ["*.json", "*.safetensors", "*.py"]  # and never a pickle
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -91,6 +93,23 @@ def _locate(source: str | None) -> tuple[str, str, dict[str, Any]]:
             raise ModelLoadError(f"cannot load model {source!r}: there is no such file")
         return str(path.parent), path.stem, {"gguf_file": path.name}
     return source, path.name if path.is_dir() else source, {}
+
+
+def model_directory(source: str | None) -> tuple[Path, str]:
+    """Return the directory with a model's files, and the name to show; a model of the hub is fetched into its cache.
+
+    Raises:
+        ModelLoadError: there is no such model, or it could not be fetched.
+    """
+    if source is None:
+        return embedded_model(), EMBEDDED_NAME
+    path = Path(source)
+    if path.exists():
+        return path, path.name
+    try:
+        return Path(snapshot_download(source, allow_patterns=_READ_IN_PARTS)), source
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"cannot load model {source!r}: {error}") from error
 
 
 def embedded_model() -> Path:

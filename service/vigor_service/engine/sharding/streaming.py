@@ -57,7 +57,7 @@ def load_sharded(
     if not directory.is_dir() or is_adapter(directory):
         raise UnshardableModelError(
             f"--shard (VIGOR_SHARD) loads a directory with a whole model, which {str(directory)!r} is not: "
-            "fetch a model of the hub, convert a GGUF file, or merge an adapter into its base first"
+            "convert a GGUF file, or merge an adapter into its base first"
         )
     try:
         tensors = checkpoint_tensors(directory)

@@ -1,0 +1,115 @@
+"""The overlay ray's commands on two hosts: a service with two engines comes up, and opens the ports of the policy."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from secrets import token_hex
+
+import pytest
+
+from tests.k8s.rendering import Manifest, container, engines, front, needs_kubectl, render, the
+from tests.k8s.settings import KEYS, environment
+from tests.support.ray_service import assert_right, group, needs_ray, weights_of
+from tests.support.tiny_models import save_tiny_checkpoint
+from tests.support.two_hosts import Host, two_hosts, why_not_possible
+from tests.support.waiting import wait_until
+from vigor_client import TransportError, VigorClient
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(600),
+    needs_kubectl,
+    needs_ray,
+    pytest.mark.skipif((missing := why_not_possible()) is not None, reason=str(missing)),
+]
+DEADLINE_SECONDS = 240.0
+STORE_BYTES = 128 << 20
+MOUNT = 'mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && exec "$@"'
+POD = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
+AS_IN_A_POD = [*POD, "sh", "-c", MOUNT, "sh"]
+"""A directory of its own for Ray, and processes that end with the first one."""
+CPUS = {"head": "0", "engine": "2"}
+"""Cores stand for GPUs."""
+
+
+def ray_start(workload: Manifest, num_cpus: str, *given: str) -> list[str]:
+    """Return the command that KubeRay makes of a group's parameters, with a small store."""
+    told = {**workload["spec"]["rayStartParams"], "object-store-memory": str(STORE_BYTES), "num-cpus": num_cpus}
+    return ["ray", "start", *given, "--block", *(f"--{name}={value}" for name, value in told.items())]
+
+
+@contextmanager
+def pod(host: Host, command: list[str], variables: Mapping[str, str], log: Path) -> Iterator[None]:
+    """Run a container's command on a host until the block ends."""
+    paths = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    with host.entered(), log.open("ab") as stream:
+        process = subprocess.Popen(
+            [*AS_IN_A_POD, *command], env={**os.environ, **paths, **variables}, stdout=stream, stderr=stream
+        )
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait(30)
+
+
+def settings(manifests: list[Manifest], directory: Path, checkpoint: Path) -> dict[str, str]:
+    """Return the service's variables, with a tiny model on cores, and this directory for what the pod mounts."""
+    for name, key in KEYS.items():
+        (directory / name).write_text(f"{key}\n")
+    mounted = {name: str(directory / name) for name in KEYS} | {"VIGOR_STATE_DIR": str(directory / "state")}
+    return environment(manifests) | mounted | {"VIGOR_MODEL": str(checkpoint), "VIGOR_DEVICE": "cpu"}
+
+
+def open_ports(host: Host) -> set[int]:
+    """Return the ports that other hosts reach."""
+    command = ["ip", "netns", "exec", host.name, "ss", "--no-header", "--listening", "--tcp", "--numeric"]
+    lines = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.splitlines()
+    addresses = [line.split()[3].rpartition(":") for line in lines]
+    return {int(port) for address, _, port in addresses if not address.startswith(("127.", "[::1]", "[::ffff:127."))}
+
+
+def ports_of_the_policy(manifests: list[Manifest]) -> set[int]:
+    (rule,) = the(manifests, "NetworkPolicy", "vigor-ray")["spec"]["ingress"]
+    return {port for each in rule["ports"] for port in range(each["port"], each.get("endPort", each["port"]) + 1)}
+
+
+def test_the_commands_of_the_overlay_make_a_service_with_two_engines_and_open_no_other_port(
+    tmp_path: Path,
+) -> None:
+    manifests = render("ray")
+    head, workers = front(manifests), engines(manifests)
+    checkpoint = save_tiny_checkpoint(tmp_path / "model")
+    token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
+    with two_hosts() as hosts, ExitStack() as stack:
+        first, second = hosts.first, hosts.second
+        started = ray_start(head, CPUS["head"], "--head", f"--node-ip-address={first.address}")
+        told = {"KUBERAY_GEN_RAY_START_CMD": " ".join(started)} | settings(manifests, tmp_path, checkpoint) | token
+        command = [*container(head)["command"], *container(head)["args"]]
+        stack.enter_context(pod(first, command, told, tmp_path / "head.log"))
+        join = f"--address={first.address}:{head['spec']['rayStartParams']['port']}"
+        worker = ray_start(workers, CPUS["engine"], join, f"--node-ip-address={second.address}")
+        stack.enter_context(pod(second, worker, token, tmp_path / "worker.log"))
+        stack.enter_context(first.entered())
+        client = stack.enter_context(
+            VigorClient(f"http://{first.address}:8000", api_key=KEYS["VIGOR_PUBLISH_KEY_FILE"], max_retries=0)
+        )
+
+        def num_up() -> int:
+            with suppress(TransportError):
+                return client.engines().num_up if client.ready().status == "ok" else 0
+            return 0
+
+        wait_until(lambda: num_up() == int(told["VIGOR_ENGINES"]), deadline_seconds=DEADLINE_SECONDS)
+        client.publish_weights(weights_of(checkpoint, 1), weight_version=1)
+        for number in range(4):
+            assert_right(client.score([group(number)]), checkpoint, number)
+        allowed = ports_of_the_policy(manifests)
+        assert open_ports(first) <= allowed | {8000}
+        assert open_ports(second) <= allowed
+        assert open_ports(first) & open_ports(second)
