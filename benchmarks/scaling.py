@@ -37,6 +37,7 @@ from vigor_service.engine.sequences import TokenSequence
 
 NUM_CLIENTS = 8
 NUM_SENDERS = 2
+START_SECONDS = 600.0
 FRONT_GROUP = GroupSizes(completions=8, prompt_tokens=512, shortest=512, longest=512)
 INSTANT = ("-m", "benchmarks.instant_service")
 _THROUGHPUT = {
@@ -121,7 +122,7 @@ def _service(directory: Path, num_engines: int) -> AbstractContextManager[Servic
     own.mkdir()
     flags = ["--engines", str(num_engines), "--device", "cpu", "--score-cache-entries", "0"]
     flags += ["--max-batch-tokens", str(ON_A_CPU.batch_tokens)]
-    return service_process(own, *flags, preloaded=False)
+    return service_process(own, *flags, preloaded=False, start_seconds=START_SECONDS)
 
 
 def _tokens_per_second(services: Mapping[int, ServiceProcess], number: int, num_groups: int) -> dict[int, float]:
@@ -155,7 +156,7 @@ def _front(directory: Path, num_engines: int, seconds: float) -> dict[str, Cell]
     own = directory / f"front-{num_engines}"
     own.mkdir()
     flags = ["--engines", str(num_engines), "--score-cache-entries", "0", "--max-batch-tokens", "16384"]
-    with service_process(own, *flags, python=INSTANT, preloaded=False) as service:
+    with service_process(own, *flags, python=INSTANT, preloaded=False, start_seconds=START_SECONDS) as service:
         front = psutil.Process(service.process.pid)
         with ProcessPoolExecutor(NUM_SENDERS) as pool:
             list(pool.map(_requests, [service.url] * NUM_SENDERS, range(NUM_SENDERS), [1.0] * NUM_SENDERS))
@@ -215,7 +216,10 @@ def _updates(directory: Path, model: Path, num_engines: int) -> dict[str, Cell]:
     own.mkdir()
     flags = ["--model", str(model), "--engines", str(num_engines), "--device", "cpu", "--max-batch-tokens", "1024"]
     tensors = dict(checkpoint_tensors(model))
-    with service_process(own, *flags, preloaded=False) as service, VigorClient(service.url) as client:
+    with (
+        service_process(own, *flags, preloaded=False, start_seconds=START_SECONDS) as service,
+        VigorClient(service.url) as client,
+    ):
         found = [_update(service, client, tensors, version) for version in range(1, 5)][1:]
     middle = {key: median(each[key] for each in found) for key in found[0]}
     return {"model": _name(model), "mib": _mib(tensors), "engines": num_engines, **middle}
@@ -257,7 +261,7 @@ def _peak_mib(directory: Path, model: Path, flag: str) -> float:
     own = directory / f"memory-{model.name}{flag}"
     own.mkdir()
     flags = ["--model", str(model), flag, "2", "--device", "cpu", "--max-batch-tokens", "1024"]
-    with service_process(own, *flags, preloaded=False) as service:
+    with service_process(own, *flags, preloaded=False, start_seconds=START_SECONDS) as service:
         _tokens_per_second({1: service}, 0, 4)
         return max(resident_bytes("VmHWM", pid=engine.pid) for engine in engines(service)) / 2**20
 
@@ -266,7 +270,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scaling", description=__doc__)
     parser.add_argument("--engines", type=int, nargs="+", default=[1, 2], help="numbers of engines (default: 1 2)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds of throughput (default: %(default)s)")
-    parser.add_argument("--groups", type=int, default=8, help="groups of a round (default: %(default)s)")
+    parser.add_argument("--groups", type=int, default=6, help="groups of a round (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=10.0, help="seconds of load on a front (default: %(default)s)")
     parser.add_argument("--shapes", nargs="*", default=[], help="further models, with random weights, for the fan-out")
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")

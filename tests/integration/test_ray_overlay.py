@@ -33,6 +33,8 @@ MOUNT = 'mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && exec "$@"'
 POD = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
 AS_IN_A_POD = [*POD, "sh", "-c", MOUNT, "sh"]
 """A directory of its own for Ray, and processes that end with the first one."""
+NO_MONITOR = "--no-monitor"
+"""KubeRay adds it: the autoscaler is a container of its own."""
 CPUS = {"head": "0", "engine": "2"}
 """Cores stand for GPUs."""
 
@@ -88,7 +90,7 @@ def test_the_commands_of_the_overlay_make_a_service_with_two_engines_and_open_no
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     with two_hosts() as hosts, ExitStack() as stack:
         first, second = hosts.first, hosts.second
-        started = ray_start(head, CPUS["head"], "--head", f"--node-ip-address={first.address}")
+        started = ray_start(head, CPUS["head"], "--head", NO_MONITOR, f"--node-ip-address={first.address}")
         told = {"KUBERAY_GEN_RAY_START_CMD": " ".join(started)} | settings(manifests, tmp_path, checkpoint) | token
         command = [*container(head)["command"], *container(head)["args"]]
         stack.enter_context(pod(first, command, told, tmp_path / "head.log"))

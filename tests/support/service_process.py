@@ -63,6 +63,7 @@ def service_process(
     wait_ready: bool = True,
     num_threads: int = 1,
     port: int = 0,
+    start_seconds: float = START_SECONDS,
 ) -> Iterator[ServiceProcess]:
     """Start the service on a free port, or on this one, wait until it is ready, and end it with the block.
 
@@ -76,13 +77,13 @@ def service_process(
     log.write_bytes(b"")
     process = _start([*python, *given], log, num_threads, preloaded=preloaded)
     try:
-        wait_until(lambda: _url(log) is not None or process.poll() is not None, deadline_seconds=START_SECONDS)
+        wait_until(lambda: _url(log) is not None or process.poll() is not None, deadline_seconds=start_seconds)
         url = _url(log)
         if url is None:
             raise RuntimeError(f"the service ended before it listened:\n{log.read_text()}")
         with http_client(url, timeout_seconds=60) as http:
             if wait_ready:
-                wait_until(lambda: http.get("/readyz").status_code == 200, deadline_seconds=START_SECONDS)
+                wait_until(lambda: http.get("/readyz").status_code == 200, deadline_seconds=start_seconds)
             yield ServiceProcess(process, http, log)
     finally:
         process.kill()
