@@ -48,13 +48,18 @@ help: ## This list
 
 setup: $(VENV)/.ready ## Everything that the other commands need, in .venv
 
-$(VENV)/.ready: pyproject.toml constraints.txt
+$(VENV)/.users-ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) $(TORCH)
+	$(PIP_INSTALL) --editable '.[service,trainer]'
+	@touch $@
+
+$(VENV)/.ready: $(VENV)/.users-ready
 	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 
-demo: setup ## From nothing: two runs side by side, by gradient norm and at random, and their report; on a CPU
+# It needs what users have, and none of the tools for development.
+demo: $(VENV)/.users-ready ## From nothing: two runs side by side, by gradient norm and at random, and their report; on a CPU
 	$(BIN)/python -m examples.demo
 
 test-unit: setup ## The tests that start no process: while you work, and before a push
