@@ -29,6 +29,7 @@ class EngineSettings:
     parameters: str | None
     norm_probes: int | None
     activation_mib: int | None
+    product_library: str
 
 
 def engine_settings(settings: Settings) -> EngineSettings:
@@ -41,6 +42,7 @@ def engine_settings(settings: Settings) -> EngineSettings:
         parameters=settings.parameters,
         norm_probes=settings.norm_probes,
         activation_mib=settings.activation_mib,
+        product_library=settings.product_library,
     )
 
 
@@ -70,6 +72,7 @@ def load_engine(settings: EngineSettings, begin: Callable[[LoadingPhase], None] 
     from vigor_service.engine.engine import Engine
     from vigor_service.engine.norms.check_cache import CheckCache
 
+    _choose_library(settings)
     begin(LoadingPhase.READING_MODEL)
     policy = _policy(settings, dtype=settings.dtype, device=settings.device)
     begin(LoadingPhase.CHECKING_NORMS)
@@ -118,6 +121,7 @@ def load_shard(settings: EngineSettings, shard: Shard, address: str) -> Scorer:
 
     refuse_unshardable(settings)
     tune_heap(short_of_memory=True)
+    _choose_library(settings)
     try:
         device = resolve_device(settings.device)
         directory, name = model_directory(settings.model)
@@ -157,6 +161,17 @@ def refuse_unshardable(settings: EngineSettings) -> None:
             f"--parameters {settings.parameters} (VIGOR_PARAMETERS) needs --shard 1: over several devices, measure "
             "all, norms, or a regular expression over parameter names"
         )
+
+
+def _choose_library(settings: EngineSettings) -> None:
+    """Let this process compute products by the library that is asked for, or by what was faster on this machine."""
+    from vigor_client.models.embedded import default_cache_dir
+    from vigor_service.engine.ops import gemm
+
+    if settings.product_library == "auto":
+        gemm.CHOICE.keep_in(default_cache_dir() / "products")
+    else:
+        gemm.CHOICE.forced = settings.product_library
 
 
 def _activation_bytes(settings: EngineSettings) -> int | None:

@@ -86,6 +86,10 @@ class Settings(BaseSettings):
     layers (on a GPU all or none) run twice instead of keeping their activations. On a CPU, setting it also returns
     freed blocks to the system at once, which takes time. Default: 70 % of the free memory."""
 
+    product_library: Literal["auto", "onednn", "torch"] = "auto"
+    """Library that multiplies float32 matrices on a CPU. auto times both on this machine, for each size, and takes the
+    faster one; torch is torch's own, which is MKL on most processors."""
+
     max_queued_tokens: int = Field(default=4_194_304, gt=0)
     """Maximum number of tokens that wait or are computed at once (429 above it)."""
 

@@ -38,6 +38,11 @@ class ModelInfo(WireModel):
     lora_scalings: dict[str, float] = Field(
         default={}, description="Layer with a LoRA adapter -> what its product is multiplied by."
     )
+    product_libraries: dict[str, int] = Field(
+        default={},
+        description="Library of matrix products -> number of sizes that it multiplies, as measured until the service "
+        "was ready.",
+    )
 
 
 class Health(WireModel):

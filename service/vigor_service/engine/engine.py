@@ -31,6 +31,7 @@ from vigor_service.engine.norms.layout_choice import choose_layout, require_poli
 from vigor_service.engine.norms.parallel_reference import Reference
 from vigor_service.engine.norms.self_check import reason
 from vigor_service.engine.norms.signals import FastSignals
+from vigor_service.engine.ops import gemm
 from vigor_service.engine.ops.hutchinson import SketchVectors
 from vigor_service.engine.sequences import (
     EMPTY_SCORE,
@@ -195,6 +196,7 @@ def describe(
         rules={"exact": list(measured)} if fast is None else fast.plan.rules,
         lora_scalings=lora_scalings(model),
         media_token_ids=media_token_ids(model),
+        product_libraries=gemm.CHOICE.counts(),
     )
 
 

@@ -55,6 +55,7 @@ class EngineInfo:
     rules: Mapping[str, Sequence[str]]  # rule -> names of the parameters it claims
     lora_scalings: Mapping[str, float] = field(default_factory=dict[str, float])  # of each layer that has an adapter
     media_token_ids: frozenset[int] = frozenset()  # they stand for an image, a video or a sound
+    product_libraries: Mapping[str, int] = field(default_factory=dict[str, int])  # library -> classes that it computes
 
 
 class HeldWeights(Protocol):

@@ -75,6 +75,7 @@ async def model(serving: ServingDependency) -> ModelInfo:
             for rule, names in info.rules.items()
         ],
         lora_scalings=dict(info.lora_scalings),
+        product_libraries=dict(info.product_libraries),
     )
 
 

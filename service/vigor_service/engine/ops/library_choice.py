@@ -1,0 +1,147 @@
+"""Which library multiplies matrices faster on this machine, for each class of products.
+
+The first few products of a class, which are to be computed anyway, are timed, by the libraries in turns; from then on
+the faster one computes them all. What was found is kept in a file for this machine, if there is a directory for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import median
+from tempfile import NamedTemporaryFile
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+TRIES = 5
+"""Products that each library is timed with: an odd number, whose median leaves out a first one that compiles."""
+MAX_CLASSES = 512
+Product = Callable[[], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class ProductClass:
+    """Products of about as many rows with a matrix of this shape: ``max_rows`` is a power of two."""
+
+    max_rows: int
+    inputs: int
+    outputs: int
+    transposed: bool
+
+    @classmethod
+    def of(cls, num_rows: int, weight_OI: Tensor) -> ProductClass:
+        outputs, inputs = weight_OI.shape
+        return cls(1 << (num_rows - 1).bit_length(), inputs, outputs, weight_OI.stride(0) < weight_OI.stride(1))
+
+    def __str__(self) -> str:
+        return f"{self.max_rows}x{self.inputs}x{self.outputs}{'T' if self.transposed else ''}"
+
+
+@dataclass(slots=True)
+class _Trials:
+    """Seconds for a row, of each library."""
+
+    seconds: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
+    num_begun: int = 0
+
+
+class LibraryChoice:
+    """Computes products by the faster of several libraries. Threads may share it.
+
+    ``forced``: the library that computes everything; None: the faster one.
+    """
+
+    def __init__(self, clock_seconds: Callable[[], float] = perf_counter) -> None:
+        self.forced: str | None = None
+        self._clock_seconds = clock_seconds
+        self._chosen: dict[str, str] = {}
+        self._trials: dict[str, _Trials] = {}
+        self._file: Path | None = None
+        self._lock = threading.Lock()
+
+    def run(self, work: ProductClass, num_rows: int, libraries: Mapping[str, Product]) -> Tensor:
+        """Return the product. ``libraries`` is the same selection each time; the first one takes what is not tried."""
+        name = str(work)
+        if (library := self.forced or self._chosen.get(name)) is not None:
+            return libraries[library]()
+        with self._lock:
+            trials = self._trials.get(name)
+            if trials is None and len(self._trials) < MAX_CLASSES:
+                trials = self._trials[name] = _Trials({library: [] for library in libraries})
+            number = 0
+            if trials is not None:
+                number, trials.num_begun = trials.num_begun, trials.num_begun + 1
+        if trials is None:
+            return next(iter(libraries.values()))()
+        library = list(libraries)[number % len(libraries)]
+        started = self._clock_seconds()
+        product = libraries[library]()
+        self._note(name, trials, library, (self._clock_seconds() - started) / num_rows)
+        return product
+
+    def _note(self, name: str, trials: _Trials, library: str, seconds: float) -> None:
+        with self._lock:
+            trials.seconds[library].append(seconds)
+            if name in self._chosen or min(map(len, trials.seconds.values())) < TRIES:
+                return
+            medians = {each: median(tried) for each, tried in trials.seconds.items()}
+            self._chosen[name] = min(medians, key=medians.__getitem__)
+            self._write()
+        logger.debug("product_library", extra={"product": name, "library": self._chosen[name], "seconds": medians})
+
+    def counts(self) -> dict[str, int]:
+        """Return library -> number of classes that it computes."""
+        return dict(sorted(Counter(self._chosen.values()).items()))
+
+    def keep_in(self, directory: Path) -> None:
+        """Read what was found on this machine before, and keep there what is found from now on.
+
+        A file that cannot be read counts as missing; one that cannot be written is named in the log.
+        """
+        machine = machine_name()
+        self._file = directory / f"{hashlib.sha256(machine.encode()).hexdigest()[:16]}.json"
+        try:
+            content = json.loads(self._file.read_text())
+            if content["machine"] == machine:
+                self._chosen |= {str(name): str(library) for name, library in content["chosen"].items()}
+        except (OSError, ValueError, TypeError, KeyError, AttributeError):
+            return
+        logger.info("product_libraries", extra={"file": str(self._file), **self.counts()})
+
+    def _write(self) -> None:
+        if self._file is None:
+            return
+        try:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with NamedTemporaryFile("w", dir=self._file.parent, suffix=".new", delete=False) as file:
+                json.dump({"machine": machine_name(), "chosen": self._chosen}, file, indent=1)
+            Path(file.name).replace(self._file)
+        except OSError as error:
+            logger.info("the faster libraries are not kept: %s", error)
+            self._file = None
+
+
+def machine_name() -> str:
+    """Return what a choice depends on: the processor, its vector extensions, threads, and versions of the libraries."""
+    capability = torch.backends.cpu.get_cpu_capability()
+    return f"{_cpu_name()}, {capability}, {torch.get_num_threads()} threads, {torch.__config__.show()}"
+
+
+def _cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    try:
+        lines = cpuinfo.read_text().splitlines()
+    except OSError:
+        return "unknown processor"
+    return next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor"
+    )
