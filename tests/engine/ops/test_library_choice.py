@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,21 @@ def test_what_was_found_is_kept_for_this_machine(tmp_path: Path) -> None:
     content = json.loads(kept.read_text())
     assert content["chosen"] == {"128x576x1536": "b"}
     assert torch.backends.cpu.get_cpu_capability() in content["machine"]
+
+
+def test_what_a_thread_finds_is_kept_for_the_machine_though_it_has_threads_of_its_own(tmp_path: Path) -> None:
+    choice = LibraryChoice((libraries := Libraries(a=2.0, b=1.0)).clock_seconds)
+    choice.keep_in(tmp_path)
+
+    def find() -> None:
+        torch.set_num_threads(torch.get_num_threads() + 1)
+        multiply(choice, libraries, 2 * TRIES)
+
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(find).result()
+    again = LibraryChoice(libraries.clock_seconds)
+    again.keep_in(tmp_path)
+    assert again.counts() == {"b": 1}
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"machine": "another", "chosen": {"128x576x1536": "b"}}'])

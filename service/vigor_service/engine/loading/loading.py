@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
+from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from vigor_service.engine.loading.adapter import AdapterError, adapter_base, is_adapter, load_adapter

@@ -39,7 +39,7 @@ class TrialSizes:
 
 # On a CPU what runs at once is small anyway, but a group that is not torn apart shares its prompt. On a GPU more than
 # 16,384 tokens only delay a weight swap.
-_CPU_SIZES = TrialSizes(first=64, last=512, max_batch=4096)
+_CPU_SIZES = TrialSizes(first=64, last=256, max_batch=4096)
 _CUDA_SIZES = TrialSizes(first=512, last=4096, max_batch=16384)
 
 

@@ -66,6 +66,7 @@ class LibraryChoice:
         self._clock_seconds = clock_seconds
         self._chosen: dict[str, str] = {}
         self._trials: dict[str, _Trials] = {}
+        self._machine = ""
         self._file: Path | None = None
         self._lock = threading.Lock()
 
@@ -108,12 +109,13 @@ class LibraryChoice:
 
         A file that cannot be read counts as missing; one that cannot be written is named in the log.
         """
-        machine = machine_name()
-        self._file = directory / f"{hashlib.sha256(machine.encode()).hexdigest()[:16]}.json"
+        self._machine = machine_name()
+        self._file = directory / f"{hashlib.sha256(self._machine.encode()).hexdigest()[:16]}.json"
         try:
             content = json.loads(self._file.read_text())
-            if content["machine"] == machine:
-                self._chosen |= {str(name): str(library) for name, library in content["chosen"].items()}
+            if content["machine"] != self._machine:
+                return
+            self._chosen |= {str(name): str(library) for name, library in content["chosen"].items()}
         except (OSError, ValueError, TypeError, KeyError, AttributeError):
             return
         logger.info("product_libraries", extra={"file": str(self._file), **self.counts()})
@@ -124,7 +126,7 @@ class LibraryChoice:
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with NamedTemporaryFile("w", dir=self._file.parent, suffix=".new", delete=False) as file:
-                json.dump({"machine": machine_name(), "chosen": self._chosen}, file, indent=1)
+                json.dump({"machine": self._machine, "chosen": self._chosen}, file, indent=1)
             Path(file.name).replace(self._file)
         except OSError as error:
             logger.info("the faster libraries are not kept: %s", error)
