@@ -90,6 +90,16 @@ def load_engine(settings: EngineSettings, begin: Callable[[LoadingPhase], None] 
     return LoadedEngine(engine, _tokenizer(policy), generation_ends(policy.model))
 
 
+def load_scorer(settings: EngineSettings) -> Scorer:
+    """Load an engine into a process that has nothing else to do, and set up its heap as the service does its own.
+
+    Raises:
+        StartupError: it cannot be loaded, or not be scored with; says why.
+    """
+    tune_heap(short_of_memory=settings.activation_mib is not None)
+    return load_engine(settings).scorer
+
+
 @dataclass(frozen=True, slots=True)
 class Shard:
     """One of the ``size`` processes of an engine, which meet within ``timeout_seconds``, as for each collective."""

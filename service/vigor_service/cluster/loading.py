@@ -9,18 +9,17 @@ from typing import TYPE_CHECKING
 from vigor_service.cluster.engines import ClusterEngines, Limits
 from vigor_service.cluster.member import EngineHandle
 from vigor_service.cluster.ray_handles import RayChunk, RayCluster
-from vigor_service.engine.memory.malloc import tune_heap
 from vigor_service.model_loading import (
     EngineSettings,
     Shard,
     load_copy,
-    load_engine,
+    load_scorer,
     load_shard,
     refuse_unshardable,
 )
 
 if TYPE_CHECKING:
-    from vigor_service.engine.interface import EngineInfo, Scorer
+    from vigor_service.engine.interface import EngineInfo
     from vigor_service.scheduling.engine_pool import EnginePool
     from vigor_service.threads.worker import WorkerThread
     from vigor_service.weights.version import Weights
@@ -76,7 +75,7 @@ class LoadedCluster:
     def _spawn(self, _number: int) -> EngineHandle[RayChunk]:
         size = self._cluster.num_shards
         if size == 1:
-            return self._ray.spawn(partial(_load_scorer, self._settings), num_gpus=self._num_gpus)
+            return self._ray.spawn(partial(load_scorer, self._settings), num_gpus=self._num_gpus)
         seconds = self._cluster.limits.computing
         loads = [partial(load_shard, self._settings, Shard(rank, size, seconds)) for rank in range(size)]
         return self._ray.spawn_sharded(loads, num_gpus=self._num_gpus)
@@ -89,8 +88,3 @@ def gpus_per_engine(device: str, *, cluster_has_gpus: bool) -> int:
     engine waits for one.
     """
     return int(device.startswith("cuda") or (device == "auto" and cluster_has_gpus))
-
-
-def _load_scorer(settings: EngineSettings) -> Scorer:
-    tune_heap(short_of_memory=settings.activation_mib is not None)
-    return load_engine(settings).scorer
