@@ -113,6 +113,17 @@ def test_a_file_of_another_machine_or_that_cannot_be_read_counts_as_missing(cont
     assert multiply(second, libraries, 2) == ["a", "b"]
 
 
+def test_a_library_that_is_not_known_is_not_taken_from_a_file(tmp_path: Path) -> None:
+    first = LibraryChoice((libraries := Libraries(a=2.0, b=1.0)).clock_seconds)
+    first.keep_in(tmp_path)
+    multiply(first, libraries, 2 * TRIES)
+    (kept,) = tmp_path.iterdir()
+    kept.write_text(kept.read_text().replace('"b"', '"c"'))
+    second = LibraryChoice(libraries.clock_seconds)
+    second.keep_in(tmp_path)
+    assert multiply(second, libraries, 2 * TRIES + 2) == ["a", "b"] * TRIES + ["b", "b"]
+
+
 def test_a_directory_that_cannot_be_written_to_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     choice = LibraryChoice((libraries := Libraries(a=2.0, b=1.0)).clock_seconds)

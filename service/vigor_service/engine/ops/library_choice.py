@@ -73,27 +73,34 @@ class LibraryChoice:
     def run(self, work: ProductClass, num_rows: int, libraries: Mapping[str, Product]) -> Tensor:
         """Return the product. ``libraries`` is the same selection each time; the first one takes what is not tried."""
         name = str(work)
-        if (library := self.forced or self._chosen.get(name)) is not None:
-            return libraries[library]()
-        with self._lock:
-            trials = self._trials.get(name)
-            if trials is None and len(self._trials) < MAX_CLASSES:
-                trials = self._trials[name] = _Trials({library: [] for library in libraries})
-            number = 0
-            if trials is not None:
-                number, trials.num_begun = trials.num_begun, trials.num_begun + 1
-        if trials is None:
+        if self.forced is not None:
+            return libraries[self.forced]()
+        if (chosen := libraries.get(self._chosen.get(name, ""))) is not None:
+            return chosen()
+        if (trial := self._next_trial(name, libraries)) is None:
             return next(iter(libraries.values()))()
-        library = list(libraries)[number % len(libraries)]
+        trials, library = trial
         started = self._clock_seconds()
         product = libraries[library]()
         self._note(name, trials, library, (self._clock_seconds() - started) / num_rows)
         return product
 
+    def _next_trial(self, name: str, libraries: Mapping[str, Product]) -> tuple[_Trials, str] | None:
+        """Return the trials of a class and the library whose turn it is; None if no more classes are tried."""
+        with self._lock:
+            if name not in self._trials:
+                if len(self._trials) >= MAX_CLASSES:
+                    return None
+                self._trials[name] = _Trials({library: [] for library in libraries})
+            trials = self._trials[name]
+            library = list(libraries)[trials.num_begun % len(libraries)]
+            trials.num_begun += 1
+            return trials, library
+
     def _note(self, name: str, trials: _Trials, library: str, seconds: float) -> None:
         with self._lock:
             trials.seconds[library].append(seconds)
-            if name in self._chosen or min(map(len, trials.seconds.values())) < TRIES:
+            if self._chosen.get(name) in trials.seconds or min(map(len, trials.seconds.values())) < TRIES:
                 return
             medians = {each: median(tried) for each, tried in trials.seconds.items()}
             self._chosen[name] = min(medians, key=medians.__getitem__)
