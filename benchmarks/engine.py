@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.contest import Contest, run_contest, stolen_note
-from benchmarks.contestants import CONTESTANTS, ENGINE, PUBLISHED, Contestant
+from benchmarks.contestants import CONTESTANTS, ENGINE, IDEAL, PUBLISHED, Contestant
 from benchmarks.host import add_settle_seconds
 from benchmarks.measuring import default_device
 from benchmarks.report import Cell, Report, Table, finish, new_report
@@ -128,11 +128,19 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         metavar="MIB",
         help="one more engine, started with this; may be repeated",
     )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="one round of the short group by the loops and the engine: about two minutes on two cores",
+    )
     add_settle_seconds(parser)
     parser.add_argument("--gpu-gib", type=float, help="what torch may take of a GPU, the weights included")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
     options = parser.parse_args(arguments)
+    if options.quick:
+        parser.set_defaults(workload=ON_A_CPU[:1], contestant=[PUBLISHED, IDEAL, ENGINE], repeats=1, settle_seconds=0)
+        options = parser.parse_args(arguments)
     device = torch.device(options.device)
     if options.gpu_gib is not None and device.type != "cuda":
         parser.error(f"--gpu-gib bounds the memory of a GPU, and this is to run on {device.type}")

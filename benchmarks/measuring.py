@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import platform
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,7 @@ from vigor_service.engine.ops.gemm import linear
 
 T = TypeVar("T")
 _PROCESS = Path("/proc/self")
+_LIBRARY_NAMES = {"Math Kernel Library": "MKL", "MKL-DNN": "oneDNN"}
 
 
 def default_device() -> str:
@@ -96,7 +98,7 @@ def gemm_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def hardware(device: torch.device) -> str:
-    """Name the processor or the card; with a processor, what serves its memory."""
+    """Name the processor or the card; with a processor, its vector extensions as torch uses them, and its allocator."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     names = [
@@ -104,4 +106,12 @@ def hardware(device: torch.device) -> str:
         for line in Path("/proc/cpuinfo").read_text().splitlines()
         if "model name" in line
     ]
-    return f"{names[0] if names else platform.processor()}, {torch.get_num_threads()} threads, {allocator_name()}"
+    capability = torch.backends.cpu.get_cpu_capability()
+    name = names[0] if names else platform.processor()
+    return f"{name}, {capability}, {torch.get_num_threads()} threads, {allocator_name()}"
+
+
+def product_libraries(config: str | None = None) -> list[str]:
+    """Return the libraries of a CPU's matrix products with their versions, as torch says it was built (``config``)."""
+    found = re.findall(r"(Math Kernel Library|MKL-DNN) (?:Version )?v?([\d.]+)", config or torch.__config__.show())
+    return [f"{_LIBRARY_NAMES[name]} {version}" for name, version in found]

@@ -13,7 +13,7 @@ from typing import TypeAlias
 import torch
 import transformers
 
-from benchmarks.measuring import hardware
+from benchmarks.measuring import hardware, product_libraries
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Cell: TypeAlias = str | float | None
@@ -95,11 +95,17 @@ def new_report(
         title=title,
         date=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
         hardware=hardware(device),
-        software=f"Python {sys.version.split()[0]}, torch {torch.__version__}, transformers {transformers.__version__}",
+        software=_software(device),
         command=" ".join([f"python -m {module}", *arguments]),
         notes=list(notes),
         tables=tables,
     )
+
+
+def _software(device: torch.device) -> str:
+    versions = [f"Python {sys.version.split()[0]}", f"torch {torch.__version__}"]
+    libraries = product_libraries() if device.type == "cpu" else []
+    return ", ".join([*versions, f"transformers {transformers.__version__}", *libraries])
 
 
 def finish(report: Report, out: Path | None) -> None:

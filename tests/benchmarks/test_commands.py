@@ -19,7 +19,7 @@ from benchmarks import (
     signals,
     weights,
 )
-from benchmarks.contestants import CONTESTANTS, ENGINE
+from benchmarks.contestants import CONTESTANTS, ENGINE, IDEAL, PUBLISHED
 from benchmarks.plots import PLOTS, digest
 from benchmarks.publish import PLACE, main
 from tests.support.ray_service import needs_ray
@@ -54,6 +54,14 @@ def test_the_engine_is_compared(results: Path) -> None:
         assert rows[name]["difference"] == pytest.approx(0, abs=1e-4), name
     assert rows[ENGINE]["times_engine"] == 1.0
     assert "on a GPU: not measured, this was run on a CPU" in report.notes
+
+
+@pytest.mark.slow
+def test_a_quick_look_has_one_round_of_the_loops_and_the_engine() -> None:
+    report = engine.main(["--quick", "--workload", "tiny-untied,3,6,4,9"])
+    (table,) = report.tables
+    assert [row["contestant"] for row in table.rows] == [PUBLISHED, IDEAL, ENGINE]
+    assert any("1 rounds" in note for note in table.notes)
 
 
 def test_a_bound_for_a_gpus_memory_is_refused_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
