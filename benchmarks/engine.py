@@ -131,7 +131,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--quick",
         action="store_true",
-        help="one round of the short group by the loops and the engine: about two minutes on two cores",
+        help="one round of the first group by the loops and the engine, without a wait: about two minutes on two cores",
     )
     add_settle_seconds(parser)
     parser.add_argument("--gpu-gib", type=float, help="what torch may take of a GPU, the weights included")
@@ -139,8 +139,9 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
     options = parser.parse_args(arguments)
     if options.quick:
-        parser.set_defaults(workload=ON_A_CPU[:1], contestant=[PUBLISHED, IDEAL, ENGINE], repeats=1, settle_seconds=0)
-        options = parser.parse_args(arguments)
+        options.repeats, options.settle_seconds = 1, 0.0
+        options.workload = options.workload or _default_workloads(options.device)[:1]
+        options.contestant = options.contestant or [PUBLISHED, IDEAL, ENGINE]
     device = torch.device(options.device)
     if options.gpu_gib is not None and device.type != "cuda":
         parser.error(f"--gpu-gib bounds the memory of a GPU, and this is to run on {device.type}")
