@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import platform
 import re
 import time
 from collections.abc import Callable
@@ -15,6 +14,7 @@ import torch
 from benchmarks.allocator import allocator_name, give_back
 from vigor_service.engine.memory.proc import bytes_of
 from vigor_service.engine.ops.gemm import linear
+from vigor_service.engine.ops.library_choice import cpu_name
 
 T = TypeVar("T")
 _PROCESS = Path("/proc/self")
@@ -101,14 +101,8 @@ def hardware(device: torch.device) -> str:
     """Name the processor or the card; with a processor, its vector extensions as torch uses them, and its allocator."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    names = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if "model name" in line
-    ]
     capability = torch.backends.cpu.get_cpu_capability()
-    name = names[0] if names else platform.processor()
-    return f"{name}, {capability}, {torch.get_num_threads()} threads, {allocator_name()}"
+    return f"{cpu_name()}, {capability}, {torch.get_num_threads()} threads, {allocator_name()}"
 
 
 def product_libraries(config: str | None = None) -> list[str]:

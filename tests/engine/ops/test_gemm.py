@@ -14,7 +14,7 @@ from vigor_service.engine.ops import gemm
 from vigor_service.engine.ops.library_choice import TRIES
 
 
-@pytest.fixture(params=[*gemm.LIBRARIES, None], autouse=True)
+@pytest.fixture(params=[gemm.ONEDNN, gemm.TORCH, None], autouse=True)
 def library(request: pytest.FixtureRequest) -> Iterator[str | None]:
     """The library that computes all products; None: the faster one."""
     gemm.CHOICE.forced = request.param

@@ -15,7 +15,6 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import Any
 
 import torch
@@ -25,6 +24,7 @@ from transformers import PreTrainedModel
 
 from vigor_service.engine.model.decoder import Layout
 from vigor_service.engine.model.unwrap import causal_model
+from vigor_service.engine.ops.json_file import replace_json
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +58,7 @@ class CheckCache:
     def write(self, key: str, outcome: Outcome) -> None:
         """Keep an outcome, and of all others the newest."""
         try:
-            self._directory.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile("w", dir=self._directory, suffix=".new", delete=False) as file:
-                json.dump(asdict(outcome), file)
-            Path(file.name).replace(self._path(key))
+            replace_json(self._path(key), asdict(outcome))
             self._remove_oldest()
         except OSError as error:
             logger.info("the outcome of the check is not kept: %s", error)

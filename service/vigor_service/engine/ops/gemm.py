@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vigor_service.engine.ops.library_choice import LibraryChoice, Product, ProductClass
+from vigor_service.engine.ops.library_choice import LibraryChoice, Product, product_class
 from vigor_service.engine.ops.typed_torch import split
 
 # A primitive of oneDNN serves one shape; a batch has about ten, and as many batches run at once as there are cores.
@@ -22,7 +22,6 @@ from vigor_service.engine.ops.typed_torch import split
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 TORCH, ONEDNN = "torch", "onednn"
-LIBRARIES = (ONEDNN, TORCH)
 CHOICE = LibraryChoice()
 """That of this process."""
 
@@ -70,7 +69,7 @@ def _by_the_faster(x_MI: Tensor, weight_OI: Tensor, libraries: Mapping[str, Prod
     num_rows = x_MI.numel() // x_MI.shape[-1]
     if num_rows * weight_OI.numel() < _MIN_PRODUCTS and CHOICE.forced is None:
         return libraries[TORCH]()
-    return CHOICE.run(ProductClass.of(num_rows, weight_OI), num_rows, libraries)
+    return CHOICE.run(product_class(num_rows, weight_OI), num_rows, libraries)
 
 
 def _may_be_onednn(x_MI: Tensor, weight_OI: Tensor) -> bool:

@@ -9,17 +9,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import platform
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
-from tempfile import NamedTemporaryFile
 from time import perf_counter
 
 import torch
 from torch import Tensor
+
+from vigor_service.engine.ops.json_file import replace_json
 
 logger = logging.getLogger(__name__)
 
@@ -29,22 +31,11 @@ MAX_CLASSES = 512
 Product = Callable[[], Tensor]
 
 
-@dataclass(frozen=True, slots=True)
-class ProductClass:
-    """Products of about as many rows with a matrix of this shape: ``max_rows`` is a power of two."""
-
-    max_rows: int
-    inputs: int
-    outputs: int
-    transposed: bool
-
-    @classmethod
-    def of(cls, num_rows: int, weight_OI: Tensor) -> ProductClass:
-        outputs, inputs = weight_OI.shape
-        return cls(1 << (num_rows - 1).bit_length(), inputs, outputs, weight_OI.stride(0) < weight_OI.stride(1))
-
-    def __str__(self) -> str:
-        return f"{self.max_rows}x{self.inputs}x{self.outputs}{'T' if self.transposed else ''}"
+def product_class(num_rows: int, weight_OI: Tensor) -> str:
+    """Return the name of products of up to a power of two rows with a matrix of this shape and layout."""
+    outputs, inputs = weight_OI.shape
+    layout = "T" if weight_OI.stride(0) < weight_OI.stride(1) else ""
+    return f"{1 << (num_rows - 1).bit_length()}x{inputs}x{outputs}{layout}"
 
 
 @dataclass(slots=True)
@@ -70,9 +61,11 @@ class LibraryChoice:
         self._file: Path | None = None
         self._lock = threading.Lock()
 
-    def run(self, work: ProductClass, num_rows: int, libraries: Mapping[str, Product]) -> Tensor:
-        """Return the product. ``libraries`` is the same selection each time; the first one takes what is not tried."""
-        name = str(work)
+    def run(self, name: str, num_rows: int, libraries: Mapping[str, Product]) -> Tensor:
+        """Return a product of the class of this name.
+
+        ``libraries`` is the same selection each time; the first one takes what is not tried.
+        """
         if self.forced is not None:
             return libraries[self.forced]()
         if (chosen := libraries.get(self._chosen.get(name, ""))) is not None:
@@ -131,10 +124,7 @@ class LibraryChoice:
         if self._file is None:
             return
         try:
-            self._file.parent.mkdir(parents=True, exist_ok=True)
-            with NamedTemporaryFile("w", dir=self._file.parent, suffix=".new", delete=False) as file:
-                json.dump({"machine": self._machine, "chosen": self._chosen}, file, indent=1)
-            Path(file.name).replace(self._file)
+            replace_json(self._file, {"machine": self._machine, "chosen": self._chosen})
         except OSError as error:
             logger.info("the faster libraries are not kept: %s", error)
             self._file = None
@@ -143,14 +133,14 @@ class LibraryChoice:
 def machine_name() -> str:
     """Return what a choice depends on: the processor, its vector extensions, threads, and versions of the libraries."""
     capability = torch.backends.cpu.get_cpu_capability()
-    return f"{_cpu_name()}, {capability}, {torch.get_num_threads()} threads, {torch.__config__.show()}"
+    return f"{cpu_name()}, {capability}, {torch.get_num_threads()} threads, {torch.__config__.show()}"
 
 
-def _cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """Return the processor's name as Linux has it, else as Python does."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
-        return "unknown processor"
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown processor"
-    )
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
