@@ -154,13 +154,14 @@ def tokens_per_second(policy: Policy, rates: Rates) -> float:
 
 def _engine(policy: Policy, rates: Rates) -> dict[str, Cell]:
     compute, gather = batch_seconds(policy, rates)
+    one = tokens_per_second(policy, rates)
     return {
         "policy": policy.name,
         "gpus": num_gpus(policy),
         "compute_seconds": compute,
         "gather_seconds": gather,
-        "tokens_per_second": tokens_per_second(policy, rates),
-        "gpus_of_a_front": num_gpus(policy) * int(rates.front_tokens_per_second / tokens_per_second(policy, rates)),
+        "tokens_per_second": one,
+        "gpus_of_a_front": num_gpus(policy) * int(rates.front_tokens_per_second / one),
     }
 
 

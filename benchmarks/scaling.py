@@ -29,7 +29,7 @@ from benchmarks.measuring import resident_bytes
 from benchmarks.models import save_random_weights
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from tests.support.ray_service import engines
-from tests.support.service_process import ServiceProcess, service_process
+from tests.support.service_process import THE_SERVICE, ServiceProcess, service_process
 from vigor_client import VigorClient
 from vigor_client.models.embedded import embedded_model_dir
 from vigor_client.weight_format.checkpoint_files import checkpoint_tensors
@@ -118,11 +118,15 @@ def _throughput(directory: Path, options: argparse.Namespace) -> list[dict[str, 
 
 
 def _service(directory: Path, num_engines: int) -> AbstractContextManager[ServiceProcess]:
-    own = directory / f"engines-{num_engines}"
-    own.mkdir()
     flags = ["--engines", str(num_engines), "--device", "cpu", "--score-cache-entries", "0"]
     flags += ["--max-batch-tokens", str(ON_A_CPU.batch_tokens)]
-    return service_process(own, *flags, preloaded=False, start_seconds=START_SECONDS)
+    return _started(directory / f"engines-{num_engines}", *flags)
+
+
+def _started(own: Path, *flags: str, python: Sequence[str] = THE_SERVICE) -> AbstractContextManager[ServiceProcess]:
+    """Start a service whose files are in a directory of its own."""
+    own.mkdir()
+    return service_process(own, *flags, python=python, preloaded=False, start_seconds=START_SECONDS)
 
 
 def _tokens_per_second(services: Mapping[int, ServiceProcess], number: int, num_groups: int) -> dict[int, float]:
@@ -153,10 +157,8 @@ def _seconds(url: str, bodies: Sequence[Mapping[str, object]]) -> float:
 
 
 def _front(directory: Path, num_engines: int, seconds: float) -> dict[str, Cell]:
-    own = directory / f"front-{num_engines}"
-    own.mkdir()
     flags = ["--engines", str(num_engines), "--score-cache-entries", "0", "--max-batch-tokens", "16384"]
-    with service_process(own, *flags, python=INSTANT, preloaded=False, start_seconds=START_SECONDS) as service:
+    with _started(directory / f"front-{num_engines}", *flags, python=INSTANT) as service:
         front = psutil.Process(service.process.pid)
         with ProcessPoolExecutor(NUM_SENDERS) as pool:
             list(pool.map(_requests, [service.url] * NUM_SENDERS, range(NUM_SENDERS), [1.0] * NUM_SENDERS))
@@ -212,14 +214,10 @@ def _random_model(directory: Path, shape: str) -> Path:
 
 
 def _updates(directory: Path, model: Path, num_engines: int) -> dict[str, Cell]:
-    own = directory / f"fan-out-{model.name}-{num_engines}"
-    own.mkdir()
     flags = ["--model", str(model), "--engines", str(num_engines), "--device", "cpu", "--max-batch-tokens", "1024"]
     tensors = dict(checkpoint_tensors(model))
-    with (
-        service_process(own, *flags, preloaded=False, start_seconds=START_SECONDS) as service,
-        VigorClient(service.url) as client,
-    ):
+    own = directory / f"fan-out-{model.name}-{num_engines}"
+    with _started(own, *flags) as service, VigorClient(service.url) as client:
         found = [_update(service, client, tensors, version) for version in range(1, 5)][1:]
     middle = {key: median(each[key] for each in found) for key in found[0]}
     return {"model": _name(model), "mib": _mib(tensors), "engines": num_engines, **middle}
@@ -258,10 +256,8 @@ def _memory(directory: Path, model: Path) -> dict[str, Cell]:
 
 def _peak_mib(directory: Path, model: Path, flag: str) -> float:
     """Return the most that a process of an engine had in memory, from its start to the end of some scores."""
-    own = directory / f"memory-{model.name}{flag}"
-    own.mkdir()
     flags = ["--model", str(model), flag, "2", "--device", "cpu", "--max-batch-tokens", "1024"]
-    with service_process(own, *flags, preloaded=False, start_seconds=START_SECONDS) as service:
+    with _started(directory / f"memory-{model.name}{flag}", *flags) as service:
         _tokens_per_second({1: service}, 0, 4)
         return max(resident_bytes("VmHWM", pid=engine.pid) for engine in engines(service)) / 2**20
 
