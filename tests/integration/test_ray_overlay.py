@@ -6,19 +6,19 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from secrets import token_hex
 
 import pytest
 
-from tests.k8s.rendering import Manifest, container, engines, front, needs_kubectl, render, the
-from tests.k8s.settings import KEYS, environment
-from tests.support.ray_service import assert_right, group, needs_ray, weights_of
+from tests.k8s.rendering import Manifest, container, engines, front, named_ports, needs_kubectl, render, the
+from tests.k8s.settings import KEYS, mounted
+from tests.support.ray_service import assert_right, group, needs_ray, num_engines_up, weights_of
 from tests.support.tiny_models import save_tiny_checkpoint
-from tests.support.two_hosts import Host, two_hosts, why_not_possible
+from tests.support.two_hosts import OWN_RAY_DIRECTORY, Host, two_hosts, why_not_possible
 from tests.support.waiting import wait_until
-from vigor_client import TransportError, VigorClient
+from vigor_client import VigorClient
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,9 +29,8 @@ pytestmark = [
 ]
 DEADLINE_SECONDS = 240.0
 STORE_BYTES = 128 << 20
-MOUNT = 'mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && exec "$@"'
 POD = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"]
-AS_IN_A_POD = [*POD, "sh", "-c", MOUNT, "sh"]
+AS_IN_A_POD = [*POD, *OWN_RAY_DIRECTORY]
 """A directory of its own for Ray, and processes that end with the first one."""
 NO_MONITOR = "--no-monitor"
 """KubeRay adds it: the autoscaler is a container of its own."""
@@ -62,10 +61,7 @@ def pod(host: Host, command: list[str], variables: Mapping[str, str], log: Path)
 
 def settings(manifests: list[Manifest], directory: Path, checkpoint: Path) -> dict[str, str]:
     """Return the service's variables, with a tiny model on cores, and this directory for what the pod mounts."""
-    for name, key in KEYS.items():
-        (directory / name).write_text(f"{key}\n")
-    mounted = {name: str(directory / name) for name in KEYS} | {"VIGOR_STATE_DIR": str(directory / "state")}
-    return environment(manifests) | mounted | {"VIGOR_MODEL": str(checkpoint), "VIGOR_DEVICE": "cpu"}
+    return mounted(manifests, directory) | {"VIGOR_MODEL": str(checkpoint), "VIGOR_DEVICE": "cpu"}
 
 
 def open_ports(host: Host) -> set[int]:
@@ -74,11 +70,6 @@ def open_ports(host: Host) -> set[int]:
     lines = subprocess.run(command, check=True, capture_output=True, text=True, timeout=30).stdout.splitlines()
     addresses = [line.split()[3].rpartition(":") for line in lines]
     return {int(port) for address, _, port in addresses if not address.startswith(("127.", "[::1]", "[::ffff:127."))}
-
-
-def ports_of_the_policy(manifests: list[Manifest]) -> set[int]:
-    (rule,) = the(manifests, "NetworkPolicy", "vigor-ray")["spec"]["ingress"]
-    return {port for each in rule["ports"] for port in range(each["port"], each.get("endPort", each["port"]) + 1)}
 
 
 def test_the_commands_of_the_overlay_make_a_service_with_two_engines_and_open_no_other_port(
@@ -102,16 +93,12 @@ def test_the_commands_of_the_overlay_make_a_service_with_two_engines_and_open_no
             VigorClient(f"http://{first.address}:8000", api_key=KEYS["VIGOR_PUBLISH_KEY_FILE"], max_retries=0)
         )
 
-        def num_up() -> int:
-            with suppress(TransportError):
-                return client.engines().num_up if client.ready().status == "ok" else 0
-            return 0
-
-        wait_until(lambda: num_up() == int(told["VIGOR_ENGINES"]), deadline_seconds=DEADLINE_SECONDS)
+        wait_until(lambda: num_engines_up(client) == int(told["VIGOR_ENGINES"]), deadline_seconds=DEADLINE_SECONDS)
         client.publish_weights(weights_of(checkpoint, 1), weight_version=1)
         for number in range(4):
             assert_right(client.score([group(number)]), checkpoint, number)
-        allowed = ports_of_the_policy(manifests)
+        (rule,) = the(manifests, "NetworkPolicy", "vigor-ray")["spec"]["ingress"]
+        allowed = named_ports(rule)
         assert open_ports(first) <= allowed | {8000}
         assert open_ports(second) <= allowed
         assert open_ports(first) & open_ports(second)

@@ -7,18 +7,18 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from secrets import token_hex
 
 import pytest
 
-from tests.support.ray_service import assert_right, group, needs_ray, weights_of
+from tests.support.ray_service import assert_right, group, needs_ray, num_engines_up, weights_of
 from tests.support.service_process import service_process
 from tests.support.tiny_models import save_tiny_checkpoint
-from tests.support.two_hosts import Host, two_hosts, why_not_possible
+from tests.support.two_hosts import OWN_RAY_DIRECTORY, Host, two_hosts, why_not_possible
 from tests.support.waiting import wait_until
-from vigor_client import TransportError, VigorClient
+from vigor_client import VigorClient
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,14 +29,13 @@ pytestmark = [
 GCS_PORT = 6379
 DEADLINE_SECONDS = 240.0
 TOKEN = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token_hex(32)}
-MOUNT = 'mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && exec "$@"'
-OWN_RAY_DIRECTORY = ["unshare", "--mount", "--propagation", "private", "sh", "-c", MOUNT, "sh"]
+OWN_MOUNTS = ["unshare", "--mount", "--propagation", "private", *OWN_RAY_DIRECTORY]
 
 
 @contextmanager
 def ray_node(host: Host, log: Path, *arguments: str) -> Iterator[None]:
     """Have a node of Ray on a host until the block ends; one that joins has a directory of its own, as elsewhere."""
-    isolated = [] if "--head" in arguments else OWN_RAY_DIRECTORY
+    isolated = [] if "--head" in arguments else OWN_MOUNTS
     start = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", f"--node-ip-address={host.address}"]
     with host.entered(), log.open("ab") as stream:
         node = subprocess.Popen(
@@ -79,26 +78,21 @@ def test_engines_of_two_hosts_score_take_weights_and_come_back_behind_a_link_tha
         )
         client = stack.enter_context(VigorClient(service.url, max_retries=0))
 
-        def num_up() -> int:
-            with suppress(TransportError):  # while it joins the cluster it answers late
-                return client.engines().num_up if client.ready().status == "ok" else 0
-            return 0
-
-        wait_until(lambda: num_up() == 2, deadline_seconds=DEADLINE_SECONDS)
+        wait_until(lambda: num_engines_up(client) == 2, deadline_seconds=DEADLINE_SECONDS)
         client.publish_weights(weights_of(checkpoint, 1), weight_version=1)
         for number in range(6):
             assert_right(client.score([group(number)]), checkpoint, number)
         assert all(engine.num_batches for engine in client.engines().engines), "both have computed"
 
         with hosts.cut():
-            wait_until(lambda: num_up() == 1, deadline_seconds=DEADLINE_SECONDS)
+            wait_until(lambda: num_engines_up(client) == 1, deadline_seconds=DEADLINE_SECONDS)
             up = [service.metrics()[f'vigor_engine_up{{engine="{engine}"}}'] for engine in range(2)]
             assert sorted(up) == [0, 1]
             assert_right(client.score([group(7)]), checkpoint, 7)
             client.publish_weights(weights_of(checkpoint, 2), weight_version=2)
         workers.close()
         workers.enter_context(ray_node(hosts.second, tmp_path / "w2.log", f"--address={address}", "--num-cpus=1"))
-        wait_until(lambda: num_up() == 2, deadline_seconds=DEADLINE_SECONDS)
+        wait_until(lambda: num_engines_up(client) == 2, deadline_seconds=DEADLINE_SECONDS)
         assert {engine.weight_version for engine in client.engines().engines} == {2}
         for number in range(6):
             assert_right(client.score([group(number)]), checkpoint, number)

@@ -114,6 +114,11 @@ def container(workload: Manifest) -> Manifest:
     return only
 
 
+def named_ports(rule: Manifest) -> set[int]:
+    """Return the ports that a rule of a network policy names, those within a range too."""
+    return {port for each in rule["ports"] for port in range(each["port"], each.get("endPort", each["port"]) + 1)}
+
+
 def num_bytes(quantity: str) -> int:
     """Return the bytes of a quantity such as 16Gi."""
     return int(quantity[:-2]) * _UNITS[quantity[-2:]]

@@ -19,16 +19,17 @@ def environment(manifests: Sequence[Manifest]) -> dict[str, str]:
     return the(manifests, "ConfigMap", source["configMapRef"]["name"])["data"]
 
 
-def flags(manifests: Sequence[Manifest], directory: Path) -> list[str]:
-    """Return the variables as flags, of which the service refuses those that it does not know.
-
-    ``directory`` stands for what the pod mounts: the keys are files in it, and so is the state.
-    """
-    given = environment(manifests)
+def mounted(manifests: Sequence[Manifest], directory: Path) -> dict[str, str]:
+    """Return the variables, with a directory for what the pod mounts: the keys are files in it, and so is the state."""
     for name, key in KEYS.items():
         (directory / name).write_text(f"{key}\n")
-        given = {**given, name: str(directory / name)}
-    given = {**given, "VIGOR_STATE_DIR": str(directory / "state")}
+    files = {name: str(directory / name) for name in KEYS}
+    return {**environment(manifests), **files, "VIGOR_STATE_DIR": str(directory / "state")}
+
+
+def flags(manifests: Sequence[Manifest], directory: Path) -> list[str]:
+    """Return the variables as flags, of which the service refuses those that it does not know."""
+    given = mounted(manifests, directory)
     return [f"--{name.removeprefix('VIGOR_').lower().replace('_', '-')}={value}" for name, value in given.items()]
 
 

@@ -20,6 +20,7 @@ from tests.k8s.rendering import (
     engines,
     front,
     group,
+    named_ports,
     needs_kubectl,
     num_bytes,
     pod,
@@ -141,10 +142,6 @@ def ports_of(cluster: Manifest) -> set[int]:
         ports |= {int(given[port]) for port in BETWEEN_NODES if port in given}
         ports |= set(range(int(given["min-worker-port"]), int(given["max-worker-port"]) + 1))
     return ports
-
-
-def named_ports(rule: Manifest) -> set[int]:
-    return {port for each in rule["ports"] for port in range(each["port"], each.get("endPort", each["port"]) + 1)}
 
 
 def test_every_port_of_ray_is_fixed(cluster: Manifest) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.service_process import ServiceProcess, service_process
+from vigor_client import TransportError, VigorClient
 from vigor_client.schemas.scoring import ScoreResponse
 from vigor_client.weight_format.writes import Copy
 from vigor_service.engine.engine import Engine
@@ -46,6 +47,13 @@ def engines(service: ServiceProcess) -> list[psutil.Process]:
     """The processes of the engines on the cluster that the service has started."""
     started = psutil.Process(service.process.pid).children(recursive=True)
     return [process for process in started if _is_engine(process)]
+
+
+def num_engines_up(client: VigorClient) -> int:
+    """Return how many engines compute; 0 while the service is not ready, or answers late as it joins its cluster."""
+    with suppress(TransportError):
+        return client.engines().num_up if client.ready().status == "ok" else 0
+    return 0
 
 
 def _is_engine(process: psutil.Process) -> bool:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CLONE_NEWNET = 0x40000000
+OWN_RAY_DIRECTORY = ["sh", "-c", 'mkdir -p /tmp/ray && mount -t tmpfs none /tmp/ray && exec "$@"', "sh"]
+"""Runs a command with a directory for Ray of its own, as on a host of its own; within a mount namespace."""
 _SECONDS = 30.0
 _WIRE = "wire"  # the device at both ends of the link
 
