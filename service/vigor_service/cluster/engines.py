@@ -96,6 +96,8 @@ class ClusterEngines(Generic[Stored]):
             if self._first_refusal is not None:
                 raise StartupError(self._first_refusal)
 
+    num_ahead = 0  # which engine will be free first is not known
+
     @property
     def num_engines(self) -> int:
         """Engines that compute a batch, or could begin one. Those that end behind theirs are among them."""

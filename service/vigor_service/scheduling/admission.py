@@ -61,6 +61,10 @@ class Admission:
         before = rate if self._tokens_per_second is None else self._tokens_per_second
         self._tokens_per_second = _MEMORY * before + (1 - _MEMORY) * rate
 
+    def expected_seconds(self, num_tokens: int) -> float | None:
+        """Return how long so many tokens take by the measured rate; None before the first batch."""
+        return num_tokens / self._tokens_per_second if self._tokens_per_second else None
+
     def _refuse_when_full(self, num_tokens: int) -> None:
         too_many_tokens = self._num_requests > 0 and self._num_tokens + num_tokens > self._max_tokens
         if too_many_tokens or self._num_requests >= self._max_requests:
@@ -70,7 +74,7 @@ class Admission:
             )
 
     def _seconds_until_empty(self) -> float:
-        seconds = self._num_tokens / self._tokens_per_second if self._tokens_per_second else MIN_RETRY_SECONDS
+        seconds = self.expected_seconds(self._num_tokens) or MIN_RETRY_SECONDS
         return min(max(seconds, MIN_RETRY_SECONDS), MAX_RETRY_SECONDS)
 
     def _count(self, num_requests: int, num_tokens: int) -> None:

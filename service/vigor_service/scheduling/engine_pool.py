@@ -49,6 +49,11 @@ class EnginePool(Protocol):
         """Engines that take batches at this moment, those that compute one included."""
         ...
 
+    @property
+    def num_ahead(self) -> int:
+        """Batches that it takes while all engines compute, to be computed next."""
+        ...
+
     def statuses(self) -> Sequence[EngineStatus]:
         """Say what each engine has done, those that are being started included."""
         ...
@@ -62,7 +67,7 @@ class EnginePool(Protocol):
         ...
 
     async def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult:
-        """Score one batch on an engine that is free; the caller runs no more batches than there are engines.
+        """Score one batch on an engine that is free; the caller runs no more than ``num_engines + num_ahead``.
 
         Raises:
             EngineLostError: the engine went away.
@@ -87,6 +92,7 @@ class LocalEngine:
     """The pool of one engine: a scorer, on the compute thread."""
 
     num_engines = 1
+    num_ahead = 1  # it waits on the compute thread
 
     def __init__(self, scorer: Scorer, compute: WorkerThread, weights: Weights) -> None:
         self._scorer = scorer

@@ -1,7 +1,7 @@
 """From score requests to batches on the engines: across requests, with weight swaps as barriers.
 
-All of its state lives on the event loop; each engine computes one batch at a time. It does not know HTTP, groups,
-ranks, or what is done behind a barrier.
+All of its state lives on the event loop. Each engine computes one batch at a time; the next one is formed shortly
+before that ends. It does not know HTTP, groups, ranks, or what is done behind a barrier.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from vigor_service.scheduling.admission import Admission
 from vigor_service.scheduling.engine_pool import EngineLostError, EnginePool
 from vigor_service.scheduling.fair_queue import BatchBudget, Pool
 from vigor_service.scheduling.jobs import Batch, DoesNotFitError, Job, OnScores, RequestScores, jobs_of, scores_of_jobs
+from vigor_service.scheduling.running_batches import RunningBatch, RunningBatches
 from vigor_service.scheduling.score_cache import ScoreCache
 from vigor_service.weights.current import CurrentWeights
 from vigor_service.weights.version import WeightRequirement
@@ -102,9 +103,11 @@ class Scheduler:
         self._metrics = metrics
         self._metrics.max_batch_tokens.set(max_batch_tokens)
         self._epochs = deque([_Epoch()])
-        self._computed: dict[tuple[ScoreParts, TokenSequence], list[Job]] = {}  # on an engine now: who waits for it
-        self._num_running = 0
+        self._computed: dict[tuple[ScoreParts, TokenSequence], RunningBatch] = {}  # that an engine has, or has next
         self._has_work = asyncio.Event()
+        self._running = RunningBatches(
+            engines, admission.expected_seconds, on_begin=self._note_begin, on_ending=self._has_work.set
+        )
         engines.on_change = self._has_work.set
         self._runner: asyncio.Task[None] | None = None
 
@@ -192,15 +195,15 @@ class Scheduler:
                 await self._has_work.wait()
 
     async def _advance(self, batches: asyncio.TaskGroup) -> None:
-        """Begin what has come, give every free engine a batch, and open the barrier behind the last one."""
+        """Begin what has come, give engines the batches that they want, and open the barrier behind the last one."""
         epoch = self._epochs[0]
         await self._begin_newcomers(epoch)
-        while (num_free := self._engines.num_engines - self._num_running) > 0:
+        while (num_wanted := self._running.num_wanted) > 0:
             turn = epoch.next_pool()
             if turn is None:
                 break
-            self._start_batch(batches, *turn, num_free)
-        if epoch.barrier is not None and epoch.is_empty and self._num_running == 0:
+            self._start_batch(batches, *turn, num_wanted)
+        if epoch.barrier is not None and epoch.is_empty and not self._running:
             await self._run_barrier(epoch.barrier)
 
     async def _run_barrier(self, barrier: _Barrier) -> None:
@@ -253,42 +256,56 @@ class Scheduler:
     def _join_batches(self, job: Job, pool: Pool[Job], sequences: Iterable[TokenSequence]) -> None:
         """Let a job wait for what engines compute already; what they have finished meanwhile is queued."""
         for sequence in sequences:
-            if (owners := self._computed.get((job.parts, sequence))) is None:
+            if (running := self._computed.get((job.parts, sequence))) is None:
                 pool.add(job, [sequence])
-            else:
-                owners.append(job)
+                continue
+            running.batch[sequence].append(job)
+            if running.began_at is not None:
                 self._note_start(job, perf_counter())
 
-    def _start_batch(self, batches: asyncio.TaskGroup, parts: ScoreParts, pool: Pool[Job], num_free: int) -> None:
-        batch = pool.take_batch(self._budget.max_tokens, num_shares=num_free)
-        started_at = perf_counter()
-        for job in jobs_of(batch):
-            self._note_start(job, started_at)
-        self._computed |= {(parts, sequence): owners for sequence, owners in batch.items()}
-        self._num_running += 1
-        batches.create_task(self._run_batch(parts, batch, started_at))
+    def _start_batch(self, batches: asyncio.TaskGroup, parts: ScoreParts, pool: Pool[Job], num_wanted: int) -> None:
+        batch = pool.take_batch(self._budget.max_tokens, num_shares=num_wanted)
+        running = RunningBatch(batch, parts, asyncio.ensure_future(self._engines.score(list(batch), parts)))
+        self._computed |= {(parts, sequence): running for sequence in batch}
+        self._running.add(running)
+        batches.create_task(self._run_batch(running))
 
-    async def _run_batch(self, parts: ScoreParts, batch: Batch, started_at: float) -> None:
-        scoring = asyncio.ensure_future(self._engines.score(list(batch), parts))
+    async def _run_batch(self, running: RunningBatch) -> None:
+        batch, parts, scoring = running.batch, running.parts, running.scoring
         await asyncio.wait([scoring])
-        seconds = (perf_counter() - started_at) / self._num_running
-        self._num_running -= 1
-        for sequence in batch:
-            del self._computed[parts, sequence]
+        seconds = self._running.end(running)
+        self._has_work.set()
+        if scoring.cancelled():
+            return
+        self._forget_computed(running)
         if isinstance(error := scoring.exception(), EngineLostError):
             self._queue_again(batch, error)
         elif error is not None:
             self._fail(batch, error)
         else:
-            self._measure(batch, seconds)
+            self._measure(batch, running.num_tokens, seconds)
             self._learn(scoring.result())
             self._refuse(batch, scoring.result().too_long)
             self._deliver(batch, parts, scoring.result())
-        self._has_work.set()
+
+    def _forget_computed(self, running: RunningBatch) -> None:
+        for sequence in running.batch:
+            del self._computed[running.parts, sequence]
+
+    def _drop_abandoned(self) -> None:
+        """Take back a batch that no engine has begun with and nobody waits for any more."""
+        for running in self._running.ahead:
+            if not running.scoring.cancelled() and all(job.is_over for job in jobs_of(running.batch)):
+                self._forget_computed(running)
+                running.scoring.cancel()
+
+    def _note_begin(self, running: RunningBatch) -> None:
+        for job in jobs_of(running.batch):
+            self._note_start(job, perf_counter())
 
     def _note_start(self, job: Job, started_at: float) -> None:
         """Note that its turn has come, and tell it the scores that are there already."""
-        if job.started_at is None:
+        if job.started_at is None and not job.is_over:
             job.started_at = started_at
             self._metrics.waiting_requests.dec()
             self._metrics.running_requests.inc()
@@ -340,13 +357,13 @@ class Scheduler:
         self._metrics.queue_seconds.observe(scored.queue_seconds)
         self._metrics.compute_seconds.observe(scored.compute_seconds)
 
-    def _measure(self, batch: Collection[TokenSequence], seconds: float) -> None:
-        num_tokens = sum(sequence.num_tokens for sequence in batch)
+    def _measure(self, batch: Collection[TokenSequence], num_tokens: int, seconds: float) -> None:
         self._admission.observe_batch(num_tokens, seconds)
         self._metrics.batch_sequences.observe(len(batch))
         self._metrics.batch_tokens.observe(num_tokens)
 
     def _withdraw(self, job: Job) -> None:
+        self._drop_abandoned()
         (self._metrics.waiting_requests if job.started_at is None else self._metrics.running_requests).dec()
         for epoch in self._epochs:
             epoch.pool_of(job).remove(job)

@@ -18,6 +18,7 @@ from vigor_service.observability.request_record import begin_record
 from vigor_service.scheduling.admission import Admission
 from vigor_service.scheduling.engine_pool import EngineLostError, LocalEngine
 from vigor_service.scheduling.jobs import DoesNotFitError
+from vigor_service.scheduling.running_batches import EARLY_SECONDS
 from vigor_service.scheduling.scheduler import BEGUN_AT_ONCE, MAX_LOST_ENGINES, Scheduler
 from vigor_service.scheduling.score_cache import ScoreCache
 from vigor_service.threads.worker import WorkerThread
@@ -237,15 +238,16 @@ def test_a_sequence_that_does_not_fit_alone_fails_its_own_request_only() -> None
         await asyncio.sleep(0)
         bench.scorer.gate.set()
         await first
-        assert (await neighbour).scores == {short: bench.scorer.score([short]).scores[0]}
+        assert (await neighbour).scores == {short: FakeScorer().score([short]).scores[0]}
         with pytest.raises(DoesNotFitError) as raised:
             await failing
         assert raised.value.too_long == {long: 10}
 
     bench = _run(test, max_batch_tokens=30)
-    first, shared, alone = bench.scorer.batches  # the rest of the request that failed left the queue
+    first, shared, *handed_over = bench.scorer.batches
+    assert first == [_sequence(1)]
     assert {_sequence(*range(20)), _sequence(3, 4)} < set(shared)
-    assert (first, alone) == ([_sequence(1)], [_sequence(3, 4)])
+    assert len(handed_over) <= 1  # the rest of the request that failed left the queue
 
 
 def test_cancelled_work_leaves_the_queue() -> None:
@@ -541,6 +543,7 @@ class FakeEngines:
 
     def __init__(self, num_engines: int) -> None:
         self.num_engines = num_engines
+        self.num_ahead = 0
         self.scorer = FakeScorer()
         self.running: list[tuple[list[TokenSequence], asyncio.Future[None]]] = []
         self.started: list[list[TokenSequence]] = []
@@ -559,7 +562,7 @@ class FakeEngines:
         raise NotImplementedError
 
     async def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult:
-        assert len(self.running) < self.num_engines, "there is no free engine"
+        assert len(self.running) < self.num_engines + self.num_ahead, "there is no free engine"
         turn = list(sequences), asyncio.get_running_loop().create_future()
         self.running.append(turn)
         self.started.append(turn[0])
@@ -636,6 +639,97 @@ def test_a_request_is_split_over_the_engines_that_are_free() -> None:
         assert (await scoring).scores.keys() == set(sequences)
 
     _run_pool(test, num_engines=3)
+
+
+def test_the_next_batch_is_handed_over_shortly_before_the_engine_is_expected_to_end() -> None:
+    async def test(scheduler: Scheduler, engines: FakeEngines) -> None:
+        engines.num_ahead = 1
+        seconds = 3 * EARLY_SECONDS
+        scoring = asyncio.ensure_future(scheduler.score([_sequence(n) for n in range(8)], ANY))
+        await engines.have_started(1)
+        await asyncio.sleep(seconds)
+        assert len(engines.started) == 1  # how long a batch takes is not known yet
+        engines.end()
+        await engines.have_started(2)
+        begun = perf_counter()
+        await engines.have_started(3)
+        assert seconds - 2 * EARLY_SECONDS < perf_counter() - begun
+        assert len(engines.running) == 2
+        await asyncio.sleep(2 * seconds)
+        assert len(engines.started) == 3  # one ahead, and no more
+        engines.end()
+        engines.end(1)
+        await engines.have_started(4)
+        engines.end()
+        assert len((await scoring).scores) == 8
+
+    engines = _run_pool(test, num_engines=1, max_batch_tokens=4)
+    assert [len(batch) for batch in engines.started] == [2, 2, 2, 2]
+
+
+def test_what_comes_before_the_end_is_near_is_in_the_next_batch() -> None:
+    async def test(scheduler: Scheduler, engines: FakeEngines) -> None:
+        engines.num_ahead = 1
+        large = asyncio.ensure_future(scheduler.score([_sequence(n) for n in range(8)], ANY))
+        await engines.have_started(1)
+        await asyncio.sleep(5 * EARLY_SECONDS)
+        engines.end()
+        await engines.have_started(2)
+        small = asyncio.ensure_future(scheduler.score([_sequence(100)], ANY))
+        await engines.have_started(3)
+        assert _sequence(100) in engines.started[2]
+        ending = asyncio.ensure_future(engines.end_all())
+        await asyncio.gather(large, small)
+        ending.cancel()
+
+    _run_pool(test, num_engines=1, max_batch_tokens=4)
+
+
+def test_weights_change_behind_a_batch_that_was_handed_over_early() -> None:
+    async def test(scheduler: Scheduler, engines: FakeEngines) -> None:
+        engines.num_ahead = 1
+        scoring = asyncio.ensure_future(scheduler.score([_sequence(n) for n in range(6)], ANY))
+        await engines.have_started(1)
+        engines.end()
+        await engines.have_started(3)  # the second one runs, the third one is next
+        entered = asyncio.ensure_future(_enter(scheduler))
+        engines.end()
+        await asyncio.sleep(0.01)
+        assert not entered.done()
+        engines.end()
+        await entered
+        assert len((await scoring).scores) == 6
+
+    _run_pool(test, num_engines=1, max_batch_tokens=4)
+
+
+def test_a_batch_ahead_is_taken_back_when_nobody_waits_for_it_any_more() -> None:
+    async def test(scheduler: Scheduler, engines: FakeEngines) -> None:
+        engines.num_ahead = 1
+        first = asyncio.ensure_future(scheduler.score([_sequence(1)], ANY))
+        await engines.have_started(1)
+        engines.end()
+        await first
+        running = asyncio.ensure_future(scheduler.score([_sequence(2)], ANY))
+        await engines.have_started(2)
+        leaving = asyncio.ensure_future(scheduler.score([_sequence(3), _sequence(4)], ANY))
+        await engines.have_started(3)
+        leaving.cancel()
+        await until(lambda: len(engines.running) == 1)
+        again = asyncio.ensure_future(scheduler.score([_sequence(3)], ANY))
+        await engines.have_started(4)
+        engines.end()
+        assert (await running).scores.keys() == {_sequence(2)}
+        engines.end()
+        assert (await again).scores.keys() == {_sequence(3)}
+
+    engines = _run_pool(test, num_engines=1)
+    assert engines.started[2:] == [[_sequence(3), _sequence(4)], [_sequence(3)]]
+
+
+async def _enter(scheduler: Scheduler) -> None:
+    async with scheduler.exclusive():
+        pass
 
 
 def test_an_engine_that_is_done_gets_the_next_batch_while_others_compute() -> None:

@@ -1,0 +1,106 @@
+"""The batches on the engines: since when each is computed, and when the next one is wanted.
+
+A pool that takes a batch ahead gets it shortly before an engine is expected to end, so that the engine goes on at once.
+Not earlier: what comes until then can still be in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from vigor_service.engine.sequences import ScoreParts
+from vigor_service.scheduling.engine_pool import EnginePool
+from vigor_service.scheduling.jobs import Batch
+
+if TYPE_CHECKING:
+    from vigor_service.engine.interface import BatchResult
+
+EARLY_SECONDS = 0.02
+"""Seconds before the expected end of a batch at which the next one is formed: more than it takes."""
+
+
+@dataclass(slots=True, eq=False)
+class RunningBatch:
+    """A batch that was handed over. It is ahead until an engine computes it, from ``began_at`` on."""
+
+    batch: Batch
+    parts: ScoreParts
+    scoring: asyncio.Future[BatchResult]
+    num_tokens: int = field(init=False)
+    began_at: float | None = None
+    is_ending: bool = False
+    timer: asyncio.TimerHandle | None = None
+
+    def __post_init__(self) -> None:
+        self.num_tokens = sum(sequence.num_tokens for sequence in self.batch)
+
+
+class RunningBatches:
+    """Those that were handed over and have not ended, in this order.
+
+    ``expected_seconds`` says how long so many tokens take; None if that is not known yet. ``on_begin`` is called when
+    an engine begins with a batch, and ``on_ending`` shortly before it is expected to end, if a batch may come ahead.
+    """
+
+    def __init__(
+        self,
+        engines: EnginePool,
+        expected_seconds: Callable[[int], float | None],
+        *,
+        on_begin: Callable[[RunningBatch], None],
+        on_ending: Callable[[], None],
+    ) -> None:
+        self._engines = engines
+        self._expected_seconds = expected_seconds
+        self._on_begin = on_begin
+        self._on_ending = on_ending
+        self._batches: list[RunningBatch] = []
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    @property
+    def num_wanted(self) -> int:
+        """Batches that may be handed over now: one for each engine that is free, or is about to be."""
+        num_ending = sum(batch.is_ending for batch in self._batches)
+        return self._engines.num_engines + min(num_ending, self._engines.num_ahead) - len(self._batches)
+
+    @property
+    def ahead(self) -> Sequence[RunningBatch]:
+        """Those that no engine has begun with."""
+        return [batch for batch in self._batches if batch.began_at is None]
+
+    def add(self, batch: RunningBatch) -> None:
+        """Count a batch that is handed over."""
+        self._batches.append(batch)
+        self._begin_next()
+
+    def end(self, batch: RunningBatch) -> float:
+        """Return the seconds of an engine's time that it took; the batch ahead is computed from now on."""
+        now = perf_counter()
+        seconds = (now - (batch.began_at or now)) / max(1, len(self._batches) - len(self.ahead))
+        self._batches.remove(batch)
+        if batch.timer is not None:
+            batch.timer.cancel()
+        self._begin_next()
+        return seconds
+
+    def _begin_next(self) -> None:
+        for batch in self._batches[: self._engines.num_engines]:
+            if batch.began_at is None:
+                self._begin(batch)
+
+    def _begin(self, batch: RunningBatch) -> None:
+        batch.began_at = perf_counter()
+        seconds = self._expected_seconds(batch.num_tokens)
+        if seconds is not None and self._engines.num_ahead:
+            batch.timer = asyncio.get_running_loop().call_later(seconds - EARLY_SECONDS, self._is_ending, batch)
+        self._on_begin(batch)
+
+    def _is_ending(self, batch: RunningBatch) -> None:
+        batch.is_ending = True
+        self._on_ending()
