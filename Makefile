@@ -173,6 +173,7 @@ benchmark: setup ## Speed, memory and fidelity, into benchmarks/results
 	$(BIN)/python -m benchmarks.deltas --out $(RESULTS)/deltas_cpu
 	$(BIN)/python -m benchmarks.overlap --out $(RESULTS)/overlap_cpu
 	$(BIN)/python -m benchmarks.serving --out $(RESULTS)/serving_cpu
+	$(BIN)/python -m benchmarks.front --out $(RESULTS)/front_cpu
 	$(BIN)/python -m benchmarks.metrics_cost --out $(RESULTS)/metrics-cost_cpu
 	$(BIN)/python -m benchmarks.long_sequences $(LONG) --out $(RESULTS)/long-sequences_$(WHERE)
 	$(BIN)/python -m benchmarks.scaling --shapes qwen2.5-0.5b --out $(RESULTS)/scaling_cpu

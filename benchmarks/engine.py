@@ -21,12 +21,13 @@ from benchmarks.host import add_settle_seconds
 from benchmarks.measuring import default_device
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from benchmarks.turn import Conditions
-from benchmarks.workloads import ON_A_CPU, ON_A_GPU, Workload, parse_workload
+from benchmarks.workloads import FORM, ON_A_CPU, ON_A_GPU, STEPS_ON_A_GPU, Workload, parse_workload
 from vigor_service.engine.memory.token_budget import trial_sizes
 
 _COLUMNS = {
     "contestant": ("", "{}"),
     "seconds": ("seconds", "{:.2f}"),
+    "microseconds_per_token": ("µs/token", "{:.1f}"),
     "times_engine": ("time / engine", "{:.2f}×"),
     "peak_mib": ("peak MiB above weights", "{:.0f}"),
     "peak_to_published": ("peak / published", "{:.2f}"),
@@ -34,6 +35,8 @@ _COLUMNS = {
     "of_lower_bound_prompts_once": ("share of the bound, prompts once", "{:.0%}"),
     "difference": ("largest difference", "{:.1e}"),
 }
+SUITES = {"gpu": STEPS_ON_A_GPU}
+MOST_LOOPED_GROUPS = 8
 _NOTES = [
     "times are medians over the rounds; ratios and fractions are medians of the ratios within each round; the order "
     "of the contestants rotates; each turn is a fresh process; its peak is from a pass before the one that is timed, "
@@ -64,14 +67,16 @@ def main(arguments: Sequence[str]) -> Report:
 
 def _measure(workload: Workload, options: argparse.Namespace) -> Table:
     conditions = Conditions(options.device, gpu_gib=options.gpu_gib, settle_seconds=options.settle_seconds)
-    contest = run_contest(workload, _contestants(options), conditions, repeats=options.repeats)
+    contest = run_contest(workload, _contestants(options, workload), conditions, repeats=options.repeats)
     if isinstance(contest, str):
         return Table(workload.name, _COLUMNS, [], [f"not measured: {contest}"])
     return Table(workload.name, _COLUMNS, [_row(contest, name) for name in contest.outcomes], _notes(contest, workload))
 
 
-def _contestants(options: argparse.Namespace) -> list[Contestant]:
+def _contestants(options: argparse.Namespace, workload: Workload) -> list[Contestant]:
     methods = options.contestant or CONTESTANTS
+    if options.suite is not None and workload.num_groups > MOST_LOOPED_GROUPS:
+        methods = [ENGINE]  # the loop's time and peak for a group do not change with their number
     bounds: list[int] = options.activation_mib
     return [
         *(Contestant(method, options.max_batch_tokens) for method in methods),
@@ -80,9 +85,11 @@ def _contestants(options: argparse.Namespace) -> list[Contestant]:
 
 
 def _row(contest: Contest, name: str) -> dict[str, Cell]:
+    seconds = contest.seconds(name)
     return {
         "contestant": name,
-        "seconds": contest.seconds(name),
+        "seconds": seconds,
+        "microseconds_per_token": None if seconds is None else 1e6 * seconds / contest.work.num_tokens,
         "times_engine": contest.ratio(name, ENGINE),
         "peak_mib": contest.outcomes[name].peak_mib,
         "peak_to_published": contest.peak_ratio(name, PUBLISHED),
@@ -115,7 +122,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         "--workload",
         type=parse_workload,
         action="append",
-        help="a name, or MODEL,COMPLETIONS,PROMPT,SHORTEST,LONGEST[,DTYPE]; may be repeated (default: all that fit)",
+        help=f"a name, or {FORM}; may be repeated (default: all that fit)",
     )
     parser.add_argument("--contestant", choices=CONTESTANTS, action="append", help="may be repeated (default: all)")
     parser.add_argument("--device", default=default_device(), help="(default: %(default)s)")
@@ -133,16 +140,28 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
         action="store_true",
         help="one round of the first group by the loops and the engine, without a wait: about two minutes on two cores",
     )
+    parser.add_argument(
+        "--suite",
+        choices=SUITES,
+        help="gpu: one round of the engine with 8 and 32 groups, of the smallest model with 128, for four models, and "
+        "of the published loop with 8; sized for ten minutes of an H100 by the times of docs/benchmarks.md",
+    )
     add_settle_seconds(parser)
     parser.add_argument("--gpu-gib", type=float, help="what torch may take of a GPU, the weights included")
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
     options = parser.parse_args(arguments)
+    if options.suite is not None:
+        options.repeats, options.settle_seconds = 1, 0.0
+        options.workload = options.workload or SUITES[options.suite]
+        options.contestant = [PUBLISHED, ENGINE]
     if options.quick:
         options.repeats, options.settle_seconds = 1, 0.0
         options.workload = options.workload or _default_workloads(options.device)[:1]
         options.contestant = options.contestant or [PUBLISHED, IDEAL, ENGINE]
     device = torch.device(options.device)
+    if options.suite == "gpu" and options.workload is SUITES["gpu"] and device.type != "cuda":
+        parser.error(f"--suite gpu takes days on {device.type}; give it a small --workload to try it there")
     if options.gpu_gib is not None and device.type != "cuda":
         parser.error(f"--gpu-gib bounds the memory of a GPU, and this is to run on {device.type}")
     options.max_batch_tokens = options.max_batch_tokens or trial_sizes(device).max_batch

@@ -1,6 +1,7 @@
-"""A service whose engines take no time: what is left is the front. ``python -m benchmarks.instant_service``.
+"""A service whose engines compute nothing: what is left is the front. ``python -m benchmarks.instant_service``.
 
 It takes the service's settings. With ``--engines 1`` the engine is on the compute thread, with more they are actors.
+A single one may have a rate: it sleeps as long as a batch takes.
 """
 
 from __future__ import annotations
@@ -8,7 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from math import inf
+from time import sleep
 
+from pydantic import Field
 from pydantic_settings import CliApp
 
 from tests.support.fake_scorer import FakeScorer
@@ -32,14 +36,26 @@ _SCORE = SequenceScore(
 )
 
 
+class InstantSettings(Settings):
+    """The service's settings, and the rate of an engine on the compute thread."""
+
+    tokens_per_second: float = Field(default=inf, gt=0)
+    """Tokens that the engine computes in a second. Default: it takes no time."""
+
+
 class InstantScorer(FakeScorer):
-    """Gives every sequence the same numbers at once."""
+    """Gives every sequence the same numbers, at its rate."""
+
+    def __init__(self, tokens_per_second: float = inf) -> None:
+        super().__init__()
+        self._tokens_per_second = tokens_per_second
 
     @property
     def info(self) -> EngineInfo:
         return replace(super().info, vocab_size=VOCAB_SIZE, max_sequence_tokens=MAX_SEQUENCE_TOKENS)
 
     def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts = NORM_AND_SIGNALS) -> BatchResult:  # noqa: ARG002 - a Scorer's
+        sleep(sum(sequence.num_tokens for sequence in sequences) / self._tokens_per_second)
         return BatchResult([replace(_SCORE, num_loss_tokens=sequence.num_loss_tokens) for sequence in sequences])
 
 
@@ -69,15 +85,15 @@ class InstantCluster:
 
 def main() -> None:
     """Serve until SIGTERM."""
-    settings = CliApp.run(Settings)
+    settings = CliApp.run(InstantSettings)
     configure_logging(settings.log_level, settings.log_format)
-    serve(settings, _load(settings.engines), tracing=None, progress=LoadingProgress())
+    serve(settings, _load(settings), tracing=None, progress=LoadingProgress())
 
 
-def _load(num_engines: int) -> Callable[[], Loaded]:
-    if num_engines == 1:
-        return lambda: LoadedModel(InstantScorer(), None)
-    return partial(InstantCluster, num_engines)
+def _load(settings: InstantSettings) -> Callable[[], Loaded]:
+    if settings.engines == 1:
+        return lambda: LoadedModel(InstantScorer(settings.tokens_per_second), None)
+    return partial(InstantCluster, settings.engines)
 
 
 if __name__ == "__main__":

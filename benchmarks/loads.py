@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vigor_service.engine.sequences import TokenSequence
@@ -31,6 +32,14 @@ class GroupSizes:
         """Say it in words."""
         lengths = f"{self.shortest} to {self.longest}"
         return f"{self.completions} completions of {lengths} tokens after a prompt of {self.prompt_tokens}"
+
+
+def body_of(group: Sequence[TokenSequence]) -> dict[str, object]:
+    """Return a group as a request has it."""
+    return {
+        "prompt_ids": list(group[0].prompt_ids),
+        "completions": [list(sequence.completion_ids) for sequence in group],
+    }
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import httpx
 import psutil
 import torch
 
-from benchmarks.loads import ON_A_CPU, GroupSizes
+from benchmarks.loads import ON_A_CPU, GroupSizes, body_of
 from benchmarks.measuring import resident_bytes
 from benchmarks.models import save_random_weights
 from benchmarks.report import Cell, Report, Table, finish, new_report
@@ -33,7 +33,6 @@ from tests.support.service_process import THE_SERVICE, ServiceProcess, service_p
 from vigor_client import VigorClient
 from vigor_client.models.embedded import embedded_model_dir
 from vigor_client.weight_format.checkpoint_files import checkpoint_tensors
-from vigor_service.engine.sequences import TokenSequence
 
 NUM_CLIENTS = 8
 NUM_SENDERS = 2
@@ -133,17 +132,9 @@ def _tokens_per_second(services: Mapping[int, ServiceProcess], number: int, num_
     """Send the same groups through each service, one after the other."""
     source = random.Random(number)
     groups = [ON_A_CPU.usual.group(source, 49_152) for _ in range(num_groups)]
-    bodies = [_body(group) for group in groups]
+    bodies = [body_of(group) for group in groups]
     num_tokens = sum(sequence.num_tokens for group in groups for sequence in group)
     return {engines: num_tokens / _seconds(service.url, bodies) for engines, service in services.items()}
-
-
-def _body(group: Sequence[TokenSequence]) -> dict[str, object]:
-    """Return a group as a request has it."""
-    return {
-        "prompt_ids": list(group[0].prompt_ids),
-        "completions": [list(sequence.completion_ids) for sequence in group],
-    }
 
 
 def _seconds(url: str, bodies: Sequence[Mapping[str, object]]) -> float:
@@ -181,7 +172,7 @@ def _requests(url: str, seed: int, seconds: float) -> int:
     """Send requests for so long, four at a time; return how many were answered."""
     source = random.Random(seed)
     group = FRONT_GROUP.group(source, 150_000)
-    content, headers = json.dumps({"groups": [_body(group)]}).encode(), {"Content-Type": "application/json"}
+    content, headers = json.dumps({"groups": [body_of(group)]}).encode(), {"Content-Type": "application/json"}
     until = perf_counter() + seconds
 
     def send(_sender: int) -> int:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import cycle, islice
 
 from vigor_service.engine.sequences import TokenSequence
+
+FORM = "MODEL,COMPLETIONS,PROMPT,SHORTEST,LONGEST[,DTYPE[,GROUPS]]"
 
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """One group: completions of evenly spread lengths after one prompt. ``model`` None is the embedded model."""
+    """Groups: in each, completions of evenly spread lengths after one prompt. ``model`` None is the embedded model."""
 
     name: str
     model: str | None
@@ -19,15 +22,19 @@ class Workload:
     shortest: int
     longest: int
     dtype: str = "float32"
+    num_groups: int = 1
 
     def sequences(self, ids: Sequence[int]) -> list[TokenSequence]:
-        """Cut the prompt and the completions from ``ids``, one after the other, from the start again at their end."""
+        """Cut prompts and completions from ``ids``, one after the other, from the start again at their end."""
+        endless = cycle(ids)
+
+        def cut(length: int) -> tuple[int, ...]:
+            return tuple(islice(endless, length))
+
         sequences: list[TokenSequence] = []
-        start = self.num_prompt_tokens
-        for length in self.completion_lengths():
-            completion = tuple(ids[(start + offset) % len(ids)] for offset in range(length))
-            sequences.append(TokenSequence(tuple(ids[: self.num_prompt_tokens]), completion))
-            start += length
+        for _ in range(self.num_groups):
+            prompt = cut(self.num_prompt_tokens)
+            sequences += [TokenSequence(prompt, cut(length)) for length in self.completion_lengths()]
         return sequences
 
     def completion_lengths(self) -> list[int]:
@@ -38,7 +45,8 @@ class Workload:
     def describe(self) -> str:
         """Say what is scored, in words."""
         lengths = ", ".join(map(str, self.completion_lengths()))
-        return f"{self.num_prompt_tokens} prompt tokens, completions of {lengths}"
+        groups = "" if self.num_groups == 1 else f"{self.num_groups} groups: "
+        return f"{groups}{self.num_prompt_tokens} prompt tokens, completions of {lengths}"
 
 
 ON_A_CPU = [
@@ -50,24 +58,29 @@ ON_A_GPU = [
     Workload(shape, shape, 8, 512, 128, 1024, "bfloat16")
     for shape in ("qwen2.5-0.5b", "qwen2.5-1.5b", "qwen2.5-3b", "qwen2.5-7b")
 ]
+STEPS_ON_A_GPU = [
+    replace(workload, name=f"{workload.name}, {num_groups} groups", num_groups=num_groups)
+    for workload in ON_A_GPU
+    for num_groups in ((8, 32, 128) if workload.model == "qwen2.5-0.5b" else (8, 32))
+]
+"""What a training step asks for. 128 groups of larger models would take longer than a run has."""
 
 
 def parse_workload(text: str) -> Workload:
-    """Return the workload of that name, or the one that ``MODEL,COMPLETIONS,PROMPT,SHORTEST,LONGEST[,DTYPE]`` says.
+    """Return the workload of that name, or the one that is spelled as ``FORM``.
 
     Raises:
         ValueError: it is neither.
     """
-    named = {workload.name: workload for workload in (*ON_A_CPU, *ON_A_GPU)}
+    named = {workload.name: workload for workload in (*ON_A_CPU, *ON_A_GPU, *STEPS_ON_A_GPU)}
     if text in named:
         return named[text]
     model, *rest = text.split(",")
-    if len(rest) not in (4, 5) or not all(number.isdigit() for number in rest[:4]):
-        raise ValueError(
-            f"{text!r} is neither one of {', '.join(named)} nor MODEL,COMPLETIONS,PROMPT,SHORTEST,LONGEST[,DTYPE]"
-        )
-    completions, prompt, shortest, longest = map(int, rest[:4])
-    return Workload(text, model, completions, prompt, shortest, longest, *rest[4:])
+    numbers, dtype, groups = rest[:4], rest[4:5] or ["float32"], rest[5:] or ["1"]
+    if len(numbers) != 4 or len(groups) != 1 or not all(number.isdigit() for number in (*numbers, *groups)):
+        raise ValueError(f"{text!r} is neither one of {', '.join(named)} nor {FORM}")
+    completions, prompt, shortest, longest = map(int, numbers)
+    return Workload(text, model, completions, prompt, shortest, longest, *dtype, num_groups=int(*groups))
 
 
 def parse_numbers(text: str) -> list[int]:

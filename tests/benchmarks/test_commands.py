@@ -10,6 +10,7 @@ from benchmarks import (
     deltas,
     endurance,
     engine,
+    front,
     growth,
     long_sequences,
     metrics_cost,
@@ -62,6 +63,21 @@ def test_a_quick_look_has_one_round_of_the_loops_and_the_engine() -> None:
     (table,) = report.tables
     assert [row["contestant"] for row in table.rows] == [PUBLISHED, IDEAL, ENGINE]
     assert any("1 rounds" in note for note in table.notes)
+
+
+@pytest.mark.slow
+def test_the_suite_for_a_gpu_has_the_loop_beside_few_groups_alone() -> None:
+    few, many = "tiny-untied,3,6,4,9,float32,2", "tiny-untied,3,6,4,9,float32,9"
+    report = engine.main(["--suite", "gpu", "--device", "cpu", "--workload", few, "--workload", many])
+    names = {table.name: [row["contestant"] for row in table.rows] for table in report.tables}
+    assert names == {few: [PUBLISHED, ENGINE], many: [ENGINE]}
+    assert any("9 groups: 6 prompt tokens" in note for note in report.table(many).notes)
+
+
+def test_the_suite_for_a_gpu_is_refused_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        engine.main(["--device", "cpu", "--suite", "gpu"])
+    assert "--suite gpu takes days on cpu; give it a small --workload" in capsys.readouterr().err
 
 
 def test_a_bound_for_a_gpus_memory_is_refused_on_a_cpu(capsys: pytest.CaptureFixture[str]) -> None:
@@ -147,6 +163,16 @@ def test_the_service_is_put_under_load(results: Path) -> None:
     (row,) = report.table("overload").rows
     assert (row["other"], row["without_retry_after"], row["queued"]) == (0, 0, 0)
     assert row["ok"]
+
+
+@pytest.mark.slow
+def test_the_front_is_measured_before_an_engine_of_a_known_rate(results: Path) -> None:
+    arguments = ["--batch-tokens", "4096", "--requests", "2", "--seconds", "1"]
+    report = front.main([*arguments, "--out", str(results / "front_try")])
+    (row,) = report.table("utilization").rows
+    assert isinstance(share := row["utilization"], float)
+    assert 0 < share < 1.1
+    assert [row["sequences"] for row in report.table("liveness").rows] == [0, 2000, 2000]
 
 
 @pytest.mark.slow
