@@ -17,10 +17,10 @@ from torch import Tensor
 from vigor_service.engine.batching.shared_prefixes import join_rows
 from vigor_service.engine.ops import gemm
 from vigor_service.engine.ops.gram import (
-    TRIANGLE_SHARE,
     gram_blocks,
     inner_product_,
     matmul_float32,
+    triangle_share,
     weighted_gram_blocks,
 )
 from vigor_service.engine.ops.hutchinson import estimated_share
@@ -151,9 +151,9 @@ def row_sum_shares(gradient_NO: Tensor, context: NormContext) -> Tensor:
 def gram_is_cheaper(num_tokens: int, num_inputs: int, num_outputs: int) -> bool:
     """Whether ``2 T² (I + O)`` FLOPs for two Gram matrices cost less than ``2 T I O`` for the gradient itself.
 
-    Gram matrices need fewer: only a triangle of each is computed.
+    Gram matrices need less time than that: only a triangle of each is computed.
     """
-    return TRIANGLE_SHARE * num_tokens * (num_inputs + num_outputs) < num_inputs * num_outputs
+    return triangle_share() * num_tokens * (num_inputs + num_outputs) < num_inputs * num_outputs
 
 
 def weight_share(x_TI: Tensor, gradient_TO: Tensor) -> Tensor:
