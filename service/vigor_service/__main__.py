@@ -5,6 +5,7 @@ Nothing heavy is imported before the settings are read.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from functools import partial
@@ -29,6 +30,7 @@ _REQUIRED = (
 LOADING_SECONDS = 3600.0
 """Maximum time for an engine in another process to load the model, from wherever it has to come."""
 
+_logger = logging.getLogger("vigor_service")  # its own name is __main__ in a process of its own
 _CHECKOUT = "in a checkout of vigor-rl"
 _COLLECTORS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
@@ -38,8 +40,12 @@ def main() -> None:
     missing = [name for name in _REQUIRED if find_spec(name) is None]
     if missing:
         _exit(2, f"{', '.join(missing)} not installed: pip install '.[service]' {_CHECKOUT}")
+    if "--version" in sys.argv[1:]:
+        print(f"vigor-service {version('vigor-rl')}")
+        return
     settings = _read_settings()
     configure_logging(settings.log_level, settings.log_format)
+    _warn_of_unknown_variables()
     tune_heap(short_of_memory=settings.activation_mib is not None)
 
     from vigor_service.observability.loading_progress import LoadingProgress
@@ -55,13 +61,23 @@ def _read_settings() -> Settings:
     from pydantic_settings import CliApp, SettingsError
 
     from vigor_service.settings import Settings
+    from vigor_service.unknown_names import unknown_flags
 
+    if unknown := unknown_flags(sys.argv[1:]):
+        _exit(2, *unknown, "--help lists all options")
     try:
         return CliApp.run(Settings)
     except ValidationError as error:
         _exit(2, *(_describe(item["loc"], item["msg"]) for item in error.errors()))
     except SettingsError as error:
         _exit(2, str(error))
+
+
+def _warn_of_unknown_variables() -> None:
+    from vigor_service.unknown_names import unknown_variables
+
+    for line in unknown_variables(os.environ):
+        _logger.warning("%s", line)
 
 
 def _describe(loc: tuple[int | str, ...], message: str) -> str:

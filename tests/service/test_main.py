@@ -2,11 +2,13 @@ import os
 import socket
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 
 from tests.support.preloaded_process import preloaded
 from vigor_service.settings import Settings
+from vigor_service.unknown_names import unknown_variables
 
 
 def _run(*arguments: str, setup: str = "", own: bool = False, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -39,7 +41,9 @@ def test_help_names_every_setting_and_imports_no_torch() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prot", "1"], "unrecognized arguments: --prot"),
+        (["--prot", "1"], "vigor-service: unknown option --prot; did you mean --port?\n"),
+        (["--no-trust-remote-cod"], "unknown option --no-trust-remote-cod; did you mean --no-trust-remote-code?"),
+        (["--xyzzy=1"], "unknown option --xyzzy\n"),
         (["model"], "unrecognized arguments: model"),
         (["--port", "70000"], "--port (VIGOR_PORT): Input should be less than or equal to 65535"),
         (
@@ -55,6 +59,26 @@ def test_what_is_not_understood_is_refused_by_name(arguments: list[str], message
     assert answer.returncode == 2
     assert message in answer.stderr
     assert "Traceback" not in answer.stderr
+
+
+def test_the_version_is_told_without_torch() -> None:
+    answer = _run("--version", own=True)
+    assert answer.stdout == f"vigor-service {version('vigor-rl')}\nFalse\n"
+
+
+def test_variables_that_are_no_settings_are_named_with_the_nearest_one() -> None:
+    known = [f"VIGOR_{name.upper()}" for name in Settings.model_fields]
+    of_others = ["VIGOR_URL", "VIGOR_API_KEY", "VIGOR_CACHE_DIR", "VIGOR_SERVICE_HOST", "VIGOR_PORT_8000_TCP", "PATH"]
+    assert unknown_variables([*known, *of_others, "VIGOR_MODLE", "VIGOR_XYZZY"]) == [
+        "VIGOR_MODLE is not a setting; did you mean VIGOR_MODEL?",
+        "VIGOR_XYZZY is not a setting",
+    ]
+
+
+def test_a_variable_that_is_no_setting_is_a_warning_in_the_log() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        answer = _run("--port", str(taken.getsockname()[1]), VIGOR_MODLE="x")
+    assert "WARNING vigor_service VIGOR_MODLE is not a setting; did you mean VIGOR_MODEL?" in answer.stderr
 
 
 def test_a_wrong_environment_variable_is_refused_by_name() -> None:

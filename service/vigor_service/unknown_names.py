@@ -1,0 +1,35 @@
+"""Names of settings that do not exist, and the ones that are spelled most like them. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+
+from vigor_service.settings import Settings
+
+PREFIX = "VIGOR_"
+OF_THE_CLIENT = ("VIGOR_URL", "VIGOR_API_KEY", "VIGOR_CACHE_DIR")
+_OF_KUBERNETES = ("_SERVICE_HOST", "_SERVICE_PORT", "_PORT_")
+"""Parts of the variables that Kubernetes sets in every pod beside a Service."""
+
+
+def unknown_flags(arguments: Sequence[str]) -> list[str]:
+    """Return one line for each flag that is no setting."""
+    names = [name.replace("_", "-") for name in Settings.model_fields]
+    known = ["--help", "--version", *(f"--{name}" for name in names), *(f"--no-{name}" for name in names)]
+    given = (argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
+    return [f"unknown option {flag}{_nearest(flag, known)}" for flag in given if flag not in known]
+
+
+def unknown_variables(names: Iterable[str]) -> list[str]:
+    """Return one line for each environment variable that looks like a setting and is none."""
+    known = [*OF_THE_CLIENT, *(PREFIX + name.upper() for name in Settings.model_fields)]
+    return [
+        f"{name} is not a setting{_nearest(name, known)}"
+        for name in sorted(names)
+        if name.startswith(PREFIX) and name not in known and not any(part in name for part in _OF_KUBERNETES)
+    ]
+
+
+def _nearest(name: str, known: Sequence[str]) -> str:
+    return "".join(f"; did you mean {match}?" for match in get_close_matches(name, known, n=1))
