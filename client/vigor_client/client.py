@@ -5,6 +5,7 @@ The logic of a method is written once, in ``transport.endpoints`` and ``publishi
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Mapping, Sequence
 from types import TracebackType
@@ -43,11 +44,12 @@ from vigor_client.transport.wire import AsyncWire, BlockingWire, Wire, run_block
 if TYPE_CHECKING:
     import torch
 
+DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT_SECONDS = 300.0
 MAX_TIMEOUT_SECONDS = 7 * 24 * 3600.0  # sockets overflow at much larger numbers
 USER_AGENT = f"vigor-client/{__version__}"
 
-Groups = Sequence[Group | Mapping[str, object]]
+Groups = Group | Mapping[str, object] | Sequence[Group | Mapping[str, object]]
 Sample = SampleRequest | Mapping[str, object]
 Attributed = AttributionRequest | Mapping[str, object]
 
@@ -60,8 +62,8 @@ class VigorClient:
     used on after a fork: each process has connections of its own.
 
     Args:
-        base_url: where the service listens, e.g. ``http://127.0.0.1:8000``.
-        api_key: sent as a bearer token.
+        base_url: where the service listens; by default ``VIGOR_URL``, else ``http://127.0.0.1:8000``.
+        api_key: sent as a bearer token; by default ``VIGOR_API_KEY``, if it is set.
         timeout_seconds: how long the service may keep silent within one attempt, at most a week.
         max_retries: how often one call is tried again.
         transport: replaces the network, for tests.
@@ -73,13 +75,14 @@ class VigorClient:
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | None = None,
         *,
         api_key: str | None = None,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         max_retries: int = DEFAULT_MAX_RETRIES,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
+        base_url, api_key = service_address(base_url, api_key)
         url, headers = checked_url(base_url), _headers(api_key)
         network = Network() if transport else network_for(url)
         self._connections = Connections(lambda: network.open_pool(url, headers, transport))
@@ -103,7 +106,7 @@ class VigorClient:
         """Score whole groups under the service's current weights; answers come in the order of the groups.
 
         Args:
-            groups: what is ranked together, as ``Group`` or as a mapping of its fields.
+            groups: what is ranked together, as ``Group`` or as a mapping of its fields: one, or several.
             weight_version: the version the scores must come from; anything else is a ``WeightVersionMismatchError``.
             weight_digest: likewise, by the digest of the weights.
             wait_seconds: how long the service may wait for that version before it refuses.
@@ -267,13 +270,14 @@ class AsyncVigorClient:
 
     def __init__(
         self,
-        base_url: str,
+        base_url: str | None = None,
         *,
         api_key: str | None = None,
         timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
         max_retries: int = DEFAULT_MAX_RETRIES,
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
+        base_url, api_key = service_address(base_url, api_key)
         url, headers = checked_url(base_url), _headers(api_key)
         network = Network() if transport else network_for(url)
         self._connections = AsyncConnections(lambda: network.open_async_pool(url, headers, transport))
@@ -397,7 +401,8 @@ def _endpoints(wire: Wire, timeout_seconds: float, max_retries: int) -> Endpoint
 
 
 def _score_request(groups: Groups, **options: object) -> ScoreRequest:
-    fields = {"groups": [group if isinstance(group, Group) else dict(group) for group in groups], **options}
+    several = [groups] if isinstance(groups, Group | Mapping) else groups
+    fields = {"groups": [group if isinstance(group, Group) else dict(group) for group in several], **options}
     return ScoreRequest.model_validate(fields)  # one validation, so that an error names the group by its index
 
 
@@ -407,6 +412,12 @@ def _sample_request(sample: Sample) -> SampleRequest:
 
 def _attribution_request(request: Attributed) -> AttributionRequest:
     return request if isinstance(request, AttributionRequest) else AttributionRequest.model_validate(dict(request))
+
+
+def service_address(base_url: str | None, api_key: str | None) -> tuple[str, str | None]:
+    """Return the URL and the key that are given, or those of the environment, or the service of this machine."""
+    url = base_url if base_url is not None else os.environ.get("VIGOR_URL") or DEFAULT_URL
+    return url, api_key if api_key is not None else os.environ.get("VIGOR_API_KEY") or None
 
 
 def _headers(api_key: str | None) -> dict[str, str]:

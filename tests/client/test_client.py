@@ -3,6 +3,8 @@
 import asyncio
 import inspect
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 from tests.client.fake_service import FakeService, answer, problem
+from tests.support.preloaded_process import preloaded
 from vigor_client import (
     AsyncVigorClient,
     Completion,
@@ -94,6 +97,42 @@ def test_groups_may_be_plain_mappings() -> None:
     assert json.loads(service.requests[0].content)["groups"] == [
         {"prompt": "hi", "completions": [{"text": "a"}, {"ids": [1, 2]}]}
     ]
+
+
+@pytest.mark.parametrize("group", [GROUP, GROUP.model_dump(exclude_unset=True)])
+def test_one_group_alone_is_a_list_of_one(group: Group | dict[str, object]) -> None:
+    service = Recorder(answer(scores()))
+    with client_of(service) as client:
+        assert client.score(group) == scores()
+    assert json.loads(service.requests[0].content)["groups"] == [
+        {"id": "q", "prompt_ids": [1, 2], "completions": [{"ids": [3]}, {"text": "four"}]}
+    ]
+
+
+OF_THE_ENVIRONMENT = """
+from vigor_client import AsyncVigorClient, VigorClient
+print(VigorClient(), AsyncVigorClient("http://given:1", api_key="given"), sep=";")
+"""
+
+
+@pytest.mark.parametrize(
+    ("environment", "client"),
+    [
+        ({}, "VigorClient('http://127.0.0.1:8000')"),
+        ({"VIGOR_URL": "", "VIGOR_API_KEY": ""}, "VigorClient('http://127.0.0.1:8000')"),
+        ({"VIGOR_URL": "http://other:2", "VIGOR_API_KEY": "s3cret"}, "VigorClient('http://other:2', api_key='***')"),
+    ],
+)
+def test_url_and_key_come_from_the_environment_unless_they_are_given(environment: dict[str, str], client: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", OF_THE_ENVIRONMENT],
+        env={**preloaded(), **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert done.stdout == f"{client};AsyncVigorClient('http://given:1', api_key='***')\n"
 
 
 def test_a_wrong_group_is_refused_here_by_its_index() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TypeVar, get_args
 
 from vigor_client._version import __version__
-from vigor_client.client import DEFAULT_TIMEOUT_SECONDS, MAX_TIMEOUT_SECONDS
+from vigor_client.client import DEFAULT_TIMEOUT_SECONDS, DEFAULT_URL, MAX_TIMEOUT_SECONDS
 from vigor_client.schemas.common import MAX_WEIGHT_VERSION
 from vigor_client.schemas.engines import MAX_ENGINES
 from vigor_client.schemas.scoring import (
@@ -26,7 +26,6 @@ from vigor_client.schemas.scoring import (
 _T = TypeVar("_T", int, float)
 Command = Callable[[argparse.Namespace], int]
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_READY_TIMEOUT_SECONDS = 600.0
 
 
