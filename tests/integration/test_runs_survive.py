@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -75,6 +77,29 @@ def test_a_run_that_is_killed_at_any_step_and_resumed_is_the_run_that_was_not(
     assert curve(killed) == curve(whole), said
     final = [digest_of_tensors(checkpoint_tensors(output), wanted) for output in (whole, killed)]
     assert [served.weight_digest] * 2 == final, said
+
+
+@pytest.mark.parametrize("saves", [True, False])
+def test_ctrl_c_says_up_to_which_step_a_run_is_saved_and_how_it_goes_on(tmp_path: Path, saves: bool) -> None:
+    model, output, log = save_tiny_checkpoint(tmp_path / "model"), tmp_path / "run", tmp_path / "trainer.log"
+    with running_service(model, tmp_path / "service.log") as service:
+        flags = [*flags_of(service, model, output, 1), "--max_steps", "1000"]
+        flags += [] if saves else ["--save_strategy", "no"]
+        with started("vigor_trainer", *flags, log=log) as trainer:
+            wait_for(lambda: len(read_records(output)) > SAVE_STEPS + 1, process=trainer, seconds=RUN_SECONDS, log=log)
+            trainer.send_signal(signal.SIGINT)
+            assert trainer.wait(RUN_SECONDS) == 130
+    last = log.read_text().splitlines()[-1]
+    if saves:
+        found = re.fullmatch(
+            rf"vigor-trainer: interrupted after step \d+, saved up to step (\d+) in ({re.escape(str(output))}\S+) "
+            r"\(go on with --resume_from_checkpoint true\)",
+            last,
+        )
+        assert found is not None, last
+        assert json.loads((Path(found[2]) / "trainer_state.json").read_text())["global_step"] == int(found[1])
+    else:
+        assert re.fullmatch(r"vigor-trainer: interrupted after step \d+, no checkpoint was saved \(.*\)", last), last
 
 
 def test_two_processes_train_as_one_does_on_the_same_completions(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from tests.k8s.rendering import Manifest, container, needs_kubectl, pod, render, the, trainer_job
 from tests.k8s.settings import environment
-from vigor_trainer.config import Arguments, parse_arguments
+from vigor_trainer.config.parsing import Arguments, parse_arguments
 
 pytestmark = [
     needs_kubectl,

@@ -91,7 +91,7 @@ from vigor_service.threads.preparation import MAX_WAITING
 from vigor_service.weights.sources.published_versions import MAX_VERSIONS
 from vigor_service.weights.verification.checkpoint import MAX_CHECKPOINT_TENSORS
 from vigor_service.weights.verification.tensor_files import MAX_HEADER_BYTES
-from vigor_trainer.config import VigorArguments
+from vigor_trainer.config.arguments import VigorArguments
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

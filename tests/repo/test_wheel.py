@@ -5,6 +5,7 @@ import subprocess
 import sys
 import venv
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -97,9 +98,14 @@ def test_pushing_without_xxhash_says_which_extra_to_install(fresh: Path, tmp_pat
     assert done.stderr.startswith("vigor: a checksum needs xxhash: pip install '.[trainer]' in a checkout")
 
 
-@pytest.mark.parametrize(("script", "extra"), [("vigor-service", "service"), ("vigor-trainer", "trainer")])
-def test_the_other_commands_say_which_extra_to_install(script: str, extra: str, fresh: Path, tmp_path: Path) -> None:
-    done = run(fresh / script, "--help", cwd=tmp_path)
+@pytest.mark.parametrize(
+    ("script", "flags", "extra"),
+    [("vigor-service", ["--help"], "service"), ("vigor-trainer", ["--dataset", "addition"], "trainer")],
+)
+def test_the_other_commands_say_which_extra_to_install(
+    script: str, flags: Sequence[str], extra: str, fresh: Path, tmp_path: Path
+) -> None:
+    done = run(fresh / script, *flags, cwd=tmp_path)
     assert done.returncode == 2
     assert f"pip install '.[{extra}]' in a checkout of vigor-rl" in done.stderr
     assert "Traceback" not in done.stderr

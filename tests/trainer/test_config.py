@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vigor_trainer.config import CPU_SETTINGS, Arguments, describe_cpu_settings, parse_arguments
+from vigor_trainer.config.parsing import CPU_SETTINGS, Arguments, describe_cpu_settings, parse_arguments
 from vigor_trainer.recipes.files import default_settings
 
 # TRL 1.16 still uses the names that transformers 5.23 deprecates.
@@ -83,7 +83,7 @@ def test_any_flag_of_trl_works() -> None:
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
-        (["--rewrad", "entropy"], "not understood: --rewrad entropy"),
+        (["--rewrad", "entropy"], "unknown option --rewrad entropy; did you mean --reward?"),
         (["--reward", "length"], "--reward length: give one or more of vigor, self_certainty"),
         (["--reward", "vigor", "vigor"], "--reward is vigor vigor: give each reward once"),
         (["--min_spread", "-1"], "--min_spread is -1: give 0 or more"),
@@ -122,7 +122,11 @@ def test_what_cannot_be_run_is_refused_in_one_line(
 
 @pytest.mark.parametrize(
     ("content", "complaint"),
-    [("rewrad: entropy", "not understood: --rewrad entropy"), ("- a", "must contain a YAML mapping"), ("a: [", "")],
+    [
+        ("rewrad: entropy", "unknown option --rewrad entropy; did you mean --reward?"),
+        ("- a", "must contain a YAML mapping"),
+        ("a: [", ""),
+    ],
 )
 def test_a_bad_file_is_refused(
     tmp_path: Path, content: str, complaint: str, capsys: pytest.CaptureFixture[str]

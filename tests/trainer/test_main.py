@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,7 @@ from tests.support.preloaded_process import preloaded
 from tests.support.tiny_models import save_tiny_checkpoint
 from tests.trainer.example_records import example_record
 from vigor_trainer.__main__ import main
+from vigor_trainer.config.arguments import VigorArguments
 from vigor_trainer.monitoring.records import read_records, round_file
 
 # TRL 1.16 still uses the names that transformers 5.23 deprecates.
@@ -24,16 +28,46 @@ WITHOUT_TRL = """
 import sys
 sys.modules["trl"] = None
 from vigor_trainer.__main__ import main
-sys.exit(main(["--help"]))
+code = main(sys.argv[1:])
+assert code or "torch" not in sys.modules
+sys.exit(code)
 """
 
 
-def test_a_missing_extra_is_named_without_a_stack_trace() -> None:
-    finished = subprocess.run(
-        [sys.executable, "-c", WITHOUT_TRL], env=preloaded(), capture_output=True, text=True, timeout=60, check=False
+def _without_trl(*flags: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", WITHOUT_TRL, *flags], capture_output=True, text=True, timeout=60, check=False
     )
+
+
+def test_a_missing_extra_is_named_without_a_stack_trace() -> None:
+    finished = _without_trl("--dataset", "addition")
     assert finished.returncode == 2
     assert finished.stderr == "vigor-trainer needs trl: pip install '.[trainer]' in a checkout of vigor-rl\n"
+
+
+def test_help_has_every_flag_under_its_subject_and_loads_neither_torch_nor_trl() -> None:
+    finished = _without_trl("--reward_url", "http://127.0.0.1:1", "--help")
+    assert (finished.returncode, finished.stderr) == (0, "")
+    sections = finished.stdout.split("\n\n")
+    titles = ["Connection to the service", "Model and recipe", "How the rows of a task are read", "Training prompts"]
+    titles += ["Rewards", "Publication of weights", "Evaluation during training", "More"]
+    assert [section.splitlines()[0] for section in sections[2:]] == titles
+    flags = re.findall(r"^  --(\w+) \S", finished.stdout, re.MULTILINE)
+    assert sorted(flags) == sorted(field.name for field in fields(VigorArguments))
+    assert "  --ties average|ordinal\n" in finished.stdout
+    assert "(default: None)" not in finished.stdout
+
+
+def test_the_version_is_told_without_torch_or_trl() -> None:
+    assert _without_trl("--version").stdout == f"vigor-trainer {version('vigor-rl')}\n"
+
+
+def test_help_all_has_the_flags_of_trl_too(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help-all"])
+    shown = capsys.readouterr().out
+    assert all(flag in shown for flag in ("--reward_url", "--num_generations", "--use_peft"))
 
 
 ANOTHER_TRL = """

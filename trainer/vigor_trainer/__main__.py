@@ -11,7 +11,10 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from importlib.metadata import version
 from io import TextIOWrapper
+
+from vigor_trainer.config.help import ALL_FLAG, HELP_FLAGS, own_help
 
 EXIT_STOPPED = 1
 EXIT_USAGE = 2
@@ -34,6 +37,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     # TRL 1.16 uses the names that transformers 5.23 deprecates, in every run and whatever the user does.
     warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
     given = list(sys.argv[1:] if argv is None else argv)
+    if given and given[0] not in COMMANDS and (answer := _answered_at_once(given)) is not None:
+        print(answer, end="")
+        return 0
+    given = ["--help" if flag == ALL_FLAG else flag for flag in given]
     module = COMMANDS.get(given[0]) if given else None
     try:
         command: Callable[[Sequence[str]], None] = import_module(module or TRAIN).main
@@ -42,6 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"vigor-trainer needs {error.name}: {hint}", file=sys.stderr)
         return EXIT_USAGE
     return _run(command, given[1:] if module else given)
+
+
+def _answered_at_once(given: Sequence[str]) -> str | None:
+    """Return what `--help` and `--version` print, which needs none of the libraries that training needs."""
+    if "--version" in given:
+        return f"vigor-trainer {version('vigor-rl')}\n"
+    return own_help() if any(flag in given for flag in HELP_FLAGS) else None
 
 
 def _run(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
@@ -56,8 +70,11 @@ def _run(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         return _stopped(error, EXIT_USAGE)
     except (errors.TrainerError, VigorError, OSError) as error:  # OSError: the disk is full, a directory was removed
         return _stopped(error, EXIT_STOPPED)
+    except errors.InterruptedRunError as error:
+        print(f"vigor-trainer: {error}", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except KeyboardInterrupt:
-        print("vigor-trainer: interrupted, nothing saved", file=sys.stderr)
+        print("vigor-trainer: interrupted before the first step, nothing saved", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 

@@ -16,7 +16,7 @@ from vigor_trainer.flags import refuse_not_above_zero
 
 @dataclass(kw_only=True)
 class ConnectionArguments:
-    """The flags that say where the service is.
+    """Connection to the service.
 
     Raises:
         ValueError: a number is out of its range; names the flag.

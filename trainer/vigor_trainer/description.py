@@ -6,7 +6,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import cast
 
 from vigor_client import ModelInfo
-from vigor_trainer.config import Arguments
+from vigor_trainer.config.parsing import Arguments
 from vigor_trainer.monitoring.run_info import RunInfo, ServiceInfo
 
 PACKAGES = ("vigor-rl", "trl", "transformers", "torch", "accelerate", "peft", "math-verify")

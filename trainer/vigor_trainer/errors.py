@@ -4,6 +4,7 @@
     ├── InvalidTaskError           the dataset is not what the trainer understands; names the place
     ├── InvalidModelError          the model's tokenizer cannot be loaded
     ├── InvalidRunError            a directory holds no run that can be shown
+    ├── InterruptedRunError        Ctrl-C during the steps; says what is saved
     └── UnsupportedSettingError    a setting under which the reward would not be exact
 
 Each stops the run with its message; nothing is trained on a guess. What fails in a round is an error of the client
@@ -27,6 +28,10 @@ class InvalidModelError(TrainerError):
 
 class InvalidRunError(TrainerError):
     """A directory holds no run of this version, or not all of it."""
+
+
+class InterruptedRunError(TrainerError):
+    """Ctrl-C ended the steps of a run."""
 
 
 class UnsupportedSettingError(TrainerError):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError
+from collections.abc import Sequence
+from difflib import get_close_matches
 from typing import NoReturn
 
 
@@ -11,6 +13,14 @@ class OneLineParser(ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
+
+
+def unknown_options(unknown: Sequence[str], parser: ArgumentParser) -> str:
+    """Return one line that names what the parser does not know, and the option that is spelled most like the first."""
+    first = unknown[0].partition("=")[0]
+    known = [option for action in parser._actions for option in action.option_strings]  # pyright: ignore[reportPrivateUsage] - argparse has no other way
+    nearest = get_close_matches(first, known, n=1)
+    return f"unknown option {' '.join(unknown)}" + (f"; did you mean {nearest[0]}?" if nearest else "")
 
 
 def positive(text: str) -> int:

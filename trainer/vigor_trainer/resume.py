@@ -34,19 +34,24 @@ def find_checkpoint(setting: str | bool | None, output_dir: Path) -> Checkpoint 
         case None | False | "false":
             return None
         case True | "true":
-            return _last_checkpoint(output_dir)
+            return _required_checkpoint(output_dir)
         case _:
             return _checkpoint(Path(str(setting)))
 
 
-def _last_checkpoint(output_dir: Path) -> Checkpoint:
+def last_checkpoint(output_dir: Path) -> Checkpoint | None:
+    """Return the last whole checkpoint in a directory; None if there is none."""
     directories = output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     whole = [Checkpoint(directory, step) for directory in directories if (step := _step_of(directory)) is not None]
-    if not whole:
+    return max(whole, key=lambda checkpoint: checkpoint.step, default=None)
+
+
+def _required_checkpoint(output_dir: Path) -> Checkpoint:
+    if (checkpoint := last_checkpoint(output_dir)) is None:
         raise UnsupportedSettingError(
             f"--resume_from_checkpoint true: there is no whole checkpoint in {output_dir}; leave it out for a new run"
         )
-    return max(whole, key=lambda checkpoint: checkpoint.step)
+    return checkpoint
 
 
 def _checkpoint(directory: Path) -> Checkpoint:

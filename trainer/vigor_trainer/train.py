@@ -13,19 +13,13 @@ from vigor_client import Broadcast, SharedDirectory, VigorClient, WeightSnapshot
 from vigor_client.integrations.trl.trl_shape import READ_BY_VIGOR_TRAINER, check_installed_trl
 from vigor_trainer.building import building
 from vigor_trainer.collapse_callback import CollapseCallback
-from vigor_trainer.config import (
-    BUILTINS,
-    Arguments,
-    BuiltinName,
-    VigorArguments,
-    describe_cpu_settings,
-    parse_arguments,
-)
+from vigor_trainer.config.arguments import BUILTINS, BuiltinName, VigorArguments
+from vigor_trainer.config.parsing import Arguments, describe_cpu_settings, parse_arguments
 from vigor_trainer.connection import connected
 from vigor_trainer.data.prompt_lengths import fitting_prompts, prompt_counter
 from vigor_trainer.data.tasks import Example, as_dataset, read_task
 from vigor_trainer.description import describe_run
-from vigor_trainer.errors import UnsupportedSettingError
+from vigor_trainer.errors import InterruptedRunError, UnsupportedSettingError
 from vigor_trainer.evaluation.completions import questions_of
 from vigor_trainer.evaluation.during_training import EvaluationCallback, Evaluations, HeldOut
 from vigor_trainer.evaluation.models import load_tokenizer, model_name, sampler_of
@@ -33,7 +27,7 @@ from vigor_trainer.monitoring.alerts import tracker_alerts
 from vigor_trainer.monitoring.collapse import CollapseWarning, CollapseWatch
 from vigor_trainer.monitoring.record_file import Resumption
 from vigor_trainer.monitoring.run_files import RunFiles, output_directory
-from vigor_trainer.resume import Checkpoint, find_checkpoint
+from vigor_trainer.resume import Checkpoint, find_checkpoint, last_checkpoint
 from vigor_trainer.rewards.custom import CustomReward, load_reward
 from vigor_trainer.rewards.groups import ScoreOptions
 from vigor_trainer.rewards.round_rewards import RoundRewards
@@ -59,6 +53,7 @@ def run(arguments: Arguments) -> None:
 
     Raises:
         TrainerError: see its tree.
+        InterruptedRunError: Ctrl-C during the steps.
         UnsupportedTrlError: the installed TRL lacks what is read from it.
         VigorError: the service cannot be reached, or refuses.
     """
@@ -95,7 +90,7 @@ def run(arguments: Arguments) -> None:
             )
             _add_evaluations(trainer, arguments, tokenizer, datasets.get("eval_dataset"), resumption)
         with building("the run cannot begin", is_over=lambda: trainer.has_begun):
-            _train(trainer, checkpoint)
+            _train(trainer, checkpoint, output_dir)
         final = trainer.publish_final_weights()
     save_final_model(trainer, output_dir)
     if trainer.accelerator.is_main_process:
@@ -137,9 +132,24 @@ def _template_kwargs(grpo: GRPOConfig) -> dict[str, Any]:
     return cast("dict[str, Any] | None", grpo.chat_template_kwargs) or {}  # pyright: ignore[reportUnknownMemberType]
 
 
-def _train(trainer: VigorTrainer, checkpoint: Checkpoint | None) -> None:
+def _train(trainer: VigorTrainer, checkpoint: Checkpoint | None, output_dir: Path) -> None:
     directory = checkpoint and str(checkpoint.directory)
-    trainer.train(resume_from_checkpoint=directory)  # pyright: ignore[reportUnknownMemberType] - partly untyped
+    try:
+        trainer.train(resume_from_checkpoint=directory)  # pyright: ignore[reportUnknownMemberType] - partly untyped
+    except KeyboardInterrupt as error:
+        raise InterruptedRunError(_what_is_saved(output_dir, trainer.state.global_step)) from error
+
+
+def _what_is_saved(output_dir: Path, step: int) -> str:
+    saved = last_checkpoint(output_dir)
+    if saved is None:
+        return (
+            f"interrupted after step {step}, no checkpoint was saved (--save_strategy steps --save_steps N saves some)"
+        )
+    return (
+        f"interrupted after step {step}, saved up to step {saved.step} in {saved.directory} "
+        "(go on with --resume_from_checkpoint true)"
+    )
 
 
 def _resumption(grpo: GRPOConfig, output_dir: Path, checkpoint: Checkpoint | None) -> Resumption | None:

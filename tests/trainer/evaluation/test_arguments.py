@@ -20,7 +20,10 @@ URL = "http://127.0.0.1:1"
         (["eval", "--dataset", "addition", "--num_samples", "-1"], "--num_samples is -1: give 0 or more"),
         (["eval", "--dataset", "addition", "--temperature", "0"], "--temperature is 0: give more than 0"),
         (["eval", "--dataset", "addition", "--batch-size", "0"], "--batch_size is 0: give 1 or more"),
-        (["eval", "--dataset", "addition", "--num_sample", "3"], "not understood: --num_sample 3"),
+        (
+            ["eval", "--dataset", "addition", "--num_sample", "3"],
+            "unknown option --num_sample 3; did you mean --num_samples?",
+        ),
         (["eval", "--dataset", "addition", "--backend", "ollama"], "argument --backend: invalid choice: 'ollama'"),
         (["audit", "--dataset", "addition"], "the following arguments are required: --reward_url"),
         (["audit", "--reward-url", URL], "give one of --dataset and --completions"),

@@ -9,7 +9,7 @@ import pytest
 
 from tests.client.fake_service import MODEL
 from tests.trainer.example_records import example_record
-from vigor_trainer.config import parse_arguments
+from vigor_trainer.config.parsing import parse_arguments
 from vigor_trainer.description import describe_run
 from vigor_trainer.monitoring.run_files import RunFiles
 from vigor_trainer.monitoring.run_info import INFO_FILE, RunInfo, read_run_info, write_run_info

@@ -10,7 +10,8 @@ import pytest
 import yaml
 from trl import GRPOConfig, ModelConfig  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
-from vigor_trainer.config import Arguments, VigorArguments, parse_arguments
+from vigor_trainer.config.arguments import VigorArguments
+from vigor_trainer.config.parsing import Arguments, parse_arguments
 from vigor_trainer.errors import UnsupportedSettingError
 from vigor_trainer.recipes.choice import Given, chosen_settings
 from vigor_trainer.recipes.files import DIRECTORY, default_settings, recipe, recipe_names

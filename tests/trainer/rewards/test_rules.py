@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from vigor_client import CompletionScore, rank_rewards, ranks
-from vigor_trainer.config import BUILTINS
+from vigor_trainer.config.arguments import BUILTINS
 from vigor_trainer.data.answers import Judged
 from vigor_trainer.rewards.rules import RuleOptions, ScoredGroup, needed_parts, rewards_of
 

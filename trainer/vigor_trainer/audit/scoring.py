@@ -8,7 +8,7 @@ from typing import Any
 
 from vigor_client import Completion, CompletionScore, Group, GroupScore, PublishResult, score_in_chunks
 from vigor_client.schemas.scoring import DEFAULT_COMPUTE
-from vigor_trainer.config import BUILTINS, BuiltinName
+from vigor_trainer.config.arguments import BUILTINS, BuiltinName
 from vigor_trainer.data.answers import Judged
 from vigor_trainer.data.prompts import Prompt
 from vigor_trainer.evaluation.completions import EvaluatedCompletion

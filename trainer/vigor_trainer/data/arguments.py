@@ -10,7 +10,7 @@ from vigor_trainer.flags import refuse_less
 
 @dataclass(kw_only=True)
 class TaskArguments:
-    """What the name of a task cannot hold. Each is a flag.
+    """How the rows of a task are read.
 
     Raises:
         ValueError: a number is out of its range; names the flag.

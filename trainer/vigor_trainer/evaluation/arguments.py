@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar, cast
 from transformers import HfArgumentParser
 
 from vigor_trainer.data.arguments import TaskArguments
-from vigor_trainer.flags import OneLineParser, refuse_less, refuse_not_above_zero
+from vigor_trainer.flags import OneLineParser, refuse_less, refuse_not_above_zero, unknown_options
 
 Backend = Literal["auto", "transformers", "vllm"]
 
@@ -80,7 +80,7 @@ def parse_flags(kind: type[Parsed], argv: Sequence[str], *, command: str, descri
     except ValueError as error:
         parser.error(str(error))
     if unknown:
-        parser.error(f"not understood: {' '.join(unknown)}")
+        parser.error(unknown_options(unknown, parser))
     return parsed
 
 

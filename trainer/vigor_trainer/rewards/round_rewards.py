@@ -18,7 +18,7 @@ from vigor_client.integrations.trl.distributed import gather_from_all, on_main_p
 from vigor_client.integrations.trl.metrics import METRICS, NORM_COLUMN, RANK_COLUMN, log_metrics, mean, score_metrics
 from vigor_client.integrations.trl.round import Round
 from vigor_client.schemas.scoring import ComputeName, FinishReason, RewardName, TieRule, TruncatedRule
-from vigor_trainer.config import BuiltinName
+from vigor_trainer.config.arguments import BuiltinName
 from vigor_trainer.data.programs import judge_all
 from vigor_trainer.data.prompts import Prompt
 from vigor_trainer.monitoring import statistics

@@ -12,7 +12,7 @@ from statistics import fmean
 
 from vigor_client import CompletionScore, rank_rewards, ranks
 from vigor_client.schemas.scoring import ComputeName, RewardName, TieRule, compute_for
-from vigor_trainer.config import BUILTINS, BuiltinName
+from vigor_trainer.config.arguments import BUILTINS, BuiltinName
 from vigor_trainer.data.answers import Judged, majority, same_answer
 from vigor_trainer.monitoring.completions import SIGNALS
 
