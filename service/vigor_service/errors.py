@@ -206,7 +206,7 @@ def invalid_request(
     ``count`` is how many there are where only the first were kept; ``are_all`` is false where there may be more.
     """
     number = len(errors) if count is None else count
-    counted = "1 place is wrong" if number == 1 and are_all else f"{number} places are wrong"
+    counted = "1 validation error" if number == 1 and are_all else f"{number} validation errors"
     counted = counted if are_all else f"at least {counted}"
     listed = f", the first {MAX_LISTED_ERRORS} are listed" if number > MAX_LISTED_ERRORS else ""
     return InvalidRequestError(f"{counted}{listed}; {consequence}", errors=errors)

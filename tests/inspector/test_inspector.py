@@ -123,7 +123,7 @@ def test_weights_that_are_published_meanwhile_show_by_themselves(page: Page, cli
     version = client.weights().weight_version + 7
     client.publish_weights(trained.state_dict(), weight_version=version)
     expect(page.locator("#weights")).to_have_text(f"version {version}")
-    expect(page.locator("#outdated")).to_contain_text(f"{version} serves now")
+    expect(page.locator("#outdated")).to_contain_text(f"the service now has version {version}")
     page.get_by_role("button", name="Score again").click()
     expect(page.locator("#scored-with")).to_contain_text(f"weights {version} ")
     expect(page.locator("#outdated")).to_be_hidden()
@@ -214,7 +214,7 @@ def test_a_refusal_is_told_as_the_service_tells_it(page: Page) -> None:
     page.get_by_label("How the prompt is read").select_option("prompt")
     page.get_by_role("button", name="Score", exact=True).click()
     problem = page.get_by_role("alert")
-    expect(problem).to_contain_text("The request is wrong")
+    expect(problem).to_contain_text("Invalid request")
     expect(problem).to_contain_text("groups › 0 › prompt")
     expect(problem).to_contain_text("invalid_request")
     page.get_by_role("button", name="Arithmetic").click()

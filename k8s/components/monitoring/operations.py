@@ -40,7 +40,7 @@ OPERATIONS: dict[str, list[Panel]] = {
             {"{{status}}": rate("vigor_completions_total", by="status")},
         ),
         Panel(
-            "Known scores",
+            "Cache hits",
             "Scores per second that came from the cache and cost nothing.",
             "suffix: scores/s",
             {"cached": rate("vigor_cached_scores_total")},
@@ -69,7 +69,7 @@ OPERATIONS: dict[str, list[Panel]] = {
             },
         ),
         Panel(
-            "Queue, of what it holds",
+            "Queue utilization",
             "At 100 % requests are refused with queue_full.",
             "percentunit",
             {
@@ -184,7 +184,7 @@ OPERATIONS: dict[str, list[Panel]] = {
             {"{{instance}}": "time() - vigor_weight_published_timestamp_seconds{$of}"},
         ),
         Panel(
-            "Parts of an update",
+            "Weight update time by phase",
             "Mean seconds of receiving a file, verifying, staging on the engines, storing and swapping.",
             "s",
             {

@@ -1,4 +1,4 @@
-"""The panels for who trains: norms, length bias, what cannot be told apart, versions."""
+"""The panels for who trains: norms, length bias, ties and duplicates, versions."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REWARD: dict[str, list[Panel]] = {
         ),
         Panel(
             "Spread within groups",
-            "Standard deviation of a group's norms by their mean. Near 0, ranks tell noise apart.",
+            "Standard deviation of a group's norms by their mean. Near 0 the ranking is mostly noise.",
             "none",
             quantiles("vigor_norm_spread_ratio", of=(0.1, 0.5, 0.9)),
         ),
@@ -53,7 +53,7 @@ REWARD: dict[str, list[Panel]] = {
             {"mean": f"{rate('vigor_tokens_total', where=_COMPLETION)} / {rate('vigor_completions_total')}"},
         ),
     ],
-    "What cannot be told apart": [
+    "Ties and duplicates": [
         Panel(
             "Ties",
             "Share of completions that have the rank of another one of their group.",

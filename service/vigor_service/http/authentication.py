@@ -40,7 +40,7 @@ class Keys:
             return
         granted = self._granted(shown)
         if granted is None:
-            raise UnauthenticatedError("this needs a key that the service knows: send `Authorization: Bearer KEY`")
+            raise UnauthenticatedError("missing or invalid API key: send `Authorization: Bearer KEY`")
         if granted < role:
             raise ForbiddenError(self._why_forbidden())
 

@@ -50,7 +50,7 @@ PROBLEMS: Mapping[type[ServiceError], ProblemKind] = {
     errors.UrlTooLongError: ProblemKind(414, "url_too_long", "The URL is too long"),
     errors.UnsupportedMediaTypeError: ProblemKind(415, "unsupported_media_type", "The body must be JSON"),
     errors.WrongHostError: ProblemKind(421, "wrong_host", "The request is for another host"),
-    errors.InvalidRequestError: ProblemKind(422, "invalid_request", "The request is wrong"),
+    errors.InvalidRequestError: ProblemKind(422, "invalid_request", "Invalid request"),
     errors.QueueFullError: ProblemKind(429, "queue_full", "The queue is full"),
     errors.HeadersTooLargeError: ProblemKind(431, "headers_too_large", "The headers are too large"),
     errors.ClientGoneError: ProblemKind(499, "client_gone", "The client went away"),

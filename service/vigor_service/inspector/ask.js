@@ -33,7 +33,7 @@ function fill({ prompt, completions }) {
 function addCompletion(text) {
   const area = element("textarea", { value: text, rows: Math.min(4, text.split("\n").length), spellcheck: false });
   const ended = element("label", { className: "inline" },
-    element("input", { type: "checkbox", checked: true }), " ended by itself");
+    element("input", { type: "checkbox", checked: true }), " complete (append EOS)");
   const remove = element("button", { type: "button", className: "quiet", textContent: "Remove" });
   const row = element("li", {}, area, element("div", { className: "row-actions" }, ended, remove));
   remove.onclick = () => { row.remove(); number(); byId("add").focus(); };

@@ -51,7 +51,7 @@ function explain(index) {
   const { completions, ...prompt } = scored.group;
   markPicked(index);
   const body = { ...prompt, completion: completions[index] };
-  ask("v1/attribution", body, "Taking the norm apart…", (answer) => {
+  ask("v1/attribution", body, "Computing attribution…", (answer) => {
     showAttribution(answer, index);
     byId("attribution-title").focus();
   });
@@ -61,7 +61,7 @@ function noteWeights({ weight_version: version, weight_digest: digest }) {
   const isOutdated = scored !== null && scored.digest !== digest;
   if (isOutdated && byId("outdated").hidden) {
     const again = element("button", { type: "button", className: "quiet", textContent: "Score again", onclick: score });
-    byId("outdated").replaceChildren(`These scores are from weights ${scored.version}; ${version} serves now. `, again);
+    byId("outdated").replaceChildren(`Scored with weights ${scored.version}; the service now has version ${version}. `, again);
   }
   byId("outdated").hidden = !isOutdated;
 }

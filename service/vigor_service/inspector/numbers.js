@@ -30,9 +30,9 @@ export function bytes(number) {
   return `${significant(Number((number / 1000 ** power).toPrecision(3)))} ${units[power]}`;
 }
 
-/** Of computation; what took none was known from before. */
+/** Of computation; what took none was cached. */
 export function computed(number) {
-  return number === 0 ? "known from before" : `${seconds(number)} of computation`;
+  return number === 0 ? "cached" : `${seconds(number)} of computation`;
 }
 
 function seconds(number) {

@@ -74,8 +74,7 @@ export class Status {
       this.numFailures += 1;
       this.model = null; // who answers next may be another one
       showState("away");
-      setText(byId("away"), `The service does not answer, what stands above is from before. `
-        + `The next try is in ${this.pauseSeconds()} seconds.`);
+      setText(byId("away"), `Connection lost. Showing the last known state; retrying in ${this.pauseSeconds()} s.`);
     } else {
       throw error;
     }

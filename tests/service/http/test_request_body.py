@@ -116,7 +116,7 @@ def test_what_is_no_json_is_malformed_and_what_is_wrong_is_invalid() -> None:
     with pytest.raises(MalformedBodyError, match=r"Invalid JSON: EOF while parsing .* line 1"):
         parse_json(ScoreRequest, b"{", consequence="nothing was scored")
     refused = _refused(b'{"ties": 1}')
-    assert refused.detail == "2 places are wrong; nothing was scored"
+    assert refused.detail == "2 validation errors; nothing was scored"
     assert sorted(error.loc for error in refused.errors) == [["groups"], ["ties"]]
 
 
@@ -131,7 +131,7 @@ def test_an_object_with_more_names_than_any_has_is_refused_as_a_whole() -> None:
 def test_the_first_faults_are_listed_and_said_not_to_be_all() -> None:
     group = {"prompt_ids": [1], "completions": [{}] * 512}
     refused = _refused(json.dumps({"groups": [group] * 512}).encode())
-    assert refused.detail == "at least 100 places are wrong; nothing was scored"
+    assert refused.detail == "at least 100 validation errors; nothing was scored"
     assert [place.loc for place in refused.errors] == [["groups", 0, "completions", index] for index in range(100)]
 
 
@@ -139,7 +139,7 @@ def test_as_many_faults_as_are_listed_are_said_to_be_all_of_them() -> None:
     group = {"prompt_ids": [1], "completions": [[1], *[{}] * 100, [1]]}
     assert _refused(json.dumps({"groups": [group]}).encode()).detail.startswith("at least 100 places")
     group["completions"] = [[1], *[{}] * 99, [1]]
-    assert _refused(json.dumps({"groups": [group]}).encode()).detail == "99 places are wrong; nothing was scored"
+    assert _refused(json.dumps({"groups": [group]}).encode()).detail == "99 validation errors; nothing was scored"
 
 
 def _wrong_lists() -> Iterator[tuple[type[BaseModel], dict[str, object]]]:

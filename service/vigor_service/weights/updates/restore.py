@@ -33,7 +33,7 @@ def replay(state: StateDirectory, scorer: HeldWeights, weights: Weights) -> Repl
             weights = replace(weights, version=record.weight_version, digest=verified.digest, tensors=verified.tensors)
             _logger.info("weights_restored", extra={"version": weights.version, "digest": weights.digest})
     except (DamagedStateError, OSError) as error:  # a file may become unreadable between two reads
-        _logger.error("state_damaged", extra={"place": str(error), "have": weights.version})
+        _logger.error("stored_weights_corrupt", extra={"path": str(error), "serving_version": weights.version})
         return Replayed(weights, f"the state directory is damaged: {error}")
     return Replayed(weights)
 

@@ -268,7 +268,7 @@ def test_unknown_names_are_counted_and_the_first_are_listed(tmp_path: Path) -> N
         _, peak_bytes = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert "100002 places are wrong, the first 100 are listed" in refused.value.detail
+    assert "100002 validation errors, the first 100 are listed" in refused.value.detail
     assert len(refused.value.errors) == 100
     assert peak_bytes < 32 << 20
 
