@@ -147,7 +147,7 @@ manifests: setup ## All that k8s/ can be rendered to, by the schemas of Kubernet
 	$(BIN)/python -m pytest --quiet tests/k8s/test_schemas.py
 
 policies: .venv-checkov/.ready ## Checkov's rules for manifests and the Dockerfile
-	for name in overlays/cpu-dev overlays/gpu overlays/ray examples/trainer-job; do \
+	for name in overlays/cpu-dev overlays/example overlays/gpu overlays/ray examples/trainer-job; do \
 		kubectl kustomize k8s/$$name || exit 1; echo ---; done > .venv-checkov/manifests.yaml
 	.venv-checkov/bin/checkov --file .venv-checkov/manifests.yaml --file Dockerfile --framework kubernetes dockerfile \
 		--compact --quiet --skip-download

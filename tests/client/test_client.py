@@ -90,6 +90,21 @@ def test_a_score_sends_what_was_asked_and_nothing_else() -> None:
     }
 
 
+def test_an_answer_prints_as_a_short_table_and_has_flat_records() -> None:
+    shown = str(scores(sizes=(2, 1))).splitlines()
+    assert shown[0] == "weights 3, ranked by vigor"
+    assert shown[1].split("  ")[0] == "group"
+    assert [line.split()[:3] for line in shown[2:]] == [["0", "0", "ok"], ["0", "1", "ok"], ["1", "0", "ok"]]
+    assert str(scores(sizes=(30,))).splitlines()[-1] == "… and 10 more"
+    records = scores(sizes=(2, 1)).to_records()
+    assert [(each["group"], each["group_id"], each["completion"]) for each in records] == [
+        (0, "q", 0),
+        (0, "q", 1),
+        (1, "q", 0),
+    ]
+    assert all(each["rank"] == 1.5 for each in records)
+
+
 def test_groups_may_be_plain_mappings() -> None:
     service = Recorder(answer(scores(group_id=None)))
     with client_of(service) as client:

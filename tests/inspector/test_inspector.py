@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 from playwright.sync_api import Browser, Page, expect
@@ -107,7 +111,7 @@ def test_the_norm_of_a_completion_is_taken_apart(page: Page, client: VigorClient
     expect(page.locator("#token-sum")).to_have_text(re.compile(r"= 100\.0 %$"))
     expect(page.locator("#layer-sum")).to_have_text("Sum 100.0 %")
     assert page.locator(".layer-name").all_inner_texts() == [layer.name for layer in attribution.layers]
-    page.locator("summary").nth(1).click()
+    page.locator("#layers summary").nth(1).click()
     expect(page.locator("details[open] .parameter-name").first).to_have_text("model.layers.0.self_attn.q_proj.weight")
     page.get_by_label("show numbers").check()
     expect(page.locator(".token-share").nth(largest)).to_be_visible()
@@ -131,13 +135,13 @@ def test_weights_that_are_published_meanwhile_show_by_themselves(page: Page, cli
 
 
 def test_the_keyboard_alone_is_enough(page: Page) -> None:
-    page.keyboard.press("Tab")
+    tab_to(page, "#examples button")
     expect(page.get_by_role("button", name="Arithmetic")).to_be_focused()
     page.keyboard.press("Enter")
     tab_to(page, "#score")
     page.keyboard.press("Enter")
     expect(page.get_by_role("heading", name="Scores")).to_be_focused()
-    page.keyboard.press("Tab")
+    tab_to(page, "#rows button")
     expect(page.get_by_role("button", name="Explain the norm of completion 1")).to_be_focused()
     assert page.evaluate("() => getComputedStyle(document.activeElement).outlineStyle") == "solid"
     page.keyboard.press("Enter")
@@ -221,6 +225,153 @@ def test_a_refusal_is_told_as_the_service_tells_it(page: Page) -> None:
     page.get_by_role("button", name="Score", exact=True).click()
     expect(page.locator("#rows tr")).to_have_count(3)
     expect(problem).to_be_hidden()
+
+
+def test_the_page_says_what_it_is_for_and_every_column_what_it_means(page: Page) -> None:
+    expect(page.get_by_text("A smaller scaled norm is better")).to_be_visible()
+    page.get_by_role("button", name="Score", exact=True).click()
+    expect(page.locator("#rows tr")).to_have_count(3)
+    hints = [button.get_attribute("title") for button in page.locator("#columns button").all()]
+    assert len(hints) == 10
+    assert all(hints)
+    expect(page.get_by_role("columnheader", name="Norm · √T")).to_contain_text("smaller is better")
+
+
+def test_characters_of_several_tokens_are_shown_whole_and_blanks_by_a_sign(page: Page) -> None:
+    page.get_by_label("Completion 1", exact=True).fill("漢字 👍")
+    score_and_explain(page, 1)
+    shown = page.locator(".part").last.locator(".token-text").all_inner_texts()
+    assert shown[:4] == ["漢", "字", "␣", "👍"]
+    page.locator(".part").last.locator(".token").first.hover()
+    expect(page.locator("#readout")).to_contain_text(re.compile(r"“漢”, tokens \d+ to \d+: "))
+    expect(page.locator("#token-sum")).to_have_text(re.compile(r"= 100\.0 %$"))
+
+
+def test_the_best_row_is_marked_and_rows_are_sorted_by_any_column(page: Page) -> None:
+    page.get_by_role("button", name="Score", exact=True).click()
+    expect(page.locator("#rows tr")).to_have_count(3)
+    (best,) = page.locator("#rows tr.best").all()
+    expect(best.locator("[data-label=Rank]")).to_have_text("1")
+    expect(best.get_by_text("best", exact=True)).to_be_visible()
+    for label in ("Norm", "Entropy", "Tokens"):
+        heading = page.locator("#columns th").filter(has=page.get_by_role("button", name=label, exact=True))
+        for order in ("ascending", "descending"):
+            heading.get_by_role("button").click()
+            expect(heading).to_have_attribute("aria-sort", order)
+            values = list(map(number, cells(page, label)))
+            assert values == sorted(values, reverse=order == "descending")
+    page.locator("#rows tr").first.get_by_role("button").click()
+    index = page.locator("#rows tr").first.get_attribute("data-index")
+    page.get_by_role("heading", name=f"Where the norm of completion {int(index or -1) + 1} comes from").wait_for()
+    expect(page.locator("#rows tr").first.get_by_role("button")).to_have_attribute("aria-pressed", "true")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '["one", "two"]',
+        '{"prompt": "Say it", "completions": ["one", {"text": "two", "finish_reason": "length"}]}\n{"prompt": 1}',
+        '{"groups": [{"messages": [{"role": "user", "content": "Say it"}], "completions": ["one", "two"]}]}',
+    ],
+)
+def test_json_fills_in_the_form(page: Page, text: str) -> None:
+    page.get_by_text("Fill in from JSON").click()
+    page.locator("#json").fill(text)
+    page.get_by_role("button", name="Fill in", exact=True).click()
+    expect(page.get_by_label("Completion 1", exact=True)).to_have_value("one")
+    expect(page.get_by_label("Completion 2", exact=True)).to_have_value("two")
+    if "prompt" in text or "messages" in text:
+        expect(page.get_by_label("Prompt", exact=True)).to_have_value("Say it")
+    is_complete = page.get_by_label("Completion 2 is complete (append EOS)").is_checked()
+    assert is_complete is ("length" not in text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("one, two", "This is not JSON"),
+        ('{"prompt": "hi"}', "There are no completions"),
+        ('{"prompt": "hi", "completions": [[1, 2]]}', "A completion is a text"),
+        ('{"messages": [{"role": "system", "content": "x"}], "completions": ["a"]}', "one user message"),
+    ],
+)
+def test_json_that_the_form_cannot_hold_is_refused_and_nothing_is_filled_in(page: Page, text: str, said: str) -> None:
+    page.get_by_text("Fill in from JSON").click()
+    page.locator("#json").fill(text)
+    page.get_by_role("button", name="Fill in", exact=True).click()
+    expect(page.locator("#json-problem")).to_contain_text(said)
+    expect(page.get_by_label("Completion 1", exact=True)).to_have_value(ANSWERS[0])
+
+
+def test_the_request_is_shown_as_curl_python_and_json_that_work(page: Page, url: str) -> None:
+    page.get_by_label("Completion 2", exact=True).fill('it\'s "8" \\ é')
+    page.get_by_role("button", name="Score", exact=True).click()
+    expect(page.locator("#rows tr")).to_have_count(3)
+    norms = list(map(number, cells(page, "Norm")))
+    page.get_by_text("This request as curl, Python or JSON").click()
+    shown = {}
+    for form in ("curl", "python", "json"):
+        page.get_by_label("Form of the request").select_option(form)
+        shown[form] = page.locator("#request").inner_text()
+    program = shown["python"] + "\nprint(response.model_dump_json())"
+    for command in (["bash", "-c", f"{shown['curl']} --silent --fail"], [sys.executable, "-c", program]):
+        answer = json.loads(subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout)
+        assert [score["grad_norm"] for score in answer["groups"][0]["completions"]] == pytest.approx(norms, rel=1e-3)
+    assert httpx.post(f"{url}/v1/score", json=json.loads(shown["json"])).status_code == 200
+
+
+def test_a_link_to_the_page_fills_in_what_was_scored(browser: Browser, url: str, page: Page) -> None:
+    page.get_by_role("button", name="A function").click()
+    page.get_by_label("Completion 2", exact=True).fill("linked <b>text</b>")
+    page.get_by_label("Completion 2 is complete (append EOS)").uncheck()
+    page.get_by_label("ranked by").select_option("entropy")
+    page.get_by_role("button", name="Score", exact=True).click()
+    expect(page.locator("#rows tr")).to_have_count(3)
+    with watched_page(browser, page.url) as opened:
+        expect(opened.page.get_by_label("Completion 2", exact=True)).to_have_value("linked <b>text</b>")
+        expect(opened.page.get_by_label("Completion 2 is complete (append EOS)")).not_to_be_checked()
+        expect(opened.page.get_by_label("ranked by")).to_have_value("entropy")
+    with watched_page(browser, f"{url}/#%7Bnonsense") as opened:
+        expect(opened.page.get_by_label("Completion 1", exact=True)).to_have_value(ANSWERS[0])
+
+
+def test_a_wait_shows_its_seconds_and_can_be_ended(browser: Browser, tmp_path: Path) -> None:
+    with live_service(tmp_path) as service, watched_page(browser, str(service.http.base_url)) as watched:
+        service.scorer.gate.clear()
+        page = watched.page
+        page.get_by_role("button", name="Score", exact=True).click()
+        expect(page.locator("#progress-text")).to_have_text("Scoring…")
+        expect(page.locator("#elapsed")).to_have_text("1 s")
+        page.get_by_role("button", name="Cancel").click()
+        expect(page.locator("#progress")).to_be_hidden()
+        service.scorer.gate.set()
+        page.get_by_role("button", name="Score", exact=True).click()
+        expect(page.locator("#rows tr")).to_have_count(3)
+
+
+def test_fifty_completions_fit_into_the_form_and_the_table(page: Page) -> None:
+    page.get_by_text("Fill in from JSON").click()
+    page.locator("#json").fill(json.dumps([f"answer {number}" for number in range(50)]))
+    page.get_by_role("button", name="Fill in", exact=True).click()
+    form = page.locator("#completions").bounding_box()
+    assert form is not None
+    assert form["height"] < 700
+    page.get_by_role("button", name="Score", exact=True).click()
+    expect(page.locator("#rows tr")).to_have_count(50)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_borders_and_bars_stand_out(browser: Browser, url: str, scheme: str) -> None:
+    with watched_page(browser, url, color_scheme=scheme) as watched:
+        score_and_explain(watched.page, 1)
+        for selector, name, behind in [
+            ("#prompt", "borderTopColor", "body"),
+            ("#add", "borderTopColor", "body"),
+            ("#rows .bar-fill", "backgroundColor", "#rows .bar-track"),
+            ("#layers .bar-fill", "backgroundColor", "#layers .bar-track"),
+        ]:
+            found, paper = colour(watched.page, selector, name), colour(watched.page, behind, "backgroundColor")
+            assert contrast(found, paper) >= 3, selector
 
 
 def test_a_service_with_keys_is_asked_with_the_one_that_was_typed(browser: Browser, tmp_path: Path) -> None:

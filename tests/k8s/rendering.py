@@ -126,9 +126,9 @@ def num_bytes(quantity: str) -> int:
 
 def _left_out(overlay: str) -> list[str]:
     """Return the components that an overlay does not include itself."""
-    own = (K8S / "overlays" / overlay / "kustomization.yaml").read_text()
+    own = yaml.safe_load((K8S / "overlays" / overlay / "kustomization.yaml").read_text()).get("components", [])
     unfit = OF_STATEFUL_SETS if overlay == "ray" else set[str]()
-    return [name for name in COMPONENTS if f"components/{name}" not in own and name not in unfit]
+    return [name for name in COMPONENTS if f"../../components/{name}" not in own and name not in unfit]
 
 
 def _subsets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from itertools import combinations
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from k8s.components.monitoring.dashboards import DASHBOARDS, text
 from tests.monitoring.observed import MONITORING, panels, series_names
+from vigor_client.schemas.weights import WeightState
 
 PANELS = panels()
 UNITS = {"reqps", "s", "short", "none", "percentunit", "bytes", "Bps"}
@@ -50,9 +51,32 @@ def _overlap(a: dict[str, int], b: dict[str, int]) -> bool:
 def test_the_data_source_and_the_instances_are_variables(dashboard: dict[str, Any]) -> None:
     variables = {variable["name"]: variable for variable in dashboard["templating"]["list"]}
     assert variables["datasource"]["type"] == "datasource"
-    asked = re.findall(r"vigor_\w+", variables["instance"]["query"]["query"])
-    assert asked
-    assert set(asked) <= series_names()
+    assert list(variables) == ["datasource", "namespace", "model", "instance"]
+    for name in ("namespace", "model", "instance"):
+        assert set(re.findall(r"vigor_\w+", variables[name]["query"]["query"])) == {"vigor_build_info"}
+        assert variables[name]["query"]["query"].endswith(f", {name})")
+    assert '{namespace=~"$namespace", model=~"$model"}' in variables["instance"]["query"]["query"]
+    assert variables["instance"]["allValue"] is None  # all of those that are chosen, not all that there are
+
+
+def test_publications_are_marked_on_all_panels_of_one_crosshair(dashboard: dict[str, Any]) -> None:
+    assert dashboard["graphTooltip"] == 1
+    (annotation,) = dashboard["annotations"]["list"]
+    assert set(re.findall(r"vigor_\w+", annotation["expr"])) <= series_names()
+    assert 'instance=~"$instance"' in annotation["expr"]
+
+
+def test_every_state_of_weights_has_a_name_and_a_colour() -> None:
+    defaults = PANELS["operations: State"]["fieldConfig"]["defaults"]
+    (mapping,) = defaults["mappings"]
+    assert [mapping["options"][str(value)]["text"] for value in range(3)] == list(get_args(WeightState))
+    assert [step["value"] for step in defaults["thresholds"]["steps"]] == [None, 1, 2]
+
+
+def test_runs_are_not_averaged_together() -> None:
+    for name, panel in PANELS.items():
+        if name.startswith("reward: ") and panel["type"] == "timeseries" and "wait" not in panel["targets"][0]["expr"]:
+            assert all("{{instance}}" in target["legendFormat"] for target in panel["targets"]), name
 
 
 @pytest.mark.parametrize("panel", PANELS.values(), ids=list(PANELS))

@@ -35,7 +35,10 @@ class TokenShare(WireModel):
     """One token, and the share of the operations that ran at its position: there the next token is predicted."""
 
     id: int
-    text: str | None = Field(description="What it adds to the text before it; null without a tokenizer.")
+    text: str | None = Field(
+        description="What it adds to the text before it; null without a tokenizer. Of several tokens that make up one "
+        "character the first has it, and the others have an empty text."
+    )
     part: Literal["prompt", "completion"]
     in_loss: bool = Field(description="Whether its own prediction, made one position before, counts in the loss.")
     share: float | None

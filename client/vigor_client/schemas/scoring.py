@@ -203,6 +203,26 @@ def _is_none(value: object) -> bool:
     return value is None
 
 
+MOST_LINES = 20
+"""Completions that a printed answer shows."""
+_COLUMNS = {
+    "group": "group",
+    "completion": "completion",
+    "status": "status",
+    "num_tokens": "tokens",
+    "grad_norm": "norm",
+    "scaled_grad_norm": "norm · √T",
+    "rank": "rank",
+    "reward": "reward",
+}
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "–" if value is None else str(value)
+
+
 class CompletionScore(WireModel):
     """The result of one completion. Anything but status ``ok`` has no norm of its own meaning."""
 
@@ -256,6 +276,29 @@ class ScoreResponse(WireModel):
     groups: list[GroupScore]
     usage: Usage
     timing: Timing
+
+    def to_records(self) -> list[dict[str, object]]:
+        """Return a flat mapping for each completion, as ``pandas.DataFrame`` takes them.
+
+        ``group`` and ``completion`` are indices in the request; ``group_id`` is the group's own, or None.
+        """
+        return [
+            {"group": index, "group_id": group.id, "completion": position} | completion.model_dump()
+            for index, group in enumerate(self.groups)
+            for position, completion in enumerate(group.completions)
+        ]
+
+    def __str__(self) -> str:
+        """Return a short table: a line for each completion, up to ``MOST_LINES`` of them."""
+        records = self.to_records()
+        lines = [
+            list(_COLUMNS.values()),
+            *([_cell(record[name]) for name in _COLUMNS] for record in records[:MOST_LINES]),
+        ]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        table = ["  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines]
+        left_out = [f"… and {len(records) - MOST_LINES} more"] if len(records) > MOST_LINES else []
+        return "\n".join([f"weights {self.weight_version}, ranked by {self.reward}", *table, *left_out])
 
 
 class GroupLine(WireModel):

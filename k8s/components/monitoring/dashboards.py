@@ -27,7 +27,9 @@ def dashboard(uid: str, title: str, rows: dict[str, list[Panel]]) -> dict[str, A
         "editable": True,
         "refresh": "30s",
         "time": {"from": "now-1h", "to": "now"},
-        "templating": {"list": [_datasource_variable(), _instance_variable()]},
+        "graphTooltip": 1,  # one crosshair for all panels
+        "annotations": {"list": [_publications()]},
+        "templating": {"list": [_datasource_variable(), *_selections()]},
         "panels": list(_placed(rows)),
     }
 
@@ -54,19 +56,33 @@ def _panel(panel: Panel) -> dict[str, Any]:
         "title": panel.title,
         "description": panel.description,
         "datasource": _DATASOURCE,
-        "fieldConfig": {"defaults": {"unit": panel.unit}, "overrides": []},
+        "fieldConfig": {"defaults": _defaults(panel), "overrides": []},
         "options": {"calculate": False} if panel.kind == "heatmap" else {},
         "targets": list(_targets(panel.queries, format_)),
     }
 
 
+def _defaults(panel: Panel) -> dict[str, Any]:
+    defaults: dict[str, Any] = {"unit": panel.unit}
+    if panel.states:
+        states = {str(value): {"text": name, "color": colour} for value, (name, colour) in enumerate(panel.states)}
+        defaults["mappings"] = [{"type": "value", "options": states}]
+        defaults["color"] = {"mode": "thresholds"}
+        steps = [{"color": colour, "value": value or None} for value, (_, colour) in enumerate(panel.states)]
+        defaults["thresholds"] = {"mode": "absolute", "steps": steps}
+    if panel.warn_above is not None:
+        steps = [{"color": "green", "value": None}, {"color": "red", "value": panel.warn_above}]
+        defaults["thresholds"] = {"mode": "absolute", "steps": steps}
+        defaults["custom"] = {"thresholdsStyle": {"mode": "line"}}
+    return defaults
+
+
 def _targets(queries: dict[str, str], format_: str) -> Iterator[dict[str, Any]]:
     for letter, (legend, query) in zip("ABCDEFGH", queries.items(), strict=False):
-        expression = query.replace("$of", 'instance=~"$instance"').replace("$window", "$__rate_interval")
         yield {
             "refId": letter,
             "datasource": _DATASOURCE,
-            "expr": expression,
+            "expr": _of_the_chosen(query),
             "legendFormat": legend,
             "format": format_,
         }
@@ -76,19 +92,47 @@ def _datasource_variable() -> dict[str, Any]:
     return {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus", "current": {}}
 
 
-def _instance_variable() -> dict[str, Any]:
+def _selections() -> list[dict[str, Any]]:
+    """The instances to show, of the namespaces and models that are chosen before."""
+    info = 'vigor_build_info{namespace=~"$namespace"}', 'vigor_build_info{namespace=~"$namespace", model=~"$model"}'
+    return [
+        _selection(
+            "namespace", "Namespace", "vigor_build_info", "namespace", all_value=".*"
+        ),  # outside of Kubernetes there is none
+        _selection("model", "Model", info[0], "model", all_value=".*"),
+        _selection("instance", "Pod", info[1], "instance"),
+    ]
+
+
+def _selection(name: str, title: str, series: str, label: str, *, all_value: str | None = None) -> dict[str, Any]:
     return {
-        "name": "instance",
-        "label": "Instance",
+        "name": name,
+        "label": title,
         "type": "query",
         "datasource": _DATASOURCE,
-        "query": {"query": "label_values(vigor_build_info, instance)", "refId": "instance"},
+        "query": {"query": f"label_values({series}, {label})", "refId": name},
         "refresh": 2,
         "includeAll": True,
-        "allValue": ".*",
+        "allValue": all_value,
         "multi": True,
         "current": {"text": "All", "value": "$__all"},
     }
+
+
+def _publications() -> dict[str, Any]:
+    return {
+        "name": "New weights",
+        "datasource": _DATASOURCE,
+        "enable": True,
+        "iconColor": "blue",
+        "expr": _of_the_chosen("changes(vigor_weight_published_timestamp_seconds{$of}[$window]) > 0"),
+        "titleFormat": "new weights",
+        "textFormat": "{{instance}}",
+    }
+
+
+def _of_the_chosen(query: str) -> str:
+    return query.replace("$of", 'instance=~"$instance"').replace("$window", "$__rate_interval")
 
 
 DASHBOARDS = {

@@ -76,6 +76,7 @@ OPERATIONS: dict[str, list[Panel]] = {
                 "requests {{instance}}": "vigor_queued_requests{$of} / vigor_max_queued_requests{$of}",
                 "tokens {{instance}}": "vigor_queued_tokens{$of} / vigor_max_queued_tokens{$of}",
             },
+            warn_above=0.9,
         ),
         Panel(
             "Gathering",
@@ -173,9 +174,14 @@ OPERATIONS: dict[str, list[Panel]] = {
         ),
         Panel(
             "State",
-            "How many instances are in each state. poisoned: nothing is scored until a full update lands.",
-            "short",
-            {"{{state}}": "sum by (state) (vigor_weight_state{$of})"},
+            "Of each instance. Poisoned: a swap failed half-way, and nothing is scored until a full update lands.",
+            "none",
+            {
+                "{{instance}}": 'sum by (instance) (vigor_weight_state{state="applying",$of})'
+                ' + 2 * sum by (instance) (vigor_weight_state{state="poisoned",$of})'
+            },
+            "state-timeline",
+            states=(("ready", "green"), ("applying", "blue"), ("poisoned", "red")),
         ),
         Panel(
             "Age",

@@ -17,13 +17,20 @@ class Panel:
     description: str
     unit: str
     queries: dict[str, str]
-    kind: Literal["timeseries", "stat", "heatmap"] = "timeseries"
+    kind: Literal["timeseries", "stat", "heatmap", "state-timeline"] = "timeseries"
+    states: tuple[tuple[str, str], ...] = ()
+    """Name and colour of the values 0, 1, … of a state."""
+    warn_above: float | None = None
+    """The value from which on the panel is red."""
 
 
-def quantiles(histogram: str, *, where: str = "", of: tuple[float, ...] = (0.5, 0.95, 0.99)) -> dict[str, str]:
-    """Return a query for each quantile of a histogram, all instances together."""
-    rates = f"sum by (le) (rate({histogram}_bucket{{{where}$of}}[$window]))"
-    return {f"p{100 * each:g}": f"histogram_quantile({each}, {rates})" for each in of}
+def quantiles(
+    histogram: str, *, where: str = "", of: tuple[float, ...] = (0.5, 0.95, 0.99), apart: bool = False
+) -> dict[str, str]:
+    """Return a query for each quantile of a histogram: all instances together, or each ``apart``."""
+    rates = f"sum by (le{', instance' if apart else ''}) (rate({histogram}_bucket{{{where}$of}}[$window]))"
+    legend = " {{instance}}" if apart else ""
+    return {f"p{100 * each:g}{legend}": f"histogram_quantile({each}, {rates})" for each in of}
 
 
 def buckets(histogram: str) -> dict[str, str]:
@@ -37,6 +44,6 @@ def rate(counter: str, *, where: str = "", by: str = "") -> str:
     return f"sum{grouping}(rate({counter}{{{where}$of}}[$window]))"
 
 
-def ratio(above: str, below: str) -> str:
+def ratio(above: str, below: str, *, by: str = "") -> str:
     """Return the rate of one counter by that of another."""
-    return f"{rate(above)} / {rate(below)}"
+    return f"{rate(above, by=by)} / {rate(below, by=by)}"

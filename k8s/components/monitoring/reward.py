@@ -1,4 +1,4 @@
-"""The panels for who trains: norms, length bias, ties and duplicates, versions."""
+"""The panels for who trains: norms, length bias, ties and duplicates, versions. Each instance is a run of its own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REWARD: dict[str, list[Panel]] = {
             "Scaled norms",
             "Norm of a completion's gradient times the root of its length: what is ranked, smallest first.",
             "none",
-            quantiles("vigor_scaled_grad_norm", of=(0.1, 0.5, 0.9)),
+            quantiles("vigor_scaled_grad_norm", of=(0.1, 0.5, 0.9), apart=True),
         ),
         Panel(
             "Distribution of scaled norms",
@@ -26,7 +26,7 @@ REWARD: dict[str, list[Panel]] = {
             "Spread within groups",
             "Standard deviation of a group's norms by their mean. Near 0 the ranking is mostly noise.",
             "none",
-            quantiles("vigor_norm_spread_ratio", of=(0.1, 0.5, 0.9)),
+            quantiles("vigor_norm_spread_ratio", of=(0.1, 0.5, 0.9), apart=True),
         ),
     ],
     "Length": [
@@ -35,7 +35,11 @@ REWARD: dict[str, list[Panel]] = {
             "Mean of the groups' Spearman correlations. Near 1 longer answers win whatever they say, near -1 shorter.",
             "none",
             {
-                "mean": ratio("vigor_reward_length_correlation_plus_one_total", "vigor_reward_length_correlation_count")
+                "{{instance}}": ratio(
+                    "vigor_reward_length_correlation_plus_one_total",
+                    "vigor_reward_length_correlation_count",
+                    by="instance",
+                )
                 + " - 1"
             },
         ),
@@ -50,7 +54,10 @@ REWARD: dict[str, list[Panel]] = {
             "Length",
             "Mean tokens of a completion.",
             "suffix: tokens",
-            {"mean": f"{rate('vigor_tokens_total', where=_COMPLETION)} / {rate('vigor_completions_total')}"},
+            {
+                "{{instance}}": f"{rate('vigor_tokens_total', where=_COMPLETION, by='instance')}"
+                f" / {rate('vigor_completions_total', by='instance')}"
+            },
         ),
     ],
     "Ties and duplicates": [
@@ -58,21 +65,21 @@ REWARD: dict[str, list[Panel]] = {
             "Ties",
             "Share of completions that have the rank of another one of their group.",
             "percentunit",
-            {"tied": ratio("vigor_tied_completions_total", "vigor_completions_total")},
+            {"{{instance}}": ratio("vigor_tied_completions_total", "vigor_completions_total", by="instance")},
         ),
         Panel(
             "Duplicates",
             "Share of completions that came before in their group: the policy repeats itself.",
             "percentunit",
-            {"repeated": ratio("vigor_duplicate_completions_total", "vigor_completions_total")},
+            {"{{instance}}": ratio("vigor_duplicate_completions_total", "vigor_completions_total", by="instance")},
         ),
         Panel(
             "Without a norm of their own",
             "Share of completions that were empty, cut off, or whose numbers were not finite.",
             "percentunit",
             {
-                "{{status}}": f"{rate('vigor_completions_total', where=_NOT_OK, by='status')}"
-                f" / on () group_left () {rate('vigor_completions_total')}"
+                "{{status}} {{instance}}": f"{rate('vigor_completions_total', where=_NOT_OK, by='status, instance')}"
+                f" / on (instance) group_left () {rate('vigor_completions_total', by='instance')}"
             },
         ),
     ],

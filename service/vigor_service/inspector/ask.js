@@ -1,13 +1,38 @@
 // The form: a prompt, its completions, and the group that they make.
 
-import { byId, element } from "./dom.js";
+import { byId, element, setText } from "./dom.js";
 import { EXAMPLES } from "./examples.js";
+import { Unreadable, linked, read } from "./request.js";
 
-export function fillExamples() {
+/** Set up the form: with what the address of the page holds, else with the first example. */
+export function setUpForm() {
   byId("examples").append(...EXAMPLES.map((example) =>
-    element("button", { type: "button", className: "quiet", textContent: example.name, onclick: () => fill(example) })));
-  byId("add").onclick = () => addCompletion("").focus();
-  fill(EXAMPLES[0]);
+    element("button", { type: "button", className: "quiet", textContent: example.name, onclick: () => fillExample(example) })));
+  byId("add").onclick = () => addCompletion({ text: "", ended: true }).focus();
+  byId("fill").onclick = fillFromJson;
+  addEventListener("hashchange", fillFromLink);
+  if (!fillFromLink()) fillExample(EXAMPLES[0]);
+}
+
+function fillFromLink() {
+  const found = linked();
+  if (found !== null) fill(found);
+  return found !== null;
+}
+
+function fillFromJson() {
+  try {
+    fill(read(byId("json").value));
+    byId("import").open = false;
+    setText(byId("json-problem"), "");
+  } catch (error) {
+    if (!(error instanceof Unreadable)) throw error;
+    setText(byId("json-problem"), error.message);
+  }
+}
+
+function fillExample({ prompt, completions }) {
+  fill({ prompt, completions: completions.map((text) => ({ text, ended: true })) });
 }
 
 /** Return the group of the form, as the service takes it. */
@@ -24,16 +49,20 @@ export function group() {
   };
 }
 
-function fill({ prompt, completions }) {
-  byId("prompt").value = prompt;
+/** What is not given stays as it is. */
+function fill({ prompt, kind, completions, reward }) {
+  if (prompt !== undefined) byId("prompt").value = prompt;
+  if (kind !== undefined) byId("prompt-kind").value = kind;
+  if ([...byId("reward").options].some(({ value }) => value === reward)) byId("reward").value = reward;
   byId("completions").replaceChildren();
   completions.forEach(addCompletion);
 }
 
-function addCompletion(text) {
-  const area = element("textarea", { value: text, rows: Math.min(4, text.split("\n").length), spellcheck: false });
+function addCompletion({ text, ended: isEnded }) {
+  const rows = Math.min(4, text.split("\n").length);
+  const area = element("textarea", { value: text, rows, spellcheck: false, dir: "auto" });
   const ended = element("label", { className: "inline" },
-    element("input", { type: "checkbox", checked: true }), " complete (append EOS)");
+    element("input", { type: "checkbox", checked: isEnded }), " complete (append EOS)");
   const remove = element("button", { type: "button", className: "quiet", textContent: "Remove" });
   const row = element("li", {}, area, element("div", { className: "row-actions" }, ended, remove));
   remove.onclick = () => { row.remove(); number(); byId("add").focus(); };
@@ -45,6 +74,7 @@ function addCompletion(text) {
 function number() {
   [...byId("completions").children].forEach((row, index) => {
     row.querySelector("textarea").setAttribute("aria-label", `Completion ${index + 1}`);
+    row.querySelector("input").setAttribute("aria-label", `Completion ${index + 1} is complete (append EOS)`);
     row.querySelector("button").setAttribute("aria-label", `Remove completion ${index + 1}`);
   });
 }

@@ -27,9 +27,24 @@ const plus = (left, right) => (left === null || right === null ? null : left + r
 
 // ------------------------------------------------------------------------------------------------ tokens
 
-function showTokens(tokens) {
+/** Tokens that make up one character are one: the first has its text, and the others an empty one. */
+function whole(tokens) {
+  const merged = [];
+  for (const [position, token] of tokens.entries()) {
+    const last = merged.at(-1);
+    if (token.text === "" && last?.part === token.part) {
+      Object.assign(last, { share: plus(last.share, token.share), end: position + 1 });
+    } else {
+      merged.push({ ...token, begin: position + 1, end: position + 1 });
+    }
+  }
+  return merged;
+}
+
+function showTokens(each) {
+  const tokens = whole(each);
   const largest = Math.max(...tokens.map(({ share }) => Math.abs(share)));
-  const buttons = tokens.map((token, position) => tokenButton(token, tokens[position + 1], position, largest));
+  const buttons = tokens.map((token, index) => tokenButton(token, tokens[index + 1], largest));
   const parts = ["prompt", "completion"].map((part) => {
     const own = buttons.filter((_, position) => tokens[position].part === part);
     const share = sum(tokens.filter((token) => token.part === part));
@@ -42,11 +57,12 @@ function showTokens(tokens) {
   moveWithKeys(buttons);
 }
 
-function tokenButton(token, next, position, largest) {
+function tokenButton(token, next, largest) {
   const text = visible(token);
   const share = percent(token.share, 2);
   const predicts = next ? `; predicts ${quoted(next)}${next.in_loss ? "" : ", which does not count"}` : "";
-  const told = `${quoted(token)}, token ${position + 1}: ${share}${predicts}`;
+  const place = token.begin === token.end ? `token ${token.begin}` : `tokens ${token.begin} to ${token.end}`;
+  const told = `${quoted(token)}, ${place}: ${share}${predicts}`;
   const button = element("button", { type: "button", className: "token", tabIndex: -1, "aria-label": told },
     element("span", { className: "token-text", textContent: text }),
     element("span", { className: "token-share", textContent: percent(token.share) }));
@@ -61,7 +77,8 @@ const withBreak = (button) => (button.textContent.includes("↵") ? [button, ele
 
 function visible({ text, id }) {
   if (!text) return `⟨${id}⟩`;
-  return text.replaceAll("\n", "↵").replaceAll("\t", "⇥").replace(/^ | $/g, "\u00a0");
+  const named = text.replaceAll("\n", "↵").replaceAll("\t", "⇥");
+  return text.trim() ? named.replace(/^ | $/g, "\u00a0") : named.replaceAll(" ", "␣");
 }
 
 const quoted = ({ text, id }) => (text ? `“${text.replaceAll("\n", "↵")}”` : `id ${id}`);

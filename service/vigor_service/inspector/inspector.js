@@ -1,11 +1,13 @@
 // Puts the page together: the status above, the form, its answer, and where an answer's norm comes from.
 
 import { Problem, post } from "./api.js";
-import { fillExamples, group } from "./ask.js";
+import { group, setUpForm } from "./ask.js";
 import { showAttribution } from "./attribution.js";
-import { byId, element, setText } from "./dom.js";
+import { byId, element } from "./dom.js";
 import { KeyDialog } from "./key.js";
 import { hideProblem, showProblem } from "./problems.js";
+import { hideProgress, showProgress } from "./progress.js";
+import { showRequest } from "./request.js";
 import { markPicked, showScores } from "./scores.js";
 import { Status } from "./status.js";
 
@@ -20,8 +22,7 @@ async function ask(path, body, waiting, show) {
   running = new AbortController();
   const { signal } = running;
   hideProblem();
-  setText(byId("progress"), waiting);
-  document.body.setAttribute("aria-busy", "true");
+  showProgress(waiting, { onCancel: () => { running.abort(); hideProgress(); } });
   try {
     const answer = await post(path, body, signal);
     if (answer !== null) show(answer);
@@ -29,18 +30,17 @@ async function ask(path, body, waiting, show) {
     if (error instanceof Problem && error.status === 401) keyDialog.ask({ insist: true });
     showProblem(error);
   } finally {
-    if (!signal.aborted) {
-      setText(byId("progress"), "");
-      document.body.removeAttribute("aria-busy");
-    }
+    if (!signal.aborted) hideProgress();
   }
 }
 
 function score() {
   const asked = group();
-  ask("v1/score", { groups: [asked], reward: byId("reward").value }, "Scoring…", (answer) => {
+  const body = { groups: [asked], reward: byId("reward").value };
+  ask("v1/score", body, "Scoring…", (answer) => {
     scored = { group: asked, digest: answer.weight_digest, version: answer.weight_version };
     showScores(answer, asked, explain);
+    showRequest(body);
     byId("attribution").hidden = true;
     byId("outdated").hidden = true;
     byId("scores-title").focus();
@@ -68,5 +68,5 @@ function noteWeights({ weight_version: version, weight_digest: digest }) {
 
 byId("ask").onsubmit = (event) => { event.preventDefault(); score(); };
 byId("numbers").onchange = ({ target }) => byId("tokens").classList.toggle("numbered", target.checked);
-fillExamples();
+setUpForm();
 status.look();

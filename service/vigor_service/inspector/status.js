@@ -40,8 +40,8 @@ export class Status {
   /** Ask and show; return the seconds until the next time. */
   async ask() {
     try {
-      const { status, reason } = await probe("readyz");
-      showState(status === "ok" ? "ok" : reason);
+      const { status, reason, phase } = await probe("readyz");
+      showState(status === "ok" ? "ok" : reason, phase);
       await this.askDetails();
       this.numFailures = 0;
     } catch (error) {
@@ -81,10 +81,10 @@ export class Status {
   }
 }
 
-function showState(state) {
+function showState(state, phase) {
   const target = byId("state");
   target.dataset.state = state;
-  setText(target, STATES[state] ?? state ?? "Unknown");
+  setText(target, `${STATES[state] ?? state ?? "Unknown"}${phase ? `: ${phase.replaceAll("_", " ")}` : ""}`);
 }
 
 function showModel(model) {

@@ -13,6 +13,9 @@ from vigor_service.scoring.end_tokens import Ends, ends_of
 
 MAX_CHARACTERS_PER_TOKEN = 64
 """A text longer than the model's limit at this rate is refused before it costs a tokenization."""
+MOST_TOKENS_OF_A_CHARACTER = 8
+"""Tokens that are tried together when one alone is a part of a character: a character has four bytes at most."""
+_NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 MAX_TEMPLATE_SHARE = 4
 """A template may write this many times the longest text: what its macros write counts several times."""
 
@@ -93,18 +96,34 @@ class TextTokens:
         return [*ids, end]
 
     def pieces(self, token_ids: Sequence[int]) -> list[str | None]:
-        """Return what each token adds to the text of the one before it; None where there is no tokenizer."""
-        pairs = zip((None, *token_ids), token_ids, strict=False)
-        return [self._piece(before, token_id) for before, token_id in pairs]
+        """Return what each token adds to the text of the one before it; None where there is no tokenizer.
 
-    def _piece(self, before: int | None, token_id: int) -> str | None:
+        Of several tokens that make up one character the first has the character, and the others add nothing.
+        """
+        pieces: list[str | None] = []
+        while (position := len(pieces)) < len(token_ids):
+            before = token_ids[position - 1] if position else None
+            whole, num_tokens = self._whole_piece(before, token_ids[position : position + MOST_TOKENS_OF_A_CHARACTER])
+            pieces += [whole, *([""] * (num_tokens - 1))]
+        return pieces
+
+    def _whole_piece(self, before: int | None, token_ids: Sequence[int]) -> tuple[str | None, int]:
+        """Return the text of the fewest of the tokens that end with a character, and their number."""
+        texts = (self._piece(before, token_ids[:count]) for count in range(1, len(token_ids) + 1))
+        first = next(texts)
+        if first is None or _NO_CHARACTER not in first:
+            return first, 1
+        found = ((text, count) for count, text in enumerate(texts, start=2) if text and _NO_CHARACTER not in text)
+        return next(found, (first, 1))
+
+    def _piece(self, before: int | None, token_ids: Sequence[int]) -> str | None:
         """Many tokenizers drop a space at the beginning of a text: the token before shows whether there is one."""
         if self._tokenizer is None:
             return None
-        alone = decoded(self._tokenizer, [token_id])
+        alone = decoded(self._tokenizer, list(token_ids))
         if before is None:
             return alone
-        both, first = decoded(self._tokenizer, [before, token_id]), decoded(self._tokenizer, [before])
+        both, first = decoded(self._tokenizer, [before, *token_ids]), decoded(self._tokenizer, [before])
         return both[len(first) :] if both.startswith(first) else alone
 
     def _overlong(self, text: str) -> Sequence[int]:

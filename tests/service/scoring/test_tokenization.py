@@ -7,6 +7,7 @@ import pytest
 from jinja2 import TemplateError
 from tokenizers import normalizers
 from tokenizers.processors import TemplateProcessing
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from tests.service.scoring.test_continuation import sentencepiece
 from tests.support.tiny_models import tiny_tokenizer
@@ -15,7 +16,7 @@ from vigor_client.schemas.scoring import Completion, ScoreRequest
 from vigor_service.errors import InvalidRequestError, SequenceTooLongError
 from vigor_service.scoring.encoded import EncodedGroup
 from vigor_service.scoring.end_tokens import generation_ends
-from vigor_service.scoring.text_tokens import MAX_CHARACTERS_PER_TOKEN
+from vigor_service.scoring.text_tokens import MAX_CHARACTERS_PER_TOKEN, TextTokens
 from vigor_service.scoring.tokenization import Encoder
 
 EOS = 257
@@ -348,3 +349,25 @@ def test_a_sample_that_is_too_long_is_the_only_completion_of_its_group() -> None
         _encoder().encode_sample(GivenPrompt(prompt_ids=[1]), Completion(ids=[1] * LIMIT))
     assert [error.loc for error in refused.value.errors] == [["completion"]]
     assert refused.value.data == {"group": 0, "completion": 0, "length": LIMIT + 1, "limit": LIMIT}
+
+
+@pytest.mark.parametrize("text", ["abc", "é, 漢字!", "a👍🏽b", "שלום", "\N{REPLACEMENT CHARACTER}?", ""])
+def test_the_pieces_of_a_text_are_its_characters_and_make_it_up(text: str) -> None:
+    texts = TextTokens(tiny_tokenizer(), max_sequence_tokens=LIMIT)
+    ids = [number for byte in text.encode() for number in tiny_tokenizer().convert_tokens_to_ids([_token_of(byte)])]
+    pieces = texts.pieces(ids)
+    assert len(pieces) == len(ids)
+    if "\N{REPLACEMENT CHARACTER}" not in text:
+        assert "".join(piece or "" for piece in pieces) == text
+        assert [piece for piece in pieces if piece] == list(text)
+
+
+def test_bytes_that_are_no_character_stay_apart() -> None:
+    texts = TextTokens(tiny_tokenizer(), max_sequence_tokens=LIMIT)
+    ids = tiny_tokenizer().convert_tokens_to_ids([_token_of(byte) for byte in (0xF0, 0x9F, 0x61, 0x62)])
+    assert texts.pieces(ids)[-2:] == ["a", "b"]
+
+
+def _token_of(byte: int) -> str:
+    """Return the name of a byte's token: byte-level tokenizers name bytes by printable characters."""
+    return bytes_to_unicode()[byte]
