@@ -25,11 +25,13 @@ def unknown_variables(names: Iterable[str]) -> list[str]:
     """Return one line for each environment variable that looks like a setting and is none."""
     known = [*OF_THE_CLIENT, *(PREFIX + name.upper() for name in Settings.model_fields)]
     return [
-        f"{name} is not a setting{_nearest(name, known)}"
+        f"{name} is not a setting{_nearest(name, known, prefix=PREFIX)}"
         for name in sorted(names)
         if name.startswith(PREFIX) and name not in known and not any(part in name for part in _OF_KUBERNETES)
     ]
 
 
-def _nearest(name: str, known: Sequence[str]) -> str:
-    return "".join(f"; did you mean {match}?" for match in get_close_matches(name, known, n=1))
+def _nearest(name: str, known: Sequence[str], *, prefix: str = "") -> str:
+    """Return the question for the nearest name, if there is one, by what follows the prefix that all have."""
+    matches = get_close_matches(name.removeprefix(prefix), [each.removeprefix(prefix) for each in known], n=1)
+    return "".join(f"; did you mean {prefix}{match}?" for match in matches)

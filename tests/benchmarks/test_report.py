@@ -15,7 +15,7 @@ from benchmarks.report import RESULTS, Report, Table, read_report
 SHOWN = "".join((DOCS / name).read_text() for name in PAGES)
 PLACES = list(PLACE.finditer(SHOWN))
 ONLY_RESULTS = "".join((DOCS / name).read_text() for name in PAGES if name != "scaling.md")
-NOT_DRAWN = {"plan", "scaling_cpu"}
+NOT_DRAWN = {"front_cpu", "plan", "scaling_cpu"}
 STORED = sorted(RESULTS.glob("*.json"))
 TABLE = Table(
     "work", {"who": ("", "{}"), "s": ("seconds", "{:.1f}")}, [{"who": "a", "s": 1.25}, {"who": "b", "s": None}]

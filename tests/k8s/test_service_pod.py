@@ -89,7 +89,10 @@ def claimed_volume(manifests: list[Manifest], workload: Manifest) -> str:
 
 
 def test_the_image_is_that_of_this_version(workload: Manifest) -> None:
-    assert re.fullmatch(rf"vigor-service:{re.escape(__version__)}-(cpu|cuda|ray)", container(workload)["image"])
+    assert re.fullmatch(
+        rf"(registry\.example\.com/)?vigor-service:{re.escape(__version__)}-(cpu|cuda|ray)",
+        container(workload)["image"],
+    )
 
 
 def test_the_pod_runs_as_nobody_and_writes_only_to_volumes(workload: Manifest) -> None:

@@ -19,7 +19,7 @@ from typing import NoReturn
 
 MAX_REQUEST_BYTES = 1 << 18
 MAX_FILES = 64
-SERVER_VARIABLE = "VIGOR_TEST_FORK_SERVER"
+SERVER_VARIABLE = "TEST_FORK_SERVER"
 
 
 def connected(address: str) -> socket.socket:

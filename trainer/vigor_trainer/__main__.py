@@ -66,13 +66,13 @@ def _run(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     of_the_input = (errors.InvalidModelError, errors.InvalidRunError, errors.InvalidTaskError)
     try:
         command(argv)
+    except errors.InterruptedRunError as error:
+        print(f"vigor-trainer: {error}", file=sys.stderr)
+        return EXIT_INTERRUPTED
     except (*of_the_input, errors.UnsupportedSettingError, UnsupportedAdapterError, UnsupportedTrlError) as error:
         return _stopped(error, EXIT_USAGE)
     except (errors.TrainerError, VigorError, OSError) as error:  # OSError: the disk is full, a directory was removed
         return _stopped(error, EXIT_STOPPED)
-    except errors.InterruptedRunError as error:
-        print(f"vigor-trainer: {error}", file=sys.stderr)
-        return EXIT_INTERRUPTED
     except KeyboardInterrupt:
         print("vigor-trainer: interrupted before the first step, nothing saved", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -5,7 +5,7 @@ Units are in the names; a number that is not finite is ``None`` on the wire.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self, cast
+from typing import Annotated, Any, Literal, Self, cast
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
@@ -277,7 +277,7 @@ class ScoreResponse(WireModel):
     usage: Usage
     timing: Timing
 
-    def to_records(self) -> list[dict[str, object]]:
+    def to_records(self) -> list[dict[str, Any]]:
         """Return a flat mapping for each completion, as ``pandas.DataFrame`` takes them.
 
         ``group`` and ``completion`` are indices in the request; ``group_id`` is the group's own, or None.

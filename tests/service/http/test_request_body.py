@@ -137,7 +137,7 @@ def test_the_first_faults_are_listed_and_said_not_to_be_all() -> None:
 
 def test_as_many_faults_as_are_listed_are_said_to_be_all_of_them() -> None:
     group = {"prompt_ids": [1], "completions": [[1], *[{}] * 100, [1]]}
-    assert _refused(json.dumps({"groups": [group]}).encode()).detail.startswith("at least 100 places")
+    assert _refused(json.dumps({"groups": [group]}).encode()).detail.startswith("at least 100 validation errors")
     group["completions"] = [[1], *[{}] * 99, [1]]
     assert _refused(json.dumps({"groups": [group]}).encode()).detail == "99 validation errors; nothing was scored"
 

@@ -140,7 +140,7 @@ def test_every_wrong_place_is_listed_and_nothing_is_scored(
 def test_at_most_a_hundred_places_are_listed(service: LiveService) -> None:
     answer = service.score(groups=[{"prompt_ids": [1], "completions": [[999]] * 300}])
     assert len(answer.json()["errors"]) == 100
-    assert "300 places" in answer.json()["detail"]
+    assert "300 validation errors" in answer.json()["detail"]
 
 
 @pytest.mark.parametrize(

@@ -46,5 +46,5 @@ def _inherited() -> Iterator[int]:
                 yield int(link.name)
 
 
-if "VIGOR_TEST_FORK_SERVER" in os.environ:
-    _hand_over(os.environ["VIGOR_TEST_FORK_SERVER"])
+if "TEST_FORK_SERVER" in os.environ:
+    _hand_over(os.environ["TEST_FORK_SERVER"])

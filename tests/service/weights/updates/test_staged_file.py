@@ -66,7 +66,7 @@ def test_a_wrong_checksum_is_refused_with_both_and_leaves_nothing(tmp_path: Path
 
 
 def test_too_few_bytes_are_refused_and_leave_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InvalidRequestError, match="1 place") as refused:
+    with pytest.raises(InvalidRequestError, match="1 validation error") as refused:
         _receive(_chunks(_pieces()[:-1]), tmp_path / "a", _announced())
     assert f"{len(DATA)} were announced" in refused.value.errors[0].msg
     assert list(tmp_path.iterdir()) == []
