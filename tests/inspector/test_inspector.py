@@ -327,11 +327,14 @@ def test_a_link_to_the_page_fills_in_what_was_scored(browser: Browser, url: str,
     page.get_by_label("ranked by").select_option("entropy")
     page.get_by_role("button", name="Score", exact=True).click()
     expect(page.locator("#rows tr")).to_have_count(3)
-    with watched_page(browser, page.url) as opened:
+    with watched_page(browser, url) as opened:
+        opened.page.goto(page.url)
+        opened.page.reload()
         expect(opened.page.get_by_label("Completion 2", exact=True)).to_have_value("linked <b>text</b>")
         expect(opened.page.get_by_label("Completion 2 is complete (append EOS)")).not_to_be_checked()
         expect(opened.page.get_by_label("ranked by")).to_have_value("entropy")
-    with watched_page(browser, f"{url}/#%7Bnonsense") as opened:
+        opened.page.goto(f"{url}/#%7Bnonsense")
+        opened.page.reload()
         expect(opened.page.get_by_label("Completion 1", exact=True)).to_have_value(ANSWERS[0])
 
 
@@ -450,7 +453,7 @@ def test_a_service_that_went_away_is_asked_more_and_more_rarely(browser: Browser
             num_asked = len(asked)
             with page.expect_request("**/readyz"):
                 page.clock.run_for(1000 * waited_seconds)
-            expect(page.locator("#away")).to_contain_text(f"in {next_seconds} seconds")
+            expect(page.locator("#away")).to_contain_text(f"retrying in {next_seconds} s.")
             assert len(asked) == num_asked + 1
         expect(page.get_by_role("status").first).to_have_text("No answer")
         page.unroute_all()

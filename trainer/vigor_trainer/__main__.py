@@ -67,7 +67,7 @@ def _run(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
     try:
         command(argv)
     except errors.InterruptedRunError as error:
-        print(f"vigor-trainer: {error}", file=sys.stderr)
+        print(f"\nvigor-trainer: {error}", file=sys.stderr)  # below the progress bar
         return EXIT_INTERRUPTED
     except (*of_the_input, errors.UnsupportedSettingError, UnsupportedAdapterError, UnsupportedTrlError) as error:
         return _stopped(error, EXIT_USAGE)
