@@ -33,6 +33,7 @@ class RunningBatch:
     num_tokens: int = field(init=False)
     began_at: float | None = None
     is_ending: bool = False
+    is_dropped: bool = False
     timer: asyncio.TimerHandle | None = None
 
     def __post_init__(self) -> None:
@@ -72,7 +73,7 @@ class RunningBatches:
     @property
     def ahead(self) -> Sequence[RunningBatch]:
         """Those that no engine has begun with."""
-        return [batch for batch in self._batches if batch.began_at is None]
+        return [batch for batch in self._batches if batch.began_at is None and not batch.is_dropped]
 
     def add(self, batch: RunningBatch) -> None:
         """Count a batch that is handed over."""
@@ -82,7 +83,7 @@ class RunningBatches:
     def end(self, batch: RunningBatch) -> float:
         """Return the seconds of an engine's time that it took; the batch ahead is computed from now on."""
         now = perf_counter()
-        seconds = (now - (batch.began_at or now)) / max(1, len(self._batches) - len(self.ahead))
+        seconds = (now - (batch.began_at or now)) / max(1, sum(each.began_at is not None for each in self._batches))
         self._batches.remove(batch)
         if batch.timer is not None:
             batch.timer.cancel()

@@ -275,7 +275,7 @@ class Scheduler:
         await asyncio.wait([scoring])
         seconds = self._running.end(running)
         self._has_work.set()
-        if scoring.cancelled():
+        if running.is_dropped:
             return
         self._forget_computed(running)
         if isinstance(error := scoring.exception(), EngineLostError):
@@ -295,7 +295,8 @@ class Scheduler:
     def _drop_abandoned(self) -> None:
         """Take back a batch that no engine has begun with and nobody waits for any more."""
         for running in self._running.ahead:
-            if not running.scoring.cancelled() and all(job.is_over for job in jobs_of(running.batch)):
+            if all(job.is_over for job in jobs_of(running.batch)):
+                running.is_dropped = True
                 self._forget_computed(running)
                 running.scoring.cancel()
 

@@ -14,7 +14,7 @@ HELP_FLAGS = ("-h", "--help")
 ALL_FLAG = "--help-all"
 _MOST_COLUMNS, _INDENT = 100, 6
 _METAVARS = {int: "N", float: "NUMBER", str: "TEXT", bool: "true|false"}
-_OTHERS = f"""vigor-trainer {ALL_FLAG}                 these flags and all of TRL's, in about ten seconds
+_OTHERS = f"""vigor-trainer {ALL_FLAG}                 these flags and all of TRL's; loads TRL first
 vigor-trainer {{eval,audit,report}} --help   the other commands
 vigor-trainer --version"""
 
