@@ -76,7 +76,9 @@ def _measure(workload: Workload, options: argparse.Namespace) -> Table:
 def _contestants(options: argparse.Namespace, workload: Workload) -> list[Contestant]:
     methods = options.contestant or CONTESTANTS
     if options.suite is not None and workload.num_groups > MOST_LOOPED_GROUPS:
-        methods = [ENGINE]  # the loop's time and peak for a group do not change with their number
+        methods = [
+            method for method in methods if method == ENGINE
+        ]  # the loop's time and peak for a group do not change with their number
     bounds: list[int] = options.activation_mib
     return [
         *(Contestant(method, options.max_batch_tokens) for method in methods),
@@ -151,12 +153,12 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="rounds (default: %(default)s)")
     parser.add_argument("--out", type=Path, metavar="STEM", help="write STEM.md and STEM.json")
     options = parser.parse_args(arguments)
+    if options.quick or options.suite is not None:
+        options.repeats, options.settle_seconds = 1, 0.0
     if options.suite is not None:
-        options.repeats, options.settle_seconds = 1, 0.0
         options.workload = options.workload or SUITES[options.suite]
-        options.contestant = [PUBLISHED, ENGINE]
+        options.contestant = options.contestant or [PUBLISHED, ENGINE]
     if options.quick:
-        options.repeats, options.settle_seconds = 1, 0.0
         options.workload = options.workload or _default_workloads(options.device)[:1]
         options.contestant = options.contestant or [PUBLISHED, IDEAL, ENGINE]
     device = torch.device(options.device)

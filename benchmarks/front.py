@@ -12,9 +12,9 @@ import json
 import random
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from statistics import quantiles
 from time import perf_counter, sleep
@@ -22,7 +22,7 @@ from time import perf_counter, sleep
 import httpx
 import torch
 
-from benchmarks.instant_service import VOCAB_SIZE
+from benchmarks.instant_service import PYTHON, VOCAB_SIZE
 from benchmarks.loads import ON_A_GPU, GroupSizes, body_of
 from benchmarks.report import Cell, Report, Table, finish, new_report
 from tests.support.service_process import ServiceProcess, service_process
@@ -70,14 +70,11 @@ def main(arguments: Sequence[str]) -> Report:
     return report
 
 
-@contextmanager
-def _service(directory: Path, *, batch_tokens: int) -> Iterator[ServiceProcess]:
+def _service(directory: Path, *, batch_tokens: int) -> AbstractContextManager[ServiceProcess]:
     own = Path(tempfile.mkdtemp(dir=directory))
     flags = ["--score-cache-entries", "0", "--max-batch-tokens", str(batch_tokens)]
     flags += ["--max-queued-tokens", str(1 << 30), "--tokens-per-second", str(TOKENS_PER_SECOND)]
-    python = ("-m", "benchmarks.instant_service")
-    with service_process(own, *flags, python=python, preloaded=False) as service:
-        yield service
+    return service_process(own, *flags, python=PYTHON, preloaded=False)
 
 
 # ------------------------------------------------------------------------------------------------ utilization
@@ -103,7 +100,7 @@ def _utilization(directory: Path, batch_tokens: int, seconds: float) -> dict[str
 def _send(url: str, seed: int, seconds: float) -> None:
     """Send requests for so long, from half of the clients."""
     source = random.Random(seed)
-    bodies = [_body([ON_A_GPU.usual.group(source, VOCAB_SIZE)]) for _ in range(NUM_CLIENTS)]
+    bodies = [_body([ON_A_GPU.usual.group(source, VOCAB_SIZE)]) for _ in range(NUM_CLIENTS // 2)]
     until = perf_counter() + seconds
 
     def send(body: bytes) -> None:
@@ -111,8 +108,8 @@ def _send(url: str, seed: int, seconds: float) -> None:
             while perf_counter() < until:
                 http.post("/v1/score", content=body).raise_for_status()
 
-    with ThreadPoolExecutor(NUM_CLIENTS // 2) as pool:
-        list(pool.map(send, bodies[: NUM_CLIENTS // 2]))
+    with ThreadPoolExecutor(len(bodies)) as pool:
+        list(pool.map(send, bodies))
 
 
 # --------------------------------------------------------------------------------------------------- liveness

@@ -28,6 +28,8 @@ from vigor_service.settings import Settings
 from vigor_service.threads.worker import WorkerThread
 from vigor_service.weights.version import Weights
 
+PYTHON = ("-m", "benchmarks.instant_service")
+"""What the interpreter is called with to run it."""
 VOCAB_SIZE = 150_000
 MAX_SEQUENCE_TOKENS = 32_768
 _LIMITS = Limits(loading=60.0, computing=60.0, weights=60.0)

@@ -24,6 +24,7 @@ import httpx
 import psutil
 import torch
 
+from benchmarks.instant_service import PYTHON, VOCAB_SIZE
 from benchmarks.loads import ON_A_CPU, GroupSizes, body_of
 from benchmarks.measuring import resident_bytes
 from benchmarks.models import save_random_weights
@@ -38,7 +39,6 @@ NUM_CLIENTS = 8
 NUM_SENDERS = 2
 START_SECONDS = 600.0
 FRONT_GROUP = GroupSizes(completions=8, prompt_tokens=512, shortest=512, longest=512)
-INSTANT = ("-m", "benchmarks.instant_service")
 _THROUGHPUT = {
     "engines": ("engines", "{}"),
     "tokens_per_second": ("tokens/s, median", "{:.0f}"),
@@ -149,7 +149,7 @@ def _seconds(url: str, bodies: Sequence[Mapping[str, object]]) -> float:
 
 def _front(directory: Path, num_engines: int, seconds: float) -> dict[str, Cell]:
     flags = ["--engines", str(num_engines), "--score-cache-entries", "0", "--max-batch-tokens", "16384"]
-    with _started(directory / f"front-{num_engines}", *flags, python=INSTANT) as service:
+    with _started(directory / f"front-{num_engines}", *flags, python=PYTHON) as service:
         front = psutil.Process(service.process.pid)
         with ProcessPoolExecutor(NUM_SENDERS) as pool:
             list(pool.map(_requests, [service.url] * NUM_SENDERS, range(NUM_SENDERS), [1.0] * NUM_SENDERS))
@@ -171,7 +171,7 @@ def _front(directory: Path, num_engines: int, seconds: float) -> dict[str, Cell]
 def _requests(url: str, seed: int, seconds: float) -> int:
     """Send requests for so long, four at a time; return how many were answered."""
     source = random.Random(seed)
-    group = FRONT_GROUP.group(source, 150_000)
+    group = FRONT_GROUP.group(source, VOCAB_SIZE)
     content, headers = json.dumps({"groups": [body_of(group)]}).encode(), {"Content-Type": "application/json"}
     until = perf_counter() + seconds
 

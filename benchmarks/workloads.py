@@ -67,7 +67,7 @@ STEPS_ON_A_GPU = [
 
 
 def parse_workload(text: str) -> Workload:
-    """Return the workload of that name, or the one that is spelled as ``FORM``.
+    """Return the workload of that name, or make one from text of the form ``FORM``.
 
     Raises:
         ValueError: it is neither.

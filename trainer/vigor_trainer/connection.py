@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -63,7 +62,7 @@ def connected(settings: ConnectionArguments) -> Generator[VigorClient]:
 
 def _api_key(settings: ConnectionArguments) -> str | None:
     if settings.api_key_file is None:
-        return os.environ.get("VIGOR_API_KEY") or None
+        return None  # the client takes that of the environment
     try:
         return read_key(Path(settings.api_key_file))
     except OSError as error:

@@ -196,7 +196,7 @@ def _fail(reason: str, code: int = 1) -> int:
 def _client(arguments: argparse.Namespace, *, max_retries: int = DEFAULT_MAX_RETRIES) -> VigorClient:
     key_file: Path | None = arguments.api_key_file
     try:
-        key = read_key(key_file) if key_file else os.environ.get("VIGOR_API_KEY")
+        key = read_key(key_file) if key_file else None
         return VigorClient(
             arguments.url, api_key=key or None, timeout_seconds=arguments.timeout_seconds, max_retries=max_retries
         )

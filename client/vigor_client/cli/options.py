@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Mapping
 from math import inf
 from pathlib import Path
 from typing import TypeVar, get_args
 
 from vigor_client._version import __version__
-from vigor_client.client import DEFAULT_TIMEOUT_SECONDS, DEFAULT_URL, MAX_TIMEOUT_SECONDS
+from vigor_client.client import DEFAULT_TIMEOUT_SECONDS, DEFAULT_URL, MAX_TIMEOUT_SECONDS, service_address
 from vigor_client.schemas.common import MAX_WEIGHT_VERSION
 from vigor_client.schemas.engines import MAX_ENGINES
 from vigor_client.schemas.scoring import (
@@ -129,7 +128,7 @@ def _add_ready_timeout(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_connection(parser: argparse.ArgumentParser) -> None:
-    url = os.environ.get("VIGOR_URL") or DEFAULT_URL
+    url, _ = service_address(None, None)
     parser.add_argument("--url", default=url, help=f"URL of the service (default: VIGOR_URL, else {DEFAULT_URL})")
     parser.add_argument(
         "--api-key-file",

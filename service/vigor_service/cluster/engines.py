@@ -50,6 +50,8 @@ class ClusterEngines(Generic[Stored]):
     where every engine can read it. ``on_change`` is called when an engine has joined.
     """
 
+    num_ahead = 0  # which engine will be free first is not known
+
     def __init__(
         self,
         spawn: Callable[[int], EngineHandle[Stored]],
@@ -95,8 +97,6 @@ class ClusterEngines(Generic[Stored]):
             self._changed.clear()
             if self._first_refusal is not None:
                 raise StartupError(self._first_refusal)
-
-    num_ahead = 0  # which engine will be free first is not known
 
     @property
     def num_engines(self) -> int:

@@ -62,7 +62,7 @@ class Admission:
         self._tokens_per_second = _MEMORY * before + (1 - _MEMORY) * rate
 
     def expected_seconds(self, num_tokens: int) -> float | None:
-        """Return how long so many tokens take by the measured rate; None before the first batch."""
+        """Return the duration of a batch with this many tokens by the measured rate; None before the first batch."""
         return num_tokens / self._tokens_per_second if self._tokens_per_second else None
 
     def _refuse_when_full(self, num_tokens: int) -> None:

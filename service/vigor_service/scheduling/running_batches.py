@@ -43,8 +43,9 @@ class RunningBatch:
 class RunningBatches:
     """Those that were handed over and have not ended, in this order.
 
-    ``expected_seconds`` says how long so many tokens take; None if that is not known yet. ``on_begin`` is called when
-    an engine begins with a batch, and ``on_ending`` shortly before it is expected to end, if a batch may come ahead.
+    ``expected_seconds`` gives the duration of a batch with this many tokens; None if it is not known yet. ``on_begin``
+    is called when an engine begins with a batch, and ``on_ending`` shortly before it is expected to end, if a batch may
+    come ahead.
     """
 
     def __init__(

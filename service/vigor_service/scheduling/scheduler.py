@@ -293,7 +293,7 @@ class Scheduler:
             del self._computed[running.parts, sequence]
 
     def _drop_abandoned(self) -> None:
-        """Take back a batch that no engine has begun with and nobody waits for any more."""
+        """Take back each batch ahead whose requests are all over."""
         for running in self._running.ahead:
             if all(job.is_over for job in jobs_of(running.batch)):
                 running.is_dropped = True
