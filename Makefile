@@ -5,6 +5,9 @@ TORCH ?= torch==2.13.0
 # The versions that the tests were written against; empty for the newest that pyproject.toml allows.
 CONSTRAINTS ?= constraints.txt
 VENV ?= .venv
+# Asked before anything is installed; it has to be understood by every python there ever was.
+REQUIRE_PYTHON := import sys; sys.exit(sys.version_info < (3, 11) and \
+	"VIGOR needs python 3.11 or newer, and $(PYTHON) is %d.%d: give another, as in make demo PYTHON=python3.12" % sys.version_info[:2])
 BIN := $(VENV)/bin
 PIP_INSTALL := $(BIN)/python -m pip install --quiet $(addprefix --constraint ,$(CONSTRAINTS))
 # `make benchmark WHERE=gpu LONG=` on a GPU; a CPU takes SmolLM2's shapes with six of its thirty layers to 32,768 tokens.
@@ -49,12 +52,15 @@ help: ## This list
 setup: $(VENV)/.ready ## Everything that the other commands need, in .venv
 
 $(VENV)/.users-ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c '$(REQUIRE_PYTHON)'
+	@echo "Installing torch, the service and the trainer into $(VENV): one to five minutes, most of it downloads."
 	$(PYTHON) -m venv $(VENV)
 	$(PIP_INSTALL) $(TORCH)
 	$(PIP_INSTALL) --editable '.[service,trainer]'
 	@touch $@
 
 $(VENV)/.ready: $(VENV)/.users-ready
+	@echo "Installing what the tests need into $(VENV): about a minute."
 	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 

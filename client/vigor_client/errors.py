@@ -37,6 +37,7 @@
     ├── BroadcastError                    this side of a broadcast cannot begin or broke off
     ├── InputError                        a line of a JSONL file is not a group
     ├── CheckpointError                   a directory holds no checkpoint that can be read
+    ├── ModelSourceError                  there is no model, or no dataset, of the name that was given
     └── EmbeddedModelError                the embedded model could not be fetched or converted
 
 A refusal with a code that is not listed is a plain ``ProblemError``. Mistakes in arguments are ``ValueError``.
@@ -283,6 +284,10 @@ class InputError(VigorError):
 
 class CheckpointError(VigorError):
     """A directory holds no checkpoint that can be read."""
+
+
+class ModelSourceError(VigorError):
+    """There is no model, or no dataset, of the name that was given; says what to give instead."""
 
 
 class EmbeddedModelError(VigorError):

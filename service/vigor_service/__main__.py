@@ -44,6 +44,7 @@ def main() -> None:
         print(f"vigor-service {version('vigor-rl')}")
         return
     settings = _read_settings()
+    _require_model(settings.model)
     configure_logging(settings.log_level, settings.log_format)
     _warn_of_unknown_variables()
     tune_heap(short_of_memory=settings.activation_mib is not None)
@@ -64,7 +65,7 @@ def _read_settings() -> Settings:
     from vigor_service.unknown_names import unknown_flags
 
     if unknown := unknown_flags(sys.argv[1:]):
-        _exit(2, *unknown, "--help lists all options")
+        _exit(2, *(f"{line} (see vigor-service --help)" for line in unknown))
     try:
         return CliApp.run(Settings)
     except ValidationError as error:
@@ -78,6 +79,18 @@ def _warn_of_unknown_variables() -> None:
 
     for line in unknown_variables(os.environ):
         _logger.warning("%s", line)
+
+
+def _require_model(source: str | None) -> None:
+    """Refuse a model that is not there, before the seconds in which torch is imported."""
+    from vigor_client.errors import ModelSourceError
+    from vigor_client.models.model_source import require_model
+
+    try:
+        if source is not None:
+            require_model(source)
+    except ModelSourceError as error:
+        _exit(1, f"--model (VIGOR_MODEL): {error}")
 
 
 def _describe(loc: tuple[int | str, ...], message: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import logging
 import os
@@ -158,11 +159,17 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener = socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        print(f"vigor-service: cannot listen on {host} port {port}: {error.strerror}", file=sys.stderr)
+        print(f"vigor-service: cannot listen on {host} port {port}: {_reason(error)}", file=sys.stderr)
         sys.exit(1)
     url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
     _logger.info("listening", extra={"url": url})
     return listener
+
+
+def _reason(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "another process listens there; end it, or choose another port with --port (VIGOR_PORT)"
+    return error.strerror or str(error)
 
 
 def _end(runtime: Runtime) -> NoReturn:

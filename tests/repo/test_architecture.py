@@ -154,7 +154,7 @@ def test_the_trainer_uses_the_clients_public_api() -> None:
     in_the_open = {
         f"vigor_client.{name}"
         for name in (
-            *("schemas", "models.embedded", "cli.jsonl_input", "transport.key_file", "integrations.trl"),
+            *("schemas", "models", "cli.jsonl_input", "transport.key_file", "integrations.trl"),
             *("publishing.adapted_model", "publishing.tensor_names"),  # shared with TRL's own trainers
         )
     }

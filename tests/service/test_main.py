@@ -41,9 +41,9 @@ def test_help_names_every_setting_and_imports_no_torch() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--prot", "1"], "vigor-service: unknown option --prot; did you mean --port?\n"),
+        (["--prot", "1"], "vigor-service: unknown option --prot; did you mean --port? (see vigor-service --help)\n"),
         (["--no-trust-remote-cod"], "unknown option --no-trust-remote-cod; did you mean --no-trust-remote-code?"),
-        (["--xyzzy=1"], "unknown option --xyzzy\n"),
+        (["--xyzzy=1"], "unknown option --xyzzy (see"),
         (["model"], "unrecognized arguments: model"),
         (["--port", "70000"], "--port (VIGOR_PORT): Input should be less than or equal to 65535"),
         (
@@ -118,7 +118,7 @@ def test_a_port_that_is_taken_ends_with_one_line() -> None:
         port = taken.getsockname()[1]
         answer = _run("--port", str(port), own=True)
     assert answer.returncode == 1
-    assert answer.stderr.startswith(f"vigor-service: cannot listen on 127.0.0.1 port {port}: Address already in use")
+    assert answer.stderr.startswith(f"vigor-service: cannot listen on 127.0.0.1 port {port}: another process listens")
     assert answer.stderr.count("\n") == 1
     assert answer.stdout == "False\n"
 

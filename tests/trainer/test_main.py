@@ -43,7 +43,9 @@ def _without_trl(*flags: str) -> subprocess.CompletedProcess[str]:
 def test_a_missing_extra_is_named_without_a_stack_trace() -> None:
     finished = _without_trl("--dataset", "addition")
     assert finished.returncode == 2
-    assert finished.stderr == "vigor-trainer needs trl: pip install '.[trainer]' in a checkout of vigor-rl\n"
+    assert finished.stderr == (
+        "vigor-trainer stopped: trl is not installed: pip install '.[trainer]' in a checkout of vigor-rl\n"
+    )
 
 
 def test_help_has_every_flag_under_its_subject_and_loads_neither_torch_nor_trl() -> None:
@@ -135,7 +137,7 @@ def test_a_service_that_cannot_be_reached_stops_the_run_with_one_message(
         (["--dataset", "nowhere.jsonl"], "nowhere.jsonl: "),
         (["--reward_url", "ftp://127.0.0.1"], "--reward_url"),
         (["--api_key_file", "nowhere.key"], "--api_key_file: nowhere.key: No such file or directory"),
-        (["--model", "."], "--model .: no tokenizer there"),
+        (["--model", "."], "--model . has no config.json"),
     ],
 )
 def test_what_cannot_be_used_is_named_before_anything_runs(

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from io import TextIOWrapper
+from types import ModuleType
 
 from vigor_trainer.config.help import ALL_FLAG, HELP_FLAGS, own_help
 
@@ -21,12 +23,15 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 TRAIN = "vigor_trainer.train"
+FIRST_CHECKS = "vigor_trainer.config.first_checks"
 COMMANDS: dict[str, str] = {
     "eval": "vigor_trainer.evaluation.command",
     "audit": "vigor_trainer.audit.command",
     "report": "vigor_trainer.reports.command",
 }
 """The commands beside training, each with the module whose ``main`` takes the flags that follow its name."""
+SAMPLING = (TRAIN, COMMANDS["eval"], COMMANDS["audit"])
+"""Those that name a model and a dataset."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,18 +42,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     # TRL 1.16 uses the names that transformers 5.23 deprecates, in every run and whatever the user does.
     warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
     given = list(sys.argv[1:] if argv is None else argv)
-    if given and given[0] not in COMMANDS and (answer := _answered_at_once(given)) is not None:
+    if not given:
+        return _refused("give --reward-url and --dataset (see vigor-trainer --help)")
+    if given[0] in COMMANDS:
+        return _run(COMMANDS[given[0]], given[1:])
+    if not given[0].startswith("-"):
+        return _refused(_unknown_command(given[0]))
+    if (answer := _answered_at_once(given)) is not None:
         print(answer, end="")
         return 0
-    given = ["--help" if flag == ALL_FLAG else flag for flag in given]
-    module = COMMANDS.get(given[0]) if given else None
-    try:
-        command: Callable[[Sequence[str]], None] = import_module(module or TRAIN).main
-    except ModuleNotFoundError as error:
-        hint = "pip install '.[trainer]' in a checkout of vigor-rl"
-        print(f"vigor-trainer needs {error.name}: {hint}", file=sys.stderr)
-        return EXIT_USAGE
-    return _run(command, given[1:] if module else given)
+    return _run(TRAIN, ["--help" if flag == ALL_FLAG else flag for flag in given])
+
+
+def _refused(reason: str) -> int:
+    print(f"vigor-trainer: {reason}", file=sys.stderr)
+    return EXIT_USAGE
+
+
+def _unknown_command(name: str) -> str:
+    nearest = "".join(f"; did you mean {match}?" for match in get_close_matches(name, COMMANDS, n=1))
+    return f"there is no command {name}{nearest} (see vigor-trainer --help)"
 
 
 def _answered_at_once(given: Sequence[str]) -> str | None:
@@ -58,14 +71,16 @@ def _answered_at_once(given: Sequence[str]) -> str | None:
     return own_help() if any(flag in given for flag in HELP_FLAGS) else None
 
 
-def _run(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
+def _run(module: str, argv: Sequence[str]) -> int:
     from vigor_client import UnsupportedAdapterError, VigorError
     from vigor_client.integrations.trl.errors import UnsupportedTrlError
     from vigor_trainer import errors
 
     of_the_input = (errors.InvalidModelError, errors.InvalidRunError, errors.InvalidTaskError)
     try:
-        command(argv)
+        if module in SAMPLING:
+            _imported(FIRST_CHECKS).check_command_line(argv)
+        _imported(module).main(argv)
     except errors.InterruptedRunError as error:
         print(f"\nvigor-trainer: {error}", file=sys.stderr)  # below the progress bar
         return EXIT_INTERRUPTED
@@ -77,6 +92,16 @@ def _run(command: Callable[[Sequence[str]], None], argv: Sequence[str]) -> int:
         print("vigor-trainer: interrupted before the first step, nothing saved", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
+
+
+def _imported(module: str) -> ModuleType:
+    from vigor_trainer.errors import UnsupportedSettingError
+
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        hint = "pip install '.[trainer]' in a checkout of vigor-rl"
+        raise UnsupportedSettingError(f"{error.name} is not installed: {hint}") from error
 
 
 def _stopped(error: Exception, exit_code: int) -> int:

@@ -45,25 +45,34 @@ def connected(settings: ConnectionArguments) -> Generator[VigorClient]:
         UnsupportedSettingError: a flag, or the environment's network settings, cannot be used.
         NotReadyError: the service was not ready in time.
     """
-    try:
-        timeout_seconds = settings.score_timeout_seconds
-        client = VigorClient(settings.reward_url, api_key=_api_key(settings), timeout_seconds=timeout_seconds)
-    except NetworkSettingError as error:
-        raise UnsupportedSettingError(str(error)) from error
-    except ValueError as error:
-        raise UnsupportedSettingError(
-            f"--reward_url, --api_key_file (VIGOR_API_KEY), --score_timeout_seconds: {error}"
-        ) from error
+    client = open_client(
+        settings.reward_url, api_key_file=settings.api_key_file, timeout_seconds=settings.score_timeout_seconds
+    )
     with client:
         print(f"waiting for the service at {settings.reward_url}", flush=True)
         client.wait_until_ready(settings.ready_timeout_seconds)
         yield client
 
 
-def _api_key(settings: ConnectionArguments) -> str | None:
-    if settings.api_key_file is None:
-        return None  # the client takes that of the environment
+def open_client(reward_url: str, *, api_key_file: str | None, timeout_seconds: float = 600.0) -> VigorClient:
+    """Return a client of the service at a URL, with the key of a file or else of the environment. Sends nothing.
+
+    Raises:
+        UnsupportedSettingError: a flag, or the environment's network settings, cannot be used.
+    """
+    key = None if api_key_file is None else _key_of(api_key_file)  # the client takes that of the environment
     try:
-        return read_key(Path(settings.api_key_file))
+        return VigorClient(reward_url, api_key=key, timeout_seconds=timeout_seconds)
+    except NetworkSettingError as error:
+        raise UnsupportedSettingError(str(error)) from error
+    except ValueError as error:
+        raise UnsupportedSettingError(
+            f"--reward_url, --api_key_file (VIGOR_API_KEY), --score_timeout_seconds: {error}"
+        ) from error
+
+
+def _key_of(file: str) -> str:
+    try:
+        return read_key(Path(file))
     except OSError as error:
-        raise UnsupportedSettingError(f"--api_key_file: {settings.api_key_file}: {error.strerror}") from error
+        raise UnsupportedSettingError(f"--api_key_file: {file}: {error.strerror}") from error

@@ -27,9 +27,12 @@ URL = "http://127.0.0.1:1"
         (["eval", "--dataset", "addition", "--backend", "ollama"], "argument --backend: invalid choice: 'ollama'"),
         (["audit", "--dataset", "addition"], "the following arguments are required: --reward_url"),
         (["audit", "--reward-url", URL], "give one of --dataset and --completions"),
-        (["audit", "--reward-url", URL, "--dataset", "a", "--completions", "b"], "give one of --dataset and"),
-        (["audit", "--reward-url", URL, "--dataset", "a", "--num_generations", "1"], "--num_generations is 1: give 2"),
-        (["audit", "--reward-url", URL, "--dataset", "a", "--ready_timeout_seconds", "0"], "give more than 0"),
+        (["audit", "--reward-url", URL, "--dataset", "addition", "--completions", "b"], "give one of --dataset and"),
+        (
+            ["audit", "--reward-url", URL, "--dataset", "addition", "--num_generations", "1"],
+            "--num_generations is 1: give 2",
+        ),
+        (["audit", "--reward-url", URL, "--dataset", "addition", "--ready_timeout_seconds", "0"], "give more than 0"),
     ],
 )
 def test_a_wrong_flag_is_one_line(argv: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -45,7 +48,7 @@ def test_a_wrong_flag_is_one_line(argv: list[str], complaint: str, capsys: pytes
     ("flags", "code", "complaint"),
     [
         (["eval", "--dataset", "nowhere.jsonl"], 2, "nowhere.jsonl: "),
-        (["eval", "--dataset", "addition", "--model", "."], 2, "--model .: no tokenizer there: "),
+        (["eval", "--dataset", "addition", "--model", "."], 2, "--model . has no config.json"),
         (["eval", "--dataset", "addition", "--output", __file__], 2, f"--output: {__file__}: File exists"),
         (["eval", "--dataset", "addition", "--backend", "vllm"], 2, "--backend vllm needs a package"),
         (["audit", "--reward-url", "ftp://x", "--dataset", "addition"], 2, "--reward_url"),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import product
 from math import isfinite
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any, cast
 
 from vigor_client import InputError
 from vigor_client.cli.jsonl_input import open_input
+from vigor_client.models.hub import require_on_hub
+from vigor_client.models.model_source import is_path, nearest_file
 from vigor_trainer.building import building
 from vigor_trainer.data.programs import program_tests
 from vigor_trainer.data.prompts import UNRENDERED_COLUMNS, Prompt, prompt_of, refuse_half_character
@@ -25,7 +28,9 @@ from vigor_trainer.errors import InvalidTaskError, UnsupportedSettingError
 if TYPE_CHECKING:
     from datasets import Dataset  # pyright: ignore[reportMissingTypeStubs] - it has none
 
+ADDITION = "addition"
 REASONING_GYM_PREFIX = "reasoning-gym:"
+LINES_SUFFIXES = (".jsonl", ".jsonl.gz")
 PROMPT_COLUMNS = ("prompt", "question")
 ANSWER_COLUMN = "answer"
 TESTS_COLUMN = "tests"
@@ -62,6 +67,33 @@ class Example:
     prompt: Prompt
     answer: str | None
     tests: str | None = None  # JSON of `program_tests`; they count instead of the answer
+
+
+def require_task(name: str) -> None:
+    """Return if the name is of a built-in task, of a file or directory that is there, or of a dataset on the hub.
+
+    Reads nothing: rows that cannot be used are refused when they are read.
+
+    Raises:
+        InvalidTaskError, ModelSourceError: there is no task of this name; says which could be meant.
+    """
+    path = Path(name)
+    if name == ADDITION or name.startswith(REASONING_GYM_PREFIX) or path.is_dir():
+        return
+    if name.endswith(".json"):
+        raise InvalidTaskError(f"{name}: give a .jsonl file, one JSON object per line")
+    if path.exists() or name.endswith(LINES_SUFFIXES) or is_path(name):
+        _require_lines(path)
+        return
+    similar = get_close_matches(name, [ADDITION, REASONING_GYM_PREFIX], n=1)
+    require_on_hub(name, kind="dataset", hint=f"; did you mean {similar[0]}?" if similar else nearest_file(path))
+
+
+def _require_lines(path: Path) -> None:
+    if not path.exists():
+        raise InvalidTaskError(f"{path}: there is no such file{nearest_file(path)}")
+    if not path.name.endswith(LINES_SUFFIXES):
+        raise InvalidTaskError(f"{path}: give a .jsonl file, one JSON object per line")
 
 
 def load_task(source: TaskSource, *, has_chat_template: bool) -> Dataset:
@@ -109,11 +141,11 @@ def addition() -> Iterator[Row]:
 
 
 def _rows(source: TaskSource) -> Iterable[Row]:
-    if source.name == "addition":
+    if source.name == ADDITION:
         return addition()
     if source.name.startswith(REASONING_GYM_PREFIX):
         return _reasoning_gym_rows(source)
-    if source.name.endswith((".jsonl", ".jsonl.gz")):
+    if source.name.endswith(LINES_SUFFIXES):
         return _jsonl_rows(Path(source.name))
     if source.name.endswith(".json"):
         raise InvalidTaskError(f"{source.name}: give a .jsonl file, one JSON object per line")

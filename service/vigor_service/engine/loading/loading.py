@@ -80,7 +80,10 @@ def _load_with_adapter(adapter: Path, *, dtype: str, device: str, trust_remote_c
 
 
 def _tokenizer(location: str | Path, **options: Any) -> PreTrainedTokenizerBase:  # noqa: ANN401 - transformers' own
-    return AutoTokenizer.from_pretrained(location, **options)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    try:
+        return AutoTokenizer.from_pretrained(location, **options)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    except ValueError as error:
+        raise ValueError(f"no tokenizer that can be read beside config.json: {error}") from error
 
 
 def _locate(source: str | None) -> tuple[str, str, dict[str, Any]]:

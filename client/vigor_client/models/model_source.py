@@ -1,0 +1,61 @@
+"""Is there a model at the place that a flag names? Answered in a moment, before anything heavy is imported.
+
+Knows nothing about what the files hold: a model that passes can still be refused when it is loaded.
+"""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from pathlib import Path
+
+from vigor_client.errors import ModelSourceError
+from vigor_client.models.hub import require_on_hub
+
+CONFIG_FILES = ("config.json", "adapter_config.json")
+GGUF_SUFFIX = ".gguf"
+
+
+def require_model(source: str) -> None:
+    """Return if ``source`` is a directory with a configuration, a ``.gguf`` file, or a name that the hub knows.
+
+    Raises:
+        ModelSourceError: it is none of them; says what is there instead and what to give.
+    """
+    path = Path(source)
+    if path.is_dir():
+        _require_configuration(path)
+    elif path.exists():
+        if path.suffix != GGUF_SUFFIX:
+            raise ModelSourceError(f"{source} is a file; give the directory that holds the model, or a .gguf file")
+    elif is_path(source):
+        raise ModelSourceError(f"{source}: there is no such file or directory{nearest_file(path)}")
+    else:
+        require_on_hub(source, kind="model", hint=nearest_file(path))
+
+
+def is_path(source: str) -> bool:
+    """Return whether a name can only be a place on disk: a name of the hub has one slash at most and no suffix."""
+    return source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith((GGUF_SUFFIX, "/"))
+
+
+def nearest_file(path: Path) -> str:
+    """Return the question for the entry of the same directory whose name is most like the path's; "" without one."""
+    try:
+        names = [entry.name for entry in path.parent.iterdir()]
+    except OSError:
+        return ""
+    return "".join(f"; did you mean {path.with_name(name)}?" for name in get_close_matches(path.name, names, n=1))
+
+
+def _require_configuration(directory: Path) -> None:
+    try:
+        entries = sorted(directory.iterdir())
+    except OSError as error:
+        raise ModelSourceError(f"{directory} cannot be read: {error.strerror}") from error
+    if not entries:
+        raise ModelSourceError(f"{directory} is an empty directory; give one with config.json and *.safetensors files")
+    if any(entry.name in CONFIG_FILES for entry in entries):
+        return
+    inside = [entry for entry in entries if entry.suffix == GGUF_SUFFIX or (entry / CONFIG_FILES[0]).is_file()]
+    advice = f"did you mean {inside[0]}?" if inside else "give the directory that save_pretrained wrote"
+    raise ModelSourceError(f"{directory} has no config.json, so it is no model; {advice}")
