@@ -42,7 +42,7 @@ SWEEP ?=
 FUZZ ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test-unit test test-slow test-all test-gpu coverage kills sweep fuzz contract inspector monitoring \
+.PHONY: help setup demo test-unit test test-slow test-all test-gpu coverage kills first-hour sweep fuzz contract inspector monitoring \
 	tools check rooms docs manifests policies image-steps benchmark study dist clean
 
 help: ## This list
@@ -97,6 +97,9 @@ KILLS ?= 200
 kills: setup ## Kill -9 at every system call that changes the state directory (needs strace), then KILLS times under load
 	OMP_NUM_THREADS=1 VIGOR_TEST_KILLS=$(KILLS) $(BIN)/python -m pytest -s tests/integration/test_killed_at_every_call.py \
 		tests/integration/test_killed_again_and_again.py
+
+first-hour: setup ## README, quickstart and tutorial pasted into the shell of a fresh clone, with the seconds of each block
+	$(BIN)/python -m pytest -s tests/repo/test_pasted_pages.py
 
 sweep: setup ## Every model type of transformers, tiny, against a loop in float64: half an hour on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.sweep $(SWEEP)

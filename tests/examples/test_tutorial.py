@@ -1,4 +1,4 @@
-"""docs/tutorial.md, pasted into a shell block after block: in small for every run, as it stands as a slow test."""
+"""docs/tutorial.md, pasted into a shell block after block, in small."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import pytest
 import yaml
 
 from examples.processes import free_port
@@ -21,7 +20,7 @@ from vigor_trainer.monitoring.evaluations import read_evaluations
 ROOT = Path(__file__).parents[2]
 SMALL = {"max_steps": 2, "eval_every": 2, "num_generations": 4, "per_device_train_batch_size": 8}
 PROGRAMS = {"vigor-service": "vigor_service", "vigor-trainer": "vigor_trainer", "vigor": "vigor_client.cli.main"}
-SMALL_LIMIT_SECONDS, LIMIT_SECONDS = 240.0, 2400.0
+LIMIT_SECONDS = 240.0
 
 
 def commands() -> str:
@@ -56,29 +55,9 @@ def test_the_tutorials_commands_run_in_order(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(yaml.safe_dump(settings))
     script = commands().replace("examples/sums/training.yaml", "small.yaml")
     script = re.sub(r"(-m examples\.sums \S+)", r"\1 --steps 20 --held-out 4", script)
-    paste(script, tmp_path, preloaded(ENVIRONMENT), seconds=SMALL_LIMIT_SECONDS)
+    paste(script, tmp_path, preloaded(ENVIRONMENT), seconds=LIMIT_SECONDS)
     for name in ("slips", "carries"):
         assert json.loads((tmp_path / f"tutorial/audit-{name}/audit.json").read_text())["verdict"]["kind"]
     for run in ("slips-vigor", "slips-random", "carries-vigor"):
         assert [record.step for record in read_evaluations(tmp_path / "tutorial" / run)] == [0, 2]
     assert {page.name for page in (tmp_path / "tutorial").glob("*.html")} == {"slips.html", "both-models.html"}
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(LIMIT_SECONDS)
-def test_the_tutorial_shows_what_it_says(tmp_path: Path) -> None:
-    paste(commands(), tmp_path, ENVIRONMENT, seconds=LIMIT_SECONDS)
-    verdicts = {
-        name: json.loads((tmp_path / f"tutorial/audit-{name}/audit.json").read_text())["verdict"]["kind"]
-        for name in ("slips", "carries")
-    }
-    assert (verdicts["slips"], verdicts["carries"]) == ("aligned", "opposed")
-    changes = {name: change(tmp_path / "tutorial" / name) for name in ("slips-vigor", "slips-random", "carries-vigor")}
-    assert changes["slips-vigor"] > max(0, changes["slips-random"])
-    assert changes["carries-vigor"] < 0
-
-
-def change(run: Path) -> float:
-    """Sampled accuracy on held-out questions after training, minus before."""
-    first, *_, last = (record.metrics["sampled"]["accuracy"]["value"] for record in read_evaluations(run))
-    return last - first

@@ -8,13 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from examples.processes import free_port
 from tests.support.preloaded_process import preloaded
 from tests.support.tiny_models import save_tiny_checkpoint
-from tests.trainer.running import ENVIRONMENT, running_service, started, wait_for
-from vigor_trainer.monitoring.records import read_records
+from tests.trainer.running import ENVIRONMENT
 
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_SECONDS = 150.0
@@ -42,20 +40,6 @@ def test_the_quickstarts_block_waits_for_the_service_that_it_starts(model: Path,
     )
     assert done.returncode == 0, done.stderr
     assert f"\nstate     ready\nmodel     {model.name} " in done.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(torch.accelerator.is_available(), reason="there is a GPU: the recipe's settings are used")
-def test_the_readmes_command_trains_without_a_gpu(model: Path, tmp_path: Path) -> None:
-    ((command, flags),) = re.findall(r"`(vigor-trainer) (--reward-url [^`]+)`", (ROOT / "README.md").read_text())
-    output, log = tmp_path / "run", tmp_path / "trainer.log"
-    with running_service(model, tmp_path / "service.log") as service:
-        given = flags.replace("http://127.0.0.1:8000", service.url).split()
-        places = ["--model", str(model), "--output_dir", str(output)]
-        with started(command.replace("-", "_"), *given, *places, log=log, environment=ENVIRONMENT) as trainer:
-            wait_for(lambda: read_records(output), process=trainer, seconds=LIMIT_SECONDS, log=log)
-    assert log.read_text().startswith("training on the CPU with --bf16 false --beta 0 --max_completion_length 48 (")
-    assert read_records(output)[0].num_completions == 8
 
 
 def test_no_page_and_no_program_names_a_package_that_no_index_has() -> None:
