@@ -36,7 +36,7 @@ def paste(script: str, directory: Path, environment: Mapping[str, str], *, secon
     """Run a script in a directory where the repository's examples are; return what it printed."""
     (directory / "examples").symlink_to(ROOT / "examples")
     (port,) = set(re.findall(r"--port (\d+)", script))
-    trap = 'trap "kill %1 2> /dev/null; wait" EXIT'
+    trap = 'trap "kill %1 2> /dev/null || true; wait" EXIT'
     done = subprocess.run(
         ["bash", "-e", "-m", "-c", f"{trap}\n{script}"],
         cwd=directory,

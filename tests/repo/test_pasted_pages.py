@@ -19,7 +19,7 @@ from vigor_trainer.monitoring.evaluations import read_evaluations
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = ("README.md", "docs/quickstart.md", "docs/tutorial.md")
 LEFT_OUT = "make test   # the tests\n"  # these tests are among them
-END_WHAT_WAS_STARTED = "trap 'kill $(jobs -p) 2> /dev/null; wait' EXIT"
+END_WHAT_WAS_STARTED = "trap 'kill $(jobs -p) 2> /dev/null || true; wait' EXIT"
 PORT = 8000  # that of the pages
 LIMIT_SECONDS = 3600
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
