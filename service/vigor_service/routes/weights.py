@@ -38,7 +38,7 @@ _PUBLISHERS = [Depends(may_publish)]
 
 @router.get("", summary="What the service scores with now", responses=problems(*_ALWAYS))
 async def weights(serving: ServingDependency) -> WeightsInfo:
-    return serving.current_weights.info()
+    return serving.current_weights.info(serving.updates.under_way())
 
 
 @router.get("/tensors", summary="Every tensor that an update must bring", responses=problems(*_ALWAYS))
