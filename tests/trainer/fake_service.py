@@ -19,6 +19,7 @@ from vigor_client.schemas.weights import TensorList
 from vigor_client.weight_format.digest import checksum
 from vigor_trainer.data.tasks import TaskSource, load_task
 from vigor_trainer.monitoring.run_files import RunFiles
+from vigor_trainer.monitoring.step_times import StepTimer
 from vigor_trainer.rewards.groups import ScoreOptions
 from vigor_trainer.rewards.round_rewards import RoundRewards
 from vigor_trainer.trainer import VigorTrainer
@@ -146,6 +147,7 @@ def tiny_trainer(
     files = RunFiles(directory)
     return VigorTrainer(
         publisher=publisher,
+        step_timer=StepTimer(files.append_step),
         model=tiny_model(),
         args=GRPOConfig(**given),
         reward_funcs=RoundRewards(service, publisher, ScoreOptions(), ["vigor"], record=files.append).functions,

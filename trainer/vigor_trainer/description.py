@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from transformers import SchedulerType
 
 from vigor_client import ModelInfo
 from vigor_trainer.config.parsing import Arguments
@@ -62,7 +63,7 @@ def describe_run(
         service=_service_info(service),
         versions=_versions(),
         max_steps=grpo.max_steps,
-        lr_scheduler_type=str(grpo.lr_scheduler_type.value),
+        lr_scheduler_type=SchedulerType(settings["lr_scheduler_type"]).value,
         warmup_steps=grpo.warmup_steps,
         bf16=bool(grpo.bf16),
         num_prompts=_size(datasets.get("train_dataset")),
