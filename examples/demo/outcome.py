@@ -22,7 +22,7 @@ def accuracy_table(runs: Sequence[Run]) -> Table:
     for decoding, first in runs[0].held_out_by_decoding.items():
         outcomes = [run.held_out_by_decoding[decoding] for run in runs]
         table.add_section()
-        table.add_row(f"{decoding}: {first.num_samples} of {len(first.prompts)} sums", *[""] * len(runs))
+        table.add_row(f"{decoding}, {first.num_samples} of each of {len(first.prompts)} sums", *[""] * len(runs))
         for step in first.steps:
             table.add_row(str(step), *(_told(each.accuracy(step)) for each in outcomes))
         table.add_row("change", *(_change(each.change()) for each in outcomes))
@@ -33,9 +33,8 @@ def accuracy_table(runs: Sequence[Run]) -> Table:
 def examples_table(reward: str, held_out: HeldOut) -> Table:
     """Return the first sample of the first questions, before and after: not chosen by how they look."""
     before, after = held_out.examples[held_out.steps[0]], held_out.examples[held_out.steps[-1]]
-    table = Table(
-        title=f"the first {len(before)} held-out sums, before and after (rewarded by {reward})", show_lines=True
-    )
+    title = f"the first {len(before)} held-out sums, before and after (rewarded by {reward})"
+    table = Table(title=title, show_lines=True, min_width=len(title))
     for name in ("sum", "before", "after"):
         table.add_column(name)
     for question in sorted(before):
