@@ -19,6 +19,7 @@ from vigor_trainer.monitoring.evaluations import read_evaluations
 from vigor_trainer.monitoring.records import read_records
 
 ROOT = Path(__file__).parents[2]
+SECRET = "the-key-of-the-environment"
 LIMIT_SECONDS = 150.0
 STOP_SECONDS = 45.0
 
@@ -33,7 +34,8 @@ def start(directory: Path, *, steps: int, environment: Mapping[str, str]) -> sub
 
 def test_the_demo_compares_two_runs_and_ends_with_its_proof(tmp_path: Path) -> None:
     directory = tmp_path / "demo"
-    with start(directory, steps=2, environment=preloaded(ENVIRONMENT)) as demo:
+    environment = {**preloaded(ENVIRONMENT), "VIGOR_API_KEY": SECRET}
+    with start(directory, steps=2, environment=environment) as demo:
         assert demo.wait(LIMIT_SECONDS) == 0, (directory / "demo.log").read_text()
     said = " ".join((directory / "demo.log").read_text().split())
     assert re.search(r"making the model: about .* measured on its first 2 steps", said)
@@ -46,12 +48,15 @@ def test_the_demo_compares_two_runs_and_ends_with_its_proof(tmp_path: Path) -> N
         assert [record.weight_version for record in read_records(run)] == [0, 1]
         assert [record.step for record in read_evaluations(run)] == [0, 1, 2]
     report = (directory / "report.html").read_text()
-    [title] = re.findall("<title>(.*)</title>", report)
-    assert title in said
+    title = re.search("<title>(.*)</title>", report)
+    assert title is not None
+    assert title[1] in said
     assert '["Weights of the saved checkpoint","xxh3-128:' in report
     command = f"python -m examples.demo --steps 2 --base-steps 20 --questions 4 --directory {directory}"
     assert f'["Command","{command}"]' in report
-    assert '"name":"training dataset","values":["' in report
+    assert '"name":"command","values":["vigor-trainer --config examples/sums/training.yaml --reward_url URL ' in report
+    assert SECRET not in report
+    assert str(ROOT) not in report
 
 
 @pytest.mark.slow

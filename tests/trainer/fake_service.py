@@ -45,6 +45,7 @@ class FakeService:
         self.ways: list[WeightTransport | None] = []
         self.on_score: Callable[[ScoreRequest], None] = lambda _: None
         self.on_publish: Callable[[int], None] = lambda _: None
+        self.compute_seconds = 0.0
 
     def model(self) -> ModelInfo:
         return MODEL
@@ -91,7 +92,7 @@ class FakeService:
             reward=request.reward,
             groups=[score_group(group) for group in request.groups],
             usage=Usage(prompt_tokens=0, completion_tokens=0, deduplicated_completions=0),
-            timing=Timing(queue_seconds=0.0, compute_seconds=0.0),
+            timing=Timing(queue_seconds=0.0, compute_seconds=self.compute_seconds),
         )
 
 

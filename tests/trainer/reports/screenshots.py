@@ -41,11 +41,7 @@ def take(pictures: Path, runs: Path) -> None:
     """Take every picture of the page of these runs."""
     with tempfile.TemporaryDirectory() as scratch, chromium() as browser:
         page = Path(scratch) / "report.html"
-        write_report(
-            page,
-            read_runs([runs / reward for reward in REWARDS]),
-            title="Sums, learnt from gradient norms and from random rewards",
-        )
+        write_report(page, read_runs([runs / reward for reward in REWARDS]))
         for name, (options, shown) in _PICTURES.items():
             picture = _taken(browser, page.as_uri(), shown, options)
             picture.quantize(_NUM_COLOURS).save(pictures / f"{name}.png", optimize=True)
