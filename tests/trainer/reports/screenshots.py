@@ -48,7 +48,7 @@ def take(pictures: Path, runs: Path) -> None:
 
 
 def _taken(browser: Browser, url: str, shown: str | None, options: dict[str, Any]) -> Image.Image:
-    with watched_page(browser, url, viewport={"width": 1200, "height": 1100}, **options) as watched:
+    with watched_page(browser, url, viewport={"width": 1200, "height": 1450}, **options) as watched:
         watched.page.wait_for_selector("html[data-drawn]")
         watched.page.locator("#kind").select_option("disagree")
         picture = watched.page.locator(shown).screenshot() if shown else watched.page.screenshot()
