@@ -15,7 +15,7 @@ from vigor_client.schemas.scoring import FinishReason
 from vigor_trainer.data.answers import judge
 from vigor_trainer.data.prompts import Prompt, prompt_of
 from vigor_trainer.errors import InvalidTaskError
-from vigor_trainer.evaluation.completions import EvaluatedCompletion
+from vigor_trainer.monitoring.evaluations import EvaluatedCompletion
 
 Decode = Callable[[list[int]], str]
 
