@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar, cast
 
 import httpx
+from pydantic import ValidationError
 
 from vigor_client._version import __version__
 from vigor_client.publishing.publish import HTTP, PublishResult, publish
 from vigor_client.publishing.snapshot import WeightSnapshot
 from vigor_client.publishing.transports.weight_transport import WeightTransport
 from vigor_client.schemas.attribution import AttributionRequest, AttributionResponse
+from vigor_client.schemas.common import WireModel
 from vigor_client.schemas.engines import EngineList, ScaleRequest
+from vigor_client.schemas.faults import fault_sentences
 from vigor_client.schemas.scoring import (
     DEFAULT_COMPUTE,
     ComputeName,
@@ -52,6 +55,7 @@ USER_AGENT = f"vigor-client/{__version__}"
 Groups = Group | Mapping[str, object] | Sequence[Group | Mapping[str, object]]
 Sample = SampleRequest | Mapping[str, object]
 Attributed = AttributionRequest | Mapping[str, object]
+_Request = TypeVar("_Request", bound=WireModel)
 
 
 class VigorClient:
@@ -128,7 +132,7 @@ class VigorClient:
             weight_version=weight_version,
             weight_digest=weight_digest,
             wait_seconds=wait_seconds,
-            compute=tuple(compute),
+            compute=compute,
             reward=reward,
             ties=ties,
             truncated=truncated,
@@ -176,7 +180,7 @@ class VigorClient:
             ValueError: the number is not from 1 to 1024; nothing was sent.
             EnginesFixedError: the service was not started with several engines.
         """
-        return run_blocking(self._endpoints.scale(ScaleRequest(num_engines=num_engines)))
+        return run_blocking(self._endpoints.scale(_scale_request(num_engines)))
 
     def weights(self) -> WeightsInfo:
         """The weights that serve now."""
@@ -304,7 +308,7 @@ class AsyncVigorClient:
             weight_version=weight_version,
             weight_digest=weight_digest,
             wait_seconds=wait_seconds,
-            compute=tuple(compute),
+            compute=compute,
             reward=reward,
             ties=ties,
             truncated=truncated,
@@ -330,7 +334,7 @@ class AsyncVigorClient:
 
     async def scale(self, num_engines: int) -> EngineList:
         """As ``VigorClient.scale``."""
-        return await self._endpoints.scale(ScaleRequest(num_engines=num_engines))
+        return await self._endpoints.scale(_scale_request(num_engines))
 
     async def weights(self) -> WeightsInfo:
         """As ``VigorClient.weights``."""
@@ -401,17 +405,40 @@ def _endpoints(wire: Wire, timeout_seconds: float, max_retries: int) -> Endpoint
 
 
 def _score_request(groups: Groups, **options: object) -> ScoreRequest:
-    several = [groups] if isinstance(groups, Group | Mapping) else groups
-    fields = {"groups": [group if isinstance(group, Group) else dict(group) for group in several], **options}
-    return ScoreRequest.model_validate(fields)  # one validation, so that an error names the group by its index
+    several = cast("object", [groups] if isinstance(groups, Group | Mapping) else groups)
+    if isinstance(several, Iterable) and not isinstance(several, str | bytes):  # else the validation says what it is
+        several = [_as_dict(group) for group in cast("Iterable[object]", several)]
+    # One validation of all, so that an error names the group by its index.
+    return _validated(ScoreRequest, {"groups": several, **options})
 
 
 def _sample_request(sample: Sample) -> SampleRequest:
-    return sample if isinstance(sample, SampleRequest) else SampleRequest.model_validate(dict(sample))
+    return _validated(SampleRequest, _as_dict(sample))
 
 
 def _attribution_request(request: Attributed) -> AttributionRequest:
-    return request if isinstance(request, AttributionRequest) else AttributionRequest.model_validate(dict(request))
+    return _validated(AttributionRequest, _as_dict(request))
+
+
+def _scale_request(num_engines: int) -> ScaleRequest:
+    return _validated(ScaleRequest, {"num_engines": num_engines})
+
+
+def _as_dict(value: object) -> object:
+    return dict(cast("Mapping[object, object]", value)) if isinstance(value, Mapping) else value
+
+
+def _validated(model: type[_Request], value: object) -> _Request:
+    """Return the value as a request.
+
+    Raises:
+        ValueError: it breaks the contract; has one sentence for each fault.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        sentences = fault_sentences(error, model)
+    raise ValueError("\n  ".join(sentences))  # without pydantic's error, which says the same in other words
 
 
 def service_address(base_url: str | None, api_key: str | None) -> tuple[str, str | None]:

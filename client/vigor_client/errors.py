@@ -46,6 +46,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from vigor_client.schemas.faults import fault_sentence
 from vigor_client.schemas.problems import Problem
 
 _MAX_LISTED = 10
@@ -123,7 +124,7 @@ class ProblemError(VigorError):
     """
 
     def __init__(self, problem: Problem, *, request_id: str, retry_after_seconds: float = 0.0) -> None:
-        places = [f"{'.'.join(map(str, error.loc))}: {error.msg}" for error in problem.errors]
+        places = [fault_sentence(error.loc, error.msg) for error in problem.errors]
         summary = f"{problem.detail} ({problem.status} {problem.code}, request {request_id})"
         super().__init__("\n  ".join([summary, *_shortened(places)]))
         self.status = problem.status

@@ -152,7 +152,7 @@ def test_url_and_key_come_from_the_environment_unless_they_are_given(environment
 
 def test_a_wrong_group_is_refused_here_by_its_index() -> None:
     service = Recorder(answer(scores()))
-    with client_of(service) as client, pytest.raises(ValueError, match=r"groups\.1"):
+    with client_of(service) as client, pytest.raises(ValueError, match=r"^group 1, `completions`: is missing$"):
         client.score([GROUP, {"prompt": "hi"}])
     assert service.requests == []
 

@@ -61,7 +61,12 @@ def _only_text(content: object) -> object:
         for position, part in enumerate(cast("list[object]", content)):
             kind = cast("dict[str, object]", part).get("type") if isinstance(part, dict) else None
             if kind != "text" and not isinstance(part, TextPart):
-                raise ValueError(f"part {position} is no text, but {kind or 'without a type'}: text alone is scored")
+                said = f"has the type {str(kind)[:100]!r}" if kind else "has no type"
+                raise ValueError(f"part {position} {said}; only parts of the type `text` are scored")
+            if isinstance(part, dict) and not isinstance(cast("dict[str, object]", part).get("text"), str):
+                raise ValueError(f"part {position} has no `text`")
+    elif content is not None and not isinstance(content, str):
+        raise ValueError("is neither text nor a list of parts; give one of them")
     return cast("object", content)
 
 
@@ -125,9 +130,11 @@ class GivenPrompt(WireModel):
 
     @model_validator(mode="after")
     def _check_exactly_one_prompt(self) -> Self:
-        given = [name for name in ("prompt_ids", "prompt", "messages") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of `prompt_ids`, `prompt`, `messages`; got {given or 'none'}")
+        given = [f"`{name}`" for name in ("prompt", "messages", "prompt_ids") if getattr(self, name) is not None]
+        if not given:
+            raise ValueError("has no prompt; give one of `prompt`, `messages` and `prompt_ids`")
+        if len(given) > 1:
+            raise ValueError(f"has {' and '.join(given)}; give one of them")
         return self
 
     @model_validator(mode="after")

@@ -52,8 +52,10 @@ class Completion(WireModel):
 
     @model_validator(mode="after")
     def _check_exactly_one_source(self) -> Self:
-        if (self.ids is None) == (self.text is None):
-            raise ValueError("give exactly one of `ids` and `text`")
+        if self.ids is None and self.text is None:
+            raise ValueError("needs `text`, or the token ids in `ids`")
+        if self.ids is not None and self.text is not None:
+            raise ValueError("has `text` and `ids`; give one of them")
         if self.mask is not None and self.ids is None:
             raise ValueError("`mask` counts token ids: give `ids`, not `text`")
         if self.mask is not None and self.ids is not None and len(self.mask) != len(self.ids):
