@@ -15,6 +15,7 @@ import httpx
 from pydantic import ValidationError
 
 from vigor_client._version import __version__
+from vigor_client.publishing.progress import OnProgress
 from vigor_client.publishing.publish import HTTP, PublishResult, publish
 from vigor_client.publishing.snapshot import WeightSnapshot
 from vigor_client.publishing.transports.weight_transport import WeightTransport
@@ -218,6 +219,7 @@ class VigorClient:
         snapshot: WeightSnapshot | None = None,
         partial: bool = False,
         transport: WeightTransport | None = None,
+        on_progress: OnProgress | None = None,
     ) -> PublishResult:
         """Bring ``tensors`` (a whole state dict) into service as ``weight_version``.
 
@@ -231,6 +233,9 @@ class VigorClient:
 
         With ``partial``, ``tensors`` are some of the model's, such as those of an adapter: those that differ from the
         served ones are sent, and all others stay as they are served. Only what is given is checked and hashed.
+
+        ``on_progress`` is called with a ``PublishProgress`` when a phase begins, and while bytes are hashed or sent, on
+        the thread that reads them. What it raises ends the publication and is raised here; the old weights serve on.
 
         Raises:
             ValueError: ``partial`` without a tensor, or with a snapshot.
@@ -247,6 +252,7 @@ class VigorClient:
             snapshot=snapshot,
             partial=partial,
             transport=transport or HTTP,
+            on_progress=on_progress,
         )
         return run_blocking(publication)
 
@@ -368,8 +374,9 @@ class AsyncVigorClient:
         snapshot: WeightSnapshot | None = None,
         partial: bool = False,
         transport: WeightTransport | None = None,
+        on_progress: OnProgress | None = None,
     ) -> PublishResult:
-        """As ``VigorClient.publish_weights``; casts and checksums run on threads."""
+        """As ``VigorClient.publish_weights``; casts, checksums and ``on_progress`` run on threads."""
         return await publish(
             self._endpoints,
             tensors,
@@ -377,6 +384,7 @@ class AsyncVigorClient:
             snapshot=snapshot,
             partial=partial,
             transport=transport or HTTP,
+            on_progress=on_progress,
         )
 
     async def aclose(self) -> None:

@@ -92,6 +92,9 @@ def checkpoint_files(directory: Path | str, *, open_file: OpenFile = open_for_re
             outside the directory, or the directory holds an adapter, a distributed checkpoint, or changes alone.
     """
     directory = Path(directory)
+    if not directory.is_dir():
+        fault = "is no directory" if directory.exists() else "does not exist"
+        raise CheckpointError(f"{directory} {fault}; give the directory of a saved model")
     _refuse_other_kinds(directory)
     if (explicit := _named_in_config(directory, open_file)) is not None:
         return _indexed_files(explicit, open_file) if explicit.suffix == ".json" else [explicit]
@@ -99,7 +102,8 @@ def checkpoint_files(directory: Path | str, *, open_file: OpenFile = open_for_re
         return [directory / SINGLE_FILE]
     if (directory / INDEX_FILE).is_file():
         return _indexed_files(directory / INDEX_FILE, open_file)
-    raise CheckpointError(f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}; give a whole saved model")
+    held = f"holds neither {SINGLE_FILE} nor {INDEX_FILE}" if any(directory.iterdir()) else "is empty"
+    raise CheckpointError(f"{directory} {held}; give the directory of a model that was saved as safetensors")
 
 
 def shard_names(index: Path, *, open_file: OpenFile = open_for_reading) -> dict[str, str]:
