@@ -63,8 +63,8 @@ class VigorClient:
     """Calls a scoring service and waits for the answers.
 
     Every method raises a ``VigorError`` when it fails (the tree is in ``vigor_client.errors``), after the retries that
-    are safe: a connection that failed, 429 and 503, with ``Retry-After`` obeyed. May be shared between threads, and
-    used on after a fork: each process has connections of its own.
+    are safe: after a failed connection, 429 and 503, with ``Retry-After`` obeyed. Threads may share a client, and a
+    forked process may go on using its parent's: each process has connections of its own.
 
     Args:
         base_url: where the service listens; by default ``VIGOR_URL``, else ``http://127.0.0.1:8000``.
@@ -111,15 +111,15 @@ class VigorClient:
         """Score whole groups under the service's current weights; answers come in the order of the groups.
 
         Args:
-            groups: what is ranked together, as ``Group`` or as a mapping of its fields: one, or several.
-            weight_version: the version the scores must come from; anything else is a ``WeightVersionMismatchError``.
-            weight_digest: likewise, by the digest of the weights.
+            groups: one group or several, each a ``Group`` or a mapping of its fields. A group is ranked as a whole.
+            weight_version: version of the weights that must score; others raise a ``WeightVersionMismatchError``.
+            weight_digest: digest of the weights that must score; others raise a ``WeightDigestMismatchError``.
             wait_seconds: how long the service may wait for that version before it refuses.
             compute: what each score holds: ``norm``, ``signals``, ``token_logprobs``. Without ``norm`` no gradient is
                 computed, which costs less than half.
-            reward: what is ranked; it must be computed.
-            ties: what equal values get.
-            truncated: what a completion with ``finish_reason="length"`` gets.
+            reward: value that is ranked; ``compute`` must include what it needs.
+            ties: rule for equal values: the mean of their ranks, or ranks by index.
+            truncated: rule for completions with ``finish_reason="length"``: scored, or ranked worst.
             return_token_ids: whether the answer has the token ids that were scored, as ``prompt_ids`` of a group and
                 ``ids`` of a completion.
             on_group: called with index and scores of each group when they come, in any order, to show progress. Only
@@ -150,13 +150,13 @@ class VigorClient:
 
         Raises:
             ValueError: the sample breaks the contract; nothing was sent.
-            GroupIncompleteError: the others did not come in time; nothing was ranked.
-            GroupConflictError: another sample of the group says otherwise.
+            GroupIncompleteError: the other samples did not come in time; nothing was ranked.
+            GroupConflictError: another sample of the group has another size, prompt or option, or the same index.
         """
         return run_blocking(self._endpoints.score_sample(_sample_request(sample)))
 
     def attribute(self, request: Attributed) -> AttributionResponse:
-        """Say which tokens and layers one completion's gradient norm comes from: to look at, one at a time.
+        """Return the share of each token and each layer in the gradient norm of one completion.
 
         Give prompt and completion as ``AttributionRequest`` or as a mapping of its fields.
 
@@ -167,15 +167,15 @@ class VigorClient:
         return run_blocking(self._endpoints.attribute(_attribution_request(request)))
 
     def model(self) -> ModelInfo:
-        """What the service measures, and how."""
+        """Return the model that the service measures, and how it measures it."""
         return run_blocking(self._endpoints.model())
 
     def engines(self) -> EngineList:
-        """The engines that compute, those that are being started included."""
+        """Return the engines that compute, including those that are being started."""
         return run_blocking(self._endpoints.engines())
 
     def scale(self, num_engines: int) -> EngineList:
-        """Have this many engines: returns at once, and the service starts or ends engines meanwhile.
+        """Set the number of engines. Returns at once; the service starts or ends engines in the background.
 
         Raises:
             ValueError: the number is not from 1 to 1024; nothing was sent.
@@ -184,23 +184,23 @@ class VigorClient:
         return run_blocking(self._endpoints.scale(_scale_request(num_engines)))
 
     def weights(self) -> WeightsInfo:
-        """The weights that serve now."""
+        """Return version, digest and state of the weights that the service scores with."""
         return run_blocking(self._endpoints.weights())
 
     def tensors(self) -> TensorList:
-        """Every tensor a trainer must supply."""
+        """Return every tensor of the service's model, all of which a full update must supply."""
         return run_blocking(self._endpoints.tensors())
 
     def health(self) -> Health:
-        """Whether the process answers; one call, without retries."""
+        """Return whether the process answers. It is one call, without retries."""
         return run_blocking(self._endpoints.health())
 
     def ready(self) -> Health:
-        """Whether the service would score now; one call, without retries."""
+        """Return whether the service would score now. It is one call, without retries."""
         return run_blocking(self._endpoints.ready())
 
     def metrics(self) -> dict[str, float]:
-        """The service's metrics by series, e.g. ``vigor_queued_tokens``, labels included in the key."""
+        """Return the service's metrics by series, e.g. ``vigor_queued_tokens``, labels included in the key."""
         return run_blocking(self._endpoints.metrics())
 
     def wait_until_ready(self, timeout_seconds: float) -> None:
@@ -223,8 +223,9 @@ class VigorClient:
     ) -> PublishResult:
         """Bring ``tensors`` (a whole state dict) into service as ``weight_version``.
 
-        Nothing is sent if they serve already. Each tensor is cast to the service's dtype on its own; a tied one may be
-        given under any of its names. Do not change the tensors while this runs: the checksums would no longer fit.
+        Nothing is sent if the service has these weights already. Each tensor is cast to the service's dtype on its own.
+        A tied tensor may be given under any of its names. Do not change the tensors while this runs: the checksums
+        would no longer fit.
 
         With a ``snapshot``, one for all publications of a run, only what changed is sent, unless all is smaller,
         the service holds other weights than the snapshot, or it is time for an anchor. It takes a model's memory on the
@@ -239,8 +240,8 @@ class VigorClient:
 
         Raises:
             ValueError: ``partial`` without a tensor, or with a snapshot.
-            WeightBaseMismatchError: ``partial``, and the service has got other weights meanwhile, is poisoned, or needs
-                all once again; publish all.
+            WeightBaseMismatchError: ``partial``, and the service has other weights by now, is poisoned, or needs all
+                weights again; publish all weights.
             TensorsRefusedError: they do not fit the service's; every fault is named and nothing was sent.
             SharedDirectoryError, BroadcastError: the transport cannot carry the bytes; the old weights still serve.
             PublishError: the service ended with other weights.
@@ -376,7 +377,7 @@ class AsyncVigorClient:
         transport: WeightTransport | None = None,
         on_progress: OnProgress | None = None,
     ) -> PublishResult:
-        """As ``VigorClient.publish_weights``; casts, checksums and ``on_progress`` run on threads."""
+        """As ``VigorClient.publish_weights``; casts and checksums run on threads, and some calls of ``on_progress``."""
         return await publish(
             self._endpoints,
             tensors,

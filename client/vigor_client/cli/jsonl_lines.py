@@ -72,7 +72,7 @@ def check_lines(source: JsonlInput) -> int:
     if faults:
         raise InputError("\n  ".join(faults))
     if not num_groups:
-        raise InputError(f"{source.name}: no group in it; nothing was scored")
+        raise InputError(f"{source.name}: the file has no groups; nothing was scored")
     return num_groups
 
 

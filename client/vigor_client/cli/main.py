@@ -136,8 +136,8 @@ def _score_request(
         )
     except WeightDigestMismatchError as error:
         raise InputError(
-            f"{partial_of(arguments.out)}: scored by the weights {error.want}, the service has {error.have}; "
-            "publish those again, or start without --resume"
+            f"{partial_of(arguments.out)}: the results come from the weights {error.want}, but the service has "
+            f"{error.have}; publish the former again, or start without --resume"
         ) from error
 
 

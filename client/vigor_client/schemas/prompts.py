@@ -90,7 +90,7 @@ class Message(WireModel):
     @model_validator(mode="after")
     def _check_keys(self) -> Self:
         if self.content is None and not any(value is not None for value in (self.model_extra or {}).values()):
-            raise ValueError("has neither `content` nor another key, such as `tool_calls`")
+            raise ValueError("has neither `content` nor another key, such as `tool_calls`; give one of them")
         refuse_half_characters(self.model_extra)
         return self
 
@@ -141,11 +141,16 @@ class GivenPrompt(WireModel):
     def _check_template_fields(self) -> Self:
         given = [name for name in OF_MESSAGES if getattr(self, name) is not None]
         if given and self.messages is None:
-            raise ValueError(f"`{given[0]}` is about `messages`: a prompt as ids or text is not rendered")
+            raise ValueError(
+                f"`{given[0]}` needs `messages`: a prompt given as ids or text is not rendered by a chat template"
+            )
         if self.continue_final_message and self.add_generation_prompt:
             raise ValueError("`continue_final_message` and `add_generation_prompt` exclude each other")
         if reserved := sorted(RESERVED_TEMPLATE_KWARGS.intersection(self.chat_template_kwargs or {})):
-            raise ValueError(f"`chat_template_kwargs` cannot hold `{reserved[0]}`: it is no variable of the template")
+            raise ValueError(
+                f"`chat_template_kwargs` cannot hold `{reserved[0]}`: it is an argument of apply_chat_template, not a "
+                "variable of the template"
+            )
         return self
 
     @model_validator(mode="after")

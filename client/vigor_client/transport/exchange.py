@@ -191,7 +191,7 @@ def _refusal_of_a_proxy(response: httpx.Response) -> UnexpectedAnswerError:
     if said := _OF_A_PROXY.get(response.status_code):
         message = f"was refused by a proxy in front of the service, which {said} ({response.status_code})"
         return _unexpected(response, message)
-    return unexpected(response, "an answer that is not problem+json")
+    return unexpected(response, "a body that is not a problem document")
 
 
 def problem_error(problem: Problem, response: httpx.Response, *, retry_after_seconds: float) -> ProblemError:
@@ -212,14 +212,14 @@ def parse(response: httpx.Response, schema: type[Answer]) -> Answer:
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "the body"
-        raise unexpected(response, f"no {schema.__name__}: {place}: {first['msg']}") from error
+        raise unexpected(response, f"a body that is not {schema.__name__}: {place}: {first['msg']}") from error
 
 
 def unexpected(response: httpx.Response, what: str, *, body: bytes | None = None) -> UnexpectedAnswerError:
     """Return an error that names what came, and where from; ``body`` is the wrong line of an answer in lines."""
     text = (response.text if body is None else body.decode(errors="replace"))[:_MAX_QUOTED_CHARACTERS]
     content_type = response.headers.get("Content-Type", "no content type")
-    return _unexpected(response, f"answered {what} ({response.status_code}, {content_type}): {text!r}")
+    return _unexpected(response, f"answered with {what} ({response.status_code}, {content_type}): {text!r}")
 
 
 def _unexpected(response: httpx.Response, message: str) -> UnexpectedAnswerError:

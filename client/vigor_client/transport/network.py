@@ -71,7 +71,7 @@ def checked_url(base_url: str) -> httpx.URL:
     except httpx.InvalidURL as error:
         raise ValueError(f"the service's URL cannot be read: {error}") from error
     if url.userinfo:
-        raise ValueError("give the key as api_key, not within the URL")
+        raise ValueError("the URL holds a user name or a password; give the key as api_key instead")
     if url.scheme not in ("http", "https") or url.query or url.fragment or not _can_be_connected_to(url):
         raise ValueError(f"{base_url!r} is not a service's URL; give one like http://127.0.0.1:8000")
     return url

@@ -70,7 +70,7 @@ def test_an_input_without_a_group_is_told_and_leaves_nothing(
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_bytes(content)
     assert main(["score", str(source), "--url", url, "--out", str(out)]) == 1
-    assert capsys.readouterr().err == f"vigor: {source}: no group in it; nothing was scored\n"
+    assert capsys.readouterr().err == f"vigor: {source}: the file has no groups; nothing was scored\n"
     assert list(tmp_path.iterdir()) == [source]
 
 
@@ -78,7 +78,7 @@ def test_an_input_without_a_group_is_told_and_leaves_nothing(
 def test_a_damaged_archive_is_named(damage: Callable[[bytes], bytes], groups: bytes, tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl.gz"
     path.write_bytes(damage(gzip.compress(groups)))
-    with open_input(path) as source, pytest.raises(InputError, match=f"{path}: compressed by gzip, and damaged"):
+    with open_input(path) as source, pytest.raises(InputError, match=f"{path}: the gzip data is damaged"):
         check_lines(source)
 
 
@@ -116,7 +116,7 @@ def test_a_mark_within_a_file_that_was_put_together_is_skipped(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("\ufeff{".encode("utf-16-le") + b"x", ": begins like utf-16-le, and is not: truncated data"),
+        ("\ufeff{".encode("utf-16-le") + b"x", ": looks like utf-16-le, but cannot be decoded: truncated data"),
         ('{"prompt": "é"}'.encode("latin-1"), ":1: byte 12 of the line (0xe9) is not UTF-8: save the file as UTF-8"),
         (b'\xff\xfe{\0"\0', ":1: this is not JSON: EOF while parsing a string at line 1 column 2"),
         (

@@ -165,7 +165,7 @@ def damaged(directory: Path) -> Path:
             without_safetensors,
             "{} holds neither model.safetensors nor model.safetensors.index.json; give the directory",
         ),
-        (a_file, "{} is no directory; give the directory of a saved model"),
+        (a_file, "{} is not a directory; give the directory of a saved model"),
         (damaged, "{}/model.safetensors cannot be read: "),
     ],
 )
@@ -191,7 +191,7 @@ def test_a_directory_that_is_no_checkpoint_is_one_line_and_needs_no_service(
         ("ftp://127.0.0.1", "'ftp://127.0.0.1' is not a service's URL; give one like http://127.0.0.1:8000"),
         ("127.0.0.1:8000", "'127.0.0.1:8000' is not a service's URL; give one like http://127.0.0.1:8000"),
         ("http://127.0.0.1:99999", "'http://127.0.0.1:99999' is not a service's URL; give one like"),
-        ("http://user:s3cret@127.0.0.1", "give the key as api_key, not within the URL"),
+        ("http://user:s3cret@127.0.0.1", "the URL holds a user name or a password; give the key as api_key instead"),
     ],
 )
 @pytest.mark.parametrize("command", ["status", "push"])

@@ -84,10 +84,14 @@ def test_without_the_option_a_run_begins_at_the_beginning(
     ("number", "changed", "said"),
     [
         (2, {"id": "q9"}, ":2: the result has the id 'q9', the group on line 2 has 'q2'"),
-        (3, {"completions": []}, ":3: 0 completions, the group on line 3 has 2"),
-        (1, {"weight_digest": "xxh3-128:" + "1" * 32}, f":2: the weights {DIGEST}, the lines before have xxh3-128:111"),
-        (1, {"colour": "blue"}, ":1: this is no result"),
-        (1, {"weight_digest": "none"}, ":1: this is no result"),
+        (3, {"completions": []}, ":3: the result has 0 completions, the group on line 3 has 2"),
+        (
+            1,
+            {"weight_digest": "xxh3-128:" + "1" * 32},
+            f":2: the result comes from the weights {DIGEST}, ",
+        ),
+        (1, {"colour": "blue"}, ":1: this line is not a result"),
+        (1, {"weight_digest": "none"}, ":1: this line is not a result"),
     ],
 )
 def test_results_of_another_run_are_refused_by_their_line(
@@ -128,7 +132,7 @@ def test_weights_that_are_not_served_any_more_end_the_run(
     before = partial.read_bytes()
     assert resume(source, out, url) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{partial}: scored by the weights {DIGEST}, the service has {fake.weight_digest}" in line
+    assert f"{partial}: the results come from the weights {DIGEST}, but the service has {fake.weight_digest}" in line
     assert before.startswith(partial.read_bytes())
     assert not out.exists()
 

@@ -124,10 +124,10 @@ def index_huge(directory: Path) -> None:
         (empty, "holds neither model.safetensors nor model.safetensors.index.json"),
         (nothing, "is empty; give the directory of a model that was saved as safetensors"),
         (no_directory, "does not exist; give the directory of a saved model"),
-        (a_file, "is no directory; give the directory of a saved model"),
+        (a_file, "is not a directory; give the directory of a saved model"),
         (truncated, "model.safetensors cannot be read"),
         (shard_missing, f"{OTHER_SHARD} cannot be read"),
-        (tensor_missing, f"names tensors that are not there: stranger in {SHARD}"),
+        (tensor_missing, f"names tensors that its shards do not hold: stranger in {SHARD}"),
         (shard_outside, "names a shard outside its directory"),
         (index_broken, "is not an index of shards"),
         (index_of_numbers, "is not an index of shards"),
@@ -219,9 +219,9 @@ def pipe(directory: Path) -> None:
     [
         (adapter, "holds a PEFT adapter, not a whole model"),
         (distributed, "holds a distributed checkpoint"),
-        (changes_alone, "is of changes alone"),
-        (tensor_twice, f"holds a, and so does {SHARD}"),
-        (pipe, "it is no file"),
+        (changes_alone, "is the index of a delta"),
+        (tensor_twice, f"holds the tensor a, and so does {SHARD}"),
+        (pipe, "it is not a regular file"),
     ],
 )
 def test_what_is_no_whole_checkpoint_is_refused_by_name(
