@@ -147,7 +147,7 @@ def test_a_file_that_is_missing_empty_or_not_text_is_refused(tmp_path: Path) -> 
     for name, complaint in [
         ("missing", "No such file"),
         ("empty", "no prompt in it"),
-        ("binary", "binary.jsonl: begins like utf-16"),
+        ("binary", "binary.jsonl: looks like utf-16"),
     ]:
         with pytest.raises(InvalidTaskError, match=complaint):
             load_task(TaskSource(str(tmp_path / f"{name}.jsonl")), has_chat_template=False)
