@@ -61,6 +61,7 @@ def _read_settings() -> Settings:
     from pydantic import ValidationError
     from pydantic_settings import CliApp, SettingsError
 
+    from vigor_service.setting_faults import describe_fault
     from vigor_service.settings import Settings
     from vigor_service.unknown_names import unknown_flags
 
@@ -69,7 +70,7 @@ def _read_settings() -> Settings:
     try:
         return CliApp.run(Settings)
     except ValidationError as error:
-        _exit(2, *(_describe(item["loc"], item["msg"]) for item in error.errors()))
+        _exit(2, *map(describe_fault, error.errors()))
     except SettingsError as error:
         _exit(2, str(error))
 
@@ -91,12 +92,6 @@ def _require_model(source: str | None) -> None:
             require_model(source)
     except ModelSourceError as error:
         _exit(1, f"--model (VIGOR_MODEL): {error}")
-
-
-def _describe(loc: tuple[int | str, ...], message: str) -> str:
-    names = [str(part) for part in loc]
-    where = "".join(f"--{name.replace('_', '-')} (VIGOR_{name.upper()}): " for name in names)
-    return where + message.removeprefix("Value error, ")
 
 
 def _tracing(url: str | None) -> Tracing | None:
