@@ -103,7 +103,7 @@ def _tracing(url: str | None) -> Tracing | None:
         from vigor_service.observability.otel import Tracing
     except ModuleNotFoundError as error:
         asked = "--otlp-endpoint (VIGOR_OTLP_ENDPOINT)" if url is not None else named[0]
-        _exit(2, f"{asked}: {error.name} not installed: pip install '.[service,otel]' {_CHECKOUT}")
+        _exit(2, f"{asked}: {error.name} is not installed: pip install '.[service,otel]' {_CHECKOUT}")
     return Tracing(None if url is None else f"{url.rstrip('/')}/v1/traces", version=version("vigor-rl"))
 
 

@@ -85,7 +85,7 @@ def test_after_parts_of_more_bytes_than_the_model_all_weights_are_asked_for(tmp_
             return client.publish_weights(given, weight_version=version, partial=partial).encoding
 
         assert publish(1, partial=True) == "partial"
-        with pytest.raises(WeightBaseMismatchError, match="send all weights"):
+        with pytest.raises(WeightBaseMismatchError, match="send a full update"):
             publish(2, partial=True)
         assert publish(3, partial=False) == "full"
         assert publish(4, partial=True) == "partial"

@@ -165,8 +165,8 @@ def service() -> Iterator[str]:
         (["--optim", "adamw_bnb_8bit"], "the run cannot begin: You need to install `bitsandbytes`"),
         (["--max_completion_length", "32"], "100 of 100 prompts do not have 1 to 16 tokens"),
         (["--output_dir", __file__], f"--output_dir: {__file__}: File exists"),
-        (["--resume_from_checkpoint", "true"], "there is no whole checkpoint in"),
-        (["--resume_from_checkpoint", "nowhere"], "nowhere is no checkpoint"),
+        (["--resume_from_checkpoint", "true"], "there is no complete checkpoint in"),
+        (["--resume_from_checkpoint", "nowhere"], "nowhere is not a checkpoint"),
     ],
 )
 def test_what_cannot_begin_is_one_line_and_leaves_the_last_runs_records(

@@ -87,7 +87,7 @@ class LocalFiles:
 
     def _required(self, field: str) -> PublishedVersions:
         if self._versions is None:
-            raise refuse("the service takes no files of its own machine: start it with --weights-root", field)
+            raise refuse("loading weights from disk is disabled: start the service with --weights-root", field)
         return self._versions
 
     async def _commit(

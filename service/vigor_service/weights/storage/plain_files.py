@@ -36,7 +36,7 @@ def open_plain(path: Path, *, root: Path | None = None) -> BinaryIO:
     except OSError as error:
         raise UnusableFileError(f"cannot be read: {error.strerror}") from error
     except ValueError as error:  # a null character, half a surrogate pair
-        raise UnusableFileError("cannot be read: no file can have this name") from error
+        raise UnusableFileError("cannot be read: this is not a valid file name") from error
 
 
 def read_plain(path: Path, *, max_bytes: int, root: Path | None = None) -> bytes:
@@ -64,9 +64,9 @@ def num_bytes_of_plain(path: Path) -> int:
 
 def _refuse_unusable(place: int, root: Path | None) -> None:
     if not stat.S_ISREG(os.fstat(place).st_mode):
-        raise UnusableFileError("is no plain file")
+        raise UnusableFileError("is not a regular file")
     if root is not None and not _link_to(place).readlink().is_relative_to(root):
-        raise UnusableFileError("leads out of the service's --weights-root")
+        raise UnusableFileError("is outside the service's --weights-root")
 
 
 def _link_to(descriptor: int) -> Path:

@@ -243,7 +243,7 @@ class Updates:
         if newest is not None and newest.lifecycle.is_open:
             status = newest.status()
             raise UpdateConflictError(
-                f"an update to version {status.weight_version} is {status.state}; drop it or wait for its end",
+                f"an update to version {status.weight_version} is {status.state}: wait for it, or drop it",
                 state=status.state,
                 update_id=status.update_id,
                 retry_after_seconds=RETRY_SECONDS,
