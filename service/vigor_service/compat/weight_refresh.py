@@ -32,7 +32,9 @@ class UpdateFromDisk(_Asked):
     )
     is_async: Literal[False] = False
     keep_pause: Literal[False] = False
-    flush_cache: bool = Field(default=True, description="No effect: there is no cache.")
+    flush_cache: bool = Field(
+        default=True, description="No effect: cached scores hold for one version of the weights only."
+    )
     torch_empty_cache: bool = Field(default=False, description="No effect.")
     recapture_cuda_graph: bool = Field(default=False, description="No effect: the service captures no CUDA graph.")
     token_step: int = Field(default=0, description="No effect.")

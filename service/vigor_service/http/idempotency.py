@@ -55,7 +55,7 @@ class IdempotentResponses:
         ends when the last of them is cancelled.
 
         Raises:
-            InvalidRequestError: the key came with another body, or is no key.
+            InvalidRequestError: the key was used with another body, or is not a valid key.
             What the work raises.
         """
         if key is None:

@@ -1,6 +1,6 @@
 """Which layout a model is scored in: the first that proves exact, else none, and the reference is left.
 
-A model that is no policy of text is refused before that.
+A model that cannot score text is refused before that.
 """
 
 from __future__ import annotations

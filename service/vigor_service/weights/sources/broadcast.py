@@ -57,7 +57,7 @@ class BroadcastSource(UpdateSource):
         """Join the broadcast.
 
         Raises:
-            InvalidRequestError: the other end went away. As after the next one, the update stays open.
+            InvalidRequestError: the other end disconnected. As after the next one, the update stays open.
             DeadlineExceededError: there was no other end, or bytes were late.
         """
         try:

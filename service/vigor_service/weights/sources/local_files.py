@@ -48,7 +48,7 @@ class LocalFiles:
         """Serve the weights of a checkpoint's directory.
 
         Raises:
-            InvalidRequestError: the directory is not under the root, is no checkpoint, or is refused as an update.
+            InvalidRequestError: the directory is not under the root, is not a checkpoint, or is refused as an update.
             ServiceError: as an update that is sent.
         """
         versions = self._required("model_path")

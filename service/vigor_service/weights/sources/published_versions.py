@@ -59,7 +59,7 @@ class PublishedVersions:
         """Return the files that transformers would load from a directory, under the root.
 
         Raises:
-            InvalidRequestError: there is no such directory, or it is no checkpoint.
+            InvalidRequestError: there is no such directory, or it is not a checkpoint.
         """
         return PublishedVersion(number, self._checkpoint(self.inside(directory, field), field))
 

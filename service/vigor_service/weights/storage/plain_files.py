@@ -19,7 +19,7 @@ def open_plain(path: Path, *, root: Path | None = None) -> BinaryIO:
     """Open a plain file for reading. Links are followed only with a ``root``: to what lies under it, a resolved path.
 
     Raises:
-        UnusableFileError: there is none, it is not plain, it may not be read, or it leads out of the root.
+        UnusableFileError: there is no such file, it is not plain, it may not be read, or it leads out of the root.
     """
     follow = 0 if root is not None else os.O_NOFOLLOW
     try:
@@ -56,7 +56,7 @@ def num_bytes_of_plain(path: Path) -> int:
     """Return the number of bytes of a plain file.
 
     Raises:
-        UnusableFileError: there is none, or it is not plain.
+        UnusableFileError: there is no such file, or it is not plain.
     """
     with open_plain(path) as file:
         return os.fstat(file.fileno()).st_size

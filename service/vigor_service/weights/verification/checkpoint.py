@@ -57,7 +57,7 @@ def verify_checkpoint(
     """Check a checkpoint's files against the tensors that are served, and describe the model with the new ones.
 
     Raises:
-        InvalidRequestError: lists every file that is no safetensors, and every tensor that the model has no place for
+        InvalidRequestError: lists every file that is not safetensors, and every tensor that the model has no place for
             and does not know to ignore, that is missing, there twice, not finite, of another shape or kind of number,
             or differs from one that it is tied to.
     """

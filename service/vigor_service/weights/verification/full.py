@@ -44,7 +44,7 @@ def verify_tensors(files: Mapping[str, Path], served: Sequence[TensorInfo], *, p
     With ``partial`` they need not be all, but one at least; what did not come stays as it is served.
 
     Raises:
-        InvalidRequestError: lists every file that is no safetensors, and every tensor that is unknown, missing, there
+        InvalidRequestError: lists every file that is not safetensors, and every tensor that is unknown, missing, there
             twice, of another shape or dtype, not finite, or an alias that differs from its canonical tensor.
     """
     check = _Check(served)
