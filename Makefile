@@ -42,8 +42,8 @@ SWEEP ?=
 FUZZ ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test-unit test test-slow test-all test-gpu coverage kills first-hour sweep fuzz contract inspector monitoring \
-	tools check rooms docs manifests policies image-steps benchmark study dist clean
+.PHONY: help setup demo test-unit test test-slow test-all test-gpu coverage kills first-hour sweep fuzz contract inspector \
+	monitoring tools check rooms docs manifests policies render image-steps benchmark study dist clean
 
 help: ## This list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/\1|\2/p' $(firstword $(MAKEFILE_LIST)) | while IFS='|' read -r target help; do \
@@ -149,15 +149,16 @@ docs: .venv-docs/.ready ## The docs as a site in site/; a broken link is an erro
 	.venv-docs/bin/python -m pip install --quiet --editable '.[docs]'
 	@touch $@
 
-# What the words of the manifests mean is in tests/k8s.
-manifests: setup ## All that k8s/ can be rendered to, by the schemas of Kubernetes; YAML and the Dockerfile by their linters
-	$(BIN)/yamllint --strict k8s .github *.yml .*.yaml
+# Other tests in tests/k8s and tests/deploy check that the manifests fit the service.
+manifests: setup ## Check every rendering of k8s/ against the schemas of Kubernetes; lint YAML and the Dockerfile
+	$(BIN)/yamllint --strict k8s deploy .github *.yml .*.yaml
 	$(BIN)/hadolint Dockerfile
 	$(BIN)/python -m pytest --quiet tests/k8s/test_schemas.py
 
-policies: .venv-checkov/.ready ## Checkov's rules for manifests and the Dockerfile
+policies: .venv-checkov/.ready ## Check manifests and the Dockerfile by Checkov's rules
 	for name in overlays/cpu-dev overlays/example overlays/gpu overlays/ray examples/trainer-job; do \
 		kubectl kustomize k8s/$$name || exit 1; echo ---; done > .venv-checkov/manifests.yaml
+	cat k8s/examples/trainer-job/job.yaml >> .venv-checkov/manifests.yaml
 	.venv-checkov/bin/checkov --file .venv-checkov/manifests.yaml --file Dockerfile --framework kubernetes dockerfile \
 		--compact --quiet --skip-download
 
@@ -166,6 +167,12 @@ policies: .venv-checkov/.ready ## Checkov's rules for manifests and the Dockerfi
 	$(PYTHON) -m venv .venv-checkov
 	.venv-checkov/bin/python -m pip install --quiet 'checkov==3.3.30'
 	@touch $@
+
+# The overlay to render, and the file to write: make render OVERLAY=k8s/overlays/own
+OVERLAY ?= k8s/overlays/gpu
+INSTALL ?= install.yaml
+render: ## All manifests of an overlay in one file, install.yaml: needs kubectl alone
+	kubectl kustomize $(OVERLAY) --output $(INSTALL)
 
 image-steps: setup ## The Dockerfile's own steps without docker, and a score by what they make: needs root
 	TORCH='$(TORCH)' $(BIN)/python -m pytest tests/image
@@ -201,4 +208,4 @@ dist: ## Wheel and sdist into dist/, as a release has them
 	.venv-build/bin/python -m build
 
 clean: ## Remove the environments and what was built
-	rm -rf $(VENV) .venv-build .venv-contract .venv-checkov .venv-docs demo tutorial dist site coverage.json .coverage .coverage.*
+	rm -rf $(VENV) .venv-build .venv-contract .venv-checkov .venv-docs demo tutorial dist site install.yaml coverage.json .coverage .coverage.*

@@ -45,6 +45,7 @@ from vigor_client.errors import (
     WeightVersionMismatchError,
 )
 from vigor_client.publishing.full_plan import digest_of_tensors
+from vigor_client.publishing.progress import PublishProgress
 from vigor_client.publishing.publish import PublishResult
 from vigor_client.publishing.snapshot import WeightSnapshot
 from vigor_client.publishing.transports.broadcast import Broadcast
@@ -118,6 +119,7 @@ __all__ = [
     "PayloadTooLargeError",
     "ProblemError",
     "PublishError",
+    "PublishProgress",
     "PublishResult",
     "QueueFullError",
     "SampleRequest",

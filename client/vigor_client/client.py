@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Self, TypeVar, cast
 
 import httpx
+from pydantic import ValidationError
 
 from vigor_client._version import __version__
+from vigor_client.publishing.progress import OnProgress
 from vigor_client.publishing.publish import HTTP, PublishResult, publish
 from vigor_client.publishing.snapshot import WeightSnapshot
 from vigor_client.publishing.transports.weight_transport import WeightTransport
 from vigor_client.schemas.attribution import AttributionRequest, AttributionResponse
+from vigor_client.schemas.common import WireModel
 from vigor_client.schemas.engines import EngineList, ScaleRequest
+from vigor_client.schemas.faults import fault_sentences
 from vigor_client.schemas.scoring import (
     DEFAULT_COMPUTE,
     ComputeName,
@@ -52,14 +56,15 @@ USER_AGENT = f"vigor-client/{__version__}"
 Groups = Group | Mapping[str, object] | Sequence[Group | Mapping[str, object]]
 Sample = SampleRequest | Mapping[str, object]
 Attributed = AttributionRequest | Mapping[str, object]
+_Request = TypeVar("_Request", bound=WireModel)
 
 
 class VigorClient:
     """Calls a scoring service and waits for the answers.
 
     Every method raises a ``VigorError`` when it fails (the tree is in ``vigor_client.errors``), after the retries that
-    are safe: a connection that failed, 429 and 503, with ``Retry-After`` obeyed. May be shared between threads, and
-    used on after a fork: each process has connections of its own.
+    are safe: after a failed connection, 429 and 503, with ``Retry-After`` obeyed. Threads may share a client, and a
+    forked process may go on using its parent's: each process has connections of its own.
 
     Args:
         base_url: where the service listens; by default ``VIGOR_URL``, else ``http://127.0.0.1:8000``.
@@ -106,15 +111,15 @@ class VigorClient:
         """Score whole groups under the service's current weights; answers come in the order of the groups.
 
         Args:
-            groups: what is ranked together, as ``Group`` or as a mapping of its fields: one, or several.
-            weight_version: the version the scores must come from; anything else is a ``WeightVersionMismatchError``.
-            weight_digest: likewise, by the digest of the weights.
+            groups: one group or several, each a ``Group`` or a mapping of its fields. A group is ranked as a whole.
+            weight_version: version of the weights that must score; others raise a ``WeightVersionMismatchError``.
+            weight_digest: digest of the weights that must score; others raise a ``WeightDigestMismatchError``.
             wait_seconds: how long the service may wait for that version before it refuses.
             compute: what each score holds: ``norm``, ``signals``, ``token_logprobs``. Without ``norm`` no gradient is
                 computed, which costs less than half.
-            reward: what is ranked; it must be computed.
-            ties: what equal values get.
-            truncated: what a completion with ``finish_reason="length"`` gets.
+            reward: value that is ranked; ``compute`` must include what it needs.
+            ties: rule for equal values: the mean of their ranks, or ranks by index.
+            truncated: rule for completions with ``finish_reason="length"``: scored, or ranked worst.
             return_token_ids: whether the answer has the token ids that were scored, as ``prompt_ids`` of a group and
                 ``ids`` of a completion.
             on_group: called with index and scores of each group when they come, in any order, to show progress. Only
@@ -128,7 +133,7 @@ class VigorClient:
             weight_version=weight_version,
             weight_digest=weight_digest,
             wait_seconds=wait_seconds,
-            compute=tuple(compute),
+            compute=compute,
             reward=reward,
             ties=ties,
             truncated=truncated,
@@ -145,13 +150,13 @@ class VigorClient:
 
         Raises:
             ValueError: the sample breaks the contract; nothing was sent.
-            GroupIncompleteError: the others did not come in time; nothing was ranked.
-            GroupConflictError: another sample of the group says otherwise.
+            GroupIncompleteError: the other samples did not come in time; nothing was ranked.
+            GroupConflictError: another sample of the group has another size, prompt or option, or the same index.
         """
         return run_blocking(self._endpoints.score_sample(_sample_request(sample)))
 
     def attribute(self, request: Attributed) -> AttributionResponse:
-        """Say which tokens and layers one completion's gradient norm comes from: to look at, one at a time.
+        """Return the share of each token and each layer in the gradient norm of one completion.
 
         Give prompt and completion as ``AttributionRequest`` or as a mapping of its fields.
 
@@ -162,40 +167,40 @@ class VigorClient:
         return run_blocking(self._endpoints.attribute(_attribution_request(request)))
 
     def model(self) -> ModelInfo:
-        """What the service measures, and how."""
+        """Return the model that the service measures, and how it measures it."""
         return run_blocking(self._endpoints.model())
 
     def engines(self) -> EngineList:
-        """The engines that compute, those that are being started included."""
+        """Return the engines that compute, including those that are being started."""
         return run_blocking(self._endpoints.engines())
 
     def scale(self, num_engines: int) -> EngineList:
-        """Have this many engines: returns at once, and the service starts or ends engines meanwhile.
+        """Set the number of engines. Returns at once; the service starts or ends engines in the background.
 
         Raises:
             ValueError: the number is not from 1 to 1024; nothing was sent.
             EnginesFixedError: the service was not started with several engines.
         """
-        return run_blocking(self._endpoints.scale(ScaleRequest(num_engines=num_engines)))
+        return run_blocking(self._endpoints.scale(_scale_request(num_engines)))
 
     def weights(self) -> WeightsInfo:
-        """The weights that serve now."""
+        """Return version, digest and state of the weights that the service scores with."""
         return run_blocking(self._endpoints.weights())
 
     def tensors(self) -> TensorList:
-        """Every tensor a trainer must supply."""
+        """Return every tensor of the service's model, all of which a full update must supply."""
         return run_blocking(self._endpoints.tensors())
 
     def health(self) -> Health:
-        """Whether the process answers; one call, without retries."""
+        """Return whether the process answers. It is one call, without retries."""
         return run_blocking(self._endpoints.health())
 
     def ready(self) -> Health:
-        """Whether the service would score now; one call, without retries."""
+        """Return whether the service would score now. It is one call, without retries."""
         return run_blocking(self._endpoints.ready())
 
     def metrics(self) -> dict[str, float]:
-        """The service's metrics by series, e.g. ``vigor_queued_tokens``, labels included in the key."""
+        """Return the service's metrics by series, e.g. ``vigor_queued_tokens``, labels included in the key."""
         return run_blocking(self._endpoints.metrics())
 
     def wait_until_ready(self, timeout_seconds: float) -> None:
@@ -214,11 +219,13 @@ class VigorClient:
         snapshot: WeightSnapshot | None = None,
         partial: bool = False,
         transport: WeightTransport | None = None,
+        on_progress: OnProgress | None = None,
     ) -> PublishResult:
         """Bring ``tensors`` (a whole state dict) into service as ``weight_version``.
 
-        Nothing is sent if they serve already. Each tensor is cast to the service's dtype on its own; a tied one may be
-        given under any of its names. Do not change the tensors while this runs: the checksums would no longer fit.
+        Nothing is sent if the service has these weights already. Each tensor is cast to the service's dtype on its own.
+        A tied tensor may be given under any of its names. Do not change the tensors while this runs: the checksums
+        would no longer fit.
 
         With a ``snapshot``, one for all publications of a run, only what changed is sent, unless all is smaller,
         the service holds other weights than the snapshot, or it is time for an anchor. It takes a model's memory on the
@@ -228,10 +235,13 @@ class VigorClient:
         With ``partial``, ``tensors`` are some of the model's, such as those of an adapter: those that differ from the
         served ones are sent, and all others stay as they are served. Only what is given is checked and hashed.
 
+        ``on_progress`` is called with a ``PublishProgress`` when a phase begins, and while bytes are hashed or sent, on
+        the thread that reads them. What it raises ends the publication and is raised here; the old weights serve on.
+
         Raises:
             ValueError: ``partial`` without a tensor, or with a snapshot.
-            WeightBaseMismatchError: ``partial``, and the service has got other weights meanwhile, is poisoned, or needs
-                all once again; publish all.
+            WeightBaseMismatchError: ``partial``, and the service has other weights by now, is poisoned, or needs all
+                weights again; publish all weights.
             TensorsRefusedError: they do not fit the service's; every fault is named and nothing was sent.
             SharedDirectoryError, BroadcastError: the transport cannot carry the bytes; the old weights still serve.
             PublishError: the service ended with other weights.
@@ -243,6 +253,7 @@ class VigorClient:
             snapshot=snapshot,
             partial=partial,
             transport=transport or HTTP,
+            on_progress=on_progress,
         )
         return run_blocking(publication)
 
@@ -304,7 +315,7 @@ class AsyncVigorClient:
             weight_version=weight_version,
             weight_digest=weight_digest,
             wait_seconds=wait_seconds,
-            compute=tuple(compute),
+            compute=compute,
             reward=reward,
             ties=ties,
             truncated=truncated,
@@ -330,7 +341,7 @@ class AsyncVigorClient:
 
     async def scale(self, num_engines: int) -> EngineList:
         """As ``VigorClient.scale``."""
-        return await self._endpoints.scale(ScaleRequest(num_engines=num_engines))
+        return await self._endpoints.scale(_scale_request(num_engines))
 
     async def weights(self) -> WeightsInfo:
         """As ``VigorClient.weights``."""
@@ -364,8 +375,9 @@ class AsyncVigorClient:
         snapshot: WeightSnapshot | None = None,
         partial: bool = False,
         transport: WeightTransport | None = None,
+        on_progress: OnProgress | None = None,
     ) -> PublishResult:
-        """As ``VigorClient.publish_weights``; casts and checksums run on threads."""
+        """As ``VigorClient.publish_weights``; casts and checksums run on threads, and some calls of ``on_progress``."""
         return await publish(
             self._endpoints,
             tensors,
@@ -373,6 +385,7 @@ class AsyncVigorClient:
             snapshot=snapshot,
             partial=partial,
             transport=transport or HTTP,
+            on_progress=on_progress,
         )
 
     async def aclose(self) -> None:
@@ -401,17 +414,40 @@ def _endpoints(wire: Wire, timeout_seconds: float, max_retries: int) -> Endpoint
 
 
 def _score_request(groups: Groups, **options: object) -> ScoreRequest:
-    several = [groups] if isinstance(groups, Group | Mapping) else groups
-    fields = {"groups": [group if isinstance(group, Group) else dict(group) for group in several], **options}
-    return ScoreRequest.model_validate(fields)  # one validation, so that an error names the group by its index
+    several = cast("object", [groups] if isinstance(groups, Group | Mapping) else groups)
+    if isinstance(several, Iterable) and not isinstance(several, str | bytes):  # else the validation says what it is
+        several = [_as_dict(group) for group in cast("Iterable[object]", several)]
+    # One validation of all, so that an error names the group by its index.
+    return _validated(ScoreRequest, {"groups": several, **options})
 
 
 def _sample_request(sample: Sample) -> SampleRequest:
-    return sample if isinstance(sample, SampleRequest) else SampleRequest.model_validate(dict(sample))
+    return _validated(SampleRequest, _as_dict(sample))
 
 
 def _attribution_request(request: Attributed) -> AttributionRequest:
-    return request if isinstance(request, AttributionRequest) else AttributionRequest.model_validate(dict(request))
+    return _validated(AttributionRequest, _as_dict(request))
+
+
+def _scale_request(num_engines: int) -> ScaleRequest:
+    return _validated(ScaleRequest, {"num_engines": num_engines})
+
+
+def _as_dict(value: object) -> object:
+    return dict(cast("Mapping[object, object]", value)) if isinstance(value, Mapping) else value
+
+
+def _validated(model: type[_Request], value: object) -> _Request:
+    """Return the value as a request.
+
+    Raises:
+        ValueError: it breaks the contract; has one sentence for each fault.
+    """
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        sentences = fault_sentences(error, model)
+    raise ValueError("\n  ".join(sentences))  # without pydantic's error, which says the same in other words
 
 
 def service_address(base_url: str | None, api_key: str | None) -> tuple[str, str | None]:

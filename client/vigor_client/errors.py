@@ -5,7 +5,7 @@
     ├── NetworkSettingError               a proxy or certificates of the environment cannot be used (also a ValueError)
     ├── TransportError                    no answer came; carries request_id
     │   ├── UnreachableError              nothing was sent: refused, no such host, connect timeout
-    │   ├── AnswerTimeoutError            sent, then silence (also a TimeoutError)
+    │   ├── AnswerTimeoutError            sent, but no answer came in time (also a TimeoutError)
     │   ├── ConnectionLostError           sent, then the connection broke
     │   └── MixedUpAnswerError            sent, then the answer to another request came
     ├── UnexpectedAnswerError             an answer came that is not in the contract
@@ -47,6 +47,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from vigor_client.schemas.faults import fault_sentence
 from vigor_client.schemas.problems import Problem
 
 _MAX_LISTED = 10
@@ -101,14 +102,14 @@ class ConnectionLostError(TransportError):
 
 
 class MixedUpAnswerError(TransportError):
-    """The answer to another request came: the connection hands out answers that are not its caller's."""
+    """The answer belongs to another request: something between client and service, such as a proxy, mixes them up."""
 
 
 # ---------------------------------------------------------------------------------------- bad answers
 
 
 class UnexpectedAnswerError(VigorError):
-    """An answer came that is not in the contract: another server, a proxy, or another version."""
+    """The answer is not one of this API: it comes from another server, a proxy, or another version of the service."""
 
     def __init__(self, message: str, *, status: int, request_id: str, retry_after_seconds: float = 0.0) -> None:
         super().__init__(message)
@@ -124,7 +125,7 @@ class ProblemError(VigorError):
     """
 
     def __init__(self, problem: Problem, *, request_id: str, retry_after_seconds: float = 0.0) -> None:
-        places = [f"{'.'.join(map(str, error.loc))}: {error.msg}" for error in problem.errors]
+        places = [fault_sentence(error.loc, error.msg) for error in problem.errors]
         summary = f"{problem.detail} ({problem.status} {problem.code}, request {request_id})"
         super().__init__("\n  ".join([summary, *_shortened(places)]))
         self.status = problem.status
@@ -149,7 +150,7 @@ class ForbiddenError(ProblemError):
 
 
 class WeightMismatchError(ProblemError):
-    """The service holds other weights than were asked for."""
+    """The service holds other weights than the request asked for."""
 
     @property
     def have(self) -> object:
@@ -207,7 +208,7 @@ class WeightsPoisonedError(ProblemError):
 
 
 class DeadlineExceededError(ProblemError):
-    """The service gave the request up after its own deadline."""
+    """The service stopped work on the request at its own time limit."""
 
 
 class GroupIncompleteError(ProblemError):
@@ -215,7 +216,7 @@ class GroupIncompleteError(ProblemError):
 
 
 class GroupConflictError(ProblemError):
-    """Samples of one group contradict each other: another size, prompt or option, or an index that came before."""
+    """Samples of one group contradict each other: their size, prompt or options differ, or an index came twice."""
 
 
 PROBLEM_ERRORS: Mapping[str, type[ProblemError]] = {
@@ -263,7 +264,7 @@ class UnsupportedAdapterError(VigorError):
 
 
 class InvalidDeltaError(VigorError, ValueError):
-    """Bytes are not the changes of a tensor that they claim to be; says why."""
+    """The bytes of a delta are not valid changes of their tensor; says why."""
 
 
 class PublishError(VigorError):
@@ -275,7 +276,7 @@ class SharedDirectoryError(VigorError):
 
 
 class BroadcastError(VigorError):
-    """One side of a broadcast through torch.distributed cannot begin, or broke off; says why."""
+    """This side of a broadcast through torch.distributed could not start, or failed; says why."""
 
 
 class InputError(VigorError):

@@ -1,1 +1,6 @@
-"""The demo: a small model learns sums from its own gradients, beside one that learns from random rewards."""
+"""The demo: two trainers side by side, one rewarded by the gradient norm and one at random, and their report."""
+
+import os
+
+# Torch reads it when it is imported. Threads that spin while they wait slow the demo down many times on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

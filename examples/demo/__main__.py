@@ -8,9 +8,12 @@ is written lies under demo/.
 from __future__ import annotations
 
 import argparse
+import os
+import shlex
 import signal
+import sys
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,14 +22,17 @@ from types import FrameType
 from rich.console import Console
 from transformers.utils.logging import disable_progress_bar
 
-from examples.demo.outcome import accuracy_table, examples_table, outcome_of, verdict
+from examples.demo.expectation import training_seconds_left
+from examples.demo.outcome import accuracy_table, examples_table
 from examples.processes import Child, FailedProcessError, child, free_url, service_command, trainer_command
-from examples.sums.making import NUM_HELD_OUT, NUM_STEPS, TRAINING, make_sums, progress
+from examples.progress import about, progress
+from examples.sums.making import NUM_HELD_OUT, NUM_STEPS, TRAINING, make_sums
 from vigor_client import NotReadyError, VigorClient, VigorError, checkpoint_tensors, digest_of_tensors
 from vigor_trainer.flags import positive
 from vigor_trainer.monitoring.records import read_records
 from vigor_trainer.reports.page import write_report
-from vigor_trainer.reports.runs import read_runs
+from vigor_trainer.reports.runs import Run, read_runs
+from vigor_trainer.reports.verdict import verdict
 
 REWARDS = ("vigor", "random")
 READY_TIMEOUT_SECONDS = 180.0
@@ -90,21 +96,31 @@ def parse_arguments() -> argparse.Namespace:
 def run(arguments: argparse.Namespace, console: Console) -> None:
     directory: Path = arguments.directory
     directory.mkdir(parents=True, exist_ok=True)
-    console.print("Two trainers, one rewarded by the gradient norm and one at random: three minutes on two cores")
+    started = time.monotonic()
+    console.print(
+        "Two trainers start from the same small model: one is rewarded by the gradient norm, one at random. "
+        "The time to expect is measured on the first steps of each part."
+    )
     make_sums(
         directory, "random-slips", num_steps=arguments.base_steps, num_held_out=arguments.questions, console=console
     )
     with ExitStack() as stack:
         lanes = [stack.enter_context(lane(reward, directory, arguments)) for reward in REWARDS]
-        watch(console, lanes, arguments.steps)
+        watch(console, lanes, arguments.steps, eval_every=_eval_every(arguments.steps))
         served = lanes[0].client.weights().weight_digest
         saved = digest_of_tensors(checkpoint_tensors(lanes[0].run), lanes[0].client.tensors())
-    outcomes = [outcome_of(lane.reward, lane.run) for lane in lanes]
-    console.print(accuracy_table(outcomes))
-    console.print(examples_table(outcomes[0]))
-    result = verdict(*outcomes)
-    console.print(result, style="bold")
-    console.print(f"report: {report(directory, result, served, saved)}    logs and models: {directory}/")
+    runs = read_runs([lane.run for lane in lanes])
+    console.print(accuracy_table(runs))
+    for trained in runs:
+        if trained.held_out is not None:
+            console.print(examples_table(trained.name, trained.held_out))
+    found = verdict(runs)
+    console.print(found.title, style="bold", highlight=False)
+    console.print("\n".join(found.sentences), highlight=False)
+    minutes = (time.monotonic() - started) / 60
+    weights = {"Weights of the service": served, "Weights of the saved checkpoint": saved}
+    path = report(directory, runs, weights, minutes)
+    console.print(f"report: {path}    logs and models: {directory}/    {minutes:.1f} min in all")
     if served != saved:
         raise DemoError(f"the service serves {served}, but the saved checkpoint is {saved}")
     console.print(f"proof: the service and the saved checkpoint hold the same weights, {served}", style="bold green")
@@ -115,14 +131,14 @@ def lane(reward: str, directory: Path, arguments: argparse.Namespace) -> Generat
     """Start a service and a trainer beside it, which waits for it."""
     url, run_directory = free_url(), directory / reward
     settings = {
-        "config": str(TRAINING),
+        "config": os.path.relpath(TRAINING),  # the report shows the command
         "reward_url": url,
         "reward": reward,
         "model": str(directory / "model"),
         "dataset": str(directory / "questions.jsonl"),
         "eval_dataset": str(directory / "held-out.jsonl"),
         "eval_limit": str(arguments.questions),
-        "eval_every": str(max(1, arguments.steps // 4)),
+        "eval_every": str(_eval_every(arguments.steps)),
         "max_steps": str(arguments.steps),
         "output_dir": str(run_directory),
     }
@@ -135,8 +151,8 @@ def lane(reward: str, directory: Path, arguments: argparse.Namespace) -> Generat
         yield Lane(reward, client, service, trainer, run_directory)
 
 
-def watch(console: Console, lanes: Sequence[Lane], num_steps: int) -> None:
-    """Show progress until both trainers have ended.
+def watch(console: Console, lanes: Sequence[Lane], num_steps: int, *, eval_every: int) -> None:
+    """Show progress, with the time to expect, until both trainers have ended.
 
     Raises:
         DemoError: it took too long.
@@ -150,11 +166,17 @@ def watch(console: Console, lanes: Sequence[Lane], num_steps: int) -> None:
         shown.update(starting, description="services: ready")
         tasks = {lane.reward: shown.add_task(f"{lane.reward}: training", total=num_steps) for lane in lanes}
         deadline = time.monotonic() + TRAINING_TIMEOUT_SECONDS
+        is_expectation_told = False
         while running := [lane for lane in lanes if not lane.is_over()]:
             if time.monotonic() > deadline:
                 raise DemoError(f"training took longer than {TRAINING_TIMEOUT_SECONDS:g} s; see {lanes[0].trainer.log}")
             for lane in lanes:
-                shown.update(tasks[lane.reward], completed=len(read_records(lane.run)))
+                to_go = training_seconds_left(lane.run, num_steps=num_steps, eval_every=eval_every)
+                shown.update(tasks[lane.reward], completed=len(read_records(lane.run)), to_go=to_go)
+            left = [shown.tasks[task].fields["to_go"] for task in tasks.values()]
+            if not is_expectation_told and None not in left:
+                is_expectation_told = True
+                console.print(f"training: {about(max(left))} from here, measured on the first steps of both runs")
             running[0].trainer.ends_within(TICK_SECONDS)
 
 
@@ -170,16 +192,17 @@ def wait_until_ready(lane: Lane) -> None:
                 raise DemoError(f"{error}; see {lane.service.log}") from error
 
 
-def report(directory: Path, result: str, served: str, saved: str) -> Path:
+def report(directory: Path, runs: Sequence[Run], weights: Mapping[str, str], minutes: float) -> Path:
+    """Write the page of both runs, with what proves that the service has the saved weights."""
     path = directory / "report.html"
-    facts = [
-        ("Result", result),
-        ("The service's weights", served),
-        ("The saved checkpoint's weights", saved),
-    ]
-    runs = read_runs([directory / reward for reward in REWARDS])
-    write_report(path, runs, title="Sums, learnt from gradient norms and from random rewards", facts=facts)
+    command = f"python -m examples.demo {shlex.join(sys.argv[1:])}".strip()
+    facts = [("Command", command), ("Time in all", f"{minutes:.1f} min"), *weights.items()]
+    write_report(path, runs, facts=facts)
     return path
+
+
+def _eval_every(num_steps: int) -> int:
+    return max(1, num_steps // 4)
 
 
 def _raise_keyboard_interrupt(_signal: int, _frame: FrameType | None) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from difflib import get_close_matches
 
+from vigor_client.schemas.nearest_name import did_you_mean
 from vigor_service.settings import Settings
 
 PREFIX = "VIGOR_"
@@ -18,20 +18,14 @@ def unknown_flags(arguments: Sequence[str]) -> list[str]:
     names = [name.replace("_", "-") for name in Settings.model_fields]
     known = ["--help", "--version", *(f"--{name}" for name in names), *(f"--no-{name}" for name in names)]
     given = (argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
-    return [f"unknown option {flag}{_nearest(flag, known)}" for flag in given if flag not in known]
+    return [f"unknown option {flag}{did_you_mean(flag, known)}" for flag in given if flag not in known]
 
 
 def unknown_variables(names: Iterable[str]) -> list[str]:
     """Return one line for each environment variable that looks like a setting but is not one."""
     known = [*OF_THE_CLIENT, *(PREFIX + name.upper() for name in Settings.model_fields)]
     return [
-        f"{name} is not a setting{_nearest(name, known, prefix=PREFIX)}"
+        f"{name} is not a setting{did_you_mean(name, known, prefix=PREFIX)}"
         for name in sorted(names)
         if name.startswith(PREFIX) and name not in known and not any(part in name for part in _OF_KUBERNETES)
     ]
-
-
-def _nearest(name: str, known: Sequence[str], *, prefix: str = "") -> str:
-    """Return the question for the nearest name, if there is one, by what follows the prefix that all have."""
-    matches = get_close_matches(name.removeprefix(prefix), [each.removeprefix(prefix) for each in known], n=1)
-    return "".join(f"; did you mean {prefix}{match}?" for match in matches)

@@ -152,7 +152,7 @@ def test_url_and_key_come_from_the_environment_unless_they_are_given(environment
 
 def test_a_wrong_group_is_refused_here_by_its_index() -> None:
     service = Recorder(answer(scores()))
-    with client_of(service) as client, pytest.raises(ValueError, match=r"groups\.1"):
+    with client_of(service) as client, pytest.raises(ValueError, match=r"^group 1, `completions`: is missing$"):
         client.score([GROUP, {"prompt": "hi"}])
     assert service.requests == []
 
@@ -215,12 +215,12 @@ def test_a_key_that_no_header_can_carry_is_refused_without_showing_it(key: str) 
 
 
 @pytest.mark.parametrize(
-    "url", ["localhost:8000", "ftp://service", "http://", "http://user:pass@service", "http://s/?x=1", "http://a\n"]
+    "url", ["localhost:8000", "ftp://service", "http://", "http://user:s3cret@service", "http://s/?x=1", "http://a\n"]
 )
 def test_a_url_that_is_no_services_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"URL") as raised:
         VigorClient(url)
-    assert "pass" not in str(raised.value)
+    assert "s3cret" not in str(raised.value)
 
 
 def test_a_service_may_live_under_a_path() -> None:

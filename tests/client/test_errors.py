@@ -90,7 +90,7 @@ def test_a_problem_carries_what_the_service_said() -> None:
 def test_a_problem_names_every_place_up_to_a_readable_number() -> None:
     places = [FieldError(loc=["groups", index, "completions"], msg="wrong") for index in range(12)]
     lines = str(ProblemError(problem(errors=places), request_id="r")).splitlines()
-    assert lines[1] == "  groups.0.completions: wrong"
+    assert lines[1] == "  group 0, `completions`: wrong"
     assert lines[-1] == "  ... and 2 more"
     assert len(lines) == 12
 

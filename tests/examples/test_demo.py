@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from vigor_trainer.monitoring.evaluations import read_evaluations
 from vigor_trainer.monitoring.records import read_records
 
 ROOT = Path(__file__).parents[2]
+SECRET = "the-key-of-the-environment"
 LIMIT_SECONDS = 150.0
 STOP_SECONDS = 45.0
 
@@ -32,18 +34,29 @@ def start(directory: Path, *, steps: int, environment: Mapping[str, str]) -> sub
 
 def test_the_demo_compares_two_runs_and_ends_with_its_proof(tmp_path: Path) -> None:
     directory = tmp_path / "demo"
-    with start(directory, steps=2, environment=preloaded(ENVIRONMENT)) as demo:
+    environment = {**preloaded(ENVIRONMENT), "VIGOR_API_KEY": SECRET}
+    with start(directory, steps=2, environment=environment) as demo:
         assert demo.wait(LIMIT_SECONDS) == 0, (directory / "demo.log").read_text()
     said = " ".join((directory / "demo.log").read_text().split())
-    assert "accuracy on 4 held-out sums, 8 samples each, in %" in said
-    assert "under random (95 % intervals over questions; one seed)" in said
+    assert re.search(r"making the model: about .* measured on its first 2 steps", said)
+    assert re.search(r"training: about .* measured on the first steps of both runs", said)
+    assert "sampled, 8 of each of 4 sums" in said
+    assert "the 4 held-out questions would give, with 8 sampled completions of each" in said
     assert "proof: the service and the saved checkpoint hold the same weights, xxh3-128:" in said
     for reward in ("vigor", "random"):
         run = directory / reward
         assert [record.weight_version for record in read_records(run)] == [0, 1]
         assert [record.step for record in read_evaluations(run)] == [0, 1, 2]
     report = (directory / "report.html").read_text()
-    assert '["The saved checkpoint\'s weights","xxh3-128:' in report
+    title = re.search("<title>(.*)</title>", report)
+    assert title is not None
+    assert title[1] in said
+    assert '["Weights of the saved checkpoint","xxh3-128:' in report
+    command = f"python -m examples.demo --steps 2 --base-steps 20 --questions 4 --directory {directory}"
+    assert f'["Command","{command}"]' in report
+    assert '"name":"command","values":["vigor-trainer --config examples/sums/training.yaml --reward_url URL ' in report
+    assert SECRET not in report
+    assert str(ROOT) not in report
 
 
 @pytest.mark.slow

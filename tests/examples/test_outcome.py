@@ -1,47 +1,58 @@
-"""What the demo says of two runs that were measured on the same questions."""
+"""What the demo shows of two runs on the console."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+from rich.console import Console
+from rich.table import Table
 
-from examples.demo.outcome import Outcome, accuracy_table, verdict
-from tests.trainer.evaluation.examples import evaluated
-from vigor_trainer.evaluation.completions import EvaluatedCompletion
-
-
-def outcome(reward: str, before: Sequence[float], after: Sequence[float]) -> Outcome:
-    """Ten samples of each question, of which this share is right."""
-    shares = {0: before, 8: after}
-    return Outcome(reward, {step: [ten(*numbered) for numbered in enumerate(found)] for step, found in shares.items()})
+from examples.demo.outcome import accuracy_table, examples_table
+from tests.trainer.reports.example_runs import write_evaluations, write_run
+from vigor_trainer.reports.runs import Run, read_runs
 
 
-def ten(question: int, share: float) -> list[EvaluatedCompletion]:
-    return [evaluated(question, index, is_correct=index < 10 * share) for index in range(10)]
+@pytest.fixture
+def runs(tmp_path: Path) -> list[Run]:
+    greedy = [[True, True], [True, False]]
+    ends = {"vigor": [0.9, 0.9], "random": [0.2, 0.2]}
+    return read_runs(
+        [
+            write_evaluations(
+                write_run(tmp_path / name, num_steps=1),
+                [0.4, 0.4],
+                end,
+                greedy=greedy,
+                finish_reason="length",
+                completion="[b]2[/b]\n 3",
+            )
+            for name, end in ends.items()
+        ]
+    )
 
 
-@pytest.mark.parametrize(
-    ("after", "control", "said"),
-    [
-        ([0.9, 0.8, 0.7, 0.9], [0.4, 0.4, 0.4, 0.4], "vigor has taught, and more than random: "),
-        ([0.4, 0.3, 0.5, 0.4], [0.1, 0.0, 0.1, 0.1], "vigor has not taught, but done less harm than random: "),
-        ([0.2, 0.2, 0.1, 0.1], [0.4, 0.4, 0.4, 0.4], "vigor is worse than random here: "),
-        ([0.5, 0.3, 0.5, 0.3], [0.4, 0.4, 0.4, 0.4], "vigor cannot be told from random here: "),
-    ],
-)
-def test_the_verdict_is_that_of_the_differences(after: list[float], control: list[float], said: str) -> None:
-    before = [0.4, 0.4, 0.4, 0.4]
-    assert verdict(outcome("vigor", before, after), outcome("random", before, control)).startswith(said)
+def printed(table: Table) -> str:
+    console = Console(width=120)
+    with console.capture() as shown:
+        console.print(table)
+    return shown.get()
 
 
-def test_the_verdict_tells_both_changes_with_their_intervals() -> None:
-    same = [0.4, 0.4]
-    said = verdict(outcome("vigor", same, [0.6, 0.6]), outcome("random", same, same))
-    assert "changed by +20 [+20, +20] points under vigor and by +0 [+0, +0] under random (95 %" in said
+def test_accuracy_is_shown_for_each_step_with_its_change_and_what_was_truncated(runs: list[Run]) -> None:
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed(accuracy_table(runs)).splitlines()]
+    assert ["sampled, 10 of each of 2 sums", "", ""] in rows
+    assert ["4", "90 % [90, 90]", "20 % [20, 20]"] in rows
+    assert ["change", "+50 points [+50, +50]", "−20 points [−20, −20]"] in rows
+    assert ["truncated at the end", "100 % [100, 100]", "100 % [100, 100]"] in rows
+    assert ["greedy, 1 of each of 2 sums", "", ""] in rows
+    assert ["4", "50 % [0, 100]", "50 % [0, 100]"] in rows
 
 
-def test_the_gain_of_a_run_is_paired_by_question() -> None:
-    trained = outcome("vigor", [0.1, 0.9], [0.3, 1.0])
-    assert trained.gains() == pytest.approx([0.2, 0.1])
-    assert accuracy_table([trained]).columns[1].header == "rewarded by vigor"
+def test_completions_are_shown_word_for_word_and_truncated_ones_are_marked(runs: list[Run]) -> None:
+    held_out = runs[0].held_out
+    assert held_out is not None
+    shown = printed(examples_table("vigor", held_out))
+    assert "[b]2[/b]" in shown
+    assert "│  3 " in shown
+    assert "(right, truncated)" in shown

@@ -134,6 +134,16 @@ def test_weights_that_are_published_meanwhile_show_by_themselves(page: Page, cli
     assert cells(page, "Norm") != before
 
 
+def test_the_header_shows_how_far_an_update_is(page: Page, url: str, client: VigorClient) -> None:
+    version = client.weights().weight_version + 1
+    announced = {"name": "model.safetensors", "num_bytes": 100_000, "checksum": "xxh3-128:" + "0" * 32}
+    opened = httpx.post(f"{url}/v1/weights/updates", json={"weight_version": version, "files": [announced]})
+    assert opened.status_code == 201, opened.text
+    expect(page.locator("#weights-more")).to_have_text(f"version {version}: 0 B of 100 kB received")
+    assert httpx.delete(f"{url}/v1/weights/updates/{opened.json()['update_id']}").status_code == 204
+    expect(page.locator("#weights-more")).to_have_text(re.compile("^published "))
+
+
 def test_the_keyboard_alone_is_enough(page: Page) -> None:
     tab_to(page, "#examples button")
     expect(page.get_by_role("button", name="Arithmetic")).to_be_focused()

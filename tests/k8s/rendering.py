@@ -55,8 +55,8 @@ def render(overlay: str, components: Sequence[str] = ()) -> list[Manifest]:
     with TemporaryDirectory() as name:
         kustomization = {
             "namespace": "vigor",
-            "resources": [_relative(K8S / "overlays" / overlay, name)],
-            "components": [_relative(K8S / "components" / component, name) for component in components],
+            "resources": [relative(K8S / "overlays" / overlay, name)],
+            "components": [relative(K8S / "components" / component, name) for component in components],
         }
         (Path(name) / "kustomization.yaml").write_text(yaml.safe_dump(kustomization))
         return render_directory(Path(name))
@@ -71,15 +71,18 @@ def render_directory(directory: Path) -> list[Manifest]:
     return list(yaml.safe_load_all(done.stdout))
 
 
+TRAINER_JOB = K8S / "examples/trainer-job"
+
+
 @cache
 def trainer_job() -> list[Manifest]:
-    """Return the manifests of the example of a training run."""
-    return render_directory(K8S / "examples/trainer-job")
+    """Return the manifests of the example of a training run: the Job, and what all runs share."""
+    return [*yaml.safe_load_all((TRAINER_JOB / "job.yaml").read_text()), *render_directory(TRAINER_JOB)]
 
 
 def the(manifests: Sequence[Manifest], kind: str, name: str | None = None) -> Manifest:
     """Return the one manifest of this kind, and name if several are of it."""
-    (found,) = (item for item in manifests if item["kind"] == kind and name in (None, item["metadata"]["name"]))
+    (found,) = (item for item in manifests if item["kind"] == kind and name in (None, item["metadata"].get("name")))
     return found
 
 
@@ -114,6 +117,11 @@ def container(workload: Manifest) -> Manifest:
     return only
 
 
+def relative(path: Path, start: str | Path) -> str:
+    """Return the path from a directory, as a kustomization there names it."""
+    return os.path.relpath(path, Path(start).resolve())
+
+
 def named_ports(rule: Manifest) -> set[int]:
     """Return the ports that a rule of a network policy names, those within a range too."""
     return {port for each in rule["ports"] for port in range(each["port"], each.get("endPort", each["port"]) + 1)}
@@ -133,7 +141,3 @@ def _left_out(overlay: str) -> list[str]:
 
 def _subsets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
     return chain.from_iterable(combinations(names, size) for size in range(len(names) + 1))
-
-
-def _relative(path: Path, start: str) -> str:
-    return os.path.relpath(path, Path(start).resolve())

@@ -57,6 +57,7 @@ def test_what_is_built_is_what_the_manifests_run() -> None:
         "vigor-service:0.1.0-cpu",
         "vigor-service:0.1.0-cuda",
         "vigor-service:0.1.0-ray",
+        "vigor-trainer:0.1.0-cpu",
         "vigor-trainer:0.1.0-cuda",
     }
 

@@ -7,13 +7,14 @@ from pathlib import Path, PurePosixPath
 
 import pytest
 
-from tests.k8s.rendering import OVERLAYS, Manifest, container, front, needs_kubectl, num_bytes, pod, render, the
+from tests.k8s.rendering import K8S, OVERLAYS, Manifest, container, front, needs_kubectl, num_bytes, pod, render, the
 from tests.k8s.settings import environment, settings_of
 from vigor_client import __version__
 
 pytestmark = needs_kubectl
 ENDING_SECONDS = 15  # to remove staged files and to end, after the last request
 RAY = "/tmp/ray"  # noqa: S108 - of the container, where Ray has its logs and its sockets
+EXAMPLE_POD = (K8S / "overlays/example/pod.yaml").read_text()
 STATEFUL_SETS = [name for name in OVERLAYS if name != "ray"]
 
 
@@ -115,6 +116,15 @@ def test_memory_and_every_temporary_directory_have_a_limit(workload: Manifest) -
     mounted = {str(mounts(workload)[name]) for name in temporary}
     assert mounted - {RAY} == {"/tmp", "/dev/shm", "/var/cache/vigor"}  # noqa: S108
     assert all(num_bytes(directory["sizeLimit"]) > 0 for directory in temporary.values())
+
+
+def test_the_token_of_the_hub_is_a_file_that_may_be_missing() -> None:
+    workload = the(render("example"), "StatefulSet")
+    (path,) = (it["value"] for it in container(workload)["env"] if it["name"] == "HF_TOKEN_PATH")
+    (secret,) = (volume["secret"] for volume in pod(workload)["volumes"] if volume["name"] == "hub")
+    assert PurePosixPath(path).parent == mounts(workload)["hub"]
+    assert secret["optional"] is True
+    assert f"generic {secret['secretName']} --from-file={PurePosixPath(path).name}=" in EXAMPLE_POD
 
 
 @pytest.mark.parametrize("overlay", STATEFUL_SETS)

@@ -16,6 +16,7 @@ from tests.monitoring.observed import (
     ROOT,
     alerts,
     needs_prometheus,
+    panels,
     series_names,
     without_thresholds,
     write_rules,
@@ -23,21 +24,35 @@ from tests.monitoring.observed import (
 
 ALERTS = alerts()
 UNIT_TESTS = Path(__file__).parent / "alerts_test.yml"
+RUNBOOKS = ROOT / "docs/operations/runbooks.md"
+RUNBOOK_URL = "https://example.com/vigor/runbooks.md"
+"""The placeholder that an operator replaces: k8s/overlays/example/names.yaml, or the command on the page."""
+WORDS_IN_ITALICS = {OBSERVING: {"Dashboards, New, Import", "Ties", "Duplicates"}, RUNBOOKS: {"Italics"}}
+NUMBERS = {9: "nine", 10: "ten", 11: "eleven", 12: "twelve"}
 
 
 @pytest.mark.parametrize("alert", ALERTS.values(), ids=list(ALERTS))
 def test_an_alert_has_a_severity_a_summary_and_a_runbook_that_exists(alert: dict[str, Any]) -> None:
     assert alert["labels"]["severity"] in {"critical", "warning"}
     assert alert["annotations"]["summary"]
-    page, _, anchor = alert["annotations"]["runbook_url"].partition("#")
-    headings = re.findall(r"^## (\w+)$", (ROOT / page).read_text(), re.MULTILINE)
-    assert anchor == alert["alert"].lower()
-    assert alert["alert"] in headings
+    assert alert["annotations"]["runbook_url"] == f"{RUNBOOK_URL}#{alert['alert'].lower()}"
+    assert alert["alert"] in re.findall(r"^## (\w+)$", RUNBOOKS.read_text(), re.MULTILINE)
 
 
 def test_every_runbook_belongs_to_an_alert() -> None:
-    runbooks = (ROOT / "docs/operations/runbooks.md").read_text()
-    assert re.findall(r"^## (\w+)$", runbooks, re.MULTILINE) == list(ALERTS)
+    assert re.findall(r"^## (\w+)$", RUNBOOKS.read_text(), re.MULTILINE) == list(ALERTS)
+
+
+@pytest.mark.parametrize("page", [OBSERVING, RUNBOOKS], ids=lambda page: page.name)
+def test_every_panel_that_a_page_names_is_on_a_dashboard(page: Path) -> None:
+    titles = {panel.partition(": ")[2] for panel in panels()}
+    named = set(re.findall(r"(?<!\*)\*([A-Z][^*\n]+)\*(?!\*)", page.read_text()))
+    assert named - titles == WORDS_IN_ITALICS[page]
+    assert named & titles
+
+
+def test_the_page_counts_the_alerts() -> None:
+    assert f"and {NUMBERS[len(ALERTS)]} alerts with [runbooks]" in OBSERVING.read_text()
 
 
 def test_the_page_lists_the_alerts_with_their_severities() -> None:
@@ -77,6 +92,18 @@ def test_alerts_fire_and_do_not_fire_as_their_unit_tests_say(tmp_path: Path) -> 
     copy(UNIT_TESTS, tmp_path)
     tested = _promtool("test", "rules", str(tmp_path / UNIT_TESTS.name))
     assert tested.returncode == 0, tested.stdout + tested.stderr
+
+
+@needs_prometheus
+def test_the_command_on_the_page_writes_rules_with_the_runbooks_of_the_operator(tmp_path: Path) -> None:
+    (command,) = re.findall(r"^```bash\n(RUNBOOKS=.*?)^```$", OBSERVING.read_text(), re.MULTILINE | re.DOTALL)
+    address = command.partition("\n")[0].removeprefix("RUNBOOKS=")
+    (tmp_path / "k8s").symlink_to(ROOT / "k8s")
+    subprocess.run(["bash", "-ec", command], cwd=tmp_path, timeout=60, check=True)
+    rules = yaml.safe_load((tmp_path / "vigor-rules.yml").read_text())["groups"][0]["rules"]
+    assert [rule["annotations"]["runbook_url"] for rule in rules] == [f"{address}#{name.lower()}" for name in ALERTS]
+    checked = _promtool("check", "rules", "--lint-fatal", str(tmp_path / "vigor-rules.yml"))
+    assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
 def _promtool(*arguments: str) -> subprocess.CompletedProcess[str]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, Field, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -22,9 +22,10 @@ from safetensors.torch import save_file
 from tests.support.fake_scorer import VOCAB_SIZE
 from tests.support.live_service import LiveService, live_service
 from tests.support.preloaded_process import preloaded_children
-from vigor_client import errors, ranking
+from vigor_client import VigorClient, errors, ranking
 from vigor_client.cli.main import main
 from vigor_client.client import DEFAULT_TIMEOUT_SECONDS
+from vigor_client.publishing.progress import PublishPhase
 from vigor_client.schemas.attribution import (
     MAX_ATTRIBUTED_TOKENS,
     AttributionRequest,
@@ -441,8 +442,27 @@ def test_the_command_lines_run_in_order(
 
 def test_the_shown_status_has_the_rows_of_the_command(service: LiveService, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["status", "--url", str(service.http.base_url)]) == 0
-    shown = blocks(CLIENT, "text")[0].splitlines()
+    (shown,) = (block.splitlines() for block in blocks(CLIENT, "text") if block.startswith("service "))
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [line.split()[0] for line in shown]
+
+
+def test_the_shown_faults_of_groups_are_what_the_client_says() -> None:
+    (shown,) = (block.splitlines() for block in blocks(CLIENT, "text") if block.startswith("group "))
+    groups = [
+        {"prompt": "a", "completions": ["b", "c", {}]},
+        {"prompt": "a", "completion": ["b"]},
+        {"prompt": "a", "completions": ["b"]},
+        {"prompt": "a", "completions": [[1, -1]]},
+    ]
+    with VigorClient(DOCUMENTED_URL) as client, pytest.raises(ValueError, match=r"^group 0") as raised:
+        client.score(groups)
+    assert str(raised.value).split("\n  ") == shown
+
+
+def test_the_phases_of_a_publication_are_in_the_table() -> None:
+    phases = get_args(PublishPhase)
+    named = re.findall(r"^\| `([a-z]+)` \|", CLIENT, re.MULTILINE)
+    assert [name for name in named if name in phases] == list(phases)
 
 
 def test_every_option_of_the_command_is_described(capsys: pytest.CaptureFixture[str]) -> None:

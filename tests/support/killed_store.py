@@ -78,7 +78,7 @@ async def _publish(root: Path, update: Stored) -> None:
             path=directory / name,
             threads=threads,
             stall_seconds=DEADLINE_SECONDS,
-            on_progress=lambda: None,
+            on_progress=lambda _: None,
         )
         await staged.write(_chunks(data))
     state.store(update.record, {name: directory / name for name in update.files})

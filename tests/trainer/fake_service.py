@@ -19,6 +19,7 @@ from vigor_client.schemas.weights import TensorList
 from vigor_client.weight_format.digest import checksum
 from vigor_trainer.data.tasks import TaskSource, load_task
 from vigor_trainer.monitoring.run_files import RunFiles
+from vigor_trainer.monitoring.step_times import StepTimer
 from vigor_trainer.rewards.groups import ScoreOptions
 from vigor_trainer.rewards.round_rewards import RoundRewards
 from vigor_trainer.trainer import VigorTrainer
@@ -44,6 +45,7 @@ class FakeService:
         self.ways: list[WeightTransport | None] = []
         self.on_score: Callable[[ScoreRequest], None] = lambda _: None
         self.on_publish: Callable[[int], None] = lambda _: None
+        self.compute_seconds = 0.0
 
     def model(self) -> ModelInfo:
         return MODEL
@@ -90,7 +92,7 @@ class FakeService:
             reward=request.reward,
             groups=[score_group(group) for group in request.groups],
             usage=Usage(prompt_tokens=0, completion_tokens=0, deduplicated_completions=0),
-            timing=Timing(queue_seconds=0.0, compute_seconds=0.0),
+            timing=Timing(queue_seconds=0.0, compute_seconds=self.compute_seconds),
         )
 
 
@@ -146,6 +148,7 @@ def tiny_trainer(
     files = RunFiles(directory)
     return VigorTrainer(
         publisher=publisher,
+        step_timer=StepTimer(files.append_step),
         model=tiny_model(),
         args=GRPOConfig(**given),
         reward_funcs=RoundRewards(service, publisher, ScoreOptions(), ["vigor"], record=files.append).functions,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -13,6 +14,8 @@ from tests.trainer.fake_service import FakeService, digest_of, tiny_trainer
 from vigor_client.publishing.tensor_names import with_plain_names
 from vigor_client.schemas.scoring import ScoreRequest
 from vigor_trainer.monitoring.records import read_records
+from vigor_trainer.monitoring.step_times import read_steps
+from vigor_trainer.reports.step_seconds import parts_of_step
 from vigor_trainer.trainer import VigorTrainer
 from vigor_trainer.weights.publisher import Publisher
 
@@ -89,6 +92,24 @@ def test_evaluation_is_scored_by_the_current_weights_too(tmp_path: Path) -> None
     assert rounds == [("train", 0), ("eval", 1), ("train", 1), ("eval", 2)]
     assert service.asked_versions == [0, 1, 2, 2]
     assert {len(group.completions) for request in service.requests for group in request.groups} == {2, 4}
+
+
+def test_the_parts_of_each_step_are_recorded_and_are_no_longer_than_it(tmp_path: Path) -> None:
+    service = FakeService(tiny_model().state_dict())
+    started = perf_counter()
+    train(service, tmp_path, eval_strategy="steps", eval_steps=2, per_device_train_batch_size=4, logging_steps=1)
+    seconds = perf_counter() - started
+    steps = read_steps(tmp_path)
+    assert [step.step for step in steps] == [0, 1, 2]
+    assert sum(step.seconds for step in steps) < seconds
+    assert [step.evaluate_seconds > 0 for step in steps] == [False, True, True], "every second step, and the last"
+    rounds = [record for record in read_records(tmp_path) if record.mode == "train"]
+    for step in steps:
+        parts = parts_of_step(step, [record for record in rounds if record.step == step.step])
+        assert sum(parts.values()) == pytest.approx(step.seconds)
+        assert min(parts.values()) >= -1e-9, parts
+        assert parts["sampling"] > 0
+        assert parts["loss, gradient and update"] > 0
 
 
 def test_a_resumed_run_publishes_the_weights_it_resumes_with(tmp_path: Path) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
-from difflib import get_close_matches
 from typing import NoReturn
+
+from vigor_client.schemas.nearest_name import did_you_mean
 
 
 class OneLineParser(ArgumentParser):
@@ -19,8 +20,7 @@ def unknown_options(unknown: Sequence[str], parser: ArgumentParser) -> str:
     """Return one line that names what the parser does not know, and the option that is spelled most like the first."""
     first = unknown[0].partition("=")[0]
     known = [option for action in parser._actions for option in action.option_strings]  # pyright: ignore[reportPrivateUsage] - argparse has no other way
-    nearest = get_close_matches(first, known, n=1)
-    return f"unknown option {' '.join(unknown)}" + (f"; did you mean {nearest[0]}?" if nearest else "")
+    return f"unknown option {' '.join(unknown)}{did_you_mean(first, known)}"
 
 
 def positive(text: str) -> int:

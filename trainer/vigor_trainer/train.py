@@ -10,15 +10,16 @@ from transformers import PreTrainedTokenizerBase
 from trl import GRPOConfig, ModelConfig, get_peft_config  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
 from vigor_client import Broadcast, SharedDirectory, VigorClient, WeightSnapshot, WeightTransport
+from vigor_client.integrations.trl.distributed import process_rank
 from vigor_client.integrations.trl.trl_shape import READ_BY_VIGOR_TRAINER, check_installed_trl
 from vigor_trainer.building import building
 from vigor_trainer.collapse_callback import CollapseCallback
-from vigor_trainer.config.arguments import BUILTINS, BuiltinName, VigorArguments
+from vigor_trainer.config.arguments import BUILTINS, PROGRAM, BuiltinName, VigorArguments
 from vigor_trainer.config.parsing import Arguments, describe_cpu_settings, parse_arguments
 from vigor_trainer.connection import connected
 from vigor_trainer.data.prompt_lengths import fitting_prompts, prompt_counter
 from vigor_trainer.data.tasks import Example, as_dataset, read_task
-from vigor_trainer.description import describe_run
+from vigor_trainer.description import describe_run, shown_command
 from vigor_trainer.errors import InterruptedRunError, UnsupportedSettingError
 from vigor_trainer.evaluation.completions import questions_of
 from vigor_trainer.evaluation.during_training import EvaluationCallback, Evaluations, HeldOut
@@ -27,6 +28,7 @@ from vigor_trainer.monitoring.alerts import tracker_alerts
 from vigor_trainer.monitoring.collapse import CollapseWarning, CollapseWatch
 from vigor_trainer.monitoring.record_file import Resumption
 from vigor_trainer.monitoring.run_files import RunFiles, output_directory
+from vigor_trainer.monitoring.step_times import StepTimer
 from vigor_trainer.resume import Checkpoint, find_checkpoint, last_checkpoint
 from vigor_trainer.rewards.custom import CustomReward, load_reward
 from vigor_trainer.rewards.groups import ScoreOptions
@@ -45,10 +47,10 @@ _DTYPES_OF_16_BITS = ("bfloat16", "float16")
 
 def main(argv: Sequence[str]) -> None:
     """Train as the command line says. Raises as ``run``; a wrong command line ends the program with code 2."""
-    run(parse_arguments(argv))
+    run(parse_arguments(argv), command=shown_command(PROGRAM, argv))
 
 
-def run(arguments: Arguments) -> None:
+def run(arguments: Arguments, *, command: str | None = None) -> None:
     """Train, publish the weights that training ended with, and save them with the tokenizer to `output_dir`.
 
     Raises:
@@ -74,12 +76,13 @@ def run(arguments: Arguments) -> None:
     if checkpoint is not None:
         watch.saved(str(checkpoint.directory))
     with connected(vigor) as client, _publisher(vigor, client) as publisher:
-        files.describe(describe_run(arguments, name, client.model()))
         datasets = _datasets(vigor, grpo, tokenizer, client, tasks)
+        files.describe(describe_run(arguments, name, client.model(), datasets, command))
         with building("the trainer cannot be built"):
             grpo.model_init_kwargs = _model_init_kwargs(grpo, model)
             trainer = VigorTrainer(
                 publisher=publisher,
+                step_timer=_step_timer(files),
                 model=name,
                 args=grpo,
                 reward_funcs=_rewards(vigor, grpo, client, publisher, files, names, watch).functions,
@@ -125,7 +128,13 @@ def _add_evaluations(
     directory = Path(cast("str", grpo.output_dir))
     earlier = Resumption(resumption.step) if resumption else None  # the checkpoint's step has been evaluated
     evaluations = Evaluations(trainer, held_out, sampler, tokenizer, directory, earlier)
-    trainer.add_callback(EvaluationCallback(evaluations.evaluate, every=vigor.eval_every))
+    evaluate = trainer.step_timer.measure("evaluate")(evaluations.evaluate)
+    trainer.add_callback(EvaluationCallback(evaluate, every=vigor.eval_every))
+
+
+def _step_timer(files: RunFiles) -> StepTimer:
+    """Return a timer of steps, which the main process records."""
+    return StepTimer(lambda step: files.append_step(step) if process_rank() == 0 else None)
 
 
 def _template_kwargs(grpo: GRPOConfig) -> dict[str, Any]:

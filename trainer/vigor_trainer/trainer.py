@@ -16,19 +16,20 @@ from __future__ import annotations
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
-from transformers import Trainer
+import torch
+from transformers import Trainer, TrainerCallback
 from trl import GRPOTrainer  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
 from vigor_client import PublishResult
 from vigor_client.integrations.trl.completions import end_token_ids, finish_reason
 from vigor_client.publishing.adapted_model import PublishedWeights
+from vigor_trainer.monitoring.step_times import StepTimer
 from vigor_trainer.weights.adapters import whole_adapted_model
 from vigor_trainer.weights.gathering import gathered_weights
 from vigor_trainer.weights.publisher import Publisher
 
 if TYPE_CHECKING:
-    import torch
-    from transformers import TrainerControl
+    from transformers import TrainerControl, TrainerState, TrainingArguments
     from trl import GRPOConfig  # pyright: ignore[reportPrivateImportUsage] - exported lazily
 
     from vigor_trainer.weights.accelerator import Accelerator
@@ -43,10 +44,12 @@ class VigorTrainer(GRPOTrainer):
 
     accelerator: Accelerator
 
-    def __init__(self, *, publisher: Publisher, **grpo: Any) -> None:  # noqa: ANN401 - TRL's own arguments
+    def __init__(self, *, publisher: Publisher, step_timer: StepTimer | None = None, **grpo: Any) -> None:  # noqa: ANN401 - TRL's own arguments
         super().__init__(**grpo)  # pyright: ignore[reportUnknownMemberType] - partly untyped in TRL
         self._adapted = whole_adapted_model(self.accelerator, self._bare_model)
         self._publisher = publisher
+        self.step_timer = step_timer or StepTimer()
+        self.add_callback(_StepBoundaries(self.step_timer))  # pyright: ignore[reportUnknownMemberType] - partly untyped in TRL
 
     @property
     def has_begun(self) -> bool:
@@ -65,6 +68,21 @@ class VigorTrainer(GRPOTrainer):
         is_line_due = control.should_log  # of TRL's own metrics, which logging anything else cancels
         Trainer.log(self, metrics)
         control.should_log = is_line_due
+
+    def training_step(self, *batch: Any, **more: Any) -> torch.Tensor:  # noqa: ANN401 - transformers' own arguments
+        """Return the loss; the time without that of `_prepare_inputs` counts as optimization."""
+        with self.step_timer.measure("optimize"):
+            return super().training_step(*batch, **more)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+
+    def evaluate(self, *given: Any, **more: Any) -> dict[str, float]:  # noqa: ANN401 - transformers' own arguments
+        """Return TRL's metrics of its evaluation, which has a part of a step's time of its own."""
+        with self.step_timer.measure("evaluate"):
+            return super().evaluate(*given, **more)  # pyright: ignore[reportUnknownMemberType]
+
+    def _prepare_inputs(self, generation_batch: dict[str, Any]) -> dict[str, Any]:
+        part = "prepare" if self._bare_model.training else "evaluate"
+        with self.step_timer.measure(part):
+            return super()._prepare_inputs(generation_batch)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         self._publisher.begin(self._weights, self.state.global_step)
@@ -94,3 +112,27 @@ class VigorTrainer(GRPOTrainer):
     @property
     def _bare_model(self) -> torch.nn.Module:
         return cast("torch.nn.Module", self.model)  # pyright: ignore[reportUnknownMemberType] - partly untyped
+
+
+class _StepBoundaries(TrainerCallback):
+    """Tells the timer where a step begins and where its update ends."""
+
+    def __init__(self, timer: StepTimer) -> None:
+        self._timer = timer
+
+    def on_step_begin(
+        self,
+        args: TrainingArguments,  # noqa: ARG002 - as transformers calls it
+        state: TrainerState,
+        control: TrainerControl,  # noqa: ARG002
+        **_: object,
+    ) -> None:
+        self._timer.begin(state.global_step)
+
+    def on_optimizer_step(self, *_: object, **__: object) -> None:
+        if torch.accelerator.is_available():  # which may still compute the gradient
+            torch.accelerator.synchronize()
+        self._timer.extend("optimize")
+
+    def on_train_end(self, *_: object, **__: object) -> None:
+        self._timer.end()

@@ -49,9 +49,11 @@ class JsonlInput:
                     if text.strip():
                         yield number, text
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
-            raise InputError(f"{self.name}: compressed by gzip, and damaged: {error}") from error
+            raise InputError(f"{self.name}: the gzip data is damaged: {error}") from error
         except UnicodeDecodeError as error:
-            raise InputError(f"{self.name}: begins like {error.encoding}, and is not: {error.reason}") from error
+            raise InputError(
+                f"{self.name}: looks like {error.encoding}, but cannot be decoded: {error.reason}"
+            ) from error
 
     def _open(self) -> gzip.GzipFile | BinaryIO:
         with self.path.open("rb") as file:

@@ -14,6 +14,7 @@ from pydantic import Field
 from vigor_client.cli.jsonl_input import JsonlInput
 from vigor_client.errors import InputError
 from vigor_client.schemas.common import Checksum, WeightVersion, WireModel, half_character_in_json
+from vigor_client.schemas.faults import fault_sentence, fault_sentences
 from vigor_client.schemas.problems import FieldError
 from vigor_client.schemas.scoring import Group, GroupScore
 
@@ -71,7 +72,7 @@ def check_lines(source: JsonlInput) -> int:
     if faults:
         raise InputError("\n  ".join(faults))
     if not num_groups:
-        raise InputError(f"{source.name}: no group in it; nothing was scored")
+        raise InputError(f"{source.name}: the file has no groups; nothing was scored")
     return num_groups
 
 
@@ -88,14 +89,14 @@ def _parse(source: JsonlInput, number: int, text: bytes) -> Line:
     try:
         return Line(number, Group.model_validate_json(text), len(text))
     except pydantic.ValidationError as error:
-        raise InputError(f"{source.name}:{number}: {_fault_of(text) or _places(error)}") from error
+        raise InputError(f"{source.name}:{number}: {_fault_of(text) or _said(error)}") from error
 
 
 def _fault_of(text: bytes) -> str | None:
     """What is wrong with the characters, which the parser would call invalid JSON."""
     if found := half_character_in_json(text):
         place, said = found
-        return ": ".join(filter(None, (".".join(map(str, place)), said)))
+        return fault_sentence(place, said)
     try:
         text.decode()
     except UnicodeDecodeError as error:
@@ -103,8 +104,5 @@ def _fault_of(text: bytes) -> str | None:
     return None
 
 
-def _places(error: pydantic.ValidationError) -> str:
-    return "; ".join(
-        ": ".join(filter(None, (".".join(map(str, fault["loc"])), fault["msg"])))
-        for fault in error.errors(include_url=False, include_input=False)
-    )
+def _said(error: pydantic.ValidationError) -> str:
+    return "; ".join(fault_sentences(error, Group))

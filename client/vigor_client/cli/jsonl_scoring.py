@@ -13,6 +13,7 @@ from vigor_client.chunking import MAX_REQUEST_BYTES, is_too_large
 from vigor_client.cli.jsonl_input import JsonlInput
 from vigor_client.cli.jsonl_lines import Line, Refusal, RefusedGroup, ScoredGroup, read_groups
 from vigor_client.errors import InputError, ProblemError, UnexpectedAnswerError
+from vigor_client.schemas.faults import fault_sentence
 from vigor_client.schemas.problems import FieldError
 from vigor_client.schemas.scoring import Group, ScoreResponse
 from vigor_client.transport.score_stream import OnGroup
@@ -158,7 +159,7 @@ def _places_by_group(lines: Sequence[Line], error: ProblemError) -> dict[int, li
 
 
 def _joined(faults: Sequence[FieldError]) -> str:
-    return "; ".join(": ".join(filter(None, (".".join(map(str, fault.loc)), fault.msg))) for fault in faults)
+    return "; ".join(fault_sentence(fault.loc, fault.msg) for fault in faults)
 
 
 def _num_bytes(lines: Sequence[Line]) -> int:

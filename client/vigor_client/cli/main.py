@@ -17,17 +17,20 @@ from pathlib import Path
 from time import monotonic
 from typing import TextIO
 
+from pydantic import ValidationError
+
 from vigor_client.cli.jsonl_input import open_input
 from vigor_client.cli.jsonl_lines import check_lines
 from vigor_client.cli.jsonl_scoring import score_groups
 from vigor_client.cli.options import build_parser
-from vigor_client.cli.progress import ProgressLine
+from vigor_client.cli.progress import ProgressLine, PushProgress
 from vigor_client.cli.readiness import ReadinessWait
 from vigor_client.cli.results_file import Finished, RefusedLines, open_results, partial_of, resume, write_result
 from vigor_client.cli.scaling import wait_until_up
 from vigor_client.client import VigorClient
-from vigor_client.errors import InputError, VigorError, WeightDigestMismatchError
-from vigor_client.schemas.scoring import Group, ScoreResponse
+from vigor_client.errors import InputError, UnauthenticatedError, VigorError, WeightDigestMismatchError
+from vigor_client.schemas.faults import fault_sentences
+from vigor_client.schemas.scoring import Group, ScoreResponse, ScoringOptions
 from vigor_client.transport.key_file import read_key
 from vigor_client.transport.retry import DEFAULT_MAX_RETRIES
 from vigor_client.transport.score_stream import OnGroup
@@ -37,6 +40,7 @@ from vigor_client.weight_format.digest import new_hasher
 QUEUE_SERIES = {"vigor_queued_requests": "requests", "vigor_queued_tokens": "tokens"}
 REFUSED = 3
 INTERRUPTED = 130
+_PREFIX = "vigor:"
 _OUTPUT_CLOSED = 141  # what a shell reports for a process that SIGPIPE ended
 
 
@@ -54,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _drop_output()
         return _OUTPUT_CLOSED
+    except UnauthenticatedError as error:
+        return _fail(f"{error}; give the key by --api-key-file or VIGOR_API_KEY")
     except VigorError as error:
         return _fail(str(error).replace("\n  ", "; "))
     except OSError as error:
@@ -79,8 +85,7 @@ def _drop_output() -> None:
 def score(arguments: argparse.Namespace) -> int:
     """``vigor score``."""
     out_path: Path | None = arguments.out
-    if arguments.resume and out_path is None:
-        arguments.refuse("--resume continues the file of --out: give both")
+    _refuse_options(arguments)
     with open_input(arguments.input) as source:
         num_groups = check_lines(source)
         finished = resume(out_path, source) if out_path and arguments.resume else Finished()
@@ -102,6 +107,16 @@ def score(arguments: argparse.Namespace) -> int:
     return _fail(f"{refused.num_groups} of {num_groups} groups have an error and no scores: {refused}", REFUSED)
 
 
+def _refuse_options(arguments: argparse.Namespace) -> None:
+    """Refuse options that exclude each other, before anything is read."""
+    if arguments.resume and arguments.out is None:
+        arguments.refuse("--resume continues the file of --out: give both")
+    try:
+        ScoringOptions(compute=arguments.compute, reward=arguments.reward)
+    except ValidationError as error:
+        arguments.refuse("; ".join(fault_sentences(error, ScoringOptions)))
+
+
 def _score_request(
     client: VigorClient, arguments: argparse.Namespace, finished: Finished, groups: list[Group], on_group: OnGroup
 ) -> ScoreResponse:
@@ -121,8 +136,8 @@ def _score_request(
         )
     except WeightDigestMismatchError as error:
         raise InputError(
-            f"{partial_of(arguments.out)}: scored by the weights {error.want}, the service has {error.have}; "
-            "publish those again, or start without --resume"
+            f"{partial_of(arguments.out)}: the results come from the weights {error.want}, but the service has "
+            f"{error.have}; publish the former again, or start without --resume"
         ) from error
 
 
@@ -164,14 +179,18 @@ def push(arguments: argparse.Namespace) -> int:
         new_hasher()  # reports a missing library before waiting for a service
         _readiness(client, arguments).while_loading(arguments.ready_timeout_seconds)
         started_seconds = monotonic()
-        published = client.publish_weights(tensors, weight_version=arguments.weight_version)
+        with closing(_push_progress(arguments)) as progress:
+            published = client.publish_weights(
+                tensors, weight_version=arguments.weight_version, on_progress=progress.show
+            )
     weights = f"version {published.weight_version}, {published.weight_digest}"
     if not published.sent_bytes:
         print(f"nothing sent: the service has these weights already ({weights})")
         return 0
     print(
         f"published {weights}: {published.num_changed_tensors} tensors changed, "
-        f"{published.sent_bytes / 1e6:,.1f} MB in {monotonic() - started_seconds:.1f} s"
+        f"{published.sent_bytes / 1e6:,.1f} MB in {monotonic() - started_seconds:.1f} s, "
+        f"sent at {published.sent_bytes / 1e6 / max(published.send_seconds, 1e-9):,.1f} MB/s"
     )
     return 0
 
@@ -189,7 +208,7 @@ _COMMANDS = {"score": score, "status": status, "wait": wait, "push": push, "scal
 
 
 def _fail(reason: str, code: int = 1) -> int:
-    print("vigor:", reason, file=sys.stderr)
+    print(_PREFIX, reason, file=sys.stderr)
     return code
 
 
@@ -209,7 +228,11 @@ def _readiness(client: VigorClient, arguments: argparse.Namespace) -> ReadinessW
 
 
 def _announce(line: str) -> None:
-    print("vigor:", line, file=sys.stderr)
+    print(_PREFIX, line, file=sys.stderr)
+
+
+def _push_progress(arguments: argparse.Namespace) -> PushProgress:
+    return PushProgress(None if arguments.quiet else sys.stderr, is_terminal=_is_terminal(sys.stderr), prefix=_PREFIX)
 
 
 def _terminal(arguments: argparse.Namespace) -> TextIO | None:

@@ -6,9 +6,10 @@ import argparse
 from collections.abc import Callable, Mapping
 from math import inf
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 from vigor_client._version import __version__
+from vigor_client.cli.command_parser import CommandParser, one_of
 from vigor_client.client import DEFAULT_TIMEOUT_SECONDS, DEFAULT_URL, MAX_TIMEOUT_SECONDS, service_address
 from vigor_client.schemas.common import MAX_WEIGHT_VERSION
 from vigor_client.schemas.engines import MAX_ENGINES
@@ -30,7 +31,8 @@ DEFAULT_READY_TIMEOUT_SECONDS = 600.0
 
 def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
     """Return the parser. The arguments that it parses have the chosen command as ``run``."""
-    parser = argparse.ArgumentParser(prog="vigor", description="Talk to a VIGOR scoring service.", allow_abbrev=False)
+    parser = CommandParser(prog="vigor", description="Talk to a VIGOR scoring service.", allow_abbrev=False)
+    parser.commands = tuple(_COMMANDS)
     parser.add_argument("--version", action="version", version=f"vigor {__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
     for name, (text, *groups) in _COMMANDS.items():
@@ -55,7 +57,6 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--resume", action="store_true", help="continue an OUT.jsonl.partial of the same input, weights and options"
     )
-    parser.add_argument("--quiet", action="store_true", help="show no progress on a terminal")
     parser.add_argument(
         "--groups-per-request",
         type=_number(int, 1, MAX_GROUPS),
@@ -79,23 +80,27 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--compute",
         nargs="+",
-        choices=get_args(ComputeName),
+        **_choice(ComputeName),
         default=list(DEFAULT_COMPUTE),
         help="parts of each score; without norm no gradient is computed (default: norm signals)",
     )
     parser.add_argument(
-        "--reward", choices=get_args(RewardName), default="vigor", help="value that is ranked (default: vigor)"
+        "--reward", **_choice(RewardName), default="vigor", help="value that is ranked (default: vigor)"
     )
     parser.add_argument(
-        "--ties", choices=get_args(TieRule), default="average", help="rule for equal values (default: average)"
+        "--ties", **_choice(TieRule), default="average", help="rule for equal values (default: average)"
     )
     parser.add_argument(
         "--truncated",
-        choices=get_args(TruncatedRule),
+        **_choice(TruncatedRule),
         default="score",
         help="rule for truncated completions (default: score)",
     )
     parser.add_argument("--return-token-ids", action="store_true", help="also write the token ids that were scored")
+
+
+def _add_quiet(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
 
 
 def _add_push(parser: argparse.ArgumentParser) -> None:
@@ -145,6 +150,12 @@ def _add_connection(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _choice(names: object) -> dict[str, Any]:
+    """Return the arguments of an option that takes one of the names of a Literal."""
+    choices: tuple[str, ...] = get_args(names)
+    return {"type": one_of(choices), "metavar": "{" + ",".join(choices) + "}"}
+
+
 def _number(kind: type[_T], low: float, high: float) -> Callable[[str], _T]:
     """Return a parser of numbers from ``low`` to ``high``, whose error names the range."""
 
@@ -154,17 +165,18 @@ def _number(kind: type[_T], low: float, high: float) -> Callable[[str], _T]:
         except ValueError:
             number = None
         if number is None or not low <= number <= high:
-            upto = "" if high == inf else f" and at most {high:g}"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least {low:g}{upto}")
+            what = "whole number" if kind is int else "number"
+            bounds = f"of {low:g} or more" if high == inf else f"from {low:g} to {high:.17g}"
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {what} {bounds}")
         return number
 
     return parse
 
 
 _COMMANDS: Mapping[str, tuple[str, *tuple[Callable[[argparse.ArgumentParser], None], ...]]] = {
-    "score": ("score a JSONL file, one group per line", _add_score, _add_ready_timeout),
+    "score": ("score a JSONL file, one group per line", _add_score, _add_quiet, _add_ready_timeout),
     "status": ("show model, weights and queue of a service",),
     "wait": ("wait until a service is ready", _add_ready_timeout),
-    "push": ("publish the weights of a checkpoint directory", _add_push, _add_ready_timeout),
-    "scale": ("have another number of engines, and wait until they are up", _add_scale, _add_ready_timeout),
+    "push": ("publish the weights of a checkpoint directory", _add_push, _add_quiet, _add_ready_timeout),
+    "scale": ("change the number of engines, and wait until they are up", _add_scale, _add_ready_timeout),
 }

@@ -1,4 +1,7 @@
-"""How far a long run is, in one line that is written over itself. Knows nothing about what is done."""
+"""How far a long run is: in one line of a terminal that is written over itself, or in a few lines of a log.
+
+Knows nothing about what is done.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,10 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TextIO
 
+from vigor_client.publishing.progress import PublishProgress
+
 REDRAW_SECONDS = 0.2
+LOG_SECONDS = 10.0
 
 
 class ProgressLine:
@@ -15,12 +21,11 @@ class ProgressLine:
     def __init__(
         self, terminal: TextIO | None, total: int, *, done: int = 0, clock_seconds: Callable[[], float] = monotonic
     ) -> None:
-        self._terminal = terminal
+        self._line = _TerminalLine(terminal) if terminal else None
         self._total = total
         self._done = self._done_before = done
         self._clock_seconds = clock_seconds
         self._started_seconds = self._drawn_seconds = clock_seconds()
-        self._width = 0
 
     def advance(self) -> None:
         """One more is done."""
@@ -32,17 +37,91 @@ class ProgressLine:
 
     def close(self) -> None:
         """Leave the line as it is; what is written next has a line of its own."""
-        if self._terminal is not None and self._width:
-            print(file=self._terminal, flush=True)
+        if self._line:
+            self._line.close()
 
     def _draw(self, elapsed_seconds: float) -> None:
-        if self._terminal is None:
+        if self._line is None:
             return
         per_second = (self._done - self._done_before) / max(elapsed_seconds, 1e-9)
         left_seconds = (self._total - self._done) / per_second
-        text = f"{self._done:,} of {self._total:,} groups, {per_second:.3g} groups/s, {_duration(left_seconds)} left"
+        self._line.write(
+            f"{self._done:,} of {self._total:,} groups, {per_second:.3g} groups/s, {_duration(left_seconds)} left"
+        )
+
+
+class PushProgress:
+    """Shows the phases of a publication and their bytes: on a terminal at most five times a second, else every 10 s.
+
+    ``stream`` is None where nothing is to be shown. What is shown in a log begins with ``prefix``.
+    """
+
+    def __init__(
+        self,
+        stream: TextIO | None,
+        *,
+        is_terminal: bool,
+        prefix: str,
+        clock_seconds: Callable[[], float] = monotonic,
+    ) -> None:
+        self._stream = stream
+        self._line = _TerminalLine(stream) if stream and is_terminal else None
+        self._pause_seconds = REDRAW_SECONDS if is_terminal else LOG_SECONDS
+        self._prefix = prefix
+        self._clock_seconds = clock_seconds
+        self._phase = ""
+        self._started_seconds = self._shown_seconds = clock_seconds()
+
+    def show(self, progress: PublishProgress) -> None:
+        """Show a phase that begins, and how far it is when the last line is old enough or the phase is finished."""
+        now_seconds = self._clock_seconds()
+        is_new = progress.phase != self._phase or progress.done_bytes == 0
+        is_finished = self._line is not None and progress.done_bytes == progress.total_bytes
+        if not (is_new or is_finished or now_seconds - self._shown_seconds >= self._pause_seconds):
+            return
+        if is_new:
+            self._phase, self._started_seconds = progress.phase, now_seconds
+        self._shown_seconds = now_seconds
+        self._write(_publication_text(progress, now_seconds - self._started_seconds))
+
+    def close(self) -> None:
+        """Leave the line as it is; what is written next has a line of its own."""
+        if self._line:
+            self._line.close()
+
+    def _write(self, text: str) -> None:
+        if self._line:
+            self._line.write(text)
+        elif self._stream:
+            print(self._prefix, text, file=self._stream, flush=True)
+
+
+class _TerminalLine:
+    """One line of a terminal that each text replaces."""
+
+    def __init__(self, terminal: TextIO) -> None:
+        self._terminal = terminal
+        self._width = 0
+
+    def write(self, text: str) -> None:
         print("\r" + text.ljust(self._width), end="", file=self._terminal, flush=True)
         self._width = len(text)
+
+    def close(self) -> None:
+        if self._width:
+            print(file=self._terminal, flush=True)
+
+
+def _publication_text(progress: PublishProgress, elapsed_seconds: float) -> str:
+    if progress.total_bytes is None:
+        return progress.phase
+    total = f"{progress.total_bytes / 1e6:,.1f} MB"
+    if not progress.done_bytes:
+        return f"{progress.phase} {total}"
+    per_second = progress.done_bytes / max(elapsed_seconds, 1e-9)
+    left_seconds = (progress.total_bytes - progress.done_bytes) / per_second
+    done = f"{progress.phase} {progress.done_bytes / 1e6:,.1f} of {total}"
+    return f"{done}, {per_second / 1e6:,.1f} MB/s, {_duration(left_seconds)} left"
 
 
 def _duration(seconds: float) -> str:

@@ -131,9 +131,10 @@ def _fault(result: ScoredGroup | RefusedGroup, line: Line | None, weight_digest:
     if isinstance(result, RefusedGroup):
         return None
     if len(result.completions) != len(group.completions):
-        return f"{len(result.completions)} completions, the group on line {line.number} has {len(group.completions)}"
+        wanted = f"the group on line {line.number} has {len(group.completions)}"
+        return f"the result has {len(result.completions)} completions, {wanted}"
     if weight_digest not in (None, result.weight_digest):
-        return f"the weights {result.weight_digest}, the lines before have {weight_digest}"
+        return f"the result comes from the weights {result.weight_digest}, the results before it from {weight_digest}"
     return None
 
 
@@ -141,4 +142,4 @@ def _parse(partial: Path, number: int, text: bytes) -> ScoredGroup | RefusedGrou
     try:
         return _result.validate_json(text)
     except pydantic.ValidationError as error:
-        raise InputError(f"{partial}:{number}: this is no result; start without --resume") from error
+        raise InputError(f"{partial}:{number}: this line is not a result; start without --resume") from error

@@ -36,7 +36,7 @@ def wait_until_up(
         clock=clock,
     )
     if not _are_up(found):
-        raise NotReadyError(f"{_state(found)} after {timeout_seconds:g} s; the service goes on to start the others")
+        raise NotReadyError(f"{_state(found)} after {timeout_seconds:g} s; the service continues to start the others")
     return clock.seconds() - started_seconds
 
 

@@ -8,7 +8,7 @@ from vigor_client.errors import VigorError
 
 
 class InvalidGroupError(VigorError, ValueError):
-    """Completions that are not whole groups of one prompt each. Nothing was asked; a part is never ranked."""
+    """Completions that are not whole groups of one prompt each. Nothing was sent; a part is never ranked."""
 
 
 def shared_prompt(prompts: Iterable[Sequence[int]], group: str) -> list[int]:
@@ -19,5 +19,5 @@ def shared_prompt(prompts: Iterable[Sequence[int]], group: str) -> list[int]:
     """
     first, *others = map(list, prompts)
     if any(other != first for other in others):
-        raise InvalidGroupError(f"{group} mixes completions of different prompts: nothing was asked")
+        raise InvalidGroupError(f"{group} mixes completions of different prompts: nothing was sent")
     return first

@@ -35,8 +35,8 @@ def vigor_rewards(batch: Mapping[str, Any]) -> torch.Tensor:
             and ``truncated`` of each sample.
 
     Raises:
-        ValueError: ``VIGOR_URL`` is not set, or a sample has no answer; nothing was asked.
-        InvalidGroupError: samples of one ``idx`` have different prompts; nothing was asked.
+        ValueError: ``VIGOR_URL`` is not set, or a sample has no answer; nothing was sent.
+        InvalidGroupError: samples of one ``idx`` have different prompts; nothing was sent.
         VigorError: there are no scores after the client's retries; training stops.
     """
     import torch
@@ -75,7 +75,7 @@ def _split(log: Sequence[Message], position: int) -> tuple[list[Message], list[M
     """Return the messages before the policy's first turn, and those from there to its last one."""
     start = next((number for number, message in enumerate(log) if message["role"] == POLICY), None)
     if start is None:
-        raise ValueError(f"sample {position} has no message of the {POLICY}: nothing was asked")
+        raise ValueError(f"sample {position} has no message of the {POLICY}: nothing was sent")
     backwards = dropwhile(lambda message: message["role"] != POLICY, reversed(log[start:]))
     return list(log[:start]), list(backwards)[::-1]
 

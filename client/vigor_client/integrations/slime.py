@@ -65,7 +65,7 @@ def _group(samples: Sequence[Sample]) -> Group:
 def _completion(sample: Sample) -> Completion:
     status = str(sample.status.value)
     if status not in FINISH_REASONS:
-        raise ValueError(f"a response of group {sample.group_index} is {status}: only finished ones can be ranked")
+        raise ValueError(f"a response of group {sample.group_index} is {status}; only finished responses can be ranked")
     mask = None if sample.loss_mask is None else list(sample.loss_mask)
     ids = list(sample.tokens[_prompt_length(sample) :])
     return Completion(ids=ids, mask=mask, finish_reason=FINISH_REASONS[status])

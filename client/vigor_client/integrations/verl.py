@@ -123,7 +123,7 @@ def vigor_advantage(
 
 def _group_of_one(data: Data) -> Group:
     if len(data) != 1:
-        raise ValueError(f"a trajectory of {len(data)} sequences has no single gradient norm: nothing was asked")
+        raise ValueError(f"a trajectory of {len(data)} sequences has no single gradient norm: nothing was sent")
     item = data[0]
     prompts, responses, mask = (item.batch[name] for name in ("prompts", "responses", "attention_mask"))
     in_prompt, in_response = mask[: len(prompts)].bool(), mask[len(prompts) :].bool()
@@ -135,7 +135,7 @@ def _loss_mask(item: Item, in_response: torch.Tensor) -> list[int] | None:
     if "response_mask" in item.batch:
         return _ids(item.batch["response_mask"][in_response])
     if int(item.non_tensor_batch.get("__num_turns__") or 0) > MAX_TURNS:
-        raise ValueError("verl does not tell which tokens of several turns the policy wrote: nothing was asked")
+        raise ValueError("verl does not tell which tokens of several turns the policy wrote: nothing was sent")
     return None
 
 

@@ -155,10 +155,12 @@ def adapted_model(model: torch.nn.Module) -> AdaptedModel | None:
     from peft import PeftModel
 
     if not isinstance(model, PeftModel):
-        raise UnsupportedAdapterError("transformers has put the adapter into the model: wrap it by peft.get_peft_model")
+        raise UnsupportedAdapterError(
+            "transformers added the adapter inside the model; wrap the model with peft.get_peft_model instead"
+        )
     kinds = ", ".join(cast("str", config.peft_type) for config in model.peft_config.values())
     if kinds != "LORA":
-        raise UnsupportedAdapterError(f"the model has adapters of type {kinds}: train one of type LORA")
+        raise UnsupportedAdapterError(f"the model has adapters of type {kinds}; train one adapter of type LORA")
     return AdaptedModel(model)
 
 

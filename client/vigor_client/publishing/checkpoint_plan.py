@@ -7,35 +7,43 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import accumulate
 from pathlib import Path
 
 import pydantic
 
 from vigor_client.errors import CheckpointError
+from vigor_client.publishing.progress import ProgressReport
 from vigor_client.schemas.weights import TensorInfo, TensorList
 from vigor_client.weight_format.checkpoint_files import CheckpointTensors
-from vigor_client.weight_format.digest import PREFIX, new_hasher
+from vigor_client.weight_format.digest import PREFIX, announce, new_hasher
 from vigor_client.weight_format.element_types import dtype_of_code
 from vigor_client.weight_format.safetensors_stream import TensorEntry
-from vigor_client.weight_format.update_plan import Plan, PlannedFile, planned_file
+from vigor_client.weight_format.update_plan import Plan, PlannedFile
 
 _CHUNK_BYTES = 1 << 20
 
 
-def make_checkpoint_plan(checkpoint: CheckpointTensors, wanted: TensorList) -> Plan:
+def make_checkpoint_plan(checkpoint: CheckpointTensors, wanted: TensorList, progress: ProgressReport) -> Plan:
     """Compute the checksums of a checkpoint's files; the digest is that of ``wanted`` if these tensors are the same.
 
     Raises:
         CheckpointError: a file cannot be announced under its name.
         MissingDependencyError: xxhash is not installed.
     """
+    progress.begin("comparing")
     digest = wanted.weight_digest if _is_served(checkpoint, wanted) else None
-    return Plan(digest, [_planned(path) for path in checkpoint.files], encoding="checkpoint")
+    sizes = [path.stat().st_size for path in checkpoint.files]
+    progress.begin("hashing", sum(sizes))
+    starts = accumulate(sizes, initial=0)
+    files = [_planned(path, start, progress) for path, start in zip(checkpoint.files, starts, strict=False)]
+    return Plan(digest, files, encoding="checkpoint")
 
 
-def _planned(path: Path) -> PlannedFile:
+def _planned(path: Path, start_bytes: int, progress: ProgressReport) -> PlannedFile:
+    chunks = partial(_file_chunks, path)
     try:
-        return planned_file(path.name, partial(_file_chunks, path))
+        return PlannedFile(announce(path.name, progress.count("hashing", chunks(), start_bytes)), chunks)
     except pydantic.ValidationError as error:
         raise CheckpointError(f"{path} cannot be sent: {error.errors()[0]['msg']}") from error
 

@@ -17,6 +17,7 @@ from vigor_client.errors import ProblemError, PublishError, VigorError, WeightBa
 from vigor_client.publishing.checkpoint_plan import make_checkpoint_plan
 from vigor_client.publishing.delta_plan import make_delta_plan
 from vigor_client.publishing.full_plan import make_partial_plan, make_plan
+from vigor_client.publishing.progress import OnProgress, ProgressReport
 from vigor_client.publishing.snapshot import WeightSnapshot
 from vigor_client.publishing.tensor_names import with_service_names
 from vigor_client.publishing.transports.http import HttpUpload
@@ -67,6 +68,7 @@ async def publish(
     snapshot: WeightSnapshot | None = None,
     partial: bool = False,
     transport: WeightTransport = HTTP,
+    on_progress: OnProgress | None = None,
 ) -> PublishResult:
     """Bring ``tensors`` into service as ``weight_version``, unless the service has them already.
 
@@ -74,6 +76,7 @@ async def publish(
     A checkpoint's files are sent as they are, for the service to load them as transformers would.
     With ``partial`` the tensors are some of the model's, and all others stay as they are served.
     The bytes go by ``transport`` alone: never over HTTP because another one failed.
+    ``on_progress`` is called when a phase begins and while its bytes are counted; what it raises ends the publication.
 
     Raises:
         ValueError: ``partial`` without a tensor, or with a snapshot.
@@ -88,14 +91,18 @@ async def publish(
     started = perf_counter()
     if not isinstance(tensors, CheckpointTensors):
         tensors = with_service_names(tensors, wanted)
-    plan = await endpoints.wire.compute(lambda: _smallest_plan(tensors, wanted, snapshot, weight_version, partial))
+    progress = ProgressReport(on_progress)
+    plan = await endpoints.wire.compute(
+        lambda: _smallest_plan(tensors, wanted, snapshot, weight_version, partial, progress)
+    )
     plan_seconds = perf_counter() - started
-    sending = _Sending(endpoints, weight_version, transport)
+    sending = _Sending(endpoints, weight_version, transport, progress)
     try:
         publication = await sending.bring(plan)
     except WeightBaseMismatchError:
         if plan.encoding != "delta":  # parts alone do not make a whole
             raise
+        progress.begin("hashing")
         plan = await endpoints.wire.compute(lambda: make_plan(tensors, wanted))
         publication = await sending.bring(plan)
     if snapshot is not None:
@@ -116,16 +123,17 @@ def _smallest_plan(
     snapshot: WeightSnapshot | None,
     weight_version: int,
     partial: bool,
+    progress: ProgressReport,
 ) -> Plan:
-    if partial:
-        return make_partial_plan(tensors, wanted)
-    if snapshot is None and isinstance(tensors, CheckpointTensors):
-        return make_checkpoint_plan(tensors, wanted)
+    if snapshot is None and not partial and isinstance(tensors, CheckpointTensors):
+        return make_checkpoint_plan(tensors, wanted, progress)
     if snapshot is not None and snapshot.is_base(wanted):
+        progress.begin("comparing")
         plan = make_delta_plan(tensors, wanted, snapshot, weight_version=weight_version)
         if plan is not None:
             return plan
-    return make_plan(tensors, wanted)
+    progress.begin("hashing")
+    return make_partial_plan(tensors, wanted) if partial else make_plan(tensors, wanted)
 
 
 def _bring_up_to_date(
@@ -149,6 +157,7 @@ class _Sending:
     endpoints: Endpoints
     weight_version: int
     transport: WeightTransport
+    progress: ProgressReport
 
     async def bring(self, plan: Plan) -> PublishResult:
         """Send the plan unless the service has these weights; again if it lost the update, as by a restart."""
@@ -190,7 +199,8 @@ class _Sending:
         try:
             # A service that does not take names gives one of its own.
             update_id = (await self.endpoints.open_update(plan.request(self.weight_version), update_id)).update_id
-            await self.transport.send(self.endpoints, update_id, plan)
+            await self.transport.send(self.endpoints, update_id, self.progress.send(plan))
+            self.progress.verify(plan)
             return await self.endpoints.commit(update_id, num_bytes=plan.num_bytes)
         except BaseException:  # also Ctrl-C and a cancelled task, and while the answer to its opening is on its way
             with contextlib.suppress(VigorError):

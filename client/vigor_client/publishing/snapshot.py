@@ -28,7 +28,7 @@ class WeightSnapshot:
 
     def __init__(self, *, anchor_every: int = DEFAULT_ANCHOR_EVERY) -> None:
         if anchor_every < 1:
-            raise ValueError(f"anchor_every is {anchor_every}; give at least 1, which never sends changes alone")
+            raise ValueError(f"anchor_every is {anchor_every}; give 1 or more, where 1 sends all weights every time")
         self._anchor_every = anchor_every
         self._num_since_anchor = 0
         self._bytes: dict[str, bytearray] = {}

@@ -74,12 +74,12 @@ def _misfit(tensor: torch.Tensor, info: TensorInfo) -> str | None:
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
         return f"is a {type(tensor).__name__}; give a plain tensor, whole and on one device"
     if tensor.layout != torch.strided or tensor.is_meta:
-        return f"has no plain data (layout {tensor.layout}, device {tensor.device})"
+        return f"has no dense data (layout {tensor.layout}, device {tensor.device})"
     if list(tensor.shape) != info.shape:
         return f"has shape {list(tensor.shape)}, the service needs {info.shape}"
     wanted = torch_dtype(info.dtype)
     if tensor.dtype != wanted and not (tensor.dtype.is_floating_point and wanted.is_floating_point):
-        return f"has dtype {tensor.dtype}, which does not turn into the service's {info.dtype}"
+        return f"has dtype {tensor.dtype}, which cannot be converted to the service's {info.dtype}"
     return None
 
 

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from vigor_client.schemas.fault_limit import refuse_many_names
+from vigor_client.schemas.faults import faults_of
 
 MAX_WEIGHT_VERSION = 2**53 - 1  # what every JSON parser, and a metric, holds exactly
 IDEMPOTENCY_HEADER = "Idempotency-Key"
@@ -129,9 +130,8 @@ def _validate_in_slices(value: object, validate: ValidatorFunctionWrapHandler) -
         try:
             checked += validate(items[start : start + _SLICE_ITEMS])
         except ValidationError as error:
-            fault = error.errors(include_url=False, include_context=False, include_input=False)[0]
-            place = start + int(fault["loc"][-1])
-            raise ValueError(f"item {place}: {fault['msg']}") from error
+            fault = faults_of(error, BaseModel)[0]
+            raise ValueError(f"item {start + int(fault.loc[-1])}: {fault.msg}") from error
     return checked
 
 

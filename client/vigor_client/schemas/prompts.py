@@ -61,7 +61,12 @@ def _only_text(content: object) -> object:
         for position, part in enumerate(cast("list[object]", content)):
             kind = cast("dict[str, object]", part).get("type") if isinstance(part, dict) else None
             if kind != "text" and not isinstance(part, TextPart):
-                raise ValueError(f"part {position} is no text, but {kind or 'without a type'}: text alone is scored")
+                said = f"has the type {str(kind)[:100]!r}" if kind else "has no type"
+                raise ValueError(f"part {position} {said}; only parts of the type `text` are scored")
+            if isinstance(part, dict) and not isinstance(cast("dict[str, object]", part).get("text"), str):
+                raise ValueError(f"part {position} has no `text`")
+    elif content is not None and not isinstance(content, str):
+        raise ValueError("is neither text nor a list of parts; give one of them")
     return cast("object", content)
 
 
@@ -85,7 +90,7 @@ class Message(WireModel):
     @model_validator(mode="after")
     def _check_keys(self) -> Self:
         if self.content is None and not any(value is not None for value in (self.model_extra or {}).values()):
-            raise ValueError("has neither `content` nor another key, such as `tool_calls`")
+            raise ValueError("has neither `content` nor another key, such as `tool_calls`; give one of them")
         refuse_half_characters(self.model_extra)
         return self
 
@@ -125,20 +130,27 @@ class GivenPrompt(WireModel):
 
     @model_validator(mode="after")
     def _check_exactly_one_prompt(self) -> Self:
-        given = [name for name in ("prompt_ids", "prompt", "messages") if getattr(self, name) is not None]
-        if len(given) != 1:
-            raise ValueError(f"give exactly one of `prompt_ids`, `prompt`, `messages`; got {given or 'none'}")
+        given = [f"`{name}`" for name in ("prompt", "messages", "prompt_ids") if getattr(self, name) is not None]
+        if not given:
+            raise ValueError("has no prompt; give one of `prompt`, `messages` and `prompt_ids`")
+        if len(given) > 1:
+            raise ValueError(f"has {' and '.join(given)}; give one of them")
         return self
 
     @model_validator(mode="after")
     def _check_template_fields(self) -> Self:
         given = [name for name in OF_MESSAGES if getattr(self, name) is not None]
         if given and self.messages is None:
-            raise ValueError(f"`{given[0]}` is about `messages`: a prompt as ids or text is not rendered")
+            raise ValueError(
+                f"`{given[0]}` needs `messages`: a prompt given as ids or text is not rendered by a chat template"
+            )
         if self.continue_final_message and self.add_generation_prompt:
             raise ValueError("`continue_final_message` and `add_generation_prompt` exclude each other")
         if reserved := sorted(RESERVED_TEMPLATE_KWARGS.intersection(self.chat_template_kwargs or {})):
-            raise ValueError(f"`chat_template_kwargs` cannot hold `{reserved[0]}`: it is no variable of the template")
+            raise ValueError(
+                f"`chat_template_kwargs` cannot hold `{reserved[0]}`: it is an argument of apply_chat_template, not a "
+                "variable of the template"
+            )
         return self
 
     @model_validator(mode="after")

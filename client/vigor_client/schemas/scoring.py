@@ -52,10 +52,12 @@ class Completion(WireModel):
 
     @model_validator(mode="after")
     def _check_exactly_one_source(self) -> Self:
-        if (self.ids is None) == (self.text is None):
-            raise ValueError("give exactly one of `ids` and `text`")
+        if self.ids is None and self.text is None:
+            raise ValueError("needs `text`, or the token ids in `ids`")
+        if self.ids is not None and self.text is not None:
+            raise ValueError("has `text` and `ids`; give one of them")
         if self.mask is not None and self.ids is None:
-            raise ValueError("`mask` counts token ids: give `ids`, not `text`")
+            raise ValueError("`mask` belongs to token ids; give `ids` instead of `text`")
         if self.mask is not None and self.ids is not None and len(self.mask) != len(self.ids):
             raise ValueError(f"`mask` has {len(self.mask)} entries for {len(self.ids)} `ids`")
         return self
@@ -137,9 +139,9 @@ class ScoringOptions(WeightOptions):
     def _check_reward_is_computed(self) -> Self:
         needed = compute_for(self.reward)[0]
         if needed not in self.compute:
-            raise ValueError(f"the reward `{self.reward}` ranks one of the {needed}: add `{needed}` to `compute`")
+            raise ValueError(f"the reward `{self.reward}` needs `{needed}`; add it to `compute`")
         if len(set(self.compute)) < len(self.compute):
-            raise ValueError("`compute` names something twice")
+            raise ValueError("`compute` holds a name twice; give each name once")
         return self
 
 

@@ -18,6 +18,15 @@ WHOLE_ENCODINGS: frozenset[UpdateEncoding] = frozenset({"full", "checkpoint"})  
 BroadcastBackend = Literal["gloo", "nccl"]
 
 
+class UpdateProgress(WireModel):
+    """An update that is under way: how far it is on its way to serve."""
+
+    weight_version: int
+    state: UpdateState
+    received_bytes: int = Field(description="Bytes of its files that have arrived.")
+    num_bytes: int = Field(description="Bytes of its files, as they were announced.")
+
+
 class WeightsInfo(WireModel):
     """``GET /v1/weights``: what the service scores with now."""
 
@@ -28,6 +37,7 @@ class WeightsInfo(WireModel):
     num_bytes: int
     dtype: str = Field(description="The model's dtype, or `mixed`.", examples=["float32"])
     published_at: str = Field(description="When these weights began to serve, ISO 8601, UTC.")
+    update: UpdateProgress | None = Field(default=None, description="The update under way; null without one.")
 
 
 class TensorInfo(WireModel):

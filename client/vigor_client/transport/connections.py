@@ -105,4 +105,4 @@ def _owner() -> _Owner:
 
 def _refuse_closed(is_closed: bool) -> None:
     if is_closed:
-        raise RuntimeError("the client is closed: make another one")
+        raise RuntimeError("the client is closed; create another one")

@@ -45,7 +45,7 @@ class _SampleReader:
         self._request = request
 
     def take(self, response: httpx.Response, chunk: bytes) -> None:  # noqa: ARG002 - a Reader's
-        raise unexpected(response, "lines, which a sample's answer does not have")
+        raise unexpected(response, "lines, although the answer to a sample is a single document")
 
     def result(self, response: httpx.Response) -> SampleResponse:
         score, request = parse(response, SampleResponse), self._request
@@ -147,7 +147,7 @@ class Endpoints:
         try:
             return {series: float(value) for series, _, value in samples}
         except ValueError:
-            raise unexpected(response, "no metrics in Prometheus' text format") from None
+            raise unexpected(response, "a body that is not in Prometheus' text format") from None
 
     async def open_update(self, request: UpdateRequest, name: str) -> UpdateStatus:
         """Open an update under a name of its own: sent again, the request is answered with the same update."""

@@ -5,11 +5,12 @@ Knows nothing about single endpoints.
 
 from __future__ import annotations
 
+import socket
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import httpx
 import pydantic
@@ -27,6 +28,7 @@ from vigor_client.errors import (
 )
 from vigor_client.schemas.common import WireModel
 from vigor_client.schemas.problems import Problem
+from vigor_client.transport.network import is_this_machine
 from vigor_client.transport.retry import Failure, RetryPolicy, parse_date, parse_retry_after, refusal
 from vigor_client.transport.wire import REQUEST_ID_HEADER, HttpCall, Wire
 
@@ -143,13 +145,36 @@ def transport_error(error: httpx.RequestError, call: HttpCall) -> TransportError
     place = f"{call.method} {error.request.url}"
     reason = str(error) or type(error).__name__
     if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout | httpx.PoolTimeout | httpx.ProxyError):
-        return UnreachableError(f"cannot reach the service: {place}: {reason}", request_id=request_id)
+        said = _why_unreachable(error) or reason
+        return UnreachableError(f"cannot reach the service: {place}: {said}", request_id=request_id)
     if isinstance(error, httpx.TimeoutException):
         # In an answer in lines less silence is allowed than before it.
         limit_seconds = error.request.extensions.get("timeout", {}).get("read", call.timeout_seconds)
         message = f"no answer within {limit_seconds:g} s: {place} (request {request_id})"
         return AnswerTimeoutError(message, request_id=request_id)
     return ConnectionLostError(f"connection lost: {place}: {reason} (request {request_id})", request_id=request_id)
+
+
+def _why_unreachable(error: httpx.RequestError) -> str | None:
+    """Return what the system's refusal of a connection means, and what to do; None where it is another one."""
+    causes = list(_causes(error))
+    if any(isinstance(cause, socket.gaierror) for cause in causes):
+        return "the name of the host has no address; correct the URL"
+    if not any(isinstance(cause, ConnectionRefusedError) for cause in causes):
+        return None
+    if is_this_machine(error.request.url.host):
+        return "nothing listens there; start a service with `vigor-service`, or give the URL of another one"
+    return "the connection was refused; check that the service runs there, and the port in the URL"
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """Yield an error and all that led to it; asyncio gives a group of one for each address of a host."""
+    yield error
+    if isinstance(error, BaseExceptionGroup):
+        for inner in cast("BaseExceptionGroup[BaseException]", error).exceptions:
+            yield from _causes(inner)
+    if (cause := error.__cause__ or error.__context__) is not None:
+        yield from _causes(cause)
 
 
 def refusal_error(response: httpx.Response) -> VigorError:
@@ -166,7 +191,7 @@ def _refusal_of_a_proxy(response: httpx.Response) -> UnexpectedAnswerError:
     if said := _OF_A_PROXY.get(response.status_code):
         message = f"was refused by a proxy in front of the service, which {said} ({response.status_code})"
         return _unexpected(response, message)
-    return unexpected(response, "an answer that is not problem+json")
+    return unexpected(response, "a body that is not a problem document")
 
 
 def problem_error(problem: Problem, response: httpx.Response, *, retry_after_seconds: float) -> ProblemError:
@@ -187,14 +212,14 @@ def parse(response: httpx.Response, schema: type[Answer]) -> Answer:
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         place = ".".join(map(str, first["loc"])) or "the body"
-        raise unexpected(response, f"no {schema.__name__}: {place}: {first['msg']}") from error
+        raise unexpected(response, f"a body that is not {schema.__name__}: {place}: {first['msg']}") from error
 
 
 def unexpected(response: httpx.Response, what: str, *, body: bytes | None = None) -> UnexpectedAnswerError:
     """Return an error that names what came, and where from; ``body`` is the wrong line of an answer in lines."""
     text = (response.text if body is None else body.decode(errors="replace"))[:_MAX_QUOTED_CHARACTERS]
     content_type = response.headers.get("Content-Type", "no content type")
-    return _unexpected(response, f"answered {what} ({response.status_code}, {content_type}): {text!r}")
+    return _unexpected(response, f"answered with {what} ({response.status_code}, {content_type}): {text!r}")
 
 
 def _unexpected(response: httpx.Response, message: str) -> UnexpectedAnswerError:

@@ -71,7 +71,7 @@ def checked_url(base_url: str) -> httpx.URL:
     except httpx.InvalidURL as error:
         raise ValueError(f"the service's URL cannot be read: {error}") from error
     if url.userinfo:
-        raise ValueError("give the key as api_key, not within the URL")
+        raise ValueError("the URL holds a user name or a password; give the key as api_key instead")
     if url.scheme not in ("http", "https") or url.query or url.fragment or not _can_be_connected_to(url):
         raise ValueError(f"{base_url!r} is not a service's URL; give one like http://127.0.0.1:8000")
     return url
@@ -98,7 +98,7 @@ def proxy_for(url: httpx.URL, proxies: Mapping[str, str]) -> httpx.Proxy | None:
     Raises:
         NetworkSettingError: the one that applies cannot be used.
     """
-    if _is_this_machine(url.host) or _is_exempt(url, proxies.get("no", "")):
+    if is_this_machine(url.host) or _is_exempt(url, proxies.get("no", "")):
         return None
     for scheme in (url.scheme, "all"):
         if address := proxies.get(scheme, "").strip():
@@ -139,7 +139,8 @@ def _can_be_connected_to(url: httpx.URL) -> bool:
     return bool(url.host) and (url.port is None or 0 < url.port <= _MAX_PORT)
 
 
-def _is_this_machine(host: str) -> bool:
+def is_this_machine(host: str) -> bool:
+    """Whether a host is this machine itself, which is always reached directly."""
     try:
         return ip_address(host).is_loopback
     except ValueError:

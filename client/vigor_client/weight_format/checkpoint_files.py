@@ -76,7 +76,9 @@ def checkpoint_tensors(directory: Path | str) -> CheckpointTensors:
     for path in files:
         for name, entry in _header(path).items():
             if name in entries:
-                raise CheckpointError(f"{path} holds {name}, and so does {entries[name][0].name}: which one holds?")
+                raise CheckpointError(
+                    f"{path} holds the tensor {name}, and so does {entries[name][0].name}; remove one of the two files"
+                )
             entries[name] = path, entry
     return CheckpointTensors(files, entries)
 
@@ -92,6 +94,9 @@ def checkpoint_files(directory: Path | str, *, open_file: OpenFile = open_for_re
             outside the directory, or the directory holds an adapter, a distributed checkpoint, or changes alone.
     """
     directory = Path(directory)
+    if not directory.is_dir():
+        fault = "is not a directory" if directory.exists() else "does not exist"
+        raise CheckpointError(f"{directory} {fault}; give the directory of a saved model")
     _refuse_other_kinds(directory)
     if (explicit := _named_in_config(directory, open_file)) is not None:
         return _indexed_files(explicit, open_file) if explicit.suffix == ".json" else [explicit]
@@ -99,7 +104,8 @@ def checkpoint_files(directory: Path | str, *, open_file: OpenFile = open_for_re
         return [directory / SINGLE_FILE]
     if (directory / INDEX_FILE).is_file():
         return _indexed_files(directory / INDEX_FILE, open_file)
-    raise CheckpointError(f"{directory} holds neither {SINGLE_FILE} nor {INDEX_FILE}; give a whole saved model")
+    held = f"holds neither {SINGLE_FILE} nor {INDEX_FILE}" if any(directory.iterdir()) else "is empty"
+    raise CheckpointError(f"{directory} {held}; give the directory of a model that was saved as safetensors")
 
 
 def shard_names(index: Path, *, open_file: OpenFile = open_for_reading) -> dict[str, str]:
@@ -113,7 +119,7 @@ def shard_names(index: Path, *, open_file: OpenFile = open_for_reading) -> dict[
     except pydantic.ValidationError as error:
         raise CheckpointError(f"{index} is not an index of shards") from error
     if "delta_encoding" in parsed.metadata:
-        raise CheckpointError(f"{index} is of changes alone, not of a whole model")
+        raise CheckpointError(f"{index} is the index of a delta, not of a whole model")
     for name in sorted(set(parsed.weight_map.values())):
         _refuse_other_names(name, index)
     return parsed.weight_map
@@ -134,7 +140,7 @@ def _named_in_config(directory: Path, open_file: OpenFile) -> Path | None:
     try:
         config = _Config.model_validate_json(_read(directory / CONFIG_FILE, open_file))
     except pydantic.ValidationError as error:
-        raise CheckpointError(f"{directory / CONFIG_FILE} is no configuration of a model") from error
+        raise CheckpointError(f"{directory / CONFIG_FILE} is not the configuration of a model") from error
     if (name := config.transformers_weights) is None:
         return None
     if not name.endswith(INDEX_SUFFIX):
@@ -152,7 +158,7 @@ def _indexed_files(index: Path, open_file: OpenFile) -> list[Path]:
     names_in = {path.name: _header(path, open_file) for path in shards}
     lacking = [f"{name} in {shard}" for name, shard in weight_map.items() if name not in names_in[shard]]
     if lacking:
-        raise CheckpointError(f"{index} names tensors that are not there: {', '.join(lacking[:5])}")
+        raise CheckpointError(f"{index} names tensors that its shards do not hold: {', '.join(lacking[:5])}")
     return shards
 
 
@@ -161,7 +167,7 @@ def _refuse_other_names(name: str, source: Path) -> None:
         raise CheckpointError(f"{source} names a shard outside its directory: {name[:200]}")
     if not name.endswith(SHARD_SUFFIX):
         raise CheckpointError(
-            f"{source} names {name[:200]!r}, which is no safetensors file: save the model as safetensors"
+            f"{source} names {name[:200]!r}, which is no safetensors file; save the model as safetensors"
         )
 
 
@@ -178,7 +184,7 @@ def _read(path: Path, open_file: OpenFile) -> bytes:
 
 def _header(path: Path, open_file: OpenFile = open_for_reading) -> dict[str, TensorEntry]:
     if path.exists() and not path.is_file():
-        raise CheckpointError(f"{path} cannot be read: it is no file")  # a pipe would never end
+        raise CheckpointError(f"{path} cannot be read: it is not a regular file")  # a pipe would never end
     try:
         return read_header(path, open_file=open_file)
     except (OSError, ValueError) as error:

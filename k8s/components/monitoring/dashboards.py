@@ -93,12 +93,12 @@ def _datasource_variable() -> dict[str, Any]:
 
 
 def _selections() -> list[dict[str, Any]]:
-    """The instances to show, of the namespaces and models that are chosen before."""
+    """Return the variables that filter instances: namespace, then model, then the pods that match both."""
     info = 'vigor_build_info{namespace=~"$namespace"}', 'vigor_build_info{namespace=~"$namespace", model=~"$model"}'
     return [
         _selection(
             "namespace", "Namespace", "vigor_build_info", "namespace", all_value=".*"
-        ),  # outside of Kubernetes there is none
+        ),  # outside Kubernetes the label is missing
         _selection("model", "Model", info[0], "model", all_value=".*"),
         _selection("instance", "Pod", info[1], "instance"),
     ]
@@ -113,7 +113,7 @@ def _selection(name: str, title: str, series: str, label: str, *, all_value: str
         "query": {"query": f"label_values({series}, {label})", "refId": name},
         "refresh": 2,
         "includeAll": True,
-        "allValue": all_value,
+        **({} if all_value is None else {"allValue": all_value}),
         "multi": True,
         "current": {"text": "All", "value": "$__all"},
     }

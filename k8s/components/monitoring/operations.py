@@ -1,4 +1,4 @@
-"""The panels for who runs the service: load, latency, queue, engine, weights."""
+"""The panels for operators of the service: load, latency, queue, engine, weights."""
 
 from __future__ import annotations
 
@@ -9,57 +9,67 @@ _NO_PROBES = 'route!~"/metrics|/healthz|/readyz",'
 OPERATIONS: dict[str, list[Panel]] = {
     "Load": [
         Panel(
-            "Requests",
-            "Answered requests of each route; probes and scrapes are left out.",
+            "Request rate",
+            "Answered requests by route, without probes and scrapes.",
             "reqps",
             {"{{route}}": f"{rate('vigor_requests_total', where=_NO_PROBES, by='route')} > 0"},
         ),
         Panel(
-            "Refusals",
-            "Requests that got a problem, by its code. queue_full: callers send more than is computed.",
+            "Rejected requests",
+            "Requests that were answered with an error, by its code. queue_full: the queue was full.",
             "reqps",
             {"{{code}}": f"{rate('vigor_rejections_total', by='code')} > 0"},
         ),
         Panel(
-            "Clients that left",
-            "Score requests whose client went away before the answer (its time limit is too short, or it died), and "
-            "connections that were closed because more were open than there are descriptors for.",
+            "Disconnected clients",
+            "disconnected: score requests whose client left before the answer, because its timeout is too short or it "
+            "died. closed: connections that the service closed because it had no file descriptors left.",
             "reqps",
-            {"left": rate("vigor_disconnects_total"), "closed": rate("vigor_closed_connections_total")},
+            {"disconnected": rate("vigor_disconnects_total"), "closed": rate("vigor_closed_connections_total")},
         ),
         Panel(
-            "Tokens",
+            "Token rate",
             "Tokens of scored prompts and completions per second.",
             "suffix: tokens/s",
             {"{{kind}}": rate("vigor_tokens_total", by="kind")},
         ),
         Panel(
-            "Completions",
-            "Ranked completions per second, by what became of them.",
+            "Completion rate",
+            "Ranked completions per second, by status.",
             "suffix: completions/s",
             {"{{status}}": rate("vigor_completions_total", by="status")},
         ),
         Panel(
-            "Cache hits",
-            "Scores per second that came from the cache and cost nothing.",
+            "Cached scores",
+            "Scores per second that came from the cache and were not computed again.",
             "suffix: scores/s",
             {"cached": rate("vigor_cached_scores_total")},
         ),
     ],
     "Latency": [
         Panel(
-            "Score requests, end to end",
-            "From the first byte of a request to its answer.",
+            "Score request latency",
+            "Time from the first byte of a score request to its answer.",
             "s",
             quantiles("vigor_request_seconds", where='route=~"/v1/score.*",'),
         ),
-        Panel("In the queue", "Until the first batch of a request began.", "s", quantiles("vigor_queue_seconds")),
-        Panel("In computation", "From the first batch of a request on.", "s", quantiles("vigor_compute_seconds")),
+        Panel(
+            "Queue time",
+            "Time from the admission of a score request to its first batch.",
+            "s",
+            quantiles("vigor_queue_seconds"),
+        ),
+        Panel(
+            "Compute time",
+            "Time from the first batch of a score request to its last score.",
+            "s",
+            quantiles("vigor_compute_seconds"),
+        ),
     ],
     "Queue": [
         Panel(
-            "Requests in the queue",
-            "Waiting: none of their batches began. Running: a batch began. Admitted: all that are not answered, also "
+            "Requests by state",
+            "waiting: no batch has begun. running: a batch has begun. admitted: all unanswered requests, including "
             "those that wait for weights.",
             "short",
             {
@@ -70,7 +80,7 @@ OPERATIONS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Queue utilization",
-            "At 100 % requests are refused with queue_full.",
+            "Share of the queue that is in use. At 100 %, requests are rejected with queue_full.",
             "percentunit",
             {
                 "requests {{instance}}": "vigor_queued_requests{$of} / vigor_max_queued_requests{$of}",
@@ -79,8 +89,8 @@ OPERATIONS: dict[str, list[Panel]] = {
             warn_above=0.9,
         ),
         Panel(
-            "Gathering",
-            "Groups whose samples come one at a time and are not whole, and their samples.",
+            "Incomplete groups",
+            "Groups whose samples arrive one at a time and have not all arrived, and the samples that wait in them.",
             "short",
             {
                 "groups": "sum(vigor_gathering_groups{$of})",
@@ -90,20 +100,21 @@ OPERATIONS: dict[str, list[Panel]] = {
     ],
     "Engine": [
         Panel(
-            "Busy",
-            "Share of the time in which engines worked, their mean: on batches; where there is one, on swaps as well.",
+            "Engine utilization",
+            "Share of the time that engines spend on batches, as a mean over engines. A single engine's time includes "
+            "swaps of weights.",
             "percentunit",
             {"{{instance}}": "avg without (engine) (rate(vigor_engine_busy_seconds_total{$of}[$window]))"},
         ),
         Panel(
-            "Batches",
-            "Mean sequences of a batch.",
+            "Sequences per batch",
+            "Mean number of sequences in a batch.",
             "suffix: sequences",
             {"mean": ratio("vigor_batch_sequences_sum", "vigor_batch_sequences_count")},
         ),
         Panel(
-            "Tokens of a batch",
-            "Mean tokens of a batch, and how many it may have: fewer after memory ran out.",
+            "Tokens per batch",
+            "Mean number of tokens in a batch, and the maximum, which falls after the device runs out of memory.",
             "suffix: tokens",
             {
                 "mean": ratio("vigor_batch_tokens_sum", "vigor_batch_tokens_count"),
@@ -112,7 +123,7 @@ OPERATIONS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Device memory",
-            "Of the GPU; where the model is on a CPU, of the process and its machine.",
+            "Memory of the GPU. If the model is on a CPU: memory of the process and its machine.",
             "bytes",
             {"{{kind}} {{instance}}": "vigor_memory_bytes{$of}"},
         ),
@@ -123,16 +134,16 @@ OPERATIONS: dict[str, list[Panel]] = {
             {"{{instance}}": "vigor_process_resident_memory_bytes{$of}"},
         ),
         Panel(
-            "Cores",
-            "Cores that the process used.",
+            "CPU usage",
+            "Number of CPU cores that the process uses.",
             "suffix: cores",
             {"{{instance}}": "rate(vigor_process_cpu_seconds_total{$of}[$window])"},
         ),
     ],
     "Engines": [
         Panel(
-            "Up",
-            "Engines that take batches, and those that there should be.",
+            "Engines up",
+            "Number of engines that take batches, and the number that should.",
             "short",
             {
                 "up {{instance}}": "sum without (engine) (vigor_engine_up{$of})",
@@ -140,41 +151,41 @@ OPERATIONS: dict[str, list[Panel]] = {
             },
         ),
         Panel(
-            "Busy, by engine",
-            "Share of the time in which each engine worked.",
+            "Utilization by engine",
+            "Share of the time that each engine spends on batches.",
             "percentunit",
             {"{{engine}} {{instance}}": "rate(vigor_engine_busy_seconds_total{$of}[$window])"},
         ),
         Panel(
-            "Batches, by engine",
-            "Batches that each engine computed, per second.",
+            "Batch rate by engine",
+            "Batches per second that each engine computes.",
             "suffix: batches/s",
             {"{{engine}} {{instance}}": "rate(vigor_engine_batches_total{$of}[$window])"},
         ),
         Panel(
-            "Versions, by engine",
-            "The version of the weights that each engine holds: they differ within a swap alone.",
+            "Weight version by engine",
+            "Version of the weights that each engine holds. Versions differ only during a swap.",
             "none",
             {"{{engine}} {{instance}}": "vigor_engine_weight_version{$of}"},
         ),
         Panel(
-            "Restarts",
-            "Engines that ended and were replaced.",
+            "Engine restarts",
+            "Number of engines that ended and were replaced.",
             "short",
             {"{{engine}} {{instance}}": "increase(vigor_engine_restarts_total{$of}[$window])"},
         ),
     ],
     "Weights": [
         Panel(
-            "Version",
-            "The version that each instance serves.",
+            "Weight version",
+            "Version of the weights that each instance serves.",
             "none",
             {"{{instance}}": "vigor_weight_version{$of}"},
             "stat",
         ),
         Panel(
-            "State",
-            "Of each instance. Poisoned: a swap failed half-way, and nothing is scored until a full update lands.",
+            "Weight state",
+            "State of the weights. poisoned: a swap failed halfway, and nothing is scored until a full update.",
             "none",
             {
                 "{{instance}}": 'sum by (instance) (vigor_weight_state{state="applying",$of})'
@@ -184,14 +195,14 @@ OPERATIONS: dict[str, list[Panel]] = {
             states=(("ready", "green"), ("applying", "blue"), ("poisoned", "red")),
         ),
         Panel(
-            "Age",
-            "Seconds since the served weights were published, or loaded.",
+            "Weight age",
+            "Time since the served weights were published or loaded.",
             "s",
             {"{{instance}}": "time() - vigor_weight_published_timestamp_seconds{$of}"},
         ),
         Panel(
             "Weight update time by phase",
-            "Mean seconds of receiving a file, verifying, staging on the engines, storing and swapping.",
+            "Mean time to receive a file, verify it, stage it on the engines, store it, and swap the weights.",
             "s",
             {
                 "{{phase}}": f"{rate('vigor_weight_update_seconds_sum', by='phase')}"
@@ -200,13 +211,13 @@ OPERATIONS: dict[str, list[Panel]] = {
         ),
         Panel(
             "Update traffic",
-            "Bytes of files that came with updates, per second.",
+            "Bytes of weight updates received per second, by encoding.",
             "Bps",
             {"{{encoding}}": rate("vigor_weight_update_bytes_total", by="encoding")},
         ),
         Panel(
             "Open updates",
-            "1 while an instance has an update open; one that stays is stuck.",
+            "1 while an instance has an open update. An update that stays open is stuck.",
             "short",
             {"{{instance}}": "vigor_weight_update_active{$of}"},
         ),

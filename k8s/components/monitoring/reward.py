@@ -1,4 +1,4 @@
-"""The panels for who trains: norms, length bias, ties and duplicates, versions. Each instance is a run of its own."""
+"""The panels for people who train: norms, length bias, ties and duplicates, versions. An instance serves one run."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ _NOT_OK = 'status!="ok",'
 REWARD: dict[str, list[Panel]] = {
     "Norms": [
         Panel(
-            "Scaled norms",
-            "Norm of a completion's gradient times the root of its length: what is ranked, smallest first.",
+            "Scaled gradient norms",
+            "Gradient norm of a completion times the square root of its length. The smallest in a group ranks first.",
             "none",
             quantiles("vigor_scaled_grad_norm", of=(0.1, 0.5, 0.9), apart=True),
         ),
         Panel(
             "Distribution of scaled norms",
-            "Completions in each range of norms.",
+            "Number of completions in each range of norms.",
             "short",
             buckets("vigor_scaled_grad_norm"),
             "heatmap",
         ),
         Panel(
-            "Spread within groups",
-            "Standard deviation of a group's norms by their mean. Near 0 the ranking is mostly noise.",
+            "Spread of norms within groups",
+            "Standard deviation of a group's norms divided by their mean. Near 0, the ranking is mostly noise.",
             "none",
             quantiles("vigor_norm_spread_ratio", of=(0.1, 0.5, 0.9), apart=True),
         ),
     ],
     "Length": [
         Panel(
-            "Reward and length",
-            "Mean of the groups' Spearman correlations. Near 1 longer answers win whatever they say, near -1 shorter.",
+            "Correlation of reward and length",
+            "Mean of the groups' Spearman correlations. Near 1, longer completions win regardless of content; near -1, "
+            "shorter ones win.",
             "none",
             {
                 "{{instance}}": ratio(
@@ -45,14 +46,14 @@ REWARD: dict[str, list[Panel]] = {
         ),
         Panel(
             "Distribution of the correlation",
-            "Groups in each range of the correlation.",
+            "Number of groups in each range of the correlation.",
             "short",
             buckets("vigor_reward_length_correlation"),
             "heatmap",
         ),
         Panel(
-            "Length",
-            "Mean tokens of a completion.",
+            "Completion length",
+            "Mean number of tokens in a completion.",
             "suffix: tokens",
             {
                 "{{instance}}": f"{rate('vigor_tokens_total', where=_COMPLETION, by='instance')}"
@@ -62,20 +63,21 @@ REWARD: dict[str, list[Panel]] = {
     ],
     "Ties and duplicates": [
         Panel(
-            "Ties",
-            "Share of completions that have the rank of another one of their group.",
+            "Tied completions",
+            "Share of completions that have the same rank as another completion of their group.",
             "percentunit",
             {"{{instance}}": ratio("vigor_tied_completions_total", "vigor_completions_total", by="instance")},
         ),
         Panel(
-            "Duplicates",
-            "Share of completions that came before in their group: the policy repeats itself.",
+            "Duplicate completions",
+            "Share of completions that equal an earlier one of their group. A high share means that the policy repeats "
+            "itself.",
             "percentunit",
             {"{{instance}}": ratio("vigor_duplicate_completions_total", "vigor_completions_total", by="instance")},
         ),
         Panel(
-            "Without a norm of their own",
-            "Share of completions that were empty, cut off, or whose numbers were not finite.",
+            "Completions without a norm",
+            "Share of completions that were empty, truncated, or had a norm that is not finite.",
             "percentunit",
             {
                 "{{status}} {{instance}}": f"{rate('vigor_completions_total', where=_NOT_OK, by='status, instance')}"
@@ -85,20 +87,20 @@ REWARD: dict[str, list[Panel]] = {
     ],
     "Versions": [
         Panel(
-            "Version",
-            "The version that each instance serves. They should go up together.",
+            "Weight version",
+            "Version of the weights that each instance serves. Versions should rise together.",
             "none",
             {"{{instance}}": "vigor_weight_version{$of}"},
         ),
         Panel(
-            "Publications",
-            "Versions that were published in an hour.",
+            "Publications per hour",
+            "Number of versions published in the last hour.",
             "short",
             {"{{instance}}": "changes(vigor_weight_published_timestamp_seconds{$of}[1h])"},
         ),
         Panel(
-            "Waiting for a version",
-            "Seconds from a score request that names weights until these served.",
+            "Wait for weights",
+            "Time that a score request waits until the version that it names is served.",
             "s",
             quantiles("vigor_weight_wait_seconds"),
         ),

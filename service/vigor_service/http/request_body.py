@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from vigor_client.schemas.common import half_character_in_json
 from vigor_client.schemas.fault_limit import MAX_NAMES, FaultLimit
+from vigor_client.schemas.faults import Fault, faults_of
 from vigor_client.schemas.problems import FieldError
 from vigor_client.weight_format.digest import checksum
 from vigor_service.errors import (
@@ -173,7 +174,7 @@ def parse_json(model: type[_Model], text: bytes, *, consequence: str) -> _Model:
     try:
         return model.model_validate(parsed, context=limit)  # which keeps parts of it: what templates are given
     except ValidationError as error:
-        refusal = _refusal(error, limit, consequence)
+        refusal = _refusal(faults_of(error, model), limit, consequence)
     free_in_slices(parsed)
     raise refusal  # without the error, which holds all that was parsed
 
@@ -196,11 +197,8 @@ def _no_json(text: bytes, message: str, consequence: str) -> MalformedBodyError 
     return MalformedBodyError(f"{place.msg}; {consequence}", errors=[place])
 
 
-def _refusal(error: ValidationError, limit: FaultLimit, consequence: str) -> InvalidRequestError:
-    places = [
-        FieldError(loc=_short(item["loc"]), msg=item["msg"].removeprefix("Value error, "))
-        for item in error.errors(include_url=False, include_context=False, include_input=False)
-    ]
+def _refusal(faults: Iterable[Fault], limit: FaultLimit, consequence: str) -> InvalidRequestError:
+    places = [FieldError(loc=_short(fault.loc), msg=fault.msg) for fault in faults]
     if limit.has_skipped:  # behind as many faults as are listed
         del places[MAX_LISTED_ERRORS:]
     return invalid_request(places, consequence=consequence, are_all=not limit.has_skipped)

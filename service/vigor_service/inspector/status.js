@@ -16,6 +16,8 @@ const STATES = {
   away: "No answer",
 };
 
+const UPDATE_STATES = { verifying: "being verified", applying: "being swapped in" };
+
 export class Status {
   /** `onWeights` is told the weights whenever they were asked; `onKeyNeeded` that the service wants another key. */
   constructor({ onWeights, onKeyNeeded }) {
@@ -97,10 +99,16 @@ function showModel(model) {
 
 function showWeights(weights, at) {
   setText(byId("weights"), `version ${weights.weight_version}`);
-  setText(byId("weights-more"), `published ${age((at - Date.parse(weights.published_at)) / 1000)}`);
+  const published = `published ${age((at - Date.parse(weights.published_at)) / 1000)}`;
+  setText(byId("weights-more"), weights.update ? updating(weights.update) : published);
   setText(byId("digest"), shortDigest(weights.weight_digest));
   byId("digest").title = weights.weight_digest;
   setText(byId("digest-more"), `${count(weights.num_tensors, "tensor")}, ${bytes(weights.num_bytes)}`);
+}
+
+function updating({ weight_version, state, received_bytes, num_bytes }) {
+  const received = `${bytes(received_bytes)} of ${bytes(num_bytes)} received`;
+  return `version ${weight_version}: ${state === "receiving" ? received : UPDATE_STATES[state]}`;
 }
 
 function showQueue(numRequests, numTokens) {

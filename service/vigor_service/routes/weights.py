@@ -38,7 +38,7 @@ _PUBLISHERS = [Depends(may_publish)]
 
 @router.get("", summary="Version, digest and state of the weights that are served", responses=problems(*_ALWAYS))
 async def weights(serving: ServingDependency) -> WeightsInfo:
-    return serving.current_weights.info()
+    return serving.current_weights.info(serving.updates.under_way())
 
 
 @router.get("/tensors", summary="Tensors that a full update must contain", responses=problems(*_ALWAYS))

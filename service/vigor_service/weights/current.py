@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from time import perf_counter
 from typing import TYPE_CHECKING, TypeAlias
 
-from vigor_client.schemas.weights import WeightsInfo, WeightState
+from vigor_client.schemas.weights import UpdateProgress, WeightsInfo, WeightState
 from vigor_service.errors import DrainingError, WeightsApplyingError, WeightsPoisonedError
 from vigor_service.observability.metrics import Metrics
 from vigor_service.weights.version import WeightRequirement, Weights
@@ -117,8 +117,8 @@ class CurrentWeights:
         self._draining = True
         self._wake_waiters()
 
-    def info(self) -> WeightsInfo:
-        """Return what ``GET /v1/weights`` answers."""
+    def info(self, update: UpdateProgress | None) -> WeightsInfo:
+        """Return what ``GET /v1/weights`` answers while this update is under way."""
         return WeightsInfo(
             weight_version=self.weights.version,
             weight_digest=self.weights.digest,
@@ -127,6 +127,7 @@ class CurrentWeights:
             num_bytes=self.weights.num_bytes,
             dtype=self.weights.dtype,
             published_at=self.weights.published_at.isoformat(),
+            update=update,
         )
 
     def _is_met(self, requirement: WeightRequirement) -> bool:

@@ -2,6 +2,9 @@
 
 import contextlib
 import json
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -116,6 +119,18 @@ def serving(fake: FakeService) -> Iterator[str]:
         yield server.url
         server.shutdown()
         thread.join()
+
+
+def shown_on_a_terminal(*arguments: str) -> str:
+    """What a run of the command writes to a terminal on standard error."""
+    terminal, end = os.openpty()
+    command = [sys.executable, "-m", "vigor_client.cli.main", *arguments]
+    with os.fdopen(terminal, "rb", buffering=0) as screen, os.fdopen(end, "wb") as stderr:
+        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=stderr, timeout=DEADLINE_SECONDS, check=False)
+        os.set_blocking(screen.fileno(), False)
+        shown = screen.read(1 << 16) or b""
+    assert done.returncode == 0
+    return shown.decode()
 
 
 def write_groups(path: Path, *ids: str) -> Path:

@@ -70,7 +70,7 @@ def test_an_input_without_a_group_is_told_and_leaves_nothing(
     source, out = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_bytes(content)
     assert main(["score", str(source), "--url", url, "--out", str(out)]) == 1
-    assert capsys.readouterr().err == f"vigor: {source}: no group in it; nothing was scored\n"
+    assert capsys.readouterr().err == f"vigor: {source}: the file has no groups; nothing was scored\n"
     assert list(tmp_path.iterdir()) == [source]
 
 
@@ -78,7 +78,7 @@ def test_an_input_without_a_group_is_told_and_leaves_nothing(
 def test_a_damaged_archive_is_named(damage: Callable[[bytes], bytes], groups: bytes, tmp_path: Path) -> None:
     path = tmp_path / "in.jsonl.gz"
     path.write_bytes(damage(gzip.compress(groups)))
-    with open_input(path) as source, pytest.raises(InputError, match=f"{path}: compressed by gzip, and damaged"):
+    with open_input(path) as source, pytest.raises(InputError, match=f"{path}: the gzip data is damaged"):
         check_lines(source)
 
 
@@ -88,7 +88,7 @@ def test_half_of_a_surrogate_pair_is_named_by_line_and_place(
     path = tmp_path / "in.jsonl"
     path.write_text(r'{"prompt": "Hi", "completions": ["ok", "nice \ud83d"]}')
     assert main(["score", str(path), "--url", "http://127.0.0.1:9"]) == 1
-    said = r"completions.1: character 5 is half of a surrogate pair (\ud83d): the text was cut within a character"
+    said = r"completion 1: character 5 is half of a surrogate pair (\ud83d): the text was cut within a character"
     assert capsys.readouterr().err == f"vigor: {path}:1: {said}\n"
 
 
@@ -116,22 +116,22 @@ def test_a_mark_within_a_file_that_was_put_together_is_skipped(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("\ufeff{".encode("utf-16-le") + b"x", ": begins like utf-16-le, and is not: truncated data"),
+        ("\ufeff{".encode("utf-16-le") + b"x", ": looks like utf-16-le, but cannot be decoded: truncated data"),
         ('{"prompt": "é"}'.encode("latin-1"), ":1: byte 12 of the line (0xe9) is not UTF-8: save the file as UTF-8"),
-        (b'\xff\xfe{\0"\0', ":1: Invalid JSON: EOF while parsing a string at line 1 column 2"),
+        (b'\xff\xfe{\0"\0', ":1: this is not JSON: EOF while parsing a string at line 1 column 2"),
         (
             r'{"prompt": "Hi", "completions": ["ok", "nice \ud83d"]}'.encode("utf-16"),
-            r":1: completions.1: character 5 is half of a surrogate pair (\ud83d): the text was cut within a character",
+            r":1: completion 1: character 5 is half of a surrogate pair (\ud83d): the text was cut within a character",
         ),
         (
             '{"prompt": "Hi", "completions": ["ok", "nice \ud83d"]}'.encode("utf-16", "surrogatepass"),
-            r":1: completions.1: character 5 is half of a surrogate pair (\ud83d): the text was cut within a character",
+            r":1: completion 1: character 5 is half of a surrogate pair (\ud83d): the text was cut within a character",
         ),
         (
             '{"prompt": "Hi", "completions": ["ok", "nice \ud83d"]}'.encode("utf-8", "surrogatepass"),
-            r":1: completions.1: character 5 is half of a surrogate pair (\ud83d): the text was cut within a character",
+            r":1: completion 1: character 5 is half of a surrogate pair (\ud83d): the text was cut within a character",
         ),
-        (b"[" * 100_000, ":1: Invalid JSON: recursion limit exceeded"),
+        (b"[" * 100_000, ":1: this is not JSON: recursion limit exceeded"),
     ],
 )
 def test_what_is_no_text_is_named(

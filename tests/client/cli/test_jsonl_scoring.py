@@ -110,7 +110,7 @@ def test_a_group_that_is_refused_has_its_error_and_all_others_their_scores(
     assert refused["q2"].model_dump() == {
         "status": status,
         "code": code,
-        "detail": "completions.1: 415 tokens",
+        "detail": "completion 1: 415 tokens",
         "errors": [{"loc": ["completions", 1], "msg": "415 tokens"}],
     }
     assert {result.weight_digest for result in results if isinstance(result, ScoredGroup)} == {DIGEST}

@@ -63,6 +63,6 @@ def test_it_does_not_wait_where_all_are_up() -> None:
 
 def test_engines_that_do_not_come_in_time_are_an_error_that_says_how_many_did() -> None:
     waited = Waited(engines(1, 2))
-    with pytest.raises(NotReadyError, match=r"^1 of 2 engines are up after 3 s; the service goes on"):
+    with pytest.raises(NotReadyError, match=r"^1 of 2 engines are up after 3 s; the service continues"):
         waited(3.0)
     assert waited.seconds <= 3.0

@@ -2,14 +2,13 @@
 
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.client.cli.command_line_fake import DEADLINE_SECONDS, CommandLineFake, write_groups
+from tests.client.cli.command_line_fake import DEADLINE_SECONDS, CommandLineFake, shown_on_a_terminal, write_groups
 from tests.client.fake_service import problem
 from tests.client.test_client import DIGEST
 from tests.support.preloaded_process import preloaded
@@ -85,10 +84,14 @@ def test_without_the_option_a_run_begins_at_the_beginning(
     ("number", "changed", "said"),
     [
         (2, {"id": "q9"}, ":2: the result has the id 'q9', the group on line 2 has 'q2'"),
-        (3, {"completions": []}, ":3: 0 completions, the group on line 3 has 2"),
-        (1, {"weight_digest": "xxh3-128:" + "1" * 32}, f":2: the weights {DIGEST}, the lines before have xxh3-128:111"),
-        (1, {"colour": "blue"}, ":1: this is no result"),
-        (1, {"weight_digest": "none"}, ":1: this is no result"),
+        (3, {"completions": []}, ":3: the result has 0 completions, the group on line 3 has 2"),
+        (
+            1,
+            {"weight_digest": "xxh3-128:" + "1" * 32},
+            f":2: the result comes from the weights {DIGEST}, ",
+        ),
+        (1, {"colour": "blue"}, ":1: this line is not a result"),
+        (1, {"weight_digest": "none"}, ":1: this line is not a result"),
     ],
 )
 def test_results_of_another_run_are_refused_by_their_line(
@@ -129,7 +132,7 @@ def test_weights_that_are_not_served_any_more_end_the_run(
     before = partial.read_bytes()
     assert resume(source, out, url) == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert f"{partial}: scored by the weights {DIGEST}, the service has {fake.weight_digest}" in line
+    assert f"{partial}: the results come from the weights {DIGEST}, but the service has {fake.weight_digest}" in line
     assert before.startswith(partial.read_bytes())
     assert not out.exists()
 
@@ -141,27 +144,15 @@ def test_resuming_without_a_file_is_wrong_usage(source: Path, capsys: pytest.Cap
     assert "give both" in capsys.readouterr().err
 
 
-def shown_on_a_terminal(*arguments: str) -> str:
-    """What a run of the command writes to a terminal on standard error."""
-    terminal, end = os.openpty()
-    command = [sys.executable, "-m", "vigor_client.cli.main", "score", *arguments]
-    with os.fdopen(terminal, "rb", buffering=0) as screen, os.fdopen(end, "wb") as stderr:
-        done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=stderr, timeout=DEADLINE_SECONDS, check=False)
-        os.set_blocking(screen.fileno(), False)
-        shown = screen.read(1 << 16) or b""
-    assert done.returncode == 0
-    return shown.decode()
-
-
 def test_a_terminal_shows_how_far_it_is(source: Path, url: str) -> None:
-    shown = shown_on_a_terminal(str(source), "--url", url)
+    shown = shown_on_a_terminal("score", str(source), "--url", url)
     assert "\r5 of 5 groups, " in shown
     assert shown.rstrip().endswith("0:00:00 left")  # behind it, blanks hide a longer line of before
     assert shown.endswith("\r\n")
 
 
 def test_who_wants_quiet_sees_nothing(source: Path, url: str) -> None:
-    assert shown_on_a_terminal(str(source), "--url", url, "--quiet") == ""
+    assert shown_on_a_terminal("score", str(source), "--url", url, "--quiet") == ""
 
 
 def test_the_line_counts_what_was_there_and_estimates_from_what_came() -> None:
@@ -185,7 +176,7 @@ def test_groups_that_are_refused_stand_in_the_output_and_in_the_last_line(
     first, refused, last = map(json.loads, out.read_text().splitlines())
     assert [first["id"], refused["id"], last["id"]] == ["q1", "bad", "q3"]
     assert (refused["error"]["code"], "completions" in refused) == ("invalid_request", False)
-    said = f"1 of 3 groups have an error and no scores: {source}:2: prompt_ids.0: id 9 is out of range"
+    said = f"1 of 3 groups have an error and no scores: {source}:2: `prompt_ids` item 0: id 9 is out of range"
     assert capsys.readouterr().err == f"vigor: {said}\n"
 
 

@@ -269,14 +269,14 @@ def test_an_adapter_of_another_kind_is_refused() -> None:
     from peft import IA3Config, get_peft_model
 
     model = get_peft_model(tiny_model(), IA3Config(target_modules=["q_proj"], feedforward_modules=[]))
-    with pytest.raises(UnsupportedAdapterError, match="adapters of type IA3: train one"):
+    with pytest.raises(UnsupportedAdapterError, match="adapters of type IA3; train one adapter"):
         adapted_model(model)
 
 
 def test_a_second_adapter_is_refused() -> None:
     model = adapted()
     model.add_adapter("ref", copy.deepcopy(model.peft_config["default"]))
-    with pytest.raises(UnsupportedAdapterError, match="type LORA, LORA: train one"):
+    with pytest.raises(UnsupportedAdapterError, match="type LORA, LORA; train one adapter"):
         adapted_model(model)
 
 
@@ -285,5 +285,5 @@ def test_an_adapter_that_transformers_has_put_into_the_model_is_refused() -> Non
 
     model: Any = tiny_model()
     model.peft_config = {"default": LoraConfig(target_modules=["q_proj"])}  # as its add_adapter leaves it
-    with pytest.raises(UnsupportedAdapterError, match=r"wrap it by peft\.get_peft_model"):
+    with pytest.raises(UnsupportedAdapterError, match=r"wrap the model with peft\.get_peft_model"):
         adapted_model(model)

@@ -122,9 +122,9 @@ def test_a_value_that_is_not_finite_in_the_services_dtype_is_refused(value: floa
 @pytest.mark.parametrize(
     ("tensor", "fault"),
     [
-        (torch.ones(2, dtype=torch.int64), "has dtype torch.int64, which does not turn into the service's float32"),
-        (torch.ones(2).to_sparse(), "has no plain data"),
-        (torch.ones(2, device="meta"), "has no plain data"),
+        (torch.ones(2, dtype=torch.int64), "has dtype torch.int64, which cannot be converted to the service's float32"),
+        (torch.ones(2).to_sparse(), "has no dense data"),
+        (torch.ones(2, device="meta"), "has no dense data"),
     ],
 )
 def test_a_tensor_of_another_kind_is_refused(tensor: torch.Tensor, fault: str) -> None:

@@ -184,11 +184,11 @@ def test_a_retry_after_that_is_a_date_counts_by_our_clock_where_there_is_no_othe
 @pytest.mark.parametrize(
     ("body", "said"),
     [
-        (b"<html>hello</html>", "no Health: the body: Invalid JSON"),
-        (b'{"status": "fine"}', "no Health: status: Input should be 'ok' or 'unavailable'"),
-        (b'{"status": "ok", "colour": "blue"}', "no Health: colour: Extra inputs"),
-        (b"\xff\xfe", "no Health"),
-        (b"", "no Health"),
+        (b"<html>hello</html>", "a body that is not Health: the body: Invalid JSON"),
+        (b'{"status": "fine"}', "a body that is not Health: status: Input should be 'ok' or 'unavailable'"),
+        (b'{"status": "ok", "colour": "blue"}', "a body that is not Health: colour: Extra inputs"),
+        (b"\xff\xfe", "a body that is not Health"),
+        (b"", "a body that is not Health"),
     ],
 )
 def test_an_answer_outside_the_contract_is_named_and_not_retried(body: bytes, said: str) -> None:
@@ -200,7 +200,7 @@ def test_an_answer_outside_the_contract_is_named_and_not_retried(body: bytes, sa
 @pytest.mark.parametrize("status", [302, 404, 500])
 def test_a_refusal_that_is_no_problem_document_is_quoted_in_part(status: int) -> None:
     wire = ScriptedWire(httpx.Response(status, text="nginx " * 1000, headers={"Content-Type": "text/html"}))
-    with pytest.raises(UnexpectedAnswerError, match="not problem") as raised:
+    with pytest.raises(UnexpectedAnswerError, match="not a problem document") as raised:
         fetch(wire)
     assert raised.value.status == status
     assert "text/html" in str(raised.value)

@@ -20,6 +20,7 @@ from tests.client.fake_service import FakeService
 from tests.support.tiny_models import save_tiny_checkpoint, tiny_model
 from vigor_client import CheckpointError, VigorClient, checkpoint_tensors, digest_of_tensors
 from vigor_client.publishing.checkpoint_plan import make_checkpoint_plan
+from vigor_client.publishing.progress import ProgressReport
 from vigor_client.weight_format.checkpoint_files import checkpoint_files
 from vigor_client.weight_format.delta_index import MAX_INDEX_BYTES
 
@@ -99,6 +100,19 @@ def index_outside(directory: Path) -> None:
     (directory / "config.json").write_text('{"transformers_weights": "../x.safetensors.index.json"}')
 
 
+def nothing(directory: Path) -> None:
+    assert not list(directory.iterdir())
+
+
+def no_directory(directory: Path) -> None:
+    directory.rmdir()
+
+
+def a_file(directory: Path) -> None:
+    directory.rmdir()
+    directory.write_text("")
+
+
 def index_huge(directory: Path) -> None:
     with (directory / "model.safetensors.index.json").open("wb") as file:
         file.truncate(MAX_INDEX_BYTES + 1)
@@ -108,9 +122,12 @@ def index_huge(directory: Path) -> None:
     ("break_it", "said"),
     [
         (empty, "holds neither model.safetensors nor model.safetensors.index.json"),
+        (nothing, "is empty; give the directory of a model that was saved as safetensors"),
+        (no_directory, "does not exist; give the directory of a saved model"),
+        (a_file, "is not a directory; give the directory of a saved model"),
         (truncated, "model.safetensors cannot be read"),
         (shard_missing, f"{OTHER_SHARD} cannot be read"),
-        (tensor_missing, f"names tensors that are not there: stranger in {SHARD}"),
+        (tensor_missing, f"names tensors that its shards do not hold: stranger in {SHARD}"),
         (shard_outside, "names a shard outside its directory"),
         (index_broken, "is not an index of shards"),
         (index_of_numbers, "is not an index of shards"),
@@ -202,9 +219,9 @@ def pipe(directory: Path) -> None:
     [
         (adapter, "holds a PEFT adapter, not a whole model"),
         (distributed, "holds a distributed checkpoint"),
-        (changes_alone, "is of changes alone"),
-        (tensor_twice, f"holds a, and so does {SHARD}"),
-        (pipe, "it is no file"),
+        (changes_alone, "is the index of a delta"),
+        (tensor_twice, f"holds the tensor a, and so does {SHARD}"),
+        (pipe, "it is not a regular file"),
     ],
 )
 def test_what_is_no_whole_checkpoint_is_refused_by_name(
@@ -249,11 +266,13 @@ def test_a_checkpoint_is_sent_as_it_is_and_without_torch(tmp_path: Path) -> None
     ],
 )
 def test_only_the_very_tensors_of_the_service_are_not_sent(served: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    plan = make_checkpoint_plan(checkpoint_tensors(save_sharded(tmp_path)), FakeService(served).tensor_list())
+    plan = make_checkpoint_plan(
+        checkpoint_tensors(save_sharded(tmp_path)), FakeService(served).tensor_list(), ProgressReport(None)
+    )
     assert plan.weight_digest is None
 
 
 def test_a_tied_tensor_under_any_of_its_names_is_the_services(tmp_path: Path) -> None:
     wanted = FakeService({"head": torch.ones(2), "b": torch.zeros(3)}, {"head": ["a"]}).tensor_list()
-    plan = make_checkpoint_plan(checkpoint_tensors(save_sharded(tmp_path)), wanted)
+    plan = make_checkpoint_plan(checkpoint_tensors(save_sharded(tmp_path)), wanted, ProgressReport(None))
     assert plan.weight_digest == wanted.weight_digest

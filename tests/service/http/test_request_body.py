@@ -171,7 +171,7 @@ def test_a_wrong_id_far_within_a_long_list_is_named_by_its_position() -> None:
     body = {"groups": [{"prompt_ids": [1] * 300_000 + ["x"], "completions": [[1]]}]}
     (place,) = _refused(json.dumps(body).encode()).errors
     assert place.loc == ["groups", 0, "prompt_ids"]
-    assert place.msg == "item 300000: Input should be a valid integer"
+    assert place.msg == "item 300000: is 'x'; give a whole number"
 
 
 def test_a_place_named_by_the_caller_is_cut() -> None:

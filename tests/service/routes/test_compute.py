@@ -56,10 +56,10 @@ def test_every_signal_is_a_reward_without_a_gradient(service: LiveService, rewar
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"compute": ["signals"]}, "add `norm` to `compute`"),
-        ({"compute": ["norm"], "reward": "entropy"}, "add `signals` to `compute`"),
+        ({"compute": ["signals"]}, "needs `norm`; add it to `compute`"),
+        ({"compute": ["norm"], "reward": "entropy"}, "needs `signals`; add it to `compute`"),
         ({"compute": ["norm", "norm"]}, "twice"),
-        ({"compute": []}, "at least 1 item"),
+        ({"compute": []}, "is empty; give one or more"),
         ({"compute": ["gradient"]}, "'norm', 'signals' or 'token_logprobs'"),
     ],
 )

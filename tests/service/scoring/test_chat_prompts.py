@@ -97,13 +97,13 @@ def test_a_last_message_of_the_assistant_is_refused_where_nothing_says_what_it_i
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"prompt": "a", "tools": []}, "`tools` is about `messages`"),
-        ({"prompt_ids": [1], "continue_final_message": False}, "`continue_final_message` is about `messages`"),
+        ({"prompt": "a", "tools": []}, "`tools` needs `messages`"),
+        ({"prompt_ids": [1], "continue_final_message": False}, "`continue_final_message` needs `messages`"),
         ({"messages": [user()], "continue_final_message": True, "add_generation_prompt": True}, "exclude each other"),
         ({"messages": [user()], "chat_template_kwargs": {"chat_template": "x"}}, "cannot hold `chat_template`"),
         ({"messages": [user()], "chat_template_kwargs": {"tokenize": True}}, "cannot hold `tokenize`"),
-        ({"messages": [user([{"type": "image_url", "image_url": {}}])]}, "part 0 is no text, but image_url"),
-        ({"messages": [user([{"type": "text", "text": "a"}, "b"])]}, "part 1 is no text"),
+        ({"messages": [user([{"type": "image_url", "image_url": {}}])]}, "part 0 has the type 'image_url'; only"),
+        ({"messages": [user([{"type": "text", "text": "a"}, "b"])]}, "part 1 has no type; only"),
         ({"messages": [{"role": "user"}]}, "neither `content` nor another key"),
         ({"messages": [user(None, name=None)]}, "neither `content` nor another key"),
     ],

@@ -56,7 +56,7 @@ def test_a_swap_loads_on_the_compute_thread_and_serves_the_new_weights() -> None
         before = bench.scorer.parameters["norm.weight"].clone()
         await bench.swap(3)
         assert bench.current_weights.require(WeightRequirement(3, OTHER_DIGEST)).version == 3
-        assert bench.current_weights.info().state == "ready"
+        assert bench.current_weights.info(None).state == "ready"
         assert bench.scorer.parameters["norm.weight"].equal(before + 1)
 
     bench = _run(test)
@@ -122,7 +122,7 @@ def test_a_swap_that_fails_poisons_until_a_full_update_lands() -> None:
         bench.scorer.fail_loading = RuntimeError("the device is gone")
         with pytest.raises(WeightsPoisonedError, match="RuntimeError"):
             await bench.swap(1)
-        assert bench.current_weights.info().state == "poisoned"
+        assert bench.current_weights.info(None).state == "poisoned"
         assert bench.current_weights.weights.version == 0
         with pytest.raises(WeightsPoisonedError) as refused:
             bench.current_weights.require(WeightRequirement())

@@ -10,7 +10,7 @@ from tests.trainer.evaluation.examples import evaluated
 from vigor_client import CompletionScore, Group, GroupScore, PublishResult, ScoreResponse, Timing, Usage, ranks
 from vigor_trainer.audit.metrics import AuditMetrics, audit_metrics
 from vigor_trainer.audit.scoring import audited
-from vigor_trainer.evaluation.completions import EvaluatedCompletion
+from vigor_trainer.monitoring.evaluations import EvaluatedCompletion
 
 WEIGHTS = PublishResult(7, f"xxh3-128:{7:032x}", sent_bytes=0, num_changed_tensors=0)
 

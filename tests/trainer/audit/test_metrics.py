@@ -11,7 +11,7 @@ from tests.trainer.audit.planted import WEIGHTS, PlantedService, group, planted_
 from tests.trainer.evaluation.examples import evaluated
 from vigor_trainer.audit.scoring import GROUPS_AT_ONCE, audited
 from vigor_trainer.audit.verdict import verdict_of
-from vigor_trainer.evaluation.completions import EvaluatedCompletion
+from vigor_trainer.monitoring.evaluations import EvaluatedCompletion
 from vigor_trainer.monitoring.intervals import Estimate
 
 RIGHT, WRONG = True, False

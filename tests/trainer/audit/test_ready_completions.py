@@ -69,12 +69,15 @@ def test_ids_alone_are_decoded_by_the_tokenizer_that_is_given(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("row", "complaint"),
     [
-        ("nonsense", ":1: Invalid JSON"),
-        ({"completion": "2"}, ":1: prompt: Field required"),
+        ("nonsense", ":1: this is not JSON"),
+        ({"completion": "2"}, ":1: `prompt`: is missing"),
         ({"prompt": "", "completion": "2"}, ":1: `prompt` must be text, or messages"),
         ({"prompt": "1"}, ":1: has neither `completion` nor `completion_ids`"),
-        ({"prompt": "1", "completion": "2", "decoding": "beam"}, ":1: decoding: Input should be 'greedy' or 'sampled'"),
-        ({"prompt": "1", "completion_ids": ["a"]}, ":1: completion_ids.0: "),
+        (
+            {"prompt": "1", "completion": "2", "decoding": "beam"},
+            ":1: `decoding`: is 'beam'; give 'greedy' or 'sampled'",
+        ),
+        ({"prompt": "1", "completion_ids": ["a"]}, ":1: `completion_ids` item 0: "),
     ],
 )
 def test_what_is_not_understood_is_named_by_its_line(row: object, complaint: str, tmp_path: Path) -> None:

@@ -104,11 +104,11 @@ def test_messages_may_have_what_templates_take_and_null_is_not_there(tmp_path: P
         ({"prompt": [{"role": "user"}]}, "`prompt` must be text, or messages"),
         (
             {"prompt": [{"role": "user", "content": 3}]},
-            "`prompt` must be text, or messages with .*: message 0: content",
+            "`prompt` must be text, or messages with .*: message 0: `content`",
         ),
         (
             {"prompt": [{"role": "user", "content": [{"type": "image"}]}]},
-            "`prompt` must be text, .* message 0: content: part 0 is no text, but image",
+            "`prompt` must be text, .* message 0: `content`: part 0 has the type 'image'",
         ),
         (
             {"prompt": [{"role": "user", "content": [{"type": "text", "text": "a"}] * 2}]},
@@ -147,7 +147,7 @@ def test_a_file_that_is_missing_empty_or_not_text_is_refused(tmp_path: Path) -> 
     for name, complaint in [
         ("missing", "No such file"),
         ("empty", "contains no prompts"),
-        ("binary", "binary.jsonl: begins like utf-16"),
+        ("binary", "binary.jsonl: looks like utf-16"),
     ]:
         with pytest.raises(InvalidTaskError, match=complaint):
             load_task(TaskSource(str(tmp_path / f"{name}.jsonl")), has_chat_template=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vigor_trainer.evaluation.completions import EvaluatedCompletion
+from vigor_trainer.monitoring.evaluations import EvaluatedCompletion
 
 
 def evaluated(question: int, index: int = 0, **changes: object) -> EvaluatedCompletion:

@@ -12,12 +12,12 @@ import pytest
 from tests.support.tiny_models import tiny_tokenizer
 from tests.trainer.fake_service import FakeService, tiny_trainer
 from vigor_trainer.errors import UnsupportedSettingError
-from vigor_trainer.evaluation.completions import questions_of, read_evaluated
-from vigor_trainer.evaluation.during_training import COMPLETIONS_FILE, EvaluationCallback, Evaluations, HeldOut
+from vigor_trainer.evaluation.completions import questions_of
+from vigor_trainer.evaluation.during_training import EvaluationCallback, Evaluations, HeldOut
 from vigor_trainer.evaluation.metrics import evaluation_metrics
 from vigor_trainer.evaluation.models import sampler_of
 from vigor_trainer.monitoring.completions import read_completions
-from vigor_trainer.monitoring.evaluations import read_evaluations
+from vigor_trainer.monitoring.evaluations import EVALUATION_COMPLETIONS_FILE, read_evaluated, read_evaluations
 from vigor_trainer.monitoring.record_file import Resumption
 from vigor_trainer.trainer import VigorTrainer
 from vigor_trainer.weights.publisher import Publisher
@@ -61,7 +61,7 @@ def test_an_evaluation_comes_before_the_first_step_when_it_is_due_and_after_the_
     trainer = train(tmp_path, every=2)
     records = read_evaluations(tmp_path)
     assert [record.step for record in records] == [0, 2, 3]
-    completions = list(read_evaluated(tmp_path / COMPLETIONS_FILE))
+    completions = list(read_evaluated(tmp_path / EVALUATION_COMPLETIONS_FILE))
     assert len(completions) == 3 * 5 * (1 + 2)
     of_last = evaluation_metrics([each for each in completions if each.step == 3])
     assert records[-1].metrics["greedy"]["mean_length"]["value"] == of_last.greedy.mean_length.value  # pyright: ignore[reportOptionalMemberAccess]
@@ -94,7 +94,7 @@ def test_a_resumed_run_keeps_the_evaluation_of_its_checkpoint(tmp_path: Path) ->
         resumed = evaluations_of(trainer, tmp_path, Resumption(2))
         resumed.evaluate(4)
     assert [record.step for record in read_evaluations(tmp_path)] == [0, 2, 4]
-    assert sorted({each.step for each in read_evaluated(tmp_path / COMPLETIONS_FILE)}) == [0, 2, 4]
+    assert sorted({each.step for each in read_evaluated(tmp_path / EVALUATION_COMPLETIONS_FILE)}) == [0, 2, 4]
 
 
 def test_a_resumed_run_does_not_begin_with_an_evaluation() -> None:

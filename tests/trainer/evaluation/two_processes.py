@@ -12,10 +12,10 @@ import torch
 from accelerate import PartialState
 
 from tests.support.tiny_models import tiny_tokenizer
-from vigor_trainer.evaluation.completions import questions_of, read_evaluated
-from vigor_trainer.evaluation.during_training import COMPLETIONS_FILE, Evaluations, HeldOut
+from vigor_trainer.evaluation.completions import questions_of
+from vigor_trainer.evaluation.during_training import Evaluations, HeldOut
 from vigor_trainer.evaluation.sampling import SampledTokens
-from vigor_trainer.monitoring.evaluations import read_evaluations
+from vigor_trainer.monitoring.evaluations import EVALUATION_COMPLETIONS_FILE, read_evaluated, read_evaluations
 
 
 class EchoSampler:
@@ -50,7 +50,7 @@ def main() -> None:
     trainer = Trainer()
     Evaluations(trainer, HeldOut(questions, 2, 1.0), EchoSampler(), tokenizer, directory, None).evaluate(3)
     state.wait_for_everyone()
-    rows = [(each.question, each.decoding) for each in read_evaluated(directory / COMPLETIONS_FILE)]
+    rows = [(each.question, each.decoding) for each in read_evaluated(directory / EVALUATION_COMPLETIONS_FILE)]
     whole = [(n, decoding) for n in range(5) for decoding in ("greedy", "sampled", "sampled")]
     line = f"process {state.process_index}: accuracy {trainer.logged['eval_greedy_accuracy']}, whole {rows == whole}, "
     os.write(sys.stdout.fileno(), f"{line}{len(read_evaluations(directory))} line\n".encode())

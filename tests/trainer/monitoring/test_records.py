@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,14 @@ def test_a_torn_line_is_dropped_when_a_run_goes_on(tmp_path: Path) -> None:
         file.write('{"step": 1, "mo')
     round_file(tmp_path, Resumption(1)).append(example_record(1))
     assert [record.step for record in read_records(tmp_path)] == [0, 1]
+
+
+def test_the_records_of_a_version_with_fewer_fields_are_read(tmp_path: Path) -> None:
+    written = asdict(example_record(0))
+    for later in ("score_queue_seconds", "score_compute_seconds", "norm_spread"):
+        del written[later]
+    (tmp_path / RECORDS_FILE).write_text(json.dumps(written) + "\n")
+    assert read_records(tmp_path) == [example_record(0)]
 
 
 def test_records_of_another_version_are_named_before_a_run_goes_on(tmp_path: Path) -> None:

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
+from tests.trainer.evaluation.examples import evaluated
 from tests.trainer.example_records import example_completion, example_record
+from vigor_trainer.evaluation.metrics import evaluation_metrics
 from vigor_trainer.monitoring.completions import CompletionRecord
-from vigor_trainer.monitoring.evaluations import EvaluationRecord
+from vigor_trainer.monitoring.evaluations import (
+    EVALUATION_COMPLETIONS_FILE,
+    EvaluatedCompletion,
+    EvaluationRecord,
+    evaluation_file,
+)
 from vigor_trainer.monitoring.intervals import Estimate
+from vigor_trainer.monitoring.record_file import RecordFile
 from vigor_trainer.monitoring.run_files import RunFiles
 
 WORDS = ("the", "answer", "is", "a", "sum", "of", "both", "numbers", "so", "carry", "one", "and", "write", "digits")
@@ -28,6 +37,30 @@ def write_run(
         ]
         more = {"num_groups": num_groups, "num_completions": len(completions), "mean_entropy": 1 - 0.01 * step}
         files.append(example_record(step, **more), completions)
+    return directory
+
+
+def write_evaluations(
+    directory: Path, *shares: Sequence[float], greedy: Sequence[Sequence[bool]] | None = None, **changes: object
+) -> Path:
+    """Evaluations of a run, four steps apart: the share of ten samples of each question that is right.
+
+    ``greedy``: whether the greedy completion of each question is right, if there are any.
+    """
+    kept, records = RecordFile(directory / EVALUATION_COMPLETIONS_FILE, EvaluatedCompletion), evaluation_file(directory)
+    for number, of_questions in enumerate(shares):
+        completions = [
+            evaluated(question, index, **{"step": 4 * number, "is_correct": index < 10 * share} | changes)
+            for question, share in enumerate(of_questions)
+            for index in range(10)
+        ]
+        completions += [
+            evaluated(question, step=4 * number, decoding="greedy", is_correct=is_right)
+            for question, is_right in enumerate(greedy[number] if greedy else [])
+        ]
+        kept.append(*completions)
+        metrics = asdict(evaluation_metrics(completions))
+        records.append(EvaluationRecord(step=4 * number, seconds=1.0, metrics=metrics))
     return directory
 
 

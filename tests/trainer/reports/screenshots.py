@@ -41,18 +41,14 @@ def take(pictures: Path, runs: Path) -> None:
     """Take every picture of the page of these runs."""
     with tempfile.TemporaryDirectory() as scratch, chromium() as browser:
         page = Path(scratch) / "report.html"
-        write_report(
-            page,
-            read_runs([runs / reward for reward in REWARDS]),
-            title="Sums, learnt from gradient norms and from random rewards",
-        )
+        write_report(page, read_runs([runs / reward for reward in REWARDS]))
         for name, (options, shown) in _PICTURES.items():
             picture = _taken(browser, page.as_uri(), shown, options)
             picture.quantize(_NUM_COLOURS).save(pictures / f"{name}.png", optimize=True)
 
 
 def _taken(browser: Browser, url: str, shown: str | None, options: dict[str, Any]) -> Image.Image:
-    with watched_page(browser, url, viewport={"width": 1200, "height": 1100}, **options) as watched:
+    with watched_page(browser, url, viewport={"width": 1200, "height": 1450}, **options) as watched:
         watched.page.wait_for_selector("html[data-drawn]")
         watched.page.locator("#kind").select_option("disagree")
         picture = watched.page.locator(shown).screenshot() if shown else watched.page.screenshot()

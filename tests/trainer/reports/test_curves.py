@@ -26,6 +26,7 @@ def sample(rank: float = 1.0, **changes: object) -> Sample:
     given: dict[str, object] = {
         "num_tokens": 10,
         "num_characters": 40,
+        "is_truncated": False,
         "repetition": 0.0,
         "is_correct": True,
         "grad_norm": 1.0,
@@ -41,7 +42,7 @@ def group(step: int, *labels: bool | None) -> SampleGroup:
 
 
 def run_of(*groups: SampleGroup) -> Run:
-    return Run("run", Path(), 0, [example_record(0)], groups, ["vigor"], [], [])
+    return Run("run", Path(), 0, [example_record(0)], groups, ["vigor"], [], [], {}, [], None)
 
 
 def test_accuracy_is_that_of_each_step_with_an_interval_over_groups() -> None:

@@ -36,7 +36,7 @@ def test_what_is_asked_are_whole_groups() -> None:
 
 
 def test_a_group_that_is_not_whole_is_refused() -> None:
-    with pytest.raises(InvalidGroupError, match=r"3 completions .* are no whole groups of 2"):
+    with pytest.raises(InvalidGroupError, match=r"3 completions .* are not whole groups of 2"):
         ask(sample(1, 5), sample(1, 6), sample(2, 8))
 
 

@@ -13,6 +13,7 @@ import torch
 from tests.trainer.fake_service import FakeService
 from vigor_client import Group, MixedUpAnswerError, ScoreResponse, UnexpectedAnswerError, VigorClient
 from vigor_client.integrations.trl.errors import WrongAnswerError
+from vigor_client.schemas.scoring import ScoreRequest
 from vigor_trainer.monitoring.completions import CompletionRecord
 from vigor_trainer.monitoring.records import RoundRecord
 from vigor_trainer.rewards.custom import CustomReward
@@ -110,6 +111,18 @@ def test_a_round_is_recorded_and_logged() -> None:
     assert (record.generate_seconds, record.publish_seconds) == (2.5, 0.75)
     assert call.metrics["vigor/mean_length"] == 7 / 4
     assert "vigor/accuracy" not in call.metrics
+
+
+def test_the_services_own_time_is_recorded_of_all_requests_of_a_round() -> None:
+    def refuse_pairs(request: ScoreRequest) -> None:
+        if len(request.groups) > 1:
+            raise UnexpectedAnswerError("too large", status=413, request_id="r")
+
+    call = Call(FakeService())
+    call.service.on_score, call.service.compute_seconds = refuse_pairs, 1.5
+    call()
+    [record] = call.records
+    assert (record.score_compute_seconds, record.score_queue_seconds) == (3.0, 0.0)
 
 
 def test_each_completion_is_recorded_with_all_that_is_known_of_it() -> None:

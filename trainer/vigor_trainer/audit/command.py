@@ -20,8 +20,9 @@ from vigor_trainer.connection import connected
 from vigor_trainer.errors import InvalidTaskError
 from vigor_trainer.evaluation.arguments import parse_flags, settings_of
 from vigor_trainer.evaluation.command import read_questions
-from vigor_trainer.evaluation.completions import COMPLETIONS_FILE, EvaluatedCompletion, Question, sample_completions
+from vigor_trainer.evaluation.completions import COMPLETIONS_FILE, Question, sample_completions
 from vigor_trainer.evaluation.models import load_sampler, load_tokenizer, model_name
+from vigor_trainer.monitoring.evaluations import EvaluatedCompletion
 from vigor_trainer.monitoring.record_file import RecordFile
 from vigor_trainer.monitoring.run_files import output_directory
 

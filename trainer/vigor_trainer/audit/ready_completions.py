@@ -11,11 +11,12 @@ from pydantic import BaseModel, ValidationError
 
 from vigor_client import InputError
 from vigor_client.cli.jsonl_input import open_input
+from vigor_client.schemas.faults import faults_of
 from vigor_client.schemas.scoring import FinishReason
 from vigor_trainer.data.answers import judge
 from vigor_trainer.data.prompts import Prompt, prompt_of
 from vigor_trainer.errors import InvalidTaskError
-from vigor_trainer.evaluation.completions import EvaluatedCompletion
+from vigor_trainer.monitoring.evaluations import EvaluatedCompletion
 
 Decode = Callable[[list[int]], str]
 
@@ -62,9 +63,7 @@ def _rows(path: Path) -> Iterator[tuple[str, _Row]]:
                 try:
                     yield place, _Row.model_validate_json(line)
                 except ValidationError as error:
-                    first = error.errors(include_url=False, include_input=False)[0]
-                    where = ".".join(map(str, first["loc"]))
-                    raise InvalidTaskError(f"{place}: {where + ': ' if where else ''}{first['msg']}") from error
+                    raise InvalidTaskError(f"{place}: {faults_of(error, _Row)[0]}") from error
     except (OSError, InputError) as error:
         raise InvalidTaskError(str(error) if isinstance(error, InputError) else f"{path}: {error.strerror}") from error
 

@@ -11,8 +11,8 @@ from vigor_client.schemas.scoring import DEFAULT_COMPUTE
 from vigor_trainer.config.arguments import BUILTINS, BuiltinName
 from vigor_trainer.data.answers import Judged
 from vigor_trainer.data.prompts import Prompt
-from vigor_trainer.evaluation.completions import EvaluatedCompletion
 from vigor_trainer.monitoring.completions import SCORE_FIELDS
+from vigor_trainer.monitoring.evaluations import EvaluatedCompletion
 from vigor_trainer.rewards.round_rewards import ScoringClient
 from vigor_trainer.rewards.rules import RuleOptions, ScoredGroup, rewards_of
 

@@ -31,12 +31,12 @@ def check_command_line(argv: Sequence[str]) -> None:
     """
     named = _named(argv)
     for flag in _MODELS:
-        if (model := getattr(named, flag)) is not None:
+        if model := getattr(named, flag):
             _check_model(flag, model)
     for flag in _TASKS:
-        if (task := getattr(named, flag)) is not None:
+        if task := getattr(named, flag):
             _check_task(flag, task)
-    if named.reward_url is not None:
+    if named.reward_url:
         open_client(named.reward_url, api_key_file=named.api_key_file).close()
 
 

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from vigor_client import Message
 from vigor_client.schemas.common import half_character
+from vigor_client.schemas.faults import faults_of
 
 Prompt = str | list[dict[str, Any]]
 
@@ -52,12 +53,8 @@ def _message(value: object, position: int) -> dict[str, Any]:
     try:
         message = Message.model_validate(value)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        place = ".".join(map(str, first["loc"]))
-        said = first["msg"].removeprefix("Value error, ")
-        raise ValueError(
-            f"must be text, or messages with `role` and `content`: message {position}: {place}: {said}"
-        ) from error
+        fault = faults_of(error, Message)[0]
+        raise ValueError(f"must be text, or messages with `role` and `content`: message {position}: {fault}") from error
     fields = message.for_template()
     if isinstance(message.content, list):
         if len(message.content) != 1:

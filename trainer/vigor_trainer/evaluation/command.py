@@ -12,13 +12,13 @@ from vigor_trainer.data.tasks import read_task
 from vigor_trainer.evaluation.arguments import EvalArguments, SamplingArguments, parse_flags, settings_of
 from vigor_trainer.evaluation.completions import (
     COMPLETIONS_FILE,
-    EvaluatedCompletion,
     Question,
     questions_of,
     sample_completions,
 )
 from vigor_trainer.evaluation.metrics import DecodingMetrics, EvaluationMetrics, evaluation_metrics
 from vigor_trainer.evaluation.models import load_sampler, load_tokenizer, model_name
+from vigor_trainer.monitoring.evaluations import EvaluatedCompletion
 from vigor_trainer.monitoring.intervals import Estimate
 from vigor_trainer.monitoring.record_file import RecordFile
 from vigor_trainer.monitoring.run_files import output_directory

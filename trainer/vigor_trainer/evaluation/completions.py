@@ -1,28 +1,25 @@
-"""Questions, and a line per completion of them, in a file from which every number can be computed again."""
+"""Questions, and the completions that a model gives to them, judged as for training."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from vigor_client.integrations.trl.prompts import tokenize_prompts
-from vigor_client.schemas.scoring import FinishReason
 from vigor_trainer.building import building
 from vigor_trainer.data.answers import Judged
 from vigor_trainer.data.programs import judge_all
 from vigor_trainer.data.prompts import Prompt
 from vigor_trainer.errors import InvalidTaskError
 from vigor_trainer.evaluation.sampling import SampledTokens, Sampler
-from vigor_trainer.monitoring.record_file import records_in
+from vigor_trainer.monitoring.evaluations import Decoding, EvaluatedCompletion
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 COMPLETIONS_FILE = "completions.jsonl"
-Decoding = Literal["greedy", "sampled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,29 +38,6 @@ class Question:
     @property
     def is_labelled(self) -> bool:
         return self.answer is not None or self.tests is not None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EvaluatedCompletion:
-    """One completion of a question: the greedy one, or one that was sampled. None: there is no such thing."""
-
-    step: int  # optimizer steps taken; 0 outside of training
-    mode: Literal["train", "eval"] = "eval"
-    question: int
-    decoding: Decoding
-    index: int  # among the completions of this question and decoding
-    prompt: Prompt
-    prompt_ids: list[int] | None
-    answer: str | None
-    completion: str
-    completion_ids: list[int] | None
-    finish_reason: FinishReason
-    num_tokens: int
-    mean_entropy: float | None  # nats, at temperature 1
-    final_answer: str | None
-    is_boxed: bool
-    is_correct: bool | None
-    tests: str | None = None  # of a code task, as JSON
 
 
 def questions_of(
@@ -109,11 +83,6 @@ def sample_completions(
         _completion(question, decoding, index, tokens, text, verdict, step)
         for (question, decoding, index, tokens), text, verdict in zip(drawn, texts, judged, strict=True)
     ]
-
-
-def read_evaluated(path: Path) -> Iterator[EvaluatedCompletion]:
-    """Yield the completions in a file. Raises ValueError where a line is something else; names it."""
-    return records_in(path, EvaluatedCompletion)
 
 
 def _prompt_ids(

@@ -16,17 +16,20 @@ from transformers import TrainerCallback
 
 from vigor_client.integrations.trl.distributed import gather_from_all, on_main_process, torch_processes
 from vigor_trainer.errors import UnsupportedSettingError
-from vigor_trainer.evaluation.completions import EvaluatedCompletion, Question, sample_completions
+from vigor_trainer.evaluation.completions import Question, sample_completions
 from vigor_trainer.evaluation.metrics import EvaluationMetrics, evaluation_metrics, logged_metrics
 from vigor_trainer.evaluation.sampling import Sampler
-from vigor_trainer.monitoring.evaluations import EvaluationRecord, evaluation_file
+from vigor_trainer.monitoring.evaluations import (
+    EVALUATION_COMPLETIONS_FILE,
+    EvaluatedCompletion,
+    EvaluationRecord,
+    evaluation_file,
+)
 from vigor_trainer.monitoring.record_file import RecordFile, Resumption
 from vigor_trainer.weights.accelerator import DEEPSPEED, FSDP, Accelerator
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase, TrainerControl, TrainerState, TrainingArguments
-
-COMPLETIONS_FILE = "evaluation_completions.jsonl"
 
 
 class LoggingTrainer(Protocol):
@@ -75,7 +78,7 @@ class Evaluations:
         self._tokenizer = tokenizer
         self._processes = torch_processes()
         self._evaluations = evaluation_file(directory, resumption)
-        self._completions = RecordFile(directory / COMPLETIONS_FILE, EvaluatedCompletion, resumption)
+        self._completions = RecordFile(directory / EVALUATION_COMPLETIONS_FILE, EvaluatedCompletion, resumption)
 
     def evaluate(self, step: int) -> EvaluationMetrics:
         """Evaluate the model as it is. All processes must call it."""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from vigor_trainer.evaluation.completions import Decoding, EvaluatedCompletion
+from vigor_trainer.monitoring.evaluations import Decoding, EvaluatedCompletion
 from vigor_trainer.monitoring.intervals import Estimate, mean, ratio
 from vigor_trainer.monitoring.statistics import pass_at_k, repetition
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
 
@@ -84,17 +84,20 @@ class RecordFile(Generic[Record]):
 def records_in(path: Path, kind: type[Record]) -> Iterator[Record]:
     """Yield what has been written so far; a last line that is still being written is left out.
 
+    A field with a default may be absent, as in the records of a version that did not have it.
+
     Raises:
         ValueError: a line is not such a record; names it.
     """
     if not path.exists():
         return
     names = {field.name for field in fields(kind)}
+    needed = {field.name for field in fields(kind) if field.default is MISSING}
     with path.open(encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
             if line.endswith("\n"):
                 found = _fields(line)
-                if set(found) != names:
+                if not needed <= set(found) <= names:
                     raise ValueError(f"{path}:{number}: not a record of this version of vigor-trainer")
                 yield kind(**found)
 

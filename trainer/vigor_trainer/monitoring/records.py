@@ -41,6 +41,9 @@ class RoundRecord:
     looping_share: float | None = None
     norm_spread: float | None = None
     top_quarter_accuracy: float | None = None
+    # Of ``score_seconds``, as the service tells; the rest is HTTP, JSON and the checks on both ends.
+    score_queue_seconds: float | None = None
+    score_compute_seconds: float | None = None
 
 
 def round_file(directory: Path, resumption: Resumption | None = None) -> RecordFile[RoundRecord]:

@@ -1,4 +1,4 @@
-"""The files of a run: a line per round, per completion and per warning, and what the run is."""
+"""The files of a run: a line per round, completion, optimizer step and warning, and what the run is."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from vigor_trainer.monitoring.completions import CompletionRecord, completion_fi
 from vigor_trainer.monitoring.record_file import Resumption
 from vigor_trainer.monitoring.records import RoundRecord, round_file
 from vigor_trainer.monitoring.run_info import RunInfo, write_run_info
+from vigor_trainer.monitoring.step_times import StepRecord, step_file
 
 
 def output_directory(setting: str, *, flag: str) -> Path:
@@ -31,7 +32,7 @@ def output_directory(setting: str, *, flag: str) -> Path:
 
 
 class RunFiles:
-    """Appends to `rounds.jsonl`, `completions.jsonl` and `warnings.jsonl`, and writes `run.json` with the first round.
+    """Appends to a run's files of records, and writes `run.json` with the first round.
 
     So a run that cannot begin leaves what an earlier one wrote.
 
@@ -45,6 +46,7 @@ class RunFiles:
         self._rounds = round_file(directory, resumption)
         self._completions = completion_file(directory, resumption)
         self._warnings = warning_file(directory, resumption)
+        self._steps = step_file(directory, resumption)
 
     def tell(self, watch: CollapseWatch) -> None:
         """Tell the watch of a resumed run what was recorded before; of a new one there is nothing."""
@@ -60,8 +62,13 @@ class RunFiles:
             write_run_info(self._directory, self._info)
             self._info = None
         self._warnings.append()  # none of an earlier run
+        self._steps.append()  # likewise
         self._completions.append(*completions)
         self._rounds.append(record)
+
+    def append_step(self, step: StepRecord) -> None:
+        """Add where the seconds of a step went, after its rounds."""
+        self._steps.append(step)
 
     def warn(self, warning: CollapseWarning) -> None:
         """Add what the collapse watch has seen, after the round in which it did."""

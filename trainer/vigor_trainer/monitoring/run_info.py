@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 INFO_FILE = "run.json"
 
@@ -23,8 +24,20 @@ class ServiceInfo:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class MachineInfo:
+    """The machine of the main process."""
+
+    processor: str
+    num_cores: int  # that the process may use
+    accelerators: Sequence[str]  # names; empty without one, or where it is not used
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """The settings that decide what a run's curves mean. Numbers of completions are those of all processes."""
+    """What decides what a run's curves mean. Numbers of completions are those of all processes.
+
+    What has None as its default is absent in the description of a run by an earlier version.
+    """
 
     recipe: str | None
     model: str
@@ -48,6 +61,18 @@ class RunInfo:
     num_processes: int
     service: ServiceInfo
     versions: dict[str, str]  # of packages
+    max_steps: int | None = None  # -1: as many as the epochs have
+    lr_scheduler_type: str | None = None
+    warmup_steps: float | None = None  # below 1: a share of all steps
+    bf16: bool | None = None
+    num_prompts: int | None = None
+    eval_dataset: str | None = None
+    num_held_out: int | None = None  # prompts of the evaluation dataset
+    eval_every: int | None = None  # optimizer steps
+    eval_num_samples: int | None = None
+    machine: MachineInfo | None = None
+    command: str | None = None
+    started: str | None = None  # ISO 8601, in UTC
 
 
 def write_run_info(directory: Path, info: RunInfo) -> None:
@@ -69,6 +94,9 @@ def read_run_info(directory: Path) -> RunInfo | None:
         return None
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        return RunInfo(**content | {"service": ServiceInfo(**content["service"])})
+        parts: dict[str, Any] = {"service": ServiceInfo(**content["service"])}
+        if content.get("machine") is not None:
+            parts["machine"] = MachineInfo(**content["machine"])
+        return RunInfo(**content | parts)
     except (ValueError, TypeError, LookupError) as error:
         raise ValueError(f"{path}: not a description of a run by this version of vigor-trainer") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from vigor_trainer.flags import positive
 from vigor_trainer.reports.page import MAX_COMPLETIONS, write_report
 from vigor_trainer.reports.runs import read_runs
+from vigor_trainer.reports.verdict import verdict
 
 
 def main(argv: Sequence[str]) -> None:
@@ -20,8 +21,8 @@ def main(argv: Sequence[str]) -> None:
     """
     arguments = _parser().parse_args(argv)
     runs = read_runs(arguments.run)
-    title = arguments.title or " and ".join(run.name for run in runs)
-    num_shown = write_report(arguments.output, runs, title=title, max_completions=arguments.max_completions)
+    num_shown = write_report(arguments.output, runs, title=arguments.title, max_completions=arguments.max_completions)
+    print(verdict(runs).title)
     size = arguments.output.stat().st_size
     num_completions = sum(len(group.samples) for run in runs for group in run.groups)
     print(f"{arguments.output}: {num_shown} of {num_completions} completions, {size / 1e6:.1f} MB")
@@ -33,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("run", nargs="+", type=Path, help="Directory of a run: its --output_dir")
     parser.add_argument("--output", type=Path, default=Path("report.html"), help="The page (default: %(default)s)")
-    parser.add_argument("--title", help="Title of the page; default: the names of the runs")
+    parser.add_argument("--title", help="Title of the page; default: what the numbers say of the runs")
     parser.add_argument(
         "--max_completions",
         type=positive,

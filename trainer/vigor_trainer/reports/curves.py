@@ -65,6 +65,11 @@ def repetition_share(group: SampleGroup) -> Share:
     return math.fsum(sample.repetition for sample in group.samples), float(len(group.samples))
 
 
+def truncated_share(group: SampleGroup) -> Share:
+    """Return the numbers of truncated and of all completions."""
+    return float(sum(sample.is_truncated for sample in group.samples)), float(len(group.samples))
+
+
 def over_steps(groups: Sequence[SampleGroup], share: Callable[[SampleGroup], Share]) -> Curve:
     """Return a ratio over windows of steps, with intervals over groups; windows without a denominator are left out."""
     curve = _empty()

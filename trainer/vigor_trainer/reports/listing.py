@@ -44,7 +44,7 @@ def listing_of(run: Run, share: float) -> Listing:
     for number, group in enumerate(groups_of(run.directory, run.num_recorded)):
         if int((number + 1) * share) == int(number * share):
             continue
-        prompt = _prompt_text(group[0])
+        prompt = prompt_text(group[0].prompt)
         groups.append((len(columns["text"]), prompts.setdefault(prompt, len(prompts)), group[0].step))
         for record, rank in zip(group, group_ranks(group), strict=True):
             for name, value in zip(names, _entries(record, rank), strict=True):
@@ -66,11 +66,11 @@ def _entries(record: CompletionRecord, rank: float) -> tuple[object, ...]:
     )
 
 
-def _prompt_text(record: CompletionRecord) -> str:
+def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
     """Return a prompt as one text: messages one after the other, each under its role."""
-    if isinstance(record.prompt, str):
-        return record.prompt
-    return "\n\n".join(f"{message.get('role')}: {_content(message.get('content'))}" for message in record.prompt)
+    if isinstance(prompt, str):
+        return prompt
+    return "\n\n".join(f"{message.get('role')}: {_content(message.get('content'))}" for message in prompt)
 
 
 def _content(content: object) -> str:

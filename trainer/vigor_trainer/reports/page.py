@@ -25,14 +25,19 @@ from vigor_trainer.reports.curves import (
     norms_against_length,
     over_steps,
     repetition_share,
+    truncated_share,
 )
+from vigor_trainer.reports.examples import held_out_examples
 from vigor_trainer.reports.listing import listing_of, share_shown
 from vigor_trainer.reports.runs import Run
+from vigor_trainer.reports.settings import settings_of
+from vigor_trainer.reports.step_seconds import mean_step_seconds
+from vigor_trainer.reports.verdict import verdict
 
 MAX_COMPLETIONS = 10_000
 
 _FILES = Path(__file__).parent / "page"
-_SCRIPTS = ("plots.js", "completions.js", "report.js")
+_SCRIPTS = ("plots.js", "completions.js", "summary.js", "report.js")
 _METRICS: Mapping[str, Callable[[RoundRecord], float | None]] = {
     "norm": lambda record: record.mean_scaled_grad_norm,
     "length": lambda record: record.mean_length,
@@ -47,21 +52,24 @@ def write_report(
     path: Path,
     runs: Sequence[Run],
     *,
-    title: str,
+    title: str | None = None,
     facts: Sequence[tuple[str, str]] = (),
     max_completions: int = MAX_COMPLETIONS,
 ) -> int:
     """Write the page; return how many completions are in it with their text.
 
-    ``facts`` are (name, value) pairs shown at its top. Curves are of all completions; above ``max_completions``, or 30
+    The title is what the numbers say, unless one is given; what they say stands below it in either case. ``facts`` are
+    (name, value) pairs shown at the top. Curves are of all completions; above ``max_completions``, or 30
     million characters, whole groups are chosen evenly over the steps for the list.
     """
     share = share_shown(runs, max_completions=max_completions)
     shown = [_run_data(run, share) for run in runs]
-    data = {"title": title, "facts": list(facts), "runs": shown}
+    found = verdict(runs)
+    data = {"facts": list(facts), "settings": settings_of(runs), "runs": shown}
     path.parent.mkdir(parents=True, exist_ok=True)
     # What is no Unicode text, half of a surrogate pair, becomes JSON's own escape of it.
-    path.write_text(_page(title, _as_json(data)), encoding="utf-8", errors="backslashreplace")
+    text = _page(found.title if title is None else title, found.sentences, _as_json(data))
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return sum(len(run["completions"]["columns"]["text"]) for run in shown)
 
 
@@ -74,14 +82,27 @@ def _run_data(run: Run, share: float) -> dict[str, Any]:
         "num_completions": sum(len(group.samples) for group in run.groups),
         "version": run.rounds[-1].weight_version,
         "held_out": held_out_accuracy(run.evaluations),
+        "held_out_truncated": _truncated(run),
+        "examples": held_out_examples(run),
+        "step_seconds": None if (seconds := mean_step_seconds(run)) is None else asdict(seconds),
         "accuracy": over_steps(run.groups, accuracy_share),
         "auc": auc_over_steps(run),
         "repetition": over_steps(run.groups, repetition_share),
+        "truncated": over_steps(run.groups, truncated_share),
         "bins": by_rank(run.groups),
         "norms": norms_against_length(run.groups),
         "metrics": metrics | {"kl": logged_line(run.log, "kl")},
         "completions": asdict(listing_of(run, share)),
     }
+
+
+def _truncated(run: Run) -> list[float] | None:
+    """Return the truncated shares of the held-out completions before and after; None where they are not recorded."""
+    if run.held_out is None:
+        return None
+    steps = run.held_out.steps
+    found = [run.held_out.truncated_share(step) for step in (steps[0], steps[-1])]
+    return [share.value for share in found if share is not None]
 
 
 def _as_json(data: object) -> str:
@@ -99,13 +120,14 @@ def _rounded(value: Any) -> Any:  # noqa: ANN401 - what JSON can hold
     return [_rounded(item) for item in cast("list[Any]", value)] if isinstance(value, list | tuple) else value
 
 
-def _page(title: str, data: str) -> str:
+def _page(title: str, sentences: Sequence[str], data: str) -> str:
     plotly = get_plotlyjs()
     script = "\n".join(_file(name) for name in _SCRIPTS)
     parts = {
         "policy": f"default-src 'none'; script-src {_hash(plotly)} {_hash(script)}; style-src 'unsafe-inline'; "
         "img-src data:; base-uri 'none'; form-action 'none'",
         "title": escape(title),
+        "verdict": "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences),
         "style": _file("style.css"),
         "plotly": plotly,
         "data": data,

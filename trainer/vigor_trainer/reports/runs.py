@@ -13,9 +13,12 @@ from typing import cast
 from vigor_client import ranks
 from vigor_trainer.errors import InvalidRunError
 from vigor_trainer.monitoring.completions import COMPLETIONS_FILE, SIGNALS, CompletionRecord, read_completions
-from vigor_trainer.monitoring.evaluations import EvaluationRecord, read_evaluations
+from vigor_trainer.monitoring.evaluations import Decoding, EvaluationRecord, read_evaluations
 from vigor_trainer.monitoring.records import RECORDS_FILE, RoundRecord, read_records
+from vigor_trainer.monitoring.run_info import RunInfo, read_run_info
 from vigor_trainer.monitoring.statistics import repetition
+from vigor_trainer.monitoring.step_times import StepRecord, read_steps
+from vigor_trainer.reports.held_out import HeldOut, read_held_out
 
 _SIGNALS = {"vigor": ("scaled_grad_norm", -1), **SIGNALS}
 """As ``SIGNALS``, with the norm: also the rewards that a run was not trained by."""
@@ -29,6 +32,7 @@ class Sample:
 
     num_tokens: int
     num_characters: int
+    is_truncated: bool
     repetition: float
     is_correct: bool | None
     grad_norm: float | None
@@ -49,7 +53,8 @@ class SampleGroup:
 class Run:
     """A run's training rounds. ``rewards`` are the names of the rewards that it was trained by.
 
-    ``num_recorded`` completions belong to whole rounds, of training and of evaluation.
+    ``num_recorded`` completions belong to whole rounds, of training and of evaluation. Earlier versions have not
+    recorded ``steps``, and not all of ``info``.
     """
 
     name: str
@@ -60,6 +65,14 @@ class Run:
     rewards: Sequence[str]
     evaluations: Sequence[EvaluationRecord]
     log: Sequence[Mapping[str, float]]
+    held_out_by_decoding: Mapping[Decoding, HeldOut]
+    steps: Sequence[StepRecord]
+    info: RunInfo | None
+
+    @property
+    def held_out(self) -> HeldOut | None:
+        """Sampled completions of the held-out questions, or greedy ones where none were sampled."""
+        return self.held_out_by_decoding.get("sampled") or self.held_out_by_decoding.get("greedy")
 
 
 def read_runs(directories: Sequence[Path]) -> list[Run]:
@@ -114,6 +127,8 @@ def _read_run(directory: Path, name: str) -> Run:
             rewards |= dict.fromkeys(name for record in group for name in record.rewards)
             groups.append(_sample_group(group))
         evaluations = read_evaluations(directory)
+        held_out = read_held_out(directory, {evaluation.step for evaluation in evaluations})
+        steps = read_steps(directory)
     except ValueError as error:
         raise InvalidRunError(_of_another_version(error)) from error
     training = [record for record in rounds if record.mode == "train"]
@@ -123,7 +138,27 @@ def _read_run(directory: Path, name: str) -> Run:
             f"{directory / COMPLETIONS_FILE} has {found} completions, {RECORDS_FILE} counts {told}: it was not copied "
             "whole; copy both files again"
         )
-    return Run(name, directory, num_recorded, training, groups, list(rewards), evaluations, _log(directory))
+    return Run(
+        name=name,
+        directory=directory,
+        num_recorded=num_recorded,
+        rounds=training,
+        groups=groups,
+        rewards=list(rewards),
+        evaluations=evaluations,
+        log=_log(directory),
+        held_out_by_decoding=held_out,
+        steps=steps,
+        info=_info(directory),
+    )
+
+
+def _info(directory: Path) -> RunInfo | None:
+    """Return what the run is; None where another version has described it, whose other files can still be shown."""
+    try:
+        return read_run_info(directory)
+    except ValueError:
+        return None
 
 
 def _rounds(directory: Path) -> list[RoundRecord]:
@@ -160,6 +195,7 @@ def _sample_group(group: Sequence[CompletionRecord]) -> SampleGroup:
             Sample(
                 num_tokens=record.num_tokens,
                 num_characters=len(record.completion),
+                is_truncated=record.finish_reason == "length",
                 repetition=repetition(record.completion_ids),
                 is_correct=record.is_correct,
                 grad_norm=record.grad_norm,

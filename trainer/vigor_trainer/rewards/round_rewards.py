@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from vigor_client import CompletionScore, Group, GroupScore, PublishResult, ScoreResponse, score_in_chunks
+from vigor_client import CompletionScore, Group, GroupScore, PublishResult, ScoreResponse, Timing, score_in_chunks
 from vigor_client.integrations.trl.distributed import gather_from_all, on_main_process, process_rank
 from vigor_client.integrations.trl.metrics import METRICS, NORM_COLUMN, RANK_COLUMN, log_metrics, mean, score_metrics
 from vigor_client.integrations.trl.round import Round
@@ -151,7 +151,8 @@ class RoundRewards:
         started = perf_counter()
         publication = self._publications.at(step)
         published = perf_counter()
-        groups = score_in_chunks(asked.groups(), lambda chunk: self._ask(chunk, publication))
+        timings: list[Timing] = []
+        groups = score_in_chunks(asked.groups(), lambda chunk: self._ask(chunk, publication, timings))
         scores = [score for group in groups for score in group.completions]
         asked.check_tokens(scores)
         seconds = {
@@ -159,6 +160,8 @@ class RoundRewards:
             "publish_seconds": publication.seconds,
             "wait_seconds": published - started,
             "score_seconds": perf_counter() - published,
+            "score_queue_seconds": sum(timing.queue_seconds for timing in timings),
+            "score_compute_seconds": sum(timing.compute_seconds for timing in timings),
         }
         rewards = self._rewards_of(groups, samples, f"{self._options.seed}/{mode}/{step}")
         return _ScoredRound(samples, scores, asked.group_size, rewards, publication, seconds)
@@ -178,9 +181,9 @@ class RoundRewards:
     def _has_norms(self) -> bool:
         return "norm" in needed_parts(self._builtins)
 
-    def _ask(self, groups: Sequence[Group], publication: PublishResult) -> list[GroupScore]:
-        """Ask for scores under exactly the published weights."""
-        return self._client.score(
+    def _ask(self, groups: Sequence[Group], publication: PublishResult, timings: list[Timing]) -> list[GroupScore]:
+        """Ask for scores under exactly the published weights; add what the service says of its time to ``timings``."""
+        response = self._client.score(
             groups,
             weight_version=publication.weight_version,
             weight_digest=publication.weight_digest,
@@ -189,7 +192,9 @@ class RoundRewards:
             reward=asked_reward(self._builtins),
             ties=self._options.rules.ties,
             truncated=self._options.truncated,
-        ).groups
+        )
+        timings.append(response.timing)
+        return response.groups
 
 
 class RewardFunction:

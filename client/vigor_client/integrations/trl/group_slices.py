@@ -31,8 +31,8 @@ def parts_of_slice(num_samples: int, *, group_size: int, rank: int, num_processe
     """
     if num_samples * num_processes % group_size:
         raise InvalidGroupError(
-            f"{num_samples} completions in each of {num_processes} processes are no whole groups of {group_size}: "
-            "num_generations must be what the trainer generates per prompt"
+            f"{num_samples} completions in each of {num_processes} processes are not whole groups of {group_size}: "
+            "give num_generations the number that the trainer generates per prompt"
         )
     offset = rank * num_samples
     parts: list[Part] = []

@@ -165,7 +165,7 @@ class WeightPublisher:
     def _publish(self, step: int) -> None:
         """Publish the weights as they are after ``step`` optimizer steps. All processes must call it."""
         if self._model is None:
-            raise VigorError("nothing to publish: training has not begun")
+            raise VigorError("training has not begun, so there are no weights to publish yet")
         self._publisher.begin(self._weights, step)
         self._publisher.finish()
 
@@ -186,7 +186,7 @@ def refuse_parts(distribution: str) -> None:
         VigorError: the model is spread over the processes.
     """
     if distribution != "NO" and not distribution.startswith("MULTI_"):
-        raise VigorError(f"the model is spread over the processes ({distribution}): train it by vigor-trainer")
+        raise VigorError(f"the model is sharded over the processes ({distribution}); train it with vigor-trainer")
 
 
 def _ignore(*_event: object, **_others: object) -> None:

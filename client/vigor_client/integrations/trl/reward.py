@@ -63,11 +63,14 @@ class _Reward:
     ) -> None:
         check_installed_trl(READ_BY_ADAPTERS)
         if num_generations < 1 or num_generations_eval == 0:
-            raise ValueError(f"{num_generations} and {num_generations_eval} generations: a group has at least one")
+            raise ValueError(f"{num_generations} and {num_generations_eval} generations per prompt: give 1 or more")
         if on_failure not in ("none", "raise"):
             raise ValueError(f"on_failure is {on_failure!r}; give 'none' or 'raise'")
         if num_generations_eval not in (None, num_generations) and weights is None:
-            raise ValueError("num_generations_eval differs from num_generations: give weights, which know when it is")
+            raise ValueError(
+                "num_generations_eval differs from num_generations; give the WeightPublisher as weights, which tells "
+                "when the trainer evaluates"
+            )
         self.__name__ = reward  # TRL logs rewards/<name>/mean
         self._url = url
         self._processing_class = processing_class
@@ -122,7 +125,7 @@ class _Reward:
         for name in ("tools", "rollout_func"):
             if getattr(trainer, name, None):
                 raise ValueError(
-                    f"the trainer has {name}, of which TRL does not tell a reward function enough: use vigor-trainer"
+                    f"the trainer has {name}, about which TRL tells a reward function too little; use vigor-trainer"
                 )
         theirs = getattr(trainer, "chat_template_kwargs", self._chat_template_kwargs)
         if theirs != self._chat_template_kwargs:
@@ -231,10 +234,10 @@ def _step(trainer_state: TrainerState | None) -> int | None:
 
 def _refuse_unscorable(completions: Sequence[Text], columns: Mapping[str, object]) -> None:
     if given := [name for name in UNSCORABLE_COLUMNS if name in columns]:
-        raise ValueError(f"the service scores text alone, and TRL passes {', '.join(given)}")
+        raise ValueError(f"the service scores only text, but TRL passes {', '.join(given)}")
     if any(not isinstance(turns, str) and (len(turns) > 1 or turns[0].get("tool_calls")) for turns in completions):
         raise ValueError(
-            "TRL does not tell a reward function which tokens a tool wrote: train with tools by vigor-trainer"
+            "TRL does not tell a reward function which tokens a tool wrote; use vigor-trainer to train with tools"
         )
 
 

@@ -74,7 +74,10 @@ class StepPublisher(Generic[Weights]):
         """
         if self._step != step:
             last = "none were" if self._step is None else f"those of step {self._step} were last"
-            raise VigorError(f"the weights of step {step} are not published, {last}: is the callback the trainer's?")
+            raise VigorError(
+                f"the weights of step {step} are not published, {last}; give the trainer this WeightPublisher as a "
+                "callback"
+            )
         return self._result or self._wait()
 
     def forget(self) -> None:
@@ -97,5 +100,5 @@ class StepPublisher(Generic[Weights]):
 
     def _wait(self) -> PublishResult:
         if self._under_way is None:
-            raise VigorError("no publication is under way in this process: begin() comes first")
+            raise VigorError("this process has no publication to finish; call begin() first")
         return self._under_way.result()

@@ -38,7 +38,9 @@ class Broadcast:
         if self.backend not in ("gloo", "nccl"):
             raise ValueError(f"backend is {self.backend!r}; give gloo or nccl")
         if not self.host or not 0 <= self.port <= 65535:
-            raise ValueError(f"{self.host!r} port {self.port} is no address; give a host, and a port of 0 to 65535")
+            raise ValueError(
+                f"{self.host!r} port {self.port} is not an address; give a host, and a port from 0 to 65535"
+            )
         if not self.timeout_seconds > 0:
             raise ValueError(f"timeout_seconds is {self.timeout_seconds}; give more than 0")
 
@@ -123,5 +125,5 @@ def _device(broadcast: Broadcast) -> str:
     from torch import cuda, distributed
 
     if not (distributed.is_nccl_available() and cuda.is_available()):
-        raise BroadcastError("nccl needs a CUDA device and a torch that has it; use gloo here")
+        raise BroadcastError("the backend nccl needs a CUDA device and a torch that was built with NCCL; use gloo")
     return f"cuda:{cuda.current_device()}"

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from functools import partial
 from time import perf_counter
 
-from vigor_client.schemas.weights import CommitResponse, UpdateFile, UpdateRequest, UpdateStatus
+from vigor_client.schemas.weights import CommitResponse, UpdateFile, UpdateProgress, UpdateRequest, UpdateStatus
 from vigor_service.errors import UpdateConflictError
 from vigor_service.observability.metrics import Metrics
 from vigor_service.threads.file_threads import FileThreads
@@ -126,6 +126,7 @@ class Updates:
                 detail, state=update.lifecycle.on_the_wire, retry_after_seconds=RETRY_SECONDS
             ) from None
         finally:
+            update.arriving.pop(file.name, None)
             update.touch()
         update.require_receiving()
         update.received.add(file.name)
@@ -142,7 +143,7 @@ class Updates:
             path=update.paths[file.name],
             threads=self._threads,
             stall_seconds=self._timeout_seconds,
-            on_progress=update.touch,
+            on_progress=partial(update.note_arrival, file.name),
         )
 
     async def commit(self, update_id: str) -> CommitResponse:
@@ -183,6 +184,11 @@ class Updates:
             UpdateNotFoundError: it was never opened, or was dropped, refused, expired or forgotten.
         """
         return self._known(update_id).status()
+
+    def under_way(self) -> UpdateProgress | None:
+        """Return how far the open update is; None without one."""
+        newest = self._newest_open()
+        return None if newest is None else newest.progress()
 
     async def drop(self, update_id: str) -> None:
         """End an open update and free its disk. Asking again does nothing.
@@ -239,8 +245,7 @@ class Updates:
         del self._updates[update.update_id]
 
     def _refuse_second(self) -> None:
-        newest = next(reversed(self._updates.values()), None)
-        if newest is not None and newest.lifecycle.is_open:
+        if (newest := self._newest_open()) is not None:
             status = newest.status()
             raise UpdateConflictError(
                 f"an update to version {status.weight_version} is {status.state}: wait for it, or drop it",
@@ -248,6 +253,10 @@ class Updates:
                 update_id=status.update_id,
                 retry_after_seconds=RETRY_SECONDS,
             )
+
+    def _newest_open(self) -> Update | None:
+        newest = next(reversed(self._updates.values()), None)
+        return newest if newest is not None and newest.lifecycle.is_open else None
 
     def _measure(self, lifecycle: Lifecycle) -> None:
         self._metrics.weight_update_active.set(lifecycle.is_open)

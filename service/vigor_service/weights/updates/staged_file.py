@@ -38,13 +38,13 @@ def temporary_path(path: Path) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedFile:
-    """A place in the staging directory for one announced file. ``on_progress`` is called per buffer."""
+    """A place in the staging directory for one announced file. ``on_progress`` is told the bytes so far, per buffer."""
 
     announced: UpdateFile
     path: Path
     threads: FileThreads
     stall_seconds: float
-    on_progress: Callable[[], None]
+    on_progress: Callable[[int], None]
 
     async def write(self, chunks: AsyncIterator[bytes]) -> None:
         """Write the chunks to ``path``, which appears only when all bytes are there and have the announced checksum.
@@ -80,7 +80,7 @@ class StagedFile:
                     raise self._refusal(f"has more than the {num_bytes} bytes that were announced")
                 await writer.write(buffer)
                 limit.reschedule(asyncio.get_running_loop().time() + self.stall_seconds)
-                self.on_progress()
+                self.on_progress(received)
         if received < num_bytes:
             raise self._refusal(f"has {received} bytes, {num_bytes} were announced")
         return PREFIX + writer.hasher.hexdigest()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from vigor_client.schemas.common import IDEMPOTENCY_HEADER
 from vigor_client.schemas.problems import FieldError
-from vigor_client.schemas.weights import CommitResponse, UpdateFile, UpdateRequest, UpdateStatus
+from vigor_client.schemas.weights import CommitResponse, UpdateFile, UpdateProgress, UpdateRequest, UpdateStatus
 from vigor_service.errors import InvalidRequestError, UpdateConflictError, UpdateNotFoundError, invalid_request
 from vigor_service.weights.updates.lifecycle import Lifecycle, State
 from vigor_service.weights.updates.newest_sender import NewestSender
@@ -21,8 +21,9 @@ RETRY_SECONDS = 1.0
 class Update:
     """An update from its opening to its outcome. ``touched_at`` is in the event loop's seconds.
 
-    ``senders`` are by file name. ``taking_turns`` is held by a source that brings all missing files. ``commit`` holds
-    the answer to a commit, for those who ask again.
+    ``senders`` are by file name, and so is ``arriving``: how many bytes have come of a file on its way.
+    ``taking_turns`` is held by a source that brings all missing files. ``commit`` holds the answer to a commit, for
+    those who ask again.
     """
 
     update_id: str
@@ -31,6 +32,7 @@ class Update:
     lifecycle: Lifecycle
     touched_at: float
     received: set[str] = field(default_factory=set[str])
+    arriving: dict[str, int] = field(default_factory=dict[str, int])
     senders: defaultdict[str, NewestSender] = field(default_factory=lambda: defaultdict(NewestSender))
     taking_turns: asyncio.Lock = field(default_factory=asyncio.Lock)
     commit: asyncio.Task[CommitResponse] | None = None
@@ -39,6 +41,12 @@ class Update:
     def num_bytes(self) -> int:
         """Announced bytes, all files together."""
         return sum(file.num_bytes for file in self.request.files)
+
+    @property
+    def received_bytes(self) -> int:
+        """Bytes that have come, those of files on their way included."""
+        whole = (file.num_bytes for file in self.request.files if file.name in self.received)
+        return sum(whole) + sum(count for name, count in self.arriving.items() if name not in self.received)
 
     @property
     def paths(self) -> dict[str, Path]:
@@ -62,6 +70,20 @@ class Update:
     def touch(self) -> None:
         """Start the timeout anew."""
         self.touched_at = asyncio.get_running_loop().time()
+
+    def note_arrival(self, name: str, num_bytes: int) -> None:
+        """Note how many bytes of a file have come so far; the timeout starts anew."""
+        self.arriving[name] = num_bytes
+        self.touch()
+
+    def progress(self) -> UpdateProgress:
+        """Return how far an update is that is not gone."""
+        return UpdateProgress(
+            weight_version=self.request.weight_version,
+            state=self.lifecycle.on_the_wire,
+            received_bytes=self.received_bytes,
+            num_bytes=self.num_bytes,
+        )
 
     def status(self) -> UpdateStatus:
         """Return what ``GET /v1/weights/updates/{id}`` answers.

@@ -38,5 +38,5 @@ def test_the_parts_of_all_processes_are_every_index_of_every_group_once(
 
 
 def test_what_is_no_whole_groups_is_refused() -> None:
-    with pytest.raises(ValueError, match="3 completions in each of 2 processes are no whole groups of 4"):
+    with pytest.raises(ValueError, match="3 completions in each of 2 processes are not whole groups of 4"):
         parts_of_slice(3, group_size=4, rank=0, num_processes=2)

@@ -101,5 +101,5 @@ def test_an_adapter_that_cannot_be_published_stops_the_run_before_its_first_step
     weights = WeightPublisher("http://nowhere.invalid")
     config = IA3Config(target_modules=["q_proj"], feedforward_modules=[], task_type="CAUSAL_LM")
     trainer = stock_trainer(tmp_path, lambda **_: [0.0] * 8, weights=weights, peft_config=config)
-    with pytest.raises(UnsupportedAdapterError, match="adapters of type IA3: train one of type LORA"):
+    with pytest.raises(UnsupportedAdapterError, match="adapters of type IA3; train one adapter of type LORA"):
         trainer.train()

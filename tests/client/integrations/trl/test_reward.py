@@ -249,7 +249,7 @@ def test_a_trainer_whose_prompts_are_not_told_is_refused(name: str, service: Gat
     trainer = Trainer()
     setattr(trainer, name, [print])
     reward = VigorReward(service.url, tiny_tokenizer(), 1)
-    with pytest.raises(ValueError, match=f"the trainer has {name}, of which TRL does not tell"):
+    with pytest.raises(ValueError, match=f"the trainer has {name}, about which TRL tells"):
         call(reward, prompts=["1"], ids=[[5, EOS]], log_metric=trainer.log_metric)
 
 
@@ -261,15 +261,15 @@ def test_completions_with_tools_are_refused(service: GatheringService) -> None:
 
 
 def test_another_number_of_generations_in_evaluation_needs_weights() -> None:
-    with pytest.raises(ValueError, match="give weights"):
+    with pytest.raises(ValueError, match="give the WeightPublisher as weights"):
         VigorReward(CLOSED_PORT_URL, tiny_tokenizer(), 4, num_generations_eval=2)
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        ({"num_generations": 0}, "a group has at least one"),
-        ({"num_generations": 4, "num_generations_eval": 0}, "a group has at least one"),
+        ({"num_generations": 0}, "give 1 or more"),
+        ({"num_generations": 4, "num_generations_eval": 0}, "give 1 or more"),
         ({"num_generations": 4, "on_failure": "zero"}, "on_failure is 'zero'; give 'none' or 'raise'"),
     ],
 )

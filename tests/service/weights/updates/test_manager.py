@@ -10,17 +10,19 @@ from pathlib import Path
 import pytest
 
 from tests.support.fake_scorer import FakeScorer
-from vigor_client.schemas.weights import UpdateFile, UpdateRequest
-from vigor_client.weight_format.digest import checksum
+from vigor_client.schemas.weights import UpdateFile, UpdateProgress, UpdateRequest
+from vigor_client.weight_format.digest import announce, checksum
 from vigor_service.errors import UpdateConflictError, UpdateNotFoundError
 from vigor_service.observability.metrics import Metrics
 from vigor_service.scheduling.engine_pool import LocalEngine
 from vigor_service.threads.file_threads import FileThreads
 from vigor_service.threads.worker import WorkerThread
 from vigor_service.weights.current import CurrentWeights
+from vigor_service.weights.sources.upload import UploadSource
 from vigor_service.weights.storage.staging import StagingArea
 from vigor_service.weights.updates.commit import Committer
 from vigor_service.weights.updates.manager import Updates
+from vigor_service.weights.updates.staged_file import BUFFER_BYTES
 from vigor_service.weights.verification.fingerprint import initial_weights
 
 REQUEST = UpdateRequest(
@@ -67,7 +69,7 @@ async def opening(root: Path) -> AsyncGenerator[tuple[Updates, asyncio.Task[obje
         threads=threads,
         metrics=metrics,
         timeout_seconds=60,
-        max_upload_bytes=None,
+        max_upload_bytes=2 * BUFFER_BYTES,
     )
     task: asyncio.Task[object] = asyncio.create_task(updates.open(REQUEST, "step-1"))
     try:
@@ -109,6 +111,35 @@ async def test_an_update_whose_opening_is_given_up_may_be_opened_again(tmp_path:
             updates.status("step-1")
         disk.answers.set()
         assert (await updates.open(REQUEST, "step-1")).state == "receiving"
+
+
+async def test_an_open_update_tells_how_many_of_its_bytes_have_come(tmp_path: Path) -> None:
+    buffer, goes_on = bytes(BUFFER_BYTES), asyncio.Event()
+    request = UpdateRequest(weight_version=2, files=[announce("a", [buffer, b"x"]), announce("b", [b"y"])])
+
+    async def chunks() -> AsyncGenerator[bytes]:
+        yield buffer
+        await goes_on.wait()
+        yield b"x"
+
+    async with opening(tmp_path) as (updates, task, disk, _):
+        disk.answers.set()
+        await task
+        await updates.drop("step-1")
+        assert updates.under_way() is None
+        await updates.open(request, "step-2")
+        receiving = asyncio.create_task(updates.receive("step-2", UploadSource("a", chunks(), content_length=None)))
+        while (progress := updates.under_way()) is not None and not progress.received_bytes:
+            await asyncio.sleep(0.01)
+        assert progress == UpdateProgress(
+            weight_version=2, state="receiving", received_bytes=BUFFER_BYTES, num_bytes=BUFFER_BYTES + 2
+        )
+        goes_on.set()
+        await receiving
+        progress = updates.under_way()
+        assert progress is not None
+        assert progress.received_bytes == BUFFER_BYTES + 1
+        await updates.drop("step-2")
 
 
 async def test_nothing_is_committed_of_an_update_that_is_being_opened(tmp_path: Path) -> None:

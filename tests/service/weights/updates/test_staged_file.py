@@ -28,14 +28,14 @@ def _pieces(data: bytes = DATA, size: int = 60_000) -> list[bytes]:
 
 def _receive(
     chunks: AsyncIterator[bytes], path: Path, announced: UpdateFile, *, stall_seconds: float = 20.0
-) -> list[None]:
-    progress: list[None] = []
+) -> list[int]:
+    progress: list[int] = []
     staged = StagedFile(
         announced=announced,
         path=path,
         threads=FileThreads(),
         stall_seconds=stall_seconds,
-        on_progress=lambda: progress.append(None),
+        on_progress=progress.append,
     )
     asyncio.run(staged.write(chunks))
     return progress
@@ -43,7 +43,7 @@ def _receive(
 
 def _staged(path: Path) -> StagedFile:
     return StagedFile(
-        announced=_announced(), path=path, threads=FileThreads(), stall_seconds=20, on_progress=lambda: None
+        announced=_announced(), path=path, threads=FileThreads(), stall_seconds=20, on_progress=lambda _: None
     )
 
 
@@ -51,7 +51,7 @@ def test_the_file_appears_with_its_bytes(tmp_path: Path) -> None:
     progress = _receive(_chunks(_pieces()), tmp_path / "a", _announced())
     assert (tmp_path / "a").read_bytes() == DATA
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
-    assert len(progress) == len(DATA) // BUFFER_BYTES + 1
+    assert progress == [*range(BUFFER_BYTES, len(DATA), BUFFER_BYTES), len(DATA)]
 
 
 def test_a_wrong_checksum_is_refused_with_both_and_leaves_nothing(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ const KINDS = {
   disagree: ({ isGood, isBad, correct }) => (isGood && correct === 0) || (isBad && correct === 1),
   "good-wrong": ({ isGood, correct }) => isGood && correct === 0,
   "bad-right": ({ isBad, correct }) => isBad && correct === 1,
+  truncated: ({ ended }) => !ended,
 };
 
 /** The groups of all runs, each with its completions from best to worst. */
@@ -88,18 +89,22 @@ function completionCard(completion) {
   const card = element("div", "", disagrees ? "card disagrees" : "card");
   const header = element("header");
   const title = element("b", `rank ${completion.rank}`);
-  if (completion.correct !== null) {
-    title.append(element("span", completion.correct ? "✓ right" : "✗ wrong", completion.correct ? "right" : "wrong"));
-  }
+  title.append(...marks(completion.correct, !completion.ended));
   header.append(title, ...facts(completion).map((fact) => element("span", fact, "soft")));
   card.append(header, element("pre", completion.text));
   return card;
 }
 
-function facts({ norm, tokens, ended, answer, rewards }) {
+/** Right or wrong, where that is known, and whether the completion was cut off. */
+function marks(correct, isTruncated) {
+  const label = correct === null ? [] : [element("span", correct ? "✓ right" : "✗ wrong", correct ? "right" : "wrong")];
+  return isTruncated ? [...label, element("span", "truncated", "cut")] : label;
+}
+
+function facts({ norm, tokens, answer, rewards }) {
   return [
     norm === null ? "no norm" : `norm ${short(norm)}`,
-    `${tokens} tokens${ended ? "" : ", cut off"}`,
+    `${tokens} tokens`,
     ...(answer === null ? [] : [`answer ${answer}`]),
     ...rewards.filter(([, value]) => value !== null).map(([name, value]) => `${name} ${short(value)}`),
   ];

@@ -67,28 +67,31 @@ const heldOut = (runs) => ofEachRun(runs, (run, hex) => {
   return decodings.flatMap((decoding, number) => band(run.held_out[decoding], name(decoding), hex, dash(number)));
 });
 
-const LENGTHS = { type: "log", title: "tokens" };
-const NORMS = { type: "log" };
-const BINS = { title: "bin by rank (1: best)", tickvals: [1, 2, 3, 4, 5, 6, 7, 8], range: [0.7, 8.3] };
-const SHARE = { tickformat: ".0%", rangemode: "tozero" };
+const LENGTHS = { type: "log", title: "length of the completion (tokens)" };
+const norms = (title) => ({ type: "log", title });
+const BINS = { title: "bin by rank (1: rewarded most)", tickvals: [1, 2, 3, 4, 5, 6, 7, 8], range: [0.7, 8.3] };
+const share = (title) => ({ title, tickformat: ".0%", rangemode: "tozero" });
+const CORRECT = share("correct (% of completions)");
+const REPEATED = share("repeated 3-grams (%)");
 
 const PLOTS = {
-  "held-out": { traces: heldOut, y: SHARE },
-  accuracy: { traces: curves((run) => run.accuracy), y: SHARE },
-  auc: { traces: auc, level: 0.5 },
-  "bins-accuracy": { traces: curves((run) => run.bins.accuracy), x: BINS, y: SHARE },
-  "bins-length": { traces: curves((run) => run.bins.length), x: BINS },
-  "bins-repetition": { traces: curves((run) => run.bins.repetition), x: BINS, y: SHARE },
-  "norm-length": { traces: scattered("norm"), x: LENGTHS, y: NORMS, slope: 0 },
-  "scaled-length": { traces: scattered("scaled"), x: LENGTHS, y: NORMS, slope: 1 },
-  norm: { traces: metric("norm") },
-  entropy: { traces: metric("entropy") },
-  logprob: { traces: metric("logprob") },
-  length: { traces: metric("length") },
-  correlation: { traces: metric("correlation"), level: 0 },
-  repetition: { traces: curves((run) => run.repetition), y: SHARE },
-  kl: { traces: metric("kl") },
-  seconds: { traces: metric("seconds"), y: { rangemode: "tozero" } },
+  "held-out": { traces: heldOut, y: CORRECT },
+  accuracy: { traces: curves((run) => run.accuracy), y: CORRECT },
+  auc: { traces: auc, y: { title: "AUC (0 to 1)" }, level: 0.5 },
+  "bins-accuracy": { traces: curves((run) => run.bins.accuracy), x: BINS, y: CORRECT },
+  "bins-length": { traces: curves((run) => run.bins.length), x: BINS, y: { title: "mean length (tokens)" } },
+  "bins-repetition": { traces: curves((run) => run.bins.repetition), x: BINS, y: REPEATED },
+  "norm-length": { traces: scattered("norm"), x: LENGTHS, y: norms("‖∇NLL‖ (nats)"), slope: 0 },
+  "scaled-length": { traces: scattered("scaled"), x: LENGTHS, y: norms("√T · ‖∇NLL‖ (nats)"), slope: 1 },
+  norm: { traces: metric("norm"), y: { title: "√T · ‖∇NLL‖ (nats)" } },
+  entropy: { traces: metric("entropy"), y: { title: "mean entropy (nats)" } },
+  logprob: { traces: metric("logprob"), y: { title: "mean log-probability (nats)" } },
+  length: { traces: metric("length"), y: { title: "mean length (tokens)" } },
+  correlation: { traces: metric("correlation"), y: { title: "correlation (−1 to 1)" }, level: 0 },
+  repetition: { traces: curves((run) => run.repetition), y: REPEATED },
+  truncated: { traces: curves((run) => run.truncated), y: share("truncated (% of completions)") },
+  kl: { traces: metric("kl"), y: { title: "KL divergence (nats)" } },
+  seconds: { traces: metric("seconds"), y: { title: "waiting (seconds per round)", rangemode: "tozero" } },
 };
 
 function axis({ title, ...more }) {
@@ -97,7 +100,7 @@ function axis({ title, ...more }) {
   return { ...lines, automargin: true, nticks: 6, ...more, ...named };
 }
 
-function layout({ x = { title: "step" }, y = {}, level }, traces) {
+function layout({ x = { title: "optimizer steps taken" }, y = {}, level }, traces) {
   const named = traces.filter((trace) => trace.showlegend !== false);
   return {
     paper_bgcolor: "rgba(0,0,0,0)",

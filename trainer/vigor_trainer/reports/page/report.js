@@ -6,9 +6,9 @@ const byId = (id) => document.getElementById(id);
 
 function fillRuns(runs) {
   const head = element("tr");
-  const names = ["run", "rewards", "rounds", "completions", "accuracy, first → last", "weights at the last round"];
+  const names = ["run", "rewards", "rounds", "completions", "accuracy in training, first → last", "weights at the last round"];
   const hasEvaluations = runs.some(isEvaluated);
-  if (hasEvaluations) names.push("held-out accuracy, before → after");
+  if (hasEvaluations) names.splice(1, 0, "held-out accuracy, before → after", "truncated there, before → after");
   head.append(...names.map((name) => element("th", name)));
   byId("runs").append(head, ...runs.map((run, index) => runRow(run, index, hasEvaluations)));
 }
@@ -21,10 +21,10 @@ function runRow(run, index, hasEvaluations) {
   name.prepend(swatch);
   const { value } = run.accuracy;
   const cells = [
+    ...(hasEvaluations ? [beforeAndAfter(run), truncation(run)] : []),
     run.rewards.join(", "), run.num_rounds, run.num_completions.toLocaleString("en"),
     value.length ? `${percent(value[0])} → ${percent(value[value.length - 1])}` : "–", `version ${run.version}`,
   ];
-  if (hasEvaluations) cells.push(isEvaluated(run) ? beforeAndAfter(run) : "–");
   row.append(name, ...cells.map((cell) => element("td", cell)));
   return row;
 }
@@ -34,10 +34,15 @@ const isEvaluated = (run) => Object.keys(run.held_out).length > 0;
 
 /** Sampled accuracy where there is one, with its interval: it moves before the greedy one does. */
 function beforeAndAfter({ held_out: curves }) {
+  if (!Object.keys(curves).length) return "–";
   const [decoding] = Object.keys(curves).reverse();
   const { value, low, high } = curves[decoding];
   const at = (index) => `${percent(value[index])} [${percent(low[index])}, ${percent(high[index])}]`;
   return `${decoding} ${at(0)} → ${at(value.length - 1)}`;
+}
+
+function truncation({ held_out_truncated: shares }) {
+  return shares === null ? "not recorded" : shares.map(percent).join(" → ");
 }
 
 function fillFacts(pairs) {
@@ -91,10 +96,13 @@ function startAucChoice(runs) {
 }
 
 function start() {
-  const { facts: pairs, runs } = JSON.parse(byId("data").textContent);
+  const { facts: pairs, settings, runs } = JSON.parse(byId("data").textContent);
   byId("data").remove();
   fillRuns(runs);
   fillFacts(pairs);
+  fillExamples(runs);
+  fillTime(runs);
+  fillSettings(settings, runs);
   startList(runs);
   performance.mark("interactive");
   addEventListener("load", () => drawAll(runs));
@@ -111,6 +119,7 @@ async function drawAll(runs) {
     }
     await new Promise((resolve) => { setTimeout(resolve); });  // the list stays usable meanwhile
   }
+  await drawTime(runs);
   performance.mark("drawn");
   document.documentElement.dataset.drawn = "true";
 }
