@@ -61,8 +61,7 @@ def _read_settings() -> Settings:
     from pydantic import ValidationError
     from pydantic_settings import CliApp, SettingsError
 
-    from vigor_service.setting_faults import describe_fault
-    from vigor_service.settings import Settings
+    from vigor_service.settings import Settings, fault_lines
     from vigor_service.unknown_names import unknown_flags
 
     if unknown := unknown_flags(sys.argv[1:]):
@@ -70,7 +69,7 @@ def _read_settings() -> Settings:
     try:
         return CliApp.run(Settings)
     except ValidationError as error:
-        _exit(2, *map(describe_fault, error.errors()))
+        _exit(2, *fault_lines(error))
     except SettingsError as error:
         _exit(2, str(error))
 

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from vigor_client.schemas.faults import Fault, faults_of
 from vigor_service.http.authentication import checked_key, is_loopback, read_key
 
 
@@ -258,6 +259,19 @@ class Settings(BaseSettings):
     def has_key(self) -> bool:
         """Whether callers must send a key."""
         return self.score_key is not None or self.publish_key is not None
+
+
+def fault_lines(error: ValidationError) -> list[str]:
+    """Return one line for each fault: the flag, its environment variable, what is wrong and what to give."""
+    return [_fault_line(fault) for fault in faults_of(error, Settings)]
+
+
+def _fault_line(fault: Fault) -> str:
+    if not fault.loc:  # a fault of several settings names them itself
+        return fault.msg
+    name = str(fault.loc[0])
+    begins_with_verb = fault.msg.startswith("is ")
+    return f"--{name.replace('_', '-')} (VIGOR_{name.upper()}){' ' if begins_with_verb else ': '}{fault.msg}"
 
 
 def _key(name: str, values: Mapping[str, Any]) -> str | None:

@@ -300,7 +300,7 @@ def test_json_fills_in_the_form(page: Page, text: str) -> None:
     ("text", "said"),
     [
         ("one, two", "This is not JSON"),
-        ('{"prompt": "hi"}', "There are no completions"),
+        ('{"prompt": "hi"}', "No completions found"),
         ('{"prompt": "hi", "completions": [[1, 2]]}', "A completion is a text"),
         ('{"messages": [{"role": "system", "content": "x"}], "completions": ["a"]}', "one user message"),
     ],

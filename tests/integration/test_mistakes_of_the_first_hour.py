@@ -84,7 +84,7 @@ MISTAKES = {
     ),
     "the port is not a number": Mistake(
         f"{SERVICE} --port http",
-        "vigor-service: --port (VIGOR_PORT): 'http' is not a whole number",
+        "vigor-service: --port (VIGOR_PORT) is 'http'; give a whole number",
         2,
     ),
     "an option of the service is misspelled": Mistake(

@@ -99,7 +99,7 @@ def test_a_poisoned_service_refuses_parts() -> None:
         with pytest.raises(Exception, match="failed half-way"):
             client.publish_weights({"norm.weight": torch.zeros(3)}, weight_version=1, partial=True)
         service.scorer.fail_loading = None
-        with pytest.raises(WeightBaseMismatchError, match="poisoned"):
+        with pytest.raises(WeightBaseMismatchError, match="weights are unusable"):
             client.publish_weights({"norm.weight": torch.ones(3)}, weight_version=1, partial=True)
         client.publish_weights(tensors, weight_version=2)
         assert_serves(service, client, tensors)

@@ -52,7 +52,6 @@ ROOMS = [
     "vigor_service.threads",
     "vigor_service.http",
     "vigor_service.settings",
-    "vigor_service.setting_faults",
     "vigor_service.unknown_names",
     "vigor_service.weights.storage",
     "vigor_service.weights",

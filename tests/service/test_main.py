@@ -45,8 +45,8 @@ def test_help_names_every_setting_and_imports_no_torch() -> None:
         (["--no-trust-remote-cod"], "unknown option --no-trust-remote-cod; did you mean --no-trust-remote-code?"),
         (["--xyzzy=1"], "unknown option --xyzzy (see"),
         (["model"], "unrecognized arguments: model"),
-        (["--port", "70000"], "--port (VIGOR_PORT): '70000' is above the maximum of 65535\n"),
-        (["--port", "http"], "vigor-service: --port (VIGOR_PORT): 'http' is not a whole number\n"),
+        (["--port", "70000"], "--port (VIGOR_PORT) is '70000'; give 65535 or less\n"),
+        (["--port", "http"], "vigor-service: --port (VIGOR_PORT) is 'http'; give a whole number\n"),
         (
             ["--max-batch-tokens", "many"],
             "--max-batch-tokens (VIGOR_MAX_BATCH_TOKENS): 'many' is neither auto nor a whole number above 0",
