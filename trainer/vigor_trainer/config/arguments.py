@@ -133,7 +133,7 @@ class WeightArguments:
     shared_directory: str | None = field(
         default=None,
         metadata={
-            "help": "Path of the service's --weights-root on this machine, through which weights are sent instead of "
+            "help": "Path of the service's --weights-root on this machine; weights are sent through it instead of over "
             "HTTP"
         },
     )
