@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> Report:
     notes = [*_NOTES, f"the engine's batches hold up to {options.max_batch_tokens} tokens"]
     if device.type == "cpu":
         notes.append("on a GPU: not measured, this was run on a CPU")
-    report = new_report("The engine and what else there is", "benchmarks.engine", arguments, device, tables, notes)
+    report = new_report("Comparison with other implementations", "benchmarks.engine", arguments, device, tables, notes)
     finish(report, options.out)
     return report
 
@@ -107,9 +107,9 @@ def _notes(contest: Contest, workload: Workload) -> list[str]:
     return [
         f"{work.model}; {workload.describe()}; {work.num_tokens} tokens in all; {len(contest.flops_per_second)} rounds",
         f"the FLOP lower bound is {work.lower_bound_flops / 1e12:.3f} TFLOP, with prompts once "
-        f"{work.lower_bound_flops_prompts_once / 1e12:.3f}; the rate of products up to {rate / 1e12:.3f} TFLOP/s",
+        f"{work.lower_bound_flops_prompts_once / 1e12:.3f}; matrix products run at up to {rate / 1e12:.3f} TFLOP/s",
         stolen_note(contest),
-        *(f"{name}: in use on the card in the end: {used / 1e9:.1f} GB" for name, used in cards.items() if used),
+        *(f"{name}: GPU memory in use at the end: {used / 1e9:.1f} GB" for name, used in cards.items() if used),
         *(f"{name} did not run: {o.refusal}" for name, o in contest.outcomes.items() if o.refusal is not None),
     ]
 

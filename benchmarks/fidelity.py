@@ -42,7 +42,7 @@ _TEMPLATE = """\
 {rows}
 
 Agreement is with the first line, within groups. Neighbours in its ranks differ by {gap} of their norm (median). A norm
-of fewer parameters is another number: it has no error. Seconds are the median over groups, one batch each; the last
+of fewer parameters is a different quantity, so it has no error. Seconds are the median over groups, one batch each; the last
 column is the median ratio to the first line on the same group.
 """  # noqa: E501 - a table
 

@@ -1,7 +1,7 @@
 """The service in front of an engine of a known rate: ``python -m benchmarks.front``.
 
 Utilization: how much of its time the engine computes while sixteen clients send groups. Liveness: how long ``GET
-/healthz`` takes while large requests come in, and while tens of thousands of their sequences wait. The engine sleeps as
+/healthz`` takes while large requests arrive, and while tens of thousands of their sequences wait. The engine sleeps as
 long as a batch of its rate would take, so that what the service itself takes is all that is missing.
 """
 
@@ -133,7 +133,7 @@ def _liveness(directory: Path, num_requests: int, seconds: float) -> list[dict[s
         sending.exception()  # the senders lose their connections
     return [
         _row("nothing waits", 0, idle),
-        _row("requests come in", num_sequences, coming),
+        _row("requests arrive", num_sequences, coming),
         _row("all of them wait", num_sequences, waiting),
     ]
 

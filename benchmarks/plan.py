@@ -69,7 +69,7 @@ _COMPUTE = {
     "compute_seconds": ("compute of a batch, s", "{:.1f}"),
     "gather_seconds": ("gathers of a batch, s", "{:.1f}"),
     "tokens_per_second": ("tokens/s of an engine", "{:,.0f}"),
-    "gpus_of_a_front": ("GPUs whose tokens one front gets through", "{:,}"),
+    "gpus_of_a_front": ("GPUs that one front can serve", "{:,}"),
 }
 _ENGINES = {
     "policy": ("policy", "{}"),

@@ -50,7 +50,7 @@ def shown(result: str, what: str, results: Path = RESULTS) -> str:
     if what == "plot":
         return f"![{report.title}](plots/{plot_of(source).name})\n"
     if what not in {table.name for table in report.tables}:
-        return f"Not measured: benchmarks/results/{source.name} has nothing of it.\n"
+        return f"Not measured: benchmarks/results/{source.name} has no such table.\n"
     table = report.table(what)
     notes = "".join(f"{note}.\n" for note in table.notes)
     return f"{notes}{report.hardware}, {report.date}, `{report.command}`\n\n{table.markdown()}\n"

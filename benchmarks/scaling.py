@@ -51,13 +51,13 @@ _FRONT = {
     "requests_per_second": ("requests/s", "{:.0f}"),
     "tokens_per_second": ("tokens/s", "{:.0f}"),
     "front_milliseconds": ("processor time of the front for a request, ms", "{:.2f}"),
-    "tokens_per_core_second": ("tokens for a second of a core", "{:.0f}"),
+    "tokens_per_core_second": ("tokens per core-second", "{:.0f}"),
 }
 _FAN_OUT = {
     "model": ("model", "{}"),
     "mib": ("weights, MiB", "{:.0f}"),
     "engines": ("engines", "{}"),
-    "stage_seconds": ("stage beside batches, s", "{:.2f}"),
+    "stage_seconds": ("staging during batches, s", "{:.2f}"),
     "swap_seconds": ("swap, s", "{:.2f}"),
     "update_seconds": ("whole update, s", "{:.2f}"),
 }

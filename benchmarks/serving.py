@@ -59,8 +59,8 @@ _OVERLOAD = {
     "ok": ("answered 200", "{}"),
     "refused": ("answered 429", "{}"),
     "without_retry_after": ("429 without Retry-After", "{}"),
-    "other": ("anything else", "{}"),
-    "memory_mb": ("memory above before, MB", "{:.0f}"),
+    "other": ("other answers", "{}"),
+    "memory_mb": ("increase of memory, MB", "{:.0f}"),
     "queued": ("queued requests at the end", "{:.0f}"),
 }
 

@@ -51,7 +51,7 @@ _COLUMNS = {
     "send_seconds": ("send, s", "{:.2f}"),
     "verify_seconds": ("verify, s", "{:.2f}"),
     "swap_seconds": ("swap, s", "{:.2f}"),
-    "memory_mb": ("service's memory above before, MB", "{:.0f}"),
+    "memory_mb": ("increase of the service's memory, MB", "{:.0f}"),
     "healthz_p99_ms": ("/healthz p99, ms", "{:.1f}"),
     "healthz_max_ms": ("longest, ms", "{:.1f}"),
 }

@@ -109,7 +109,7 @@ MISTAKES = {
     ),
     "a command of the trainer is misspelled": Mistake(
         "vigor-trainer evla",
-        "vigor-trainer: there is no command evla; did you mean eval? (see vigor-trainer --help)",
+        "vigor-trainer: unknown command evla; did you mean eval? (see vigor-trainer --help)",
         2,
     ),
     "a built-in dataset is misspelled": Mistake(

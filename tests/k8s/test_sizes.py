@@ -55,7 +55,7 @@ SIZES = ("GPU memory", "pod memory", "state volume", "cache")
 @pytest.mark.parametrize("model", MEASURED)
 def test_a_row_is_its_formula(model: str) -> None:
     weights = f"{ceil(10 * weights_gib(model)) / 10:.1f}"
-    used = noted(MEASURED[model], r"in use on the card in the end: ([\d.]+) GB")
+    used = noted(MEASURED[model], r"GPU memory in use at the end: ([\d.]+) GB")
     cells = [model, weights, *(str(ceil(needed_gib(size, model))) for size in SIZES), f"{used} GB"]
     assert f"| {' | '.join(cells)} |\n" in PAGE
 
@@ -66,7 +66,7 @@ def test_every_row_is_a_measured_model() -> None:
 
 def test_the_least_gpu_memory_is_more_than_the_largest_model_was_seen_to_use() -> None:
     (bounded,) = read_report(RESULTS / "engine_gpu-24gb.json").tables
-    used_gb = float(noted(bounded, r"in use on the card in the end: ([\d.]+) GB"))
+    used_gb = float(noted(bounded, r"GPU memory in use at the end: ([\d.]+) GB"))
     assert f"in {used_gb:g} GB of a GPU" in PAGE
     assert bounded.name.removeprefix("qwen2.5-").upper() == list(MEASURED)[-1]
     assert used_gb * 1e9 < needed_gib("GPU memory", list(MEASURED)[-1]) * GIB

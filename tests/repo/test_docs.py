@@ -341,39 +341,37 @@ def test_the_limits_are_those_of_the_code() -> None:
         "tokens of a prompt with one completion, for an attribution": MAX_ATTRIBUTED_TOKENS,
         "`wait_seconds`": f"{MAX_WAIT_SECONDS:g}",
         "`weight_version`": MAX_WEIGHT_VERSION,
-        "places that an error lists": MAX_LISTED_ERRORS,
+        "places listed in an error": MAX_LISTED_ERRORS,
         "files in an update": MAX_UPDATE_FILES,
         "bytes of the header of a safetensors file in an update": MAX_HEADER_BYTES,
         "tensors in a checkpoint": MAX_CHECKPOINT_TENSORS,
-        "bytes of an index, of shards or of changes": MAX_INDEX_BYTES,
-        "versions that lead to one that is pulled": MAX_VERSIONS,
-        "seconds for a disk to answer, for each 4 MiB or name; and to verify, or to store, a whole update": (
+        "bytes of an index of shards or of a delta": MAX_INDEX_BYTES,
+        "versions applied to reach a pulled version": MAX_VERSIONS,
+        "seconds for a disk to answer, per 4 MiB or file name; and to verify or store a whole update": (
             f"{STEP_SECONDS:g}; {MODEL_SECONDS:g}"
         ),
-        "steps of a chat template for one prompt; a step is a line of it, or a call of a function": MAX_STEPS,
-        "values in the messages of one prompt and in what is given beside them; contents do not count": (
+        "steps of a chat template for one prompt; a step is a template line or a function call": MAX_STEPS,
+        "values in the messages of one prompt and in its other template inputs, not counting contents": (
             MAX_TEMPLATE_VALUES
         ),
-        "characters that a chat template writes for one prompt, what its macros write counted again where it is used": (
-            f"{MAX_TEMPLATE_SHARE * MAX_CHARACTERS_PER_TOKEN} for each of the model's `max_sequence_tokens`"
+        "characters that a chat template writes for one prompt; a macro's output counts again where it is used": (
+            f"{MAX_TEMPLATE_SHARE * MAX_CHARACTERS_PER_TOKEN} per token of the model's `max_sequence_tokens`"
         ),
-        "requests that wait for tokens or for ranks": f"{MAX_WAITING} of each; more is answered with 429",
-        "bytes of all samples whose groups gather or were answered a short time ago": (
-            f"{MAX_HELD_BYTES}: each {BYTES_PER_SAMPLE} and {BYTES_PER_TOKEN} for each token"
+        "requests that wait for tokenization or for ranking": f"{MAX_WAITING} of each; further ones get 429",
+        "bytes of all samples of incomplete and recently answered groups": (
+            f"{MAX_HELD_BYTES}: {BYTES_PER_SAMPLE} per sample and {BYTES_PER_TOKEN} per token"
         ),
         "values, and objects and arrays, in a JSON body": f"{MAX_VALUES}, {MAX_CONTAINERS}",
-        "names in an object": MAX_NAMES,
+        "names in a JSON object": MAX_NAMES,
         "seconds for the headers of a request to arrive": f"{DEFAULT_LIMITS.header_seconds:g}",
-        "seconds for the rest of a body that was refused before it came; then the connection ends": (
+        "seconds for the rest of a refused body to arrive, before the connection is closed": (
             f"{DEFAULT_LIMITS.refused_body_seconds:g}"
         ),
         "seconds that a connection may be idle between two requests": KEEP_ALIVE_SECONDS,
-        "seconds that a caller may take nothing of an answer that fills the socket's buffers": (
+        "seconds for the caller to read more of an answer that fills the socket's buffers": (
             f"{DEFAULT_LIMITS.stalled_answer_seconds:g}"
         ),
-        "connections that wait for a request; above it, the one that has waited longest is closed": (
-            DEFAULT_LIMITS.max_waiting
-        ),
+        "idle connections; above it, the one that has been idle longest is closed": DEFAULT_LIMITS.max_waiting,
     }
     assert [what for what, limit in limits.items() if table_row(what, limit) not in HTTP_API] == []
 

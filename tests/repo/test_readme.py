@@ -35,6 +35,6 @@ def test_the_ratios_of_other_processors_are_those_of_their_results(result: str) 
 def test_the_cost_of_a_model_is_that_of_its_result() -> None:
     for table in read_report(RESULTS / "engine_gpu.json").tables:
         (engine,) = (row for row in table.rows if row["contestant"] == ENGINE)
-        (used,) = re.findall(r"in use on the card in the end: ([\d.]+) GB", "\n".join(table.notes))
+        (used,) = re.findall(r"GPU memory in use at the end: ([\d.]+) GB", "\n".join(table.notes))
         size = table.name.removeprefix("qwen2.5-").upper()
         assert f"| {size} | {engine['seconds']:.2f} | {used} GB |" in README

@@ -10,7 +10,6 @@ from __future__ import annotations
 import sys
 import warnings
 from collections.abc import Sequence
-from difflib import get_close_matches
 from importlib import import_module
 from importlib.metadata import version
 from io import TextIOWrapper
@@ -60,8 +59,9 @@ def _refused(reason: str) -> int:
 
 
 def _unknown_command(name: str) -> str:
-    nearest = "".join(f"; did you mean {match}?" for match in get_close_matches(name, COMMANDS, n=1))
-    return f"there is no command {name}{nearest} (see vigor-trainer --help)"
+    from vigor_client.schemas.nearest_name import did_you_mean
+
+    return f"unknown command {name}{did_you_mean(name, COMMANDS)} (see vigor-trainer --help)"
 
 
 def _answered_at_once(given: Sequence[str]) -> str | None:

@@ -5,11 +5,11 @@ Knows nothing about what the files hold: a model that passes can still be refuse
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 
 from vigor_client.errors import ModelSourceError
 from vigor_client.models.hub import require_on_hub
+from vigor_client.schemas.nearest_name import nearest_name
 
 CONFIG_FILES = ("config.json", "adapter_config.json")
 GGUF_SUFFIX = ".gguf"
@@ -44,7 +44,8 @@ def nearest_file(path: Path) -> str:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:
         return ""
-    return "".join(f"; did you mean {path.with_name(name)}?" for name in get_close_matches(path.name, names, n=1))
+    nearest = nearest_name(path.name, names)
+    return f"; did you mean {path.with_name(nearest)}?" if nearest else ""
 
 
 def _require_configuration(directory: Path) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from itertools import product
 from math import isfinite
 from pathlib import Path
@@ -20,6 +19,7 @@ from vigor_client import InputError
 from vigor_client.cli.jsonl_input import open_input
 from vigor_client.models.hub import require_on_hub
 from vigor_client.models.model_source import is_path, nearest_file
+from vigor_client.schemas.nearest_name import did_you_mean
 from vigor_trainer.building import building
 from vigor_trainer.data.programs import program_tests
 from vigor_trainer.data.prompts import UNRENDERED_COLUMNS, Prompt, prompt_of, refuse_half_character
@@ -85,8 +85,8 @@ def require_task(name: str) -> None:
     if path.exists() or name.endswith(LINES_SUFFIXES) or is_path(name):
         _require_lines(path)
         return
-    similar = get_close_matches(name, [ADDITION, REASONING_GYM_PREFIX], n=1)
-    require_on_hub(name, kind="dataset", hint=f"; did you mean {similar[0]}?" if similar else nearest_file(path))
+    hint = did_you_mean(name, (ADDITION, REASONING_GYM_PREFIX)) or nearest_file(path)
+    require_on_hub(name, kind="dataset", hint=hint)
 
 
 def _require_lines(path: Path) -> None:
