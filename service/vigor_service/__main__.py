@@ -61,7 +61,7 @@ def _read_settings() -> Settings:
     from pydantic import ValidationError
     from pydantic_settings import CliApp, SettingsError
 
-    from vigor_service.settings import Settings
+    from vigor_service.settings import Settings, fault_lines
     from vigor_service.unknown_names import unknown_flags
 
     if unknown := unknown_flags(sys.argv[1:]):
@@ -69,7 +69,7 @@ def _read_settings() -> Settings:
     try:
         return CliApp.run(Settings)
     except ValidationError as error:
-        _exit(2, *(_describe(item["loc"], item["msg"]) for item in error.errors()))
+        _exit(2, *fault_lines(error))
     except SettingsError as error:
         _exit(2, str(error))
 
@@ -93,12 +93,6 @@ def _require_model(source: str | None) -> None:
         _exit(1, f"--model (VIGOR_MODEL): {error}")
 
 
-def _describe(loc: tuple[int | str, ...], message: str) -> str:
-    names = [str(part) for part in loc]
-    where = "".join(f"--{name.replace('_', '-')} (VIGOR_{name.upper()}): " for name in names)
-    return where + message.removeprefix("Value error, ")
-
-
 def _tracing(url: str | None) -> Tracing | None:
     """Return what traces requests, if the setting or the standard variables name a collector."""
     named = [name for name in _COLLECTORS if os.environ.get(name)]
@@ -108,7 +102,7 @@ def _tracing(url: str | None) -> Tracing | None:
         from vigor_service.observability.otel import Tracing
     except ModuleNotFoundError as error:
         asked = "--otlp-endpoint (VIGOR_OTLP_ENDPOINT)" if url is not None else named[0]
-        _exit(2, f"{asked}: {error.name} not installed: pip install '.[service,otel]' {_CHECKOUT}")
+        _exit(2, f"{asked}: {error.name} is not installed: pip install '.[service,otel]' {_CHECKOUT}")
     return Tracing(None if url is None else f"{url.rstrip('/')}/v1/traces", version=version("vigor-rl"))
 
 

@@ -10,30 +10,30 @@ ServiceError                    a request that cannot be answered with a result
 ├── MalformedBodyError          the body is not JSON
 ├── UnsupportedMediaTypeError   the body does not say that it is JSON
 ├── UnauthenticatedError        no key, or one that the service does not know
-├── ForbiddenError              the key is known and may not do this
-├── InvalidRequestError         understood, and wrong: every offending place is listed
+├── ForbiddenError              the key is known and does not allow this
+├── InvalidRequestError         the request is well-formed but not valid: each fault is listed
 ├── PayloadTooLargeError        more bytes than the limit
 ├── SequenceTooLongError        a prompt with a completion that the model cannot take
 ├── SequenceExceedsMemoryError  a prompt with a completion that does not fit into memory, not even alone
 ├── UpdateNotFoundError         no such weight update: never opened, dropped, refused or expired
 ├── UpdateConflictError         the update is not in a state that allows this
-├── EnginesFixedError           the service computes in its own process: it has one engine, always
-├── WeightVersionMismatchError  the score was asked from another version of the weights
-├── WeightDigestMismatchError   same version, other bytes
-├── WeightBaseMismatchError     the update was made from another version
+├── EnginesFixedError           the service computes in its own process, always with one engine
+├── WeightVersionMismatchError  the request names another version of the weights than is served
+├── WeightDigestMismatchError   the served weights have this version and another digest
+├── WeightBaseMismatchError     the update was made from other weights than are served
 ├── GroupConflictError          a sample contradicts the others of its group
-├── GroupIncompleteError        not all samples of a group came in time
+├── GroupIncompleteError        not all samples of a group arrived in time
 ├── QueueFullError              the queue is full; retry later
-├── ClientGoneError             the client went away before the answer
+├── ClientGoneError             the client disconnected before the answer
 ├── EngineFailedError           the engine raised on a batch
 ├── UnhealthyError              the compute loop has ended
-├── NoEngineError               all engines have ended, and none has come back yet
+├── NoEngineError               all engines have ended, and no replacement is running yet
 ├── LoadingError                the model is not loaded yet
 ├── DrainingError               the process is about to end
 ├── WeightsApplyingError        weights are being swapped at this moment
 ├── WeightsPoisonedError        a swap failed half-way: only a full update helps
 ├── DeadlineExceededError       the time limit of the request passed
-└── StagingFullError            no disk space for the update
+└── StagingFullError            not enough disk space for the update
 """
 
 from __future__ import annotations
@@ -87,7 +87,7 @@ class HeadersTooLargeError(ServiceError):
 
 
 class WrongHostError(ServiceError):
-    """Meant for another host."""
+    """The request names no host, several, or another one."""
 
 
 class MalformedBodyError(ServiceError):
@@ -103,11 +103,11 @@ class UnauthenticatedError(ServiceError):
 
 
 class ForbiddenError(ServiceError):
-    """The key is known and may not do this."""
+    """The key is known and does not allow this."""
 
 
 class InvalidRequestError(ServiceError):
-    """Understood, and wrong."""
+    """The request is well-formed but not valid."""
 
 
 class PayloadTooLargeError(ServiceError):
@@ -131,19 +131,19 @@ class UpdateConflictError(ServiceError):
 
 
 class EnginesFixedError(ServiceError):
-    """The service computes in its own process: it has one engine, always."""
+    """The service computes in its own process, always with one engine."""
 
 
 class WeightVersionMismatchError(ServiceError):
-    """The score was asked from another version of the weights."""
+    """The request names another version of the weights than is served."""
 
 
 class WeightDigestMismatchError(ServiceError):
-    """Same version, other bytes."""
+    """The served weights have this version and another digest."""
 
 
 class WeightBaseMismatchError(ServiceError):
-    """The update was made from another version."""
+    """The update was made from other weights than are served."""
 
 
 class GroupConflictError(ServiceError):
@@ -151,7 +151,7 @@ class GroupConflictError(ServiceError):
 
 
 class GroupIncompleteError(ServiceError):
-    """Not all samples of a group came in time."""
+    """Not all samples of a group arrived in time."""
 
 
 class QueueFullError(ServiceError):
@@ -159,7 +159,7 @@ class QueueFullError(ServiceError):
 
 
 class ClientGoneError(ServiceError):
-    """The client went away before the answer."""
+    """The client disconnected before the answer."""
 
 
 class EngineFailedError(ServiceError):
@@ -171,7 +171,7 @@ class UnhealthyError(ServiceError):
 
 
 class NoEngineError(ServiceError):
-    """All engines have ended, and none has come back yet."""
+    """All engines have ended, and no replacement is running yet."""
 
 
 class LoadingError(ServiceError):
@@ -195,7 +195,7 @@ class DeadlineExceededError(ServiceError):
 
 
 class StagingFullError(ServiceError):
-    """No disk space for the update."""
+    """Not enough disk space for the update."""
 
 
 def invalid_request(

@@ -146,7 +146,7 @@ class Runtime:
     def require_alive(self) -> None:
         """Raise UnhealthyError unless the service computes, or will once it is loaded."""
         if self.load_error is not None or (self._serving is not None and not self._serving.scheduler.is_alive):
-            raise UnhealthyError("nothing computes any more; the service has to be restarted")
+            raise UnhealthyError("the service can no longer compute: restart it")
         if self._serving is not None:  # until then the thread loads, which may take as long as it takes
             self._watchdog.require_progress()
 
@@ -155,7 +155,8 @@ class Runtime:
         self.serving.current_weights.require_ready()
         if self.serving.engines.num_engines == 0:
             raise NoEngineError(
-                "all engines have ended, and none has come back yet", retry_after_seconds=NO_ENGINE_RETRY_SECONDS
+                "all engines have ended, and no replacement is running yet; retry later",
+                retry_after_seconds=NO_ENGINE_RETRY_SECONDS,
             )
 
     def start(self) -> None:

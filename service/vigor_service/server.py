@@ -194,5 +194,5 @@ def _report(error: BaseException | None) -> int:
     if isinstance(error, StartupError):
         print("vigor-service:", " ".join(str(error).split()), file=sys.stderr)
     else:
-        _logger.critical("a bug while the model was loaded", exc_info=error)
+        _logger.critical("the model could not be loaded because of a bug", exc_info=error)
     return 1

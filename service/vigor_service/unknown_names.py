@@ -1,4 +1,4 @@
-"""Names of settings that do not exist, and the ones that are spelled most like them. Imports no torch."""
+"""Finds flags and variables that are not settings, and the setting with the most similar name. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OF_KUBERNETES = ("_SERVICE_HOST", "_SERVICE_PORT", "_PORT_")
 
 
 def unknown_flags(arguments: Sequence[str]) -> list[str]:
-    """Return one line for each flag that is no setting."""
+    """Return one line for each flag that is not a setting."""
     names = [name.replace("_", "-") for name in Settings.model_fields]
     known = ["--help", "--version", *(f"--{name}" for name in names), *(f"--no-{name}" for name in names)]
     given = (argument.partition("=")[0] for argument in arguments if argument.startswith("--"))
@@ -22,7 +22,7 @@ def unknown_flags(arguments: Sequence[str]) -> list[str]:
 
 
 def unknown_variables(names: Iterable[str]) -> list[str]:
-    """Return one line for each environment variable that looks like a setting and is none."""
+    """Return one line for each environment variable that looks like a setting but is not one."""
     known = [*OF_THE_CLIENT, *(PREFIX + name.upper() for name in Settings.model_fields)]
     return [
         f"{name} is not a setting{did_you_mean(name, known, prefix=PREFIX)}"

@@ -300,7 +300,7 @@ def test_json_fills_in_the_form(page: Page, text: str) -> None:
     ("text", "said"),
     [
         ("one, two", "This is not JSON"),
-        ('{"prompt": "hi"}', "There are no completions"),
+        ('{"prompt": "hi"}', "No completions found"),
         ('{"prompt": "hi", "completions": [[1, 2]]}', "A completion is a text"),
         ('{"messages": [{"role": "system", "content": "x"}], "completions": ["a"]}', "one user message"),
     ],
@@ -397,7 +397,7 @@ def test_a_service_with_keys_is_asked_with_the_one_that_was_typed(browser: Brows
         expect(dialog).to_be_visible()
         page.get_by_label("Key", exact=True).fill("a-wrong-one")
         page.keyboard.press("Enter")
-        expect(dialog).to_contain_text("does not know this key")
+        expect(dialog).to_contain_text("does not accept this key")
         page.get_by_label("Key", exact=True).fill("the-right-one")
         page.get_by_role("button", name="Use this key").click()
         expect(page.get_by_role("status").first).to_have_text("Ready")
@@ -417,7 +417,7 @@ def test_without_the_key_the_page_waits_and_scoring_asks_again(browser: Browser,
     ):
         page = watched.page
         page.get_by_role("button", name="Not now").click()
-        expect(page.get_by_role("status").first).to_have_text("A key is needed")
+        expect(page.get_by_role("status").first).to_have_text("An API key is required")
         page.get_by_role("button", name="Score", exact=True).click()
         expect(page.get_by_role("dialog")).to_be_visible()
 

@@ -463,7 +463,7 @@ def test_a_sender_that_is_killed_half_way_is_named_by_file_and_byte(service: Liv
         status, code, message = refusal(service.http.post(f"{path}/broadcast", json=request))
         assert isinstance(sending.exception(20.0), BroadcastError)
     assert (status, code) == (422, "invalid_request")
-    assert f"broke off after {CHUNK_BYTES} of {len(data)} bytes: " in message
+    assert f"stopped after {CHUNK_BYTES} of {len(data)} bytes: " in message
     assert service.http.get(path).json()["missing_files"] == [FILE]
     with nothing_changes(service):
         assert service.http.delete(path).status_code == 204

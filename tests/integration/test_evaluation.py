@@ -175,9 +175,9 @@ def test_what_cannot_be_audited_is_refused_before_anything_is_sampled(
     unlabelled = write_rows(tmp_path / "unlabelled.jsonl", [{"prompt": "Is it 7?"}])
     refused: list[tuple[list[str], str]] = [
         (["--model", str(other), "--publish", "true"], f"--model {other} is another model than the service's"),
-        (["--model", "not/a/model"], "--model not/a/model: no checkpoint there: "),
+        (["--model", "not/a/model"], "--model not/a/model: there is no such file or directory"),
         (["--model", str(model), "--max_completion_length", "250"], "question 1 has 33 tokens, and the service's"),
-        (["--model", str(model), "--dataset", str(unlabelled)], "unlabelled.jsonl: no question with an answer"),
+        (["--model", str(model), "--dataset", str(unlabelled)], "unlabelled.jsonl: no question has an answer"),
     ]
     for flags, complaint in refused:
         given = ["--reward-url", service.url, "--output", str(tmp_path / "audit"), "--dataset", "addition", *flags]

@@ -82,9 +82,9 @@ MISTAKES = {
         "another port with --port (VIGOR_PORT)",
         1,
     ),
-    "the port is no number": Mistake(
+    "the port is not a number": Mistake(
         f"{SERVICE} --port http",
-        "vigor-service: --port (VIGOR_PORT): Input should be a valid integer, unable to parse string as an integer",
+        "vigor-service: --port (VIGOR_PORT) is 'http'; give a whole number",
         2,
     ),
     "an option of the service is misspelled": Mistake(

@@ -65,4 +65,4 @@ def test_an_attribution_is_refused_with_the_reason(service: ServiceProcess) -> N
     body = {"prompt_ids": [1, 2], "completion": [3, 4]}
     answer = service.http.post("/v1/attribution", json=body)
     assert answer.status_code == 422
-    assert "attributes nothing" in answer.text
+    assert "attribution is not available" in answer.text

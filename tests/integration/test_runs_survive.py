@@ -93,7 +93,7 @@ def test_ctrl_c_says_up_to_which_step_a_run_is_saved_and_how_it_goes_on(tmp_path
     if saves:
         found = re.fullmatch(
             rf"interrupted after step \d+, saved up to step (\d+) in ({re.escape(str(output))}\S+) "
-            r"\(go on with --resume_from_checkpoint true\)",
+            r"\(continue with --resume_from_checkpoint true\)",
             said,
         )
         assert found is not None, said

@@ -305,6 +305,7 @@ def test_sigterm_lets_admitted_requests_finish_and_ends_with_zero(checkpoint: Pa
 
 
 def test_a_model_that_cannot_be_loaded_ends_with_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")  # without it the directory is refused before torch is imported
     command = [sys.executable, "-m", "vigor_service", "--port", "0", "--log-level", "error"]
     ended = subprocess.run(
         [*command, "--model", str(tmp_path)],

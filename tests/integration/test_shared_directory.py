@@ -89,7 +89,7 @@ def test_a_service_that_sees_another_directory_refuses_and_serves_on(
 ) -> None:
     (tmp_path / "elsewhere").mkdir()
     before = client.weights()
-    with pytest.raises(InvalidRequestError, match="is no directory under the service's --weights-root"):
+    with pytest.raises(InvalidRequestError, match="is not a directory under the service's --weights-root"):
         client.publish_weights(changed(service, 3), weight_version=1, transport=SharedDirectory(tmp_path / "elsewhere"))
     assert client.weights() == before
     assert list((tmp_path / "elsewhere").iterdir()) == []
@@ -108,7 +108,7 @@ def test_a_service_without_a_root_says_how_to_start_it(tmp_path: Path) -> None:
     with (
         live_service(tmp_path / "staging") as service,
         VigorClient(str(service.http.base_url), timeout_seconds=30.0) as client,
-        pytest.raises(InvalidRequestError, match="start it with --weights-root"),
+        pytest.raises(InvalidRequestError, match="start the service with --weights-root"),
     ):
         client.publish_weights(changed(service, 3), weight_version=1, transport=SharedDirectory(tmp_path / "shared"))
 

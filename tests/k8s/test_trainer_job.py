@@ -96,7 +96,7 @@ def test_a_new_run_begins_at_step_0_and_a_resumed_one_at_its_last_checkpoint(job
 
 def test_a_run_that_is_not_there_is_not_resumed(job: Manifest, tmp_path: Path) -> None:
     resumed = parsed(job, RUN="misspelled", RESUME="true").grpo.resume_from_checkpoint
-    with pytest.raises(UnsupportedSettingError, match="there is no whole checkpoint"):
+    with pytest.raises(UnsupportedSettingError, match="there is no complete checkpoint"):
         find_checkpoint(resumed, tmp_path)
 
 

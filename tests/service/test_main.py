@@ -45,12 +45,13 @@ def test_help_names_every_setting_and_imports_no_torch() -> None:
         (["--no-trust-remote-cod"], "unknown option --no-trust-remote-cod; did you mean --no-trust-remote-code?"),
         (["--xyzzy=1"], "unknown option --xyzzy (see"),
         (["model"], "unrecognized arguments: model"),
-        (["--port", "70000"], "--port (VIGOR_PORT): Input should be less than or equal to 65535"),
+        (["--port", "70000"], "--port (VIGOR_PORT) is '70000'; give 65535 or less\n"),
+        (["--port", "http"], "vigor-service: --port (VIGOR_PORT) is 'http'; give a whole number\n"),
         (
             ["--max-batch-tokens", "many"],
             "--max-batch-tokens (VIGOR_MAX_BATCH_TOKENS): 'many' is neither auto nor a whole number above 0",
         ),
-        (["--otlp-endpoint", "collector:4317"], "--otlp-endpoint (VIGOR_OTLP_ENDPOINT): this is no URL"),
+        (["--otlp-endpoint", "collector:4317"], "--otlp-endpoint (VIGOR_OTLP_ENDPOINT): not an HTTP URL"),
         (["--host", "0.0.0.0"], "--allow-anonymous"),  # noqa: S104 - what is refused
     ],
 )
@@ -108,7 +109,7 @@ def test_a_collector_without_the_extra_is_refused_with_its_cure(
     answer = _run("--port", "0", *arguments, setup=without, own=False, **environment)
     assert answer.returncode == 2
     assert answer.stderr == (
-        f"vigor-service: {asked}: opentelemetry.sdk.trace not installed: "
+        f"vigor-service: {asked}: opentelemetry.sdk.trace is not installed: "
         "pip install '.[service,otel]' in a checkout of vigor-rl\n"
     )
 
@@ -126,7 +127,7 @@ def test_a_port_that_is_taken_ends_with_one_line() -> None:
 def test_a_key_file_that_cannot_be_used_is_named_and_a_key_is_never_shown() -> None:
     answer = _run("--score-key", "s3cret", "--score-key-file", "/nowhere", VIGOR_PUBLISH_KEY="another s3cret")
     assert answer.returncode == 2
-    assert "--score-key (VIGOR_SCORE_KEY) and --score-key-file (VIGOR_SCORE_KEY_FILE): give one" in answer.stderr
+    assert "--score-key (VIGOR_SCORE_KEY) and --score-key-file (VIGOR_SCORE_KEY_FILE): give only one" in answer.stderr
     assert "s3cret" not in answer.stderr
     unreadable = _run("--publish-key-file", "/nowhere")
     assert (unreadable.returncode, unreadable.stderr) == (

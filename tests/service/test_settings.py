@@ -1,7 +1,9 @@
+import re
+
 import pytest
 from pydantic import ValidationError
 
-from vigor_service.settings import Settings
+from vigor_service.settings import Settings, fault_lines
 
 
 def test_every_setting_says_what_it_is() -> None:
@@ -53,3 +55,51 @@ def test_a_host_that_others_reach_is_refused_by_name_unless_allowed(host: str) -
 def test_a_wrong_value_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(wrong))):
         Settings.model_validate(wrong)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("port", "http", " is 'http'; give a whole number"),
+        ("port", "1.5", " is '1.5'; give a whole number"),
+        ("port", "-1", " is '-1'; give 0 or more"),
+        ("port", "70000", " is '70000'; give 65535 or less"),
+        ("port", "9" * 5000, f" is '{'9' * 40}…'; give a whole number of fewer digits"),
+        ("max_body_bytes", "0", " is '0'; give more than 0"),
+        ("drain_seconds", "soon", " is 'soon'; give a number"),
+        ("allow_broadcast", "perhaps", " is 'perhaps'; give true or false"),
+        ("log_format", "xml", " is 'xml'; give 'text' or 'json'"),
+        ("max_batch_tokens", "many", ": 'many' is neither auto nor a whole number above 0"),
+    ],
+)
+def test_a_wrong_value_gets_one_line_with_flag_and_variable_and_what_to_give(name: str, value: str, said: str) -> None:
+    assert _lines(**{name: value}) == [f"--{name.replace('_', '-')} (VIGOR_{name.upper()}){said}"]
+
+
+def test_every_fault_is_a_line_of_its_own() -> None:
+    assert _lines(port="http", dtype="int8") == [
+        "--port (VIGOR_PORT) is 'http'; give a whole number",
+        "--dtype (VIGOR_DTYPE) is 'int8'; give 'auto', 'float32', 'bfloat16' or 'float16'",
+    ]
+
+
+@pytest.mark.parametrize("name", Settings.model_fields)
+@pytest.mark.parametrize("value", ["?", "-1", "1e400", "(", "9" * 5000])
+def test_no_setting_is_refused_in_the_words_of_pydantic(name: str, value: str) -> None:
+    try:
+        Settings.model_validate({name: value})
+    except ValidationError as refused:
+        for line in fault_lines(refused):
+            assert not re.search("nput should|Value error|parse", line), line
+
+
+def test_a_key_that_cannot_be_used_is_not_shown() -> None:
+    [line] = _lines(score_key="s3cret key")
+    assert line.startswith("--score-key (VIGOR_SCORE_KEY): ")
+    assert "s3cret" not in line
+
+
+def _lines(**values: str) -> list[str]:
+    with pytest.raises(ValidationError) as refused:
+        Settings.model_validate(values)
+    return fault_lines(refused.value)

@@ -114,7 +114,11 @@ def test_rewards_that_a_task_cannot_give_are_refused(tmp_path: Path, capsys: pyt
     flags = ["--reward_url", "http://127.0.0.1:1", "--model", str(model), "--output_dir", str(tmp_path / "run")]
     for row, reward, complaint in (
         ('{"prompt": "a"}', "verifier", "--reward verifier: {} has no answer and no tests"),
-        ('{"prompt": "a", "tests": ["f()"]}', "majority", "--reward majority: {} has tests, and programs are not"),
+        (
+            '{"prompt": "a", "tests": ["f()"]}',
+            "majority",
+            "--reward majority: {} has tests, and majority cannot compare programs",
+        ),
     ):
         task.write_text(f"{row}\n")
         assert run(*flags, "--reward", reward, "--dataset", str(task)) == 2
@@ -163,10 +167,10 @@ def service() -> Iterator[str]:
         (["--report_to", "tensorbord"], "the trainer cannot be built: tensorbord is not supported"),
         (["--attn_implementation", "nonsense"], "the trainer cannot be built: "),
         (["--optim", "adamw_bnb_8bit"], "the run cannot begin: You need to install `bitsandbytes`"),
-        (["--max_completion_length", "32"], "100 of 100 prompts do not have 1 to 16 tokens"),
+        (["--max_completion_length", "32"], "100 of 100 prompts are empty or longer than 16 tokens"),
         (["--output_dir", __file__], f"--output_dir: {__file__}: File exists"),
-        (["--resume_from_checkpoint", "true"], "there is no whole checkpoint in"),
-        (["--resume_from_checkpoint", "nowhere"], "nowhere is no checkpoint"),
+        (["--resume_from_checkpoint", "true"], "there is no complete checkpoint in"),
+        (["--resume_from_checkpoint", "nowhere"], "nowhere is not a checkpoint"),
     ],
 )
 def test_what_cannot_begin_is_one_line_and_leaves_the_last_runs_records(

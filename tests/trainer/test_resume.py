@@ -41,7 +41,9 @@ def test_a_checkpoint_that_a_run_was_killed_in_is_not_the_last(tmp_path: Path) -
 @pytest.mark.parametrize("directory", ["", "nowhere"])
 def test_without_a_whole_checkpoint_true_is_refused(directory: str, tmp_path: Path) -> None:
     (tmp_path / "checkpoint-6").mkdir()
-    with pytest.raises(UnsupportedSettingError, match=r"no whole checkpoint in .*; leave it out for a new run"):
+    with pytest.raises(
+        UnsupportedSettingError, match=r"no complete checkpoint in .*; leave the flag out to start a new run"
+    ):
         find_checkpoint("true", tmp_path / directory)
 
 
@@ -55,5 +57,7 @@ def test_what_is_no_checkpoint_is_named(state: str, tmp_path: Path) -> None:
     directory = tmp_path / "checkpoint-3"
     directory.mkdir()
     (directory / "trainer_state.json").write_bytes(state.encode(errors="surrogateescape"))
-    with pytest.raises(UnsupportedSettingError, match=f"{directory} is no checkpoint: it has no trainer_state.json"):
+    with pytest.raises(
+        UnsupportedSettingError, match=f"{directory} is not a checkpoint: it has no readable trainer_state.json"
+    ):
         find_checkpoint(str(directory), tmp_path)

@@ -89,7 +89,7 @@ def _run(module: str, argv: Sequence[str]) -> int:
     except (errors.TrainerError, VigorError, OSError) as error:  # OSError: the disk is full, a directory was removed
         return _stopped(error, EXIT_STOPPED)
     except KeyboardInterrupt:
-        print("vigor-trainer: interrupted before the first step, nothing saved", file=sys.stderr)
+        print("vigor-trainer: interrupted before the first step; nothing was saved", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 

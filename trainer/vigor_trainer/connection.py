@@ -24,13 +24,14 @@ class ConnectionArguments:
     reward_url: str = field(metadata={"help": "URL of vigor-service, for example http://127.0.0.1:8000"})
     api_key_file: str | None = field(
         default=None,
-        metadata={"help": "File with the service's key, on one line; without it, the key in VIGOR_API_KEY"},
+        metadata={"help": "File that contains the service's API key on one line; default: the key in VIGOR_API_KEY"},
     )
     score_timeout_seconds: float = field(
-        default=600.0, metadata={"help": "Seconds the service may be silent while it scores one request"}
+        default=600.0,
+        metadata={"help": "Maximum time without any data from the service while it scores a request, in seconds"},
     )
     ready_timeout_seconds: float = field(
-        default=300.0, metadata={"help": "Seconds to wait at the start until the service is ready"}
+        default=300.0, metadata={"help": "Maximum time to wait at the start until the service is ready, in seconds"}
     )
 
     def __post_init__(self) -> None:

@@ -1,9 +1,9 @@
 """The trainer's errors.
 
     TrainerError
-    ├── InvalidTaskError           the dataset is not what the trainer understands; names the place
+    ├── InvalidTaskError           the dataset cannot be read as prompts; names the place
     ├── InvalidModelError          the model's tokenizer cannot be loaded
-    ├── InvalidRunError            a directory holds no run that can be shown
+    ├── InvalidRunError            a directory that is not a run, or not a complete one
     ├── InterruptedRunError        Ctrl-C during the steps; says what is saved
     └── UnsupportedSettingError    a setting under which the reward would not be exact
 
@@ -31,7 +31,7 @@ class InvalidRunError(TrainerError):
 
 
 class InterruptedRunError(TrainerError):
-    """Ctrl-C ended the steps of a run."""
+    """Ctrl-C ended a run after its first step; the message says what was saved."""
 
 
 class UnsupportedSettingError(TrainerError):

@@ -49,7 +49,8 @@ def last_checkpoint(output_dir: Path) -> Checkpoint | None:
 def _required_checkpoint(output_dir: Path) -> Checkpoint:
     if (checkpoint := last_checkpoint(output_dir)) is None:
         raise UnsupportedSettingError(
-            f"--resume_from_checkpoint true: there is no whole checkpoint in {output_dir}; leave it out for a new run"
+            f"--resume_from_checkpoint true: there is no complete checkpoint in {output_dir}; leave the "
+            "flag out to start a new run"
         )
     return checkpoint
 
@@ -58,7 +59,7 @@ def _checkpoint(directory: Path) -> Checkpoint:
     step = _step_of(directory)
     if step is None:
         raise UnsupportedSettingError(
-            f"--resume_from_checkpoint: {directory} is no checkpoint: it has no {TRAINER_STATE_NAME} that can be read"
+            f"--resume_from_checkpoint: {directory} is not a checkpoint: it has no readable {TRAINER_STATE_NAME}"
         )
     return Checkpoint(directory, step)
 

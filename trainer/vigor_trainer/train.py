@@ -153,11 +153,12 @@ def _what_is_saved(output_dir: Path, step: int) -> str:
     saved = last_checkpoint(output_dir)
     if saved is None:
         return (
-            f"interrupted after step {step}, no checkpoint was saved (--save_strategy steps --save_steps N saves some)"
+            f"interrupted after step {step}, no checkpoint was saved (give --save_strategy steps --save_steps N to "
+            "save some)"
         )
     return (
         f"interrupted after step {step}, saved up to step {saved.step} in {saved.directory} "
-        "(go on with --resume_from_checkpoint true)"
+        "(continue with --resume_from_checkpoint true)"
     )
 
 
@@ -242,7 +243,9 @@ def _named_rewards(vigor: VigorArguments, tasks: dict[str, list[Example]]) -> li
             raise UnsupportedSettingError(f"--reward {name}: {without.place} has no answer and no tests")
     with_tests = next((example for example in examples if example.tests is not None), None)
     if "majority" in vigor.reward and with_tests is not None:
-        raise UnsupportedSettingError(f"--reward majority: {with_tests.place} has tests, and programs are not counted")
+        raise UnsupportedSettingError(
+            f"--reward majority: {with_tests.place} has tests, and majority cannot compare programs"
+        )
     return [name if name in BUILTINS else load_reward(name) for name in vigor.reward]
 
 

@@ -25,6 +25,7 @@ _ITEM_NAMES = {"groups": "group", "completions": "completion", "messages": "mess
 _WANTED = {
     "int_type": "a whole number",
     "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number of fewer digits",
     "int_from_float": "a whole number",
     "float_type": "a number",
     "float_parsing": "a number",

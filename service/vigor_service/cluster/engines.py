@@ -152,7 +152,7 @@ class ClusterEngines(Generic[Stored]):
 
     async def _on_free_engine(self, call: Callable[[EngineHandle[Stored]], Awaitable[R]]) -> R:
         if not self._free:
-            raise EngineLostError("no engine is free any more")
+            raise EngineLostError("no engine is free")
         member = self._free.popleft()
         try:
             async with member.busy():
@@ -197,7 +197,7 @@ class ClusterEngines(Generic[Stored]):
             self._first_refusal = self._first_refusal or str(error)
             self._changed.set()
         finally:
-            self._dismiss(member, "is not wanted any more")
+            self._dismiss(member, "was stopped on purpose")
             await member.idle.wait()
             watch.cancel()
             member.handle.kill()
@@ -223,7 +223,7 @@ class ClusterEngines(Generic[Stored]):
             if await self._digest(member) != self._published.digest:
                 await self._bring_to_published(member)
                 if (digest := await self._digest(member)) != self._published.digest:
-                    raise RefusedEngineError(f"holds weights {digest}, {self._published.digest} are published")
+                    raise RefusedEngineError(f"has weights {digest}, but {self._published.digest} are published")
             member.version = self._published.version
             self._joined[member.number] = member
             self._free.append(member)

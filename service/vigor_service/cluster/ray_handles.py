@@ -73,7 +73,7 @@ class RayCluster:
         try:
             self._ray.init(**place, log_to_driver=False, configure_logging=False)
         except ConnectionError as error:
-            where = f"--ray-address {address}: no Ray cluster can be joined there" if address else "Ray does not start"
+            where = f"--ray-address {address}: cannot join a Ray cluster there" if address else "cannot start Ray"
             raise StartupError(f"{where}: {str(error).splitlines()[0]}") from error
 
     @property

@@ -25,17 +25,21 @@ _logger = logging.getLogger(__name__)
 class OpenRLHFRequest(RewardRequest):
     """``POST /openrlhf/get_reward``, as OpenRLHF 0.11 sends it with one sample, and 0.9 with many."""
 
-    query: list[str] = Field(max_length=MAX_GROUPS, description="Prompt and response, special tokens written out.")
+    query: list[str] = Field(
+        max_length=MAX_GROUPS, description="Prompt and response as one text, with special tokens written out."
+    )
     prompts: list[str] = Field(max_length=MAX_GROUPS)
 
     @model_validator(mode="after")
     def _check_pairs(self) -> Self:
         if len(self.query) != len(self.prompts):
-            raise ValueError(f"{len(self.query)} `query` for {len(self.prompts)} `prompts`")
+            raise ValueError(
+                f"{len(self.query)} `query` but {len(self.prompts)} `prompts`: send one prompt for each query"
+            )
         for index, (query, prompt) in enumerate(zip(self.query, self.prompts, strict=True)):
             if not prompt or not query.startswith(prompt):
                 raise ValueError(
-                    f"`query` {index} does not begin with its prompt: where the response begins is unknown"
+                    f"`query` {index} does not begin with its prompt, so the start of the response is unknown"
                 )
         return self
 
@@ -43,8 +47,8 @@ class OpenRLHFRequest(RewardRequest):
 class OpenRLHFRewards(BaseModel):
     """The answer that OpenRLHF expects: finite numbers, as many as there are queries."""
 
-    rewards: list[float] = Field(description="The rank reward, 1 is best, -1 is worst.")
-    scores: list[float] = Field(description="The same in 0..1: its dynamic filter keeps no group whose mean is 0.")
+    rewards: list[float] = Field(description="Rank reward of each query, from -1 (worst) to 1 (best).")
+    scores: list[float] = Field(description="The rewards scaled to 0..1, for OpenRLHF's dynamic filter.")
     extra_logs: dict[str, list[float]]
 
 

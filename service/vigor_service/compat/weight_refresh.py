@@ -27,12 +27,16 @@ class UpdateFromDisk(_Asked):
     model_path: str
     weight_version: NumberOrText
     load_format: Literal["auto", "safetensors"] | None = None
-    abort_all_requests: Literal[False] = Field(default=False, description="Running scores end with their weights.")
+    abort_all_requests: Literal[False] = Field(
+        default=False, description="Requests in progress always finish, with the weights that they began with."
+    )
     is_async: Literal[False] = False
     keep_pause: Literal[False] = False
-    flush_cache: bool = Field(default=True, description="No effect: there is no cache.")
+    flush_cache: bool = Field(
+        default=True, description="No effect: cached scores hold for one version of the weights only."
+    )
     torch_empty_cache: bool = Field(default=False, description="No effect.")
-    recapture_cuda_graph: bool = Field(default=False, description="No effect: there is no graph.")
+    recapture_cuda_graph: bool = Field(default=False, description="No effect: the service captures no CUDA graph.")
     token_step: int = Field(default=0, description="No effect.")
 
 

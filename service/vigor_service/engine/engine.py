@@ -56,7 +56,7 @@ class Engine(ModelWeights):
 
     Raises:
         ValueError: ``parameters`` selects nothing (see ``measured_parameters``), or ``norm_probes`` is not above 0.
-        UnscorableModelError: the model is no policy of text (see ``layout_choice.py``).
+        UnscorableModelError: the model cannot score text (see ``layout_choice.py``).
     """
 
     def __init__(

@@ -59,8 +59,8 @@ class Keys:
 
     def _why_forbidden(self) -> str:
         if self.publish is None:
-            return "the service has no publish key, so that no caller may change its weights; start it with one"
-        return "this key may score and read; changing the weights needs the publish key"
+            return "publishing is disabled because the service has no publish key: start it with --publish-key-file"
+        return "the score key allows scoring and reading only: send the publish key"
 
 
 def checked_key(key: str) -> str:

@@ -23,7 +23,7 @@ async def cancel_on_disconnect(request: Request, work: Awaitable[_T]) -> _T:
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise ClientGoneError("the client went away; its work left the queue")
+            raise ClientGoneError("the client disconnected; its work was removed from the queue")
         return working.result()
     finally:
         working.cancel()

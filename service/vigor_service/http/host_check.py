@@ -1,5 +1,5 @@
-"""For which hosts requests are answered: a page of another site, whose name a browser was told to be this machine, is
-not to reach a service that asks for no key."""
+"""Refuses requests for other hosts. Without keys only localhost is answered, against DNS rebinding: a web page whose
+name was made to resolve to this machine must not reach the service."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class HostCheck:
         if not hosts and scope["http_version"] == "1.0":
             return None
         if len(hosts) != 1:
-            return MalformedHttpError(f"the request has {len(hosts)} Host headers; it needs one")
+            return MalformedHttpError(f"the request has {len(hosts)} Host headers: send exactly one")
         if (host := _HOST.fullmatch(hosts[0])) is None:
-            return MalformedHttpError("the Host header names no host")
+            return MalformedHttpError("the Host header is not a host name")
         if self._only_loopback and scope["path"] not in _PROBES and not _is_this_machine(host["ip"] or host["name"]):
             return WrongHostError(
-                f"without keys the service answers requests for localhost alone, not for {hosts[0][:100]!r}: "
-                "start it with a key, or with --allow-anonymous, or let a proxy send `Host: localhost`"
+                f"without keys the service answers only requests for localhost, not for {hosts[0][:100]!r}: "
+                "start it with a key or with --allow-anonymous, or let the proxy send `Host: localhost`"
             )
         return None
 

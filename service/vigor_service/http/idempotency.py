@@ -55,7 +55,7 @@ class IdempotentResponses:
         ends when the last of them is cancelled.
 
         Raises:
-            InvalidRequestError: the key came with another body, or is no key.
+            InvalidRequestError: the key was used with another body, or is not a valid key.
             What the work raises.
         """
         if key is None:
@@ -80,7 +80,7 @@ class IdempotentResponses:
             raise _refuse(f"has {len(key)} characters; give 1 to {MAX_KEY_CHARACTERS}")
         answer = self._answers.get(key)
         if answer is not None and answer.body_checksum != body_checksum:
-            raise _refuse("came before, with another body; give each request a key of its own")
+            raise _refuse("was used before with another body: send a new key with each new request")
         return answer
 
     def _begin(self, key: str, body_checksum: str, work: Work) -> _Answer:

@@ -82,7 +82,13 @@ def _log(scope: Scope, route: str, status: int, seconds: float, version: int | N
     }
     if version is not None:
         fields["weight_version"] = version
-    _logger.log(logging.DEBUG if route in _PROBES else logging.INFO, "request", extra=fields)
+    _logger.log(_level(scope["method"], route, status), "request", extra=fields)
+
+
+def _level(method: str, route: str, status: int) -> int:
+    """DEBUG for probes and for reads that succeed, which come every second and change nothing; INFO for the rest."""
+    is_read = method in ("GET", "HEAD") and status < 400
+    return logging.DEBUG if route in _PROBES or is_read else logging.INFO
 
 
 def _request_id(scope: Scope) -> str:

@@ -69,7 +69,7 @@ class BodyReader:
         others = self.held_bytes - already
         if others > 0 and self.held_bytes + num_bytes > self._max_held_bytes:
             raise QueueFullError(
-                f"other requests hold {others >> 20} MiB of memory; come back later", retry_after_seconds=1.0
+                f"other requests hold {others >> 20} MiB of memory; retry later", retry_after_seconds=1.0
             )
         self.held_bytes += num_bytes
 
@@ -130,7 +130,7 @@ class JsonBody:
                     self._hold(len(chunk))
                     body += chunk
         except TimeoutError as error:
-            raise DeadlineExceededError(f"the body did not come within {seconds} seconds") from error
+            raise DeadlineExceededError(f"the body did not arrive within {seconds} seconds") from error
         return bytes(body)
 
     def _hold(self, num_bytes: int) -> None:
@@ -185,7 +185,7 @@ def _objects(text: bytes, consequence: str) -> JsonValue:
     except ValueError as error:
         raise _no_json(text, str(error), consequence) from error
     if isinstance(parsed, dict) and len(parsed) > MAX_NAMES:
-        whole = FieldError(loc=[], msg=f"has {len(parsed)} names: this is another kind of body")
+        whole = FieldError(loc=[], msg=f"has {len(parsed)} names: no request has more than {MAX_NAMES}")
         raise invalid_request([whole], consequence=consequence)
     return parsed
 
@@ -228,4 +228,4 @@ def _short(loc: Iterable[str | int]) -> list[str | int]:
 def _refuse_other_media(request: Request) -> None:
     media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media_type != "application/json":
-        raise UnsupportedMediaTypeError(f"Content-Type is {media_type[:100]!r}, application/json is needed")
+        raise UnsupportedMediaTypeError(f"Content-Type is {media_type[:100]!r}: send application/json")

@@ -60,7 +60,7 @@ function showTokens(each) {
 function tokenButton(token, next, largest) {
   const text = visible(token);
   const share = percent(token.share, 2);
-  const predicts = next ? `; predicts ${quoted(next)}${next.in_loss ? "" : ", which does not count"}` : "";
+  const predicts = next ? `; predicts ${quoted(next)}${next.in_loss ? "" : ", which is not in the loss"}` : "";
   const place = token.begin === token.end ? `token ${token.begin}` : `tokens ${token.begin} to ${token.end}`;
   const told = `${quoted(token)}, ${place}: ${share}${predicts}`;
   const button = element("button", { type: "button", className: "token", tabIndex: -1, "aria-label": told },

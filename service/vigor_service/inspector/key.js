@@ -21,7 +21,7 @@ export class KeyDialog {
   /** Ask, unless it was declined; `insist` asks also then. */
   ask({ insist = false } = {}) {
     if (byId("key-dialog").open || (this.wasDeclined && !insist)) return;
-    if (hasKey()) setText(byId("key-message"), "The service does not know this key. Try another one.");
+    if (hasKey()) setText(byId("key-message"), "The service does not accept this key. Enter another one.");
     forgetKey();
     byId("key-dialog").showModal();
   }

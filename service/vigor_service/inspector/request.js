@@ -12,7 +12,7 @@ export class Unreadable extends Error {}
 export function read(text) {
   const given = parsed(text);
   const group = Array.isArray(given) ? { completions: given } : given.groups?.[0] ?? given;
-  if (!Array.isArray(group.completions)) throw new Unreadable("There are no completions: give a list of texts, or a group.");
+  if (!Array.isArray(group.completions)) throw new Unreadable("No completions found: give a list of texts, or a group.");
   return { ...promptOf(group), completions: group.completions.map(completion), reward: given.reward };
 }
 
@@ -62,12 +62,12 @@ function promptOf({ prompt, messages }) {
   if (messages?.length === 1 && messages[0].role === "user" && typeof messages[0].content === "string") {
     return { kind: "messages", prompt: messages[0].content };
   }
-  throw new Unreadable("This page takes a plain prompt or one user message; the API takes whole conversations.");
+  throw new Unreadable("This page accepts a plain prompt or one user message; the API accepts whole conversations.");
 }
 
 function completion(given) {
   const { text, finish_reason: reason = "stop" } = typeof given === "string" ? { text: given } : given ?? {};
-  if (typeof text !== "string") throw new Unreadable("A completion is a text, or an object with a text; token ids are for the API.");
+  if (typeof text !== "string") throw new Unreadable("A completion is a text, or an object with a text; only the API accepts token ids.");
   return { text, ended: reason !== "length" };
 }
 

@@ -14,12 +14,12 @@ const COLUMNS = [
   { label: "Rank", more: "1 is best", of: (score) => score.rank, hint: "Within this group; equal values share their mean rank" },
   { label: "Reward", more: "larger is better", of: (score) => score.reward, hint: "From −1 for the last rank to 1 for the first" },
   { label: "Log-prob.", more: "nats", of: (score) => score.mean_logprob,
-    hint: "Mean log-probability of a token; nearer to 0 is surer" },
+    hint: "Mean log-probability of a token; nearer to 0 means more certain" },
   { label: "Entropy", more: "nats", of: (score) => score.mean_entropy,
-    hint: "Mean entropy of the distribution of the next token; smaller is surer" },
+    hint: "Mean entropy of the distribution of the next token; smaller means more certain" },
   { label: "Certainty", more: "nats", of: (score) => score.self_certainty,
-    hint: "Mean divergence of the model's distribution from the uniform one; larger is surer" },
-  { label: "Status", hint: "Whether there is a norm, and why not", of: (score) => score.status },
+    hint: "Mean divergence of the model's distribution from the uniform one; larger means more certain" },
+  { label: "Status", hint: "ok, or the reason why there is no norm", of: (score) => score.status },
 ];
 
 /** Show the answer to `group`; `onPick` is called with the index of the completion whose norm is to be explained. */

@@ -11,8 +11,8 @@ const STATES = {
   loading: "Loading the model",
   draining: "Shutting down",
   weights_applying: "Swapping weights",
-  weights_poisoned: "Weights poisoned",
-  unauthenticated: "A key is needed",
+  weights_poisoned: "Weights unusable",
+  unauthenticated: "An API key is required",
   away: "No answer",
 };
 

@@ -30,16 +30,20 @@ class EngineCollector(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield the families, as registries ask for them."""
         engines = self.read()
-        up = GaugeMetricFamily("vigor_engine_up", "1 while an engine takes batches.", labels=["engine"])
+        up = GaugeMetricFamily("vigor_engine_up", "1 while the engine accepts batches, else 0.", labels=["engine"])
         versions = GaugeMetricFamily(
-            "vigor_engine_weight_version", "The version of the weights that an engine holds.", labels=["engine"]
+            "vigor_engine_weight_version", "Version of the weights that the engine holds.", labels=["engine"]
         )
         busy = CounterMetricFamily(
-            "vigor_engine_busy_seconds", "Seconds that an engine worked: its rate is the busy share.", labels=["engine"]
+            "vigor_engine_busy_seconds",
+            "Time that the engine has computed; its rate is the share of time in use.",
+            labels=["engine"],
         )
-        batches = CounterMetricFamily("vigor_engine_batches", "Batches that an engine computed.", labels=["engine"])
+        batches = CounterMetricFamily(
+            "vigor_engine_batches", "Number of batches that the engine has computed.", labels=["engine"]
+        )
         restarts = CounterMetricFamily(
-            "vigor_engine_restarts", "Engines that ended and were replaced.", labels=["engine"]
+            "vigor_engine_restarts", "Number of times that the engine ended and was replaced.", labels=["engine"]
         )
         for engine in engines:
             label = [str(engine.number)]

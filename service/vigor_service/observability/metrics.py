@@ -34,15 +34,23 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._build = Info("vigor_build", "What runs: version, model, dtype and device.", registry=self.registry)
-        self.requests = self._counter("vigor_requests", "Requests, by route and status.", route=(), code=())
-        self.request_seconds = self._seconds("vigor_request_seconds", "From first byte to answer.", route=())
-        self.rejections = self._counter(
-            "vigor_rejections", "Requests that were refused or failed, by the code of the problem.", code=()
+        self._build = Info(
+            "vigor_build", "Version, model, dtype and device of the running service, as labels.", registry=self.registry
         )
-        self.disconnects = self._counter("vigor_disconnects", "Score requests whose client went away.")
+        self.requests = self._counter(
+            "vigor_requests", "Number of HTTP requests, by route and status code.", route=(), code=()
+        )
+        self.request_seconds = self._seconds(
+            "vigor_request_seconds",
+            "Time from the first byte of an HTTP request to the end of its answer, by route.",
+            route=(),
+        )
+        self.rejections = self._counter(
+            "vigor_rejections", "Number of requests that were refused or failed, by problem code.", code=()
+        )
+        self.disconnects = self._counter("vigor_disconnects", "Number of score requests whose client disconnected.")
         self.closed_connections = self._counter(
-            "vigor_closed_connections", "Connections that were closed because there were more than may be open."
+            "vigor_closed_connections", "Number of connections that were closed because too many were open."
         )
         self._add_load()
         self._add_weights()
@@ -52,79 +60,97 @@ class Metrics:
 
     def _add_load(self) -> None:
         self.queue_seconds = self._seconds(
-            "vigor_queue_seconds", "A score request in the queue, until its first batch began."
+            "vigor_queue_seconds", "Time of a score request in the queue, until its first batch began."
         )
         self.compute_seconds = self._seconds(
-            "vigor_compute_seconds", "A score request, from its first batch to its scores."
+            "vigor_compute_seconds", "Time of a score request from the start of its first batch to its scores."
         )
-        self.tokens = self._counter("vigor_tokens", "Tokens that were scored.", kind=("prompt", "completion"))
-        self.cached_scores = self._counter("vigor_cached_scores", "Scores that were known from an earlier request.")
-        self.batch_sequences = self._sizes("vigor_batch_sequences", "Sequences of a batch.", _SEQUENCES)
-        self.batch_tokens = self._sizes("vigor_batch_tokens", "Tokens of a batch.", _TOKENS)
+        self.tokens = self._counter("vigor_tokens", "Number of scored tokens, by kind.", kind=("prompt", "completion"))
+        self.cached_scores = self._counter("vigor_cached_scores", "Number of scores taken from the score cache.")
+        self.batch_sequences = self._sizes("vigor_batch_sequences", "Number of sequences in a batch.", _SEQUENCES)
+        self.batch_tokens = self._sizes("vigor_batch_tokens", "Number of tokens in a batch.", _TOKENS)
         self.max_batch_tokens = self._gauge(
-            "vigor_max_batch_tokens", "Tokens that a batch may have now: fewer after memory ran out."
+            "vigor_max_batch_tokens", "Maximum number of tokens in a batch now; lower after memory ran out."
         )
-        self.queued_requests = self._gauge("vigor_queued_requests", "Score requests admitted and not yet answered.")
-        self.queued_tokens = self._gauge("vigor_queued_tokens", "Tokens admitted and not yet answered.")
+        self.queued_requests = self._gauge(
+            "vigor_queued_requests", "Number of score requests admitted and not yet answered."
+        )
+        self.queued_tokens = self._gauge("vigor_queued_tokens", "Number of tokens admitted and not yet answered.")
         self.max_queued_requests = self._gauge(
-            "vigor_max_queued_requests", "Score requests that may be admitted at once."
+            "vigor_max_queued_requests", "Maximum number of score requests admitted at once."
         )
-        self.max_queued_tokens = self._gauge("vigor_max_queued_tokens", "Tokens that may be admitted at once.")
+        self.max_queued_tokens = self._gauge("vigor_max_queued_tokens", "Maximum number of tokens admitted at once.")
         self.waiting_requests = self._gauge(
-            "vigor_waiting_requests", "Score requests in the queue: none of their batches began."
+            "vigor_waiting_requests", "Number of score requests in the queue, of which no batch has begun."
         )
         self.running_requests = self._gauge(
-            "vigor_running_requests", "Score requests that are computed: a batch began."
+            "vigor_running_requests", "Number of score requests being computed, of which a batch has begun."
         )
-        self.gathering_groups = self._gauge("vigor_gathering_groups", "Groups whose samples have not all come.")
-        self.gathering_samples = self._gauge("vigor_gathering_samples", "Samples that wait for others of their groups.")
+        self.gathering_groups = self._gauge(
+            "vigor_gathering_groups", "Number of groups whose samples have not all arrived."
+        )
+        self.gathering_samples = self._gauge(
+            "vigor_gathering_samples", "Number of samples that wait for the rest of their group."
+        )
         self._engines = EngineCollector()
         self.registry.register(self._engines)
         self.memory_bytes = self._gauge(
             "vigor_memory_bytes",
-            "Memory of the model's device: of the GPU, else of this process and its machine.",
+            "Memory of the GPU, or without one of this process and its machine, in bytes, by kind.",
             kind=_MEMORY_KINDS,
         )
 
     def _add_weights(self) -> None:
-        self.weight_version = self._gauge("vigor_weight_version", "The version that is served.")
-        self.weight_state = self._gauge("vigor_weight_state", "1 for the current state.", state=get_args(WeightState))
+        self.weight_version = self._gauge("vigor_weight_version", "Version of the weights that are served.")
+        self.weight_state = self._gauge(
+            "vigor_weight_state",
+            "State of the weights: 1 for the current state, 0 for the others.",
+            state=get_args(WeightState),
+        )
         self.weight_published = self._gauge(
-            "vigor_weight_published_timestamp_seconds", "When the served weights were published or loaded."
+            "vigor_weight_published_timestamp_seconds",
+            "Time at which the served weights were published or loaded, as a Unix timestamp.",
         )
         self.weight_wait_seconds = self._seconds(
-            "vigor_weight_wait_seconds", "Score requests that name weights, until these were served."
+            "vigor_weight_wait_seconds", "Time that a score request waited until the weights that it names were served."
         )
-        self.weight_update_active = self._gauge("vigor_weight_update_active", "1 while an update is open.")
+        self.weight_update_active = self._gauge(
+            "vigor_weight_update_active", "1 while a weight update is open, else 0."
+        )
         self.weight_update_seconds = self._seconds(
             "vigor_weight_update_seconds",
-            "Parts of a weight update.",
+            "Time of a weight update, by phase.",
             phase=("receive", "verify", "stage", "store", "swap"),
         )
         self.weight_update_bytes = self._counter(
-            "vigor_weight_update_bytes", "Bytes of files that came with updates.", encoding=get_args(UpdateEncoding)
+            "vigor_weight_update_bytes",
+            "Size of the files received for weight updates, in bytes, by encoding.",
+            encoding=get_args(UpdateEncoding),
         )
 
     def _add_rewards(self) -> None:
         self.completions = self._counter(
-            "vigor_completions", "Ranked completions, by status.", status=get_args(CompletionStatus)
+            "vigor_completions", "Number of ranked completions, by status.", status=get_args(CompletionStatus)
         )
         self.tied_completions = self._counter(
-            "vigor_tied_completions", "Ranked completions that share their rank with another one."
+            "vigor_tied_completions", "Number of ranked completions that share their rank with another one."
         )
         self.duplicate_completions = self._counter(
-            "vigor_duplicate_completions", "Ranked completions that came before in their group."
+            "vigor_duplicate_completions", "Number of ranked completions identical to an earlier one in their group."
         )
-        self.scaled_grad_norm = self._sizes("vigor_scaled_grad_norm", "Scaled norms of completions.", _NORMS)
+        self.scaled_grad_norm = self._sizes("vigor_scaled_grad_norm", "Scaled gradient norm of a completion.", _NORMS)
         self.norm_spread = self._sizes(
-            "vigor_norm_spread_ratio", "Standard deviation of a group's scaled norms by their mean.", _SPREADS
+            "vigor_norm_spread_ratio", "Standard deviation of a group's scaled norms, divided by their mean.", _SPREADS
         )
         self.length_correlation = self._sizes(
-            "vigor_reward_length_correlation", "Spearman correlation of reward and length, of a group.", _CORRELATIONS
+            "vigor_reward_length_correlation",
+            "Spearman correlation of reward and length within a group.",
+            _CORRELATIONS,
         )
         # A sum that can fall is none for rate(), so a histogram with negative buckets has none.
         self.length_correlation_plus_one = self._counter(
-            "vigor_reward_length_correlation_plus_one", "Sum of 1 + that correlation, which never falls."
+            "vigor_reward_length_correlation_plus_one",
+            "Sum over groups of 1 + the correlation of reward and length; it never falls.",
         )
 
     def describe_build(self, *, model: str, dtype: str, device: str) -> None:

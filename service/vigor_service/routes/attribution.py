@@ -15,7 +15,7 @@ router = APIRouter(tags=["scoring"], dependencies=FOR_SCORERS)
 
 @router.post(
     "/v1/attribution",
-    summary="Say which tokens and layers one completion's gradient norm comes from",
+    summary="Attribute the gradient norm of a completion to its tokens and layers",
     response_model=AttributionResponse,
     responses=problems(*REFUSALS),
     openapi_extra=json_body(AttributionRequest),

@@ -17,13 +17,14 @@ from vigor_service.routes.scoring import REFUSALS
 
 router = APIRouter(tags=["adapters"], dependencies=FOR_SCORERS)
 GroupSize = Annotated[
-    int, Query(ge=1, le=MAX_COMPLETIONS_PER_GROUP, description="Samples of a prompt that are ranked together.")
+    int,
+    Query(ge=1, le=MAX_COMPLETIONS_PER_GROUP, description="Number of samples of a prompt that are ranked together."),
 ]
 
 
 @router.post(
     "/openrlhf/get_reward",
-    summary="OpenRLHF's remote reward model: --reward.remote_url …/openrlhf/get_reward?group_size=8",
+    summary="Rewards for OpenRLHF's remote reward model: --reward.remote_url …/openrlhf/get_reward?group_size=8",
     response_model=OpenRLHFRewards,
     responses=problems(*REFUSALS),
     openapi_extra=json_body(OpenRLHFRequest),
@@ -40,7 +41,7 @@ async def openrlhf(
 
 @router.post(
     "/slime/reward",
-    summary="slime's remote_rm: --rm-url …/slime/reward?group_size=8",
+    summary="Rewards for slime's remote_rm: --rm-url …/slime/reward?group_size=8",
     response_model=float,
     responses=problems(*REFUSALS, errors.GroupIncompleteError),
     openapi_extra=json_body(SlimeRequest),

@@ -32,7 +32,7 @@ _REFUSED = (
 
 @router.get(
     "/model_info",
-    summary="What is served, in SGLang's fields",
+    summary="Model and weights that are served, in SGLang's fields",
     responses=problems(errors.LoadingError, errors.DrainingError),
 )
 async def model_info(serving: ServingDependency) -> SGLangModelInfo:
@@ -44,7 +44,7 @@ async def model_info(serving: ServingDependency) -> SGLangModelInfo:
 
 @router.post(
     "/update_weights_from_disk",
-    summary="Serve a checkpoint under --weights-root",
+    summary="Load a checkpoint under --weights-root and serve it",
     dependencies=[Depends(may_publish)],
     response_model=Outcome,
     responses={400: {"model": Outcome}, **problems(*_REFUSED)},
@@ -61,7 +61,7 @@ async def update_weights_from_disk(serving: ServingDependency, body: BodyDepende
 
 @router.post(
     "/pull_weights",
-    summary="Serve a version that slime published under --weights-root",
+    summary="Load a version that slime published under --weights-root and serve it",
     dependencies=[Depends(may_publish)],
     response_model=Outcome,
     responses={400: {"model": Outcome}, **problems(*_REFUSED)},

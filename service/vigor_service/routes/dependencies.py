@@ -17,13 +17,13 @@ from vigor_service.runtime import Runtime
 from vigor_service.serving import Serving
 
 _bearer = HTTPBearer(
-    scheme_name="key", description="The score key, or the publish key, if the service has keys.", auto_error=False
+    scheme_name="key", description="The score key or the publish key, if the service has keys.", auto_error=False
 )
 # FastAPI's own HTTPBasic answers 401 by itself, without a problem document, where it cannot read the header.
 _basic = HTTPBase(
     scheme="basic",
     scheme_name="key_as_password",
-    description="The same key as the password of any user, for callers that are given only a URL: http://any:KEY@host.",
+    description="The key as the password, with any user name, for callers that take only a URL: http://any:KEY@host.",
     auto_error=False,
 )
 _Shown = Annotated[HTTPAuthorizationCredentials | None, Depends(_bearer)]

@@ -46,7 +46,7 @@ def _read(path: Path) -> _File:
     return _File(content, _MEDIA_TYPES[path.suffix], f'"{sha256(content).hexdigest()[:32]}"')
 
 
-_SAME: dict[int | str, dict[str, Any]] = {304: {"description": "The caller has the current one already"}}
+_SAME: dict[int | str, dict[str, Any]] = {304: {"description": "The copy that the caller has is current"}}
 _FILES = {path.name: _read(path) for path in _DIRECTORY.iterdir()}
 
 

@@ -29,17 +29,27 @@ router = APIRouter(tags=["operations"])
 _UNAVAILABLE: dict[int | str, dict[str, Any]] = {
     503: {
         "model": Health,
-        "description": "No; `reason` is the code that a score request would get, `phase` where loading has got to.",
+        "description": "Unavailable; `reason` is the problem code of a score request, `phase` that of loading.",
     }
 }
 
 
-@router.get("/healthz", summary="Is the process worth keeping?", response_model=Health, responses=_UNAVAILABLE)
+@router.get(
+    "/healthz",
+    summary="Liveness: 200 unless the process has to be restarted",
+    response_model=Health,
+    responses=_UNAVAILABLE,
+)
 async def healthz(runtime: RuntimeDependency) -> Response:
     return _probe(runtime.require_alive)
 
 
-@router.get("/readyz", summary="Would a score request be taken now?", response_model=Health, responses=_UNAVAILABLE)
+@router.get(
+    "/readyz",
+    summary="Readiness: 200 if a score request would be accepted now",
+    response_model=Health,
+    responses=_UNAVAILABLE,
+)
 async def readyz(runtime: RuntimeDependency) -> Response:
     return _probe(runtime.require_ready)
 
@@ -51,7 +61,7 @@ async def metrics(runtime: RuntimeDependency) -> Response:
 
 @router.get(
     "/v1/model",
-    summary="What is measured, and how",
+    summary="The model, and how its gradient norms are measured",
     dependencies=[Depends(may_score)],
     responses=problems(errors.UnauthenticatedError, errors.LoadingError, errors.DrainingError),
 )
@@ -81,7 +91,7 @@ async def model(serving: ServingDependency) -> ModelInfo:
 
 @router.get(
     "/v1/engines",
-    summary="The engines that compute",
+    summary="The engines, and the state of each",
     dependencies=[Depends(may_score)],
     responses=problems(errors.UnauthenticatedError, errors.LoadingError, errors.DrainingError),
 )
@@ -91,7 +101,7 @@ async def engines(serving: ServingDependency) -> EngineList:
 
 @router.put(
     "/v1/engines",
-    summary="Have another number of engines",
+    summary="Set the number of engines",
     dependencies=[Depends(may_publish)],
     responses=problems(
         errors.UnauthenticatedError,
@@ -109,7 +119,7 @@ async def engines(serving: ServingDependency) -> EngineList:
     openapi_extra=json_body(ScaleRequest),
 )
 async def scale(serving: ServingDependency, body: BodyDependency) -> EngineList:
-    asked = await body.parse(ScaleRequest, consequence="the engines stay as they are")
+    asked = await body.parse(ScaleRequest, consequence="the number of engines is unchanged")
     serving.engines.scale(asked.num_engines)
     return _engines(serving)
 

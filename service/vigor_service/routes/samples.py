@@ -16,7 +16,7 @@ router = APIRouter(tags=["scoring"], dependencies=FOR_SCORERS)
 
 @router.post(
     "/v1/score/sample",
-    summary="Score one completion of a group whose others come from elsewhere",
+    summary="Score one completion of a group whose samples arrive in separate requests",
     response_model=SampleResponse,
     responses=problems(*REFUSALS, errors.GroupConflictError, errors.GroupIncompleteError),
     openapi_extra=json_body(SampleRequest),

@@ -43,7 +43,7 @@ REFUSALS = (
     response_model=ScoreResponse,
     responses=score_lines() | problems(*REFUSALS),
     openapi_extra=json_body(ScoreRequest)
-    | idempotency_key("A request that comes again with the same key and body gets the first answer.", KEY_PATTERN),
+    | idempotency_key("A request that is repeated with the same key and body gets the first answer.", KEY_PATTERN),
 )
 async def score(
     request: Request, serving: ServingDependency, runtime: RuntimeDependency, body: BodyDependency

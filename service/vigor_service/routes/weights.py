@@ -36,12 +36,12 @@ _PUBLISHING = (errors.ForbiddenError, *_ALWAYS)
 _PUBLISHERS = [Depends(may_publish)]
 
 
-@router.get("", summary="What the service scores with now", responses=problems(*_ALWAYS))
+@router.get("", summary="Version, digest and state of the weights that are served", responses=problems(*_ALWAYS))
 async def weights(serving: ServingDependency) -> WeightsInfo:
     return serving.current_weights.info(serving.updates.under_way())
 
 
-@router.get("/tensors", summary="Every tensor that an update must bring", responses=problems(*_ALWAYS))
+@router.get("/tensors", summary="Tensors that a full update must contain", responses=problems(*_ALWAYS))
 async def tensors(serving: ServingDependency) -> TensorList:
     served = serving.current_weights.weights
     return TensorList(weight_version=served.version, weight_digest=served.digest, tensors=list(served.tensors))
@@ -65,7 +65,8 @@ async def tensors(serving: ServingDependency) -> TensorList:
         errors.StagingFullError,
         *_PUBLISHING,
     ),
-    openapi_extra=json_body(UpdateRequest) | idempotency_key("Names the update; its `update_id` is this key.", _NAME),
+    openapi_extra=json_body(UpdateRequest)
+    | idempotency_key("Name of the update, which becomes its `update_id`.", _NAME),
 )
 async def open_update(request: Request, serving: ServingDependency, body: BodyDependency) -> UpdateStatus:
     name = _name(request)
@@ -77,7 +78,7 @@ def _name(request: Request) -> str | None:
     """The name that the caller gives an update, if it does."""
     name = request.headers.get(IDEMPOTENCY_HEADER)
     if name is not None and not re.fullmatch(_NAME, name):
-        message = f"is no name of an update: give {_NAME}, such as a UUID"
+        message = f"is not a valid name of an update: send a UUID, or another name that matches {_NAME}"
         place = FieldError(loc=["header", IDEMPOTENCY_HEADER], msg=message)
         raise errors.invalid_request([place], consequence="no update was opened")
     return name
@@ -118,14 +119,14 @@ _FETCHED = problems(
 
 @router.post(
     _UPDATE + "/take",
-    summary="Take the files of an update from a directory under --weights-root",
+    summary="Move the files of an update in from a directory under --weights-root",
     dependencies=_PUBLISHERS,
     response_model=UpdateStatus,
     responses=_FETCHED,
     openapi_extra=json_body(TakeRequest),
 )
 async def take_files(update_id: str, serving: ServingDependency, body: BodyDependency) -> UpdateStatus:
-    asked = await body.parse(TakeRequest, consequence="no file was taken")
+    asked = await body.parse(TakeRequest, consequence="no file was moved")
     return await serving.updates.receive(update_id, await serving.local_files.source(asked.directory))
 
 
@@ -161,7 +162,7 @@ async def commit(update_id: str, serving: ServingDependency) -> CommitResponse:
     return await serving.updates.commit(update_id)
 
 
-@router.get(_UPDATE, summary="Where an update stands", responses=problems(errors.UpdateNotFoundError, *_ALWAYS))
+@router.get(_UPDATE, summary="State of an update", responses=problems(errors.UpdateNotFoundError, *_ALWAYS))
 async def status(update_id: str, serving: ServingDependency) -> UpdateStatus:
     return serving.updates.status(update_id)
 

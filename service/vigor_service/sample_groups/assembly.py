@@ -101,7 +101,7 @@ class GroupAssembly:
 
     def drain(self) -> None:
         """Fail the groups that wait for samples: the service takes no more."""
-        error = DrainingError("the service is shutting down; the group was not whole", retry_after_seconds=1.0)
+        error = DrainingError("the service is shutting down before the group was complete", retry_after_seconds=1.0)
         for group in list(self._groups.values()):
             if not group.is_whole:
                 self._fail(group, error)
@@ -171,7 +171,9 @@ class GroupAssembly:
         while self._answered and self._num_bytes + num_bytes > self._max_bytes:
             self._forget(next(iter(self._answered.values())))
         if self._num_bytes + num_bytes > self._max_bytes:
-            raise QueueFullError("too many samples wait for their groups; come back later", retry_after_seconds=1.0)
+            raise QueueFullError(
+                "too many samples are waiting for the rest of their groups; retry later", retry_after_seconds=1.0
+            )
 
     async def _compute_ahead(self, group: OpenGroup, sample: Sample) -> None:
         with suppress(ServiceError):  # it is raised again when the whole group is scored, for all callers
@@ -193,7 +195,7 @@ class GroupAssembly:
     def _expire(self, name: str) -> None:
         group = self._groups[name]
         came, size = len(group.samples), group.first.group_size
-        message = f"group {name!r}: {came} of {size} samples came within {self._timeout_seconds:g} seconds"
+        message = f"group {name!r}: only {came} of {size} samples arrived within {self._timeout_seconds:g} seconds"
         self._fail(group, GroupIncompleteError(f"{message}; nothing was ranked", came=came, group_size=size))
 
     def _fail(self, group: OpenGroup, error: BaseException) -> None:

@@ -54,13 +54,13 @@ class OpenGroup:
         """
         if differing := sample.differing(self.first):
             raise GroupConflictError(
-                f"group {self.name!r}: sample {sample.index} has another {', '.join(differing)} than sample "
-                f"{self.first.index}; nothing was taken from it"
+                f"group {self.name!r}: sample {sample.index} differs in {', '.join(differing)} from sample "
+                f"{self.first.index}; it was not added"
             )
         known = self.samples.get(sample.index)
         if known is not None and not known.is_same_completion(sample):
             raise GroupConflictError(
-                f"group {self.name!r}: sample {sample.index} came before, with another completion; nothing was taken"
+                f"group {self.name!r}: sample {sample.index} was sent before with another completion; it was not added"
             )
         return known is None
 

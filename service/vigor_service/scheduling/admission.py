@@ -69,7 +69,7 @@ class Admission:
         too_many_tokens = self._num_requests > 0 and self._num_tokens + num_tokens > self._max_tokens
         if too_many_tokens or self._num_requests >= self._max_requests:
             raise QueueFullError(
-                f"{self._num_requests} requests with {self._num_tokens} tokens wait already; come back later",
+                f"{self._num_requests} requests with {self._num_tokens} tokens are queued already; retry later",
                 retry_after_seconds=self._seconds_until_empty(),
             )
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class EngineLostError(Exception):
-    """An engine went away with a batch. Nothing of the batch was answered: it may be computed elsewhere."""
+    """An engine ended during a batch. Nothing of the batch was answered: it may be computed elsewhere."""
 
 
 class EnginePool(Protocol):
@@ -70,7 +70,7 @@ class EnginePool(Protocol):
         """Score one batch on an engine that is free; the caller runs no more than ``num_engines + num_ahead``.
 
         Raises:
-            EngineLostError: the engine went away.
+            EngineLostError: the engine ended.
             Exception: the engine's own.
         """
         ...

@@ -334,7 +334,12 @@ class Scheduler:
         for job in jobs_of(batch):
             job.num_lost_engines += 1
             if job.num_lost_engines > MAX_LOST_ENGINES:
-                self._fail_job(job, EngineFailedError(f"{job.num_lost_engines} engines ended while they computed it"))
+                self._fail_job(
+                    job,
+                    EngineFailedError(
+                        f"{job.num_lost_engines} engines ended while computing this request, so it is not tried again"
+                    ),
+                )
             elif not job.is_over:
                 own = [sequence for sequence, owners in batch.items() if job in owners]
                 self._epochs[0].pool_of(job).add(job, own)

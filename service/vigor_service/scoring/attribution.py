@@ -77,12 +77,12 @@ class Attributions:
     async def _encode(self, request: AttributionRequest) -> TokenSequence:
         sequence = await self.encoder.encode_sample(request, request.completion)
         if sequence.num_loss_tokens == 0:
-            place = FieldError(loc=_PLACE, msg="no token of it counts in the loss: there is no gradient")
+            place = FieldError(loc=_PLACE, msg="no token of the completion counts in the loss, so it has no gradient")
             raise invalid_request([place], consequence="nothing was attributed")
         if sequence.num_tokens > MAX_ATTRIBUTED_TOKENS:
             length, limit = sequence.num_tokens, MAX_ATTRIBUTED_TOKENS
             place = FieldError(loc=_PLACE, msg=f"{length} tokens with its prompt, the limit is {limit}")
-            detail = f"a completion of at most {limit} tokens with its prompt can be attributed, not {length}"
+            detail = f"the completion has {length} tokens with its prompt; attribution takes at most {limit}"
             raise SequenceTooLongError(detail, errors=[place], length=length, limit=limit)
         return sequence
 

@@ -137,7 +137,7 @@ def _refuse_many_values(prompt: GivenPrompt) -> None:
         items = _items(pending.pop())
         num_values += len(items)
         if num_values > MAX_TEMPLATE_VALUES:
-            raise ChatPromptError(f"they consist of more than {MAX_TEMPLATE_VALUES} values")
+            raise ChatPromptError(f"they contain more than {MAX_TEMPLATE_VALUES} values")
         pending.extend(items)
 
 
@@ -157,7 +157,7 @@ def _refuse_unused(tokenizer: ChatTokenizer, prompt: GivenPrompt) -> None:
     try:
         template = tokenizer.get_chat_template(tools=prompt.tools)
     except ValueError as error:
-        raise ChatPromptError(f"there is no chat template: {error}") from error
+        raise ChatPromptError(f"the model has no chat template: {error}") from error
     for name, field in names.items():
         if not re.search(rf"\b{re.escape(name)}\b", template):
             raise ChatPromptError(f"the chat template does not use `{name}`", field=field)
@@ -182,8 +182,8 @@ def _without_parts(tokenizer: ChatTokenizer, messages: Sequence[Message], option
         if isinstance(message.content, list):
             if len(message.content) != 1:
                 raise ChatPromptError(
-                    f"the chat template takes no parts, and message {position} has {len(message.content)}: send its "
-                    "`content` as one text"
+                    f"the chat template accepts no content parts, and message {position} has {len(message.content)}: "
+                    "send its `content` as one text"
                 )
             given["content"] = message.content[0].text
     try:
@@ -204,8 +204,8 @@ def _refuse_left_out(text: str, messages: Sequence[Message]) -> None:
             place = _find(part.strip(), text, place)
             if place < 0:
                 raise ChatPromptError(
-                    f"the chat template leaves out the content of message {position}; one that takes parts only wants "
-                    'it as [{"type": "text", "text": …}]'
+                    f"the chat template leaves out the content of message {position}; a template that accepts only "
+                    'parts needs it as [{"type": "text", "text": …}]'
                 )
 
 

@@ -67,7 +67,7 @@ class Continuation:
         first = next((i for i, (a, b) in enumerate(zip(read, text, strict=False)) if a != b), min(len(read), len(text)))
         came, meant = (part[first : first + _NUM_QUOTED_CHARACTERS] for part in (read, text))
         return (
-            f"the tokenizer has no tokens for exactly this text behind the prompt: from character {first} on they read "
+            f"the tokenizer cannot write exactly this text after the prompt: from character {first} on they read "
             f"{came!r} instead of {meant!r}; send the sampled `ids`"
         )
 

@@ -180,7 +180,7 @@ def _exceeds_memory(
         errors=[
             FieldError(
                 loc=["groups", group, "completions", completion],
-                msg=f"{sequence.num_tokens} tokens with its prompt, {too_long[sequence]} are known to fit",
+                msg=f"{sequence.num_tokens} tokens with its prompt, {too_long[sequence]} are known to fit into memory",
             )
             for group, completion, sequence in places
         ],

@@ -91,7 +91,7 @@ class TextTokens:
         end = ends.of_turn if in_chat else ends.of_text
         if end is None:
             raise UntokenizableError(
-                "the model has no end token to append to finished text: send `ids`, or say `length`"
+                "the model has no end token to append to finished text: send `ids`, or set `finish_reason` to `length`"
             )
         return [*ids, end]
 

@@ -225,7 +225,8 @@ class _Encoding:
             return
         if found := sorted(behind.media_token_ids | self._encoder.media_token_ids.intersection(ids)):
             self._fault(
-                place, f"it or its prompt has token {found[0]}, which stands for an image or a sound: score text"
+                place,
+                f"it or its prompt has token {found[0]}, which stands for an image or a sound: only text can be scored",
             )
 
     def _fault(self, place: _Place, message: str) -> tuple[int, ...]:

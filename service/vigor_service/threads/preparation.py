@@ -78,7 +78,7 @@ class WorkerPool:
             PayloadTooLargeError: the work used its processor time.
         """
         if len(self._limits) >= self._max_waiting:
-            detail = f"{len(self._limits)} requests wait to be prepared; come back later"
+            detail = f"{len(self._limits)} requests are already waiting to be tokenized; retry later"
             raise QueueFullError(detail, retry_after_seconds=RETRY_SECONDS)
         limit = WorkLimit(self._seconds)
         future = self._executor.submit(limit.run, work, *args, **kwargs)

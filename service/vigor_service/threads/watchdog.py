@@ -29,14 +29,13 @@ class Watchdog:
             _logger.error("unhealthy", extra={"reason": reason})
         self._was_logged = reason is not None
         if reason is not None:
-            raise UnhealthyError(f"{reason}; the service has to be restarted")
+            raise UnhealthyError(f"{reason}: restart the service")
 
     def _why_not(self) -> str | None:
         if not self._thread.is_alive:
             return "the compute thread has ended"
         seconds = self._thread.busy_seconds
         if seconds > self._limit_seconds:
-            return (
-                f"the compute thread has worked on one batch for {seconds:.0f} s, {self._limit_seconds:g} s are allowed"
-            )
+            limit = f"{self._limit_seconds:g} s"
+            return f"the compute thread has worked on one batch for {seconds:.0f} s; the limit is {limit}"
         return None

@@ -66,7 +66,7 @@ class CurrentWeights:
         """
         if self.state == "poisoned":
             raise WeightsPoisonedError(
-                f"{self._poisoned_because}; nothing is scored until a full update lands",
+                f"{self._poisoned_because}; nothing is scored until a full update is committed",
                 retry_after_seconds=POISONED_RETRY_SECONDS,
             )
         if (unmet := requirement.unmet_by(self.weights)) is not None:
@@ -139,7 +139,9 @@ class CurrentWeights:
 
     async def _wait_for_change(self, requirement: WeightRequirement) -> None:
         if self._draining:
-            raise DrainingError("the service shuts down before these weights come", retry_after_seconds=1.0)
+            raise DrainingError(
+                "the service is shutting down before these weights are published", retry_after_seconds=1.0
+            )
         changed = self._changed
         await changed.wait()
         if changed.failed is not None and requirement.unmet_by(changed.failed) is None and self.state == "poisoned":

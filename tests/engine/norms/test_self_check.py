@@ -109,7 +109,7 @@ def test_a_planted_fault_is_seen_at_load_and_named(
     model = tiny_model(family, dtype=dtype, **overrides)
     with plant(), caplog.at_level(logging.WARNING):
         engine = Engine(model, name="tiny")
-    assert "the packed layout is not trusted: " in caplog.text
+    assert "the packed layout is not used: " in caplog.text
     assert name in caplog.text
     assert engine.info.layout == "single"
 

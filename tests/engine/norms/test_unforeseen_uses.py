@@ -115,7 +115,7 @@ def test_a_model_that_cannot_score_text_at_all_is_refused_at_load_with_what_it_r
 def test_a_model_whose_logits_are_drawn_anew_each_time_is_refused() -> None:
     model = tiny_model("llama")
     model.model.norm.register_forward_hook(lambda _module, _inputs, output: output + torch.randn_like(output))
-    with pytest.raises(UnscorableModelError, match="LlamaForCausalLM gives the same ids other logits each time"):
+    with pytest.raises(UnscorableModelError, match="LlamaForCausalLM gives other logits for the same ids each time"):
         Engine(model, name="tiny")
 
 

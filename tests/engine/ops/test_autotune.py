@@ -60,7 +60,7 @@ def test_an_implementation_that_is_unavailable_when_it_is_timed_is_left_out_and_
     implementations.broken["triton"] = UnavailableError("no compiler")
     with caplog.at_level(logging.WARNING):
         assert autotuner.run(WORK, implementations.calls()).item() == 3.0
-    assert f"{WORK}: triton is left out: no compiler" in caplog.text
+    assert f"{WORK}: triton is not used: no compiler" in caplog.text
     implementations.broken.clear()
     assert autotuner.run(WORK, implementations.calls()).item() == 3.0
     assert implementations.timed == [3.0]
@@ -72,7 +72,7 @@ def test_an_implementation_whose_timing_ran_out_of_memory_is_timed_again(caplog:
     implementations.broken["triton"] = torch.OutOfMemoryError("no memory")
     with caplog.at_level(logging.WARNING):
         assert autotuner.run(WORK, implementations.calls()).item() == 3.0
-    assert f"{WORK}: triton is left out for now: no memory" in caplog.text
+    assert f"{WORK}: triton failed and is not used for now: no memory" in caplog.text
     implementations.broken.clear()
     assert autotuner.run(WORK, implementations.calls()).item() == 1.0
     assert implementations.timed == [3.0, 1.0]
@@ -102,7 +102,7 @@ def test_an_implementation_that_fails_later_is_replaced_by_the_next_and_says_why
     implementations.broken["triton"] = UnavailableError("no driver")
     with caplog.at_level(logging.WARNING):
         assert [autotuner.run(WORK, implementations.calls()).item() for _ in range(2)] == [3.0, 3.0]
-    assert caplog.text.count(f"{WORK}: triton is left out from now on: no driver") == 1
+    assert caplog.text.count(f"{WORK}: triton failed and is not used again: no driver") == 1
 
 
 def test_memory_that_runs_out_later_is_not_the_fault_of_the_implementation() -> None:

@@ -208,7 +208,7 @@ def test_what_one_rank_raises_all_raise_and_score_on(two: RankProcesses) -> None
 
 
 def attribute(ranks: Ranks) -> None:
-    with pytest.raises(UnsupportedByEngineError, match="attributes nothing"):
+    with pytest.raises(UnsupportedByEngineError, match="attribution is not available"):
         sharded_engine(ranks, "llama").attribute(difficult_sequences()[0])
 
 

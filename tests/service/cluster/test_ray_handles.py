@@ -35,13 +35,13 @@ def test_without_ray_it_says_what_to_install() -> None:
 
 
 def test_an_address_without_a_cluster_is_named() -> None:
-    said = r"^--ray-address auto: no Ray cluster can be joined there: Could not find any running Ray instance\.$"
+    said = r"^--ray-address auto: cannot join a Ray cluster there: Could not find any running Ray instance\.$"
     with pytest.raises(StartupError, match=said):
         RayCluster("auto", load_ray=RayWithoutCluster, environment={})
 
 
 def test_a_cluster_of_its_own_that_does_not_start_is_said() -> None:
-    with pytest.raises(StartupError, match=r"^Ray does not start: Could not"):
+    with pytest.raises(StartupError, match=r"^cannot start Ray: Could not"):
         RayCluster(None, load_ray=RayWithoutCluster, environment={})
 
 

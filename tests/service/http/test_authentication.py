@@ -266,10 +266,10 @@ def test_a_file_that_cannot_be_read_is_refused_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "complaint"),
     [
-        ({"score_key": "s3cret", "score_key_file": "f"}, r"--score-key .* --score-key-file .*: give one of them"),
-        ({"publish_key": "s3cret", "publish_key_file": "f"}, r"--publish-key .* --publish-key-file .*: give one"),
+        ({"score_key": "s3cret", "score_key_file": "f"}, r"--score-key .* --score-key-file .*: give only one"),
+        ({"publish_key": "s3cret", "publish_key_file": "f"}, r"--publish-key .* --publish-key-file .*: give only one"),
         ({"score_key": "s3cret", "publish_key": "s3cret"}, "are the same"),
-        ({"score_key": "s3cret", "allow_anonymous": True}, "--allow-anonymous .* exclude each other"),
+        ({"score_key": "s3cret", "allow_anonymous": True}, "--allow-anonymous .* cannot be combined with a key"),
         ({"score_key": ""}, r"--score-key \(VIGOR_SCORE_KEY\): a key must be printable ASCII"),
         ({"publish_key": "s3cret é"}, r"--publish-key \(VIGOR_PUBLISH_KEY\): a key must be printable ASCII"),
     ],

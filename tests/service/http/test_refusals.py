@@ -168,7 +168,7 @@ def test_a_directory_outside_of_the_root_is_refused(service: LiveService, update
         body = f'{{"{field}":"{path}","{version}":"1"}}'
         answer = service.http.post(call, content=body, headers={"Content-Type": "application/json"})
         assert (answer.status_code, answer.json()["success"]) == (400, False)
-        assert "is no directory under the service's --weights-root" in answer.json()["message"]
+        assert "is not a directory under the service's --weights-root" in answer.json()["message"]
 
 
 @pytest.mark.parametrize("name", ["../x", "..", ".", "", "a/b", "/x", "x\\u0000", "x\\n", "é"])

@@ -86,7 +86,7 @@ async def test_all_requests_together_are_bounded_by_what_their_bodies_became_and
     for body in parsed:
         await body.parse(Anything, consequence="no")
     late = JsonBody(_request(text), reader)
-    with pytest.raises(QueueFullError, match="come back later") as refused:
+    with pytest.raises(QueueFullError, match="retry later") as refused:
         await late.parse(Anything, consequence="no")
     assert refused.value.retry_after_seconds
     for body in (*parsed, late):

@@ -106,7 +106,7 @@ def test_each_request_has_its_own_id_in_its_context(tmp_path: Path, caplog: pyte
     try:
         with caplog.at_level(logging.INFO), live_service(tmp_path) as service:
             for request_id in ("r-1", "r-2"):
-                service.http.get("/v1/weights", headers={"X-Request-Id": request_id})
+                service.http.delete("/v1/weights/updates/none", headers={"X-Request-Id": request_id})
             service.runtime.serving.scoring.preparation.close()  # whatever comes now is a bug
             service.http.post("/v1/score", json={"groups": [TEXT_GROUP]}, headers={"X-Request-Id": "r-3"})
     finally:
@@ -139,7 +139,7 @@ def test_the_line_of_an_answered_score_request_names_the_weights(
         ]
         assert {answer.status_code for answer in answers} == {200}
         assert service.score(groups=[GROUP], weight_version=3).status_code == 409
-        assert service.http.get("/v1/weights").status_code == 200
+        assert service.http.post("/v1/weights/updates", json={}).status_code == 422
         wait_until(lambda: len(_requests(caplog)) == len(answers) + 2)
     *answered, refused, other = _requests(caplog)
     assert all(TextFormatter().format(line).endswith(" weight_version=12") for line in answered)
@@ -147,6 +147,26 @@ def test_the_line_of_an_answered_score_request_names_the_weights(
     for line in (refused, other):
         assert "weight_version" not in TextFormatter().format(line)
         assert "weight_version" not in json.loads(JsonFormatter().format(line))
+
+
+def test_reads_and_probes_are_logged_at_debug_and_all_else_at_info(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.DEBUG), live_service(tmp_path) as service:
+        read = ["/v1/weights", "/v1/weights/tensors", "/v1/model", "/metrics", "/healthz", "/readyz", "/"]
+        for path in (*read, "/inspector/style.css"):
+            assert {service.http.get(path).status_code, service.http.head(path).status_code} == {200}
+        assert service.score(groups=[GROUP]).status_code == 200
+        assert service.http.get("/v1/weights/updates/none").status_code == 404
+        assert service.http.head("/nowhere").status_code == 404
+        assert service.http.put("/v1/engines", json={}).status_code == 422
+        assert service.http.delete("/v1/weights/updates/none").status_code == 404
+        wait_until(lambda: len(_requests(caplog)) == 5)
+    assert [getattr(line, "method", "") for line in _requests(caplog)] == ["POST", "GET", "HEAD", "PUT", "DELETE"]
+    quiet = [line for line in caplog.records if line.name == "vigor_service.requests" and line.levelno == logging.DEBUG]
+    assert len(quiet) >= 2 * len(read) + 2
+    statuses = {(getattr(line, "route", ""), getattr(line, "status", 0)) for line in quiet}
+    assert {route for route, status in statuses if status != 200} <= {"/readyz"}  # until the service was ready
 
 
 def _requests(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:

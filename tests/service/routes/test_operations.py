@@ -69,7 +69,7 @@ def test_another_number_of_engines_is_asked_of_the_pool(service: LiveService) ->
 def test_a_number_that_cannot_be_is_refused_and_the_engines_stay(service: LiveService, body: dict[str, object]) -> None:
     answer = service.http.put("/v1/engines", json=body)
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
-    assert "the engines stay as they are" in answer.json()["detail"]
+    assert "the number of engines is unchanged" in answer.json()["detail"]
     assert len(service.http.get("/v1/engines").json()["engines"]) == 1
 
 

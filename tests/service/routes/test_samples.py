@@ -215,10 +215,10 @@ def test_a_group_that_is_not_whole_in_time_fails_for_all_who_wait(tmp_path: Path
 @pytest.mark.parametrize(
     ("changes", "named"),
     [
-        ({"group_size": 5}, "another group_size"),
-        ({"prompt_ids": [1, 3]}, "another prompt"),
-        ({"reward": "entropy"}, "another reward"),
-        ({"index": 0, "completion": [9]}, "sample 0 came before"),
+        ({"group_size": 5}, "differs in group_size"),
+        ({"prompt_ids": [1, 3]}, "differs in prompt"),
+        ({"reward": "entropy"}, "differs in reward"),
+        ({"index": 0, "completion": [9]}, "sample 0 was sent before"),
     ],
 )
 def test_a_sample_that_contradicts_its_group_is_refused_and_the_group_goes_on(

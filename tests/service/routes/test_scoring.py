@@ -76,10 +76,10 @@ def test_a_sequence_that_does_not_fit_into_memory_is_413_and_its_neighbours_are_
         assert answered.status_code == 200
         assert refused.status_code == 413
         problem = refused.json()
-        assert (problem["code"], problem["title"]) == ("sequence_too_long", "A sequence is too long for the memory")
+        assert (problem["code"], problem["title"]) == ("sequence_too_long", "A sequence does not fit into memory")
         assert [problem[name] for name in ("group", "completion", "length", "limit")] == [1, 1, 32, 16]
         assert [error["loc"] for error in problem["errors"]] == [["groups", 1, "completions", n] for n in (1, 2)]
-        assert problem["errors"][0]["msg"] == "32 tokens with its prompt, 16 are known to fit"
+        assert problem["errors"][0]["msg"] == "32 tokens with its prompt, 16 are known to fit into memory"
 
 
 def test_the_batch_budget_is_measured_where_the_model_computes_and_shown(tmp_path: Path) -> None:

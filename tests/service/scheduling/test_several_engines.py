@@ -212,7 +212,7 @@ def test_a_request_whose_engines_are_lost_again_and_again_fails_and_others_go_on
         for number in range(1, MAX_LOST_ENGINES + 2):
             await engines.have_started(number)
             engines.end(0, EngineLostError("the process has ended"))
-        with pytest.raises(EngineFailedError, match="3 engines ended while they computed it"):
+        with pytest.raises(EngineFailedError, match="3 engines ended while computing this request"):
             await deadly
         other = asyncio.ensure_future(scheduler.score([sequence(3)], ANY))
         await engines.have_started(MAX_LOST_ENGINES + 2)

@@ -130,7 +130,7 @@ def test_what_the_template_never_reads_is_refused(fields: dict[str, Any], field:
 @pytest.mark.parametrize("template", [PLAIN, PLAIN.replace("m.content", "m.content + ''")])
 def test_a_template_that_takes_no_parts_gets_the_only_one_as_text(template: str) -> None:
     assert _rendered(template, user([{"type": "text", "text": "Hi"}])) == _rendered(template, user("Hi"))
-    with pytest.raises(ChatPromptError, match="takes no parts, and message 0 has 2"):
+    with pytest.raises(ChatPromptError, match="accepts no content parts, and message 0 has 2"):
         _rendered(template, user([{"type": "text", "text": "H"}, {"type": "text", "text": "i"}]))
 
 
@@ -155,7 +155,7 @@ def test_what_a_template_closes_a_turn_with_is_told_where_it_can_be(template: st
 def test_without_a_template_messages_are_refused() -> None:
     with pytest.raises(ChatPromptError, match="chat_template is not set"):
         _rendered(cast("str", None), user())
-    with pytest.raises(ChatPromptError, match="there is no chat template"):
+    with pytest.raises(ChatPromptError, match="the model has no chat template"):
         _rendered(cast("str", None), user(), tools=[TOOL])
 
 

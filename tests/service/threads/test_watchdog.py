@@ -53,7 +53,7 @@ async def test_a_piece_of_work_that_takes_too_long_is_noticed_until_it_ends(
     watchdog.require_progress()
     now[0] += 1
     for _ in range(3):
-        with pytest.raises(UnhealthyError, match="worked on one batch for 901 s, 900 s are allowed"):
+        with pytest.raises(UnhealthyError, match="worked on one batch for 901 s; the limit is 900 s"):
             watchdog.require_progress()
     gate.set()
     await working

@@ -60,10 +60,12 @@ def test_an_auc_over_questions_that_differ_is_that_of_all_pairs() -> None:
 
 def test_sentences_say_what_was_seen() -> None:
     aligned = verdict_of(planted_metrics(groups_of([10, 20, 11, 21]))).sentence
-    assert aligned.startswith("Confidence is aligned with correctness here, above chance: of a correct and a wrong")
-    assert "in 100 % [100 %, 100 %] of 48 pairs; chance is 50 %, and 95 % of random orders" in aligned
+    assert aligned.startswith(
+        "Confidence is aligned with correctness here, above chance: in 100 % [100 %, 100 %] of 48 "
+    )
+    assert "smaller gradient norm; chance is 50 %, and 95 % of random orders" in aligned
     opposed = verdict_of(planted_metrics(groups_of([20, 10, 21, 11]))).sentence
-    assert opposed.endswith("Training on it would teach errors.")
+    assert opposed.endswith("Training with this reward would reinforce errors.")
 
 
 def test_few_questions_with_both_kinds_of_completions_give_no_verdict() -> None:

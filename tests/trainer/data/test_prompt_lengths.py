@@ -33,7 +33,7 @@ def test_prompts_that_fit_stay_in_order() -> None:
 
 
 def test_longer_prompts_are_named_by_their_rows() -> None:
-    with pytest.raises(InvalidTaskError, match="2 of 4 prompts do not have 1 to 4 tokens") as caught:
+    with pytest.raises(InvalidTaskError, match="2 of 4 prompts are empty or longer than 4 tokens") as caught:
         fitting(examples("a", "12345", "", "b"))
     assert ": d.jsonl:2: 5 tokens; d.jsonl:3: no token; give a smaller --max_completion_length" in str(caught.value)
 

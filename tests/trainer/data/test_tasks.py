@@ -116,9 +116,9 @@ def test_messages_may_have_what_templates_take_and_null_is_not_there(tmp_path: P
         ),
         (
             {"prompt": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "7"}]},
-            "`prompt` ends with a message of the assistant, .*: take it out",
+            "`prompt` ends with an assistant message, .*: remove it",
         ),
-        ({"prompt": "a", "tools": [{"name": "f"}]}, "`tools` would change the prompt, and GRPO does not render it"),
+        ({"prompt": "a", "tools": [{"name": "f"}]}, "remove the column `tools`, which TRL's GRPO does not"),
         ('{"prompt": "nice \\ud83d"}', r"`prompt` character 5 is half of a surrogate pair \(\\ud83d\)"),
         ('{"prompt": [{"role": "user", "content": "\\ud83d"}]}', "`prompt` must .*character 0 is half of a surrogate"),
         ('{"prompt": "a", "answer": "\\ud83d"}', "`answer` character 0 is half of a surrogate pair"),
@@ -146,7 +146,7 @@ def test_a_file_that_is_missing_empty_or_not_text_is_refused(tmp_path: Path) -> 
     (tmp_path / "binary.jsonl").write_bytes(b"\xff\xfe\x00")
     for name, complaint in [
         ("missing", "No such file"),
-        ("empty", "no prompt in it"),
+        ("empty", "contains no prompts"),
         ("binary", "binary.jsonl: looks like utf-16"),
     ]:
         with pytest.raises(InvalidTaskError, match=complaint):

@@ -27,11 +27,14 @@ WELL: dict[str, Any] = {
 NUM_ROUNDS = 4
 PLANTED: dict[Cause, tuple[dict[str, Any], str]] = {
     "reward_length": ({"reward_length_correlation": -0.9}, "shorter completions win"),
-    "duplicates": ({"duplicate_share": 0.75}, "75% of the completions are token for token"),
-    "ties": ({"tie_share": 0.6}, "60% of the completions have the same reward as a different one"),
-    "repetition": ({"looping_share": 0.5, "repetition": 0.6}, "50% of the completions loop; 60% of all 3-grams"),
-    "entropy": ({"mean_entropy": 0.05}, "0.050 nats, 0.750 at first: the policy has nearly stopped exploring"),
-    "length": ({"mean_length": 8.0}, "8 tokens, 32 at first"),
+    "duplicates": ({"duplicate_share": 0.75}, "75% of the completions are exact duplicates of another"),
+    "ties": ({"tie_share": 0.6}, "60% of the completions have the same reward as a different completion"),
+    "repetition": ({"looping_share": 0.5, "repetition": 0.6}, "60% of all 3-grams are repetitions, 5% at the start"),
+    "entropy": (
+        {"mean_entropy": 0.05},
+        "0.050 nats, 0.750 at the start of the run: the policy has nearly stopped exploring",
+    ),
+    "length": ({"mean_length": 8.0}, "8 tokens, 32 at the start of the run"),
     "norm_spread": ({"norm_spread": 0.01}, "differ by 1.0% of their mean"),
 }
 

@@ -111,7 +111,9 @@ def test_the_completions_of_a_step_are_divided_among_the_processes(monkeypatch: 
     assert chosen_settings(Given(recipe="vigor-3b-math"))["gradient_accumulation_steps"] == 32
     given = Given(recipe="vigor-3b-math", per_device_train_batch_size=16)
     assert chosen_settings(given)["gradient_accumulation_steps"] == 8
-    with pytest.raises(UnsupportedSettingError, match=r"--completions_per_step 896 is no multiple of 4 .* × 3 \(proc"):
+    with pytest.raises(
+        UnsupportedSettingError, match=r"--completions_per_step 896 is not a multiple of 4 .* × 3 \(proc"
+    ):
         chosen_settings(Given(recipe="vigor-7b-math"))
 
 

@@ -26,15 +26,15 @@ class AuditArguments(ConnectionArguments, SamplingArguments):
     )
     completions: str | None = field(
         default=None,
-        metadata={"help": "A .jsonl file of completions that are there already; none are sampled then"},
+        metadata={"help": "File (.jsonl) with existing completions to audit, instead of sampling new ones"},
     )
-    num_generations: int = field(default=8, metadata={"help": "Number of sampled completions of a question"})
+    num_generations: int = field(default=8, metadata={"help": "Number of sampled completions per question"})
     publish: bool = field(
         default=False,
-        metadata={"help": "Whether to send the model's weights to the service where it holds others"},
+        metadata={"help": "Whether to send the model's weights to the service if it serves other weights"},
     )
     output: str = field(
-        default="runs/audit", metadata={"help": "Directory of audit.json, completions.jsonl and audit.html"}
+        default="runs/audit", metadata={"help": "Directory for audit.json, completions.jsonl and audit.html"}
     )
 
     def __post_init__(self) -> None:

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 AUDIT_FILE, PAGE_FILE = "audit.json", "audit.html"
-DESCRIPTION = "Say, without training, whether rewards tell a model's correct completions from its wrong ones."
+DESCRIPTION = "Measure, without training, whether rewards separate a model's correct completions from its wrong ones."
 
 
 def main(argv: Sequence[str]) -> None:
@@ -119,7 +119,7 @@ def _refuse_overlong(questions: Sequence[Question], max_prompt_tokens: int) -> N
         if len(question.prompt_ids) > max_prompt_tokens:
             raise InvalidTaskError(
                 f"question {question.number + 1} has {len(question.prompt_ids):,} tokens, and the service's context "
-                f"leaves {max(0, max_prompt_tokens):,} beside --max_completion_length: give a smaller one"
+                f"leaves {max(0, max_prompt_tokens):,} for a prompt: give a smaller --max_completion_length"
             )
 
 
@@ -148,7 +148,7 @@ def _labelled(completions: Sequence[EvaluatedCompletion], arguments: AuditArgume
 
 def _unlabelled(arguments: AuditArguments) -> InvalidTaskError:
     source = arguments.dataset or arguments.completions
-    return InvalidTaskError(f"{source}: no question with an answer, so that nothing can be compared with it")
+    return InvalidTaskError(f"{source}: no question has an answer, so it is not known which completions are correct")
 
 
 def _write(directory: Path, about: dict[str, Any], metrics: AuditMetrics, scored: Sequence[AuditedCompletion]) -> None:

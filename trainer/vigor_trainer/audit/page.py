@@ -21,16 +21,16 @@ RIGHT, WRONG = "#4f8cff", "#f2994a"
 INK, GRID = "#8a8f98", "rgba(138, 143, 152, 0.22)"  # readable on white and on near-black
 
 _AUC_TEXT = (
-    "Of a correct and a wrong completion of the same question, how often the correct one has the larger reward. 50 % "
-    "is chance; equal rewards count half. Bars are 95 % intervals over questions."
+    "Share of pairs, a correct and a wrong completion of the same question, in which the correct one has the larger "
+    "reward. 50 % is chance; equal rewards count half. Bars are 95 % intervals over questions."
 )
 _BEST_OF_TEXT = (
-    "Accuracy of the completion with the largest reward in its group. The lines are what the same model reaches "
-    "without a choice (mean of the samples) and greedily, and what a choice that is always right would reach."
+    "Accuracy of the completion with the largest reward in its group. The lines show what the same model reaches on "
+    "average over its samples, what it reaches greedily, and what a perfect choice among the samples would reach."
 )
 _NORM_TEXT = (
-    "Each point is a completion. A cloud that falls or rises with length says that the norm, and so its rank, is "
-    "partly about length."
+    "Each point is a completion. If the points fall or rise with length, the norm, and so the rank, depends partly on "
+    "length."
 )
 
 

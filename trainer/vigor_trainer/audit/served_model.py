@@ -43,5 +43,5 @@ def hold_model(client: VigorClient, name: str, *, publish: bool) -> PublishResul
 def _checkpoint_directory(name: str) -> Path:
     if Path(name).is_dir():
         return Path(name)
-    with building(f"--model {name}: no checkpoint there", kind=InvalidModelError):
+    with building(f"--model {name}: the checkpoint cannot be loaded", kind=InvalidModelError):
         return Path(snapshot_download(name, allow_patterns=_CHECKPOINT_FILES))

@@ -31,13 +31,13 @@ def verdict_of(metrics: AuditMetrics) -> Verdict:
     if metrics.num_mixed < MIN_MIXED_QUESTIONS or auc is None or random is None:
         return Verdict(
             "unknown",
-            f"Whether confidence is aligned with correctness cannot be said here: {metrics.num_mixed} of "
+            f"It cannot be decided here whether confidence is aligned with correctness: {metrics.num_mixed} of "
             f"{metrics.num_questions} questions have both correct and wrong completions, and {MIN_MIXED_QUESTIONS} are "
-            "needed. Take more questions, or some that the model solves sometimes, or sample more completions of each.",
+            "needed. Use more questions, or questions that the model sometimes solves, or more completions of each.",
         )
     seen = (
-        f"of a correct and a wrong completion of the same question, the correct one has the smaller gradient norm in "
-        f"{_percent(auc)} of {metrics.num_pairs:,} pairs; chance is 50 %, and 95 % of random orders of the same "
+        f"in {_percent(auc)} of {metrics.num_pairs:,} pairs of a correct and a wrong completion of the same question, "
+        f"the correct one has the smaller gradient norm; chance is 50 %, and 95 % of random orders of the same "
         f"completions reach {random.low * 100:.0f} to {random.high * 100:.0f} %."
     )
     if auc.low > CHANCE and auc.value > random.high:
@@ -45,7 +45,8 @@ def verdict_of(metrics: AuditMetrics) -> Verdict:
     if auc.high < CHANCE and auc.value < random.low:
         return Verdict(
             "opposed",
-            f"Confidence is opposed to correctness here, below chance: {seen} Training on it would teach errors.",
+            f"Confidence is opposed to correctness here, below chance: {seen} Training with this reward would "
+            "reinforce errors.",
         )
     return Verdict("chance", f"Confidence is not aligned with correctness here beyond chance: {seen}")
 

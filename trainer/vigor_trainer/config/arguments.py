@@ -40,12 +40,15 @@ class RunArguments:
     model: str | None = field(
         default=None,
         metadata={
-            "help": "Directory or hub name of the model, the same setting as TRL's --model_name_or_path; by default "
-            "the embedded SmolLM2-135M-Instruct"
+            "help": "Directory or hub name of the model, the same setting as TRL's --model_name_or_path; default: the "
+            "embedded SmolLM2-135M-Instruct"
         },
     )
     recipe: str | None = field(
-        default=None, metadata={"help": "Settings of a whole run by name: vigor-3b-math, tiny, …; list names all"}
+        default=None,
+        metadata={
+            "help": "Name of a recipe, the settings of a whole run: vigor-3b-math, tiny, …; list prints all names"
+        },
     )
 
 
@@ -59,15 +62,16 @@ class DataArguments(TaskArguments):
             "the hub"
         }
     )
-    dataset_split: str = field(default="train", metadata={"help": "Split of a hub dataset"})
+    dataset_split: str = field(default="train", metadata={"help": "Split of the hub dataset"})
     max_prompt_length: int | None = field(
-        default=None, metadata={"help": "Maximum tokens of a prompt; --overlong_prompts says what happens to others"}
+        default=None,
+        metadata={"help": "Maximum length of a prompt, in tokens; --overlong_prompts says what happens to longer ones"},
     )
     overlong_prompts: Literal["refuse", "skip"] = field(
         default="refuse",
         metadata={
-            "help": "Treatment of prompts that are longer than max_prompt_length, or leave no room for "
-            "max_completion_length in the service's context: refuse the run before its first step, or skip them"
+            "help": "What to do with prompts that are longer than --max_prompt_length, or leave no room for "
+            "--max_completion_length in the service's context: refuse to start the run, or skip them"
         },
     )
 
@@ -79,33 +83,39 @@ class RewardArguments:
     reward: list[str] = field(
         default_factory=lambda: ["vigor"],
         metadata={
-            "help": f"Rewards of a completion, one or more of {', '.join(BUILTINS)}, or module:function; their weights "
+            "help": f"Rewards of a completion: one or more of {', '.join(BUILTINS)}, or module:function; their weights "
             "are TRL's --reward_weights"
         },
     )
     vigor_sqrt_length: bool = field(
-        default=True, metadata={"help": "Whether norms are multiplied by the square root of the length, as published"}
+        default=True,
+        metadata={"help": "Whether to multiply norms by the square root of the completion's length, as published"},
     )
     vigor_rank: bool = field(
-        default=True, metadata={"help": "Whether norms become ranks, as published; else their negatives are the reward"}
+        default=True,
+        metadata={"help": "Whether to turn norms into ranks, as published; if not, the reward is the negative norm"},
     )
     ties: Literal["average", "ordinal"] = field(
-        default="average", metadata={"help": "Ranks of equal values: all get their mean rank, or they rank by index"}
+        default="average",
+        metadata={"help": "Ranks of equal values: average gives each their mean rank, ordinal ranks them by index"},
     )
     min_spread: float = field(
         default=0.0,
-        metadata={"help": "Share of their mean by which a group's norms must differ; a group below it gets vigor 0"},
+        metadata={
+            "help": "Minimum difference between a group's largest and smallest norm, as a share of their mean; a group "
+            "below it gets vigor 0"
+        },
     )
     completions_per_step: int | None = field(
         default=None,
         metadata={
-            "help": "Completions of one optimizer step in all processes together, by accumulating gradients; "
-            "--gradient_accumulation_steps wins over it"
+            "help": "Number of completions in one optimizer step, over all processes, reached by accumulating "
+            "gradients; --gradient_accumulation_steps overrides it"
         },
     )
     stop_on_collapse: bool = field(
         default=False,
-        metadata={"help": "Whether the first warning of the collapse watch ends training; needs --save_strategy"},
+        metadata={"help": "Whether the first warning of the collapse watch stops training; needs --save_strategy"},
     )
 
 
@@ -117,25 +127,29 @@ class WeightArguments:
         default="auto",
         metadata={
             "help": "Whether to send only the weights that changed, which keeps a copy of the model in host memory; "
-            "auto: on if the service has weights in 16 bits, where few change"
+            "auto: on if the service's weights have 16 bits, of which few change in a step"
         },
     )
     shared_directory: str | None = field(
         default=None,
-        metadata={"help": "Path of the service's --weights-root on this machine: weights go through it, not over HTTP"},
+        metadata={
+            "help": "Path of the service's --weights-root on this machine; weights are sent through it instead of over "
+            "HTTP"
+        },
     )
     broadcast: Literal["gloo", "nccl"] | None = field(
         default=None,
         metadata={
-            "help": "Backend to send weights through torch.distributed, to a service started with --allow-broadcast"
+            "help": "Backend for sending weights through torch.distributed, to a service started with --allow-broadcast"
         },
     )
     broadcast_host: str = field(
         default="127.0.0.1",
-        metadata={"help": "Address of this machine at which the service reaches it; used with --broadcast"},
+        metadata={"help": "Address at which the service reaches this machine; used with --broadcast"},
     )
     wait_seconds: float = field(
-        default=30.0, metadata={"help": "Seconds a score request may wait in the service for this step's weights"}
+        default=30.0,
+        metadata={"help": "Maximum time that a score request waits in the service for this step's weights, in seconds"},
     )
 
 
@@ -145,18 +159,24 @@ class HeldOutArguments:
 
     eval_dataset: str | None = field(
         default=None,
-        metadata={"help": "Evaluation prompts, in the form of --dataset; used with --eval_every and --eval_strategy"},
+        metadata={"help": "Evaluation prompts, given as --dataset is; used with --eval_every and --eval_strategy"},
     )
-    eval_dataset_split: str = field(default="test", metadata={"help": "Split of a hub dataset for evaluation"})
+    eval_dataset_split: str = field(default="test", metadata={"help": "Split of the hub dataset for evaluation"})
     eval_every: int = field(
         default=0,
         metadata={
-            "help": "Optimizer steps between evaluations of accuracy, length and entropy, without rewards; 0: none"
+            "help": "Number of optimizer steps between evaluations of accuracy, length and entropy, without rewards; 0 "
+            "disables them"
         },
     )
-    eval_limit: int = field(default=100, metadata={"help": "Number of questions of such an evaluation, from the first"})
+    eval_limit: int = field(
+        default=100, metadata={"help": "Number of questions in each such evaluation, from the first"}
+    )
     eval_num_samples: int = field(
-        default=0, metadata={"help": "Number of sampled completions of a question, beside the greedy one"}
+        default=0,
+        metadata={
+            "help": "Number of sampled completions per question in each such evaluation, in addition to the greedy one"
+        },
     )
 
 

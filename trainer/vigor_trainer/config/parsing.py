@@ -123,21 +123,21 @@ def _refuse_unsupported(arguments: Arguments) -> None:
     """Refuse settings under which the published weights would not be the ones that generate."""
     vigor, grpo, model = arguments
     if vigor.model and model.model_name_or_path:
-        raise UnsupportedSettingError("--model and --model_name_or_path are the same setting: give one")
+        raise UnsupportedSettingError("--model and --model_name_or_path are the same setting: give only one")
     if model.use_peft and not is_peft_available():
         raise UnsupportedSettingError("--use_peft needs peft: pip install peft")
     if model.load_in_8bit or model.load_in_4bit:
         raise UnsupportedSettingError("--load_in_8bit, --load_in_4bit: quantized weights cannot be published")
     if grpo.fp16 and grpo.use_cpu:
-        raise UnsupportedSettingError("--fp16 needs a GPU: leave it out, which trains in float32 on a CPU")
+        raise UnsupportedSettingError("--fp16 needs a GPU: leave it out to train in float32 on a CPU")
     if grpo.use_transformers_continuous_batching and (grpo.bf16 or grpo.fp16):
         raise UnsupportedSettingError(
             "--use_transformers_continuous_batching casts the model while it generates: give --bf16 false"
         )
     if vigor.broadcast and vigor.shared_directory:
-        raise UnsupportedSettingError("--broadcast and --shared_directory both say how weights are sent: give one")
+        raise UnsupportedSettingError("--broadcast and --shared_directory are two ways to send weights: give only one")
     if vigor.stop_on_collapse and grpo.save_strategy == "no":
-        raise UnsupportedSettingError("--stop_on_collapse keeps the last good checkpoint: give --save_strategy steps")
+        raise UnsupportedSettingError("--stop_on_collapse needs checkpoints to return to: give --save_strategy steps")
     if grpo.eval_strategy != "no" and not vigor.eval_dataset:
         raise UnsupportedSettingError("--eval_strategy needs --eval_dataset")
     if vigor.eval_every and not vigor.eval_dataset:

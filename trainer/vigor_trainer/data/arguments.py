@@ -16,19 +16,21 @@ class TaskArguments:
         ValueError: a number is out of its range; names the flag.
     """
 
-    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of a hub dataset"})
-    dataset_size: int = field(default=1000, metadata={"help": "Number of questions of a reasoning-gym task"})
+    dataset_config: str | None = field(default=None, metadata={"help": "Configuration of the hub dataset"})
+    dataset_size: int = field(
+        default=1000, metadata={"help": "Number of questions to generate for a reasoning-gym task"}
+    )
     prompt_column: str | None = field(
-        default=None, metadata={"help": "Column of the prompt; by default prompt or question"}
+        default=None, metadata={"help": "Column with the prompt; default: prompt or question"}
     )
     answer_column: str | None = field(
-        default=None, metadata={"help": "Column of the answer; by default answer, if there is one"}
+        default=None, metadata={"help": "Column with the answer; default: answer, if there is one"}
     )
     tests_column: str | None = field(
-        default=None, metadata={"help": "Column of a code task's tests; by default tests, if there is one"}
+        default=None, metadata={"help": "Column with the tests of a code task; default: tests, if there is one"}
     )
     system_prompt: str | None = field(
-        default=None, metadata={"help": "Text of a system message before every prompt; needs a chat template"}
+        default=None, metadata={"help": "System message before every prompt; needs a chat template"}
     )
 
     def __post_init__(self) -> None:

@@ -51,8 +51,8 @@ def fitting_prompts(
             faults.append(f"{example.place}: {f'{count:,} tokens' if count else 'no token'}")
     if faults and (overlong == "refuse" or not fitting):
         raise InvalidTaskError(
-            f"{len(faults)} of {len(examples)} prompts do not have 1 to {max_prompt_tokens:,} tokens, which is what "
-            f"--max_prompt_length allows, or --max_completion_length leaves of the service's context: "
+            f"{len(faults)} of {len(examples)} prompts are empty or longer than {max_prompt_tokens:,} tokens, which is "
+            "--max_prompt_length, or what --max_completion_length leaves of the service's context: "
             f"{_listed(faults)}; give a smaller --max_completion_length, or --overlong_prompts skip"
         )
     if faults:

@@ -44,7 +44,7 @@ def _messages(value: list[object]) -> list[dict[str, Any]]:
     messages = [_message(message, position) for position, message in enumerate(value)]
     if messages[-1]["role"] == "assistant":
         raise ValueError(
-            "ends with a message of the assistant, whose turn TRL would close before it generates another: take it out"
+            "ends with an assistant message, after which TRL would begin another assistant turn: remove it"
         )
     return messages
 

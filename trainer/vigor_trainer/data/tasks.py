@@ -110,12 +110,12 @@ def read_task(source: TaskSource, *, has_chat_template: bool) -> list[Example]:
     """
     if source.system_prompt is not None and not has_chat_template:
         raise UnsupportedSettingError(
-            "--system_prompt: the tokenizer has no chat template, so prompts are text: leave it out, or write it into "
+            "--system_prompt: the tokenizer has no chat template that could show it: leave it out, or write it into "
             "the prompts"
         )
     examples = [_example(row, source, has_chat_template=has_chat_template) for row in _rows(source)]
     if not examples:
-        raise InvalidTaskError(f"{source.name}: no prompt in it")
+        raise InvalidTaskError(f"{source.name}: contains no prompts")
     return examples
 
 
@@ -225,7 +225,9 @@ def _prompt(row: Row, column: str | None) -> Prompt:
         needed = " or ".join(f"`{name}`" for name in wanted)
         raise InvalidTaskError(f"{row.place}: needs exactly one of {needed}, has {sorted(row.fields)}")
     if unrendered := [name for name in UNRENDERED_COLUMNS if row.fields.get(name)]:
-        raise InvalidTaskError(f"{row.place}: `{unrendered[0]}` would change the prompt, and GRPO does not render it")
+        raise InvalidTaskError(
+            f"{row.place}: remove the column `{unrendered[0]}`, which TRL's GRPO does not put into the prompt"
+        )
     try:
         return prompt_of(row.fields[found[0]])
     except ValueError as error:

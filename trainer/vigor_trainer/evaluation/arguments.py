@@ -25,18 +25,20 @@ class SamplingArguments(TaskArguments):
 
     model: str | None = field(
         default=None,
-        metadata={"help": "Directory or hub name of the model; by default the embedded SmolLM2-135M-Instruct"},
+        metadata={"help": "Directory or hub name of the model; default: the embedded SmolLM2-135M-Instruct"},
     )
-    dataset_split: str = field(default="test", metadata={"help": "Split of a hub dataset"})
-    limit: int | None = field(default=None, metadata={"help": "Number of questions to take, from the first"})
-    temperature: float = field(default=1.0, metadata={"help": "Temperature of the sampled completions"})
+    dataset_split: str = field(default="test", metadata={"help": "Split of the hub dataset"})
+    limit: int | None = field(
+        default=None, metadata={"help": "Number of questions to use, from the first; default: all"}
+    )
+    temperature: float = field(default=1.0, metadata={"help": "Sampling temperature"})
     max_completion_length: int = field(
         default=512, metadata={"help": "Maximum length of a completion, in tokens; longer ones are cut off"}
     )
-    batch_size: int = field(default=32, metadata={"help": "Number of completions that are generated together"})
-    seed: int = field(default=0, metadata={"help": "Seed of the sampling, and of generated tasks"})
+    batch_size: int = field(default=32, metadata={"help": "Number of completions to generate at once"})
+    seed: int = field(default=0, metadata={"help": "Random seed of the sampling, and of generated tasks"})
     backend: Backend = field(
-        default="auto", metadata={"help": "Library that generates; auto: vLLM where it is installed"}
+        default="auto", metadata={"help": "Library that generates completions; auto: vLLM if it is installed"}
     )
 
     def __post_init__(self) -> None:
@@ -55,9 +57,10 @@ class EvalArguments(SamplingArguments):
         }
     )
     num_samples: int = field(
-        default=4, metadata={"help": "Number of sampled completions of a question, beside the greedy one; 0: none"}
+        default=4,
+        metadata={"help": "Number of sampled completions per question, in addition to the greedy one; 0 samples none"},
     )
-    output: str = field(default="runs/eval", metadata={"help": "Directory of eval.json and completions.jsonl"})
+    output: str = field(default="runs/eval", metadata={"help": "Directory for eval.json and completions.jsonl"})
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -69,8 +69,8 @@ class Evaluations:
     ) -> None:
         if trainer.accelerator.distributed_type.value in (FSDP, DEEPSPEED):
             raise UnsupportedSettingError(
-                f"--eval_every with {trainer.accelerator.distributed_type.value}: a process must have all of the model "
-                "to generate; evaluate the saved checkpoints with vigor-trainer eval"
+                f"--eval_every with {trainer.accelerator.distributed_type.value}: generation needs the whole model in "
+                "each process; evaluate the saved checkpoints with vigor-trainer eval"
             )
         self._trainer = trainer
         self._held_out = held_out

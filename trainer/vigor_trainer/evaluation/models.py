@@ -33,7 +33,7 @@ def model_name(given: str | None) -> str:
 
 def load_tokenizer(name: str, **settings: Any) -> PreTrainedTokenizerBase:  # noqa: ANN401 - of transformers
     """Return a model's tokenizer, which pads on the left. Raises InvalidModelError where there is none."""
-    with building(f"--model {name}: no tokenizer there", kind=InvalidModelError):
+    with building(f"--model {name}: the tokenizer cannot be loaded", kind=InvalidModelError):
         load = cast("Callable[..., PreTrainedTokenizerBase]", AutoTokenizer.from_pretrained)  # pyright: ignore[reportUnknownMemberType]
         return load(name, padding_side="left", truncation_side="left", **settings)
 

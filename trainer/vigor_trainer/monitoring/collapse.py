@@ -154,7 +154,7 @@ def _duplicates(first: Means, last: Means) -> tuple[str, str] | None:
     if value < _raised(MAX_DUPLICATES, first.get("duplicates", 0.0)):
         return None
     return (
-        f"{value:.0%} of the completions are token for token the same as another of their group.",
+        f"{value:.0%} of the completions are exact duplicates of another one in their group.",
         "Try a higher --temperature or --beta, a lower --learning_rate, or an earlier checkpoint.",
     )
 
@@ -164,8 +164,8 @@ def _ties(_: Means, last: Means) -> tuple[str, str] | None:
     if value < MAX_TIES:
         return None
     return (
-        f"{value:.0%} of the completions have the same reward as a different one of their group.",
-        "The reward does not tell them apart: try another one, or a service in float32.",
+        f"{value:.0%} of the completions have the same reward as a different completion in their group.",
+        "The reward cannot rank them: try another one, or a service in float32.",
     )
 
 
@@ -174,8 +174,8 @@ def _repetition(first: Means, last: Means) -> tuple[str, str] | None:
     if value < _raised(MAX_LOOPING, first.get("looping", 0.0)):
         return None
     return (
-        f"{value:.0%} of the completions loop; {last['repetition']:.0%} of all 3-grams stood there before, "
-        f"{first['repetition']:.0%} at first.",
+        f"{value:.0%} of the completions repeat themselves to their end; {last['repetition']:.0%} of all 3-grams are "
+        f"repetitions, {first['repetition']:.0%} at the start of the run.",
         "Try a lower --learning_rate, a higher --beta, or an earlier checkpoint.",
     )
 
@@ -184,9 +184,10 @@ def _entropy(first: Means, last: Means) -> tuple[str, str] | None:
     change = _change("entropy", first, last)
     if change is None or MIN_ENTROPY_CHANGE < change < MAX_ENTROPY_CHANGE:
         return None
-    what = "has nearly stopped exploring" if change < 1 else "grows ever less certain"
+    what = "has nearly stopped exploring" if change < 1 else "is becoming less and less certain"
     return (
-        f"The mean entropy is {last['entropy']:.3f} nats, {first['entropy']:.3f} at first: the policy {what}.",
+        f"The mean entropy is {last['entropy']:.3f} nats, {first['entropy']:.3f} at the start of the run: "
+        f"the policy {what}.",
         "Try a lower --learning_rate, a higher --beta or --entropy_coef, or an earlier checkpoint.",
     )
 
@@ -196,8 +197,9 @@ def _length(first: Means, last: Means) -> tuple[str, str] | None:
     if change is None or MIN_LENGTH_CHANGE < change < MAX_LENGTH_CHANGE:
         return None
     return (
-        f"The mean length is {last['length']:.0f} tokens, {first['length']:.0f} at first.",
-        "Read completions of both; try a longer --max_completion_length, a lower --learning_rate or a higher --beta.",
+        f"The mean length is {last['length']:.0f} tokens, {first['length']:.0f} at the start of the run.",
+        "Compare completions from the start and from now; try a longer --max_completion_length, a lower "
+        "--learning_rate or a higher --beta.",
     )
 
 
@@ -206,7 +208,7 @@ def _norm_spread(_: Means, last: Means) -> tuple[str, str] | None:
     if value is None or value > MIN_NORM_SPREAD:
         return None
     return (
-        f"Within groups the norms differ by {value:.1%} of their mean, so that their ranks are mostly noise.",
+        f"Within groups the norms differ by {value:.1%} of their mean, so their ranks are mostly noise.",
         f"Try --min_spread {MIN_NORM_SPREAD:g}, which gives such groups no reward, or larger groups.",
     )
 

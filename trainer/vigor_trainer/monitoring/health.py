@@ -1,4 +1,4 @@
-"""What shows in one round whether its rewards still tell completions apart, and whether the policy still says anything.
+"""Numbers that show, for one round, whether rewards still distinguish completions and whether the policy degenerates.
 
 Knows no labels but for one number, which is only reported.
 """

@@ -1,4 +1,4 @@
-"""Bootstrap intervals over questions, or over seeds: how far a number would move had others been drawn."""
+"""Bootstrap intervals over questions or seeds: how much a number would vary if other ones had been drawn."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def _accumulation_steps(completions: int, per_device: int) -> int:
     at_once = per_device * num_processes
     if completions < at_once or completions % at_once:
         raise UnsupportedSettingError(
-            f"--completions_per_step {completions} is no multiple of {per_device} (--per_device_train_batch_size) × "
+            f"--completions_per_step {completions} is not a multiple of {per_device} (--per_device_train_batch_size) × "
             f"{num_processes} (processes)"
         )
     return completions // at_once

@@ -34,7 +34,7 @@ def recipe(name: str) -> Recipe:
     """Return the recipe of this name.
 
     Raises:
-        UnsupportedSettingError: there is none; lists those that there are.
+        UnsupportedSettingError: there is no such recipe; lists the existing ones.
     """
     if name not in recipe_names():
         raise UnsupportedSettingError(f"--recipe {name}: give one of {', '.join(recipe_names())}")

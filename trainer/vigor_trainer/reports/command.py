@@ -16,7 +16,7 @@ def main(argv: Sequence[str]) -> None:
     """Write the page, and say where it is.
 
     Raises:
-        InvalidRunError: a directory holds no run that can be shown.
+        InvalidRunError: a directory that is not a run, or not a complete one.
         OSError: the page cannot be written.
     """
     arguments = _parser().parse_args(argv)

@@ -79,7 +79,7 @@ def read_runs(directories: Sequence[Path]) -> list[Run]:
     """Read runs, each under the shortest end of its path that no other has.
 
     Raises:
-        InvalidRunError: a directory holds no run that can be shown, or is given twice; says what to do.
+        InvalidRunError: a directory that is not a run, or not a complete one, or is given twice; says what to do.
     """
     names = _names([directory.resolve() for directory in directories])
     return [_read_run(directory, name) for directory, name in zip(directories, names, strict=True)]

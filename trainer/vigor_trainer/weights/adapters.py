@@ -22,7 +22,7 @@ def whole_adapted_model(accelerator: Accelerator, model: torch.nn.Module) -> Ada
     adapted = adapted_model(model)
     if adapted is not None and accelerator.distributed_type.value in (FSDP, DEEPSPEED):
         raise UnsupportedSettingError(
-            f"--use_peft with {accelerator.distributed_type.value}: an adapter is published by a process that has all "
-            "of the model; launch without shards"
+            f"--use_peft with {accelerator.distributed_type.value}: publishing an adapter needs the whole model in "
+            "one process; launch without sharding"
         )
     return adapted

@@ -43,7 +43,7 @@ def adapter_base(adapter: Path) -> str:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise AdapterError(f"cannot read {str(adapter / ADAPTER_CONFIG)!r}: {error!r}") from error
     if kind != "LORA":
-        raise AdapterError(f"adapter {str(adapter)!r} is of type {kind!r}: only LORA (with DoRA) is understood")
+        raise AdapterError(f"adapter {str(adapter)!r} is of type {kind!r}: only LORA (also with DoRA) is supported")
     if not isinstance(base, str) or not base:
         raise AdapterError(f"adapter {str(adapter)!r} names no base model: set base_model_name_or_path in its config")
     if not (adapter / ADAPTER_WEIGHTS).is_file():

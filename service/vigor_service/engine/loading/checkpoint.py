@@ -98,7 +98,7 @@ def _refuse_other_shards(name: str, weights: str) -> None:
     transformers unpickles what has another name.
     """
     if not weights.endswith((SHARD_SUFFIX, INDEX_SUFFIX)):
-        raise CheckpointError(f"{name} names {weights!r}, which is no safetensors file")
+        raise CheckpointError(f"{name} names {weights!r}, which is not a safetensors file")
     if weights.endswith(INDEX_SUFFIX):
         index = cached_file(name, weights, _raise_exceptions_for_missing_entries=False)
         if index is not None:
@@ -166,7 +166,7 @@ def auto_class(config: PreTrainedConfig) -> _AutoClass:
     if with_images is None or (is_causal and not was_saved_so):
         return AutoModelForCausalLM
     if config.is_encoder_decoder or text_config(config).is_encoder_decoder:
-        raise IncompleteCheckpointError(f"{config.model_type} is an encoder-decoder, which scores no completions")
+        raise IncompleteCheckpointError(f"{config.model_type} is an encoder-decoder model, which cannot be scored")
     return AutoModelForImageTextToText
 
 

@@ -67,7 +67,7 @@ class Conversion:
         patterns = [pattern for _, pattern in self.sources]
         if len(patterns) > 1 and None in patterns:
             raise ConversionError(
-                f"comes in several forms, as {self._first_sources()}: it is not clear which one holds"
+                f"comes in several forms, as {self._first_sources()}: it is unclear which one to load"
             )
 
     def _first_sources(self) -> str:

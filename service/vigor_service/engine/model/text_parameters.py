@@ -1,5 +1,5 @@
-"""Which parameters of a model of several kinds of input a pass over text alone does not reach: a vision tower's, a
-projector's. Their gradient is zero; to measure them costs memory and time, and changes no norm."""
+"""Finds the parameters of a multimodal model that a pass over text does not reach: a vision tower's, a projector's.
+Their gradient is zero, so measuring them would cost memory and time and change no norm."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ class CheckCache:
             replace_json(self._path(key), asdict(outcome))
             self._remove_oldest()
         except OSError as error:
-            logger.info("the outcome of the check is not kept: %s", error)
+            logger.info("cannot store the outcome of the self-check: %s", error)
 
     def _path(self, key: str) -> Path:
         return self._directory / f"{key}.json"

@@ -57,7 +57,12 @@ class FasterMethod:
             trial = _trial([other for other in sequences if _size(other, sequences) == size], self._reference.num_lanes)
             seconds = self._seconds(trial)
             self._faster[size] = min(seconds, key=lambda method: seconds[method])
-            logger.info("%d tokens and up, %s: %s", 2 ** (size[0] - 1), "alone" if size[1] else "several", seconds)
+            logger.info(
+                "seconds per method from %d tokens, %s: %s",
+                2 ** (size[0] - 1),
+                "alone" if size[1] else "several",
+                seconds,
+            )
         return self._faster[size]
 
     def _seconds(self, sequences: Sequence[TokenSequence]) -> dict[Method, float]:

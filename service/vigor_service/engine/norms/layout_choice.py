@@ -1,6 +1,6 @@
 """Which layout a model is scored in: the first that proves exact, else none, and the reference is left.
 
-A model that is no policy of text is refused before that.
+A model that cannot score text is refused before that.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def require_policy_of_text(model: PreTrainedModel) -> None:
             raise
         raise UnscorableModelError(f"{architecture} cannot score text: {reason(error)}") from error
     if not torch.allclose(first_TV, second_TV, rtol=_SAME_LOGITS, atol=_SAME_LOGITS, equal_nan=True):
-        raise UnscorableModelError(f"{architecture} gives the same ids other logits each time: no norm is its own")
+        raise UnscorableModelError(
+            f"{architecture} gives other logits for the same ids each time, so its norms cannot be reproduced"
+        )
 
 
 def _require_gradients(model: PreTrainedModel, measured: Mapping[str, nn.Parameter]) -> None:
@@ -89,7 +91,7 @@ def _check_layouts(model: PreTrainedModel, measured: Mapping[str, nn.Parameter])
             if is_out_of_memory(error):
                 raise
             why = reason(error)
-            logger.warning("the %s layout is not trusted: %s", layout, why)
+            logger.warning("the %s layout is not used: %s", layout, why)
         else:
             return fast, Outcome(layout, trust.max_tokens, trust.layers_run_twice)
     return None, Outcome(None, reason=why)

@@ -124,7 +124,9 @@ class _Subject:
         for length in lengths:  # the long one first, so that others lie far behind in a packed row, too
             sequence = long_sequence(model, length)
             if seconds_per_token * sequence.num_tokens > max_seconds or not self._fits([sequence, *short]):
-                logger.warning("sequences of more than %d tokens are left to the reference: too long to check", length)
+                logger.warning(
+                    "sequences of more than %d tokens are scored by the slow reference: too long to check", length
+                )
                 return length
         return None
 

@@ -74,7 +74,7 @@ class Autotuner:
             try:
                 return implementations[name]()
             except UnavailableError as error:
-                logger.warning("%s: %s is left out from now on: %s", work, name, error)
+                logger.warning("%s: %s failed and is not used again: %s", work, name, error)
                 if len(times.seconds) == 1:
                     raise
                 del times.seconds[name]
@@ -87,11 +87,11 @@ class Autotuner:
             try:
                 times.seconds[name] = self._seconds(implementations[name])
             except torch.OutOfMemoryError as error:
-                logger.warning("%s: %s is left out for now: %s", work, name, error)
+                logger.warning("%s: %s failed and is not used for now: %s", work, name, error)
                 refusal = error
                 times.untimed.append(name)
             except UnavailableError as error:
-                logger.warning("%s: %s is left out: %s", work, name, error)
+                logger.warning("%s: %s is not used: %s", work, name, error)
                 refusal = refusal if times.untimed else error
         if not times.seconds:
             raise refusal

@@ -126,7 +126,7 @@ class LibraryChoice:
         try:
             replace_json(self._file, {"machine": self._machine, "chosen": self._chosen})
         except OSError as error:
-            logger.info("the faster libraries are not kept: %s", error)
+            logger.info("cannot store which libraries are faster: %s", error)
             self._file = None
 
 

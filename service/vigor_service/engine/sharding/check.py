@@ -50,7 +50,7 @@ def choose_layout(model: ShardedModel, ranks: Ranks) -> tuple[FastNorms, Trust]:
             return fast, _Check(fast, model, ranks).trust()
         except _DisagreedError as error:
             why = str(error)
-            logger.warning("the %s layout is not trusted: %s", layout, why)
+            logger.warning("the %s layout is not used: %s", layout, why)
     raise UnshardableModelError(f"the rules do not give this model's norms ({why}): {_ADVICE}")
 
 

@@ -120,7 +120,7 @@ class ShardedEngine(ShardedWeights):
         Raises:
             UnsupportedByEngineError: always.
         """
-        raise UnsupportedByEngineError("this service shares its model out over several devices, and attributes nothing")
+        raise UnsupportedByEngineError("attribution is not available for a model divided among devices (--shard)")
 
     def measure_batch_tokens(self) -> int:
         """Measure how many tokens a batch may have, all ranks together (``memory/token_budget.py``)."""

@@ -71,7 +71,7 @@ def shard(model: PreTrainedModel, ranks: Ranks) -> None:
     layers = _layers(causal_model(model))
     for name, parameter in model.named_parameters():
         if parameter.dim() == 0:
-            raise UnshardableModelError(f"{name} is a single number, which FSDP2 does not share out: {_ADVICE}")
+            raise UnshardableModelError(f"{name} is a single number, which FSDP2 cannot divide: {_ADVICE}")
     for unit in (*layers, causal_model(model)):
         fully_shard(unit, mesh=ranks.mesh)
 
@@ -114,7 +114,7 @@ class ShardedModel:
             with torch.no_grad():
                 text_pass(self.root)
         except (ValueError, AssertionError) as error:
-            raise UnshardableModelError(f"FSDP2 does not take this model: {error}. So {_ADVICE}") from error
+            raise UnshardableModelError(f"FSDP2 cannot divide this model: {error}; {_ADVICE}") from error
         self._units[0].reshard()
 
     def _require_grad(self, names: Iterable[str]) -> None:

@@ -35,7 +35,7 @@ class BroadcastReceiver:
             InvalidRequestError: broadcasts are not allowed, or nccl is asked for without a GPU.
         """
         if not self._is_allowed:
-            raise _refuse("the service takes no broadcasts: start it with --allow-broadcast", "broadcast")
+            raise _refuse("broadcasts are disabled: start the service with --allow-broadcast", "broadcast")
         if request.backend == "nccl" and not self._device.startswith("cuda"):
             raise _refuse(f"nccl needs a GPU, and the model is on {self._device}: use gloo", "backend")
         device = self._device if request.backend == "nccl" else "cpu"
@@ -57,7 +57,7 @@ class BroadcastSource(UpdateSource):
         """Join the broadcast.
 
         Raises:
-            InvalidRequestError: the other end went away. As after the next one, the update stays open.
+            InvalidRequestError: the other end disconnected. As after the next one, the update stays open.
             DeadlineExceededError: there was no other end, or bytes were late.
         """
         try:
@@ -96,12 +96,12 @@ async def _chunks(process: BroadcastProcess, file: UpdateFile) -> AsyncIterator[
             data = await asyncio.to_thread(process.read, min(BUFFER_BYTES, missing_bytes))
         except BroadcastError as error:
             received = file.num_bytes - missing_bytes
-            message = f"broke off after {received} of {file.num_bytes} bytes: {error}"
+            message = f"stopped after {received} of {file.num_bytes} bytes: {error}"
             raise _refuse(message, "files", file.name) from error
         missing_bytes -= len(data)
         yield data
 
 
 def _refuse(message: str, *place: str) -> InvalidRequestError:
-    consequence = "the update stays open, and files that did not come may be sent again"
+    consequence = "the update stays open, and the missing files may be sent again"
     return invalid_request([FieldError(loc=list(place), msg=message)], consequence=consequence)

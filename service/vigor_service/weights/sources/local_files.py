@@ -48,7 +48,7 @@ class LocalFiles:
         """Serve the weights of a checkpoint's directory.
 
         Raises:
-            InvalidRequestError: the directory is not under the root, is no checkpoint, or is refused as an update.
+            InvalidRequestError: the directory is not under the root, is not a checkpoint, or is refused as an update.
             ServiceError: as an update that is sent.
         """
         versions = self._required("model_path")
@@ -87,7 +87,7 @@ class LocalFiles:
 
     def _required(self, field: str) -> PublishedVersions:
         if self._versions is None:
-            raise refuse("the service takes no files of its own machine: start it with --weights-root", field)
+            raise refuse("loading weights from disk is disabled: start the service with --weights-root", field)
         return self._versions
 
     async def _commit(

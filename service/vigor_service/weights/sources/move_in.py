@@ -97,7 +97,7 @@ def _require_announced(path: Path, announced: UpdateFile) -> Generator[None, Non
 
 def _require_plain(status: os.stat_result, announced: UpdateFile) -> None:
     if not stat.S_ISREG(status.st_mode):
-        raise _refuse(announced, "is no plain file")
+        raise _refuse(announced, "is not a regular file")
     if status.st_size != announced.num_bytes:
         raise _refuse(announced, f"has {status.st_size} bytes, {announced.num_bytes} were announced")
 

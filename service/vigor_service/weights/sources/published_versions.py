@@ -52,14 +52,14 @@ class PublishedVersions:
         """
         path = _resolved(self._root / directory)
         if path is None or not path.is_relative_to(self._root):
-            raise refuse(f"{directory[:200]!r} is no directory under the service's --weights-root", field)
+            raise refuse(f"{directory[:200]!r} is not a directory under the service's --weights-root", field)
         return path
 
     def checkpoint(self, directory: str, number: int, field: str) -> PublishedVersion:
         """Return the files that transformers would load from a directory, under the root.
 
         Raises:
-            InvalidRequestError: there is no such directory, or it is no checkpoint.
+            InvalidRequestError: there is no such directory, or it is not a checkpoint.
         """
         return PublishedVersion(number, self._checkpoint(self.inside(directory, field), field))
 
@@ -74,7 +74,8 @@ class PublishedVersions:
         while number is not None and number != served:
             if len(versions) == MAX_VERSIONS:
                 raise refuse(
-                    f"more than {MAX_VERSIONS} versions lead to {target}: publish a full one", "target_version"
+                    f"more than {MAX_VERSIONS} deltas lead to version {target}: publish a full version",
+                    "target_version",
                 )
             versions.append(self._read(directory, number))
             number = versions[-1].base_number
@@ -106,7 +107,7 @@ class PublishedVersions:
     def _read(self, directory: Path, number: int) -> PublishedVersion:
         path = directory / f"weight_v{number:06d}"
         if not path.is_dir():
-            raise refuse(f"{path.name} is not there", "source_dir")
+            raise refuse(f"{path.name} does not exist", "source_dir")
         data = self._index(path)
         if data is None or not is_index_of_delta(data):
             return PublishedVersion(number, self._checkpoint(path, path.name))
@@ -116,7 +117,7 @@ class PublishedVersions:
             raise _refuse_all(error, path.name, INDEX_NAME) from error
         declared, base = int(index.metadata.version), int(index.metadata.base_version)
         if declared != number or base >= number:
-            raise refuse(f"leads from {base} to {declared}", path.name, INDEX_NAME)
+            raise refuse(f"is a delta from version {base} to {declared}, not to {number}", path.name, INDEX_NAME)
         return PublishedVersion(number, _named(path, [INDEX_NAME, *index.file_names]), base)
 
     def _index(self, directory: Path) -> bytes | None:
@@ -139,12 +140,14 @@ def _named(directory: Path, names: Iterable[str]) -> Mapping[str, Path]:
     """Return the file of each name, if an update may have files of these names."""
     files = {name: directory / name for name in names}
     if len(files) > MAX_UPDATE_FILES:
-        raise refuse(f"has {len(files)} files, an update has at most {MAX_UPDATE_FILES}", directory.name)
+        raise refuse(f"has {len(files)} files; an update has at most {MAX_UPDATE_FILES}", directory.name)
     for name in files:
         try:
             _FILE_NAME.validate_python(name)
         except ValidationError as error:
-            raise refuse(f"is no file of an update: {error.errors()[0]['msg']}", directory.name, name[:200]) from error
+            raise refuse(
+                f"is not a file name that an update may have: {error.errors()[0]['msg']}", directory.name, name[:200]
+            ) from error
     return files
 
 

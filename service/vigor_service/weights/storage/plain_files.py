@@ -19,7 +19,7 @@ def open_plain(path: Path, *, root: Path | None = None) -> BinaryIO:
     """Open a plain file for reading. Links are followed only with a ``root``: to what lies under it, a resolved path.
 
     Raises:
-        UnusableFileError: there is none, it is not plain, it may not be read, or it leads out of the root.
+        UnusableFileError: there is no such file, it is not plain, it may not be read, or it leads out of the root.
     """
     follow = 0 if root is not None else os.O_NOFOLLOW
     try:
@@ -36,7 +36,7 @@ def open_plain(path: Path, *, root: Path | None = None) -> BinaryIO:
     except OSError as error:
         raise UnusableFileError(f"cannot be read: {error.strerror}") from error
     except ValueError as error:  # a null character, half a surrogate pair
-        raise UnusableFileError("cannot be read: no file can have this name") from error
+        raise UnusableFileError("cannot be read: this is not a valid file name") from error
 
 
 def read_plain(path: Path, *, max_bytes: int, root: Path | None = None) -> bytes:
@@ -56,7 +56,7 @@ def num_bytes_of_plain(path: Path) -> int:
     """Return the number of bytes of a plain file.
 
     Raises:
-        UnusableFileError: there is none, or it is not plain.
+        UnusableFileError: there is no such file, or it is not plain.
     """
     with open_plain(path) as file:
         return os.fstat(file.fileno()).st_size
@@ -64,9 +64,9 @@ def num_bytes_of_plain(path: Path) -> int:
 
 def _refuse_unusable(place: int, root: Path | None) -> None:
     if not stat.S_ISREG(os.fstat(place).st_mode):
-        raise UnusableFileError("is no plain file")
+        raise UnusableFileError("is not a regular file")
     if root is not None and not _link_to(place).readlink().is_relative_to(root):
-        raise UnusableFileError("leads out of the service's --weights-root")
+        raise UnusableFileError("is outside the service's --weights-root")
 
 
 def _link_to(descriptor: int) -> Path:

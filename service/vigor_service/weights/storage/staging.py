@@ -97,7 +97,7 @@ class StagingArea:
                 num_bytes=num_bytes,
                 num_free_bytes=free,
             )
-        with refusing_full_disk("there is no room for an update"):
+        with refusing_full_disk("no disk space for an update"):
             self.directory(name).mkdir()
 
     async def remove(self, path: Path) -> None:

@@ -119,8 +119,8 @@ class StateDirectory:
         """Raise WeightBaseMismatchError where a full update has to come first: a restart replays all since the last."""
         if len(self._following_bytes) >= MAX_FOLLOWING or sum(self._following_bytes) > model_bytes:
             raise WeightBaseMismatchError(
-                f"{len(self._following_bytes)} updates follow the last full one in the state directory; "
-                "send all weights"
+                f"{len(self._following_bytes)} updates since the last full one are in the state directory: "
+                "send a full update"
             )
         self._require_stored(base_digest)
 
@@ -128,7 +128,7 @@ class StateDirectory:
         """After storing failed, or took too long, the last stored weights may be others than those that serve."""
         if self._last_digest not in (None, base_digest):
             raise WeightBaseMismatchError(
-                f"the state directory ends with weights {self._last_digest}, not {base_digest}; send all weights",
+                f"the state directory has weights {self._last_digest} last, not {base_digest}: send a full update",
                 have=self._last_digest,
                 want=base_digest,
             )
@@ -145,7 +145,7 @@ class StateDirectory:
         incoming = self._root / _INCOMING
         remove(incoming)
         try:
-            with refusing_full_disk("the update cannot be kept in the state directory"):
+            with refusing_full_disk("the update does not fit into the state directory"):
                 self._write(incoming, record, files)
         except (OSError, StagingFullError):
             remove(incoming)
@@ -235,7 +235,7 @@ def _require_directory(path: Path, place: str) -> None:
     except OSError as error:
         raise DamagedStateError(f"{place} cannot be read: {error.strerror}") from error
     if not is_directory:
-        raise DamagedStateError(f"{place} is no directory")
+        raise DamagedStateError(f"{place} is not a directory")
 
 
 def _sync(path: Path) -> None:

@@ -15,7 +15,7 @@ _logger = logging.getLogger(__name__)
 
 
 class State(StrEnum):
-    """Where an update stands. The last four are ends."""
+    """State of an update. The last four are ends."""
 
     OPENING = "opening"
     """Its staging directory is being made."""

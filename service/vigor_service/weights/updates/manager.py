@@ -248,7 +248,7 @@ class Updates:
         if (newest := self._newest_open()) is not None:
             status = newest.status()
             raise UpdateConflictError(
-                f"an update to version {status.weight_version} is {status.state}; drop it or wait for its end",
+                f"an update to version {status.weight_version} is {status.state}: wait for it, or drop it",
                 state=status.state,
                 update_id=status.update_id,
                 retry_after_seconds=RETRY_SECONDS,

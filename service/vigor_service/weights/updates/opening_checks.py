@@ -20,13 +20,15 @@ def refuse_other_base(request: UpdateRequest, current: CurrentWeights, state: St
     for kind, have, want in bases:
         if want not in (None, have):
             raise WeightBaseMismatchError(
-                f"the update was made from {kind} {want}, {kind} {have} is served", have=have, want=want
+                f"the update was made from {kind} {want}, but {kind} {have} is served", have=have, want=want
             )
     if request.encoding in WHOLE_ENCODINGS:
         return
     if current.state == "poisoned":
         raise WeightBaseMismatchError(
-            "the weights are poisoned: there is no base; send a full update", have=None, want=request.base_version
+            "the served weights are unusable, so there is no base: send a full update",
+            have=None,
+            want=request.base_version,
         )
     if state is not None:
         state.require_room_to_follow(serving.digest, model_bytes=serving.num_bytes)
@@ -37,7 +39,7 @@ def refuse_oversize(request: UpdateRequest, weights: Weights, max_upload_bytes: 
     num_bytes = sum(file.num_bytes for file in request.files)
     limit = max_upload_bytes or _most_bytes(request, weights)
     if num_bytes > limit:
-        raise PayloadTooLargeError(f"the update announces {num_bytes} bytes, the limit is {limit}", limit=limit)
+        raise PayloadTooLargeError(f"the update announces {num_bytes} bytes; the limit is {limit}", limit=limit)
 
 
 def _most_bytes(request: UpdateRequest, weights: Weights) -> int:

@@ -65,7 +65,7 @@ class StagedFile:
                     raise self._refusal(f"has checksum {digest}, {self.announced.checksum} was announced")
                 await self.threads.run("staging", partial.path.replace, self.path)
         except TimeoutError as error:
-            message = f"file {name}: less than {BUFFER_BYTES} bytes came within {self.stall_seconds} seconds"
+            message = f"file {name}: less than {BUFFER_BYTES} bytes arrived within {self.stall_seconds} seconds"
             raise DeadlineExceededError(message) from error
         finally:
             await self.threads.run("staging", partial.close_and_remove)
@@ -87,7 +87,7 @@ class StagedFile:
 
     def _refusal(self, message: str) -> InvalidRequestError:
         place = FieldError(loc=["files", self.announced.name], msg=message)
-        return invalid_request([place], consequence="the file is dropped and may be sent again")
+        return invalid_request([place], consequence="the file was discarded and may be sent again")
 
 
 class _PartialFile:

@@ -110,7 +110,7 @@ class Update:
         """
         if request != self.request:
             place = FieldError(
-                loc=["header", IDEMPOTENCY_HEADER], msg="named another update; give each a name of its own"
+                loc=["header", IDEMPOTENCY_HEADER], msg="is the name of another update: use a new name for each update"
             )
             raise invalid_request([place], consequence="no update was opened")
         self.require_not_gone()
@@ -120,7 +120,7 @@ class Update:
         """Raise UpdateConflictError if it was dropped or refused."""
         if self.lifecycle.is_gone:
             outcome = self.lifecycle.state
-            raise UpdateConflictError(f"the update was {outcome}: open another one, by another name", state=outcome)
+            raise UpdateConflictError(f"the update was {outcome}: open a new one under another name", state=outcome)
 
     def require_receiving(self) -> None:
         """Raise unless files may come.

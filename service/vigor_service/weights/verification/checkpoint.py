@@ -57,7 +57,7 @@ def verify_checkpoint(
     """Check a checkpoint's files against the tensors that are served, and describe the model with the new ones.
 
     Raises:
-        InvalidRequestError: lists every file that is no safetensors, and every tensor that the model has no place for
+        InvalidRequestError: lists every file that is not safetensors, and every tensor that the model has no place for
             and does not know to ignore, that is missing, there twice, not finite, of another shape or kind of number,
             or differs from one that it is tied to.
     """
@@ -109,14 +109,14 @@ class _Check:
                 continue
             for name in names:
                 if name in found:
-                    message = f"is in file {found[name].name} already: each tensor comes once"
+                    message = f"is in file {found[name].name} already: send each tensor once"
                     self.faults.add(message, "files", file_name, name)
                 found[name] = path
         return found
 
     def refuse_unexpected(self, names: Sequence[str], paths: Mapping[str, Path]) -> None:
         prefix = common_prefix(paths)
-        hint = f"; all names begin with {prefix!r}: save the model without what wraps it" if prefix else ""
+        hint = f"; all names begin with {prefix!r}: save the model without its wrapper" if prefix else ""
         for name in names:
             self.faults.add(f"the model has no such tensor{hint}", "files", paths[name].name, name)
 
@@ -155,7 +155,7 @@ class _Check:
             first, *others = [name for name in info.names if name in self._checksums] or [info.name]
             for name in others:
                 if self._checksums[name] != self._checksums[first]:
-                    self.faults.add(f"is tied to {first} but has other values", "tensors", name)
+                    self.faults.add(f"is tied to {first} but has different values", "tensors", name)
 
     def checksum_of(self, info: TensorInfo) -> str:
         return next(self._checksums[name] for name in info.names if name in self._checksums)

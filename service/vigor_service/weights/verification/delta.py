@@ -100,7 +100,7 @@ class _Check:
     def read_index(self, base_version: int, version: int) -> DeltaIndex | None:
         path = self._files.get(INDEX_NAME)
         if path is None:
-            return self._refuse("is missing: a delta has an index", INDEX_NAME)
+            return self._refuse("is missing: a delta needs an index", INDEX_NAME)
         if path.stat().st_size > MAX_INDEX_BYTES:
             return self._refuse(f"is larger than {MAX_INDEX_BYTES} bytes", INDEX_NAME)
         try:
@@ -111,7 +111,9 @@ class _Check:
             return None
         declared = (int(index.metadata.base_version), int(index.metadata.version))
         if declared != (base_version, version):
-            self._refuse(f"leads from {declared[0]} to {declared[1]}, not from {base_version} to {version}", INDEX_NAME)
+            self._refuse(
+                f"is for a delta from {declared[0]} to {declared[1]}, not from {base_version} to {version}", INDEX_NAME
+            )
         for name in self._files.keys() - {INDEX_NAME, *index.weight_map.values()}:
             self._refuse("is not in the index", name)
         return index
@@ -135,7 +137,7 @@ class _Check:
     def _read_changes(self, file: TensorFile, name: str, promised: str | None, file_name: str, path: Path) -> None:
         info = self._expected[name]
         if info.name in self.changed:
-            self._refuse(f"changes {info.name} again, to which it is tied", file_name, name)
+            self._refuse(f"changes {info.name} again: the two are tied", file_name, name)
             return
         try:
             new = _patched(self._values[info.name], file, name)
@@ -144,9 +146,11 @@ class _Check:
             return
         checksum_of_new = checksum(raw_bytes(new))
         if promised is None or PREFIX + promised != checksum_of_new:
-            self._refuse(f"has checksum {checksum_of_new} once changed, {promised} was promised", file_name, name)
+            self._refuse(
+                f"has checksum {checksum_of_new} after the change, but {promised} in the index", file_name, name
+            )
         elif not is_finite(new):
-            self._refuse("has values that are not finite (NaN or infinite) once changed", file_name, name)
+            self._refuse("has values that are not finite (NaN or infinite) after the change", file_name, name)
         self.changed[info.name] = _Place(path, name, new.nbytes)
         self.checksums[info.name] = checksum_of_new
 

@@ -44,7 +44,7 @@ def verify_tensors(files: Mapping[str, Path], served: Sequence[TensorInfo], *, p
     With ``partial`` they need not be all, but one at least; what did not come stays as it is served.
 
     Raises:
-        InvalidRequestError: lists every file that is no safetensors, and every tensor that is unknown, missing, there
+        InvalidRequestError: lists every file that is not safetensors, and every tensor that is unknown, missing, there
             twice, of another shape or dtype, not finite, or an alias that differs from its canonical tensor.
     """
     check = _Check(served)
@@ -90,7 +90,7 @@ class _Check:
         if expected is None:
             self.faults.add("the model has no such tensor", "files", file_name, name)
         elif name in self._homes:
-            self.faults.add(f"is in file {self._homes[name]} already: each tensor comes once", "files", file_name, name)
+            self.faults.add(f"is in file {self._homes[name]} already: send each tensor once", "files", file_name, name)
         elif (dtype, shape) != (expected.dtype, expected.shape):
             self._homes[name] = file_name
             got, needed = f"{dtype} {shape}", f"{expected.dtype} {expected.shape}"
@@ -112,7 +112,7 @@ class _Check:
             sent = [alias for alias in info.aliases if alias in self._homes]
             if info.name in self._homes or (partial and not sent):
                 continue
-            hint = f"; it came as {sent[0]}, send it under its canonical name" if sent else ""
+            hint = f"; it was sent as {sent[0]}: send it under its canonical name" if sent else ""
             self.faults.add(f"is missing, the model needs {info.dtype} {info.shape}{hint}", "tensors", info.name)
 
     def compare_aliases(self) -> None:
@@ -120,4 +120,6 @@ class _Check:
             canonical = self.checksums.get(info.name)
             for alias in info.aliases:
                 if canonical is not None and self.checksums.get(alias, canonical) != canonical:
-                    self.faults.add(f"is tied to {info.name} but has other values", "files", self._homes[alias], alias)
+                    self.faults.add(
+                        f"is tied to {info.name} but has different values", "files", self._homes[alias], alias
+                    )

@@ -36,7 +36,7 @@ def open_tensors(path: Path) -> AbstractContextManager[TensorFile]:
     """Open a safetensors file; nothing of it is copied until a tensor is asked for.
 
     Raises:
-        SafetensorError: it is none, or its header is larger than `MAX_HEADER_BYTES`.
+        SafetensorError: it is not a safetensors file, or its header is larger than `MAX_HEADER_BYTES`.
     """
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "little")

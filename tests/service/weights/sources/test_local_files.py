@@ -108,7 +108,7 @@ def test_paths_and_links_that_lead_out_of_the_root_are_refused(
 def test_nothing_is_taken_without_a_root(tmp_path: Path) -> None:
     with live_service(tmp_path / "staging") as service:
         told = outcome(service, "/update_weights_from_disk", {"model_path": str(tmp_path), "weight_version": 1})
-    assert "start it with --weights-root" in told["message"]
+    assert "start the service with --weights-root" in told["message"]
 
 
 # ---------------------------------------------------------------------------------------------- pulls
@@ -156,7 +156,7 @@ def test_a_gap_is_named(service: LiveService, published: Published) -> None:
     assert pull(service, published.directory, 1)["success"]
     published.delta(3)
     told = pull(service, published.directory, 3)
-    assert "weight_v000002 is not there" in told["message"]
+    assert "weight_v000002 does not exist" in told["message"]
     holds(service, published.at(1), 1)
 
 

@@ -98,9 +98,9 @@ def test_a_file_with_another_name_is_copied_and_can_no_longer_change_what_was_ta
         (Path.unlink, "cannot be taken: No such file or directory"),
         (replace_by_other_bytes, f"{ANNOUNCED.checksum} was announced"),
         (replace_by_a_part, "has 10239 bytes, 10240 were announced"),
-        (replace_by_a_link, "is no plain file"),
-        (replace_by_a_pipe, "is no plain file"),
-        (replace_by_a_directory, "is no plain file"),
+        (replace_by_a_link, "is not a regular file"),
+        (replace_by_a_pipe, "is not a regular file"),
+        (replace_by_a_directory, "is not a regular file"),
     ],
 )
 def test_what_was_not_announced_is_refused_and_stays_where_it_is(

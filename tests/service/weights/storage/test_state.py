@@ -176,7 +176,7 @@ def test_after_many_updates_that_follow_a_full_one_is_asked_for(
     for version in range(2, 2 + MAX_FOLLOWING):
         state.require_room_to_follow(digest(version - 1), model_bytes=FULL_BYTES)
         store(state, source, (version, encoding))
-    with pytest.raises(WeightBaseMismatchError, match=f"{MAX_FOLLOWING} updates follow"):
+    with pytest.raises(WeightBaseMismatchError, match=f"{MAX_FOLLOWING} updates since the last full one"):
         state.require_room_to_follow(digest(1 + MAX_FOLLOWING), model_bytes=FULL_BYTES)
     store(state, source, (99, "full"))
     state.require_room_to_follow(digest(99), model_bytes=FULL_BYTES)
@@ -202,10 +202,10 @@ def test_nothing_follows_weights_that_are_stored_but_were_never_served(
     with opened(tmp_path / "state") as state:
         store(state, source, (1, "full"), (2, "delta"))
         served = digest(1)
-        with pytest.raises(WeightBaseMismatchError, match="send all weights"):
+        with pytest.raises(WeightBaseMismatchError, match="send a full update"):
             state.require_room_to_follow(served, model_bytes=FULL_BYTES)
         follows_1 = record(3, encoding).model_copy(update={"base_version": 1, "base_digest": served})
-        with pytest.raises(WeightBaseMismatchError, match="send all weights"):
+        with pytest.raises(WeightBaseMismatchError, match="send a full update"):
             state.store(follows_1, source.files(3, DELTA_BYTES))
         store(state, source, (4, "full"), (5, "delta"))
         assert [version for version, *_ in contents(state)] == [4, 5]
@@ -294,7 +294,7 @@ def test_a_device_is_named(source: Source, tmp_path: Path) -> None:
         place = tmp_path / "state" / "00000001" / "files" / "model.safetensors"
         place.unlink()
         os.mknod(place, 0o600 | stat.S_IFCHR, os.makedev(1, 5))  # /dev/zero, which never ends
-        with pytest.raises(DamagedStateError, match=r"00000001/files/model\.safetensors is no plain file"):
+        with pytest.raises(DamagedStateError, match=r"00000001/files/model\.safetensors is not a regular file"):
             state.read()
 
 

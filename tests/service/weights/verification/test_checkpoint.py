@@ -130,7 +130,7 @@ def test_an_expert_missing_everywhere_does_not_make_a_smaller_layer(
 def test_a_tensor_in_two_files_is_refused(engine: Engine, saved: Tensors, tmp_path: Path) -> None:
     again = {"model.norm.weight": saved["model.norm.weight"]}
     faults = refusals(engine, tmp_path, saved, again)
-    assert faults == {"model.norm.weight": "is in file 0.safetensors already: each tensor comes once"}
+    assert faults == {"model.norm.weight": "is in file 0.safetensors already: send each tensor once"}
 
 
 def test_a_prefix_of_all_names_is_told(engine: Engine, saved: Tensors, tmp_path: Path) -> None:

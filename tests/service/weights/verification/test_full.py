@@ -122,12 +122,13 @@ def _poisoned(value: float) -> Callable[[Tensors], torch.Tensor]:
         (
             _with("head.weight", lambda tensors: tensors["embed.weight"] + 1),
             ("files", "0.safetensors", "head.weight"),
-            "is tied to embed.weight but has other values",
+            "is tied to embed.weight but has different values",
         ),
         (
             lambda tensors: {"head.weight": tensors["embed.weight"], "norm.weight": tensors["norm.weight"]},
             ("tensors", "embed.weight"),
-            "is missing, the model needs float32 [320, 2]; it came as head.weight, send it under its canonical name",
+            "is missing, the model needs float32 [320, 2]; it was sent as head.weight: "
+            "send it under its canonical name",
         ),
     ],
 )
@@ -141,7 +142,7 @@ def test_a_tensor_that_comes_twice_is_refused(tmp_path: Path) -> None:
     tensors = _new_tensors()
     refusals = _refusals(tmp_path, tensors, {"norm.weight": tensors["norm.weight"]})
     assert refusals == {
-        ("files", "1.safetensors", "norm.weight"): "is in file 0.safetensors already: each tensor comes once"
+        ("files", "1.safetensors", "norm.weight"): "is in file 0.safetensors already: send each tensor once"
     }
 
 
@@ -196,12 +197,13 @@ def test_an_alias_may_come_with_its_canonical_tensor_in_a_partial_update(tmp_pat
         (
             {"head.weight": torch.zeros(320, 2)},
             ("tensors", "embed.weight"),
-            "is missing, the model needs float32 [320, 2]; it came as head.weight, send it under its canonical name",
+            "is missing, the model needs float32 [320, 2]; it was sent as head.weight: "
+            "send it under its canonical name",
         ),
         (
             {"embed.weight": torch.zeros(320, 2), "head.weight": torch.ones(320, 2)},
             ("files", "0.safetensors", "head.weight"),
-            "is tied to embed.weight but has other values",
+            "is tied to embed.weight but has different values",
         ),
     ],
 )

@@ -30,7 +30,7 @@ def row_ranges(bounds: Sequence[tuple[int, int]], device: torch.device) -> RowRa
     """Put the ranges on the device.
 
     Raises:
-        ValueError: there is none, or one is empty.
+        ValueError: there are no ranges, or one is empty.
     """
     if not bounds or any(start >= stop for start, stop in bounds):
         raise ValueError(f"ranges must have rows, these do not: {[pair for pair in bounds if pair[0] >= pair[1]]}")
