@@ -74,7 +74,7 @@ from vigor_client.schemas.scoring import (
     Usage,
 )
 from vigor_client.schemas.service import Health, ModelInfo, ParameterRules
-from vigor_client.schemas.weights import TensorInfo, TensorList, WeightsInfo
+from vigor_client.schemas.weights import TensorInfo, TensorList, UpdateProgress, WeightsInfo
 from vigor_client.weight_format.checkpoint_files import checkpoint_tensors
 from vigor_client.weight_format.lora import lora_scalings
 
@@ -138,6 +138,7 @@ __all__ = [
     "UnexpectedAnswerError",
     "UnreachableError",
     "UnsupportedAdapterError",
+    "UpdateProgress",
     "UpdateStateError",
     "Usage",
     "VigorClient",

@@ -20,6 +20,7 @@ from vigor_client.schemas.weights import (
     CommitResponse,
     TensorInfo,
     TensorList,
+    UpdateProgress,
     UpdateRequest,
     UpdateStatus,
     WeightsInfo,
@@ -72,6 +73,7 @@ class FakeService:
         self.aliases = dict(aliases or {})
         self.weight_version = 0
         self.state: WeightState = "ready"
+        self.update_progress: UpdateProgress | None = None
         self.requests: list[httpx.Request] = []
         self.lora_scalings: dict[str, float] = {}
         self.instead: dict[str, Handler] = {}  # "METHOD path-prefix" -> handler, used once
@@ -137,6 +139,7 @@ class FakeService:
             num_bytes=0,
             dtype="mixed",
             published_at="2026-01-01T00:00:00Z",
+            update=self.update_progress,
         )
 
     def _open(self, update: UpdateRequest) -> httpx.Response:

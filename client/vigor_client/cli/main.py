@@ -31,6 +31,7 @@ from vigor_client.client import VigorClient
 from vigor_client.errors import InputError, UnauthenticatedError, VigorError, WeightDigestMismatchError
 from vigor_client.schemas.faults import fault_sentences
 from vigor_client.schemas.scoring import Group, ScoreResponse, ScoringOptions
+from vigor_client.schemas.weights import UpdateProgress
 from vigor_client.transport.key_file import read_key
 from vigor_client.transport.retry import DEFAULT_MAX_RETRIES
 from vigor_client.transport.score_stream import OnGroup
@@ -158,10 +159,16 @@ def status(arguments: argparse.Namespace) -> int:
         "norms": "exact" if model.norm_probes is None else f"estimated with {model.norm_probes} random probes",
         "weights": f"version {weights.weight_version}, {weights.state}, since {weights.published_at}",
         "digest": weights.weight_digest,
+        "update": "none" if weights.update is None else _describe_update(weights.update),
         "queue": ", ".join(queued) or "not reported",
     }
     print("\n".join(f"{name:<9} {value}" for name, value in rows.items()))
     return 0 if ready.status == "ok" else 1
+
+
+def _describe_update(update: UpdateProgress) -> str:
+    received = f"{update.received_bytes / 1e6:,.1f} of {update.num_bytes / 1e6:,.1f} MB received"
+    return f"version {update.weight_version}, {received if update.state == 'receiving' else update.state}"
 
 
 def wait(arguments: argparse.Namespace) -> int:

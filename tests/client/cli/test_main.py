@@ -24,6 +24,7 @@ from tests.client.cli.command_line_fake import (
 from tests.client.fake_service import problem
 from tests.support.preloaded_process import preloaded
 from vigor_client.cli.main import main
+from vigor_client.schemas.weights import UpdateProgress, UpdateState
 
 
 def test_each_line_is_scored_in_order_a_bounded_number_at_a_time(
@@ -89,8 +90,19 @@ def test_status_shows_model_weights_and_queue(
         "norms     estimated with 16 random probes",
         "weights   version 0, ready, since 2026-01-01T00:00:00Z",
         f"digest    {fake.tensor_list().weight_digest}",
+        "update    none",
         "queue     2 requests, 34 tokens",
     ]
+
+
+def test_status_shows_how_far_an_update_is(fake: CommandLineFake, url: str, capsys: pytest.CaptureFixture[str]) -> None:
+    states: dict[UpdateState, str] = {"receiving": "1.5 of 4.0 MB received", "verifying": "verifying"}
+    for state, shown in states.items():
+        fake.update_progress = UpdateProgress(
+            weight_version=8, state=state, received_bytes=1_500_000, num_bytes=4_000_000
+        )
+        assert main(["status", "--url", url]) == 0
+        assert f"\nupdate    version 8, {shown}\n" in capsys.readouterr().out
 
 
 def test_status_of_a_service_that_is_not_ready_is_a_failure(
