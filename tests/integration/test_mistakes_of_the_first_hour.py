@@ -9,12 +9,11 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
 import pytest
+
+from tests.support.fake_hub import fake_hub
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 60.0
@@ -147,28 +146,31 @@ MISTAKES = {
     "the file of settings names a dataset that is not there": Mistake(
         f"{TRAIN} --config training.yaml", f"{STOPPED}--dataset data/gone.jsonl: there is no such file", 2
     ),
+    "a command of the client is misspelled": Mistake(
+        "vigor statsu", "vigor: unknown command statsu; did you mean status? (see vigor --help)", 2
+    ),
+    "the checkpoint to push is not there": Mistake(
+        "vigor push ./nowhere --weight-version 1",
+        "vigor: nowhere does not exist; give the directory of a saved model",
+        1,
+    ),
+    "no service was started": Mistake(
+        "vigor status --url http://127.0.0.1:{free}",
+        "vigor: cannot reach the service: GET http://127.0.0.1:{free}/readyz: nothing listens there; start a service with "
+        "`vigor-service`, or give the URL of another one",
+        1,
+    ),
     "the directory of a report is not there": Mistake(
         "vigor-trainer report nowhere", f"{STOPPED}nowhere is no directory: give the --output_dir of a run", 2
     ),
 }
 
 
-class _HubWithoutAnything(BaseHTTPRequestHandler):
-    def do_GET(self) -> None:
-        self.send_error(404)
-
-    def log_message(self, format: str, *args: object) -> None: ...
-
-
 @pytest.fixture(scope="module")
 def hub() -> Iterator[str]:
     """The address of a hub that has no model and no dataset."""
-    with ThreadingHTTPServer(("127.0.0.1", 0), _HubWithoutAnything) as server:
-        thread = Thread(target=partial(server.serve_forever, poll_interval=0.05))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with fake_hub() as hub:
+        yield hub.url
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,11 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import ClassVar
 
 import pytest
 
+from tests.support.fake_hub import FakeHub, fake_hub
 from vigor_client.errors import ModelSourceError
 from vigor_client.models.model_source import require_model
 
@@ -37,26 +34,10 @@ STATUSES = {
 }
 
 
-class _Hub(BaseHTTPRequestHandler):
-    tokens: ClassVar[list[str | None]] = []
-
-    def do_GET(self) -> None:
-        self.tokens.append(self.headers["authorization"])
-        self.send_response(STATUSES.get(self.path, 404))
-        self.send_header("content-length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: object) -> None: ...
-
-
 @pytest.fixture(scope="module")
-def hub() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Hub) as server:
-        thread = Thread(target=partial(server.serve_forever, poll_interval=0.05))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+def hub() -> Iterator[FakeHub]:
+    with fake_hub(STATUSES) as hub:
+        yield hub
 
 
 def _ask(name: str, kind: str, home: Path, **environment: str) -> str | None:
@@ -77,24 +58,24 @@ def _ask(name: str, kind: str, home: Path, **environment: str) -> str | None:
     ("name", "kind"), [("some/model", "model"), ("some/data", "dataset"), ("some/broken", "model")]
 )
 def test_what_the_hub_has_or_cannot_tell_is_left_to_the_library_that_loads(
-    hub: str, tmp_path: Path, name: str, kind: str
+    hub: FakeHub, tmp_path: Path, name: str, kind: str
 ) -> None:
-    assert _ask(name, kind, tmp_path, HF_ENDPOINT=hub) is None
+    assert _ask(name, kind, tmp_path, HF_ENDPOINT=hub.url) is None
 
 
 @pytest.mark.parametrize("name", ["some/typo", "some/asks-for-a-token"])
-def test_what_the_hub_does_not_have_is_refused_by_name(hub: str, tmp_path: Path, name: str) -> None:
-    assert _ask(name, "model", tmp_path, HF_ENDPOINT=hub) == (
-        f"{name}: there is no such model, here or on the hub {hub}; if it is private, set HF_TOKEN; "
+def test_what_the_hub_does_not_have_is_refused_by_name(hub: FakeHub, tmp_path: Path, name: str) -> None:
+    assert _ask(name, "model", tmp_path, HF_ENDPOINT=hub.url) == (
+        f"{name}: there is no such model, here or on the hub {hub.url}; if it is private, set HF_TOKEN; "
         "did you mean another?"
     )
 
 
-def test_the_hub_is_asked_with_the_token_that_its_library_would_send(hub: str, tmp_path: Path) -> None:
-    _Hub.tokens.clear()
-    _ask("some/model", "model", tmp_path, HF_ENDPOINT=hub, HF_TOKEN="hf_secret")
-    _ask("some/model", "model", tmp_path, HF_ENDPOINT=hub)
-    assert _Hub.tokens == ["Bearer hf_secret", None]
+def test_the_hub_is_asked_with_the_token_that_its_library_would_send(hub: FakeHub, tmp_path: Path) -> None:
+    hub.authorizations.clear()
+    _ask("some/model", "model", tmp_path, HF_ENDPOINT=hub.url, HF_TOKEN="hf_secret")
+    _ask("some/model", "model", tmp_path, HF_ENDPOINT=hub.url)
+    assert hub.authorizations == ["Bearer hf_secret", None]
 
 
 def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
