@@ -156,8 +156,8 @@ MISTAKES = {
     ),
     "no service was started": Mistake(
         "vigor status --url http://127.0.0.1:{free}",
-        "vigor: cannot reach the service: GET http://127.0.0.1:{free}/readyz: nothing listens there; start a service with "
-        "`vigor-service`, or give the URL of another one",
+        "vigor: cannot reach the service: GET http://127.0.0.1:{free}/readyz: nothing listens there; start a service "
+        "with `vigor-service`, or give the URL of another one",
         1,
     ),
     "the directory of a report is not there": Mistake(
