@@ -47,7 +47,7 @@ def test_no_page_and_no_program_names_a_package_that_no_index_has() -> None:
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     files = [ROOT / name for name in listed.split("\0") if Path(name).suffix in {".md", ".py", ".yaml", ".yml", ".js"}]
     assert len(files) > 100
-    wrong = re.compile(r"vigor-rl" + r"\[[^\]]*\](?! @ git\+)|install ['\"]?vigor-rl")
+    wrong = re.compile(r"vigor-rl" + r"\[[^\]]*\](?! @ git\+)|install ['\"]?vigor-rl(?!\[)")
     assert [
         f"{file}: {found[0]}" for file in files if file.exists() for found in wrong.finditer(file.read_text())
     ] == []
