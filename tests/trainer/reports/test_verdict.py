@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from tests.trainer.monitoring.test_run_info import example_info
 from tests.trainer.reports.example_runs import example_evaluation, write_evaluations, write_run
 from vigor_trainer.monitoring.evaluations import evaluation_file
 from vigor_trainer.monitoring.intervals import Estimate
+from vigor_trainer.monitoring.run_info import write_run_info
 from vigor_trainer.reports.runs import read_runs
 from vigor_trainer.reports.verdict import Verdict, verdict
 
@@ -139,6 +142,22 @@ def test_runs_on_other_questions_are_not_compared(tmp_path: Path) -> None:
     theirs = write_evaluations(write_run(tmp_path / "theirs", num_steps=1), BEFORE, UP, prompt="another question")
     found = verdict(read_runs([ours, theirs]))
     assert found.title.startswith("ours and theirs are not compared, since they were not evaluated before and after on")
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")  # TRL's own
+def test_runs_of_different_models_are_not_compared(tmp_path: Path) -> None:
+    runs = [
+        write_evaluations(write_run(tmp_path / name, num_steps=1), BEFORE, after)
+        for name, after in (("slips", UP), ("carries", DOWN))
+    ]
+    for run in runs:
+        write_run_info(run, replace(example_info(), model=f"models/{run.name}"))
+    found = verdict(read_runs(runs))
+    assert found.title == (
+        "slips and carries are not compared, since they trained different models: sampled held-out accuracy rose from "
+        "40 % to 80 % with slips and fell from 40 % to 10 % with carries"
+    )
+    assert found.sentences[0] == "slips and carries are not compared, since they trained different models."
 
 
 def test_a_run_without_its_completions_has_accuracies_and_no_interval_of_their_change(tmp_path: Path) -> None:

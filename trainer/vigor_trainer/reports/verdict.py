@@ -24,6 +24,14 @@ class Verdict:
     sentences: Sequence[str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """What is said of two runs, and which way the first one differs; None where they cannot be compared."""
+
+    text: str
+    went: Direction | None
+
+
 def verdict(runs: Sequence[Run]) -> Verdict:
     """Return what held-out accuracy says of each run, and of the first one against each other.
 
@@ -34,7 +42,7 @@ def verdict(runs: Sequence[Run]) -> Verdict:
     first, *others = runs
     comparisons = [_comparison(first, other) for other in others]
     measure = f"in the change of {_decoding(first)} held-out accuracy"
-    sentences = [f"{line}{'' if 'not compared' in line else f' {measure}'}." for line in comparisons]
+    sentences = [f"{each.text}{f' {measure}' if each.went else ''}." for each in comparisons]
     sentences += [f"{_own(run)}." for run in runs]
     return Verdict(_title(runs, comparisons), [*sentences, *_basis(runs)])
 
@@ -58,30 +66,34 @@ def points(change: Estimate, *, sign: str = "+") -> str:
     return f"{value} points [{low}, {high}]"
 
 
-def _title(runs: Sequence[Run], comparisons: Sequence[str]) -> str:
+def _title(runs: Sequence[Run], comparisons: Sequence[_Comparison]) -> str:
     first, *others = runs
     if len(others) != 1:
         return _own(first)
     decoding = _decoding(first)
-    harm = ", but harmed the model" if _went(first, decoding) == "down" and " beats " in comparisons[0] else ""
+    harm = ", but harmed the model" if _went(first, decoding) == "down" and comparisons[0].went == "up" else ""
     changes = " and ".join(f"{_verb(run, decoding)} with {run.name}" for run in runs)
-    title = f"{comparisons[0]}{harm}: {decoding} held-out accuracy {changes}"
+    title = f"{comparisons[0].text}{harm}: {decoding} held-out accuracy {changes}"
     if decoding == "sampled" and _went(first, decoding) != "down" and _went(first, "greedy") == "down":
         return f"{title}; greedy accuracy {_verb(first, 'greedy')} with {first.name}"
     return title
 
 
-def _comparison(first: Run, other: Run) -> str:
-    ahead = lead(first.held_out, other.held_out) if first.held_out and other.held_out else None
+def _comparison(first: Run, other: Run) -> _Comparison:
     names = f"{first.name} and {other.name}"
+    if first.info and other.info and first.info.model != other.info.model:
+        return _Comparison(f"{names} are not compared, since they trained different models", None)
+    ahead = lead(first.held_out, other.held_out) if first.held_out and other.held_out else None
     if ahead is None:
-        return f"{names} are not compared, since they were not evaluated before and after on the same questions"
+        reason = "they were not evaluated before and after on the same questions"
+        return _Comparison(f"{names} are not compared, since {reason}", None)
     went = direction(ahead)
-    if went == "up":
-        return f"{first.name} beats {other.name} by {points(ahead, sign='')}"
-    if went == "down":
-        return f"{first.name} loses to {other.name} by {points(_negative(ahead), sign='')}"
-    return f"No difference between {names} {_BEYOND}: {points(ahead)}"
+    texts: dict[Direction, str] = {
+        "up": f"{first.name} beats {other.name} by {points(ahead, sign='')}",
+        "down": f"{first.name} loses to {other.name} by {points(_negative(ahead), sign='')}",
+        "undecided": f"No difference between {names} {_BEYOND}: {points(ahead)}",
+    }
+    return _Comparison(texts[went], went)
 
 
 def _own(run: Run) -> str:
