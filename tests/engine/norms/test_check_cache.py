@@ -78,7 +78,7 @@ def test_a_directory_that_cannot_be_written_to_is_told_and_no_error(
     (tmp_path / "file").write_text("")
     with caplog.at_level(logging.INFO):
         start(tmp_path / "file" / "checks")
-    assert "the outcome of the check is not kept" in caplog.text
+    assert "cannot store the outcome of the self-check" in caplog.text
 
 
 def test_old_outcomes_go(tmp_path: Path) -> None:
