@@ -3,10 +3,10 @@
 StartupError                    the service cannot start: a wrong setting, a model that does not load
 
 ServiceError                    a request that cannot be answered with a result
-├── MalformedHttpError          the input is not an HTTP request
+├── MalformedHttpError          the input is not an HTTP request, or names no host or several
 ├── UrlTooLongError             more bytes than a URL may have
 ├── HeadersTooLargeError        more bytes than the headers may have
-├── WrongHostError              the request names no host, several, or another one
+├── WrongHostError              the request names another host
 ├── MalformedBodyError          the body is not JSON
 ├── UnsupportedMediaTypeError   the body does not say that it is JSON
 ├── UnauthenticatedError        no key, or one that the service does not know
@@ -75,7 +75,7 @@ class ServiceError(Exception):
 
 
 class MalformedHttpError(ServiceError):
-    """The input is not an HTTP request."""
+    """The input is not an HTTP request, or names no host or several."""
 
 
 class UrlTooLongError(ServiceError):
@@ -87,7 +87,7 @@ class HeadersTooLargeError(ServiceError):
 
 
 class WrongHostError(ServiceError):
-    """The request names no host, several, or another one."""
+    """The request names another host."""
 
 
 class MalformedBodyError(ServiceError):
