@@ -97,7 +97,7 @@ class _Behind:
 
     @cached_property
     def continuation(self) -> Continuation:
-        """What tokenizes completions of this prompt, made at first use. Raises UntokenizableError without a tokenizer."""
+        """Tokenizes completions of this prompt; made at first use. Raises UntokenizableError without a tokenizer."""
         return self._texts.continuation(self.prompt_ids)
 
 
