@@ -109,7 +109,7 @@ class GroupAssembly:
                 self._fail(group, error)
 
     def close(self) -> None:
-        """Forget everything at once."""
+        """Drop all groups at once."""
         for group in list(self._groups.values()):
             self._forget(group)
 

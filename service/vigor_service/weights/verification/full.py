@@ -33,7 +33,7 @@ class VerifiedUpdate:
         """Yield the canonical name of every tensor in the files, with the write that copies it into the model."""
         for path in set(self.paths.values()):
             with open_tensors(path) as file:
-                for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                for name in file.keys():  # noqa: SIM118 - a safetensors file is not a mapping
                     if name in self.paths:
                         yield name, Copy(file.get_tensor(name))
 
@@ -80,7 +80,7 @@ class _Check:
     def read_file(self, file_name: str, path: Path) -> None:
         try:
             with open_tensors(path) as file:
-                for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                for name in file.keys():  # noqa: SIM118 - a safetensors file is not a mapping
                     self._read_tensor(file, name, file_name, path)
         except SafetensorError as error:
             self.faults.add(f"not a safetensors file: {error}", "files", file_name)
