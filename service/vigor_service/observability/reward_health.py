@@ -39,7 +39,7 @@ def group_health(sequences: Sequence[Hashable], scores: Sequence[CompletionScore
 
 
 def num_tied(values: Sequence[float]) -> int:
-    """Return how many of the values have at least one equal value."""
+    """Return how many of the values equal at least one other value."""
     return sum(count for count in Counter(values).values() if count > 1)
 
 
