@@ -28,9 +28,9 @@ _REQUIRED = (
 )  # fmt: skip
 
 LOADING_SECONDS = 3600.0
-"""Maximum time for an engine in another process to load the model, from wherever it has to come."""
+"""Maximum time for an engine in another process to load the model, including a download if one is needed."""
 
-_logger = logging.getLogger("vigor_service")  # its own name is __main__ in a process of its own
+_logger = logging.getLogger("vigor_service")  # __name__ is "__main__" when this module is run
 _CHECKOUT = "in a checkout of vigor-rl"
 _COLLECTORS = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
 
@@ -82,7 +82,7 @@ def _warn_of_unknown_variables() -> None:
 
 
 def _require_model(source: str | None) -> None:
-    """Refuse a model that is not there, before the seconds in which torch is imported."""
+    """Refuse a missing model before torch is imported, which takes seconds."""
     from vigor_client.errors import ModelSourceError
     from vigor_client.models.model_source import require_model
 
@@ -94,7 +94,7 @@ def _require_model(source: str | None) -> None:
 
 
 def _tracing(url: str | None) -> Tracing | None:
-    """Return what traces requests, if the setting or the standard variables name a collector."""
+    """Return the tracer of requests; None unless the setting or the standard variables name a collector."""
     named = [name for name in _COLLECTORS if os.environ.get(name)]
     if url is None and not named:
         return None
@@ -107,7 +107,7 @@ def _tracing(url: str | None) -> Tracing | None:
 
 
 def _load_model(settings: Settings, progress: LoadingProgress) -> Loaded:
-    """Load what the settings name. Runs on the compute thread."""
+    """Load the model that the settings name. Runs on the compute thread."""
     from vigor_service.model_loading import engine_settings, load_engine
     from vigor_service.runtime import LoadedModel
 

@@ -53,9 +53,9 @@ def create_app(
 ) -> FastAPI:
     """Return the application; its runtime is ``app.state.runtime``. The model loads when the application starts.
 
-    ``load_model`` runs on the compute thread. ``on_load_failure`` is called when it raised; the error is
-    ``runtime.load_error``. A streamed answer has an empty line whenever none was ready for ``beat_seconds``.
-    ``tracing`` is closed when the application ends. ``progress`` is where ``load_model`` reports its phases.
+    ``load_model`` runs on the compute thread. If it raises, ``on_load_failure`` is called and the error is stored in
+    ``runtime.load_error``. A streamed response sends an empty line whenever no line was ready for ``beat_seconds``.
+    ``tracing`` is closed when the application ends. ``load_model`` reports its phases to ``progress``.
     """
     runtime = Runtime(
         settings,
@@ -69,7 +69,7 @@ def create_app(
         version=version("vigor-rl"),
         description=_DESCRIPTION,
         lifespan=_lifespan,
-        openapi_url=None,  # FastAPI's own page takes a script from another site
+        openapi_url=None,  # FastAPI's own page loads a script from another site
         redirect_slashes=False,
     )
     app.state.runtime = runtime

@@ -1,12 +1,12 @@
-"""What can go wrong in the service, as exceptions that carry their data. Knows nothing about HTTP.
+"""The service's errors, as exceptions that carry their data. Knows nothing about HTTP.
 
 StartupError                    the service cannot start: a wrong setting, a model that does not load
 
 ServiceError                    a request that cannot be answered with a result
-├── MalformedHttpError          the input is not an HTTP request
+├── MalformedHttpError          the input is not an HTTP request, or names no host or several
 ├── UrlTooLongError             more bytes than a URL may have
 ├── HeadersTooLargeError        more bytes than the headers may have
-├── WrongHostError              the request names no host, several, or another one
+├── WrongHostError              the request names another host
 ├── MalformedBodyError          the body is not JSON
 ├── UnsupportedMediaTypeError   the body does not say that it is JSON
 ├── UnauthenticatedError        no key, or one that the service does not know
@@ -45,11 +45,11 @@ from pydantic import JsonValue
 from vigor_client.schemas.problems import FieldError
 
 MAX_LISTED_ERRORS = 100
-"""Maximum number of places that an answer lists; its detail says how many there are."""
+"""Maximum number of offending places that a response lists; its detail says how many there are in total."""
 
 
 class StartupError(Exception):
-    """The service cannot start; the message is for the person who started it. No request ever sees one."""
+    """The service cannot start. The message is for the person who started it; a request never receives this error."""
 
 
 class ServiceError(Exception):
@@ -75,7 +75,7 @@ class ServiceError(Exception):
 
 
 class MalformedHttpError(ServiceError):
-    """The input is not an HTTP request."""
+    """The input is not an HTTP request, or names no host or several."""
 
 
 class UrlTooLongError(ServiceError):
@@ -87,7 +87,7 @@ class HeadersTooLargeError(ServiceError):
 
 
 class WrongHostError(ServiceError):
-    """The request names no host, several, or another one."""
+    """The request names another host."""
 
 
 class MalformedBodyError(ServiceError):
@@ -203,7 +203,8 @@ def invalid_request(
 ) -> InvalidRequestError:
     """Return an error that lists these places. Its detail says how many there are, and the ``consequence``.
 
-    ``count`` is how many there are where only the first were kept; ``are_all`` is false where there may be more.
+    ``count`` is the total number of places if ``errors`` has only the first of them. ``are_all`` is false if there may
+    be more places than were counted.
     """
     number = len(errors) if count is None else count
     counted = "1 validation error" if number == 1 and are_all else f"{number} validation errors"

@@ -1,4 +1,4 @@
-"""From settings to an engine, in whichever process it is to compute. Only this module knows the real engine."""
+"""Loads an engine from settings, in the process in which it will compute. Only this module knows the real engine."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What an engine is made from: settings without the keys, so that they may travel to other processes."""
+    """Settings of an engine. They contain no keys, so they may be sent to other processes."""
 
     model: str | None
     dtype: str
@@ -33,7 +33,7 @@ class EngineSettings:
 
 
 def engine_settings(settings: Settings) -> EngineSettings:
-    """Return the settings of an engine out of those of the service."""
+    """Return the engine's part of the service's settings."""
     return EngineSettings(
         model=settings.model,
         dtype=settings.dtype,
@@ -63,10 +63,10 @@ class LoadedCopy(NamedTuple):
 
 
 def load_engine(settings: EngineSettings, begin: Callable[[LoadingPhase], None] = lambda _: None) -> LoadedEngine:
-    """Load the model and check it; ``begin`` is told each phase.
+    """Load the model and check it. ``begin`` is called with each phase.
 
     Raises:
-        StartupError: it cannot be loaded, or not be scored with; says why.
+        StartupError: the model cannot be loaded, or cannot be used for scoring; the message says why.
     """
     from vigor_client.models.embedded import default_cache_dir
     from vigor_service.engine.engine import Engine
@@ -91,10 +91,10 @@ def load_engine(settings: EngineSettings, begin: Callable[[LoadingPhase], None] 
 
 
 def load_scorer(settings: EngineSettings) -> Scorer:
-    """Load an engine into a process that has nothing else to do, and set up its heap as the service does its own.
+    """Load an engine in a process of its own, whose heap is set up like the service's.
 
     Raises:
-        StartupError: it cannot be loaded, or not be scored with; says why.
+        StartupError: the model cannot be loaded, or cannot be used for scoring; the message says why.
     """
     tune_heap(short_of_memory=settings.activation_mib is not None)
     return load_engine(settings).scorer
@@ -102,7 +102,7 @@ def load_scorer(settings: EngineSettings) -> Scorer:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """One of the ``size`` processes of an engine, which meet within ``timeout_seconds``, as for each collective."""
+    """One of the ``size`` processes of an engine. ``timeout_seconds`` limits connecting and each collective."""
 
     rank: int
     size: int
@@ -110,12 +110,12 @@ class Shard:
 
 
 def load_shard(settings: EngineSettings, shard: Shard, address: str) -> Scorer:
-    """Load this rank's part of a model, together with the other ranks at ``address``, and check it.
+    """Load this rank's part of a model, together with the other ranks, which meet at ``address``, and check it.
 
-    Its process is set up as one that is short of memory, which is why there are ranks.
+    The heap is set up to save memory, because a model is divided among ranks only when memory is short.
 
     Raises:
-        StartupError: it cannot be loaded in parts, or not be scored with; says why.
+        StartupError: the model cannot be loaded in parts, or cannot be used for scoring; the message says why.
     """
     from vigor_service.engine.loading.checkpoint import IncompleteCheckpointError
     from vigor_service.engine.loading.loading import (
@@ -159,10 +159,10 @@ def load_shard(settings: EngineSettings, shard: Shard, address: str) -> Scorer:
 
 
 def refuse_unshardable(settings: EngineSettings) -> None:
-    """Check that an engine over several devices can do what the settings ask.
+    """Check that an engine over several devices supports the settings.
 
     Raises:
-        StartupError: it cannot; names the setting.
+        StartupError: it does not; the message names the setting.
     """
     if settings.norm_probes is not None:
         raise StartupError("--norm-probes (VIGOR_NORM_PROBES) needs --shard 1: norms over several devices are exact")
@@ -174,7 +174,7 @@ def refuse_unshardable(settings: EngineSettings) -> None:
 
 
 def _choose_library(settings: EngineSettings) -> None:
-    """Let this process compute products by the library that is asked for, or by what was faster on this machine."""
+    """Select the library that multiplies matrices in this process: the configured one, or the faster one if auto."""
     from vigor_client.models.embedded import default_cache_dir
     from vigor_service.engine.ops import gemm
 
@@ -189,10 +189,10 @@ def _activation_bytes(settings: EngineSettings) -> int | None:
 
 
 def load_copy(settings: EngineSettings, *, dtype: str) -> LoadedCopy:
-    """Load the model's weights into the memory of this host, to be handed out; nothing is computed with them.
+    """Load the model's weights into the memory of this host, to send them to engines; nothing is computed with them.
 
     Raises:
-        StartupError: they cannot be loaded; says why.
+        StartupError: they cannot be loaded; the message says why.
     """
     from vigor_service.engine.model_weights import ModelWeights
 
@@ -210,5 +210,5 @@ def _policy(settings: EngineSettings, *, dtype: str, device: str) -> Policy:
 
 
 def _tokenizer(policy: Policy) -> Tokenizer:
-    # transformers gives a tokenizer its special tokens at run time, where no type checker sees them.
+    # transformers adds the special tokens to a tokenizer at run time, so type checkers do not know them.
     return cast("Tokenizer", policy.tokenizer)

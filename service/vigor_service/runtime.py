@@ -45,7 +45,7 @@ NO_ENGINE_RETRY_SECONDS = 5.0
 
 
 class Loaded(Protocol):
-    """What loading gives: weights by name, what is measured of them, a tokenizer if there is one, and the engines.
+    """Result of loading: the weights by name, what is measured of them, the tokenizer if any, and the engines.
 
     ``generation_ends`` are the token ids that end a completion.
     """
@@ -60,13 +60,13 @@ class Loaded(Protocol):
     def generation_ends(self) -> tuple[int, ...]: ...
 
     def engines(self, compute: WorkerThread, weights: Weights, /) -> EnginePool:
-        """Return the engines that compute with ``weights``, which are what ``held`` holds now."""
+        """Return the engines that compute with ``weights``, which describe what ``held`` currently holds."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedModel:
-    """A model that is loaded in this process, and computes on the compute thread."""
+    """A model that is loaded in this process, and computed on the compute thread."""
 
     scorer: Scorer
     tokenizer: Tokenizer | None
@@ -79,7 +79,7 @@ class LoadedModel:
 
     @property
     def info(self) -> EngineInfo:
-        """What the scorer measures."""
+        """Description of what the scorer measures."""
         return self.scorer.info
 
     def engines(self, compute: WorkerThread, weights: Weights) -> EnginePool:
@@ -88,7 +88,7 @@ class LoadedModel:
 
 
 class Runtime:
-    """Everything of one service.
+    """All parts of one service, from loading to shutdown.
 
     ``load_model`` runs on the compute thread. If it raises, ``load_error`` is set and ``on_load_failure`` is called.
     ``progress`` says which phase of loading the service is in; ``load_model`` may begin phases of its own.
@@ -140,14 +140,14 @@ class Runtime:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no thread of the service runs work that cannot be interrupted."""
+        """Whether no thread of the service has work that cannot be interrupted."""
         return self._compute.is_idle and self.preparation.is_idle and self._files.is_idle
 
     def require_alive(self) -> None:
-        """Raise UnhealthyError unless the service computes, or will once it is loaded."""
+        """Raise UnhealthyError unless the service can compute, or will be able to once it is loaded."""
         if self.load_error is not None or (self._serving is not None and not self._serving.scheduler.is_alive):
             raise UnhealthyError("the service can no longer compute: restart it")
-        if self._serving is not None:  # until then the thread loads, which may take as long as it takes
+        if self._serving is not None:  # before that the thread loads, without a time limit
             self._watchdog.require_progress()
 
     def require_ready(self) -> None:
@@ -166,19 +166,19 @@ class Runtime:
         self._loading.add_done_callback(self._finish_loading)
 
     def drain(self) -> None:
-        """Refuse new requests; admitted ones go on."""
+        """Refuse new requests, and fail what waits for weights or samples; other admitted requests finish."""
         self._is_draining = True
         if self._serving is not None:
             self._serving.current_weights.drain()
             self._serving.group_assembly.drain()
 
     def drain_from_signal(self) -> None:
-        """Drain, called from a signal handler: at any moment, on the loop's own thread."""
+        """Schedule ``drain`` on the event loop. May be called from a signal handler, which interrupts the loop."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self.drain)
 
     async def stop(self) -> None:
-        """End at once, without waiting for work in progress."""
+        """Stop all parts at once, without waiting for work in progress."""
         self.drain()
         if self._loading is not None:
             self._loading.cancel()
@@ -207,7 +207,7 @@ class Runtime:
         if budget == "auto":
             self._progress.begin(LoadingPhase.MEASURING_BATCH_SIZE)
             budget = await self._engines.measure_batch_tokens()
-        encoder = await asyncio.to_thread(self._encoder, model)  # it tries the chat template, without a limit of time
+        encoder = await asyncio.to_thread(self._encoder, model)  # it tries the chat template, without a time limit
         return build_serving(
             self._engines,
             model.held,
@@ -272,7 +272,7 @@ class Runtime:
 
 
 def _memory_reader(device: str) -> Callable[[], Mapping[str, int]]:
-    # They bring torch along, as below.
+    # These modules import torch, as below.
     import torch
 
     from vigor_service.engine.interface import device_memory_bytes
@@ -284,7 +284,7 @@ def _load_and_replay(
     load_model: Callable[[], Loaded], state: StateDirectory | None, progress: LoadingProgress
 ) -> tuple[Loaded, Replayed]:
     model = load_model()
-    # They bring torch along: imported here, so that the socket opens before torch is loaded.
+    # These modules import torch. They are imported here, so that the socket opens before torch is loaded.
     from vigor_service.weights.updates.restore import Replayed, replay
     from vigor_service.weights.verification.fingerprint import initial_weights
 

@@ -1,4 +1,4 @@
-"""The process around the application: one socket, uvicorn, signals, and how it ends."""
+"""The process around the application: one socket, uvicorn, signals, and the end of the process."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from vigor_service.observability.otel import Tracing
 
 ENDING_SECONDS = 5.0
-"""Maximum time after the drain time; then the process ends, even if threads still run."""
+"""Maximum time after the drain time, in seconds; then the process ends, even if threads still run."""
 KEEP_ALIVE_SECONDS = 65  # longer than the idle limit of common proxies, so that they close first
 
 QUIET_SECONDS = 10.0
@@ -59,8 +59,8 @@ def serve(
 ) -> NoReturn:
     """Serve until SIGTERM or SIGINT, drain, and end the process.
 
-    ``progress`` is where ``load_model`` reports its phases.
-    It ends with 0 after a signal, and with 1 and one line on standard error if the model cannot be loaded.
+    ``load_model`` reports its phases to ``progress``.
+    The exit code is 0 after a signal. It is 1, with one line on standard error, if the model cannot be loaded.
     """
     listener = _listen(settings.host, settings.port)
     app = create_app(
@@ -93,7 +93,7 @@ def serve(
     )
     server = _Server(config, runtime)
     server.end_at_last(settings.drain_seconds + ENDING_SECONDS)
-    # Uvicorn has its own handlers while it runs; when it has ended it raises the signal that ended it once more.
+    # Uvicorn installs its own handlers while it runs. When it has ended, it raises the signal that ended it again.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda _number, _frame: server.stop())
     garbage = OldGarbage(lambda: app.state.bodies.held_bytes)
@@ -104,7 +104,7 @@ def serve(
 
 
 def _load_for_good(load_model: Callable[[], Loaded]) -> Loaded:
-    """Keep what is loaded out of garbage collections: each would stop the event loop to look through all of it."""
+    """Load the model, and exclude its objects from garbage collections, which would block the event loop."""
     model = load_model()
     gc.collect()
     gc.freeze()
@@ -120,7 +120,7 @@ class TooManyConnections:
         self._quiet_until = 0.0
 
     def note(self) -> None:
-        """Count one more."""
+        """Count one closed connection."""
         self._metrics.closed_connections.inc()
         if self._clock() >= self._quiet_until:
             self._quiet_until = self._clock() + QUIET_SECONDS
@@ -128,12 +128,12 @@ class TooManyConnections:
 
 
 class _Server(uvicorn.Server):
-    """Drains the service as soon as a signal comes, not only after the last request."""
+    """Drains the service as soon as a signal arrives, not only after the last request."""
 
     def __init__(self, config: uvicorn.Config, runtime: Runtime) -> None:
         super().__init__(config)
         self._runtime = runtime
-        # Signal handlers put into it: unlike the start of a thread, and an event, that cannot lock itself out.
+        # A signal handler may call its put() at any moment, unlike Event.set() or Thread.start(), which may deadlock.
         self._stopped = SimpleQueue[None]()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -146,7 +146,7 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
     def end_at_last(self, seconds: float) -> None:
-        """End the process this long after it was told to stop, even if it waits for a disk or a lost thread."""
+        """End the process this many seconds after it was told to stop, even if it waits for a disk or a hung thread."""
         threading.Thread(target=self._end_after, args=(seconds,), name="last-resort", daemon=True).start()
 
     def _end_after(self, seconds: float) -> None:
@@ -175,9 +175,9 @@ def _reason(error: OSError) -> str:
 def _end(runtime: Runtime) -> NoReturn:
     code = _report(runtime.load_error)
     if not runtime.is_idle:
-        # A batch, and a disk that does not answer, cannot be interrupted: the interpreter would wait for their threads.
+        # A batch or a disk that does not answer cannot be interrupted, and the interpreter would wait for its thread.
         _abort(code)
-    gc.unfreeze()  # or libraries would complain of all that is left of them at the end
+    gc.unfreeze()  # else libraries would warn of objects left at exit
     sys.exit(code)
 
 

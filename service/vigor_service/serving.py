@@ -1,4 +1,4 @@
-"""The parts that serve once the model is loaded, constructed and connected. Starts nothing."""
+"""Constructs and connects the parts that serve once the model is loaded. Starts nothing."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Serving:
-    """The parts that exist once the model is loaded."""
+    """All parts that exist once the model is loaded."""
 
     info: EngineInfo
     engines: EnginePool

@@ -262,12 +262,12 @@ class Settings(BaseSettings):
 
 
 def fault_lines(error: ValidationError) -> list[str]:
-    """Return one line for each fault: the flag, its environment variable, what is wrong and what to give."""
+    """Return one line for each fault: the flag, its environment variable, what is wrong and what to set."""
     return [_fault_line(fault) for fault in faults_of(error, Settings)]
 
 
 def _fault_line(fault: Fault) -> str:
-    if not fault.loc:  # a fault of several settings names them itself
+    if not fault.loc:  # the message for several settings names them itself
         return fault.msg
     name = str(fault.loc[0])
     begins_with_verb = fault.msg.startswith("is ")
@@ -275,7 +275,7 @@ def _fault_line(fault: Fault) -> str:
 
 
 def _key(name: str, values: Mapping[str, Any]) -> str | None:
-    """Return the key, given as it is or as a file that holds it; None without either."""
+    """Return the key, which is given directly or in a file; None if neither is given."""
     given, file = values.get(name), values.get(f"{name}_file")
     flag, variable = f"--{name.replace('_', '-')}", f"VIGOR_{name.upper()}"
     if given is not None and file is not None:

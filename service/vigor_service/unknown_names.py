@@ -10,7 +10,7 @@ from vigor_service.settings import Settings
 PREFIX = "VIGOR_"
 OF_THE_CLIENT = ("VIGOR_URL", "VIGOR_API_KEY", "VIGOR_CACHE_DIR")
 _OF_KUBERNETES = ("_SERVICE_HOST", "_SERVICE_PORT", "_PORT_")
-"""Parts of the variables that Kubernetes sets in every pod beside a Service."""
+"""Parts of the names of variables that Kubernetes sets in pods for each Service."""
 
 
 def unknown_flags(arguments: Sequence[str]) -> list[str]:

@@ -1,1 +1,1 @@
-"""Engines as actors of a Ray cluster: the only room that knows Ray, and imported only where it is asked for."""
+"""Engines as actors of a Ray cluster: the only room that knows Ray, imported only if the settings ask for it."""

@@ -1,4 +1,4 @@
-"""One engine in a process of its own: what a Ray actor is made of. Knows no Ray, so that it can be called directly."""
+"""One engine in its own process: the class of a Ray actor. It does not import Ray, so it can be called directly."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _logger = logging.getLogger(__name__)
 
 
 class NothingStagedError(Exception):
-    """An engine was told to switch to weights that it was not given."""
+    """An engine was told to switch to weights that were not staged on it."""
 
 
 class EngineActor:
-    """The scorer that ``load`` returns for these arguments, and the weights that it is to have next.
+    """The scorer that ``load`` returns for these arguments, and the weights that are staged for its next swap.
 
     One thread calls ``score``, ``attribute`` and ``switch``; others may call ``stage`` and ``live`` meanwhile.
     """
@@ -33,15 +33,15 @@ class EngineActor:
         self._ends = threading.Event()
 
     def live(self) -> None:
-        """Wait for as long as the process lives: who called it learns of its end."""
+        """Block for as long as the process lives. The call fails when the process ends, which tells its caller."""
         self._ends.wait()
 
     def describe(self) -> EngineInfo:
-        """Return what it measures, and how."""
+        """Return what the scorer measures, and how."""
         return self._scorer.info
 
     def digest(self) -> str:
-        """Return the digest of the weights that it holds, from their bytes."""
+        """Return the digest of the scorer's weights, computed from their bytes."""
         return initial_weights(self._scorer).digest
 
     def measure_batch_tokens(self) -> int:
@@ -53,18 +53,18 @@ class EngineActor:
         return self._scorer.score(sequences, parts)
 
     def attribute(self, sequence: TokenSequence) -> Attribution:
-        """Say where a gradient norm comes from."""
+        """Return the shares of a gradient norm by token and by layer."""
         return self._scorer.attribute(sequence)
 
     def stage(self, version: int, *chunks: Chunk) -> None:
-        """Keep what the tensors of this version are made of; the model stays as it is."""
+        """Keep the packed writes that make this version. The model does not change yet."""
         self._staged = version, chunks
 
     def switch(self, version: int) -> None:
-        """Write what was staged into the model.
+        """Apply the staged writes to the model.
 
         Raises:
-            NothingStagedError: another version was staged, or none.
+            NothingStagedError: another version was staged, or none was.
         """
         staged, self._staged = self._staged, None
         if staged is None or staged[0] != version:

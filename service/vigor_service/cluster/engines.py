@@ -1,4 +1,4 @@
-"""The pool of engines in other processes: gives them batches, keeps them on one version, replaces those that end."""
+"""The pool of engines in other processes: sends them batches, keeps them on one version, replaces those that end."""
 
 from __future__ import annotations
 
@@ -24,19 +24,20 @@ if TYPE_CHECKING:
     from vigor_service.engine.sequences import ScoreParts, TokenSequence
 
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 60.0
-"""Between an engine that ended and the next in its place; it doubles while they do not even join."""
+"""First and maximum pause before an engine that ended is replaced, in seconds. The pause doubles after each engine that
+ends without having joined."""
 
 _logger = logging.getLogger(__name__)
 R = TypeVar("R")
 
 
 class RefusedEngineError(Exception):
-    """An engine that was started is not one of this pool: it measures something else, or holds other weights."""
+    """A started engine does not fit this pool: it describes another model than the others, or holds other weights."""
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Seconds that an engine may take: to load, for one batch or attribution, to take weights."""
+    """Time limits of an engine, in seconds: to load, to compute one batch or attribution, to receive weights."""
 
     loading: float
     computing: float
@@ -46,11 +47,11 @@ class Limits:
 class ClusterEngines(Generic[Stored]):
     """Implements `EnginePool`.
 
-    ``mirror`` holds the published weights on this host: an engine that joins gets them from it. ``put`` stores a chunk
-    where every engine can read it. ``on_change`` is called when an engine has joined.
+    ``mirror`` holds the published weights on this host; an engine that joins receives them from it. ``put`` stores a
+    chunk where every engine can read it. ``on_change`` is called when an engine has joined.
     """
 
-    num_ahead = 0  # which engine will be free first is not known
+    num_ahead = 0  # it is unknown which engine will be free first
 
     def __init__(
         self,
@@ -77,11 +78,11 @@ class ClusterEngines(Generic[Stored]):
         self._free = deque[Member[Stored]]()
         self._joined: dict[int, Member[Stored]] = {}
         self._keepers: dict[int, asyncio.Task[None]] = {}
-        self._retiring: set[asyncio.Task[None]] = set()  # keepers of engines that are not wanted any more
+        self._retiring: set[asyncio.Task[None]] = set()  # keepers of engines that are being removed
         self._alive: set[Member[Stored]] = set()
         self._totals: dict[int, Totals] = {}
         self._changed = asyncio.Event()  # an engine has joined, or was refused
-        self._weights_lock = asyncio.Lock()  # while they change, and while an engine is brought to them
+        self._weights_lock = asyncio.Lock()  # held while weights change, and while an engine joins
         self._snapshot: list[Stored] | None = None  # all tensors of the published weights, once an engine needed them
         self.on_change: Callable[[], None] = lambda: None
 
@@ -89,7 +90,7 @@ class ClusterEngines(Generic[Stored]):
         """Start all engines, and return when the first has joined.
 
         Raises:
-            StartupError: it cannot load the model, or is not of this pool; says why.
+            StartupError: an engine cannot load the model, or does not fit this pool; the message says why.
         """
         self.scale(self._num_wanted)
         while not self._joined:
@@ -100,15 +101,15 @@ class ClusterEngines(Generic[Stored]):
 
     @property
     def num_engines(self) -> int:
-        """Engines that compute a batch, or could begin one. Those that end behind theirs are among them."""
+        """Number of engines that compute a batch or could begin one, including those that end after their batch."""
         return len(self._free) + sum(not member.idle.is_set() for member in self._alive)
 
     def statuses(self) -> list[EngineStatus]:
-        """Say what each engine has done, those that are being started included."""
+        """Return the status of each engine, including engines that are being started."""
         return [self._status(number) for number in sorted(self._keepers)]
 
     def scale(self, num_engines: int) -> None:
-        """Have this many engines: more are started, and those with the highest numbers end behind what they compute."""
+        """Set the number of engines: start more, or end those with the highest numbers after their current work."""
         for number in range(num_engines):
             if number not in self._keepers:
                 self._keepers[number] = asyncio.create_task(self._keep(number))
@@ -116,7 +117,7 @@ class ClusterEngines(Generic[Stored]):
             self._retire(self._keepers.pop(number))
 
     async def close(self) -> None:
-        """End all engines, whatever they compute."""
+        """End all engines at once, without waiting for what they compute."""
         self.scale(0)
         for member in self._alive:
             member.handle.kill()
@@ -128,22 +129,23 @@ class ClusterEngines(Generic[Stored]):
         return await self._on_free_engine(lambda handle: handle.score(sequences, parts))
 
     async def attribute(self, sequence: TokenSequence) -> Attribution:
-        """Say where a gradient norm comes from, on a free engine."""
+        """Return the shares of a gradient norm by token and by layer, computed on a free engine."""
         return await self._on_free_engine(lambda handle: handle.attribute(sequence))
 
     async def measure_batch_tokens(self) -> int:
-        """Return the number of tokens that a batch may have on one of the engines."""
+        """Measure on a free engine how many tokens a batch may have."""
         return await self._on_free_engine(lambda handle: handle.measure_batch_tokens())
 
     async def stage(self, weights: Weights, writes: Iterable[tuple[str, VerifiedWrite]]) -> None:
-        """Give every engine what its next weights are made of, while it computes with those it has."""
+        """Send every engine the writes that make its next weights, while it computes with the current ones."""
         chunks = await asyncio.to_thread(self._stored, writes)
         await self._on_all(lambda member: self._stage(member, weights.version, chunks))
 
     async def load(self, weights: Weights, writes: Iterable[tuple[str, VerifiedWrite]]) -> None:
-        """Switch every engine to the staged weights; the caller keeps batches away.
+        """Switch every engine to the staged weights. The caller makes sure that no batch runs.
 
-        An engine that cannot is replaced, and what replaces it begins with the new weights: none serves the old ones.
+        An engine that fails to switch is replaced by one that begins with the new weights, so no engine serves the
+        old ones.
         """
         async with self._weights_lock:
             await asyncio.to_thread(self._mirror.load, writes)
@@ -165,17 +167,17 @@ class ClusterEngines(Generic[Stored]):
                 self._free.append(member)
 
     async def _on_all(self, do: Callable[[Member[Stored]], Awaitable[None]]) -> None:
-        """Do it on every engine; those that are lost or refuse are replaced."""
+        """Call ``do`` for every engine. An engine for which it fails is dismissed, and replaced by its keeper."""
         members = list(self._joined.values())
         for member, error in zip(members, await asyncio.gather(*map(do, members), return_exceptions=True), strict=True):
             if error is not None:
                 self._dismiss(member, f"failed to take weights: {error}")
 
     async def _keep(self, number: int) -> None:
-        """Have an engine under this number, until it is cancelled."""
+        """Keep an engine running under this number, with a new one whenever one ends, until cancelled."""
         totals, pause = self._totals.setdefault(number, Totals()), self._first_pause
         while True:
-            handle = await asyncio.to_thread(self._spawn, number)  # it may have to ask the cluster
+            handle = await asyncio.to_thread(self._spawn, number)  # it may wait for the cluster
             member = Member(number, handle, self._limits.computing, totals)
             await self._live(member)
             _logger.error("engine_ended", extra={"engine": number, "reason": member.why_lost})
@@ -186,7 +188,7 @@ class ClusterEngines(Generic[Stored]):
             totals.num_restarts += 1
 
     async def _live(self, member: Member[Stored]) -> None:
-        """Have one engine join and compute until it ends. Cancelled, it ends behind what it computes."""
+        """Have one engine join, and wait until it ends. If cancelled, end the engine after its current work."""
         self._alive.add(member)
         watch = asyncio.ensure_future(self._watch(member))
         try:
@@ -209,14 +211,14 @@ class ClusterEngines(Generic[Stored]):
         keeper.cancel()
 
     async def _watch(self, member: Member[Stored]) -> None:
-        """Learn of the end of an engine that has nothing to do."""
+        """Dismiss an engine when its process ends, even if it is computing nothing."""
         try:
             await member.handle.live()
         except EngineLostError as error:
             self._dismiss(member, str(error))
 
     async def _join(self, member: Member[Stored]) -> None:
-        """Wait until an engine has loaded, bring it to the published weights, and let it have batches."""
+        """Wait until an engine has loaded, switch it to the published weights, and make it available for batches."""
         info = await member.call(member.handle.describe(), seconds=self._limits.loading)
         self._refuse_other(info)
         async with self._weights_lock:
@@ -242,7 +244,7 @@ class ClusterEngines(Generic[Stored]):
                 raise RefusedEngineError(f"has {name} {getattr(info, name)}, the others {getattr(self.info, name)}")
 
     async def _bring_to_published(self, member: Member[Stored]) -> None:
-        """Switch to what was staged, or, where that is not what is published, to all tensors of the mirror."""
+        """Switch an engine to the published weights: to the staged ones if they match, else to all of the mirror."""
         version = self._published.version
         if member.staged != version:
             if self._snapshot is None:

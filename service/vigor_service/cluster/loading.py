@@ -1,4 +1,4 @@
-"""What a service with several engines loads itself: a copy of the weights on the host, the tokenizer, the cluster."""
+"""What a service with several engines loads in its own process: a host copy of the weights, the tokenizer, Ray."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class ClusterSettings:
-    """How many engines there are, of how many processes each, where, and the seconds that each may take."""
+    """The number of engines, the number of processes of each, the cluster's address, and the engines' time limits."""
 
     num_engines: int
     num_shards: int
@@ -36,10 +36,10 @@ class ClusterSettings:
 
 
 class LoadedCluster:
-    """Implements `Loaded`. ``info`` is there once the first engine has joined.
+    """Implements `Loaded`. ``info`` is available once the first engine has joined.
 
     Raises:
-        StartupError: engines over several devices cannot do what is asked; says what.
+        StartupError: engines over several devices do not support a setting; the message names it.
     """
 
     def __init__(self, settings: EngineSettings, cluster: ClusterSettings) -> None:
@@ -55,12 +55,12 @@ class LoadedCluster:
 
     @property
     def info(self) -> EngineInfo:
-        """What every engine measures."""
+        """Description of what every engine measures."""
         assert self._engines is not None and self._engines.info is not None  # noqa: PT018, S101 - see above
         return self._engines.info
 
     def engines(self, _compute: WorkerThread, weights: Weights) -> EnginePool:
-        """Return the engines, none of which is started yet."""
+        """Return the pool of engines. It has started none of them yet."""
         self._engines = ClusterEngines(
             self._spawn,
             self._ray.put,
@@ -84,7 +84,7 @@ class LoadedCluster:
 def gpus_per_engine(device: str, *, cluster_has_gpus: bool) -> int:
     """Return the number of GPUs that each engine asks Ray for.
 
-    A device that is named counts, whatever the cluster has now: nodes with GPUs may join later, or be added because an
-    engine waits for one.
+    If the settings name a GPU, an engine asks for one even if the cluster has none now: nodes with GPUs may join later,
+    or be added because an engine waits for one.
     """
     return int(device.startswith("cuda") or (device == "auto" and cluster_has_gpus))

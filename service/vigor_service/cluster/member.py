@@ -1,4 +1,4 @@
-"""One engine as the front sees it: its handle, and whether it is still there."""
+"""One engine as the service's own process sees it: its handle, and whether it is still alive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 Stored = TypeVar("Stored")
-"""A chunk where the store has it."""
+"""Reference to a chunk in the store."""
 StoredIn = TypeVar("StoredIn", contravariant=True)
 
 
@@ -36,13 +36,13 @@ class EngineHandle(Protocol[StoredIn]):
     async def stage(self, version: int, chunks: Sequence[StoredIn]) -> None: ...
     async def switch(self, version: int) -> None: ...
     def kill(self) -> None:
-        """End the process, whatever it does."""
+        """End the process at once, without waiting for its work."""
         ...
 
 
 @dataclass(slots=True)
 class Totals:
-    """What the engines of one number have done together, one after the other."""
+    """Totals over all engines that have run under one number, one after the other."""
 
     busy_seconds: float = 0.0
     num_batches: int = 0
@@ -51,7 +51,7 @@ class Totals:
 
 @dataclass(eq=False, slots=True)
 class Member(Generic[Stored]):
-    """An engine of the pool. ``version`` is that of its weights, ``staged`` that of those it was given for next."""
+    """An engine of the pool. ``version`` is the version of its weights, ``staged`` the one staged for its next swap."""
 
     number: int
     handle: EngineHandle[Stored]
@@ -69,14 +69,14 @@ class Member(Generic[Stored]):
 
     @property
     def busy_seconds(self) -> float:
-        """Seconds for which it has computed what it computes now."""
+        """Seconds for which the current work has been running; 0 if there is none."""
         return 0.0 if (since := self.busy_since) is None else monotonic() - since
 
     async def call(self, call: Awaitable[R], *, seconds: float | None = None) -> R:
-        """Return what a call of the handle returns. Who takes longer than the limit is lost.
+        """Return the result of a call of the handle. An engine that takes longer than the limit is given up as lost.
 
         Raises:
-            EngineLostError: the process ended, or was ended because it did not answer.
+            EngineLostError: the process ended, or did not answer within the limit.
         """
         limit = self.limit_seconds if seconds is None else seconds
         try:
@@ -88,7 +88,7 @@ class Member(Generic[Stored]):
             raise self.lose(str(error)) from error
 
     def lose(self, reason: str) -> EngineLostError:
-        """Give it up, and return why as an error."""
+        """Mark the engine as lost, and return an error that says why."""
         if not self.lost.is_set():
             self.why_lost = reason
             self.lost.set()
@@ -96,7 +96,7 @@ class Member(Generic[Stored]):
 
     @asynccontextmanager
     async def busy(self) -> AsyncGenerator[None]:
-        """Note that it computes a batch, and for how long."""
+        """Mark the engine as busy in the context; count a batch and add the time to the totals."""
         self.busy_since = monotonic()
         self.idle.clear()
         self.totals.num_batches += 1
@@ -109,4 +109,4 @@ class Member(Generic[Stored]):
 
 
 Put = Callable[[Chunk], Stored]
-"""Puts a chunk into the store."""
+"""Puts a chunk into the store, and returns a reference to it."""

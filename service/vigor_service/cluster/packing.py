@@ -1,4 +1,4 @@
-"""Writes as plain arrays: a shared store holds them once per machine, and processes there read them in place."""
+"""Writes packed as plain arrays. A shared store holds them once per machine, and its processes read them in place."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from vigor_client.weight_format.element_types import dtype_name, torch_dtype
 from vigor_client.weight_format.writes import Copy, Patch, VerifiedWrite
 
 CHUNK_BYTES = 256 << 20
-"""Bytes after which a chunk is full; it is larger where one tensor is."""
+"""Maximum size of a chunk, in bytes, unless a single write is larger."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackedWrite:
-    """A write to the tensor of this name: the bytes of all values, or positions and values of the bytes that change."""
+    """A write to the tensor of this name: all its bytes, or the positions and values of the bytes that change."""
 
     name: str
     kind: Literal["copy", "patch"]
@@ -39,7 +39,7 @@ Chunk: TypeAlias = list[PackedWrite]
 
 
 def chunks_of(writes: Iterable[tuple[str, VerifiedWrite]], *, chunk_bytes: int = CHUNK_BYTES) -> Iterator[Chunk]:
-    """Yield the writes in chunks, so that no more than one has to be in memory beside the store."""
+    """Yield the writes in chunks, so that outside of the store only one chunk has to be in memory at a time."""
     chunk, num_bytes = list[PackedWrite](), 0
     for name, write in writes:
         packed = _packed(name, write)
@@ -53,7 +53,7 @@ def chunks_of(writes: Iterable[tuple[str, VerifiedWrite]], *, chunk_bytes: int =
 
 
 def writes_of(chunk: Chunk) -> Iterator[tuple[str, VerifiedWrite]]:
-    """Yield the writes of a chunk; they read its arrays where these are."""
+    """Yield the writes of a chunk. They read its arrays in place, without a copy."""
     for packed in chunk:
         yield packed.name, _write(packed)
 
@@ -78,4 +78,4 @@ def _write(packed: PackedWrite) -> VerifiedWrite:
 def _tensor(raw: npt.NDArray[np.generic]) -> Tensor:
     with warnings.catch_warnings():  # a store's arrays cannot be written to, and nothing here writes to them
         warnings.filterwarnings("ignore", message=".*is not writable")
-        return torch.from_numpy(raw)  # pyright: ignore[reportUnknownMemberType] - as torch has it
+        return torch.from_numpy(raw)  # pyright: ignore[reportUnknownMemberType] - torch declares it so

@@ -23,31 +23,31 @@ if TYPE_CHECKING:
 
 R = TypeVar("R")
 
-# Ray reads them when it is imported. A cluster of its own is for this machine alone: its servers listen on the loopback
-# address, which on Linux is what this setting does, whatever its name says.
+# Ray reads these variables when it is imported. A cluster that the service starts is for this machine alone, so its
+# servers must listen on the loopback address. On Linux the first variable has that effect, despite its name.
 _OF_A_LOCAL_CLUSTER = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-    "GLOO_SOCKET_IFNAME": "lo",  # by which the processes of one engine exchange weights
+    "GLOO_SOCKET_IFNAME": "lo",  # the processes of one engine exchange weights over it
     "NCCL_SOCKET_IFNAME": "lo",
 }
 _ALWAYS = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # it would take SIGTERM from the service, which drains
+    "RAY_DISABLE_FAILURE_SIGNAL_HANDLER": "1",  # Ray's handler would replace the service's, which drains
 }
 
 _GROUPS = {"life": 1, "weights": 1}
-"""Threads of an engine's process beside the one that computes."""
+"""Threads of an engine's process in addition to the one that computes."""
 
 
 @dataclass(frozen=True, slots=True)
 class RayChunk:
-    """A chunk in the object store. Ray resolves it only as an argument of its own."""
+    """A chunk in the object store. Ray resolves the reference only if it is passed as a top-level argument."""
 
     reference: Any
 
 
 class RayCluster:
-    """A connection to Ray: to the cluster at ``address``, or to one of its own, which ends with it.
+    """A connection to Ray: to the cluster at ``address``, or without one to a new cluster, which ends with it.
 
     Raises:
         StartupError: Ray is not installed, or there is no cluster at the address.
@@ -63,12 +63,12 @@ class RayCluster:
         self._is_local = address is None
         environment.update(_ALWAYS | ({} if address else _OF_A_LOCAL_CLUSTER))
         try:
-            self._ray = load_ray()  # which has no types
+            self._ray = load_ray()  # Ray has no types
         except ModuleNotFoundError as error:
             raise StartupError(
                 "--engines, --shard and --ray-address need Ray: pip install '.[service,ray]' in a checkout of vigor-rl"
             ) from error
-        # Without an address Ray would join a cluster that this machine has, or had: it keeps the last one's in a file.
+        # Without an address Ray would join the last cluster of this machine, even if it has ended: a file names it.
         place = {"address": address} if address else {"address": "local", "include_dashboard": False}
         try:
             self._ray.init(**place, log_to_driver=False, configure_logging=False)
@@ -78,17 +78,17 @@ class RayCluster:
 
     @property
     def has_gpus(self) -> bool:
-        """Whether a node of it has a GPU."""
+        """Whether a node of the cluster has a GPU."""
         return self._ray.cluster_resources().get("GPU", 0) > 0
 
     def spawn(self, load: Callable[[], Scorer], *, num_gpus: float) -> RayHandle:
-        """Start an engine where there is room for it."""
+        """Start an engine on any node that has room for it."""
         return RayHandle(self._ray, self._actor(num_gpus).remote(load))
 
     def spawn_sharded(self, loads: Sequence[Callable[[str], Scorer]], *, num_gpus: float) -> ShardedHandle[RayChunk]:
-        """Start the processes of one engine, in a placement group: all of them, or none until there is room for all.
+        """Start the processes of one engine in a placement group: none starts until there is room for all.
 
-        Each ``load`` is given the address at which the processes meet.
+        Each ``load`` receives the address at which the processes meet.
         """
         util: Any = import_module("ray.util")
         group = util.placement_group([{"CPU": 1, "GPU": num_gpus}] * len(loads), strategy="PACK")
@@ -113,7 +113,7 @@ class RayCluster:
         )
 
     def _meeting_address(self, directory: Path, first: Any) -> Any:  # noqa: ANN401 - an address, or a reference to one
-        """Return a file where all processes are on this machine, so that nothing listens; else a port of the first."""
+        """Return the URL of a file if all processes are on this machine, so no port opens; else a port of the first."""
         if self._is_local:
             return f"file://{directory / 'store'}"
         return self._ray.remote(num_cpus=0)(free_address).options(scheduling_strategy=first).remote()
@@ -122,16 +122,16 @@ class RayCluster:
         return self._ray.remote(num_cpus=1, num_gpus=num_gpus, concurrency_groups=_GROUPS, max_restarts=0)(EngineActor)
 
     def put(self, chunk: Chunk) -> RayChunk:
-        """Store a chunk: each machine has it once."""
+        """Store a chunk, and return a reference to it. Each machine holds it at most once."""
         return RayChunk(self._ray.put(chunk))
 
     def close(self) -> None:
-        """Leave the cluster, or end it."""
+        """Leave the cluster. A cluster that the service started ends."""
         self._ray.shutdown()
 
 
 def free_address() -> str:
-    """Return an address of this machine with a port that is free at this moment."""
+    """Return an address of this machine with a port that is currently free."""
     util: Any = import_module("ray.util")
     host: str = util.get_node_ip_address()
     with socket.create_server((host, 0)) as server:
@@ -150,11 +150,11 @@ class RayHandle:
         await self._answer(self._actor.live.options(concurrency_group="life").remote())
 
     async def describe(self) -> EngineInfo:
-        """Return what it measures, once it has loaded."""
+        """Return what the engine measures, once it has loaded."""
         return await self._answer(self._actor.describe.remote())
 
     async def digest(self) -> str:
-        """Return the digest of the weights that it holds."""
+        """Return the digest of the engine's weights."""
         return await self._answer(self._actor.digest.remote())
 
     async def measure_batch_tokens(self) -> int:
@@ -166,16 +166,16 @@ class RayHandle:
         return await self._answer(self._actor.score.remote(sequences, parts))
 
     async def attribute(self, sequence: TokenSequence) -> Attribution:
-        """Say where a gradient norm comes from."""
+        """Return the shares of a gradient norm by token and by layer."""
         return await self._answer(self._actor.attribute.remote(sequence))
 
     async def stage(self, version: int, chunks: Sequence[RayChunk]) -> None:
-        """Give it what its next weights are made of."""
+        """Send the engine the writes that make its next weights."""
         staging = self._actor.stage.options(concurrency_group="weights")
         await self._answer(staging.remote(version, *(chunk.reference for chunk in chunks)))
 
     async def switch(self, version: int) -> None:
-        """Have it take what was staged."""
+        """Switch the engine to the staged weights."""
         await self._answer(self._actor.switch.remote(version))
 
     def kill(self) -> None:
@@ -186,13 +186,13 @@ class RayHandle:
         errors = self._ray.exceptions
         try:
             return await reference
-        except errors.RayTaskError as error:  # the engine's own
+        except errors.RayTaskError as error:  # raised by the engine
             raise cast("Exception", error.cause) from None
-        except errors.RayError as error:  # of the process, its machine, or the way there
+        except errors.RayError as error:  # the process, its machine or the network failed
             raise EngineLostError(_reason(error)) from error
 
 
 def _reason(error: Exception) -> str:
-    """Return what Ray says of the end of a process; where it could not load, what it raised, which stands last."""
+    """Return Ray's reason for the end of a process. If loading failed, its exception, which is last in Ray's text."""
     lines = [line for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     return lines[-1].rpartition("StartupError: ")[2] if "creation task" in lines[0] else lines[0]

@@ -1,4 +1,4 @@
-"""One engine of several processes, as the front sees it: called as one, and lost as one."""
+"""One engine made of several processes: the service calls it as one engine, and loses it as one."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ R = TypeVar("R")
 
 
 class ShardedHandle(Generic[StoredIn]):
-    """Implements `EngineHandle`: every rank gets each call, in the same order, and all of them answer the same.
+    """Implements `EngineHandle`. Every rank receives each call, in the same order, and all return the same result.
 
-    ``release`` gives back what the processes had together, once they have ended.
+    ``release`` frees the resources that the processes share. It is called once they have been ended.
     """
 
     def __init__(self, ranks: Sequence[EngineHandle[StoredIn]], release: Callable[[], None] = lambda: None) -> None:
@@ -31,7 +31,7 @@ class ShardedHandle(Generic[StoredIn]):
         await asyncio.gather(*(rank.live() for rank in self._ranks))
 
     async def describe(self) -> EngineInfo:
-        """Return what it measures, once all ranks have loaded."""
+        """Return what the engine measures, once all ranks have loaded."""
         return await self._on_all(lambda rank: rank.describe())
 
     async def digest(self) -> str:
@@ -43,19 +43,19 @@ class ShardedHandle(Generic[StoredIn]):
         return await self._on_all(lambda rank: rank.measure_batch_tokens())
 
     async def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult:
-        """Score one batch, of which each rank takes its share."""
+        """Score one batch, of which each rank computes a share."""
         return await self._on_all(lambda rank: rank.score(sequences, parts))
 
     async def attribute(self, sequence: TokenSequence) -> Attribution:
-        """Say where a gradient norm comes from."""
+        """Return the shares of a gradient norm by token and by layer."""
         return await self._on_all(lambda rank: rank.attribute(sequence))
 
     async def stage(self, version: int, chunks: Sequence[StoredIn]) -> None:
-        """Give every rank what the next weights are made of."""
+        """Send every rank the writes that make the next weights."""
         await self._on_all(lambda rank: rank.stage(version, chunks))
 
     async def switch(self, version: int) -> None:
-        """Have every rank write its part of what was staged."""
+        """Have every rank apply its part of the staged writes."""
         await self._on_all(lambda rank: rank.switch(version))
 
     def kill(self) -> None:
@@ -69,7 +69,7 @@ class ShardedHandle(Generic[StoredIn]):
 
         Raises:
             EngineLostError: a process ended, or only some of the ranks raised: they no longer run in step.
-            Exception: what all ranks raised.
+            Exception: all ranks raised; this is the first rank's error.
         """
         answers = await asyncio.gather(*(_answer(call(rank)) for rank in self._ranks))
         errors = [error for _, error in answers if error is not None]
@@ -77,14 +77,17 @@ class ShardedHandle(Generic[StoredIn]):
             raise EngineLostError(f"failed in {len(errors)} of {len(answers)} ranks: {errors[0]}")
         if errors:
             raise errors[0]
-        return answers[0][0]  # pyright: ignore[reportReturnType] - an answer without an error is one
+        return answers[0][0]  # pyright: ignore[reportReturnType] - without an error it is a result
 
 
 async def _answer(call: Awaitable[R]) -> tuple[R | None, Exception | None]:
-    """Return what a rank answers, or its own error; that it ended is raised at once: others may wait for it."""
+    """Return a rank's result, or the error that it raised.
+
+    EngineLostError is raised at once instead, because other ranks may wait for the one that ended.
+    """
     try:
         return await call, None
     except EngineLostError:
         raise
-    except Exception as error:  # noqa: BLE001 - raised above, once it is known whether it is all ranks'
+    except Exception as error:  # noqa: BLE001 - `_on_all` raises it, once it knows whether all ranks failed
         return None, error

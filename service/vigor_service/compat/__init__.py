@@ -1,4 +1,4 @@
-"""What OpenRLHF, slime, SGLang and others send and expect, in terms of this service.
+"""Translates what OpenRLHF, slime, SGLang and others send and expect into terms of this service.
 
-It knows their shapes; it does not know HTTP.
+It knows the shapes of their messages; it does not know HTTP.
 """

@@ -1,4 +1,4 @@
-"""OpenRLHF's remote reward model: the shapes that it sends and expects, and its rewards."""
+"""OpenRLHF's remote reward model: the shapes of its requests and responses, and the rewards."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from vigor_service.engine.sequences import TokenSequence
 from vigor_service.errors import QueueFullError, ServiceError
 
 PATIENCE_SECONDS = 150.0
-"""How long a sample waits for room in a full queue: OpenRLHF gives up on a call after 180 seconds and five tries."""
+"""Maximum time that a sample waits for room in a full queue. OpenRLHF gives up on a call after 180 seconds and five
+tries."""
 WORST_REWARD = -1.0
 
 _logger = logging.getLogger(__name__)
@@ -53,10 +54,10 @@ class OpenRLHFRewards(BaseModel):
 
 
 async def openrlhf_rewards(request: OpenRLHFRequest, samples: TextSamples, *, group_size: int) -> OpenRLHFRewards:
-    """Return what OpenRLHF logs and trains with; a sample without a score gets the worst reward, and a flag.
+    """Return the rewards and logs for OpenRLHF. A sample without a score gets the worst reward, and a flag in the logs.
 
-    OpenRLHF swallows a refusal after five seconds and ends its run without its reason. A group that failed has the
-    same reward for all of its samples, so it moves nothing.
+    This is not an error response, because OpenRLHF would swallow one after five seconds and end its run without giving
+    the reason. All samples of a group that failed have the same reward, so they do not change the policy.
 
     Raises:
         QueueFullError: too many samples are held for this one to wait.
@@ -84,7 +85,7 @@ async def _score_or_log(samples: TextSamples, prompt: str, text: str, group_size
 
 
 async def _score_patiently(samples: TextSamples, sequence: TokenSequence, group_size: int) -> CompletionScore | None:
-    """Return its score, None where the queue had no place for it in time."""
+    """Return the sample's score; None if the queue had no room for it in time."""
     loop = asyncio.get_running_loop()
     ends_at = loop.time() + PATIENCE_SECONDS
     while True:

@@ -1,4 +1,4 @@
-"""slime's remote reward model: the shape that it sends, and its reward."""
+"""slime's remote reward model: the shape of its requests, and the reward."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class SlimeRequest(RewardRequest):
 
     @model_validator(mode="after")
     def _check_prompt(self) -> Self:
-        """Check messages as those of a score request are."""
+        """Check messages in the same way as those of a score request."""
         if isinstance(self.prompt, list):
             try:
                 self.given_prompt()
@@ -33,17 +33,17 @@ class SlimeRequest(RewardRequest):
         return self
 
     def given_prompt(self) -> GivenPrompt:
-        """Return the prompt as a score request has it."""
+        """Return the prompt in the form that a score request has."""
         if isinstance(self.prompt, str):
             return GivenPrompt(prompt=self.prompt)
         return GivenPrompt(messages=self.prompt)
 
 
 async def slime_reward(request: SlimeRequest, samples: TextSamples, *, group_size: int) -> float:
-    """Return the rank reward. Refusals go out as they are: slime tries ten times, with pauses.
+    """Return the rank reward. Errors are not turned into rewards: slime tries ten times, with pauses.
 
     Raises:
-        ServiceError: there is no score; says why.
+        ServiceError: there is no score; the message says why.
     """
     sequence = await samples.encode(request.given_prompt(), request.response)
     del request

@@ -16,19 +16,19 @@ from vigor_service.scoring.encoding import RequestEncoder
 
 
 class RewardRequest(BaseModel):
-    """A request for rewards. Fields that are not declared are not read, and not held until a group is whole.
+    """A request for rewards. Undeclared fields are ignored, and not held in memory until a group is complete.
 
-    Such are the labels, which VIGOR does not need, and the fields that newer versions add.
+    Examples are the labels, which VIGOR does not need, and the fields that newer versions add.
     """
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
 class TextSamples:
-    """Scores samples whose special tokens are written out. Samples of one prompt are one group.
+    """Scores samples whose special tokens are written out as text. Samples of one prompt form one group.
 
-    ``encode`` is a call of its own so that callers drop a text as soon as its token ids are known: the other samples of
-    its group may be awaited for long.
+    ``encode`` is a separate call so that callers can drop a text as soon as its token ids are known: it may take long
+    until the other samples of the group arrive.
     """
 
     def __init__(self, encoder: RequestEncoder, assembly: GroupAssembly) -> None:
@@ -37,14 +37,14 @@ class TextSamples:
         self._groups = PromptGroups(assembly)
 
     async def encode(self, prompt: GivenPrompt, text: str) -> TokenSequence:
-        """Return the token ids. A text that does not end with an end token was cut off, and gets none."""
+        """Return the token ids. A text without an end token at its end was cut off, so none is appended."""
         completion = Completion(text=text, finish_reason="length")
         return await self._encoder.encode_sample(prompt, completion, add_special_tokens=False)
 
     async def score(self, sequence: TokenSequence, *, group_size: int) -> CompletionScore:
-        """Return the sample's score when its group is whole. Raises as ``PromptGroups.score``."""
+        """Return the sample's score when its group is complete. Raises as ``PromptGroups.score``."""
         return (await self._groups.score(sequence, group_size=group_size)).completion
 
     def held(self, sequence: TokenSequence) -> AbstractContextManager[None]:
-        """Count a sample that waits outside of any group. Raises QueueFullError: too many are held."""
+        """Count the memory of a sample that waits outside of any group. Raises QueueFullError: too many are held."""
         return self._assembly.holding(held_bytes(sequence))

@@ -10,7 +10,7 @@ from vigor_client.schemas.common import WeightVersion
 
 
 def _number(value: object) -> object:
-    """Versions are numbers here; SGLang and slime write them as text."""
+    """Return a version as a number: SGLang and slime write it as text."""
     return int(value) if isinstance(value, str) and value.isascii() and value.isdecimal() else value
 
 
@@ -22,7 +22,7 @@ class _Asked(BaseModel):
 
 
 class UpdateFromDisk(_Asked):
-    """``POST /update_weights_from_disk``. Fields of which only one value makes sense here are refused with another."""
+    """``POST /update_weights_from_disk``. Fields for which only one value makes sense here accept no other value."""
 
     model_path: str
     weight_version: NumberOrText
@@ -51,7 +51,7 @@ class PullWeights(_Asked):
 
 
 class Outcome(BaseModel):
-    """What both answer."""
+    """Response to both calls."""
 
     success: bool
     message: str

@@ -1,4 +1,4 @@
-"""What every request meets around its route: connections, keys, bodies, limits, problem documents, lines.
+"""Handles what all routes share: connections, keys, bodies, limits, problem documents, streamed lines.
 
-It knows HTTP, and not what is scored.
+It knows HTTP; it does not know what is scored.
 """

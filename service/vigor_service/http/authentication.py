@@ -16,7 +16,7 @@ MAX_KEY_BYTES = 4096
 
 
 class Role(IntEnum):
-    """A higher role may do all that a lower one may."""
+    """Role of a caller. A higher role may also do everything that a lower one may."""
 
     SCORE = 1
     PUBLISH = 2
@@ -30,10 +30,10 @@ class Keys:
     publish: SecretStr | None = None
 
     def require(self, role: Role, shown: str | None) -> None:
-        """Return if a caller with this key may act in the role.
+        """Check that a caller who sends this key may act in the role.
 
         Raises:
-            UnauthenticatedError: no key was shown, or one that is not known.
+            UnauthenticatedError: no key was sent, or an unknown one.
             ForbiddenError: the key is known, and its role is lower.
         """
         if self.score is None and self.publish is None:
@@ -45,7 +45,7 @@ class Keys:
             raise ForbiddenError(self._why_forbidden())
 
     def describe(self) -> dict[str, str]:
-        """Return what scoring and publishing need, as fields for the log: names of keys, not the keys."""
+        """Return which keys scoring and publishing need, as fields for the log: names of keys, not the keys."""
         if self.score is None and self.publish is None:
             return {"score": "open", "publish": "open"}
         score = "score_key" if self.publish is None else "publish_key" if self.score is None else "either_key"
@@ -53,7 +53,7 @@ class Keys:
 
     def _granted(self, shown: str | None) -> Role | None:
         offered = (shown or "").encode()
-        # Both are always compared, so that the time taken reveals nothing about either.
+        # Both keys are always compared, so that the time taken reveals nothing about either.
         may_score, may_publish = _matches(self.score, offered), _matches(self.publish, offered)
         return Role.PUBLISH if may_publish else Role.SCORE if may_score else None
 
@@ -64,10 +64,10 @@ class Keys:
 
 
 def checked_key(key: str) -> str:
-    """Return the key, if it can be sent in a header as it is.
+    """Return the key, if it can be sent unchanged in a header.
 
     Raises:
-        ValueError: it cannot; the message does not show it.
+        ValueError: it cannot be sent; the message does not show the key.
     """
     if not key or not key.isascii() or not key.isprintable() or " " in key:
         raise ValueError("a key must be printable ASCII without spaces, one character or more")
@@ -75,10 +75,10 @@ def checked_key(key: str) -> str:
 
 
 def read_key(file: Path) -> str:
-    """Return the key that is the one line of a file.
+    """Return the key in a file that contains only one line.
 
     Raises:
-        ValueError: the file cannot be read, or holds something else; the message shows nothing of it.
+        ValueError: the file cannot be read, or does not contain one key; the message shows nothing of its content.
     """
     try:
         with file.open("rb") as stream:
@@ -100,7 +100,7 @@ def _matches(key: SecretStr | None, offered: bytes) -> bool:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether an address or name to listen on is this machine's own."""
+    """Return whether an address or name is a loopback address, which only this machine can reach."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:

@@ -1,7 +1,7 @@
 """Limits of connections: how long one may keep the server waiting, and how many may. Knows nothing about requests.
 
-A connection waits from its beginning, and from the end of each answer, until the headers of the next request are there.
-Uvicorn limits the pause between two requests, and nothing else of this.
+A connection waits from its start, or from the end of an answer, until the headers of the next request have arrived.
+Of all this, uvicorn limits only the pause between two requests.
 """
 
 from __future__ import annotations
@@ -17,29 +17,31 @@ from vigor_service.http.protocol import HeadBoundedProtocol, HeadLimits, Hooks
 
 MAX_DESCRIPTORS = 1 << 16
 RESERVED_DESCRIPTORS = 64
-"""For files, pipes and sockets that are no connections of callers."""
+"""File descriptors kept for files, pipes and sockets that are not connections of callers."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """What ends a connection."""
+    """Limits at which the server ends a connection."""
 
     header_seconds: float = 10.0
-    """From a connection's beginning, or a later request's first byte, until the headers are there."""
+    """Maximum time from a connection's start, or a later request's first byte, until the headers have arrived."""
 
     refused_body_seconds: float = 60.0
-    """For the rest of a body whose request was answered before it came; a caller may send all before it listens."""
+    """Maximum time for the rest of a body whose request was answered before the body ended. Some callers send the whole
+    body before they read the answer."""
 
     stalled_answer_seconds: float = 60.0
-    """While the caller takes nothing of an answer that fills the socket's buffers."""
+    """Maximum time for which the caller reads nothing of an answer while the socket's buffers are full."""
 
     max_waiting: int = 512
-    """Of more waiting connections, the one that has waited longest is closed."""
+    """Maximum number of waiting connections; above it, the one that has waited longest is closed."""
 
     max_connections: int = MAX_DESCRIPTORS - RESERVED_DESCRIPTORS
-    """Of more, one that waits is closed, or that sends nothing of its body; if there is none, the newest."""
+    """Maximum number of connections. Above it, the longest waiting one is closed; if none waits, the one whose body has
+    not grown for longest; if no body is arriving either, the newest."""
 
     def within(self, num_descriptors: int) -> ConnectionLimits:
         """Return these limits for a process that may have ``num_descriptors`` files open."""
@@ -55,7 +57,7 @@ DEFAULT_LIMITS = ConnectionLimits()
 
 
 def raise_descriptor_limit() -> int:
-    """Raise the limit of open files as far as this process may; return the limit."""
+    """Raise the limit of open files as far as this process may, up to ``MAX_DESCRIPTORS``; return the limit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MAX_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, MAX_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < most:
@@ -95,8 +97,8 @@ class _BoundedProtocol(HeadBoundedProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        # The data is a part of the headers, or of a body that is not read: uvicorn has stopped its clock of idle
-        # connections, and has none for either.
+        # The data belongs to headers, or to a body that is not read. Uvicorn has stopped its timer for idle connections
+        # and has no timer for these two.
         if self._is_waiting and self._request_timer is None:
             self._expect_rest()
 
@@ -152,7 +154,7 @@ class _BoundedProtocol(HeadBoundedProtocol):
             next(iter(self.waiting))._end("too_many_waiting")
 
     def _make_room(self) -> None:
-        """End the connection that has kept the server waiting for longest, or else this one."""
+        """End the connection that has kept the server waiting for longest, or this one if none keeps it waiting."""
         self.hooks.on_too_many()
         if longest := next(iter(self.waiting), None) or next(iter(self.receiving), None):
             longest._end("too_many_connections")
@@ -173,7 +175,7 @@ class _BoundedProtocol(HeadBoundedProtocol):
     def _end(self, reason: str) -> None:
         _logger.debug("connection_ended", extra={"reason": reason, "client": self.client})
         self._leave()
-        self.transport.abort()  # closing would wait until the caller has taken what was written
+        self.transport.abort()  # close() would wait until the caller has read what was written
 
     def _leave(self) -> None:
         self.waiting.pop(self, None)

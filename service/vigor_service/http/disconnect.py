@@ -1,4 +1,4 @@
-"""Work that is cancelled when its caller disconnects."""
+"""Cancels work when its caller disconnects."""
 
 from __future__ import annotations
 
@@ -31,6 +31,6 @@ async def cancel_on_disconnect(request: Request, work: Awaitable[_T]) -> _T:
 
 
 async def _disconnect(request: Request) -> None:
-    """Return when the connection of a request whose body was read has ended."""
+    """Wait until the connection ends. The body of the request must have been read before."""
     while (await request.receive())["type"] != "http.disconnect":
         pass

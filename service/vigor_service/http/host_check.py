@@ -1,5 +1,5 @@
-"""Refuses requests for other hosts. Without keys only localhost is answered, against DNS rebinding: a web page whose
-name was made to resolve to this machine must not reach the service."""
+"""Refuses requests for other hosts. Without keys, only requests for localhost are answered. This prevents DNS
+rebinding, in which a web page's host name is made to resolve to this machine so that the page can call the service."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from vigor_service.http.authentication import is_loopback
 from vigor_service.http.problems import problem_response
 
 _HOST = re.compile(r"(?:\[(?P<ip>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]*))(?::\d*)?")
-_PROBES = ("/healthz", "/readyz")  # an orchestrator asks by any name or address; a web page cannot use the answers
+_PROBES = ("/healthz", "/readyz")  # an orchestrator uses any name or address; a web page cannot use the answers
 
 
 class HostCheck:
-    """Wraps an ASGI application: refuses requests for no host, for several, and, if asked to, for other machines."""
+    """Wraps an ASGI application: refuses requests without one valid ``Host`` header (HTTP/1.0 may leave it out).
+
+    With ``only_loopback`` it also refuses requests for other hosts than this machine, except probes.
+    """
 
     def __init__(self, app: ASGIApp, *, only_loopback: bool) -> None:
         self._app = app
@@ -49,4 +52,4 @@ class HostCheck:
 
 def _is_this_machine(host: str) -> bool:
     name = host.lower().removesuffix(".")
-    return is_loopback(name) or name.endswith(".localhost")  # which no name server may give another address
+    return is_loopback(name) or name.endswith(".localhost")  # always a loopback name (RFC 6761)

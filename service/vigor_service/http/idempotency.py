@@ -1,4 +1,4 @@
-"""Answers by ``Idempotency-Key``: a request that is sent again gets the first answer, also under newer weights."""
+"""Answers by ``Idempotency-Key``: a repeated request gets the first answer, even if newer weights are served now."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Work = Callable[[Put], Coroutine[Any, Any, None]]
 
 @dataclass(slots=True)
 class _Answer:
-    """The lines so far under one key, their readers, and the record of the request that began the work."""
+    """The lines so far for one key, their readers, and the record of the request that began the work."""
 
     body_checksum: str
     record: RequestRecord
@@ -41,7 +41,7 @@ class _Answer:
 
 
 class IdempotentResponses:
-    """The latest answers, at most ``max_bytes`` in total; the oldest are dropped first. Failures are not kept."""
+    """Stores the latest answers, at most ``max_bytes`` in total; the oldest are dropped first. Errors are not kept."""
 
     def __init__(self, max_bytes: int = MAX_ANSWERS_BYTES) -> None:
         self._max_bytes = max_bytes
@@ -51,8 +51,8 @@ class IdempotentResponses:
     async def once(self, key: str | None, body_checksum: str, work: Work, put: Put) -> None:
         """Pass ``put`` the lines of ``work``, or those of the first request with this key.
 
-        Without a key the work is done anew each time. Equal requests at the same time share one piece of work, which
-        ends when the last of them is cancelled.
+        Without a key the work is done each time. Concurrent requests with the same key share one run of the work, which
+        is cancelled when the last of them is cancelled.
 
         Raises:
             InvalidRequestError: the key was used with another body, or is not a valid key.

@@ -1,4 +1,4 @@
-"""A response that sends lines as they become ready. Knows the connection, and not what the lines say."""
+"""A response that sends lines as they become ready. It knows the connection, but not the content of the lines."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ _logger = logging.getLogger(__name__)
 
 
 class LinesResponse(Response):
-    """Sends lines until the client disconnects, or takes none for ``timeout_seconds``.
+    """Sends lines until they end. It stops if the client disconnects, or reads nothing for ``timeout_seconds``.
 
-    ``on_client_gone`` is called in either case.
+    ``on_client_gone`` is called in both of these cases.
     """
 
     media_type = LINES_MEDIA_TYPE
@@ -29,7 +29,7 @@ class LinesResponse(Response):
     def __init__(
         self, lines: AsyncGenerator[str], *, timeout_seconds: float, on_client_gone: Callable[[], None]
     ) -> None:
-        super().__init__(headers={"X-Accel-Buffering": "no"})  # or nginx would keep the lines until there are many
+        super().__init__(headers={"X-Accel-Buffering": "no"})  # otherwise nginx would buffer the lines
         del self.headers["Content-Length"]
         self._lines = lines
         self._timeout_seconds = timeout_seconds
@@ -39,7 +39,7 @@ class LinesResponse(Response):
         try:
             await cancel_on_disconnect(Request(scope, receive), self._send_all(partial(self._send, send)))
         except (ClientGoneError, TimeoutError) as error:
-            # The status is out already: all that is left is to end the connection.
+            # The status is already sent, so the connection can only be ended.
             reason = "left" if isinstance(error, ClientGoneError) else "stalled"
             self._on_client_gone()
             _logger.info("stream_ended", extra={"client": reason})

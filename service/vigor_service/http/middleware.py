@@ -1,4 +1,4 @@
-"""What every HTTP request gets: an id, a metric and a log line. Plain ASGI, so that bodies stream through."""
+"""Gives every HTTP request an id, a metric and a log line. Plain ASGI, so that bodies are streamed, not buffered."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _PROBES = ("/healthz", "/readyz", "/metrics")
 
 
 class RequestEnvelope:
-    """Wraps an ASGI application."""
+    """Wraps an ASGI application: sets the request id, and records each request when it ends."""
 
     def __init__(self, app: ASGIApp, *, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self._app = app
@@ -39,9 +39,9 @@ class RequestEnvelope:
             return
         request_id = _request_id(scope)
         scope.setdefault("state", {})["request_id"] = request_id
-        current_request_id.set(request_id)  # never taken back: the server runs each request in a task of its own
+        current_request_id.set(request_id)  # never reset: the server runs each request in its own task
         record = begin_record(is_traced=self._tracing is not None)
-        status = 500  # what the server answers when nothing below does
+        status = 500  # the server's answer if the application raises
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -50,7 +50,7 @@ class RequestEnvelope:
                 MutableHeaders(scope=message)[REQUEST_ID] = request_id
             await send(message)
 
-        # The server sends no body in answer to HEAD: all that GET says besides is the same.
+        # HEAD is handled as GET. The server leaves out the body, and everything else is the same.
         routed = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
             await self._app(routed, receive, send_with_id)
@@ -86,12 +86,12 @@ def _log(scope: Scope, route: str, status: int, seconds: float, version: int | N
 
 
 def _level(method: str, route: str, status: int) -> int:
-    """DEBUG for probes and for reads that succeed, which come every second and change nothing; INFO for the rest."""
+    """Return DEBUG for probes and successful reads, which are frequent and change nothing; INFO for the rest."""
     is_read = method in ("GET", "HEAD") and status < 400
     return logging.DEBUG if route in _PROBES or is_read else logging.INFO
 
 
 def _request_id(scope: Scope) -> str:
-    """Return the client's id if it can be logged and sent back as it is, else a new one."""
+    """Return the client's request id if it is safe to log and to send back unchanged, else a new one."""
     sent = Headers(scope=scope).get(REQUEST_ID, "")
     return sent if _SANE_ID.fullmatch(sent) else uuid.uuid4().hex

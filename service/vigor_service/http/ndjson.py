@@ -1,4 +1,4 @@
-"""An answer in lines, sent while the rest is still computed. Knows nothing about HTTP, and not what the lines say."""
+"""An answer in lines, sent while the rest is being computed. Knows neither HTTP nor the content of the lines."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ async def lines_of(
     """Yield each line of ``work``, and an empty one whenever none was ready for ``beat_seconds``.
 
     The work never waits for the reader: unread lines are kept, so their number must be bounded.
-    Closing the generator cancels it.
+    Closing the generator cancels the work.
 
     Raises:
-        ServiceError: the work raised it; all lines before it have been yielded.
+        ServiceError: the work raised it; all lines put before the error have been yielded.
     """
     lines: asyncio.Queue[str | None] = asyncio.Queue()
     working = asyncio.ensure_future(work(lines.put_nowait))

@@ -1,4 +1,4 @@
-"""One table from domain errors to HTTP, and the problem documents (RFC 9457) that carry them."""
+"""The table that maps domain errors to HTTP, and the problem documents (RFC 9457) that carry them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class ProblemKind:
-    """How one kind of error looks from outside."""
+    """The HTTP status, code and title of one kind of error."""
 
     status: int
     code: str
@@ -79,7 +79,7 @@ def problem_of(error: ServiceError) -> Problem:
 
 
 def refusal_writer(metrics: Metrics) -> Callable[[ServiceError], bytes]:
-    """Return a function from an error to a whole HTTP answer, for failures before there is a request."""
+    """Return a function that turns an error into a complete HTTP response, for input that is not yet a request."""
 
     def write(error: ServiceError) -> bytes:
         problem, request_id = problem_of(error), uuid.uuid4().hex
@@ -128,7 +128,7 @@ async def problem_response(request: Request, error: ServiceError) -> Response:
     if isinstance(error, errors.UnauthenticatedError):
         headers["WWW-Authenticate"] = "Bearer"
     if isinstance(error, errors.DeadlineExceededError):
-        headers["Connection"] = "close"  # or a body that trickles would be read, and thrown away, to its end
+        headers["Connection"] = "close"  # else the server would read a slow body to its end
     return _response(request, problem_of(error), headers)
 
 
@@ -147,7 +147,7 @@ async def _handle_protocol_error(request: Request, error: HTTPException) -> Resp
 
 
 def _allowed_methods(request: Request) -> str:
-    """All methods of the path; the router itself names those of its first match only."""
+    """Return all methods of the path; the router itself names only those of its first match."""
     path = request.scope["path"]
     matching = [endpoint for endpoint in request.app.state.endpoints if endpoint.path_regex.match(path)]
     methods = {method for endpoint in matching for method in endpoint.methods}

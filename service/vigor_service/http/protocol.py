@@ -1,6 +1,6 @@
-"""HTTP/1.x beyond uvicorn: limits of the head, refusals without a request, half-closed connections.
+"""HTTP/1.x beyond uvicorn: limits of URL and headers, answers to input that is not HTTP, half-closed connections.
 
-Knows nothing about what is requested. Input that cannot be read is answered by the hooks, and ends its connection.
+Knows nothing about what is requested. The hooks answer input that cannot be parsed, and the connection ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ HALF_CLOSED_SECONDS = 2.0
 
 _CHECK_SECONDS = 0.25
 _STILL_THERE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_OPEN_END = 1 << 62  # bytes of an answer whose length is not known
+_OPEN_END = 1 << 62  # content length that stands for an unknown one
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +50,10 @@ class HeadBoundedProtocol(HttpToolsProtocol):
     hooks: ClassVar[Hooks]
     is_refused = False
     _num_head_bytes = 0
-    _num_unparsed_bytes = 0  # since the parser last told of anything: it keeps them, and copies them with every read
+    _num_unparsed_bytes = 0  # since the parser's last callback: it buffers them and copies them at each read
     _fault: ServiceError | None = None
 
-    # ------------------------------------------------------------------------------------- what is read
+    # ---------------------------------------------------------------------------------------------- input
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
@@ -61,9 +61,9 @@ class HeadBoundedProtocol(HttpToolsProtocol):
             return
         self._num_unparsed_bytes += len(data)
         try:
-            self.parser.feed_data(data)  # pyright: ignore[reportOptionalMemberAccess] - None once it is lost
+            self.parser.feed_data(data)  # pyright: ignore[reportOptionalMemberAccess] - None once the connection is lost
         except httptools.HttpParserUpgrade:
-            return  # nothing else is spoken here: it is answered as if it had not been offered
+            return  # no other protocol is supported: the request is answered without the upgrade
         except httptools.HttpParserError as error:
             self._refuse(self._fault or MalformedHttpError(f"this is not HTTP/1.1: {error}"))
             return
@@ -91,7 +91,7 @@ class HeadBoundedProtocol(HttpToolsProtocol):
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self.url == b"*":  # OPTIONS of the service as a whole
+        if self.url == b"*":  # OPTIONS for the whole service
             self.url = b"/"
         super().on_headers_complete()
 
@@ -105,10 +105,10 @@ class HeadBoundedProtocol(HttpToolsProtocol):
 
     @property
     def _last_cycle(self) -> RequestResponseCycle | None:
-        """The request that came last; None, which uvicorn's type leaves out, before the first."""
+        """The latest request; None before the first one, which uvicorn's type does not allow for."""
         return self.cycle
 
-    # ------------------------------------------------------------------------------------- what is refused
+    # -------------------------------------------------------------------------------------------- refusals
 
     def _refuse(self, error: ServiceError) -> None:
         """Send the error after the answers that are still due, and read no more."""
@@ -124,12 +124,12 @@ class HeadBoundedProtocol(HttpToolsProtocol):
             cycle.keep_alive = False
             return
         self.transport.write(self.hooks.refuse(error))
-        self.transport.write_eof()  # closing would take the answer from a caller that still sends
+        self.transport.write_eof()  # close() would reset a caller that still sends, and lose the answer
 
-    # ------------------------------------------------------------------------------------- what is answered
+    # --------------------------------------------------------------------------------------------- answers
 
-    def eof_received(self) -> bool:  # type: ignore[override] - asyncio has it so; uvicorn returns nothing
-        """Keep the connection for the answer to a caller that has closed its half; return whether an answer is due."""
+    def eof_received(self) -> bool:  # type: ignore[override] - asyncio's signature; uvicorn returns nothing
+        """Return whether an answer is due to a caller that closed its sending half: then the connection stays open."""
         cycle = self._last_cycle
         if self.is_refused or cycle is None or cycle.more_body or cycle.response_started:
             return False
@@ -141,7 +141,7 @@ class HeadBoundedProtocol(HttpToolsProtocol):
         return True
 
     def _ask_whether_it_listens(self, cycle: RequestResponseCycle) -> None:
-        """Send an interim answer: a closed connection refuses it, a half-closed one ignores it."""
+        """Send an interim response (100) as a probe: a closed connection rejects it, a half-closed one ignores it."""
         if not self.pipeline:
             self.transport.write(_STILL_THERE)
         self._check_whether_it_listens(cycle)
@@ -164,7 +164,7 @@ class HeadBoundedProtocol(HttpToolsProtocol):
 
 
 def _without_chunks(app: Any, cycle: RequestResponseCycle) -> Any:  # noqa: ANN401 - ASGI applications
-    """Return the application for HTTP/1.0: without chunks, an answer of unknown length ends with its connection."""
+    """Return the application for HTTP/1.0, which has no chunks: an answer without length ends with its connection."""
 
     async def run(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_plainly(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""The body of a JSON request: bounded while it is received, parsed off the event loop, its first faults listed."""
+"""The body of a JSON request: its size is limited, it is parsed off the event loop, and its first faults are listed."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ MAX_VALUES = 1 << 22
 MAX_CONTAINERS = 1 << 18
 """Maximum number of objects and arrays of one body, counted by its opening brackets."""
 
-_INLINE_BYTES = 1 << 14  # parsed in less time than another thread takes to begin
+_INLINE_BYTES = 1 << 14  # smaller bodies are parsed faster than a thread can start
 _MAX_NAME_CHARACTERS = 100
-_MAX_SEARCHED_BYTES = 1 << 20  # json's own parser takes many times the memory of the body
-_BYTES_PER_VALUE, _BYTES_PER_OBJECT = 40, 512  # of an int in a list; of a model, or of a string that becomes one
+_MAX_SEARCHED_BYTES = 1 << 20  # Python's json needs many times the memory of the body
+_BYTES_PER_VALUE, _BYTES_PER_OBJECT = 40, 512  # an int in a list; a model, or a string that becomes one
 _Model = TypeVar("_Model", bound=BaseModel)
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -48,8 +48,8 @@ _R = TypeVar("_R")
 class BodyReader:
     """Receives and parses bodies: each within ``max_body_bytes``, all of them within ``max_held_bytes``.
 
-    A body counts with its bytes while it comes, and from then on with an upper bound of what it is as objects, until
-    its request is answered.
+    While a body arrives, its bytes count. After that an upper bound of the memory of its parsed objects counts as well,
+    until the request is answered.
     """
 
     def __init__(self, *, max_body_bytes: int, max_held_bytes: int, timeout_seconds: float) -> None:
@@ -61,7 +61,7 @@ class BodyReader:
         self._thread = WorkerThread("parse")
 
     def hold(self, num_bytes: int, *, already: int) -> None:
-        """Count these bytes for a request that holds ``already``. What is alone gets in however large it is.
+        """Count these bytes for a request that holds ``already`` bytes. A request that is alone is always admitted.
 
         Raises:
             QueueFullError: all requests together would hold too much.
@@ -78,7 +78,7 @@ class BodyReader:
         self.held_bytes -= num_bytes
 
     async def run(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Return what ``work`` returns on the thread that parses, which does nothing else."""
+        """Run ``work`` on the thread that is reserved for parsing, and return its result."""
         return await self._thread.run(work, *args, **kwargs)
 
     def close(self) -> None:
@@ -87,7 +87,7 @@ class BodyReader:
 
 
 class JsonBody:
-    """The body of one request, which is released once it is parsed."""
+    """The body of one request. Its memory stays counted until ``release`` is called."""
 
     def __init__(self, request: Request, reader: BodyReader) -> None:
         self._request = request
@@ -97,7 +97,7 @@ class JsonBody:
         self.checksum = ""
 
     async def parse(self, model: type[_Model], *, consequence: str) -> _Model:
-        """Return the body as the model.
+        """Receive the body, and return it as the model.
 
         Raises:
             UnsupportedMediaTypeError, PayloadTooLargeError, QueueFullError, DeadlineExceededError, ClientGoneError
@@ -117,7 +117,7 @@ class JsonBody:
         return await self._reader.run(parse_json, model, text, consequence=consequence)
 
     def release(self) -> None:
-        """Release its bytes: the request is answered."""
+        """Stop counting the memory of this body."""
         self._reader.release(self._held_bytes)
         self._held_bytes = 0
 
@@ -163,20 +163,21 @@ def content_length(request: Request) -> int | None:
 
 
 def parse_json(model: type[_Model], text: bytes, *, consequence: str) -> _Model:
-    """Parse the JSON into the model. A refusal costs no more than parsing the text and its first faults.
+    """Return the JSON as the model. A refusal costs no more than parsing the text and finding its first faults.
 
     Raises:
-        MalformedBodyError: it is not JSON.
-        InvalidRequestError: lists the offending places, and what did not happen because of them.
+        MalformedBodyError: the text is not JSON.
+        InvalidRequestError: the text does not fit the model; the error lists the offending places and the
+            ``consequence``.
     """
     limit = FaultLimit(MAX_LISTED_ERRORS)
     parsed = _objects(text, consequence)
     try:
-        return model.model_validate(parsed, context=limit)  # which keeps parts of it: what templates are given
+        return model.model_validate(parsed, context=limit)  # keeps the parts that templates receive
     except ValidationError as error:
         refusal = _refusal(faults_of(error, model), limit, consequence)
     free_in_slices(parsed)
-    raise refusal  # without the error, which holds all that was parsed
+    raise refusal  # not `from error`, which would keep the parsed document
 
 
 def _objects(text: bytes, consequence: str) -> JsonValue:
@@ -199,7 +200,7 @@ def _no_json(text: bytes, message: str, consequence: str) -> MalformedBodyError 
 
 def _refusal(faults: Iterable[Fault], limit: FaultLimit, consequence: str) -> InvalidRequestError:
     places = [FieldError(loc=_short(fault.loc), msg=fault.msg) for fault in faults]
-    if limit.has_skipped:  # behind as many faults as are listed
+    if limit.has_skipped:  # more faults than can be listed
         del places[MAX_LISTED_ERRORS:]
     return invalid_request(places, consequence=consequence, are_all=not limit.has_skipped)
 
@@ -208,7 +209,7 @@ def _extra_bytes(text: bytes) -> int:
     """Return an approximate upper bound of the memory that the parsed body takes, without its text.
 
     Raises:
-        PayloadTooLargeError: more values than are parsed.
+        PayloadTooLargeError: the text has more values or containers than the limit.
     """
     num_values, num_containers = text.count(b","), text.count(b"[") + text.count(b"{")
     for count, limit, what in (

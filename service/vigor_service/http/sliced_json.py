@@ -1,7 +1,7 @@
-"""JSON of any size as Python objects, parsed in slices: between two of them the interpreter runs other threads.
+"""Parses JSON of any size in slices, so that other threads run between two slices.
 
-A parser holds Python's global lock from its first byte to its last, so that a large document would keep the event loop
-waiting. Each slice is a document of its own: what is open where the text is cut is closed there, and opened again.
+A parser holds Python's global lock from its first byte to its last, so a large document would block the event loop.
+Each slice is made a complete document: containers that are open at a cut are closed there and reopened in the next one.
 """
 
 from __future__ import annotations
@@ -17,29 +17,29 @@ from pydantic_core import from_json
 
 SLICE_BYTES = 1 << 18
 
-# Each alternative begins with bytes of its own and gives none back, so that no text takes more than one try.
+# Alternatives begin with different bytes and are possessive, so that the expressions never backtrack.
 _SHORT_STRING = rb'"[^"\\]{0,1024}+(?:\\.[^"\\]{0,1024}+){0,64}+"'
 _PLAIN, _PLAIN_VALUE = rb'[^"\[\]{}]{1,1024}+', rb'[^"\[\]{},]{1,1024}+'
 _FLAT = rb"(?>[\[{](?:%b|%b){0,16}[\]}])" % (_PLAIN, _SHORT_STRING)
 _SMALL = rb"(?>[\[{](?:%b|%b|%b){0,16}[\]}])" % (_PLAIN, _SHORT_STRING, _FLAT)
 _PLAIN_VALUES = rb'(?>[^"\[\]{}]{0,1024},)'
 _ANY_VALUE = rb"(?>(?:%b|%b|%b){0,16})," % (_PLAIN_VALUE, _SHORT_STRING, _SMALL)
-_VALUES = rb"(?>(?:%b|%b){1,256})" % (_PLAIN_VALUES, _ANY_VALUE)  # each with a comma behind it
+_VALUES = rb"(?>(?:%b|%b){1,256})" % (_PLAIN_VALUES, _ANY_VALUE)  # each followed by a comma
 _PARTS = re.compile(rb"%b|%b|[\[\]{}]|%b" % (_VALUES, _SHORT_STRING, _PLAIN_VALUE), re.DOTALL)
 _IN_STRING = re.compile(rb'(?>(?:[^"\\]{1,4096}+|\\.){1,256})', re.DOTALL)
 _CLOSERS = {b"{": b"}", b"[": b"]"}
-_MAX_DEPTH = 200  # as from_json has it
-_MAX_UNCUT_BYTES = 1 << 19  # of text without a comma in its place: it is white space, or no JSON
-_MAX_LENGTH_OF_PART = 1 << 17  # counts of a part: one string may be as long as the document
+_MAX_DEPTH = 200  # the limit of from_json
+_MAX_UNCUT_BYTES = 1 << 19  # longer text without a comma between values is white space or not JSON
+_MAX_LENGTH_OF_PART = 1 << 17  # at most this much of a part counts: one string may fill the document
 _FREED_VALUES = 1 << 16
-_SEEN_BYTES = 64  # around a comma; where there is more white space the text is not cut
+_SEEN_BYTES = 64  # around a comma; with more white space the text is not cut there
 
 
 def parse_in_slices(text: bytes, *, slice_bytes: int = SLICE_BYTES) -> JsonValue:
-    """Return what the JSON says, as ``pydantic_core.from_json`` does.
+    """Return the parsed JSON; equals ``pydantic_core.from_json(text)``.
 
     Raises:
-        ValueError: it is not JSON; says why, and where if the text is no longer than a slice.
+        ValueError: the text is not JSON. The message says why, and where if the text is no longer than a slice.
     """
     if len(text) <= slice_bytes:
         return _parsed(text)
@@ -50,7 +50,7 @@ def parse_in_slices(text: bytes, *, slice_bytes: int = SLICE_BYTES) -> JsonValue
 
 
 def free_in_slices(parsed: object) -> None:
-    """Empty a parsed document in slices: a list of millions, freed in one step, would hold up all other threads."""
+    """Empty a parsed document in slices: freeing a list of millions in one step would block all other threads."""
     containers = [parsed]
     while containers:
         container = containers.pop()
@@ -67,15 +67,15 @@ def _free_list(values: list[object], containers: list[object]) -> None:
 
 
 class _Slices:
-    """The document so far, and the containers that are open at a place of its text, the outermost first."""
+    """The document parsed so far, and the containers that are open at the current place, outermost first."""
 
     def __init__(self, text: bytes, slice_bytes: int) -> None:
         self._text = text
         self._slice_bytes = slice_bytes
         self._openers: list[bytes] = []
-        self._names: list[bytes] = []  # under which each of them stands; empty in an array, and for the outermost
+        self._names: list[bytes] = []  # the key of each of them; empty in an array, and for the outermost
         self._latest_name = b""
-        self._reopened = secrets.token_hex(8)  # stands for any name of what goes on: no document has it
+        self._reopened = secrets.token_hex(8)  # key of a reopened container: random, so no document has it
 
     def parse(self) -> JsonValue:
         whole: Any = None
@@ -103,7 +103,7 @@ class _Slices:
             place = end
 
     def _end_of_string(self, start: int) -> int:
-        """Return where a string of any length ends."""
+        """Return the place where a string of any length ends."""
         end = start + 1
         while match := _IN_STRING.match(self._text, end):
             end = match.end()
@@ -125,7 +125,7 @@ class _Slices:
             self._latest_name = part
 
     def _is_between_values(self, end: int) -> bool:
-        """Whether a part of the text ends here with a comma that has a value before and behind it."""
+        """Return whether there is a comma at ``end`` with a value before it and a value after it."""
         before = self._text[max(0, end - _SEEN_BYTES) : end].rstrip()[-1:]
         after = self._text[end + 1 : end + 1 + _SEEN_BYTES].lstrip()[:1]
         is_comma = self._text[end : end + 1] == b","
@@ -140,7 +140,7 @@ class _Slices:
         return b"".join(named + opener if name else opener for opener, name in pairs)
 
     def _joined(self, whole: Any, piece: Any, names: list[bytes]) -> Any:  # noqa: ANN401 - JSON
-        """Return the document with its next slice, whose containers under these names go on."""
+        """Add the next slice to the document, and return it. The containers with these keys continue in the slice."""
         if whole is None:
             return piece
         outer, inner = whole, piece
@@ -150,7 +150,7 @@ class _Slices:
         return whole
 
     def _join(self, outer: Any, inner: Any, name: bytes) -> tuple[Any, Any]:  # noqa: ANN401 - JSON
-        """Add what stands beside the container that goes on; return it, and what is to go into it."""
+        """Add the slice's later siblings of a reopened container; return that container, and its part in the slice."""
         if name:
             goes_on, rest = outer[_parsed(name)], inner.pop(self._reopened)
         else:

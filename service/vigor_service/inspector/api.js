@@ -1,9 +1,10 @@
-// Calls of the service: the key, what fails, how long is waited. The key stays in this tab, and in no address.
+// Calls the service: adds the key, limits the waiting time, and turns failures into errors. The key is stored only in
+// this tab, and never put into a URL.
 
 const KEY = "vigor-key";
 const PROBE_SECONDS = 5;
 
-/** The service refused: its problem document. */
+/** The service refused the request; carries its problem document. */
 export class Problem extends Error {
   constructor(document, status, headers) {
     super(document.detail ?? `HTTP ${status}`);
@@ -14,30 +15,30 @@ export class Problem extends Error {
   }
 }
 
-/** No answer, or one that is not the service's. */
+/** The service did not answer. */
 export class NoAnswer extends Error {}
 
 export const hasKey = () => sessionStorage.getItem(KEY) !== null;
 export const setKey = (key) => sessionStorage.setItem(KEY, key);
 export const forgetKey = () => sessionStorage.removeItem(KEY);
 
-/** Return a probe's answer: 503 is one. */
+/** Return a probe's answer; a 503 is an answer too. */
 export const probe = async (path) => (await fetched(path, { timeoutSeconds: PROBE_SECONDS })).json();
 
-/** Return a JSON answer and when the service wrote it, by its own clock. */
+/** Return a JSON answer, and the time at which the service sent it, by the service's clock. */
 export async function get(path) {
   const response = await answered(path, { timeoutSeconds: PROBE_SECONDS });
   return { body: await response.json(), at: Date.parse(response.headers.get("Date")) || Date.now() };
 }
 
-/** Return the values of the metrics of these names that have no labels. */
+/** Return the values of the metrics with these names; only metrics without labels are found. */
 export async function metrics(names) {
   const lines = (await (await answered("metrics", { timeoutSeconds: PROBE_SECONDS })).text()).split("\n");
   const pairs = lines.map((line) => line.split(" ")).filter(([name]) => names.includes(name));
   return Object.fromEntries(pairs.map(([name, value]) => [name, Number(value)]));
 }
 
-/** Return the answer to a JSON body, or null when `signal` ended the wait. */
+/** Post a JSON body and return the answer, or null if `signal` aborted the request. */
 export async function post(path, body, signal) {
   try {
     const headers = { "Content-Type": "application/json" };

@@ -1,10 +1,10 @@
-// The form: a prompt, its completions, and the group that they make.
+// The form: a prompt and its completions, which form a group.
 
 import { byId, element, setText } from "./dom.js";
 import { EXAMPLES } from "./examples.js";
 import { Unreadable, linked, read } from "./request.js";
 
-/** Set up the form: with what the address of the page holds, else with the first example. */
+/** Set up the form with the request in the URL of the page, or else with the first example. */
 export function setUpForm() {
   byId("examples").append(...EXAMPLES.map((example) =>
     element("button", { type: "button", className: "quiet", textContent: example.name, onclick: () => fillExample(example) })));
@@ -35,7 +35,7 @@ function fillExample({ prompt, completions }) {
   fill({ prompt, completions: completions.map((text) => ({ text, ended: true })) });
 }
 
-/** Return the group of the form, as the service takes it. */
+/** Return the form's group, in the format that the service accepts. */
 export function group() {
   const prompt = byId("prompt").value;
   const given = byId("prompt-kind").value === "prompt" ? { prompt } : { messages: [{ role: "user", content: prompt }] };
@@ -49,7 +49,7 @@ export function group() {
   };
 }
 
-/** What is not given stays as it is. */
+/** Fill the form. A prompt, kind or reward that is not given stays as it is; completions are replaced. */
 function fill({ prompt, kind, completions, reward }) {
   if (prompt !== undefined) byId("prompt").value = prompt;
   if (kind !== undefined) byId("prompt-kind").value = kind;

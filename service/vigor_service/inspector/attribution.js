@@ -1,9 +1,9 @@
-// Where one completion's norm comes from: its tokens as a heat map, its layers as bars.
+// Shows where one completion's norm comes from: its tokens as a heat map, its layers as bars.
 
 import { byId, element, setText, setWidth } from "./dom.js";
 import { computed, percent, shortDigest, significant } from "./numbers.js";
 
-const FULLEST = 0.75; // how much of its colour the token with the largest share has
+const FULLEST = 0.75; // opacity of the colour of the token with the largest share
 
 export function showAttribution(answer, index) {
   setText(byId("attribution-title"), `Where the norm of completion ${index + 1} comes from`);
@@ -21,13 +21,13 @@ export function showAttribution(answer, index) {
   byId("attribution").hidden = false;
 }
 
-/** null where a share is: a norm of 0 has none. */
+/** Return the sum of the shares; null if one of them is null, as for a norm of 0. */
 const sum = (items) => items.reduce((total, { share }) => plus(total, share), 0);
 const plus = (left, right) => (left === null || right === null ? null : left + right);
 
 // ------------------------------------------------------------------------------------------------ tokens
 
-/** Tokens that make up one character are one: the first has its text, and the others an empty one. */
+/** Merge the tokens that make up one character: the first has its text, and the others have an empty text. */
 function whole(tokens) {
   const merged = [];
   for (const [position, token] of tokens.entries()) {
@@ -72,7 +72,7 @@ function tokenButton(token, next, largest) {
   return button;
 }
 
-/** What breaks the line in the text breaks it here. */
+/** Return the button, followed by a line break if its text has one. */
 const withBreak = (button) => (button.textContent.includes("↵") ? [button, element("br")] : [button]);
 
 function visible({ text, id }) {
@@ -83,7 +83,7 @@ function visible({ text, id }) {
 
 const quoted = ({ text, id }) => (text ? `“${text.replaceAll("\n", "↵")}”` : `id ${id}`);
 
-/** One stop for the tabulator, arrows within. */
+/** Make the buttons one stop of the Tab key, with the arrow keys moving within them. */
 function moveWithKeys(buttons) {
   let current = 0;
   buttons[current].tabIndex = 0;

@@ -1,4 +1,4 @@
-// What can be scored without typing. The completions stand in the order of their ranks by the embedded model.
+// Examples that can be scored without typing. Completions are in the order of their ranks by the embedded model.
 
 export const EXAMPLES = [
   {

@@ -1,4 +1,4 @@
-// Puts the page together: the status above, the form, its answer, and where an answer's norm comes from.
+// Connects the parts of the page: the status, the form, its scores, and the attribution of a norm.
 
 import { Problem, post } from "./api.js";
 import { group, setUpForm } from "./ask.js";
@@ -13,10 +13,10 @@ import { Status } from "./status.js";
 
 const keyDialog = new KeyDialog({ onKey: () => status.look() });
 const status = new Status({ onWeights: noteWeights, onKeyNeeded: () => keyDialog.ask() });
-let scored = null; // the group, and the weights that scored it
-let running = new AbortController(); // of the last request: a new one ends the wait for it
+let scored = null; // the last scored group, and the weights that scored it
+let running = new AbortController(); // of the last request, which is aborted by the next one
 
-/** Ask the service, and show the answer unless something else was asked meanwhile. */
+/** Send a request to the service, and show the answer unless another request was sent meanwhile. */
 async function ask(path, body, waiting, show) {
   running.abort();
   running = new AbortController();

@@ -1,9 +1,9 @@
-// Asks for the key where the service wants one.
+// Asks for the API key if the service needs one.
 
 import { forgetKey, hasKey, setKey } from "./api.js";
 import { byId, setText } from "./dom.js";
 
-/** `onKey` is called when a key was given. */
+/** `onKey` is called when a key was entered. */
 export class KeyDialog {
   constructor({ onKey }) {
     this.wasDeclined = false;
@@ -18,7 +18,7 @@ export class KeyDialog {
     };
   }
 
-  /** Ask, unless it was declined; `insist` asks also then. */
+  /** Ask for the key unless the reader declined before; with `insist`, ask even then. */
   ask({ insist = false } = {}) {
     if (byId("key-dialog").open || (this.wasDeclined && !insist)) return;
     if (hasKey()) setText(byId("key-message"), "The service does not accept this key. Enter another one.");

@@ -1,4 +1,4 @@
-// Numbers and times as people read them. What is null is not a number: a dash.
+// Formats numbers and times for people. null is shown as a dash.
 
 const DASH = "–";
 
@@ -30,7 +30,7 @@ export function bytes(number) {
   return `${significant(Number((number / 1000 ** power).toPrecision(3)))} ${units[power]}`;
 }
 
-/** Of computation; what took none was cached. */
+/** Return the seconds of computation as text; 0 means that all scores were cached. */
 export function computed(number) {
   return number === 0 ? "cached" : `${seconds(number)} of computation`;
 }
@@ -39,7 +39,7 @@ function seconds(number) {
   return `${number.toLocaleString("en", { maximumSignificantDigits: 2 })} s`;
 }
 
-/** How long ago, in one unit. */
+/** Return how long ago something was, in one unit. */
 export function age(numSeconds) {
   const units = [[86400, "day"], [3600, "hour"], [60, "minute"], [1, "second"]];
   const [size, name] = units.find(([size]) => numSeconds >= size) ?? units[3];

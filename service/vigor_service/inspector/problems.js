@@ -1,4 +1,4 @@
-// What went wrong, as the service tells it.
+// Shows errors as the service describes them.
 
 import { NoAnswer, Problem } from "./api.js";
 import { byId, element } from "./dom.js";

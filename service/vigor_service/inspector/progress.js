@@ -1,10 +1,10 @@
-// What is being waited for: for how long already, and a way to stop.
+// Shows what the page waits for and for how long, with a button to cancel.
 
 import { byId, setText } from "./dom.js";
 
 let timer = null;
 
-/** `onCancel` is called when the reader does not want to wait any longer. */
+/** `onCancel` is called when the reader cancels the wait. */
 export function showProgress(text, { onCancel }) {
   hideProgress();
   const began = performance.now();

@@ -1,14 +1,14 @@
-// A request as text: read from JSON that was pasted or linked to, and written as curl, Python or JSON.
+// Requests as text: read from pasted JSON or from a link, and written as curl, Python or JSON.
 
 import { hasKey } from "./api.js";
 import { byId, setText } from "./dom.js";
 
-const LONGEST_LINK = 8000; // characters that every browser keeps
+const LONGEST_LINK = 8000; // characters; every browser keeps a URL of this length
 
-/** The text is nothing that the form can hold; the message says what it takes. */
+/** The text cannot be shown in the form; the message says what the form accepts. */
 export class Unreadable extends Error {}
 
-/** Return `{ prompt, kind, completions: [{ text, ended }] }` of a group, a request, or a list of completions. */
+/** Return `{ prompt, kind, completions: [{ text, ended }], reward }` of a group, a request or a list of completions. */
 export function read(text) {
   const given = parsed(text);
   const group = Array.isArray(given) ? { completions: given } : given.groups?.[0] ?? given;
@@ -16,7 +16,7 @@ export function read(text) {
   return { ...promptOf(group), completions: group.completions.map(completion), reward: given.reward };
 }
 
-/** Show the request in the form that is selected, and put it into the address of the page, where it fits. */
+/** Show the request in the selected format, and put it into the URL of the page if it fits. */
 export function showRequest(body) {
   const show = () => setText(byId("request"), FORMS[byId("request-form").value](body));
   byId("request-form").onchange = show;
@@ -26,7 +26,7 @@ export function showRequest(body) {
   history.replaceState(null, "", link.length <= LONGEST_LINK ? link : location.pathname);
 }
 
-/** Return what the address of the page holds, or null. */
+/** Return the request in the URL of the page, or null. */
 export function linked() {
   try {
     return location.hash.length > 1 ? read(decodeURIComponent(location.hash.slice(1))) : null;
@@ -46,7 +46,7 @@ function parsed(text) {
   throw new Unreadable("This is not JSON. Give a line of JSONL, a group, a request, or a list of completions.");
 }
 
-/** JSON may span lines; JSONL has a value in each, and the first is taken. */
+/** Return the text if it is one JSON value, which may span lines; else its first line, for JSONL. */
 function wholeOrFirstLine(text) {
   try {
     JSON.parse(text);
@@ -58,7 +58,7 @@ function wholeOrFirstLine(text) {
 
 function promptOf({ prompt, messages }) {
   if (typeof prompt === "string") return { kind: "prompt", prompt };
-  if (messages === undefined && prompt === undefined) return {}; // the prompt that stands there stays
+  if (messages === undefined && prompt === undefined) return {}; // the form's prompt stays as it is
   if (messages?.length === 1 && messages[0].role === "user" && typeof messages[0].content === "string") {
     return { kind: "messages", prompt: messages[0].content };
   }
@@ -92,7 +92,7 @@ async function copy() {
   try {
     await navigator.clipboard.writeText(target.textContent);
     setText(byId("copied"), "Copied.");
-  } catch { // the page is not from this machine and has no TLS, or the browser refuses
+  } catch { // the page comes from another machine without TLS, or the browser refuses
     getSelection().selectAllChildren(target);
     setText(byId("copied"), "Selected: press Ctrl+C.");
   }

@@ -3,7 +3,7 @@
 import { byId, element, setText, setWidth } from "./dom.js";
 import { computed, count, shortDigest, significant, signed } from "./numbers.js";
 
-/** What a number means, in which unit, and which way is good; `of` is what rows are sorted by. */
+/** Each column's meaning, its unit, and which values are better; `of` returns the value by which rows are sorted. */
 const COLUMNS = [
   { label: "Completion", hint: "In the order in which they were given", of: (_, index) => index },
   { label: "Tokens", hint: "Number of completion tokens that count in the loss", of: (score) => score.num_tokens },
@@ -22,7 +22,7 @@ const COLUMNS = [
   { label: "Status", hint: "ok, or the reason why there is no norm", of: (score) => score.status },
 ];
 
-/** Show the answer to `group`; `onPick` is called with the index of the completion whose norm is to be explained. */
+/** Show the scores of `group`; `onPick` is called with the index of the completion whose norm is to be explained. */
 export function showScores(answer, group, onPick) {
   const { completions } = answer.groups[0];
   const largest = Math.max(...completions.map((score) => score.scaled_grad_norm ?? 0));
@@ -40,14 +40,14 @@ export function showScores(answer, group, onPick) {
   byId("scores").hidden = false;
 }
 
-/** Mark the completion that is explained; null: none. */
+/** Mark the completion that is being explained; null marks none. */
 export function markPicked(index) {
   [...byId("rows").children].forEach((row) => {
     row.querySelector("button").setAttribute("aria-pressed", Number(row.dataset.index) === index);
   });
 }
 
-/** All completions of the best rank, where not all have the same. */
+/** Mark all completions of the best rank, unless all completions have the same rank. */
 function markBest(rows, completions) {
   const ranks = completions.map(({ rank }) => rank).filter((rank) => rank !== null);
   const best = Math.min(...ranks);
@@ -71,7 +71,7 @@ function heading({ label, more, hint, of }, index, rows, completions) {
   return made;
 }
 
-/** Rows in the order of their values; those without one come last either way. */
+/** Return the rows sorted by their values. Rows without a value come last in both directions. */
 function sorted(rows, values, descends) {
   const order = rows.map((_, index) => index).sort((left, right) => {
     if (values[left] === null || values[right] === null) return (values[left] === null) - (values[right] === null);

@@ -1,4 +1,4 @@
-// Polls the status of the service: not while the page is hidden, and more rarely while there is no answer.
+// Polls the status of the service. It pauses while the page is hidden, and slows down while there is no answer.
 
 import { NoAnswer, Problem, get, metrics, probe } from "./api.js";
 import { byId, setText } from "./dom.js";
@@ -19,7 +19,7 @@ const STATES = {
 const UPDATE_STATES = { verifying: "being verified", applying: "being swapped in" };
 
 export class Status {
-  /** `onWeights` is told the weights whenever they were asked; `onKeyNeeded` that the service wants another key. */
+  /** `onWeights` gets the weights after each successful poll; `onKeyNeeded` is called if the key is not accepted. */
   constructor({ onWeights, onKeyNeeded }) {
     this.onWeights = onWeights;
     this.onKeyNeeded = onKeyNeeded;
@@ -29,7 +29,7 @@ export class Status {
     document.addEventListener("visibilitychange", () => this.look());
   }
 
-  /** Look now, and from then on. */
+  /** Poll now, and keep polling. */
   async look() {
     clearTimeout(this.timer);
     if (document.hidden || this.isLooking) return;
@@ -39,7 +39,7 @@ export class Status {
     this.timer = setTimeout(() => this.look(), 1000 * pauseSeconds);
   }
 
-  /** Ask and show; return the seconds until the next time. */
+  /** Poll once and show the result. Return the seconds until the next poll. */
   async ask() {
     try {
       const { status, reason, phase } = await probe("readyz");
@@ -74,7 +74,7 @@ export class Status {
       if (error.status === 401) this.onKeyNeeded();
     } else if (error instanceof NoAnswer) {
       this.numFailures += 1;
-      this.model = null; // who answers next may be another one
+      this.model = null; // the service may have another model when it is back
       showState("away");
       setText(byId("away"), `Connection lost. Showing the last known state; retrying in ${this.pauseSeconds()} s.`);
     } else {

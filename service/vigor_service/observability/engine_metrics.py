@@ -1,4 +1,4 @@
-"""The series of engines. What they say is read when metrics are collected, so none outlives its engine."""
+"""The metric series of engines. Their values are read when metrics are collected, so no series outlives its engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from prometheus_client.registry import Collector
 
 @dataclass(frozen=True, slots=True)
 class EngineStatus:
-    """One engine of a service. Totals go on over its restarts; ``weight_version`` is None while it is not up."""
+    """Status of one engine. Its totals continue across restarts; ``weight_version`` is None while it is not up."""
 
     number: int
     is_up: bool
@@ -22,13 +22,13 @@ class EngineStatus:
 
 
 class EngineCollector(Collector):
-    """The series of all engines that ``read`` returns; none until it is set."""
+    """Collects the series of all engines that ``read`` returns. There are no series until ``read`` is set."""
 
     def __init__(self) -> None:
         self.read: Callable[[], Sequence[EngineStatus]] = list
 
     def collect(self) -> Iterator[Metric]:
-        """Yield the families, as registries ask for them."""
+        """Yield the metric families; called by the registry."""
         engines = self.read()
         up = GaugeMetricFamily("vigor_engine_up", "1 while the engine accepts batches, else 0.", labels=["engine"])
         versions = GaugeMetricFamily(

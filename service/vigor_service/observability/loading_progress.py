@@ -1,4 +1,4 @@
-"""The phase of loading that the service is in, and its duration. Knows nothing about models or HTTP."""
+"""The service's current phase of loading, and its duration. Knows nothing about models or HTTP."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _logger = logging.getLogger(__name__)
 
 
 class LoadingPhase(StrEnum):
-    """What a service does before it is ready, in this order."""
+    """The phases before the service is ready, in this order."""
 
     IMPORTING_LIBRARIES = "importing_libraries"
     READING_MODEL = "reading_model"
@@ -47,7 +47,7 @@ class LoadingProgress:
 
     @property
     def phase(self) -> LoadingPhase:
-        """The phase that was begun last."""
+        """The current phase."""
         return self._current[0]
 
     @property
@@ -61,6 +61,6 @@ class LoadingProgress:
         _logger.info("loading", extra={"phase": phase, "after_seconds": round(self.total_seconds, 1)})
 
     def describe(self) -> str:
-        """Return one line for a caller that waits: the phase, and the seconds since it began."""
+        """Return one line for a client that has to wait: the phase, and the seconds since it began."""
         phase, since_seconds = self._current
         return f"the model is being loaded: {phase.description} ({self._clock_seconds() - since_seconds:.0f} s so far)"

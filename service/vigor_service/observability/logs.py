@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from typing import Literal
 
 current_request_id: ContextVar[str | None] = ContextVar("current_request_id", default=None)
-"""The id of the request that runs in this context. Every line that is logged there has it as ``request_id``."""
+"""Id of the request that runs in this context. Every line that is logged in the context has it as ``request_id``."""
 
 _NOT_FIELDS = {*vars(logging.makeLogRecord({})), "message", "asctime", "_ray_timestamp_ns"}
 _UNQUOTED = re.compile(r"""[^\s"'\\]+""")
@@ -43,14 +43,14 @@ class JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        line = line | _fields(record) | line  # in this order, and no field of a library takes the place of these four
+        line = line | _fields(record) | line  # these four keep their place and their values
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False, default=str)
 
 
 def configure_logging(level: str, form: Literal["text", "json"]) -> None:
-    """Send all log lines to standard error, and in JSON also Python's warnings."""
+    """Send all log lines to standard error. In the form json, Python's warnings are logged too."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
@@ -59,7 +59,7 @@ def configure_logging(level: str, form: Literal["text", "json"]) -> None:
 
 
 def join_transformers() -> None:
-    """Send what transformers logs the same way, and keep its progress bars out of the lines. Imports transformers."""
+    """Send the log lines of transformers the same way, and disable its progress bars. Imports transformers."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
@@ -68,7 +68,7 @@ def join_transformers() -> None:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    """What was given as ``extra``, and the id of the request in whose context the record is formatted."""
+    """Return the fields given as ``extra``, and the id of the request in whose context the record is formatted."""
     fields = {name: value for name, value in vars(record).items() if name not in _NOT_FIELDS}
     if (request_id := current_request_id.get()) is not None:
         fields.setdefault("request_id", request_id)
@@ -76,5 +76,5 @@ def _fields(record: logging.LogRecord) -> dict[str, object]:
 
 
 def _quoted(text: str) -> str:
-    """Return the text as it is, or quoted and escaped where it could be taken for more than one value or line."""
+    """Return the text unchanged, or quoted and escaped if it could be read as more than one value or line."""
     return text if _UNQUOTED.fullmatch(text) and text.isprintable() else repr(text)

@@ -147,7 +147,7 @@ class Metrics:
             "Spearman correlation of reward and length within a group.",
             _CORRELATIONS,
         )
-        # A sum that can fall is none for rate(), so a histogram with negative buckets has none.
+        # rate() needs a sum that never falls, so prometheus_client exports none for a histogram with negative buckets.
         self.length_correlation_plus_one = self._counter(
             "vigor_reward_length_correlation_plus_one",
             "Sum over groups of 1 + the correlation of reward and length; it never falls.",
@@ -158,14 +158,14 @@ class Metrics:
         self._build.info({"version": version("vigor-rl"), "model": model, "dtype": dtype, "device": device})
 
     def expect_routes(self, routes: Iterable[str]) -> None:
-        """Create the series of these routes."""
+        """Create the series of these routes, so that they begin at 0."""
         for route in (*routes, UNMATCHED_ROUTE):
             self.request_seconds.labels(route)
             for code in _USUAL_CODES:
                 self.requests.labels(route, code)
 
     def expect_problems(self, codes: Iterable[str]) -> None:
-        """Create the series of these codes."""
+        """Create the series of these problem codes, so that they begin at 0."""
         for code in codes:
             self.rejections.labels(code)
 
@@ -204,16 +204,16 @@ class Metrics:
             self.weight_state.labels(known).set(known == state)
 
     def watch_memory(self, read: Callable[[], Mapping[str, int]]) -> None:
-        """Call ``read`` for the bytes of each kind whenever metrics are collected."""
+        """Call ``read`` for the bytes of each kind of memory whenever metrics are collected."""
         for kind in _MEMORY_KINDS:
             self.memory_bytes.labels(kind).set_function(lambda kind=kind: read()[kind])
 
     def watch_engines(self, read: Callable[[], Sequence[EngineStatus]]) -> None:
-        """Call ``read`` for the engines that there are whenever metrics are collected."""
+        """Call ``read`` for the status of all engines whenever metrics are collected."""
         self._engines.read = read
 
     def render(self) -> bytes:
-        """Return the text exposition format."""
+        """Return all metrics in Prometheus's text exposition format."""
         return generate_latest(self.registry)
 
     def _seconds(self, name: str, text: str, **labels: Sequence[str]) -> Histogram:

@@ -29,7 +29,8 @@ CLOSE_SECONDS = 2.0
 class Tracing:
     """Sends one trace for each request, as a part of the caller's trace if it sent a W3C ``traceparent``.
 
-    ``endpoint`` is the URL at which the collector takes traces, with its path; None: the standard variables name it.
+    ``endpoint`` is the URL at which the collector receives traces, with its path. If it is None, OpenTelemetry's
+    standard environment variables name it.
     """
 
     def __init__(self, endpoint: str | None, *, version: str) -> None:
@@ -72,7 +73,7 @@ class Tracing:
 
     def close(self) -> None:
         """Send what is queued, for at most ``CLOSE_SECONDS``."""
-        # A collector that does not answer would hold the thread for longer than a service may take to end.
+        # Without this thread, a collector that does not answer would delay the end of the service for too long.
         closing = threading.Thread(target=self._provider.shutdown, name="close-tracing", daemon=True)
         closing.start()
         closing.join(CLOSE_SECONDS)

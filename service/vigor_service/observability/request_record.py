@@ -14,7 +14,7 @@ _Scores = TypeVar("_Scores", bound=Sized)
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A stage of a request and its parts. Times are those of ``perf_counter``, in seconds."""
+    """A stage of a request and its parts. Times are in seconds of ``perf_counter``."""
 
     name: str
     began: float
@@ -25,10 +25,10 @@ class Stage:
 
 @dataclass(slots=True)
 class Computation:
-    """One pass through the queue and the compute thread. Times are those of ``perf_counter``, in seconds.
+    """One pass through the queue and the compute thread. Times are in seconds of ``perf_counter``.
 
-    ``batch_ends`` has the end of each batch that had scores of the request, and their number. Its first entry is the
-    time at which the request left the queue, and the number of cached scores.
+    ``batch_ends`` has an entry for each batch that computed scores of the request: the batch's end, and the number of
+    these scores. Its first entry is the time at which the request left the queue, and the number of cached scores.
     """
 
     submitted: float = field(default_factory=perf_counter)
@@ -47,7 +47,10 @@ class Computation:
         return watch
 
     def stages(self, ended: float) -> list[Stage]:
-        """Return the stages until it finished, or ended early at ``ended``. A batch begins where the last ended."""
+        """Return the stages until the pass finished, or ended early at ``ended``.
+
+        Each batch begins where the one before it ended.
+        """
         if self.started is None and not self.batch_ends:
             return [Stage("queue", self.submitted, ended)]
         started = self.batch_ends[0][0] if self.started is None else self.started
@@ -59,7 +62,7 @@ class Computation:
 
 @dataclass(slots=True)
 class RequestRecord:
-    """When a request reached each stage, and its weights. Times are those of ``perf_counter``, in seconds."""
+    """When a request reached each stage, and its weights. Times are in seconds of ``perf_counter``."""
 
     is_traced: bool = False
     began: float = field(default_factory=perf_counter)
@@ -90,7 +93,7 @@ _current: ContextVar[RequestRecord | None] = ContextVar("current_record", defaul
 
 
 def begin_record(*, is_traced: bool) -> RequestRecord:
-    """Return the record of a request that begins in this context."""
+    """Start and return the record of a request that begins in this context."""
     record = RequestRecord(is_traced=is_traced)
     _current.set(record)
     return record

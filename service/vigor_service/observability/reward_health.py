@@ -25,7 +25,7 @@ class GroupHealth:
 
 
 def group_health(sequences: Sequence[Hashable], scores: Sequence[CompletionScore]) -> GroupHealth:
-    """Return the figures of one group. Beyond statuses and duplicates, only completions that are ``ok`` count."""
+    """Return the figures of one group. Apart from statuses and duplicates, they cover only ``ok`` completions."""
     ranked = [score for score in scores if score.status == "ok"]
     norms = [score.scaled_grad_norm for score in ranked if score.scaled_grad_norm is not None]
     return GroupHealth(
@@ -39,19 +39,19 @@ def group_health(sequences: Sequence[Hashable], scores: Sequence[CompletionScore
 
 
 def num_tied(values: Sequence[float]) -> int:
-    """Return the number of values that occur more than once."""
+    """Return how many of the values equal at least one other value."""
     return sum(count for count in Counter(values).values() if count > 1)
 
 
 def relative_spread(values: Sequence[float]) -> float | None:
-    """Return the standard deviation by the mean, of two values or more that are not negative.
+    """Return the standard deviation divided by the mean, for values that are not negative.
 
-    Equals ``statistics.pstdev(values) / statistics.fmean(values)``; None where that is undefined.
+    Equals ``statistics.pstdev(values) / statistics.fmean(values)``; None for less than two values, or if the mean is 0.
     """
     mean = sum(value / len(values) for value in values)
     if len(values) < 2 or mean == 0:
         return None
-    # Shares of the mean first: the squares of large norms would overflow.
+    # Divided by the mean first, because the squares of large norms would overflow.
     return sqrt(sum((value / mean - 1) ** 2 for value in values) / len(values))
 
 

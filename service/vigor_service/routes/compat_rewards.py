@@ -34,8 +34,8 @@ async def openrlhf(
 ) -> Response:
     reward_request = await body.parse(OpenRLHFRequest, consequence="nothing was scored")
     work = openrlhf_rewards(reward_request, serving.text_samples, group_size=group_size)
-    body.release()  # from here on the samples count, as what they become
-    del body, reward_request  # the others of a group may be awaited for long
+    body.release()  # from here on the group assembly counts the samples
+    del body, reward_request  # frees them during a possibly long wait for the group
     return Response((await cancel_on_disconnect(request, work)).model_dump_json(), media_type="application/json")
 
 
@@ -49,6 +49,6 @@ async def openrlhf(
 async def slime(request: Request, group_size: GroupSize, serving: ServingDependency, body: BodyDependency) -> Response:
     reward_request = await body.parse(SlimeRequest, consequence="nothing was scored")
     work = slime_reward(reward_request, serving.text_samples, group_size=group_size)
-    body.release()  # from here on the samples count, as what they become
-    del body, reward_request  # the others of a group may be awaited for long
+    body.release()  # from here on the group assembly counts the samples
+    del body, reward_request  # frees them during a possibly long wait for the group
     return Response(repr(await cancel_on_disconnect(request, work)), media_type="application/json")

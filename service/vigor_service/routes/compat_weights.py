@@ -1,6 +1,6 @@
-"""Calls that refresh an inference engine, as SGLang and slime make them: the same ones refresh this service.
+"""Routes that refresh weights with the calls that SGLang and slime send to an inference engine.
 
-Answers are theirs as well: ``{"success", "message"}``, and 400 where nothing was done.
+Responses have SGLang's form as well: ``{"success", "message"}``, with status 400 if nothing was done.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ async def pull_weights(serving: ServingDependency, body: BodyDependency) -> Resp
 
 
 async def _outcome(work: Awaitable[str]) -> Response:
-    """Answer as SGLang does; what may be cured by waiting stays a problem with its own status."""
+    """Return a response in SGLang's form. Errors that waiting may cure (5xx) stay problem documents instead."""
     try:
         outcome, status = Outcome(success=True, message=await work), 200
     except ServiceError as error:

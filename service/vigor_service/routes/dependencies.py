@@ -1,4 +1,4 @@
-"""What handlers take from the application, and the authorization of their callers."""
+"""FastAPI dependencies of handlers: parts of the application, and the authorization of callers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from vigor_service.serving import Serving
 _bearer = HTTPBearer(
     scheme_name="key", description="The score key or the publish key, if the service has keys.", auto_error=False
 )
-# FastAPI's own HTTPBasic answers 401 by itself, without a problem document, where it cannot read the header.
+# FastAPI's own HTTPBasic answers 401 without a problem document if it cannot parse the header.
 _basic = HTTPBase(
     scheme="basic",
     scheme_name="key_as_password",
@@ -31,12 +31,12 @@ _ShownInUrl = Annotated[HTTPAuthorizationCredentials | None, Depends(_basic)]
 
 
 async def may_score(request: Request, shown: _Shown) -> None:
-    """Refuse callers that may neither score nor read with 401, before the body is read."""
+    """Refuse callers without a valid key with 401, before the body is read."""
     _require(request, Role.SCORE, _token(shown))
 
 
 async def may_score_with_password(request: Request, shown: _Shown, in_url: _ShownInUrl) -> None:
-    """As ``may_score``, for calls whose callers may be unable to send a header of their own."""
+    """Do as ``may_score``, and also accept the key as a password, for callers that cannot set a header."""
     _require(request, Role.SCORE, _token(shown) or _password(in_url))
 
 
@@ -78,7 +78,7 @@ async def _body(request: Request) -> AsyncIterator[JsonBody]:
 
 RuntimeDependency = Annotated[Runtime, Depends(_runtime)]
 BodyDependency = Annotated[JsonBody, Depends(_body)]
-"""The memory that it holds is counted until the answer is sent."""
+"""The body's memory stays counted until the response is sent, unless the handler releases it earlier."""
 
 
 async def _serving(runtime: RuntimeDependency) -> Serving:
@@ -90,7 +90,7 @@ ServingDependency = Annotated[Serving, Depends(_serving)]
 
 
 async def counted_disconnects(runtime: RuntimeDependency) -> AsyncIterator[None]:
-    """Count requests whose clients left before the answer."""
+    """Count requests whose clients disconnect before the response."""
     try:
         yield
     except ClientGoneError:
@@ -99,4 +99,4 @@ async def counted_disconnects(runtime: RuntimeDependency) -> AsyncIterator[None]
 
 
 FOR_SCORERS = [Depends(may_score_with_password), Depends(counted_disconnects)]
-"""The dependencies of routers whose calls cost computation."""
+"""Dependencies of routers whose requests need computation."""

@@ -27,5 +27,5 @@ async def docs(request: Request) -> Response:
 
 
 def _described(app: FastAPI) -> dict[str, object]:
-    """Return the description, which is made on a thread at the first request: it takes too long for the event loop."""
+    """Return the description. The first request builds it, on a thread because that would block the event loop."""
     return app.openapi()

@@ -22,14 +22,14 @@ _MEDIA_TYPES = {
     ".svg": "image/svg+xml",
 }
 _HEADERS = {
-    # Scripts, styles, images and calls of this service alone; no page may put this one into a frame.
+    # Only scripts, styles, images and calls of this service are allowed; no page may put this one into a frame.
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     ),
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",  # a browser asks whether its copy is the current one
+    "Cache-Control": "no-cache",  # browsers must check whether their copy is current
 }
 router = APIRouter(tags=["operations"])
 

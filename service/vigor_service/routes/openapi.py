@@ -1,4 +1,4 @@
-"""Additions to FastAPI's OpenAPI description: JSON bodies that are parsed off the loop, and problems."""
+"""Additions to FastAPI's OpenAPI description: JSON bodies that are parsed off the event loop, and problems."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def json_body(model: type[BaseModel]) -> dict[str, Any]:
 
 
 def idempotency_key(description: str, pattern: str) -> dict[str, Any]:
-    """Describe the header of a request that may be retried and is computed once."""
+    """Describe the header that makes a request safe to retry: it is computed once."""
     schema = {"type": "string", "pattern": f"^{pattern}$"}
     header = {"name": IDEMPOTENCY_HEADER, "in": "header", "required": False, "description": description}
     return {"parameters": [{**header, "schema": schema}]}
@@ -54,7 +54,7 @@ def score_lines() -> dict[int | str, dict[str, Any]]:
 
 
 def problems(*kinds: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
-    """Describe the errors that an endpoint answers with, an example for each."""
+    """Describe the errors that an endpoint answers with, with an example for each."""
     responses: dict[int | str, dict[str, Any]] = {}
     for error in kinds:
         kind = PROBLEMS[error]
@@ -80,7 +80,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
 
 
 def _drop_validation_errors(document: dict[str, Any]) -> None:
-    """FastAPI adds its own 422 wherever a path has a parameter; ours are plain text, so it is never answered."""
+    """Remove the 422 that FastAPI adds to each path with a parameter: ours are plain text, so it never happens."""
     for operations in document["paths"].values():
         for operation in operations.values():
             if "application/json" in operation["responses"].get("422", {}).get("content", {}):

@@ -129,7 +129,7 @@ def _engines(serving: Serving) -> EngineList:
 
 
 def _probe(require: Callable[[], None]) -> Response:
-    """Return the answer of a probe: not being ready is a report, not an error."""
+    """Return the response to a probe. A failed probe is reported with 503, not as a problem document."""
     try:
         require()
     except ServiceError as error:
@@ -140,7 +140,7 @@ def _probe(require: Callable[[], None]) -> Response:
 
 
 def _unavailable(error: ServiceError) -> Health:
-    """The reason; details only while the service loads, since a probe needs no key."""
+    """Return the reason. Details are included only while the service loads, because a probe needs no key."""
     reason = problem_of(error).code
     if not isinstance(error, errors.LoadingError):
         return Health(status="unavailable", reason=reason)

@@ -24,7 +24,7 @@ router = APIRouter(tags=["scoring"], dependencies=FOR_SCORERS)
 async def score_sample(request: Request, serving: ServingDependency, body: BodyDependency) -> Response:
     sample = await body.parse(SampleRequest, consequence="nothing was scored")
     work = serving.group_assembly.score(sample)
-    body.release()  # from here on the sample counts, as what it becomes
-    del body, sample  # the others of its group may be awaited for long
+    body.release()  # from here on the group assembly counts the sample
+    del body, sample  # frees them during a possibly long wait for the group
     answer = await cancel_on_disconnect(request, work)
     return Response(answer.model_dump_json(), media_type="application/json")

@@ -34,7 +34,7 @@ REFUSALS = (
     errors.WeightsPoisonedError,
     errors.DeadlineExceededError,
 )
-"""What a request for scores may be refused with."""
+"""Errors with which a request for scores may be refused."""
 
 
 @router.post(
@@ -58,7 +58,7 @@ async def score(
         whole = serving.scoring.whole(work)
         return Response(await cancel_on_disconnect(request, whole), media_type="application/json")
     lines = lines_of(work, beat_seconds=request.app.state.beat_seconds)
-    first = await cancel_on_disconnect(request, anext(lines))  # a failure until here has a status of its own
+    first = await cancel_on_disconnect(request, anext(lines))  # an error up to here can still set the status
     return LinesResponse(
         with_last_error(first, lines, on_problem=runtime.metrics.observe_problem),
         timeout_seconds=runtime.settings.request_timeout_seconds,

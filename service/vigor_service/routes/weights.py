@@ -1,4 +1,4 @@
-"""``/v1/weights``: what serves, and updates of it."""
+"""``/v1/weights``: the weights that are served, and updates of them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ async def open_update(request: Request, serving: ServingDependency, body: BodyDe
 
 
 def _name(request: Request) -> str | None:
-    """The name that the caller gives an update, if it does."""
+    """Return the name that the caller gave the update, or None."""
     name = request.headers.get(IDEMPOTENCY_HEADER)
     if name is not None and not re.fullmatch(_NAME, name):
         message = f"is not a valid name of an update: send a UUID, or another name that matches {_NAME}"

@@ -1,7 +1,8 @@
-"""Groups whose completions come one at a time, each from another caller: all wait, and a part is never ranked.
+"""Assembles groups whose completions arrive one at a time, each from its own caller. A part is never ranked.
 
-A group has its place in the queue from its first sample on, so that the others always find room; it holds the tokens of
-the samples that came. Each sample's norm is computed when it comes, and kept with the group until that is whole.
+The first sample takes the group's place in the queue, so that the later ones always find room. The place counts the
+tokens of the samples that have arrived. Each sample's norm is computed when it arrives, and kept until the group is
+complete.
 """
 
 from __future__ import annotations
@@ -24,15 +25,16 @@ from vigor_service.scoring.encoded import EncodedRequest
 from vigor_service.scoring.service import Scoring
 
 MAX_HELD_BYTES = 256 << 20
-"""Of all samples whose groups are incomplete, or were answered a short time ago."""
+"""Maximum memory for all samples whose groups are incomplete or were answered recently, in bytes."""
 
 
 class GroupAssembly:
     """Brings samples together by the name of their group.
 
-    A group that is not whole ``timeout_seconds`` after its first sample fails for all callers that wait; one whose last
-    caller leaves is dropped, with its place in the queue. An answered one is remembered for ``timeout_seconds``, so
-    that a sample may be sent again, unless newer groups need its part of ``max_bytes``, which all groups share.
+    A group that is incomplete ``timeout_seconds`` after its first sample fails for all callers that wait. A group whose
+    last caller disconnects is dropped, with its place in the queue. An answered group is kept for ``timeout_seconds``,
+    so that a sample may be sent again. It is dropped earlier if newer groups need its part of ``max_bytes``, which all
+    groups share.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class GroupAssembly:
         self._metrics = metrics
         self._num_bytes = 0
         self._groups: dict[str, OpenGroup] = {}
-        self._answered: OrderedDict[str, OpenGroup] = OrderedDict()  # of these groups, oldest first
+        self._answered: OrderedDict[str, OpenGroup] = OrderedDict()  # the answered ones of these groups, oldest first
 
     async def score(self, request: SampleRequest) -> SampleResponse:
         """Wait for the sample's whole group and return the sample's own score.
@@ -55,19 +57,19 @@ class GroupAssembly:
         is_truncated = request.completion.finish_reason == "length"
         options = ScoringOptions(**{name: getattr(request, name) for name in ScoringOptions.model_fields})
         sample = Sample(request.group, request.group_size, request.index, sequence, is_truncated, options)
-        del request, sequence  # the others may be awaited for long: only the sample is held
+        del request, sequence  # only the sample is held during a possibly long wait
         return await self.join(sample)
 
     async def join(self, sample: Sample) -> SampleResponse:
         """Wait for the sample's whole group and return the sample's own score.
 
-        A caller that leaves takes nothing with it while others wait: it may send its sample again, and find them.
+        A caller that disconnects does not remove its sample while others wait: it may send the sample again.
 
         Raises:
-            GroupConflictError: another sample of the group says otherwise.
-            GroupIncompleteError: the others did not come in time.
-            QueueFullError: the queue has no place for a new group, or too many samples are held.
-            ServiceError: the whole group was not scored; says why.
+            GroupConflictError: the sample contradicts another one of the group.
+            GroupIncompleteError: the other samples did not arrive in time.
+            QueueFullError: the queue has no room for a new group, or too many samples are held.
+            ServiceError: the whole group was not scored; the message says why.
         """
         group = self._groups.get(sample.group)
         if group is None or group.lacks(sample):
@@ -76,7 +78,7 @@ class GroupAssembly:
         return _own_part(await self._answer(group), sample)
 
     def withdraw(self, name: str, index: int) -> bool:
-        """Take a sample out of a group that is not whole; return whether its place is free."""
+        """Remove a sample from an incomplete group. Return whether its index is free afterwards."""
         group = self._groups.get(name)
         if group is None:
             return True
@@ -87,7 +89,7 @@ class GroupAssembly:
 
     @contextmanager
     def holding(self, num_bytes: int) -> Generator[None]:
-        """Count what a caller holds that waits for room in the queue, before its sample is in a group.
+        """Count the memory of a caller that waits for room in the queue before its sample is in a group.
 
         Raises:
             QueueFullError: too many samples are held.
@@ -100,19 +102,19 @@ class GroupAssembly:
             self._num_bytes -= num_bytes
 
     def drain(self) -> None:
-        """Fail the groups that wait for samples: the service takes no more."""
+        """Fail the groups that wait for samples, because the service accepts no more."""
         error = DrainingError("the service is shutting down before the group was complete", retry_after_seconds=1.0)
         for group in list(self._groups.values()):
             if not group.is_whole:
                 self._fail(group, error)
 
     def close(self) -> None:
-        """Forget everything at once."""
+        """Drop all groups at once."""
         for group in list(self._groups.values()):
             self._forget(group)
 
     async def _answer(self, group: OpenGroup) -> Answer:
-        """Wait for the answer; when the last caller leaves before it comes, the group is dropped."""
+        """Wait for the group's answer. If the last caller disconnects before it is ready, drop the group."""
         record = current_record()
         group.num_waiting += 1
         try:
@@ -137,9 +139,9 @@ class GroupAssembly:
         return group
 
     def _add(self, group: OpenGroup, sample: Sample) -> OpenGroup:
-        """Take a sample in. Rank the group if this was its last, else begin to compute this one."""
+        """Add a sample. Rank the group if this was its last sample, else begin to compute this one's norm."""
         sample = sample.behind(group.first.sequence.prompt_ids)
-        if group.samples:  # the first one's tokens came with the place
+        if group.samples:  # the place already counts the first sample's tokens
             group.place.add(sample.sequence.num_tokens)
         group.samples[sample.index] = sample
         group.num_bytes += sample.num_bytes
@@ -176,7 +178,7 @@ class GroupAssembly:
             )
 
     async def _compute_ahead(self, group: OpenGroup, sample: Sample) -> None:
-        with suppress(ServiceError):  # it is raised again when the whole group is scored, for all callers
+        with suppress(ServiceError):  # scoring the whole group raises it again, for all callers
             request = EncodedRequest(sample.options, [encoded_group([sample])])
             await self._scoring.compute(request, own_scores=group.scores)
 
@@ -223,7 +225,7 @@ class GroupAssembly:
 
 
 def _mark_exception_as_read(answer: asyncio.Future[Any]) -> None:
-    """Asyncio logs an exception that is never read, and no caller may be left to read it."""
+    """Read the exception: asyncio would log one that is never read, and there may be no caller left to read it."""
     if not answer.cancelled():
         answer.exception()
 

@@ -1,7 +1,7 @@
-"""Groups of trainers that send samples without a name: those of one prompt belong together.
+"""Groups for trainers that send samples without a group name: samples of one prompt belong together.
 
-Such callers send a sample again only after they gave up on the first try, so a sample whose caller leaves is taken out
-of its group again.
+Such callers repeat a sample only after they have given up on the first try, so a sample whose caller disconnects is
+removed from its group.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _Key = tuple[tuple[int, ...], int]
 
 @dataclass(slots=True, eq=False)
 class _Group:
-    """A group that is not whole: its name, and the indices that are taken."""
+    """An incomplete group: its name, and the indices that are taken."""
 
     key: _Key
     name: str = field(default_factory=lambda: f"prompt/{uuid.uuid4().hex}")
@@ -30,7 +30,7 @@ class _Group:
 
 
 class PromptGroups:
-    """Gives each sample a place in a group of its prompt, and opens another group when all places are taken."""
+    """Gives each sample an index in a group of its prompt, and opens another group when all indices are taken."""
 
     def __init__(self, assembly: GroupAssembly) -> None:
         self._assembly = assembly
@@ -47,7 +47,7 @@ class PromptGroups:
         try:
             response = await self._assembly.join(Sample(group.name, group_size, index, sequence))
         except (asyncio.CancelledError, ServiceError):
-            # A refusal may be of this sample alone, as of a full queue: others of its group may be on their way.
+            # An error may concern this sample alone, such as a full queue: others of the group may still arrive.
             if self._assembly.withdraw(group.name, index):
                 group.taken.discard(index)
             if len(group.taken) in (0, group_size):
@@ -64,7 +64,7 @@ class PromptGroups:
         return self._groups[key][-1]
 
     def _close(self, group: _Group) -> None:
-        """Let no further sample into the group: it was answered, it failed, or no sample is in it."""
+        """Add no further sample to the group: it was answered, it failed, or it has no sample."""
         others = [other for other in self._groups[group.key] if other is not group]
         if others:
             self._groups[group.key] = others

@@ -1,4 +1,4 @@
-"""A group whose completions come one at a time: the samples so far, and how many callers wait for the others."""
+"""A group whose completions arrive one at a time: the samples so far, and the number of callers that wait."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from vigor_service.scheduling.score_cache import ScoreCache
 from vigor_service.scoring.encoded import EncodedGroup
 
 Answer = tuple[GroupLine, LastLine]
-"""What a whole group is answered with, of which each caller takes its own sample's part."""
+"""The answer to a complete group. Each caller gets the part of its own sample."""
 
 
 @dataclass(slots=True, eq=False)
 class OpenGroup:
-    """One group: its samples so far, how many callers wait, and its answer.
+    """One group: its samples so far, the number of callers that wait, and its answer.
 
-    ``place`` is its place in the queue, which ``leave_queue`` gives back; ``scores`` are those that were computed
-    before it was whole.
+    ``place`` is its place in the queue, which ``leave_queue`` gives back. ``scores`` has the scores that were computed
+    before the group was complete.
     """
 
     first: Sample
@@ -50,7 +50,7 @@ class OpenGroup:
         """Return whether the sample is new to the group.
 
         Raises:
-            GroupConflictError: it cannot belong to it.
+            GroupConflictError: the sample contradicts those of the group.
         """
         if differing := sample.differing(self.first):
             raise GroupConflictError(

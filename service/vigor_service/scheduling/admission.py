@@ -1,4 +1,4 @@
-"""How much work may wait, and when a refused request may come back. Does not know the queue's order or content."""
+"""Limits how much work may wait, and tells refused requests when to retry. Knows no order or content of the queue."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from vigor_service.observability.metrics import Metrics
 
 MIN_RETRY_SECONDS = 1.0
 MAX_RETRY_SECONDS = 60.0
-_MEMORY = 0.8  # share of the old rate that a new measurement leaves in place
+_MEMORY = 0.8  # weight of the old rate when a new measurement is averaged in
 
 
 class Place:
-    """The place of one request in the queue. Tokens that are added to it are never refused."""
+    """The place of one request in the queue. Tokens added to an existing place are never refused."""
 
     def __init__(self, count: Callable[[int], None]) -> None:
         self._count = count
@@ -41,10 +41,11 @@ class Admission:
 
     @contextmanager
     def hold(self, num_tokens: int) -> Generator[Place]:
-        """Hold a place, and give it back at the end. A request larger than the limit is admitted when it is alone.
+        """Hold a place in the context, and release it at the end. A request above the limit is admitted when alone.
 
         Raises:
-            QueueFullError: too many tokens or requests wait already; says when to come back, from the measured rate.
+            QueueFullError: too many tokens or requests wait already. The error says when to retry, estimated from the
+                measured rate.
         """
         self._refuse_when_full(num_tokens)
         place = Place(lambda added: self._count(0, added))
@@ -56,13 +57,13 @@ class Admission:
             self._count(-1, -place.num_tokens)
 
     def observe_batch(self, num_tokens: int, seconds: float) -> None:
-        """Take a finished batch into the measured rate."""
+        """Update the measured rate with a finished batch."""
         rate = num_tokens / seconds
         before = rate if self._tokens_per_second is None else self._tokens_per_second
         self._tokens_per_second = _MEMORY * before + (1 - _MEMORY) * rate
 
     def expected_seconds(self, num_tokens: int) -> float | None:
-        """Return the duration of a batch with this many tokens by the measured rate; None before the first batch."""
+        """Return the expected seconds for this many tokens at the measured rate; None before the first batch."""
         return num_tokens / self._tokens_per_second if self._tokens_per_second else None
 
     def _refuse_when_full(self, num_tokens: int) -> None:

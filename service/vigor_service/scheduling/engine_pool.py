@@ -1,4 +1,4 @@
-"""Where batches are computed: the seam between the scheduler and the engines, and the pool of one engine."""
+"""The interface between the scheduler and the engines, and the pool of one local engine."""
 
 from __future__ import annotations
 
@@ -17,49 +17,49 @@ if TYPE_CHECKING:
 
 
 class EngineLostError(Exception):
-    """An engine ended during a batch. Nothing of the batch was answered: it may be computed elsewhere."""
+    """An engine ended during a batch. No part of the batch was answered, so another engine may compute it."""
 
 
 class EnginePool(Protocol):
     """Engines that hold the same weights. Each computes one thing at a time.
 
-    ``on_change`` is called when an engine has come, on the loop.
+    ``on_change`` is called on the event loop when an engine has joined.
     """
 
     on_change: Callable[[], None]
 
     async def start(self) -> None:
-        """Return when one engine can compute.
+        """Start the engines, and return when the first one can compute.
 
         Raises:
-            StartupError: none ever will; says why.
+            StartupError: no engine will ever be able to; the message says why.
         """
         ...
 
     async def close(self) -> None:
-        """End the engines that were started, whatever they compute."""
+        """End the engines that the pool started at once, without waiting for what they compute."""
         ...
 
     async def measure_batch_tokens(self) -> int:
-        """Measure how many tokens a batch may have, on an engine that is free."""
+        """Measure on a free engine how many tokens a batch may have."""
         ...
 
     @property
     def num_engines(self) -> int:
-        """Engines that take batches at this moment, those that compute one included."""
+        """Number of engines that accept batches at present, including those that are computing one."""
         ...
 
     @property
     def num_ahead(self) -> int:
-        """Batches that it takes while all engines compute, to be computed next."""
+        """Number of batches that the pool accepts while all engines are busy, to be computed next."""
         ...
 
     def statuses(self) -> Sequence[EngineStatus]:
-        """Say what each engine has done, those that are being started included."""
+        """Return the status of each engine, including engines that are being started."""
         ...
 
     def scale(self, num_engines: int) -> None:
-        """Have this many engines: more are started, and those with the highest numbers end behind what they compute.
+        """Set the number of engines: start more, or end those with the highest numbers after their current work.
 
         Raises:
             EnginesFixedError: this pool cannot have another number.
@@ -67,29 +67,29 @@ class EnginePool(Protocol):
         ...
 
     async def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts) -> BatchResult:
-        """Score one batch on an engine that is free; the caller runs no more than ``num_engines + num_ahead``.
+        """Score one batch on a free engine. The caller submits at most ``num_engines + num_ahead`` batches at once.
 
         Raises:
             EngineLostError: the engine ended.
-            Exception: the engine's own.
+            Exception: the engine raised it.
         """
         ...
 
     async def attribute(self, sequence: TokenSequence) -> Attribution:
-        """Say where a gradient norm comes from, on an engine that is free. Raises as ``Scorer.attribute``."""
+        """Return the shares of a norm by token and layer, from a free engine. Raises as ``Scorer.attribute``."""
         ...
 
     async def stage(self, weights: Weights, writes: Iterable[tuple[str, VerifiedWrite]]) -> None:
-        """Bring verified values near to every engine, while it computes with the weights that it has."""
+        """Send verified values to every engine, while it computes with its current weights."""
         ...
 
     async def load(self, weights: Weights, writes: Iterable[tuple[str, VerifiedWrite]]) -> None:
-        """Write verified values into the model of every engine, which is ``weights`` then; no batch runs meanwhile."""
+        """Write verified values into the model of every engine, which then holds ``weights``. No batch may run."""
         ...
 
 
 class LocalEngine:
-    """The pool of one engine: a scorer, on the compute thread."""
+    """The pool of one engine: a scorer that runs on the compute thread."""
 
     num_engines = 1
     num_ahead = 1  # it waits on the compute thread
@@ -102,17 +102,17 @@ class LocalEngine:
         self.on_change: Callable[[], None] = lambda: None
 
     async def start(self) -> None:
-        """Do nothing: the scorer is there."""
+        """Do nothing: the scorer is already loaded."""
 
     async def close(self) -> None:
-        """Do nothing: the thread is not the pool's own."""
+        """Do nothing: the compute thread does not belong to the pool."""
 
     async def measure_batch_tokens(self) -> int:
         """Measure how many tokens a batch may have."""
         return await self._compute.run(self._scorer.measure_batch_tokens)
 
     def statuses(self) -> Sequence[EngineStatus]:
-        """Say what the engine has done. A swap of weights is work as well."""
+        """Return the engine's status. Its busy time includes weight swaps."""
         return [
             EngineStatus(
                 number=0,
@@ -128,7 +128,7 @@ class LocalEngine:
         """Refuse any number but one.
 
         Raises:
-            EnginesFixedError: it is not one.
+            EnginesFixedError: ``num_engines`` is not one.
         """
         if num_engines != 1:
             raise EnginesFixedError(
@@ -141,11 +141,11 @@ class LocalEngine:
         return await self._compute.run(self._scorer.score, sequences, parts)
 
     async def attribute(self, sequence: TokenSequence) -> Attribution:
-        """Say where a gradient norm comes from."""
+        """Return the shares of a gradient norm by token and by layer."""
         return await self._compute.run(self._scorer.attribute, sequence)
 
     async def stage(self, weights: Weights, writes: Iterable[tuple[str, VerifiedWrite]]) -> None:
-        """Do nothing: the model reads the values where they are."""
+        """Do nothing: ``load`` reads the values directly."""
 
     async def load(self, weights: Weights, writes: Iterable[tuple[str, VerifiedWrite]]) -> None:
         """Write verified values into the model."""

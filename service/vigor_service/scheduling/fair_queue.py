@@ -1,6 +1,6 @@
-"""Which sequences go into the next batch, and how many tokens it may have.
+"""Selects the sequences of the next batch, and limits its tokens.
 
-Pure bookkeeping: it knows no clock, no thread and no scores.
+Pure bookkeeping: it knows no clock, no threads and no scores.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from vigor_service.engine.sequences import TokenSequence
 Owner = TypeVar("Owner")
 
 LOWEST_SHARE = 1 / 16
-"""Share of a batch's first token budget that is left however often memory runs out."""
+"""Share of the initial token budget of a batch below which the budget is never lowered."""
 
 MOST_PASSED_OVER = 256
-"""Sequences longer than its room that one batch passes over, to be filled with shorter ones."""
+"""Maximum number of sequences that one batch skips because they do not fit, in search of shorter ones."""
 
 _logger = logging.getLogger(__name__)
 
 
 class BatchBudget:
-    """Tokens that a batch may have: fewer after memory ran out, so that not every batch fails first."""
+    """Maximum number of tokens of a batch. It is lowered after memory ran out, so that later batches do not fail."""
 
     def __init__(self, max_tokens: int) -> None:
         self.max_tokens = max_tokens
@@ -36,9 +36,9 @@ class BatchBudget:
         self._was_lowered = False
 
     def lower(self, fitting_tokens: int) -> None:
-        """Lower the budget to what fitted, but not below half of it, nor below the lowest share.
+        """Lower the budget to what fitted, but not below half of the current budget, nor below the lowest share.
 
-        The first time is a warning in the log; it stays lowered until the service is started again.
+        The first time is logged as a warning. The budget stays lowered until the service is restarted.
         """
         lowered = max(fitting_tokens, self.max_tokens // 2, self._lowest)
         if lowered >= self.max_tokens:
@@ -50,7 +50,7 @@ class BatchBudget:
 
 @dataclass(slots=True, eq=False)
 class _Waiting(Generic[Owner]):
-    """A sequence, and the owners that wait for it. Compared by identity: a sequence is hashed token by token."""
+    """A sequence, and the owners that wait for it. Compared by identity, since hashing a sequence reads each token."""
 
     sequence: TokenSequence
     num_tokens: int
@@ -59,9 +59,9 @@ class _Waiting(Generic[Owner]):
 
 @dataclass(slots=True, eq=False)
 class _Share(Generic[Owner]):
-    """The sequences that one owner waits for, in their order, and how many of its tokens were taken into batches.
+    """The sequences that one owner waits for, in order, and how many of its tokens were taken into batches.
 
-    ``passed_over`` came first and did not fit into the batch that is being formed.
+    ``passed_over`` holds sequences from the front that did not fit into the batch that is being formed.
     """
 
     number: int
@@ -70,7 +70,7 @@ class _Share(Generic[Owner]):
     passed_over: list[_Waiting[Owner]] = field(default_factory=list[_Waiting[Owner]])
 
     def put_back(self) -> None:
-        """Move what was passed over to the front again."""
+        """Move the sequences that were passed over back to the front."""
         for waiting in reversed(self.passed_over):
             self.waiting[waiting] = None
             self.waiting.move_to_end(waiting, last=False)
@@ -83,7 +83,7 @@ class _Batch(Generic[Owner]):
 
     room: int
     sequences: dict[TokenSequence, list[Owner]] = field(default_factory=dict[TokenSequence, list[Owner]])
-    passed: list[_Share[Owner]] = field(default_factory=list[_Share[Owner]])  # that have something that was passed over
+    passed: list[_Share[Owner]] = field(default_factory=list[_Share[Owner]])  # with passed-over sequences
     num_passed_over: int = 0
 
     @property
@@ -91,7 +91,7 @@ class _Batch(Generic[Owner]):
         return self.room > 0 and self.num_passed_over < MOST_PASSED_OVER
 
     def next_of(self, share: _Share[Owner]) -> _Waiting[Owner] | None:
-        """Return the share's next sequence that fits, and pass over longer ones. Any fits into an empty batch."""
+        """Return the share's next sequence that fits, passing over longer ones. Any sequence fits an empty batch."""
         while share.waiting and self.is_open:
             waiting = next(iter(share.waiting))
             if waiting.num_tokens <= self.room or not self.sequences:
@@ -105,20 +105,21 @@ class _Batch(Generic[Owner]):
 
 
 class Pool(Generic[Owner]):
-    """Sequences that wait to be scored, each once, with all the owners that wait for it: equal ones are merged here.
+    """Sequences that wait to be scored, each with all the owners that wait for it. Equal sequences are merged here.
 
-    Owners take turns of a whole batch each, the one with the fewest turns so far first, and of those the one that came
-    first: prompts stay together, requests finish one after the other rather than all at once, and a small one that
-    comes behind a huge one is in the next batch. Taking a batch costs what is in it, however much waits.
+    Owners take turns, and a turn is worth a whole batch of tokens. The owner with the fewest turns so far is next;
+    among equals, the one that arrived first. So prompts stay together, and requests finish one after the other rather
+    than all at once. A small request that arrives after a huge one is in the next batch. The cost of taking a batch
+    depends on its own size, not on how much waits.
     """
 
     def __init__(self) -> None:
         self._waiting: dict[TokenSequence, _Waiting[Owner]] = {}
         self._shares: dict[Owner, _Share[Owner]] = {}
-        self._turns: list[tuple[float, int, _Share[Owner]]] = []  # a heap: turns had, order of arrival
+        self._turns: list[tuple[float, int, _Share[Owner]]] = []  # a heap: turns so far, order of arrival
         self._numbers = count()
         self._num_tokens = 0
-        self._virtual_tokens = 0.0  # taken of an owner that was here all the time
+        self._virtual_tokens = 0.0  # tokens taken from an owner that waited from the start
         self._turn_tokens = 0
 
     def __len__(self) -> int:
@@ -126,11 +127,14 @@ class Pool(Generic[Owner]):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all that waits."""
+        """Number of tokens of all waiting sequences."""
         return self._num_tokens
 
     def add(self, owner: Owner, sequences: Iterable[TokenSequence]) -> None:
-        """Let ``owner`` wait for these sequences too. A new owner begins one turn behind the oldest ones."""
+        """Let ``owner`` wait for these sequences too.
+
+        A new owner starts with one turn fewer than an owner that has waited from the start.
+        """
         share = self._shares.get(owner) or _Share[Owner](next(self._numbers), self._virtual_tokens - self._turn_tokens)
         for sequence in _by_prompt(sequences):
             waiting = self._waiting.get(sequence)
@@ -145,7 +149,7 @@ class Pool(Generic[Owner]):
             heappush(self._turns, self._turn(share))
 
     def remove(self, owner: Owner) -> None:
-        """Forget an owner, and the sequences that no other waits for. Unknown owners are fine."""
+        """Remove an owner, and the sequences that no other owner waits for. Unknown owners are ignored."""
         share = self._shares.pop(owner, None)
         if share is None:
             return
@@ -158,17 +162,17 @@ class Pool(Generic[Owner]):
         heapify(self._turns)
 
     def take_batch(self, max_batch_tokens: int, *, num_shares: int = 1) -> dict[TokenSequence, list[Owner]]:
-        """Take out the next batch: each sequence with its owners. The pool must not be empty.
+        """Remove and return the next batch: each sequence with its owners. The pool must not be empty.
 
-        A turn takes the owner's sequences that still fit: those of one prompt together, because it is computed once for
-        all of them, the longest first. Lengths add up to ``max_batch_tokens`` at most, unless the very first sequence
-        alone is longer: it runs alone. With ``num_shares`` engines to be given work, a batch has no more than that
-        share of all that waits.
+        A turn takes the owner's sequences that still fit, the longest first. Those of one prompt stay together, because
+        the prompt is computed once for all of them. The lengths add up to at most ``max_batch_tokens``, unless the
+        first sequence is longer: then it runs alone. If ``num_shares`` engines need work, a batch has at most its share
+        of all waiting tokens.
         """
         self._set_turn(max_batch_tokens)
         room = min(max_batch_tokens, ceil(self._num_tokens / num_shares))
         batch, num_owners = _Batch[Owner](room=room), len(self._shares)
-        ended: list[_Share[Owner]] = []  # nothing of it fits any more
+        ended: list[_Share[Owner]] = []  # shares without a sequence that still fits
         while self._turns and batch.is_open:
             *_, share = heappop(self._turns)
             waiting = batch.next_of(share)
@@ -209,7 +213,7 @@ class Pool(Generic[Owner]):
 
 
 def _by_prompt(sequences: Iterable[TokenSequence]) -> list[TokenSequence]:
-    """Return the sequences, the longest first, and behind it those with the same prompt."""
+    """Return the sequences, the longest first, each followed by the others with the same prompt."""
     longest_first = sorted(sequences, key=lambda sequence: -sequence.num_tokens)
     of_prompt: dict[tuple[int, ...], list[TokenSequence]] = {}
     for sequence in longest_first:

@@ -1,4 +1,4 @@
-"""One request on its way through the queue: which scores it waits for, which it has, and how it ends."""
+"""One request in the queue: the scores that it waits for, the scores that it has, and its result."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from vigor_service.scheduling.score_cache import ScoreCache
 from vigor_service.weights.version import WeightRequirement, Weights
 
 OnScores = Callable[[Mapping[TokenSequence, SequenceScore]], None]
-"""Takes the scores of some sequences of a job, those of each only once, on the loop and between two batches."""
+"""Callback that receives scores of some sequences of a job, each sequence once. Called on the event loop, between two
+batches."""
 
 
 @dataclass(frozen=True, slots=True)
 class RequestScores:
-    """All scores of one request, taken under one version of the weights, and where its time went.
+    """All scores of one request, computed with one version of the weights, and its times.
 
-    Times are those of ``perf_counter``, in seconds. It started with its first batch; with none, when it finished.
+    Times are in seconds of ``perf_counter``. A request starts with its first batch, or without one when it finishes.
     """
 
     scores: dict[TokenSequence, SequenceScore]
@@ -41,9 +42,9 @@ class RequestScores:
 
 
 class DoesNotFitError(Exception):
-    """Sequences of a request ran out of memory though they were scored alone.
+    """Sequences of a request ran out of memory even when each was scored alone.
 
-    ``too_long`` has them, each with the longest length that is known to fit.
+    ``too_long`` maps these sequences to the longest length that is known to fit.
     """
 
     def __init__(self, too_long: Mapping[TokenSequence, int]) -> None:
@@ -55,8 +56,8 @@ class DoesNotFitError(Exception):
 class Job:
     """The distinct sequences of one request, the parts that their scores must have, and their scores so far.
 
-    ``own_scores`` are looked up beside the cache of all requests and get what is computed. ``weights`` are set when its
-    turn comes: all of its scores are theirs.
+    ``own_scores`` is a cache of this request: it is searched in addition to the cache of all requests, and receives the
+    computed scores. ``weights`` is set when the job's turn comes, and all of its scores come from these weights.
     """
 
     sequences: Collection[TokenSequence]
@@ -73,16 +74,16 @@ class Job:
 
     @property
     def is_over(self) -> bool:
-        """Whether it was answered, refused or taken back."""
+        """Whether the job was answered, refused or cancelled."""
         return self.answer.done()
 
     @property
     def is_complete(self) -> bool:
-        """Whether no score is missing."""
+        """Whether all scores are present."""
         return len(self.scores) == len(self.sequences)
 
     def take(self, scores: Mapping[TokenSequence, SequenceScore]) -> None:
-        """Take the scores that a batch brought."""
+        """Add the scores that a batch computed."""
         self.own_scores.keep(self.weights.digest, scores, self.parts)
         self.scores |= scores
         self.notify(scores)
@@ -93,7 +94,7 @@ class Job:
             self.on_scores(scores)
 
     def finish(self) -> RequestScores:
-        """Answer with all scores, and return them."""
+        """Set all scores as the job's result, and return them."""
         finished_at = perf_counter()
         started_at = finished_at if self.started_at is None else self.started_at
         scored = RequestScores(self.scores, self.weights, self.submitted_at, started_at, finished_at)
@@ -101,7 +102,7 @@ class Job:
         return scored
 
     def fail(self, error: Exception) -> None:
-        """End with an error, unless it is over."""
+        """End the job with an error, unless it is over."""
         if not self.is_over:
             self.answer.set_exception(error)
 
@@ -111,14 +112,14 @@ Batch = dict[TokenSequence, list[Job]]
 
 
 def jobs_of(batch: Batch) -> set[Job]:
-    """Return the jobs that wait for a part of the batch: all of them under the same weights."""
+    """Return the jobs that wait for a part of the batch. All of them have the same weights."""
     return {job for jobs in batch.values() for job in jobs}
 
 
 def scores_of_jobs(
     batch: Batch, scores: Mapping[TokenSequence, SequenceScore]
 ) -> Mapping[Job, Mapping[TokenSequence, SequenceScore]]:
-    """Return what the batch brought to each job that waited for a part of it."""
+    """Return for each job that waited for a part of the batch the scores that it gets."""
     of_jobs: defaultdict[Job, dict[TokenSequence, SequenceScore]] = defaultdict(dict)
     for sequence, jobs in batch.items():
         for job in jobs:

@@ -1,7 +1,7 @@
-"""The batches on the engines: since when each is computed, and when the next one is wanted.
+"""The batches on the engines: when each one began, and when the next one is needed.
 
-A pool that takes a batch ahead gets it shortly before an engine is expected to end, so that the engine goes on at once.
-Not earlier: what comes until then can still be in it.
+A pool that accepts a batch ahead gets it shortly before an engine is expected to finish, so that the engine continues
+without a pause. It does not get the batch earlier, because requests that arrive until then can still be part of it.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
     from vigor_service.engine.interface import BatchResult
 
 EARLY_SECONDS = 0.02
-"""Seconds before the expected end of a batch at which the next one is formed: more than it takes."""
+"""Seconds before the expected end of a batch at which the next one is formed; forming it takes less than this."""
 
 
 @dataclass(slots=True, eq=False)
 class RunningBatch:
-    """A batch that was handed over. It is ahead until an engine computes it, from ``began_at`` on."""
+    """A batch that was handed to the pool. It is "ahead" until an engine begins to compute it, at ``began_at``."""
 
     batch: Batch
     parts: ScoreParts
@@ -41,11 +41,11 @@ class RunningBatch:
 
 
 class RunningBatches:
-    """Those that were handed over and have not ended, in this order.
+    """The batches that were handed to the pool and have not ended, in this order.
 
-    ``expected_seconds`` gives the duration of a batch with this many tokens; None if it is not known yet. ``on_begin``
-    is called when an engine begins with a batch, and ``on_ending`` shortly before it is expected to end, if a batch may
-    come ahead.
+    ``expected_seconds`` returns the duration of a batch with this many tokens, or None if it is not known yet.
+    ``on_begin`` is called when an engine begins a batch. ``on_ending`` is called shortly before the batch is expected
+    to end, if the pool accepts a batch ahead.
     """
 
     def __init__(
@@ -67,22 +67,22 @@ class RunningBatches:
 
     @property
     def num_wanted(self) -> int:
-        """Batches that may be handed over now: one for each engine that is free, or is about to be."""
+        """Number of batches that may be handed over now: one for each engine that is free or about to be free."""
         num_ending = sum(batch.is_ending for batch in self._batches)
         return self._engines.num_engines + min(num_ending, self._engines.num_ahead) - len(self._batches)
 
     @property
     def ahead(self) -> Sequence[RunningBatch]:
-        """Those that no engine has begun with."""
+        """The batches that no engine has begun to compute."""
         return [batch for batch in self._batches if batch.began_at is None and not batch.is_dropped]
 
     def add(self, batch: RunningBatch) -> None:
-        """Count a batch that is handed over."""
+        """Add a batch that is handed to the pool."""
         self._batches.append(batch)
         self._begin_next()
 
     def end(self, batch: RunningBatch) -> float:
-        """Return the seconds of an engine's time that it took; the batch ahead is computed from now on."""
+        """Remove a batch that ended, and mark the batch ahead as begun. Return the engine seconds that it took."""
         now = perf_counter()
         seconds = (now - (batch.began_at or now)) / max(1, sum(each.began_at is not None for each in self._batches))
         self._batches.remove(batch)

@@ -1,7 +1,7 @@
-"""From score requests to batches on the engines: across requests, with weight swaps as barriers.
+"""Forms batches across score requests and runs them on the engines, with weight swaps as barriers.
 
-All of its state lives on the event loop. Each engine computes one batch at a time; the next one is formed shortly
-before that ends. It does not know HTTP, groups, ranks, or what is done behind a barrier.
+All of its state lives on the event loop. Each engine computes one batch at a time, and the next batch is formed shortly
+before that one ends. It does not know HTTP, groups, ranks, or what is done at a barrier.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ if TYPE_CHECKING:
     from vigor_service.engine.interface import BatchResult
 
 BEGUN_AT_ONCE = 1024
-"""Sequences of one request that are looked up and queued before the loop serves others again."""
+"""Number of sequences of one request that are looked up and queued before the event loop runs other tasks."""
 
 MAX_LOST_ENGINES = 2
-"""Engines that a request may lose before it fails."""
+"""Number of engines that may end while computing a request before the request fails."""
 
 _logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True)
 class _Barrier:
-    """A caller that wants the engines alone: ``granted`` is set for it, ``released`` by it."""
+    """A caller that needs all engines for itself. The scheduler sets ``granted``, and the caller sets ``released``."""
 
     granted: asyncio.Event = field(default_factory=asyncio.Event)
     released: asyncio.Event = field(default_factory=asyncio.Event)
@@ -50,23 +50,23 @@ class _Barrier:
 
 @dataclass(slots=True)
 class _Epoch:
-    """Jobs between two barriers: all of them see the same weights."""
+    """The jobs between two barriers. All of them are computed with the same weights."""
 
     newcomers: list[Job] = field(default_factory=list[Job])
     pools: dict[ScoreParts, Pool[Job]] = field(default_factory=dict[ScoreParts, Pool[Job]])
     barrier: _Barrier | None = None
 
     def pool_of(self, job: Job) -> Pool[Job]:
-        """Return where its sequences wait: a batch has sequences whose scores have the same parts."""
+        """Return the pool for the job's sequences: all scores of one batch must have the same parts."""
         return self.pools.setdefault(job.parts, Pool())
 
     @property
     def is_empty(self) -> bool:
-        """Whether no job of it waits."""
+        """Whether no job of this epoch is waiting."""
         return not self.newcomers and not any(self.pools.values())
 
     def next_pool(self) -> tuple[ScoreParts, Pool[Job]] | None:
-        """Return the next pool that holds something; the pools take turns. The empty ones are forgotten."""
+        """Return the next pool that is not empty. Pools take turns, and empty pools are dropped."""
         self.pools = {parts: pool for parts, pool in self.pools.items() if pool}
         if not self.pools:
             return None
@@ -81,8 +81,8 @@ _NO_SCORES = ScoreCache(0)
 class Scheduler:
     """The queue in front of the engines.
 
-    A job waits for its weights before the queue, and they are checked once, when its turn comes. That is late enough:
-    weights change behind a barrier only, so they stay the same until all jobs ahead of the next barrier are answered.
+    A job waits for its weights before it enters the queue, and they are checked once, when its turn comes. One check is
+    enough: weights change only at a barrier, so they stay the same until all jobs before the next barrier are answered.
     """
 
     def __init__(
@@ -103,7 +103,7 @@ class Scheduler:
         self._metrics = metrics
         self._metrics.max_batch_tokens.set(max_batch_tokens)
         self._epochs = deque([_Epoch()])
-        self._computed: dict[tuple[ScoreParts, TokenSequence], RunningBatch] = {}  # that an engine has, or has next
+        self._computed: dict[tuple[ScoreParts, TokenSequence], RunningBatch] = {}  # on an engine, or ahead
         self._has_work = asyncio.Event()
         self._running = RunningBatches(
             engines, admission.expected_seconds, on_begin=self._note_begin, on_ending=self._has_work.set
@@ -112,22 +112,22 @@ class Scheduler:
         self._runner: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to take batches from the queue."""
+        """Begin to form batches from the queue."""
         self._runner = asyncio.create_task(self._run())
 
     def stop(self) -> None:
-        """Take no more batches."""
+        """Form no more batches."""
         if self._runner is not None:
             self._runner.cancel()
 
     @property
     def is_alive(self) -> bool:
-        """Whether batches are taken from the queue."""
+        """Whether batches are being formed from the queue."""
         return self._runner is not None and not self._runner.done()
 
     @property
     def max_batch_tokens(self) -> int:
-        """Tokens that a batch may have: what was given, or less after memory ran out."""
+        """Maximum number of tokens of a batch: the configured number, or less after memory ran out."""
         return self._budget.max_tokens
 
     async def score(
@@ -140,18 +140,18 @@ class Scheduler:
         on_scores: OnScores | None = None,
         own_scores: ScoreCache | None = None,
     ) -> RequestScores:
-        """Score distinct sequences under one version of the weights. Cancelling takes its work out of the queue.
+        """Score distinct sequences under one version of the weights. Cancelling removes the work from the queue.
 
-        It waits up to ``wait_seconds`` for required weights that are not served. ``on_scores`` is called when its turn
-        has come, with the scores that are there already, and after each batch with the scores of that batch. Scores
-        that are in ``own_scores`` are not computed again; computed ones are kept there, even after the cache of all
-        requests has dropped them.
+        If the required weights are not served, the call waits up to ``wait_seconds`` for them. ``on_scores`` is called
+        when the request's turn has come, with the scores that are already known, and after each batch with the scores
+        of that batch. Scores in ``own_scores`` are not computed again. Computed scores are kept there, even after the
+        cache of all requests has dropped them.
 
         Raises:
-            EngineFailedError: the engine raised on a batch that held a part of it.
-            DoesNotFitError: sequences of it are too long for the memory.
-            ServiceError: the required weights did not come in time, or others, or poisoned ones, were served when its
-                turn came.
+            EngineFailedError: the engine raised on a batch with a part of the request, or too many engines were lost.
+            DoesNotFitError: sequences of the request do not fit into memory.
+            ServiceError: the required weights were not served in time, or other or poisoned weights were served when
+                the request's turn came.
         """
         await self._current_weights.wait_for(requirement, wait_seconds=wait_seconds)
         record = current_record()
@@ -176,7 +176,7 @@ class Scheduler:
 
     @asynccontextmanager
     async def exclusive(self) -> AsyncGenerator[None]:
-        """Have all engines alone: after all jobs submitted before, ahead of all submitted later."""
+        """Reserve all engines in the context: after all jobs submitted before it, before all jobs submitted later."""
         barrier = _Barrier()
         self._epochs[-1].barrier = barrier
         self._epochs.append(_Epoch())
@@ -195,7 +195,7 @@ class Scheduler:
                 await self._has_work.wait()
 
     async def _advance(self, batches: asyncio.TaskGroup) -> None:
-        """Begin what has come, give engines the batches that they want, and open the barrier behind the last one."""
+        """Begin new jobs, hand batches to the engines, and run the epoch's barrier once its last batch has ended."""
         epoch = self._epochs[0]
         await self._begin_newcomers(epoch)
         while (num_wanted := self._running.num_wanted) > 0:
@@ -234,9 +234,10 @@ class Scheduler:
             self._finish(job)
 
     async def _look_up_and_queue(self, job: Job, pool: Pool[Job]) -> list[TokenSequence]:
-        """Find the scores that are known, queue what has to be computed, and return what an engine computes already.
+        """Add known scores to the job, queue the other sequences, and return those that are already on an engine.
 
-        That is done in slices: the loop serves others in between. It ends early when the job is taken back.
+        The work is done in slices, so that the event loop can run other tasks in between. It ends early if the job is
+        cancelled.
         """
         sequences, digest, on_engines = list(job.sequences), job.weights.digest, list[TokenSequence]()
         for first in range(0, len(sequences), BEGUN_AT_ONCE):
@@ -254,7 +255,7 @@ class Scheduler:
         return on_engines
 
     def _join_batches(self, job: Job, pool: Pool[Job], sequences: Iterable[TokenSequence]) -> None:
-        """Let a job wait for what engines compute already; what they have finished meanwhile is queued."""
+        """Let a job wait for sequences that are already on an engine. Those that have ended meanwhile are queued."""
         for sequence in sequences:
             if (running := self._computed.get((job.parts, sequence))) is None:
                 pool.add(job, [sequence])
@@ -293,7 +294,7 @@ class Scheduler:
             del self._computed[running.parts, sequence]
 
     def _drop_abandoned(self) -> None:
-        """Take back each batch ahead whose requests are all over."""
+        """Cancel each batch ahead whose jobs are all over."""
         for running in self._running.ahead:
             if all(job.is_over for job in jobs_of(running.batch)):
                 running.is_dropped = True
@@ -305,7 +306,7 @@ class Scheduler:
             self._note_start(job, perf_counter())
 
     def _note_start(self, job: Job, started_at: float) -> None:
-        """Note that its turn has come, and tell it the scores that are there already."""
+        """Record that the job's turn has come, and pass it the scores that are already known."""
         if job.started_at is None and not job.is_over:
             job.started_at = started_at
             self._metrics.waiting_requests.dec()
@@ -329,7 +330,7 @@ class Scheduler:
             self._fail_job(job, EngineFailedError(f"the engine raised {type(error).__name__} on this request"))
 
     def _queue_again(self, batch: Batch, error: EngineLostError) -> None:
-        """Put the work of a lost engine back; a request that has lost too many fails: it may be what ends them."""
+        """Queue the work of a lost engine again. A job that has lost too many engines fails, as it may be the cause."""
         _logger.error("engine_lost", extra={"reason": str(error), "sequences": len(batch)})
         for job in jobs_of(batch):
             job.num_lost_engines += 1
@@ -350,7 +351,7 @@ class Scheduler:
 
     def _deliver(self, batch: Batch, parts: ScoreParts, result: BatchResult) -> None:
         scores = dict(zip(batch, result.scores, strict=True))
-        weights = next(iter(jobs_of(batch))).weights  # the same for all jobs ahead of one barrier
+        weights = next(iter(jobs_of(batch))).weights  # the same for all jobs before a barrier
         self._cache.keep(weights.digest, {item: scores[item] for item in batch if item not in result.too_long}, parts)
         for job, job_scores in scores_of_jobs(batch, scores).items():
             if not job.is_over:

@@ -1,4 +1,4 @@
-"""Scores that were computed a short time ago: a request that is sent again costs no computation."""
+"""Cache of recently computed scores, so that a request that is sent again needs no computation."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from vigor_service.engine.sequences import NORM_AND_SIGNALS, ScoreParts, Sequenc
 class ScoreCache:
     """The latest scores, by the digest of the weights and the sequence; the least recently used are dropped first.
 
-    ``max_entries`` are kept, about 400 bytes each however long the sequences: their token ids are hashed, not kept, and
-    log-probabilities of single tokens are kept only if it ``keeps_token_logprobs``. 0 keeps nothing.
+    At most ``max_entries`` are kept (0: none), with about 400 bytes each, independent of the length of the sequences:
+    token ids are hashed, not stored. Log-probabilities of single tokens are stored only with ``keeps_token_logprobs``.
     """
 
     def __init__(self, max_entries: int, *, keeps_token_logprobs: bool = False) -> None:
@@ -27,7 +27,7 @@ class ScoreCache:
     def find(
         self, weight_digest: str, sequences: Iterable[TokenSequence], parts: ScoreParts = NORM_AND_SIGNALS
     ) -> dict[TokenSequence, SequenceScore]:
-        """Return the scores that these sequences had under these weights, where they are known with these parts."""
+        """Return the known scores of these sequences under these weights, if they have at least these parts."""
         if not self._scores:
             return {}
         keys = {sequence: _key(weight_digest, sequence) for sequence in sequences}
@@ -40,7 +40,7 @@ class ScoreCache:
     def keep(
         self, weight_digest: str, scores: Mapping[TokenSequence, SequenceScore], parts: ScoreParts = NORM_AND_SIGNALS
     ) -> None:
-        """Keep these scores, which have these parts, and forget the oldest where there are too many.
+        """Store these scores, which have these parts, and drop the least recently used ones above the limit.
 
         A score with a norm is not replaced by one without.
         """
@@ -67,5 +67,8 @@ def _with(score: SequenceScore, parts: ScoreParts) -> SequenceScore:
 
 
 def _key(weight_digest: str, sequence: TokenSequence) -> bytes:
-    """128 bits: with a billion sequences two would share a key once in 10^20 times."""
+    """Return a key with 128 bits of the sequence's digest.
+
+    The probability that any two of a billion sequences share a key is less than 10^-20.
+    """
     return weight_digest.encode() + sequence.digest[:16]

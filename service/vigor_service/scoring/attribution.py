@@ -1,4 +1,4 @@
-"""One attribution from its request to its answer, alone with the engines between two batches."""
+"""Answers attribution requests. Each has all engines for itself, between two batches."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class _Attributed:
 
 @dataclass(frozen=True, slots=True)
 class Attributions:
-    """Answers attribution requests. ``attribute`` is called behind what was admitted before, and alone."""
+    """Answers attribution requests. ``attribute`` is called after all work submitted before it, and runs alone."""
 
     model: str
     encoder: RequestEncoder
@@ -63,10 +63,10 @@ class Attributions:
     timeout_seconds: float
 
     async def answer(self, request: AttributionRequest) -> str:
-        """Return the answer as JSON. Cancelling it takes it out of the queue; a computation that runs goes on.
+        """Return the answer as JSON. Cancelling removes the request from the queue; a running computation continues.
 
         Raises:
-            ServiceError: nothing was attributed; says why.
+            ServiceError: nothing was attributed; the message says why.
         """
         async with time_limit(self.timeout_seconds, request):
             sequence = await self._encode(request)

@@ -1,7 +1,7 @@
-"""From the messages of a chat to the text that the model's own chat template makes of them.
+"""Renders the messages of a chat as text with the model's own chat template.
 
-Equals what transformers' ``apply_chat_template`` gives for the same messages and arguments; content that a template
-would drop silently is refused. Knows no token ids.
+The result equals that of transformers' ``apply_chat_template`` for the same messages and arguments. Content that a
+template would silently drop is refused. Knows no token ids.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from vigor_service.threads.work_limit import checkpoint
 Conversation = list[dict[str, Any]]
 MAX_TEMPLATE_CHARACTERS = 1 << 24
 MAX_TEMPLATE_VALUES = 1 << 17
-"""Numbers, texts, lists and objects that the messages of a prompt, and what is given beside them, may consist of."""
-_MAX_REASON_CHARACTERS = 500  # a template may put all of a message into its error
+"""Maximum number of values (numbers, texts, lists and objects) in the messages of a prompt and its other template
+arguments."""
+_MAX_REASON_CHARACTERS = 500  # a template may put a whole message into its error
 _PRINTED_PART = "[{'type': 'text'"
 
 
@@ -39,7 +40,7 @@ class ChatTokenizer(Protocol):
 
 
 class ChatPromptError(ValueError):
-    """The messages cannot be rendered; ``field`` is the field of the prompt that is at fault."""
+    """The messages cannot be rendered. ``field`` is the prompt's field that is at fault."""
 
     def __init__(self, message: str, *, field: str = "messages") -> None:
         super().__init__(message)
@@ -47,15 +48,15 @@ class ChatPromptError(ValueError):
 
 
 class _TemplateError(Exception):
-    """The template did not render a conversation; says why."""
+    """The template failed to render a conversation; the message says why."""
 
 
 def rendered(tokenizer: ChatTokenizer, prompt: GivenPrompt, *, max_characters: int = MAX_TEMPLATE_CHARACTERS) -> str:
-    """Return the prompt's messages as text, special tokens written out.
+    """Return the prompt's messages as text, with special tokens written out.
 
     Raises:
-        ChatPromptError: the template refuses them, fails on them, does not use a part of what it is given, or takes
-            more steps or writes more than ``within_limits`` allows.
+        ChatPromptError: the template refuses the messages, fails on them, ignores a part of its input, or exceeds the
+            steps or characters that ``within_limits`` allows.
         ServiceError: as ``checkpoint``.
     """
     _refuse_many_values(prompt)
@@ -75,7 +76,7 @@ def rendered(tokenizer: ChatTokenizer, prompt: GivenPrompt, *, max_characters: i
 
 
 def closing_text(tokenizer: ChatTokenizer) -> str | None:
-    """Return what the chat template writes behind an assistant's message; None where that is unknown."""
+    """Return what the chat template writes after an assistant's message; None if that cannot be determined."""
     mark = "an answer"
     conversation: Conversation = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": mark}]
     try:
@@ -93,10 +94,11 @@ def _apply(
     max_characters: int = MAX_TEMPLATE_CHARACTERS,
     **options: Any,  # noqa: ANN401 - JSON
 ) -> str:
-    """Return what the template makes of a conversation.
+    """Return the text that the template renders for a conversation.
 
-    A template is a program that came with the checkpoint. Whatever it raises, dividing by zero or recursing without
-    end, is its answer to these messages and no fault of the service: so every exception is taken for one.
+    A template is a program that comes with the checkpoint. Whatever it raises, such as a division by zero or an endless
+    recursion, is its response to these messages and not a bug of the service. So every exception except ServiceError
+    becomes a ``_TemplateError``.
     """
 
     def render() -> str:
@@ -114,7 +116,7 @@ def _apply(
 
 
 def _options(prompt: GivenPrompt) -> dict[str, Any]:
-    """As ``apply_chat_template`` takes them; what was not given is not passed on."""
+    """Return the arguments for ``apply_chat_template``, without those that the prompt does not give."""
     given = {name: getattr(prompt, name) for name in ("tools", "documents", "continue_final_message")}
     adds = not prompt.continue_final_message if prompt.add_generation_prompt is None else prompt.add_generation_prompt
     named = {name: value for name, value in given.items() if value}
@@ -126,7 +128,7 @@ def _conversation(messages: Sequence[Message]) -> Conversation:
 
 
 def _refuse_many_values(prompt: GivenPrompt) -> None:
-    """Copying them for the template takes time that no template counts."""
+    """Refuse prompts with too many values: copying them takes time that the template's step limit does not count."""
     pending: list[object] = [prompt.tools, prompt.documents, prompt.chat_template_kwargs]
     for message in prompt.messages or []:
         pending.append(message.model_extra)
@@ -142,14 +144,14 @@ def _refuse_many_values(prompt: GivenPrompt) -> None:
 
 
 def _items(value: object) -> Collection[object]:
-    """Return what JSON consists of, one level down."""
+    """Return the items of a JSON object or array; none for other values."""
     if isinstance(value, dict):
         return cast("dict[str, object]", value).values()
     return cast("list[object]", value) if isinstance(value, list) else ()
 
 
 def _refuse_unused(tokenizer: ChatTokenizer, prompt: GivenPrompt) -> None:
-    """Jinja takes any variable, also one that the template never reads."""
+    """Refuse arguments that the template does not read: Jinja would ignore them silently."""
     names = {name: name for name in ("tools", "documents") if getattr(prompt, name)}
     names |= dict.fromkeys(prompt.chat_template_kwargs or {}, "chat_template_kwargs")
     if not names:
@@ -164,7 +166,7 @@ def _refuse_unused(tokenizer: ChatTokenizer, prompt: GivenPrompt) -> None:
 
 
 def _prints_parts(text: str, messages: Sequence[Message]) -> bool:
-    """Return whether the template takes text alone, and printed a list of parts as Python does."""
+    """Return whether the template accepts only text, and printed a list of parts as Python's ``str`` does."""
     if _PRINTED_PART not in text:
         return False
     contents = [message.for_template()["content"] for message in messages if isinstance(message.content, list)]
@@ -193,8 +195,8 @@ def _without_parts(tokenizer: ChatTokenizer, messages: Sequence[Message], option
 
 
 def _refuse_left_out(text: str, messages: Sequence[Message]) -> None:
-    """A template made for parts may render plain text as nothing."""
-    place = 0  # templates keep the order: each search begins where the last one ended
+    """Refuse messages whose content is missing in the text: a template made for parts may drop plain text."""
+    place = 0  # templates keep the order: each search begins where the last part was found
     for position, message in enumerate(messages):
         if message.role != "user" or message.content is None:
             continue
@@ -210,6 +212,6 @@ def _refuse_left_out(text: str, messages: Sequence[Message]) -> None:
 
 
 def _find(part: str, text: str, begin: int) -> int:
-    """Return where the part is, behind ``begin`` if it is there, else before it; -1 if it is nowhere."""
+    """Return the part's place from ``begin`` on, or else its first place in the text; -1 if the text lacks it."""
     place = text.find(part, begin)
     return place if place >= 0 else text.find(part)

@@ -1,7 +1,7 @@
-"""From a text to the token ids that read as exactly this text behind a prompt's ids.
+"""Finds token ids that decode to exactly a given text after the ids of a prompt.
 
-A tokenizer that puts a space before whatever it encodes (SentencePiece's way) would make " 4" of "4". So each
-candidate is decoded behind the prompt, and the first that reads back as the text is taken.
+A tokenizer that puts a space before any text that it encodes, as SentencePiece does, would turn "4" into " 4". So each
+candidate is decoded together with the prompt, and the first one that decodes to the text is used.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 _ANCHORS = ("\n", ".", "a", "0")
-"""Texts that are put before a text so that it does not stand at the beginning, where a space would be put."""
+"""Texts that are put before a text to be encoded, because a tokenizer may add a space only at the beginning."""
 _NUM_TAIL_TOKENS = 16
-_MAX_CHARACTER_TOKENS = 4  # one for each byte of a character in UTF-8
+_MAX_CHARACTER_TOKENS = 4  # one for each UTF-8 byte of a character
 _UNDECODABLE = "\N{REPLACEMENT CHARACTER}"
 _NUM_QUOTED_CHARACTERS = 20
 
@@ -26,15 +26,15 @@ class TextTokenizer(Protocol):
 
 
 class UntokenizableError(ValueError):
-    """The tokenizer fails on a text; says why."""
+    """The tokenizer fails on a text; the message says why."""
 
 
 class NotContinuableError(UntokenizableError):
-    """No tokens of this tokenizer read as the text behind the prompt; says where they differ."""
+    """No tokens found decode to the text after the prompt; the message says where they differ."""
 
 
 class Continuation:
-    """Tokenizes completions behind one prompt."""
+    """Tokenizes completions of one prompt."""
 
     def __init__(self, tokenizer: TextTokenizer, prompt_ids: Sequence[int]) -> None:
         self._tokenizer = tokenizer
@@ -44,8 +44,8 @@ class Continuation:
         """Return ids for which ``decode(prompt + ids)`` equals ``decode(prompt) + text``.
 
         Raises:
-            NotContinuableError: the tokenizer has none, or none that can be found.
-            UntokenizableError: the tokenizer fails on it.
+            NotContinuableError: no such ids exist, or none were found.
+            UntokenizableError: the tokenizer fails on the text.
         """
         for candidate in self._candidates(text):
             if decoded(self._tokenizer, self._tail + candidate) == self._before + text:
@@ -73,10 +73,10 @@ class Continuation:
 
 
 def _tail(tokenizer: TextTokenizer, prompt_ids: Sequence[int]) -> tuple[list[int], str]:
-    """Return the last tokens of a prompt, and their text, from the beginning of a character on if there is one.
+    """Return the last tokens of a prompt and their text. If possible, they begin at the beginning of a character.
 
-    Where all beginnings are within a character, or the prompt itself has what stands for an undecodable one, the
-    longest tail will do: it is the same in front of every candidate.
+    If every tail begins within a character, or the prompt itself contains the replacement character, the longest tail
+    is used. That is harmless, because the tail is the same for every candidate.
     """
     tail: list[int] = []
     before = ""
@@ -92,14 +92,14 @@ def encoded(tokenizer: TextTokenizer, text: str, *, add_special_tokens: bool) ->
     """Return the tokens of a text.
 
     Raises:
-        UntokenizableError: the tokenizer fails on it, as one without a token for what it does not know.
+        UntokenizableError: the tokenizer fails on the text, for instance because it has no token for unknown text.
     """
     try:
         return list(tokenizer.encode(text, add_special_tokens=add_special_tokens))
-    except Exception as error:  # tokenizers has no class of its own for what it raises
+    except Exception as error:  # tokenizers has no exception class of its own
         raise UntokenizableError(f"the tokenizer fails on this text: {error}") from error
 
 
 def decoded(tokenizer: TextTokenizer, token_ids: list[int]) -> str:
-    """Return the text of tokens, special ones written out."""
+    """Return the text of tokens, with special tokens written out."""
     return tokenizer.decode(token_ids, clean_up_tokenization_spaces=False)

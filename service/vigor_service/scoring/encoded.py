@@ -1,4 +1,4 @@
-"""A score request as token sequences: its groups, and each sequence that the engine has to score, once."""
+"""A score request as token sequences: its groups, and the distinct sequences that the engine has to score."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from vigor_service.weights.version import WeightRequirement
 
 SMALL_REQUEST_COMPLETIONS = 64
 SMALL_REQUEST_IDS = 16_384
-"""A request within both limits, ids counted once for each prompt, is encoded or answered in about a millisecond."""
+"""Limits of a small request, which is encoded or answered in about a millisecond. Ids count once for each prompt."""
 
 
 @dataclass(frozen=True, slots=True)
 class EncodedGroup:
-    """One group as the engine sees it, and which of its completions were cut off by the length limit."""
+    """One group as token sequences, with a flag for each completion that was cut off by the length limit."""
 
     id: str | None
     sequences: tuple[TokenSequence, ...]
     is_truncated: tuple[bool, ...]
 
     def statuses(self, truncated: TruncatedRule) -> Iterator[tuple[TokenSequence, CompletionStatus | None]]:
-        """Yield each completion with the status that it has without a score; None where the engine has to score it."""
+        """Yield each completion with the status that it has without a score, or None if the engine has to score it."""
         for sequence, is_truncated in zip(self.sequences, self.is_truncated, strict=True):
             if is_truncated and truncated == "worst":
                 yield sequence, "truncated"
@@ -35,12 +35,12 @@ class EncodedGroup:
 
 @dataclass(frozen=True, slots=True)
 class EncodedRequest:
-    """A score request as token sequences. Repeated completions are found here, and nowhere later on the path.
+    """A score request as token sequences. Repeated completions are merged here, so later steps see each only once.
 
-    ``groups_of`` maps each sequence that the engine has to score, once and in order of appearance, to the indices of
-    the groups that hold it. ``num_repeated`` counts the completions that share the score of an equal one.
-    ``admitted_tokens`` is what the request counts in the queue: the tokens that the engine scores, and at least one for
-    each completion, since all of them are held and ranked.
+    ``groups_of`` maps each distinct sequence that the engine has to score, in order of appearance, to the indices of
+    the groups that contain it. ``num_repeated`` counts the completions that share the score of an equal one.
+    ``admitted_tokens`` is the number of tokens that the request counts in the queue: the tokens that the engine scores,
+    but at least the number of completions, since all of them are held and ranked.
     """
 
     options: ScoringOptions
@@ -65,22 +65,22 @@ class EncodedRequest:
 
     @property
     def requirement(self) -> WeightRequirement:
-        """The weights that all of its scores must come from."""
+        """The weights from which all of the request's scores must come."""
         return WeightRequirement(self.options.weight_version, self.options.weight_digest)
 
     @property
     def parts(self) -> ScoreParts:
-        """What each of its scores must hold."""
+        """The parts that each of the request's scores must have."""
         return ScoreParts(norm="norm" in self.options.compute, token_logprobs="token_logprobs" in self.options.compute)
 
     @property
     def prompt_tokens(self) -> int:
-        """Each group's prompt, once."""
+        """Number of prompt tokens; each group's prompt counts once."""
         return sum(len(group.sequences[0].prompt_ids) for group in self.groups)
 
     @property
     def completion_tokens(self) -> int:
-        """Each completion, also one that the engine does not score."""
+        """Number of completion tokens, including completions that the engine does not score."""
         return sum(len(sequence.completion_ids) for group in self.groups for sequence in group.sequences)
 
     @property

@@ -1,4 +1,4 @@
-"""Which thread encodes a request: no large one on the event loop, and no ids behind the text of another request."""
+"""Chooses the thread that encodes a request: no large one runs on the event loop, and ids never wait for texts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _R = TypeVar("_R")
 
 @dataclass(frozen=True, slots=True)
 class RequestEncoder:
-    """Encodes requests: small ones of ids at once, all others on the threads of ``preparation``."""
+    """Encodes requests: small requests of token ids at once, all others on the threads of ``preparation``."""
 
     encoder: Encoder
     preparation: Preparation
@@ -32,7 +32,7 @@ class RequestEncoder:
     async def encode_sample(
         self, prompt: GivenPrompt, completion: Completion, *, add_special_tokens: bool = True
     ) -> TokenSequence:
-        """Return one completion as ``Encoder.encode_sample`` does. Raises as that and ``WorkerPool.run``."""
+        """Return the same as ``Encoder.encode_sample``. Raises as that method and as ``WorkerPool.run``."""
         encode = self.encoder.encode_sample
         return await self._run(
             [prompt], [completion], encode, prompt, completion, add_special_tokens=add_special_tokens

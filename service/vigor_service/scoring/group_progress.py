@@ -1,4 +1,4 @@
-"""Which groups of a request are finished, as the scores of its sequences come in. Does not know who scores."""
+"""Tracks which groups of a request are finished as scores arrive. Does not know what computes them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vigor_service.scoring.encoded import EncodedRequest
 
 
 class GroupProgress:
-    """Takes scores as they come and yields groups as they are finished. ``scores`` has all scores so far."""
+    """Receives scores as they arrive, and yields groups as they are finished. ``scores`` has all scores so far."""
 
     def __init__(self, request: EncodedRequest) -> None:
         self.scores: dict[TokenSequence, SequenceScore] = {}
@@ -20,10 +20,10 @@ class GroupProgress:
             for index in indices:
                 self._num_missing[index] += 1
         self._without_scores = [index for index, missing in enumerate(self._num_missing) if missing == 0]
-        self._finished: asyncio.Queue[list[int] | None] = asyncio.Queue()  # holds each group once at most
+        self._finished: asyncio.Queue[list[int] | None] = asyncio.Queue()  # has each group at most once
 
     def add(self, scores: Mapping[TokenSequence, SequenceScore]) -> None:
-        """Take scores that were not there yet. With the first call, groups that need no score are finished too."""
+        """Add new scores. The first call also finishes the groups that need no score."""
         self.scores.update(scores)
         finished, self._without_scores = self._without_scores, []
         for index in (index for sequence in scores for index in self._groups_of[sequence]):
@@ -34,7 +34,7 @@ class GroupProgress:
             self._finished.put_nowait(finished)
 
     def close(self) -> None:
-        """End ``finished``: no more scores come."""
+        """End ``finished``: no more scores will arrive."""
         self._finished.put_nowait(None)
 
     async def finished(self) -> AsyncIterator[list[int]]:

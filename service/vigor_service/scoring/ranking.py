@@ -1,4 +1,4 @@
-"""From scores to statuses, ranks, rewards and the lines of an answer. Pure: the ranking itself is the client's."""
+"""Turns scores into statuses, ranks, rewards and the lines of an answer. Pure; the ranking itself is in the client."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def group_line(request: EncodedRequest, index: int, scores: Mapping[TokenSequenc
 
 
 def last_line(model: str, request: EncodedRequest, scored: RequestScores) -> LastLine:
-    """Return what all groups have in common: the weights that scored them, and what the request cost."""
+    """Return what all groups share: the weights that scored them, and the tokens and time of the request."""
     return LastLine(
         model=model,
         weight_version=scored.weights.version,
@@ -59,19 +59,19 @@ def last_line(model: str, request: EncodedRequest, scored: RequestScores) -> Las
 
 
 def line_json(line: GroupLine) -> str:
-    """Return the line as ``model_dump_json`` does, a completion at a time.
+    """Return the same JSON as ``model_dump_json``, serialized one completion at a time.
 
-    One call for all completions would hold the interpreter, from the event loop too, for as long as the line is large.
+    A single call for all completions would hold Python's global lock for the whole line, and block the event loop.
     """
     completions = ",".join(completion.model_dump_json() for completion in line.completions)
     return _with_list(line.model_copy(update={"completions": []}).model_dump_json(), "completions", completions)
 
 
 def whole_answer(lines: Sequence[str]) -> str:
-    """Return the lines of an answer, those of its groups in any order, as the JSON of one ``ScoreResponse``.
+    """Return the lines of an answer as the JSON of one ``ScoreResponse``. The lines of groups may be in any order.
 
-    A group's line is its score with ``index`` in front, and the last line is the answer without ``groups``: so the
-    texts are put together, and nothing is parsed.
+    A group's line is its score with ``index`` in front, and the last line is the answer without ``groups``. So the
+    texts are joined without being parsed.
     """
     *group_lines, last = lines
     in_order = sorted(map(_index_and_score, group_lines))
@@ -80,7 +80,7 @@ def whole_answer(lines: Sequence[str]) -> str:
 
 
 def wire_number(number: float) -> float | None:
-    """Return the number as the wire has it: null where it is not finite."""
+    """Return the number for a JSON response: None (null) if it is not finite."""
     return number if isfinite(number) else None
 
 
@@ -93,11 +93,11 @@ def _judge(
     if status is not None:
         return status, EMPTY_SCORE
     score = scores[sequence]
-    return ("ok" if isfinite(_value(score, reward)) else "nonfinite"), score  # another signal may be infinite
+    return ("ok" if isfinite(_value(score, reward)) else "nonfinite"), score  # only the ranked value has to be finite
 
 
 def _value(score: SequenceScore, reward: RewardName) -> float:
-    """What is ranked: small is good."""
+    """Return the value by which completions are ranked; smaller is better."""
     match reward:
         case "vigor":
             return score.scaled_grad_norm
@@ -142,7 +142,7 @@ def _completion_score(
 
 
 def _with_list(text: str, name: str, items: str) -> str:
-    """Fill the empty list of this name. No text within the JSON can look like it: its quotation marks are escaped."""
+    """Fill the empty list of this name. Text within the JSON cannot match it, since its quotation marks are escaped."""
     before, empty, after = text.partition(f'"{name}":[]')
     return f"{before}{empty[:-1]}{items}]{after}"
 

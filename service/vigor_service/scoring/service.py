@@ -1,4 +1,4 @@
-"""One score request from its groups to its answer: encode, admit, compute, rank."""
+"""Answers score requests: encode, admit, compute, rank."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from vigor_service.scoring.ranking import group_line, last_line, line_json, whol
 from vigor_service.threads.preparation import Preparation
 
 SMALL_ANSWER_CHARACTERS = 1 << 20
-"""Lines of at most this length are put together in about a millisecond."""
+"""Lines with at most this many characters in total are joined in about a millisecond."""
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -36,7 +36,8 @@ Put = Callable[[str], None]
 class Scoring:
     """Answers score requests.
 
-    What takes longer than about a millisecond runs on ``preparation`` or, by the scheduler, on the compute thread.
+    Work that takes longer than about a millisecond runs on the threads of ``preparation``, or through the scheduler on
+    the engines.
     """
 
     model: str
@@ -48,12 +49,12 @@ class Scoring:
     timeout_seconds: float
 
     async def score(self, request: ScoreRequest, put: Put) -> None:
-        """Give ``put`` the lines of the answer as JSON: each group's when it is finished, then the last one.
+        """Pass ``put`` the lines of the answer as JSON: each group's line when the group is finished, then the last.
 
-        It never waits for the reader. Cancelling it takes its work out of the queue.
+        The call never waits for the reader. Cancelling it removes its work from the queue.
 
         Raises:
-            ServiceError: nothing further is answered; says why.
+            ServiceError: no further line follows; the message says why.
         """
         async with time_limit(self.timeout_seconds, request):
             encoded = await self.encoder.encode(request)
@@ -62,7 +63,7 @@ class Scoring:
             put(last.model_dump_json())
 
     async def whole(self, work: Callable[[Put], Awaitable[None]]) -> str:
-        """Return the lines that ``work`` puts out, as ``score`` does, as one JSON text. Raises as ``work``."""
+        """Return the lines that ``work`` passes to its callback, joined into one JSON text. Raises as ``work``."""
         lines: list[str] = []
         await work(lines.append)
         if sum(map(len, lines)) <= SMALL_ANSWER_CHARACTERS:
@@ -72,10 +73,10 @@ class Scoring:
     async def score_group(
         self, group: EncodedGroup, options: ScoringOptions, *, own_scores: ScoreCache
     ) -> tuple[GroupLine, LastLine]:
-        """Return the two lines of one whole group that is admitted already. ``own_scores``: see ``Scheduler.score``.
+        """Return the two lines of one complete group that is already admitted. ``own_scores``: see ``Scheduler.score``.
 
         Raises:
-            ServiceError: nothing is answered; says why.
+            ServiceError: the group was not scored; the message says why.
         """
         lines: list[GroupLine] = []
         async with time_limit(self.timeout_seconds, options):
@@ -86,10 +87,10 @@ class Scoring:
     async def compute(
         self, request: EncodedRequest, *, on_scores: OnScores | None = None, own_scores: ScoreCache | None = None
     ) -> RequestScores:
-        """Return the scores of what is encoded and admitted, without ranks. The rest as ``Scheduler.score``.
+        """Return the scores of an encoded and admitted request, without ranks. Arguments: see ``Scheduler.score``.
 
         Raises:
-            ServiceError: there are no scores; says why.
+            ServiceError: the request was not scored; the message says why.
         """
         try:
             return await self.scheduler.score(
@@ -111,7 +112,7 @@ class Scoring:
         *,
         own_scores: ScoreCache | None = None,
     ) -> LastLine:
-        """Compute the scores and rank each group as soon as its scores are there: put what ``write`` makes of it."""
+        """Compute the scores, and rank each group once its scores are known. ``put`` gets the result of ``write``."""
         progress = await self._beside(request, GroupProgress, request)
         computing = asyncio.ensure_future(self.compute(request, on_scores=progress.add, own_scores=own_scores))
         computing.add_done_callback(lambda _: progress.close())
@@ -125,7 +126,7 @@ class Scoring:
         return await self._beside(request, self._last_line, request, scored)
 
     async def _beside(self, request: EncodedRequest, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Run what costs by the size of the request: at once if that is small, else beside the loop."""
+        """Run work whose cost grows with the request: directly for a small request, else on a preparation thread."""
         if request.is_small:
             return work(*args, **kwargs)
         return await self.preparation.run(work, *args, **kwargs)
@@ -155,7 +156,7 @@ class Scoring:
 
 @asynccontextmanager
 async def time_limit(timeout_seconds: float, request: WeightOptions) -> AsyncGenerator[None]:
-    """Raise DeadlineExceededError when a request has taken this time, and the time that it may wait for weights."""
+    """Raise DeadlineExceededError when a request takes longer than this time plus the time it may wait for weights."""
     seconds = timeout_seconds + request.wait_seconds
     try:
         async with asyncio.timeout(seconds):
@@ -167,7 +168,7 @@ async def time_limit(timeout_seconds: float, request: WeightOptions) -> AsyncGen
 def _exceeds_memory(
     groups: Sequence[EncodedGroup], too_long: Mapping[TokenSequence, int]
 ) -> SequenceExceedsMemoryError:
-    """Return the error that names every place of the request with such a sequence."""
+    """Return the error that lists every place in the request with a sequence that is too long."""
     places = [
         (group_index, completion_index, sequence)
         for group_index, group in enumerate(groups)

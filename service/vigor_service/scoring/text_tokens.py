@@ -1,4 +1,4 @@
-"""From text and messages to the token ids of one model. Knows no requests and no vocabulary limit."""
+"""Turns text and messages into the token ids of one model. Knows no requests and no vocabulary limit."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from vigor_service.scoring.continuation import Continuation, TextTokenizer, Unto
 from vigor_service.scoring.end_tokens import Ends, ends_of
 
 MAX_CHARACTERS_PER_TOKEN = 64
-"""A text longer than the model's limit at this rate is refused before it costs a tokenization."""
+"""A text with more characters than the model's token limit times this number is refused without being tokenized."""
 MOST_TOKENS_OF_A_CHARACTER = 8
-"""Tokens that are tried together when one alone is a part of a character: a character has four bytes at most."""
+"""Maximum number of tokens that are decoded together to find a whole character, which has at most four bytes."""
 _NO_CHARACTER = "\N{REPLACEMENT CHARACTER}"
 MAX_TEMPLATE_SHARE = 4
-"""A template may write this many times the longest text: what its macros write counts several times."""
+"""A template may write this many times the longest text, because the output of its macros counts several times."""
 
 
 class Tokenizer(TextTokenizer, ChatTokenizer, Protocol):
     """The part of a transformers tokenizer that is used."""
 
     @property
-    def eos_token_id(self) -> Any: ...  # noqa: ANN401 - transformers types it so; None where there is no EOS
+    def eos_token_id(self) -> Any: ...  # noqa: ANN401 - transformers types it so; None if there is no EOS
 
 
 class TextTokens:
     """Tokenizes for one model. Several threads may use it at once.
 
-    A text that is too long whatever its tokens are is not tokenized: ids that stand in for them, too many for the
-    model, are returned. Without a tokenizer every text is refused.
+    A text that is too long in any tokenization is not tokenized: placeholder ids are returned instead, which are too
+    many for the model. Without a tokenizer every text is refused.
 
     Args:
         generation_ends: tokens that end a completion besides the tokenizer's own EOS.
@@ -55,7 +55,7 @@ class TextTokens:
         return self._overlong(text) or encoded(self._tokenizer, text, add_special_tokens=add_special_tokens)
 
     def chat_prompt(self, prompt: GivenPrompt) -> Sequence[int]:
-        """Return the ids of a prompt that is messages. The template writes the special tokens itself: none is added.
+        """Return the ids of a prompt that is messages. None are added, since the template writes the special tokens.
 
         Raises:
             ChatPromptError, ServiceError: as ``rendered``.
@@ -68,7 +68,7 @@ class TextTokens:
         return self.text_prompt(text, add_special_tokens=False)
 
     def continuation(self, prompt_ids: Sequence[int]) -> Continuation:
-        """Return what tokenizes completions behind this prompt.
+        """Return the tokenizer of completions for this prompt.
 
         Raises:
             UntokenizableError: there is no tokenizer.
@@ -78,10 +78,10 @@ class TextTokens:
         return Continuation(self._tokenizer, prompt_ids)
 
     def completion(self, continuation: Continuation, text: str, *, in_chat: bool, is_cut_off: bool) -> Sequence[int]:
-        """Return the ids of a completion. One that was not cut off ends with an end token, appended if need be.
+        """Return the ids of a completion. If it was not cut off, an end token is appended unless it ends with one.
 
         Raises:
-            UntokenizableError: no tokens say exactly this text, or the model has no end token to append.
+            UntokenizableError: no tokens decode to exactly this text, or the model has no end token to append.
         """
         if stand_ins := self._overlong(text):
             return stand_ins
@@ -96,9 +96,9 @@ class TextTokens:
         return [*ids, end]
 
     def pieces(self, token_ids: Sequence[int]) -> list[str | None]:
-        """Return what each token adds to the text of the one before it; None where there is no tokenizer.
+        """Return the text that each token adds after the one before it; None without a tokenizer.
 
-        Of several tokens that make up one character the first has the character, and the others add nothing.
+        If several tokens make up one character, the first one has the character, and the others have an empty text.
         """
         pieces: list[str | None] = []
         while (position := len(pieces)) < len(token_ids):
@@ -108,7 +108,7 @@ class TextTokens:
         return pieces
 
     def _whole_piece(self, before: int | None, token_ids: Sequence[int]) -> tuple[str | None, int]:
-        """Return the text of the fewest of the tokens that end with a character, and their number."""
+        """Return the text of as few of the first tokens as make up whole characters, and their number."""
         texts = (self._piece(before, token_ids[:count]) for count in range(1, len(token_ids) + 1))
         first = next(texts)
         if first is None or _NO_CHARACTER not in first:
@@ -117,7 +117,10 @@ class TextTokens:
         return next(found, (first, 1))
 
     def _piece(self, before: int | None, token_ids: Sequence[int]) -> str | None:
-        """Many tokenizers drop a space at the beginning of a text: the token before shows whether there is one."""
+        """Return the text that these tokens add after the token before.
+
+        Many tokenizers drop a space at the beginning of a text, so the tokens are decoded with the one before them.
+        """
         if self._tokenizer is None:
             return None
         alone = decoded(self._tokenizer, list(token_ids))
@@ -127,13 +130,16 @@ class TextTokens:
         return both[len(first) :] if both.startswith(first) else alone
 
     def _overlong(self, text: str) -> Sequence[int]:
-        """Return stand-ins for the ids of a text that is too long whatever they are; none where it may fit."""
+        """Return placeholder ids for a text that is too long in any tokenization; no ids if the text may fit."""
         num_tokens_at_least = len(text) // MAX_CHARACTERS_PER_TOKEN
         return (0,) * num_tokens_at_least if num_tokens_at_least > self._max_sequence_tokens else ()
 
 
 def _warm(tokenizer: Tokenizer) -> Tokenizer:
-    """A first text takes off the truncation and padding that a tokenizer was saved with, which only one thread may."""
+    """Encode a first text: that removes the truncation and padding that were saved with a tokenizer.
+
+    Removing them is not safe once several threads use the tokenizer.
+    """
     with suppress(UntokenizableError):
         encoded(tokenizer, "a", add_special_tokens=False)
     return tokenizer

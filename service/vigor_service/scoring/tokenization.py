@@ -1,4 +1,4 @@
-"""From a score request to token sequences, with every fault of the request listed at once.
+"""Turns a score request into token sequences, and lists all faults of the request at once.
 
 Runs in a worker thread; knows no weights and no scores.
 """
@@ -23,19 +23,20 @@ MAX_REQUEST_TOKENS = 1 << 24
 
 _NOTHING_SCORED = "nothing was scored"
 _STAND_IN = (0,)
-"""One token in place of what is wrong, so that the rest is still checked."""
+"""Placeholder token for faulty input, so that the rest of the request is still checked."""
 _Place = tuple[str | int, ...]
 
 
 class Encoder:
-    """Turns requests into sequences for one model. Without a tokenizer only ids are understood.
+    """Turns requests into sequences for one model. Without a tokenizer it accepts only token ids.
 
-    Several threads may encode at once. Work that may take long is cut by ``checkpoint``.
+    Several threads may encode at once. Work that may take long calls ``checkpoint``, which can end it.
 
     Args:
         generation_ends: tokens that end a completion besides the tokenizer's own EOS.
-        max_request_tokens: tokens of one request, each completion counted with its prompt.
-        media_token_ids: tokens that stand for an image, a video or a sound, which requests do not bring: refused.
+        max_request_tokens: maximum number of tokens of one request, each completion counted with its prompt.
+        media_token_ids: tokens that stand for an image, a video or a sound. They are refused, because requests carry
+            only text.
     """
 
     def __init__(
@@ -59,9 +60,9 @@ class Encoder:
         """Return the request as token sequences.
 
         Raises:
-            InvalidRequestError: lists every id that is outside the vocabulary or stands for media, and every text that
-                cannot be tokenized.
-            SequenceTooLongError: nothing else is wrong, but sequences exceed the model's limit.
+            InvalidRequestError: the request has ids that are outside the vocabulary or stand for media, or texts that
+                cannot be tokenized; the error lists their places.
+            SequenceTooLongError: sequences exceed the model's limit, and nothing else is wrong.
             PayloadTooLargeError: the request has more completions or tokens, or takes longer, than one request may.
             ClientGoneError: as ``checkpoint``.
         """
@@ -74,10 +75,10 @@ class Encoder:
     def encode_sample(
         self, prompt: GivenPrompt, completion: Completion, *, add_special_tokens: bool = True
     ) -> TokenSequence:
-        """Return one completion behind its prompt, which may be held for long: equal ids are one object, 8 bytes each.
+        """Return one completion with its prompt. Equal ids share one object, since samples may be held for long.
 
-        Faults are named within ``completion`` and the fields of the prompt. ``add_special_tokens`` is about a prompt
-        that is text. Raises as ``encode``.
+        So an id costs 8 bytes. Places of faults are within ``completion`` and the fields of the prompt.
+        ``add_special_tokens`` applies to a prompt that is text. Raises as ``encode``.
         """
         encoding = _Encoding(self, shared_ids=self._shared_ids, add_special_tokens=add_special_tokens)
         sequence = encoding.sequence(encoding.behind(prompt, ()), completion, ("completion",))
@@ -86,7 +87,7 @@ class Encoder:
 
 
 class _Behind:
-    """The prompt that completions of one group stand behind."""
+    """The prompt of the completions of one group."""
 
     def __init__(self, prompt_ids: PromptIds, encoder: Encoder, *, in_chat: bool) -> None:
         self.prompt_ids = prompt_ids
@@ -96,14 +97,14 @@ class _Behind:
 
     @cached_property
     def continuation(self) -> Continuation:
-        """Made for the first completion that is text. Raises UntokenizableError without a tokenizer."""
+        """Tokenizes completions of this prompt; made at first use. Raises UntokenizableError without a tokenizer."""
         return self._texts.continuation(self.prompt_ids)
 
 
 class _Encoding:
-    """One pass over one request, which goes on after a fault.
+    """One pass over one request, which continues after a fault.
 
-    With ``shared_ids`` ids that are equal to one of them become that one; a vocabulary of ids at most.
+    With ``shared_ids``, equal ids are replaced by one shared object. It grows to at most the size of the vocabulary.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class _Encoding:
         return EncodedGroup(group.id, sequences, is_truncated)
 
     def behind(self, prompt: GivenPrompt, place: _Place) -> _Behind:
-        """Return the prompt as completions need it. Equal prompts of a request are one object."""
+        """Return the prompt in the form that completions need. Equal prompts of a request share one object."""
         prompt_ids = PromptIds(self._prompt(prompt, place))
         prompt_ids = self._prompts.setdefault(prompt_ids, prompt_ids)
         return _Behind(prompt_ids, self._encoder, in_chat=prompt.messages is not None)
@@ -153,7 +154,7 @@ class _Encoding:
             raise invalid_request([*self._faults, *overlong], consequence=_NOTHING_SCORED)
         if self._overlong:
             place, length = self._overlong[0]
-            group, completion = place[1::2] or (0, 0)  # a sample is the only completion of its group
+            group, completion = place[1::2] or (0, 0)  # the place of a sample has no indices
             raise SequenceTooLongError(
                 f"{len(overlong)} sequences are longer than the model's {limit} tokens; {_NOTHING_SCORED}",
                 errors=overlong,
@@ -164,7 +165,7 @@ class _Encoding:
             )
 
     def _prompt(self, prompt: GivenPrompt, place: _Place) -> tuple[int, ...]:
-        """Return the ids of a prompt, which needs at least one."""
+        """Return the ids of a prompt. A prompt without ids is a fault."""
         field = next(name for name in ("prompt_ids", "prompt", "messages") if getattr(prompt, name) is not None)
         try:
             ids = self._checked(self._prompt_ids(prompt), (*place, field))
@@ -182,7 +183,7 @@ class _Encoding:
         return self._encoder.texts.chat_prompt(prompt)
 
     def _completion(self, behind: _Behind, completion: Completion, place: _Place) -> tuple[int, ...]:
-        """Text is a finished completion unless it is said to be cut off."""
+        """Return the ids of a completion. Text is a finished completion unless its finish reason is ``length``."""
         if completion.text is None:
             return self._checked(completion.ids or [], (*place, "ids"))
         try:
@@ -197,7 +198,7 @@ class _Encoding:
         return self._checked(ids, (*place, "text"))
 
     def _checked(self, ids: Sequence[int], place: _Place) -> tuple[int, ...]:
-        """Return the ids; where there are more than the model takes, which are refused anyway, stand-ins for them."""
+        """Return the checked ids. More ids than the model accepts are refused later, so placeholders stand for them."""
         if len(ids) > self._encoder.max_sequence_tokens:
             return _STAND_IN * len(ids)
         limit = self._encoder.vocab_size
@@ -209,7 +210,7 @@ class _Encoding:
         return tuple(ids) if self._shared_ids is None else tuple(map(self._shared_ids.setdefault, ids, ids))
 
     def _count(self, num_tokens: int, place: _Place) -> None:
-        """Refuse the request as soon as it is too large: what would follow is not worth its time."""
+        """Refuse the request as soon as it is too large, to save the time for the rest."""
         self._num_tokens += num_tokens
         limit = self._encoder.max_request_tokens
         if self._num_tokens > limit:
@@ -245,7 +246,7 @@ def _refuse_many_completions(request: ScoreRequest) -> None:
 
 
 def _loss_mask(completion: Completion) -> tuple[bool, ...] | None:
-    """A mask that leaves nothing out is none: equal sequences are to be equal."""
+    """Return the loss mask. A mask that leaves nothing out becomes None, so that equal sequences compare equal."""
     if completion.mask is None or all(completion.mask):
         return None
     return tuple(map(bool, completion.mask))

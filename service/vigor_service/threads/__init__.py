@@ -1,4 +1,4 @@
-"""The threads that work is put on, and their limits: one computes, others are for disks and requests.
+"""The threads of the service, and their limits: one computes, others wait for disks or prepare requests.
 
-It knows callables, and not what they do.
+It runs callables, and does not know what they do.
 """

@@ -1,4 +1,4 @@
-"""Threads for work that waits for a disk. Each kind has its own, so that a disk that hangs stops one kind alone."""
+"""Threads for work that waits for a disk. Each kind of work has its own, so a disk that hangs blocks only one kind."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 FileWork = Literal["local", "staging", "removal", "verify", "state"]
-"""Files under --weights-root; bytes on their way into the staging directory; what is no longer needed there; the check
-of a whole update; the state directory."""
+"""Kinds of work, in this order: reading files under --weights-root; writing into the staging directory; removing from
+it; verifying a whole update; the state directory."""
 
 
 STEP_SECONDS = 60.0
-"""Time limit for a step of a few mebibytes, or of one name."""
+"""Time limit in seconds for a step that handles a few mebibytes, or one file name."""
 MODEL_SECONDS = 900.0
-"""Time limit for a whole model, to be verified or stored."""
+"""Time limit in seconds for verifying or storing a whole model."""
 
 
 class _Kind(NamedTuple):
@@ -31,7 +31,7 @@ class _Kind(NamedTuple):
     takes_whole_model: bool = False
 
 
-# A disk is no slower for several uploads at once. The state directory is changed by one thread alone.
+# Several uploads at once do not slow down a disk. Only one thread changes the state directory.
 _KINDS: dict[FileWork, _Kind] = {
     "local": _Kind(4, "--weights-root"),
     "staging": _Kind(4, "the staging directory"),
@@ -44,7 +44,8 @@ _KINDS: dict[FileWork, _Kind] = {
 class FileThreads:
     """Runs work on files with a time limit: ``step_seconds`` for a step, ``model_seconds`` for a whole model.
 
-    A thread that waits for a disk cannot be interrupted. Its caller gets an error, and the thread is left behind.
+    A thread that waits for a disk cannot be interrupted. After the limit its caller gets an error, and the thread keeps
+    waiting.
     """
 
     def __init__(self, *, step_seconds: float = STEP_SECONDS, model_seconds: float = MODEL_SECONDS) -> None:
@@ -59,14 +60,14 @@ class FileThreads:
 
     @property
     def is_idle(self) -> bool:
-        """Whether all work has ended, including work that no caller waits for any more."""
+        """Whether all work has ended, including work whose caller has stopped waiting."""
         return not self._running
 
     async def run(self, kind: FileWork, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Return what ``work`` returns on a thread of this kind, or raise what it raises.
 
         Raises:
-            DeadlineExceededError: it takes too long, or all threads of this kind are held by what does.
+            DeadlineExceededError: the work takes too long, or all threads of this kind are blocked by such work.
         """
         future = self._pools[kind].submit(work, *args, **kwargs)
         self._running.add(future)
@@ -77,14 +78,14 @@ class FileThreads:
                 return await asyncio.wrap_future(future)
         except TimeoutError as error:
             if not limit.expired():
-                raise  # the disk's own
+                raise  # raised by the work itself
             message = f"the disk of {_KINDS[kind].disk} did not answer within {self._seconds[kind]} seconds"
             raise DeadlineExceededError(message) from error
 
     async def run_steps(self, kind: FileWork, steps: Generator[None, None, _R]) -> _R:
-        """Run a generator to its end and return what it returns; each step, up to a ``yield``, has the time limit.
+        """Run a generator to its end and return what it returns. The time limit applies to each step up to a ``yield``.
 
-        Where that ends early the generator is closed, at the end of the step that runs.
+        If the call ends early, the generator is closed at the end of the running step.
 
         Raises:
             DeadlineExceededError: a step takes too long.
@@ -93,21 +94,21 @@ class FileThreads:
         try:
             while (ended := await self.run(kind, _run_step, steps, given_up)) is None:
                 pass
-        except BaseException:  # also of a request that was cancelled
+        except BaseException:  # also a cancelled request
             given_up.set()
-            with suppress(RuntimeError):  # the service ends
+            with suppress(RuntimeError):  # the service is shutting down
                 self._pools[kind].submit(_close, steps)
             raise
         return ended.value
 
     def close(self) -> None:
-        """Take no more work, without waiting for work in progress."""
+        """Accept no more work, without waiting for work in progress."""
         for pool in self._pools.values():
             pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _run_step(steps: Generator[None, None, _R], given_up: threading.Event) -> StopIteration | None:
-    """Advance the generator; return its end, or None if it goes on."""
+    """Advance the generator by one step. Return its StopIteration if it has ended, else None."""
     try:
         next(steps)
     except StopIteration as ended:
@@ -118,5 +119,5 @@ def _run_step(steps: Generator[None, None, _R], given_up: threading.Event) -> St
 
 
 def _close(steps: Generator[None, None, Any]) -> None:
-    with suppress(ValueError):  # a step runs: it closes the generator when it ends
+    with suppress(ValueError):  # a running step closes the generator when it ends
         steps.close()

@@ -1,7 +1,8 @@
-"""When Python looks for objects that only point at each other: between large requests, not amid one.
+"""Moves Python's collection of old garbage (reference cycles) to times between large requests.
 
-It looks at young objects all the time, which is quick. A pass over the old ones takes 0.2 seconds where a large request
-has become half a million objects, and Python would make several while that request is parsed: nothing else runs then.
+Collecting young objects is quick, and stays with Python. A pass over old objects takes 0.2 seconds if a large request
+has become half a million objects. Python would make several passes while that request is parsed, each of which blocks
+all threads.
 """
 
 from __future__ import annotations
@@ -13,18 +14,18 @@ from time import monotonic
 
 LOOK_SECONDS = 5.0
 QUIET_BYTES = 1 << 24
-"""Size of all bodies in progress below which a pass takes less than a hundredth of a second."""
+"""Total size of the bodies in progress, in bytes, up to which a pass takes less than 0.01 seconds."""
 LONGEST_SECONDS = 600.0
-"""Maximum time between two passes, even while requests hold more: garbage would grow without bound."""
+"""Maximum time between two passes in seconds, even if requests hold more; else garbage could grow without bound."""
 
 _NEVER = 1_000_000_000
-_MIN_YOUNG_PASSES = 10  # as Python itself has it
+_MIN_YOUNG_PASSES = 10  # Python's own default
 
 
 class OldGarbage:
-    """Collects old garbage on a thread of its own while requests hold little, instead of when Python would.
+    """Collects old garbage on its own thread while requests hold little memory, instead of when Python would.
 
-    From Python 3.14 on, which collects old garbage in small steps, it finds nothing to do.
+    Python 3.14 and later collect old garbage in small steps, so there it has nothing to do.
     """
 
     def __init__(self, held_bytes: Callable[[], int], *, clock: Callable[[], float] = monotonic) -> None:
@@ -36,18 +37,21 @@ class OldGarbage:
         self._thresholds = gc.get_threshold()
 
     def start(self) -> None:
-        """Stop Python from collecting old objects by itself."""
+        """Stop Python's own collection of old objects, and start the thread."""
         gc.set_threshold(*self._thresholds[:2], _NEVER)
         self._thread.start()
 
     def stop(self) -> None:
-        """Let Python collect old objects again."""
+        """Stop the thread, and let Python collect old objects again."""
         self._is_over.set()
         self._thread.join()
         gc.set_threshold(*self._thresholds)
 
     def collect_if_quiet(self) -> bool:
-        """Collect if requests hold little, or the last pass was ``LONGEST_SECONDS`` ago; return whether it did."""
+        """Collect if requests hold little, or if the last pass was ``LONGEST_SECONDS`` ago. Return whether it did.
+
+        It does nothing until there were enough passes over young objects.
+        """
         is_late = self._clock() - self._collected > LONGEST_SECONDS
         if gc.get_count()[2] < _MIN_YOUNG_PASSES or (self._held_bytes() > QUIET_BYTES and not is_late):
             return False

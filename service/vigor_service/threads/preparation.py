@@ -1,8 +1,7 @@
-"""Threads for what a request needs before and after the model: its tokens, its ranks, its answer.
+"""Threads for a request's work before and after the model: tokenizing, ranking, writing the answer.
 
-Two kinds of work have threads of their own, so that neither waits for the other: texts, whose tokenizer or template may
-take seconds, and everything else, which takes milliseconds. What takes less than a millisecond needs no thread at all:
-that is for the caller to decide.
+Two kinds of work have their own threads, so that neither waits for the other: texts, whose tokenizer or template may
+take seconds, and everything else, which takes milliseconds. Callers run work of less than a millisecond directly.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from vigor_service.threads.work_limit import WorkLimit
 NUM_TEXT_THREADS = 4
 NUM_OTHER_THREADS = 2
 MAX_WAITING = 4096
-"""Maximum number of pieces of work of one kind that wait or run; more are refused."""
+"""Maximum number of pieces of work of one kind that wait or run; further work is refused."""
 RETRY_SECONDS = 1.0
 
 _P = ParamSpec("_P")
@@ -28,7 +27,7 @@ _R = TypeVar("_R")
 class Preparation:
     """The threads of both kinds.
 
-    ``seconds`` is the processor time of one piece of work. It may exceed it by the time between two checkpoints.
+    ``seconds`` limits the processor time of one piece of work, which may exceed it by the time between two checkpoints.
     """
 
     def __init__(self, *, seconds: float) -> None:
@@ -37,15 +36,15 @@ class Preparation:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no thread runs anything."""
+        """Whether all work is done, waiting work included."""
         return self._texts.is_idle and self._others.is_idle
 
     async def run(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Return what work without tokenizers and templates returns. Raises as ``WorkerPool.run``."""
+        """Run work without tokenizers and templates, and return its result. Raises as ``WorkerPool.run``."""
         return await self._others.run(work, *args, **kwargs)
 
     async def run_on_texts(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Return what work with tokenizers or templates returns. Raises as ``WorkerPool.run``."""
+        """Run work with tokenizers or templates, and return its result. Raises as ``WorkerPool.run``."""
         return await self._texts.run(work, *args, **kwargs)
 
     def close(self) -> None:
@@ -55,26 +54,26 @@ class Preparation:
 
 
 class WorkerPool:
-    """A few threads, a bounded queue in front of them, and a limit of processor time for each piece of work."""
+    """A few threads with a bounded queue, and a limit of processor time for each piece of work."""
 
     def __init__(self, name: str, *, num_threads: int, seconds: float, max_waiting: int = MAX_WAITING) -> None:
         self._executor = ThreadPoolExecutor(num_threads, thread_name_prefix=name)
         self._max_waiting = max_waiting
         self._seconds = seconds
-        self._limits: dict[Future[Any], WorkLimit] = {}  # of what waits or runs
+        self._limits: dict[Future[Any], WorkLimit] = {}  # of work that waits or runs
 
     @property
     def is_idle(self) -> bool:
-        """Whether all work that was taken is done."""
+        """Whether all accepted work is done."""
         return not self._limits
 
     async def run(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
         """Return what ``work`` returns on one of the threads, or raise what it raises.
 
-        Cancelling it takes the work out of the queue, or ends it at its next checkpoint.
+        Cancelling the call removes the work from the queue, or ends it at its next checkpoint.
 
         Raises:
-            QueueFullError: too much waits already.
+            QueueFullError: too much work is waiting already.
             PayloadTooLargeError: the work used its processor time.
         """
         if len(self._limits) >= self._max_waiting:

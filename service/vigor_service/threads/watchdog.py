@@ -1,4 +1,4 @@
-"""Whether the compute thread makes progress. Knows nothing about what it computes."""
+"""Checks whether the compute thread makes progress. Knows nothing about what it computes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Watchdog:
         self._was_logged = False
 
     def require_progress(self) -> None:
-        """Return if the thread is alive and within the time limit. A failure is logged once, until progress resumes.
+        """Check that the thread is alive and within the time limit. A failure is logged once, until progress resumes.
 
         Raises:
             UnhealthyError: the thread has ended, or its work has run for longer than the limit.

@@ -1,7 +1,7 @@
 """A limit of processor time for one piece of work. Knows no threads and no queue.
 
-A thread cannot be stopped from outside, so the work is stopped from inside: what may take long calls ``checkpoint``
-between its parts.
+A thread cannot be stopped from outside, so work stops itself: work that may take long calls ``checkpoint`` between its
+parts.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ _R = TypeVar("_R")
 
 
 class WorkLimit:
-    """The limit of one piece of work: ``seconds`` of the processor on the thread that runs it.
+    """The limit of one piece of work: ``seconds`` of processor time on the thread that runs it.
 
-    ``clock`` is read on that thread. The operating system keeps it: waiting, and what other threads do, is not in it.
+    ``clock`` is read on that thread. It is the operating system's clock of the thread's processor time, so waiting and
+    the work of other threads do not count.
     """
 
     def __init__(self, seconds: float, *, clock: Callable[[], float] = thread_time) -> None:
@@ -30,7 +31,7 @@ class WorkLimit:
         self._is_abandoned = False
 
     def run(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
-        """Return what ``work`` returns; its checkpoints raise as ``check`` does."""
+        """Run ``work`` and return its result. Its checkpoints raise as ``check`` does."""
         self._ends_at = self._clock() + self._seconds
         token = _current.set(self)
         try:
@@ -43,11 +44,11 @@ class WorkLimit:
         self._is_abandoned = True
 
     def check(self) -> None:
-        """Return if the work may go on.
+        """Check that the work may go on.
 
         Raises:
-            PayloadTooLargeError: it has used its processor time.
-            ClientGoneError: it was abandoned.
+            PayloadTooLargeError: the work has used its processor time.
+            ClientGoneError: the work was abandoned.
         """
         if self._is_abandoned:
             raise ClientGoneError("the client left while its request was prepared")
@@ -62,7 +63,7 @@ _current: ContextVar[WorkLimit | None] = ContextVar("current_work_limit", defaul
 
 
 def checkpoint() -> None:
-    """Raise as ``WorkLimit.check`` if what runs here has a limit and is past it."""
+    """Check the limit of the current work, if it has one. Raises as ``WorkLimit.check``."""
     limit = _current.get()
     if limit is not None:
         limit.check()

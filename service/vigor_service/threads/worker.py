@@ -1,4 +1,4 @@
-"""A thread that runs its work in order. One such thread computes: it alone touches the model."""
+"""A thread that runs its work in order. One such thread computes, and only that thread uses the model."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ _R = TypeVar("_R")
 
 
 class WorkerThread:
-    """Runs one piece of work at a time. An error is raised to the caller, and the thread goes on."""
+    """Runs one piece of work at a time. An error is raised to the caller, and the thread continues."""
 
     def __init__(self, name: str, *, clock: Callable[[], float] = monotonic) -> None:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=name)
         self._unfinished: set[Future[Any]] = set()
         self._clock = clock
         self._thread: threading.Thread | None = None
-        # What ended, and since when something runs: one value, so that who reads it never sees half a change.
+        # Seconds of finished work, and start of the current work: one value, so that readers see both change at once.
         self._worked: tuple[float, float | None] = (0.0, None)
 
     @property
@@ -31,7 +31,7 @@ class WorkerThread:
 
     @property
     def is_alive(self) -> bool:
-        """Whether the thread takes work, or has not been started yet."""
+        """Whether the thread accepts work, or has not been started yet."""
         return self._thread is None or self._thread.is_alive()
 
     @property
@@ -54,7 +54,7 @@ class WorkerThread:
         return await asyncio.wrap_future(future)
 
     def close(self) -> None:
-        """Take no more work, without waiting for work in progress, which cannot be interrupted."""
+        """Accept no more work, without waiting for work in progress, which cannot be interrupted."""
         self._executor.shutdown(wait=False, cancel_futures=True)
 
     def _timed(self, work: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:

@@ -1,4 +1,4 @@
-"""The weights that serve, the requests that wait for others, and the swap. Knows no files and no queue."""
+"""The weights that are served, the requests that wait for other weights, and the swap. Knows no files and no queue."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ APPLYING_RETRY_SECONDS = 1.0
 
 
 class _Change(asyncio.Event):
-    """Is set when other weights serve, or when the swap to ``failed`` did not succeed."""
+    """Event that is set when other weights are served, the swap to ``failed`` has failed, or the service drains."""
 
     failed: Weights | None = None
 
 
 class CurrentWeights:
-    """The weights that serve. Every change wakes those who wait for it.
+    """The weights that are served. Every change wakes the requests that wait for weights.
 
-    With ``damage`` the model holds weights that must not serve: the state is ``poisoned`` from the start.
+    With ``damage`` the model holds weights that must not be served, so the state is ``poisoned`` from the start.
     """
 
     def __init__(
@@ -58,11 +58,11 @@ class CurrentWeights:
         metrics.observe_weight_state(self.state)
 
     def require(self, requirement: WeightRequirement) -> Weights:
-        """Return the weights that serve, if they meet the requirement.
+        """Return the weights that are served, if they meet the requirement.
 
         Raises:
-            WeightsPoisonedError: the model holds a mixture, or damaged weights; nothing can be scored.
-            WeightVersionMismatchError, WeightDigestMismatchError: others are served.
+            WeightsPoisonedError: the model holds a mixture of weights, or damaged ones; nothing can be scored.
+            WeightVersionMismatchError, WeightDigestMismatchError: other weights are served.
         """
         if self.state == "poisoned":
             raise WeightsPoisonedError(
@@ -74,7 +74,7 @@ class CurrentWeights:
         return self.weights
 
     def require_ready(self) -> None:
-        """Raise unless the weights serve and stay as they are at this moment."""
+        """Raise WeightsPoisonedError or WeightsApplyingError if the weights are unusable or are being swapped."""
         self.require(WeightRequirement())
         if self.state == "applying":
             raise WeightsApplyingError("weights are being swapped", retry_after_seconds=APPLYING_RETRY_SECONDS)
@@ -83,8 +83,8 @@ class CurrentWeights:
         """Return once the requirement is met; after ``wait_seconds`` raise as `require` does.
 
         Raises:
-            DrainingError: the process ends before that.
-            WeightsPoisonedError: the swap to the weights that were awaited failed; says why.
+            DrainingError: the service shuts down before that.
+            WeightsPoisonedError: the swap to the required weights failed; the message says why.
         """
         started = perf_counter()
         with suppress(TimeoutError):
@@ -96,10 +96,10 @@ class CurrentWeights:
             self._metrics.weight_wait_seconds.observe(perf_counter() - started)
 
     async def swap(self, weights: Weights, writes: Iterable[tuple[str, VerifiedWrite]]) -> None:
-        """Write verified values into the model and serve them as ``weights``. The caller keeps batches away.
+        """Write verified values into the model and serve them as ``weights``. The caller makes sure that no batch runs.
 
         Raises:
-            WeightsPoisonedError: the engine failed while it loaded; the model may hold a mixture.
+            WeightsPoisonedError: the engine failed while loading; the model may hold a mixture of weights.
         """
         self._enter("applying")
         loading = asyncio.ensure_future(self._load(weights, writes))
@@ -113,7 +113,7 @@ class CurrentWeights:
         self._wake_waiters()
 
     def drain(self) -> None:
-        """Refuse to wait for other weights from now on; those who wait are refused too."""
+        """Refuse to wait for other weights from now on, also for requests that are already waiting."""
         self._draining = True
         self._wake_waiters()
 

@@ -1,4 +1,4 @@
-"""The weights that serve, and those that a score may require. Plain values: no tensors, no files."""
+"""Descriptions of the served weights, and of the weights that a score may require. No tensors and no files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vigor_service.errors import ServiceError, WeightDigestMismatchError, Weight
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """One published state of the model: its name (version), its content (digest), its parts."""
+    """One published state of the model: its version (name), its digest (content), and its tensors."""
 
     version: int
     digest: str
@@ -23,13 +23,13 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class WeightRequirement:
-    """The weights that a score must come from; None stands for any."""
+    """The weights from which a score must come. None accepts any version or digest."""
 
     version: int | None = None
     digest: str | None = None
 
     def unmet_by(self, weights: Weights) -> ServiceError | None:
-        """Return why these weights will not do, None if they do."""
+        """Return the error if these weights do not meet the requirement, else None."""
         if self.version is not None and self.version != weights.version:
             return WeightVersionMismatchError(
                 f"version {weights.version} is served, {self.version} was asked for",

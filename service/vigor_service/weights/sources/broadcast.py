@@ -1,7 +1,7 @@
-"""The missing files of an update through torch.distributed.
+"""Receives the missing files of an update through torch.distributed.
 
-The service's end is a process of its own, which is killed when a file is refused or late, and when all have come: what
-torch.distributed does and waits for happens outside the service.
+The receiving end is a process of its own, so that torch.distributed cannot block the service. That process is killed
+when a file is refused or late, and when all files have arrived.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ from vigor_service.weights.updates.update import Update
 
 
 class BroadcastReceiver:
-    """Makes sources of broadcasts for a model on ``device``, if it ``is_allowed``; 4 MiB have ``timeout_seconds``."""
+    """Creates broadcast sources for a model on ``device``, if ``is_allowed``.
+
+    Every 4 MiB must arrive within ``timeout_seconds``.
+    """
 
     def __init__(self, *, device: str, is_allowed: bool, timeout_seconds: float) -> None:
         self._device = device
@@ -29,10 +32,10 @@ class BroadcastReceiver:
         self._timeout_seconds = timeout_seconds
 
     def source(self, request: BroadcastRequest) -> BroadcastSource:
-        """Return the source of what the request's caller sends.
+        """Return the source of the broadcast that the request announces.
 
         Raises:
-            InvalidRequestError: broadcasts are not allowed, or nccl is asked for without a GPU.
+            InvalidRequestError: broadcasts are not allowed, or nccl is requested without a GPU.
         """
         if not self._is_allowed:
             raise _refuse("broadcasts are disabled: start the service with --allow-broadcast", "broadcast")
@@ -53,12 +56,12 @@ class BroadcastSource(UpdateSource):
         self._timeout_seconds = timeout_seconds
 
     @asynccontextmanager
-    async def started(self, update: Update, files: Sequence[UpdateFile]) -> AsyncGenerator[Bring]:  # noqa: ARG002 - as the others
+    async def started(self, update: Update, files: Sequence[UpdateFile]) -> AsyncGenerator[Bring]:  # noqa: ARG002 - the protocol's signature
         """Join the broadcast.
 
         Raises:
-            InvalidRequestError: the other end disconnected. As after the next one, the update stays open.
-            DeadlineExceededError: there was no other end, or bytes were late.
+            InvalidRequestError: the sender disconnected. The update stays open.
+            DeadlineExceededError: no sender connected, or bytes arrived too late. The update stays open.
         """
         try:
             async with _running(self._end(files)) as process:
@@ -85,7 +88,7 @@ async def _running(end: End) -> AsyncGenerator[BroadcastProcess]:
     try:
         yield process
     finally:
-        process.kill()  # before anything is awaited: a thread that reads from it goes on
+        process.kill()  # before any await: a thread that is still reading then returns
         await asyncio.to_thread(process.close)
 
 

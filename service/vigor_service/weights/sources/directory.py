@@ -1,4 +1,4 @@
-"""The missing files of an update from a directory of this machine, which is emptied of them."""
+"""Moves the missing files of an update out of a directory of this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,10 @@ from vigor_service.weights.updates.update import Update
 
 
 class DirectorySource(UpdateSource):
-    """Files that are moved from ``directory`` into staging, or copied. If one is refused, all are put back."""
+    """Files that are moved from ``directory`` into staging, or copied if they cannot be moved.
+
+    If one file is refused, all are put back.
+    """
 
     name = "directory"
 
@@ -30,7 +33,7 @@ class DirectorySource(UpdateSource):
         """Move the files in.
 
         Raises:
-            InvalidRequestError, StagingFullError, DeadlineExceededError: as `take_file`; the directory is as it was.
+            InvalidRequestError, StagingFullError, DeadlineExceededError: as `take_file`; the directory is restored.
         """
         taken: list[StagedFile] = []
 
@@ -48,7 +51,7 @@ class DirectorySource(UpdateSource):
             raise
 
     async def _give_back(self, update: Update, taken: Sequence[StagedFile]) -> None:
-        if update.lifecycle.state is not State.RECEIVING:  # its staging directory is gone, or is being verified
+        if update.lifecycle.state is not State.RECEIVING:  # staging is removed or being verified
             return
         for staged in taken:
             update.received.discard(staged.announced.name)

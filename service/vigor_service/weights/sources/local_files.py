@@ -1,4 +1,4 @@
-"""Updates whose files this machine can read already: whole checkpoints, and versions as slime publishes them.
+"""Updates from files that this machine can read: whole checkpoints, and versions as slime publishes them.
 
 Files are copied before they are verified, so that their writer may change them afterwards.
 """
@@ -23,7 +23,7 @@ from vigor_service.weights.version import Weights
 
 
 class LocalFiles:
-    """Takes updates from directories under ``root``; None: from nowhere."""
+    """Loads updates from directories under ``root``; with None, loading from disk is refused."""
 
     def __init__(
         self, updates: Updates, current_weights: CurrentWeights, *, root: Path | None, threads: FileThreads
@@ -32,10 +32,10 @@ class LocalFiles:
         self._current_weights = current_weights
         self._versions = None if root is None else PublishedVersions(root.resolve())
         self._threads = threads
-        self._pulled: tuple[Path, str] | None = None  # from where what serves was pulled, and its digest
+        self._pulled: tuple[Path, str] | None = None  # directory and digest of the last pulled version
 
     async def source(self, directory: str) -> DirectorySource:
-        """Return the source of files that a client wrote into a directory for the service alone.
+        """Return the source of files that a client wrote into a directory only for the service.
 
         Raises:
             InvalidRequestError: the directory is not under the root.
@@ -49,19 +49,19 @@ class LocalFiles:
 
         Raises:
             InvalidRequestError: the directory is not under the root, is not a checkpoint, or is refused as an update.
-            ServiceError: as an update that is sent.
+            ServiceError: as for an update that a client sends.
         """
         versions = self._required("model_path")
         version = await self._threads.run("local", versions.checkpoint, directory, weight_version, "model_path")
         return await self._commit(versions, version)
 
     async def pull(self, source: str, target: int) -> Weights:
-        """Serve a version of a directory of versions: by the changes since what is served, or from the newest full one.
+        """Serve a version from a directory of versions: apply the deltas since the served one or the newest full one.
 
         Raises:
             InvalidRequestError: a directory is missing, damaged, or not under the root.
-            WeightBaseMismatchError: the version is older than the one that was pulled from there.
-            ServiceError: as an update that is sent; versions before the one that failed are served.
+            WeightBaseMismatchError: the version is older than the one that was pulled from this directory before.
+            ServiceError: as for an update that a client sends. The last version before the failed one is served.
         """
         versions = self._required("source_dir")
         directory = await self._threads.run("local", versions.inside, source, "source_dir")
@@ -73,7 +73,7 @@ class LocalFiles:
         return self._current_weights.weights
 
     def _served_from(self, directory: Path, target: int) -> int | None:
-        """Return the version that is served, if it came from this directory: changes to it may follow."""
+        """Return the served version if it was pulled from this directory, so that deltas can be applied to it."""
         served = self._current_weights.weights
         if self._pulled != (directory, served.digest) or self._current_weights.state != "ready":
             return None
@@ -108,7 +108,7 @@ class LocalFiles:
         update_id = (await self._updates.open(request)).update_id
         try:
             await self._updates.receive(update_id, CopySource(versions, version, self._threads))
-        except BaseException:  # also a cancelled request: nothing half-copied is left behind
+        except BaseException:  # also for a cancelled request: no partial copy must remain
             with contextlib.suppress(ServiceError):
                 await self._updates.drop(update_id)
             raise
@@ -116,7 +116,7 @@ class LocalFiles:
 
 
 class CopySource(UpdateSource):
-    """All files of a published version, which stay where they are."""
+    """All files of a published version. They are copied, and stay where they are."""
 
     name = "copy"
 
@@ -126,12 +126,12 @@ class CopySource(UpdateSource):
         self._threads = threads
 
     @contextlib.asynccontextmanager
-    async def started(self, update: Update, files: Sequence[UpdateFile]) -> AsyncGenerator[Bring]:  # noqa: ARG002 - as the others
+    async def started(self, update: Update, files: Sequence[UpdateFile]) -> AsyncGenerator[Bring]:  # noqa: ARG002 - the protocol's signature
         """Copy the files.
 
         Raises:
-            InvalidRequestError: one of them cannot be read, or has changed since it was announced.
-            DeadlineExceededError: their disk does not answer.
+            InvalidRequestError: a file cannot be read, or has changed since it was announced.
+            DeadlineExceededError: the disk does not answer.
         """
         yield lambda staged: staged.write(self._chunks(self._version.files[staged.announced.name]))
 

@@ -16,30 +16,30 @@ from vigor_service.weights.storage.plain_files import open_plain
 from vigor_service.weights.storage.staging import refusing_full_disk
 from vigor_service.weights.updates.staged_file import BUFFER_BYTES, describe_file, temporary_path
 
-# Another disk, or a directory that only its owner may change.
+# The file is on another disk, or in a directory that only its owner may change.
 _CANNOT_BE_MOVED = (errno.EXDEV, errno.EACCES, errno.EPERM)
 
 
 def require_takable(source: Path, announced: UpdateFile) -> None:
-    """Check that there is such a file, without moving it.
+    """Check that the announced file exists, without moving it.
 
     Raises:
-        InvalidRequestError: it is missing, no plain file, or of another size than announced.
+        InvalidRequestError: the file is missing, is not a plain file, or has another size than announced.
     """
     try:
-        _require_plain(source.lstat(), announced)  # a pipe would never end, a link may lead anywhere
+        _require_plain(source.lstat(), announced)  # a pipe never ends, and a link may lead anywhere
     except OSError as error:
         raise _refuse(announced, f"cannot be taken: {error.strerror}") from error
 
 
 def take_file(source: Path, path: Path, announced: UpdateFile) -> Generator[None, None, None]:
-    """Bring ``source`` to ``path``, which appears only if the bytes have the announced number and checksum; in steps.
+    """Move or copy ``source`` to ``path``, in steps. ``path`` appears only with the announced size and checksum.
 
-    A moved file has left its directory, so that its owner cannot change it after it was hashed. A file with several
-    names, or from another disk, is copied, and stays.
+    A file is moved if possible, so that its owner cannot change it after it was hashed. A file that cannot be moved, or
+    that has several hard links, is copied, and the original stays.
 
     Raises:
-        InvalidRequestError: it is missing, no plain file, not readable, or other bytes than were announced.
+        InvalidRequestError: the file is missing, not plain, not readable, or differs from the announcement.
         StagingFullError: the disk is full.
     """
     partial = temporary_path(path)
@@ -57,7 +57,7 @@ def take_file(source: Path, path: Path, announced: UpdateFile) -> Generator[None
 
 
 def give_back(path: Path, source: Path) -> None:
-    """Put a file back where it was taken from; remove it if there is one, as after it was copied."""
+    """Put a file back where it was taken from. If a file is there already, as after a copy, only remove this one."""
     with suppress(OSError):
         if not os.path.lexists(source):
             path.rename(source)
@@ -65,7 +65,10 @@ def give_back(path: Path, source: Path) -> None:
 
 
 def _move(source: Path, target: Path) -> bool:
-    """Return whether the file was moved: it can be, and has no other name by which it could be changed."""
+    """Move the file, unless it cannot be moved or has another hard link through which it could be changed.
+
+    Return whether it was moved.
+    """
     try:
         source.rename(target)
     except OSError as error:
@@ -79,7 +82,7 @@ def _move(source: Path, target: Path) -> bool:
 
 
 def _copy(source: Path, target: Path, num_bytes: int) -> Generator[None, None, None]:
-    """Copy at most one byte more than was announced: a file that grows might never end."""
+    """Copy at most one byte more than announced, because reading a growing file might never end."""
     missing_bytes = num_bytes + 1
     with open_plain(source) as given, target.open("xb") as copy:
         while data := given.read(min(BUFFER_BYTES, missing_bytes)):
@@ -89,7 +92,7 @@ def _copy(source: Path, target: Path, num_bytes: int) -> Generator[None, None, N
 
 def _require_announced(path: Path, announced: UpdateFile) -> Generator[None, None, None]:
     with open_plain(path) as file:
-        _require_plain(os.fstat(file.fileno()), announced)  # it may have been replaced since it was looked at
+        _require_plain(os.fstat(file.fileno()), announced)  # it may have been replaced since the first check
         found = yield from describe_file(announced.name, file)
     if found != announced:
         raise _refuse(announced, f"has checksum {found.checksum}, {announced.checksum} was announced")

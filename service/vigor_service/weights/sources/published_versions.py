@@ -1,7 +1,7 @@
-"""Directories under --weights-root as they are: checkpoints, and versions as slime publishes them.
+"""Reads directories under --weights-root: checkpoints, and versions as slime publishes them.
 
-A version is a directory ``weight_v000012``, with all weights or with what changed since the version that its index
-names. Only plain files under the root are opened, and of an index a bounded number of bytes is read.
+A version is a directory such as ``weight_v000012``. It has all weights, or the changes since the version that its index
+names. Only plain files under the root are opened, and a bounded number of bytes of an index is read.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from vigor_service.weights.storage.plain_files import UnusableFileError, open_pl
 from vigor_service.weights.updates.staged_file import describe_file
 
 MAX_VERSIONS = 1024
-"""Steps from a full version to the target; more are refused."""
+"""Maximum number of versions from a full one to the target; more are refused."""
 
 _FILE_NAME: TypeAdapter[str] = TypeAdapter(FileName)
 
 
 @dataclass(frozen=True, slots=True)
 class PublishedVersion:
-    """One published directory; without a base it has all weights."""
+    """One published directory. Without a base it has all weights; else the changes since the base."""
 
     number: int
     files: Mapping[str, Path]
@@ -39,13 +39,13 @@ class PublishedVersion:
 
 
 class PublishedVersions:
-    """What lies under ``root``, a resolved path. Its methods wait for the disk."""
+    """The published directories under ``root``, a resolved path. Methods block while they wait for the disk."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
 
     def inside(self, directory: str, field: str) -> Path:
-        """Return a directory under the root, resolved; ``field`` is what the request calls it.
+        """Return a directory under the root as a resolved path. ``field`` is the request's field that names it.
 
         Raises:
             InvalidRequestError: there is no such directory under the root.
@@ -56,7 +56,7 @@ class PublishedVersions:
         return path
 
     def checkpoint(self, directory: str, number: int, field: str) -> PublishedVersion:
-        """Return the files that transformers would load from a directory, under the root.
+        """Return the files that transformers would load from a directory under the root.
 
         Raises:
             InvalidRequestError: there is no such directory, or it is not a checkpoint.
@@ -64,7 +64,7 @@ class PublishedVersions:
         return PublishedVersion(number, self._checkpoint(self.inside(directory, field), field))
 
     def leading_to(self, directory: Path, target: int, served: int | None) -> list[PublishedVersion]:
-        """Return the versions that lead to the target, in order: from a full one, or from the one that is served.
+        """Return the versions that lead to the target, in order, starting at a full one or after the served one.
 
         Raises:
             InvalidRequestError: a version is missing or damaged, or there are too many.
@@ -85,7 +85,7 @@ class PublishedVersions:
         """Open a file of a version.
 
         Raises:
-            InvalidRequestError: it cannot be read, is not plain, or leads out of the root.
+            InvalidRequestError: the file cannot be read, is not plain, or is outside the root.
         """
         try:
             return open_plain(path, root=self._root)
@@ -93,10 +93,10 @@ class PublishedVersions:
             raise refuse(str(error), path.parent.name, path.name) from error
 
     def announce(self, name: str, path: Path) -> Generator[None, None, UpdateFile]:
-        """Return the announcement of a file, in steps of a buffer.
+        """Return the announcement of a file, which is read in steps of one buffer.
 
         Raises:
-            InvalidRequestError: as `open`, or it is empty.
+            InvalidRequestError: as `open`, or the file is empty.
         """
         with self.open(path) as file:
             try:
@@ -137,7 +137,7 @@ class PublishedVersions:
 
 
 def _named(directory: Path, names: Iterable[str]) -> Mapping[str, Path]:
-    """Return the file of each name, if an update may have files of these names."""
+    """Return the path of each name, if these names are allowed for the files of an update."""
     files = {name: directory / name for name in names}
     if len(files) > MAX_UPDATE_FILES:
         raise refuse(f"has {len(files)} files; an update has at most {MAX_UPDATE_FILES}", directory.name)
@@ -152,11 +152,11 @@ def _named(directory: Path, names: Iterable[str]) -> Mapping[str, Path]:
 
 
 def _resolved(path: Path) -> Path | None:
-    """Return a directory's own path, None if there is no such directory."""
+    """Return the resolved path of a directory, or None if there is no such directory."""
     try:
         resolved = path.resolve(strict=True)
         return resolved if resolved.is_dir() else None
-    except (OSError, ValueError, RuntimeError):  # a name that is too long, one that no file can have, links in a circle
+    except (OSError, ValueError, RuntimeError):  # too long or invalid names, or links in a circle
         return None
 
 
@@ -172,5 +172,5 @@ _NOTHING_APPLIED = "nothing was applied"
 
 
 def refuse(message: str, *place: str) -> InvalidRequestError:
-    """Return the error that names this place, and says that nothing was applied."""
+    """Return an error with this message and place, which says that nothing was applied."""
     return invalid_request([FieldError(loc=list(place), msg=message)], consequence=_NOTHING_APPLIED)

@@ -11,7 +11,7 @@ from vigor_service.weights.updates.update import Update
 
 
 class UploadSource(UpdateSource):
-    """The file ``file_name``, as the chunks of a body with this ``Content-Length``, if it has one."""
+    """The file ``file_name`` as the chunks of a request body, whose ``Content-Length`` may be unknown."""
 
     name = "upload"
     takes_turns = False
@@ -22,14 +22,14 @@ class UploadSource(UpdateSource):
         self._content_length = content_length
 
     def wanted(self, update: Update) -> Sequence[UpdateFile]:
-        """Return the file, as it was announced.
+        """Return the file's announcement.
 
         Raises:
-            InvalidRequestError: it was not announced, or with another length.
+            InvalidRequestError: the file was not announced, or was announced with another length.
         """
         return [update.announced(self._file_name, self._content_length)]
 
     @asynccontextmanager
-    async def started(self, update: Update, files: Sequence[UpdateFile]) -> AsyncGenerator[Bring]:  # noqa: ARG002 - as the others
+    async def started(self, update: Update, files: Sequence[UpdateFile]) -> AsyncGenerator[Bring]:  # noqa: ARG002 - the protocol's signature
         """Write the body into staging."""
         yield lambda staged: staged.write(self._chunks)

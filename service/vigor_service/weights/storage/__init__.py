@@ -1,4 +1,4 @@
-"""Directories on disk: staging for updates under way, and the weights from which a restart comes back.
+"""Directories on disk: the staging of open updates, and the stored weights that a restart restores.
 
 It knows files and locks; it does not know what an update means.
 """

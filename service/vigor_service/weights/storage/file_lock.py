@@ -1,4 +1,4 @@
-"""Locks of directories. The system frees the lock of a process that ends, also of one that is killed."""
+"""Locks of directories. The system frees the lock of a process when the process ends, even if it is killed."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def try_lock(directory: Path) -> UnixFileLock | None:
 
 @contextmanager
 def locked(directory: Path) -> Generator[None]:
-    """Hold the lock of a directory, once no other process does."""
+    """Wait for the lock of a directory, and hold it in the context."""
     with _lock(directory):
         yield
 
 
 def _lock(directory: Path) -> UnixFileLock:
-    # A file system without flock is an error: the library's other way would outlast a process that is killed.
+    # A file system without flock is an error: the library's fallback lock would remain after a process was killed.
     # Not thread_local: a service may be started on one thread and ended on another.
     return UnixFileLock(directory / _NAME, mode=0o600, thread_local=False, fallback_to_soft=False)

@@ -1,6 +1,6 @@
-"""Opens files that other programs wrote: plain ones only, without a wait, and none outside the allowed directory.
+"""Opens files that other programs wrote: only plain ones, without blocking, and none outside the allowed directory.
 
-A pipe would never end, reading a device may change it, and a link may lead anywhere.
+Reading a pipe may never end, reading a device may change it, and a link may lead anywhere.
 """
 
 from __future__ import annotations
@@ -12,19 +12,19 @@ from typing import BinaryIO
 
 
 class UnusableFileError(OSError):
-    """A file is not read; the message says why, without its path."""
+    """A file cannot be used; the message says why, without the path."""
 
 
 def open_plain(path: Path, *, root: Path | None = None) -> BinaryIO:
-    """Open a plain file for reading. Links are followed only with a ``root``: to what lies under it, a resolved path.
+    """Open a plain file for reading. Links are followed only with ``root``, a resolved path, and only to files in it.
 
     Raises:
-        UnusableFileError: there is no such file, it is not plain, it may not be read, or it leads out of the root.
+        UnusableFileError: the file is missing, not plain, not readable, or outside the root.
     """
     follow = 0 if root is not None else os.O_NOFOLLOW
     try:
-        # The place alone is opened first, which reads nothing. What is checked is then what is read, also if another
-        # file gets the name meanwhile.
+        # O_PATH opens only the place and reads nothing. So the file that is checked is the file that is read, even if
+        # another file gets its name meanwhile.
         place = os.open(path, os.O_PATH | os.O_CLOEXEC | follow)
         try:
             _refuse_unusable(place, root)
@@ -35,7 +35,7 @@ def open_plain(path: Path, *, root: Path | None = None) -> BinaryIO:
         raise
     except OSError as error:
         raise UnusableFileError(f"cannot be read: {error.strerror}") from error
-    except ValueError as error:  # a null character, half a surrogate pair
+    except ValueError as error:  # a null character, or half a surrogate pair
         raise UnusableFileError("cannot be read: this is not a valid file name") from error
 
 
@@ -43,7 +43,7 @@ def read_plain(path: Path, *, max_bytes: int, root: Path | None = None) -> bytes
     """Return the bytes of a plain file.
 
     Raises:
-        UnusableFileError: as `open_plain`, or it has more than ``max_bytes``.
+        UnusableFileError: as `open_plain`, or the file has more than ``max_bytes``.
     """
     with open_plain(path, root=root) as file:
         data = file.read(max_bytes + 1)
@@ -56,7 +56,7 @@ def num_bytes_of_plain(path: Path) -> int:
     """Return the number of bytes of a plain file.
 
     Raises:
-        UnusableFileError: there is no such file, or it is not plain.
+        UnusableFileError: as `open_plain`.
     """
     with open_plain(path) as file:
         return os.fstat(file.fileno()).st_size

@@ -10,7 +10,7 @@ _logger = logging.getLogger(__name__)
 
 
 def remove(path: Path) -> None:
-    """Remove a directory with all in it, or a file of any kind; of a link the link. What stays is logged.
+    """Remove a directory with its contents, or a file or link (not its target). Errors are logged.
 
     A file that a process has open on a network file system cannot be removed until it is closed.
     """
@@ -20,6 +20,6 @@ def remove(path: Path) -> None:
         else:
             path.unlink(missing_ok=True)
     except FileNotFoundError:
-        pass  # removed by another at the same time
+        pass  # removed by another process or thread meanwhile
     except OSError as error:
         _logger.warning("not_removed", extra={"path": path, "reason": error.strerror})

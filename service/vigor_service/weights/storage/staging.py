@@ -1,7 +1,7 @@
-"""Disk space for updates that are under way. One directory per process, locked while it lives.
+"""Disk space for open updates. Each process has one directory, which is locked while the process lives.
 
-The next process that starts removes what a killed one left behind. Processes that start together do so one by one, so
-that none takes the new directory of another for one that was left behind.
+A process that starts removes the directories of killed processes. Processes that start at the same time do this one
+after the other, so that none mistakes the new directory of another for an abandoned one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FULL_DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def refusing_full_disk(what: str) -> Generator[None]:
-    """Raise StagingFullError, ``the disk is full: what``, where the system says so."""
+    """Turn the system's errors about a full disk into StagingFullError, ``the disk is full: what``."""
     try:
         yield
     except OSError as error:
@@ -41,7 +41,7 @@ def refusing_full_disk(what: str) -> Generator[None]:
 
 
 def default_staging_root() -> Path:
-    """Return a directory of this user's under the system's temporary directory."""
+    """Return this user's directory under the system's temporary directory."""
     return Path(tempfile.gettempdir()) / f"vigor-staging-{os.getuid()}"
 
 
@@ -68,24 +68,24 @@ class StagingArea:
             remove(directory)
 
     def _take_over_stale(self, root: Path) -> list[Path]:
-        """Move the directories of processes that are gone into this one's, to be removed without the lock."""
+        """Move the directories of ended processes into this process's directory, to remove them without the lock."""
         stale: list[Path] = []
         for path in root.iterdir():
-            with suppress(FileNotFoundError):  # its process is removing it at this moment
+            with suppress(FileNotFoundError):  # its process is just removing it
                 if _is_stale(path):
                     stale.append(path.rename(self._directory / path.name))
         return stale
 
     def directory(self, name: str) -> Path:
-        """Return where `create` makes the directory of this name."""
+        """Return the path at which `create` makes the directory of this name."""
         return self._directory / name
 
     async def create(self, name: str, *, num_bytes: int) -> None:
-        """Make a new, empty directory of this name, in which ``num_bytes`` are to be written.
+        """Create an empty directory of this name, into which ``num_bytes`` will be written.
 
         Raises:
-            StagingFullError: the disk has less than that.
-            DeadlineExceededError: it does not answer.
+            StagingFullError: the disk has less free space.
+            DeadlineExceededError: the disk does not answer.
         """
         await self._threads.run("staging", self._create, name, num_bytes)
 
@@ -101,7 +101,7 @@ class StagingArea:
             self.directory(name).mkdir()
 
     async def remove(self, path: Path) -> None:
-        """Free the disk, away from the event loop. A disk that does not answer is logged: nothing depends on it."""
+        """Remove a directory, off the event loop. If the disk does not answer, that is only logged."""
         try:
             await self._threads.run("removal", self._remove, path)
         except DeadlineExceededError as error:
@@ -109,11 +109,11 @@ class StagingArea:
 
     def _remove(self, path: Path) -> None:
         with suppress(FileNotFoundError):
-            # Renamed first: a file that is still on its way finds no directory, instead of keeping this one alive.
+            # Renamed first, so that a file that is still being received finds no directory to be written into.
             remove(path.rename(self._directory / secrets.token_hex(_TOKEN_BYTES)))
 
     def close(self) -> None:
-        """Remove everything and give up the lock."""
+        """Remove everything, and release the lock."""
         remove(self._directory)
         if self._lock is not None:
             self._lock.release()
@@ -126,7 +126,7 @@ def _refuse_foreign(root: Path) -> None:
 
 
 def _is_stale(directory: Path) -> bool:
-    """Whether this is a directory of a process that is gone: its lock is free, or it was killed before it had one."""
+    """Return whether this is a directory of an ended process: no other process holds its lock."""
     if not _OWN_NAME.fullmatch(directory.name) or directory.is_symlink() or not directory.is_dir():
         return False
     lock = try_lock(directory)

@@ -1,8 +1,9 @@
 """The published weights on disk, for a restart: the last full update and the updates that followed it.
 
-Each update has a directory of its own, ``00000012``, numbered in the order of the commits, with its files as they were
-received and a record of what it is. A directory gets its number in one step, when all of it is on the disk, and loses
-it in one step, before any of it is removed: what has a number is whole, wherever the process was killed.
+Each update has its own directory, such as ``00000012``, numbered in the order of the commits. It has the files as they
+were received, and a record that describes the update. A directory gets its number by one rename after all of it is on
+the disk, and loses it by one rename before anything in it is removed. So a numbered directory is always complete, even
+if the process was killed.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from vigor_service.weights.storage.staging import refusing_full_disk
 _logger = logging.getLogger(__name__)
 
 MAX_FOLLOWING = 32
-"""Deltas and partial updates after a full one; then a full one is due, because a restart replays them all."""
+"""Maximum number of deltas and partial updates after a full one. Then a full one is required, because a restart replays
+them all."""
 _RECORD = "update.json"
 _FILES = "files"
 _INCOMING = "incoming"
@@ -39,7 +41,7 @@ _MAX_RECORD_BYTES = 1 << 16
 
 
 class UpdateRecord(BaseModel):
-    """The weights that a stored update makes, and those that it was made from."""
+    """The weights that a stored update results in, and its base weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -52,7 +54,7 @@ class UpdateRecord(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class StoredUpdate:
-    """An update on the disk, in the directory of that name."""
+    """An update on the disk, in the directory with this name."""
 
     name: str
     record: UpdateRecord
@@ -61,19 +63,19 @@ class StoredUpdate:
 
     @property
     def is_whole(self) -> bool:
-        """Whether it needs no update before it."""
+        """Whether the update needs no earlier update."""
         return self.record.encoding in WHOLE_ENCODINGS
 
 
 class DamagedStateError(Exception):
-    """The directory holds something else than what was stored; the message names the place."""
+    """The directory does not contain what was stored; the message names the place."""
 
 
 class StateDirectory:
-    """The state directory of this process alone.
+    """The state directory, locked for this process.
 
     Raises:
-        StartupError: it cannot be used, or another service uses it.
+        StartupError: the directory cannot be used, or another service uses it.
     """
 
     def __init__(self, root: Path) -> None:
@@ -88,21 +90,21 @@ class StateDirectory:
         except OSError as error:
             raise StartupError(f"state directory {root}: {error.strerror}") from error
         self._last_number = max(map(_number, self._directories()), default=0)
-        self._last_digest: str | None = None  # of the weights that a restart comes back with; None: what it starts with
-        self._following_bytes: list[int] = []  # of each update since the last full one
+        self._last_digest: str | None = None  # of the weights that a restart restores; None if none
+        self._following_bytes: list[int] = []  # sizes of the updates since the last full one
 
     @property
     def staging_root(self) -> Path:
-        """Where updates are received, on the same file system."""
+        """Directory in which updates are received, on the same file system."""
         return self._root / "staging"
 
     def read(self) -> list[StoredUpdate]:
-        """Return what has to be replayed, in order: the last full update, if there is one, and all that followed it.
+        """Return the updates to replay, in order: the last full update, if there is one, and all that followed it.
 
-        Older updates are removed: the process may have been killed before it did so.
+        Older updates are removed, because the process may have been killed before it removed them.
 
         Raises:
-            DamagedStateError: a record or a file is not there, is not plain, or cannot be read.
+            DamagedStateError: a record or a file is missing, is not plain, or cannot be read.
         """
         updates: list[StoredUpdate] = []
         for path in reversed(self._directories()):
@@ -116,7 +118,10 @@ class StateDirectory:
         return updates
 
     def require_room_to_follow(self, base_digest: str, *, model_bytes: int) -> None:
-        """Raise WeightBaseMismatchError where a full update has to come first: a restart replays all since the last."""
+        """Raise WeightBaseMismatchError if the next update must be a full one.
+
+        A restart replays all updates since the last full one, so their number and total size are limited.
+        """
         if len(self._following_bytes) >= MAX_FOLLOWING or sum(self._following_bytes) > model_bytes:
             raise WeightBaseMismatchError(
                 f"{len(self._following_bytes)} updates since the last full one are in the state directory: "
@@ -125,7 +130,10 @@ class StateDirectory:
         self._require_stored(base_digest)
 
     def _require_stored(self, base_digest: str) -> None:
-        """After storing failed, or took too long, the last stored weights may be others than those that serve."""
+        """Raise WeightBaseMismatchError if the last stored weights are not the base.
+
+        They may differ from the served weights after storing failed or took too long.
+        """
         if self._last_digest not in (None, base_digest):
             raise WeightBaseMismatchError(
                 f"the state directory has weights {self._last_digest} last, not {base_digest}: send a full update",
@@ -134,11 +142,11 @@ class StateDirectory:
             )
 
     def store(self, record: UpdateRecord, files: Mapping[str, Path]) -> None:
-        """Keep an update that is verified: once this returns, a restart comes back with it. The files stay, too.
+        """Store a verified update. Once this returns, a restart restores it. The given files also stay in place.
 
         Raises:
             StagingFullError: the disk is full; nothing is stored.
-            WeightBaseMismatchError: it does not follow what is stored last; nothing is stored.
+            WeightBaseMismatchError: the update does not follow the last stored one; nothing is stored.
         """
         if record.encoding not in WHOLE_ENCODINGS:
             self._require_stored(record.base_digest)
@@ -151,13 +159,13 @@ class StateDirectory:
             remove(incoming)
             raise
         self._last_number += 1
-        self._last_digest = record.weight_digest  # also if what follows fails: it may be there
+        self._last_digest = record.weight_digest  # set before the rename: after an error the update may be stored
         incoming.rename(self._root / f"{self._last_number:08d}")
         _sync(self._root)
         self._note(record, sum(path.stat().st_size for path in files.values()))
 
     def close(self) -> None:
-        """Give up the lock; what is stored stays."""
+        """Release the lock. The stored updates stay."""
         self._lock.release()
 
     def _write(self, directory: Path, record: UpdateRecord, files: Mapping[str, Path]) -> None:
@@ -177,10 +185,10 @@ class StateDirectory:
             self._following_bytes.append(num_bytes)
 
     def _remove_before(self, number: int) -> None:
-        """Remove updates that no restart needs any more; what stays costs disk space alone."""
+        """Remove updates that a restart no longer needs. If that fails, the rest only costs disk space."""
         try:
             outgoing = [self._without_number(path) for path in self._directories() if _number(path) < number]
-            _sync(self._root)  # or, after a loss of power, what is half removed might have its number again
+            _sync(self._root)  # else a half-removed update might have its number again after a power loss
         except OSError as error:
             _logger.warning("not_removed", extra={"path": self._root, "before": number, "reason": error.strerror})
             return
@@ -191,7 +199,7 @@ class StateDirectory:
         return path.rename(self._root / f"{_OUTGOING}{secrets.token_hex(8)}")
 
     def _remove_leftovers(self) -> None:
-        """Remove what a process was writing, or removing, when it was killed."""
+        """Remove directories that a process was writing or removing when it was killed."""
         for path in self._root.iterdir():
             if path.name == _INCOMING or path.name.startswith(_OUTGOING):
                 remove(path)

@@ -1,4 +1,4 @@
-"""One weight update from opening to swap: open, receive, verify, commit; and the same again after a restart.
+"""Weight updates from opening to swap: open, receive, verify, commit; and the replay of updates after a restart.
 
-It knows the state of each update; it does not know HTTP, nor where files come from.
+It knows the state of each update; it knows neither HTTP nor the sources of files.
 """

@@ -1,4 +1,4 @@
-"""From received files to serving weights: verify and store beside the running batches, swap between two of them."""
+"""Commits an update: its files are verified and stored while batches run, and swapped in between two batches."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ _logger = logging.getLogger(__name__)
 class Committer:
     """Commits one update at a time.
 
-    ``tensors`` returns the model's own; ``plan_checkpoint`` maps a checkpoint's tensors to them; ``stage`` brings new
-    values near to the engines while these compute; while ``exclusive`` is entered no batch reads the old ones. A
-    verified update is written to ``state``, if there is one, before the swap: a process that is killed in the swap
-    comes back with the new weights.
+    ``tensors`` returns the model's own tensors, and ``plan_checkpoint`` maps a checkpoint's tensors to them. ``stage``
+    sends new values to the engines while they compute. In the context ``exclusive`` no batch runs. A verified update is
+    written to ``state``, if there is one, before the swap, so a process that is killed in the swap restarts with the
+    new weights.
     """
 
     def __init__(
@@ -64,10 +64,10 @@ class Committer:
         """Verify everything, store it, then swap.
 
         Raises:
-            InvalidRequestError: names all that is wrong; the old weights serve on.
-            StagingFullError: it cannot be stored; the old weights serve on.
-            DeadlineExceededError: a disk does not answer; the old weights serve on. If it did store the new ones,
-                they are what a restart comes back with, and the next update has to be a full one.
+            InvalidRequestError: the update is refused, and the error lists all faults; the old weights stay in service.
+            StagingFullError: the update cannot be stored; the old weights stay in service.
+            DeadlineExceededError: a disk does not answer; the old weights stay in service. If the disk did store the
+                new weights, a restart restores those, and the next update has to be a full one.
             WeightsPoisonedError: the swap failed half-way.
         """
         before = self._current_weights.weights
@@ -93,7 +93,7 @@ class Committer:
         )
 
     def _verify(self, update: Update, before: Weights) -> Verified:
-        # It brings torch along: imported here, so that the socket opens before torch is loaded.
+        # This module imports torch. It is imported here, so that the socket opens before torch is loaded.
         from vigor_service.weights.verification.verify import verify
 
         return verify(
@@ -127,7 +127,7 @@ class Committer:
 
 
 def log_refusal(commit: asyncio.Task[CommitResponse]) -> None:
-    """Log why a commit failed, also when its caller is gone."""
+    """Log why a commit failed, even if its caller has disconnected."""
     error = None if commit.cancelled() else commit.exception()
     if isinstance(error, ServiceError):
         places = "; ".join(f"{'/'.join(map(str, place.loc))} {place.msg}" for place in error.errors[:3])

@@ -1,6 +1,6 @@
-"""The state of a weight update, and which state may follow which.
+"""The state of a weight update, and the allowed transitions.
 
-Nothing else keeps a state of an update: what is answered, measured, logged and refused is asked from here.
+This is the only place that stores the state of an update: responses, metrics, log lines and refusals all read it here.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ _logger = logging.getLogger(__name__)
 
 
 class State(StrEnum):
-    """State of an update. The last four are ends."""
+    """State of an update. The last four are final."""
 
     OPENING = "opening"
-    """Its staging directory is being made."""
+    """Its staging directory is being created."""
     RECEIVING = "receiving"
-    """Files may come."""
+    """Files may be sent."""
     VERIFYING = "verifying"
-    """All files are there and are checked, then stored for a restart."""
+    """All files have arrived; they are verified, then stored for a restart."""
     APPLYING = "applying"
-    """It waits for the batch under way, and is swapped in."""
+    """It waits for the work ahead of it in the queue, and is then swapped in."""
     COMMITTED = "committed"
-    """Its weights serve."""
+    """Its weights were swapped in."""
     REFUSED = "refused"
-    """It could not be opened, did not pass, could not be stored, or its swap failed."""
+    """It could not be opened, failed verification, could not be stored, or its swap failed."""
     DROPPED = "dropped"
-    """Its owner ended it."""
+    """A client dropped it."""
     EXPIRED = "expired"
-    """No request came for it within the timeout."""
+    """No request for it arrived within the timeout."""
 
 
 TRANSITIONS: Mapping[State, frozenset[State]] = {
@@ -56,11 +56,11 @@ _ON_THE_WIRE: Mapping[State, UpdateState] = {
 
 
 class IllegalTransitionError(Exception):
-    """An update was to enter a state that does not follow the one it is in."""
+    """An update was to enter a state that may not follow its current state."""
 
 
 class Lifecycle:
-    """The state of one update. ``on_change`` is called with each state that is entered, the first one included."""
+    """The state of one update. ``on_change`` is called whenever a state is entered, including the first one."""
 
     def __init__(self, weight_version: int, *, on_change: Callable[[Lifecycle], None]) -> None:
         self._weight_version = weight_version
@@ -75,24 +75,24 @@ class Lifecycle:
 
     @property
     def is_open(self) -> bool:
-        """Whether something may follow. While it does, no other update is opened."""
+        """Whether another state may follow. While an update is open, no other one can be opened."""
         return bool(TRANSITIONS[self._state])
 
     @property
     def is_gone(self) -> bool:
-        """Whether it ended without its weights being served."""
+        """Whether the update ended without being committed."""
         return not self.is_open and self._state is not State.COMMITTED
 
     @property
     def on_the_wire(self) -> UpdateState:
-        """What a status calls the state. An update that is gone has no status."""
+        """The state's name in an API status. An update that is gone has no status."""
         return _ON_THE_WIRE[self._state]
 
     def enter(self, state: State) -> None:
         """Change the state.
 
         Raises:
-            IllegalTransitionError: ``state`` does not follow the present one, which stays.
+            IllegalTransitionError: ``state`` may not follow the current state, which stays.
         """
         if state not in TRANSITIONS[self._state]:
             raise IllegalTransitionError(

@@ -1,6 +1,6 @@
-"""The open weight update and the last ones that ended. One is open at a time.
+"""The open weight update, and the last ones that ended. At most one is open at a time.
 
-Sources bring files, `Committer` verifies and swaps them; here is when they may.
+Sources bring files, and `Committer` verifies and swaps them; this module decides when they may.
 """
 
 from __future__ import annotations
@@ -57,21 +57,21 @@ class Updates:
         self._timeout_seconds = timeout_seconds
         self._max_upload_bytes = max_upload_bytes
         self._opening = asyncio.Lock()
-        self._updates: OrderedDict[str, Update] = OrderedDict()  # the open one, and the last that ended
+        self._updates: OrderedDict[str, Update] = OrderedDict()  # the open one, and the last ones that ended
         self._expiry: asyncio.Task[None] | None = None
 
     async def open(self, request: UpdateRequest, update_id: str | None = None) -> UpdateStatus:
-        """Open an update, under the name that its caller gives it. Asking again gives the state of the same update.
+        """Open an update under the name that its caller gives it. Opening it again returns its status.
 
         Raises:
             InvalidRequestError: an update of this name was opened with another request.
-            UpdateConflictError: another one is open; or the one of this name was dropped or refused.
-            WeightBaseMismatchError: it was made from other weights than those that serve, or a full update is due.
-            PayloadTooLargeError: it announces more bytes than the model can need.
+            UpdateConflictError: another update is open, or the one of this name was dropped or refused.
+            WeightBaseMismatchError: its base is not the served weights, or a full update is required.
+            PayloadTooLargeError: it announces more bytes than the limit.
             StagingFullError: the disk has too little space.
             DeadlineExceededError: the disk does not answer.
         """
-        async with self._opening:  # a request that comes again waits for the directory of the first one
+        async with self._opening:  # a repeated request waits until the first one has made the directory
             if update_id is not None and (known := self._updates.get(update_id)) is not None:
                 return known.status_of_same(request)
             self._refuse_second()
@@ -80,14 +80,14 @@ class Updates:
             return await self._make(request, update_id or secrets.token_hex(16))
 
     async def _make(self, request: UpdateRequest, update_id: str) -> UpdateStatus:
-        directory = self._staging.directory(secrets.token_hex(16))  # never a name that a caller chose
+        directory = self._staging.directory(secrets.token_hex(16))  # never a name chosen by a caller
         lifecycle = Lifecycle(request.weight_version, on_change=self._measure)
         update = Update(update_id, request, directory, lifecycle, asyncio.get_running_loop().time())
         self._remember(update)
         try:
             await self._staging.create(directory.name, num_bytes=update.num_bytes)
-            update.require_not_gone()  # a caller that gives up drops it before it has an answer
-        except BaseException:  # also of a request that was cancelled
+            update.require_not_gone()  # the caller may have dropped it meanwhile
+        except BaseException:  # also for a cancelled request
             if lifecycle.state is State.OPENING:
                 self._end(update, State.REFUSED)
             await self._discard(update)
@@ -97,11 +97,12 @@ class Updates:
         return update.status()
 
     async def receive(self, update_id: str, source: UpdateSource) -> UpdateStatus:
-        """Bring files from a source into staging. Each replaces what was received of it before.
+        """Bring files from a source into staging. Each replaces what was received of the same file before.
 
         Raises:
-            UpdateNotFoundError, UpdateConflictError: the update takes no file now, or a newer request sends this one.
-            InvalidRequestError, DeadlineExceededError, StagingFullError: as the source and `StagedFile.write`; nothing
+            UpdateNotFoundError, UpdateConflictError: the update accepts no files now, or a newer request is sending
+                this file.
+            InvalidRequestError, DeadlineExceededError, StagingFullError: as the source and `StagedFile.write`; no part
                 of the file stays.
         """
         update = self._known(update_id)
@@ -115,7 +116,7 @@ class Updates:
         return update.status()
 
     async def _receive(self, update: Update, file: UpdateFile, bring: Bring, source_name: str) -> None:
-        """Have one file brought in place of an older sender's, and note that it has come."""
+        """Receive one file, in place of an older sender of the same file, and record it as received."""
         started = perf_counter()
         try:
             await update.senders[file.name].send(partial(bring, self._staged(update, file)))
@@ -147,11 +148,13 @@ class Updates:
         )
 
     async def commit(self, update_id: str) -> CommitResponse:
-        """Verify the update and serve it. Asking again gives the same answer, an error too.
+        """Verify the update and serve it. Repeated calls get the same result, also if it is an error.
 
         Raises:
-            UpdateNotFoundError, UpdateConflictError: there is nothing to commit, or files are missing (it stays open).
-            InvalidRequestError: it was refused; names every reason. It is dropped, and the old weights serve on.
+            UpdateNotFoundError, UpdateConflictError: there is nothing to commit, or files are missing (the update stays
+                open).
+            InvalidRequestError: the update is refused, and the error lists every reason. The old weights stay in
+                service.
             WeightsPoisonedError: the swap failed half-way.
         """
         update = self._known(update_id)
@@ -161,7 +164,7 @@ class Updates:
             update.lifecycle.enter(State.VERIFYING)
             update.commit = asyncio.create_task(self._commit(update))
             update.commit.add_done_callback(log_refusal)
-        # A client that goes away does not stop its commit.
+        # A client that disconnects does not stop its commit.
         return await asyncio.shield(update.commit)
 
     async def _commit(self, update: Update) -> CommitResponse:
@@ -181,20 +184,20 @@ class Updates:
         """Return the state and the files of an update.
 
         Raises:
-            UpdateNotFoundError: it was never opened, or was dropped, refused, expired or forgotten.
+            UpdateNotFoundError: the update was never opened, was dropped or refused, has expired, or is too old.
         """
         return self._known(update_id).status()
 
     def under_way(self) -> UpdateProgress | None:
-        """Return how far the open update is; None without one."""
+        """Return the progress of the open update; None if none is open."""
         newest = self._newest_open()
         return None if newest is None else newest.progress()
 
     async def drop(self, update_id: str) -> None:
-        """End an open update and free its disk. Asking again does nothing.
+        """Drop an open update and free its disk space. Dropping it again does nothing.
 
         Raises:
-            UpdateNotFoundError, UpdateConflictError: it is not open, or is being committed.
+            UpdateNotFoundError, UpdateConflictError: the update is not open, or is being committed.
         """
         update = self._known(update_id)
         if update.lifecycle.state is State.DROPPED:
@@ -205,12 +208,12 @@ class Updates:
         await self._discard(update)
 
     def close(self) -> None:
-        """Stop the clock of an open update."""
+        """Stop the timeout of an open update."""
         if self._expiry is not None:
             self._expiry.cancel()
 
     async def _expire(self, update: Update) -> None:
-        """End the update once no request came for it within the timeout."""
+        """End the update if no request for it arrives within the timeout."""
         while (left := self._seconds_left(update)) > 0:
             await asyncio.sleep(left)
         if update.lifecycle.state is State.RECEIVING:
@@ -219,7 +222,10 @@ class Updates:
             await self._discard(update)
 
     def _seconds_left(self, update: Update) -> float:
-        """A file on its way has a limit of its own; when that ends it, there is time to send the file again."""
+        """Return the seconds until the update expires.
+
+        A file that is being received has its own time limit. If that limit ends it, there is time to send it again.
+        """
         if update.is_sending:
             return self._timeout_seconds
         return update.touched_at + self._timeout_seconds - asyncio.get_running_loop().time()
@@ -229,7 +235,7 @@ class Updates:
         await self._staging.remove(update.directory)
 
     def _known(self, update_id: str) -> Update:
-        """Return the open update, or one of the last that were committed, refused or dropped, by its name."""
+        """Return the open update, or one of the last that were committed, refused or dropped, by its id."""
         if (update := self._updates.get(update_id)) is None:
             raise not_found(update_id)
         return update
@@ -240,7 +246,7 @@ class Updates:
         self._updates[update.update_id] = update
 
     def _end(self, update: Update, state: State) -> None:
-        """Enter a last state and forget the update: another one may be opened by its name."""
+        """Enter a final state and forget the update, so that its name can be used again."""
         update.lifecycle.enter(state)
         del self._updates[update.update_id]
 

@@ -1,4 +1,4 @@
-"""One sender per file: the newest one. The connection of an older one may be dead without a sign."""
+"""Keeps one sender per file: the newest one, because the connection of an older one may be dead unnoticed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class SupersededError(Exception):
 
 
 class NewestSender:
-    """Runs the work of one sender at a time. A new one ends the older one, and begins once that has ended."""
+    """Runs the work of one sender at a time. A new sender cancels the older one, and begins once that has ended."""
 
     def __init__(self) -> None:
         self._writing = asyncio.Lock()
@@ -20,14 +20,14 @@ class NewestSender:
 
     @property
     def is_active(self) -> bool:
-        """Whether a sender is at work, or waits for an older one's end."""
+        """Whether a sender is working, or waiting for an older one to end."""
         return self._sender is not None
 
     async def send(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Run ``work`` in place of what ran before.
+        """Run ``work`` in place of an older sender's work.
 
         Raises:
-            SupersededError: it was ended by a newer sender, or by ``stop``.
+            SupersededError: a newer sender or ``stop`` cancelled the work.
             Exception: what the work raises.
         """
         self._end()
@@ -43,7 +43,7 @@ class NewestSender:
                 self._sender = None
 
     async def stop(self) -> None:
-        """End the sender, and return once nothing of it is written any more."""
+        """Cancel the sender, and return once it no longer writes."""
         self._end()
         async with self._writing:
             pass

@@ -1,4 +1,4 @@
-"""What is refused before an update is opened: another base than the weights that serve, and too many bytes."""
+"""Checks before an update is opened: its base must be the served weights, and its size is limited."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _CHECKPOINT_COPIES = 4  # a checkpoint may have a wider dtype, tied tensors twic
 
 
 def refuse_other_base(request: UpdateRequest, current: CurrentWeights, state: StateDirectory | None) -> None:
-    """Raise WeightBaseMismatchError if its base is not what serves, or a full update is due."""
+    """Raise WeightBaseMismatchError if the base is not the served weights, or if a full update is required."""
     serving = current.weights
     bases = ("version", serving.version, request.base_version), ("digest", serving.digest, request.base_digest)
     for kind, have, want in bases:
@@ -35,7 +35,7 @@ def refuse_other_base(request: UpdateRequest, current: CurrentWeights, state: St
 
 
 def refuse_oversize(request: UpdateRequest, weights: Weights, max_upload_bytes: int | None) -> None:
-    """Raise PayloadTooLargeError if more bytes are announced than the limit; by default, than the model can need."""
+    """Raise PayloadTooLargeError if more bytes are announced than the limit. Default: what the model can need."""
     num_bytes = sum(file.num_bytes for file in request.files)
     limit = max_upload_bytes or _most_bytes(request, weights)
     if num_bytes > limit:
@@ -43,7 +43,7 @@ def refuse_oversize(request: UpdateRequest, weights: Weights, max_upload_bytes: 
 
 
 def _most_bytes(request: UpdateRequest, weights: Weights) -> int:
-    """Every tensor, tied ones under each of their names, and the headers of the files."""
+    """Return the maximum size of the files in bytes: all tensors, tied ones under each name, and the headers."""
     num_names = sum(len(info.names) for info in weights.tensors)
     copies = 2 if num_names > len(weights.tensors) else 1
     if request.encoding == "checkpoint":

@@ -17,14 +17,14 @@ _logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """What the model holds now; ``damage`` says why that is not what was published last."""
+    """The weights that the model holds now. ``damage`` says why they are not the last published ones."""
 
     weights: Weights
     damage: str | None = None
 
 
 def replay(state: StateDirectory, scorer: HeldWeights, weights: Weights) -> Replayed:
-    """Apply what is stored to a model that holds ``weights``. Nothing may be scored while there is damage."""
+    """Apply the stored updates to a model that holds ``weights``. If the result has damage, nothing may be scored."""
     try:
         for update in state.read():
             verified = _verified(update, scorer, weights)

@@ -1,4 +1,4 @@
-"""What the manager asks of a source of files: an upload, a directory of this machine, a broadcast."""
+"""Interface between the manager and a source of files: an upload, a directory of this machine, a broadcast."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from vigor_service.weights.updates.staged_file import StagedFile
 from vigor_service.weights.updates.update import Update
 
 Bring: TypeAlias = Callable[[StagedFile], Coroutine[Any, Any, None]]
-"""Brings one file into staging. When it is cancelled, or raises, nothing of the file stays there."""
+"""Brings one file into staging. If it is cancelled or raises, no part of the file stays there."""
 
 
 class UpdateSource(Protocol):
-    """Where files of an update come from.
+    """Source of files of an update.
 
-    ``name`` is for the log. A source with ``takes_turns`` waits for the one before it that does, and finds the files
-    of that one there; another one ends an older sender of the same file.
+    ``name`` is for the log. A source with ``takes_turns`` waits until an earlier one of that kind has ended, and then
+    brings only files that are still missing. A source without it replaces an older sender of the same file.
     """
 
     name: ClassVar[str]
     takes_turns: ClassVar[bool] = True
 
     def wanted(self, update: Update) -> Sequence[UpdateFile]:
-        """Return the files that it is to bring, in this order: all that have not come yet.
+        """Return the files that the source is to bring, in this order. By default all that have not arrived yet.
 
         Raises:
-            InvalidRequestError: it cannot bring what was announced.
+            InvalidRequestError: the source cannot bring what was announced.
         """
         return update.missing
 
     def started(self, update: Update, files: Sequence[UpdateFile]) -> AbstractAsyncContextManager[Bring]:
-        """Start the source for as long as the context lasts. An error that ends the context cancels it.
+        """Start the source for the duration of the context. An error that ends the context cancels the source.
 
         Raises:
             InvalidRequestError: one of the files cannot be brought.

@@ -1,4 +1,4 @@
-"""One file on its way into staging: bounded memory, the checksum taken on the way, writes off the event loop."""
+"""Receives one file into staging: with bounded memory, a checksum on the fly, and writes off the event loop."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BUFFER_BYTES = 4 << 20
 
 
 def describe_file(name: str, file: BinaryIO) -> Generator[None, None, UpdateFile]:
-    """Return the announcement of an open file, which is read once, in steps of a buffer."""
+    """Return the announcement of an open file, which is read once, in steps of one buffer."""
     hasher, num_bytes = new_hasher(), 0
     while data := file.read(BUFFER_BYTES):
         hasher.update(data)
@@ -38,7 +38,7 @@ def temporary_path(path: Path) -> Path:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StagedFile:
-    """A place in the staging directory for one announced file. ``on_progress`` is told the bytes so far, per buffer."""
+    """The place of one announced file in staging. ``on_progress`` is called with the bytes so far after each buffer."""
 
     announced: UpdateFile
     path: Path
@@ -47,9 +47,9 @@ class StagedFile:
     on_progress: Callable[[int], None]
 
     async def write(self, chunks: AsyncIterator[bytes]) -> None:
-        """Write the chunks to ``path``, which appears only when all bytes are there and have the announced checksum.
+        """Write the chunks to ``path``, which appears only when all bytes have arrived with the announced checksum.
 
-        At most one write is in flight, so no more than two buffers are held.
+        At most one write is in flight, so at most two buffers are held.
 
         Raises:
             InvalidRequestError: more or fewer bytes than announced, or another checksum.
@@ -91,7 +91,7 @@ class StagedFile:
 
 
 class _PartialFile:
-    """A file that is created and removed on threads. Once removed it stays so, also if `create` runs later."""
+    """A file that threads create and remove. After its removal, a late `create` raises instead of creating it again."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -115,9 +115,9 @@ class _PartialFile:
 
 
 async def _coalesce(chunks: AsyncIterator[bytes]) -> AsyncIterator[memoryview]:
-    """Yield full buffers, and what is left at the end. Two are reused in turn, which spares page faults.
+    """Yield full buffers, and the rest at the end. Two buffers are reused alternately, which avoids page faults.
 
-    A buffer holds its bytes until the next but one is asked for.
+    So a buffer's content is valid until the generator is advanced twice.
     """
     buffers = cycle([memoryview(bytearray(BUFFER_BYTES)) for _ in range(2)])
     buffer, filled = next(buffers), 0
@@ -153,7 +153,7 @@ class _Writer:
         await self._settle()
 
     async def _settle(self) -> None:
-        """Wait for the write in flight, also when the upload ends early: its file is closed next."""
+        """Wait for the write in flight, also if the upload ends early, because its file is closed next."""
         if self._in_flight is not None:
             task, self._in_flight = self._in_flight, None
             await asyncio.shield(task)

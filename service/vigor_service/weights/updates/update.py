@@ -1,4 +1,4 @@
-"""One weight update: its announcement, the files that have come, and its lifecycle."""
+"""One weight update: its announcement, the files that have arrived, and its lifecycle."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ RETRY_SECONDS = 1.0
 class Update:
     """An update from its opening to its outcome. ``touched_at`` is in the event loop's seconds.
 
-    ``senders`` are by file name, and so is ``arriving``: how many bytes have come of a file on its way.
-    ``taking_turns`` is held by a source that brings all missing files. ``commit`` holds the answer to a commit, for
-    those who ask again.
+    ``senders`` and ``arriving`` are by file name; ``arriving`` has the bytes so far of files that are being received.
+    ``taking_turns`` is held by a source that brings all missing files. ``commit`` keeps the result of a commit for
+    repeated calls.
     """
 
     update_id: str
@@ -39,45 +39,45 @@ class Update:
 
     @property
     def num_bytes(self) -> int:
-        """Announced bytes, all files together."""
+        """Announced size of all files together, in bytes."""
         return sum(file.num_bytes for file in self.request.files)
 
     @property
     def received_bytes(self) -> int:
-        """Bytes that have come, those of files on their way included."""
+        """Number of bytes that have arrived, including those of files that are being received."""
         whole = (file.num_bytes for file in self.request.files if file.name in self.received)
         return sum(whole) + sum(count for name, count in self.arriving.items() if name not in self.received)
 
     @property
     def paths(self) -> dict[str, Path]:
-        """File name -> path of the file once it is received."""
+        """Path that each file has once it is received, by file name."""
         return {file.name: self.directory / file.name for file in self.request.files}
 
     @property
     def missing(self) -> list[UpdateFile]:
-        """The announced files that have not come yet, in their order."""
+        """The announced files that have not arrived yet, in the order of the announcement."""
         return [file for file in self.request.files if file.name not in self.received]
 
     @property
     def is_sending(self) -> bool:
-        """Whether a file is on its way."""
+        """Whether a file is being received."""
         return any(sender.is_active for sender in self.senders.values())
 
     async def stop_senders(self) -> None:
-        """End every sender, and return once none of them writes any more."""
+        """Cancel all senders, and return once none of them writes any more."""
         await asyncio.gather(*(sender.stop() for sender in self.senders.values()))
 
     def touch(self) -> None:
-        """Start the timeout anew."""
+        """Restart the timeout."""
         self.touched_at = asyncio.get_running_loop().time()
 
     def note_arrival(self, name: str, num_bytes: int) -> None:
-        """Note how many bytes of a file have come so far; the timeout starts anew."""
+        """Record how many bytes of a file have arrived so far, and restart the timeout."""
         self.arriving[name] = num_bytes
         self.touch()
 
     def progress(self) -> UpdateProgress:
-        """Return how far an update is that is not gone."""
+        """Return the progress of the update, which must not be gone."""
         return UpdateProgress(
             weight_version=self.request.weight_version,
             state=self.lifecycle.on_the_wire,
@@ -123,11 +123,11 @@ class Update:
             raise UpdateConflictError(f"the update was {outcome}: open a new one under another name", state=outcome)
 
     def require_receiving(self) -> None:
-        """Raise unless files may come.
+        """Check that files may be sent.
 
         Raises:
             UpdateNotFoundError: it was dropped, refused, or expired.
-            UpdateConflictError: it is not open yet, or was committed.
+            UpdateConflictError: it is not open yet, is being committed, or was committed.
         """
         state = self.status().state
         if self.lifecycle.state is State.OPENING:
@@ -136,16 +136,16 @@ class Update:
             raise UpdateConflictError(f"the update is {state}", state=state)
 
     def require_complete(self) -> None:
-        """Raise UpdateConflictError unless every file has come."""
+        """Raise UpdateConflictError unless every file has arrived."""
         if missing := [file.name for file in self.missing]:
             detail = f"files are missing: {', '.join(missing)}; send them, then commit"
             raise UpdateConflictError(detail, state=self.lifecycle.on_the_wire, missing_files=[*missing])
 
     def announced(self, name: str, content_length: int | None) -> UpdateFile:
-        """Return what was announced of a file that comes with this ``Content-Length``, if with any.
+        """Return the announcement of a file that is sent with this ``Content-Length``, which may be None.
 
         Raises:
-            InvalidRequestError: it was not announced, or with another length.
+            InvalidRequestError: the file was not announced, or was announced with another length.
         """
         announced = next((file for file in self.request.files if file.name == name), None)
         if announced is None:
@@ -156,7 +156,7 @@ class Update:
 
 
 def not_found(update_id: str) -> UpdateNotFoundError:
-    """Return the error that there is no update of this name."""
+    """Return the error which says that there is no update with this id."""
     return UpdateNotFoundError(f"update {update_id[:64]!r} was never opened, or was dropped, refused or expired")
 
 

@@ -1,7 +1,8 @@
-"""Checks whether the files of a checkpoint, loaded as transformers loads them, make the model's tensors.
+"""Checks whether the files of a checkpoint, loaded as transformers loads them, yield the model's tensors.
 
-Names, dtypes and layout are the checkpoint's; what is checked, named by its digest and written is the model's own. Each
-tensor is made twice, to be verified and to be written, so that no second model is ever held.
+Names, dtypes and layout of the files are the checkpoint's. What is checked, covered by the digest and written are the
+model's own tensors. Each tensor is converted twice, to be verified and to be written, so that no second copy of the
+model is ever held.
 """
 
 from __future__ import annotations
@@ -24,23 +25,23 @@ from vigor_service.weights.verification.faults import Faults
 from vigor_service.weights.verification.tensor_files import open_tensors
 
 MAX_CHECKPOINT_TENSORS = 1 << 18
-"""Twice as many as the largest mixtures of experts have, where each expert has scales of its own."""
+"""Maximum number of tensors: twice that of the largest mixtures of experts, in which each expert has its own scales."""
 
 PlanCheckpoint: TypeAlias = Callable[[Iterable[str]], CheckpointPlan]
 
 
 @dataclass(frozen=True, slots=True)
 class VerifiedCheckpoint:
-    """A checkpoint that may be swapped in: the model as it is afterwards, and how its tensors are made."""
+    """A checkpoint that may be swapped in: the model's tensors after the swap, and how to convert them."""
 
     tensors: tuple[TensorInfo, ...]
     digest: str
     num_changed_tensors: int
     conversions: Sequence[Conversion]
-    paths: Mapping[str, Path]  # of each tensor in the checkpoint
+    paths: Mapping[str, Path]  # the file of each tensor in the checkpoint
 
     def writes(self) -> Iterator[tuple[str, Copy]]:
-        """Yield the canonical name of every tensor once, with what copies its new values to where it is."""
+        """Yield the canonical name of every tensor once, with the write that copies its new values into the model."""
         expected, written = _by_any_name(self.tensors), set[str]()
         with _reading(self.paths) as read:
             for conversion in self.conversions:
@@ -54,12 +55,12 @@ class VerifiedCheckpoint:
 def verify_checkpoint(
     files: Mapping[str, Path], served: Sequence[TensorInfo], plan_checkpoint: PlanCheckpoint
 ) -> VerifiedCheckpoint:
-    """Check a checkpoint's files against the tensors that are served, and describe the model with the new ones.
+    """Check a checkpoint's files against the served tensors, and describe the model with the new ones.
 
     Raises:
-        InvalidRequestError: lists every file that is not safetensors, and every tensor that the model has no place for
-            and does not know to ignore, that is missing, there twice, not finite, of another shape or kind of number,
-            or differs from one that it is tied to.
+        InvalidRequestError: lists every file that is not safetensors, and every faulty tensor: one that the model
+            neither has nor ignores, or that is missing, appears twice, is not finite, has another shape or kind of
+            number, or differs from a tensor that it is tied to.
     """
     check = _Check(served)
     paths = check.find_tensors(files)
@@ -91,12 +92,12 @@ class _Check:
     def __init__(self, served: Sequence[TensorInfo]) -> None:
         self._served = served
         self._expected = _by_any_name(served)
-        self._checksums: dict[str, str] = {}  # of what is right
-        self._made: set[str] = set()  # what was made at all
+        self._checksums: dict[str, str] = {}  # of the tensors without faults
+        self._made: set[str] = set()  # all converted tensors, with or without faults
         self.faults = Faults()
 
     def find_tensors(self, files: Mapping[str, Path]) -> dict[str, Path]:
-        """Return the file of each tensor."""
+        """Return the file of each tensor, by tensor name."""
         found: dict[str, Path] = {}
         for file_name, path in files.items():
             if len(found) > MAX_CHECKPOINT_TENSORS:
@@ -162,14 +163,14 @@ class _Check:
 
 
 def common_prefix(names: Iterable[str]) -> str:
-    """Return the first part of a dotted name, with its dot, where all names have the same; else nothing."""
+    """Return the first part of the dotted names, with its dot, if all names share it; else an empty text."""
     parts = {name.split(".", 1)[0] if "." in name else "" for name in names}
     return f"{parts.pop()}." if len(parts) == 1 and "" not in parts else ""
 
 
 @contextmanager
 def _reading(paths: Mapping[str, Path]) -> Generator[Read]:
-    """Yield what reads a tensor by its name; every file is opened once."""
+    """Yield a function that reads a tensor by its name. Every file is opened once."""
     with ExitStack() as stack:
         opened = {path: stack.enter_context(open_tensors(path)) for path in set(paths.values())}
         yield lambda name: opened[paths[name]].get_tensor(name)

@@ -1,7 +1,7 @@
-"""Checks whether the files of a delta turn the tensors that are served into exactly what they promise.
+"""Checks whether the files of a delta turn the served tensors into exactly what its checksums promise.
 
-A tensor that changed is patched in a copy on the host and compared with its promised checksum, one tensor at a time;
-those that serve are only read. Knows neither HTTP nor the engine.
+Each changed tensor is patched in a copy on the host and compared with its promised checksum, one tensor at a time. The
+served tensors are only read. Knows neither HTTP nor the engine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from vigor_service.weights.verification.tensor_files import TensorFile, open_ten
 
 @dataclass(frozen=True, slots=True)
 class _Place:
-    """Where a tensor's changes are: the file, the name in it; and the bytes of the tensor."""
+    """The place of a tensor's changes: the file, and the name in it; and the size of the tensor in bytes."""
 
     path: Path
     key: str
@@ -37,15 +37,15 @@ class _Place:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedDelta:
-    """A delta that may be applied to the weights it was made from."""
+    """A delta that may be applied to its base weights."""
 
     tensors: tuple[TensorInfo, ...]
     digest: str
     num_changed_tensors: int
-    _changed: Mapping[str, _Place]  # by canonical name, file after file
+    _changed: Mapping[str, _Place]  # by canonical name, grouped by file
 
     def writes(self) -> Iterator[tuple[str, Patch]]:
-        """Yield every changed tensor's canonical name, with what patches it where it is."""
+        """Yield every changed tensor's canonical name, with the write that patches it in the model."""
         for path, places in groupby(self._changed.items(), key=lambda item: item[1].path):
             with open_tensors(path) as file:
                 for name, place in places:
@@ -60,10 +60,10 @@ def verify_delta(
     base_version: int,
     version: int,
 ) -> VerifiedDelta:
-    """Check a directory of changes against the tensors that are served, whose ``values`` are only read.
+    """Check the files of a delta against the served tensors, whose ``values`` are only read.
 
     Raises:
-        InvalidRequestError: lists what is wrong with the index or with any tensor's changes.
+        InvalidRequestError: lists all faults of the index and of the tensors' changes.
     """
     check = _Check(files, served, values)
     index = check.read_index(base_version, version)

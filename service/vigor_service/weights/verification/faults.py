@@ -1,4 +1,4 @@
-"""The faults of an update: all are counted, the first ones are kept with their places."""
+"""The faults of an update: all are counted, and the first ones are kept with their places."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ class Faults:
         return self._count > 0
 
     def add(self, message: str, *place: str | int) -> None:
-        """Note a fault."""
+        """Add a fault at a place."""
         self._count += 1
         if self._count <= MAX_LISTED_ERRORS:
             loc = [part if isinstance(part, int) else part[:_MAX_NAME_CHARACTERS] for part in place]
             self._kept.append(FieldError(loc=loc, msg=message[:_MAX_MESSAGE_CHARACTERS]))
 
     def add_all(self, message: str, *place: str, names: Iterable[str]) -> None:
-        """Note the same fault of several names at a place."""
+        """Add the same fault for several names at a place."""
         for name in names:
             self.add(message, *place, name)
 

@@ -15,7 +15,7 @@ from vigor_service.weights.version import Weights
 
 
 def initial_weights(scorer: HeldWeights) -> Weights:
-    """Describe what the scorer was loaded with: version 0. Reads each tensor once, and holds one at a time."""
+    """Return a description of the scorer's loaded weights, as version 0. Reads each tensor once, one at a time."""
     aliases, num_bytes, infos = scorer.aliases(), 0, list[TensorInfo]()
     for name, tensor in scorer.tensors().items():
         num_bytes += tensor.nbytes

@@ -1,6 +1,6 @@
 """Checks whether files hold the model's tensors: all of them, or some. Knows neither HTTP nor the engine.
 
-All faults are found before the update is refused. Memory holds the pages of one tensor at a time.
+All faults are collected before the update is refused. Only one tensor at a time is in memory.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vigor_service.weights.verification.tensor_files import TensorFile, open_ten
 
 @dataclass(frozen=True, slots=True)
 class VerifiedUpdate:
-    """Tensors that may be swapped in: all of the model as it is afterwards, and where the new values lie."""
+    """Tensors that may be swapped in: all tensors of the model after the swap, and the files of the new values."""
 
     tensors: tuple[TensorInfo, ...]
     digest: str
@@ -30,22 +30,23 @@ class VerifiedUpdate:
     paths: Mapping[str, Path]
 
     def writes(self) -> Iterator[tuple[str, Copy]]:
-        """Yield the canonical name of every tensor that came, with what copies its values to where it is."""
+        """Yield the canonical name of every tensor in the files, with the write that copies it into the model."""
         for path in set(self.paths.values()):
             with open_tensors(path) as file:
-                for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                for name in file.keys():  # noqa: SIM118 - a safetensors file is not a mapping
                     if name in self.paths:
                         yield name, Copy(file.get_tensor(name))
 
 
 def verify_tensors(files: Mapping[str, Path], served: Sequence[TensorInfo], *, partial: bool = False) -> VerifiedUpdate:
-    """Check the files against the tensors that are served, and describe the model with the new ones.
+    """Check the files against the served tensors, and describe the model with the new ones.
 
-    With ``partial`` they need not be all, but one at least; what did not come stays as it is served.
+    With ``partial`` the files need at least one tensor instead of all; the other tensors stay as they are served.
 
     Raises:
-        InvalidRequestError: lists every file that is not safetensors, and every tensor that is unknown, missing, there
-            twice, of another shape or dtype, not finite, or an alias that differs from its canonical tensor.
+        InvalidRequestError: lists every file that is not safetensors, and every faulty tensor: one that is unknown,
+            missing, or appears twice, has another shape or dtype, is not finite, or is an alias that differs from its
+            canonical tensor.
     """
     check = _Check(served)
     for name, path in files.items():
@@ -71,7 +72,7 @@ class _Check:
     def __init__(self, served: Sequence[TensorInfo]) -> None:
         self._served = served
         self._expected = {name: info for info in served for name in info.names}
-        self._homes: dict[str, str] = {}  # tensor -> the file it came in
+        self._homes: dict[str, str] = {}  # name of each tensor's file
         self.paths: dict[str, Path] = {}
         self.checksums: dict[str, str] = {}
         self.faults = Faults()
@@ -79,7 +80,7 @@ class _Check:
     def read_file(self, file_name: str, path: Path) -> None:
         try:
             with open_tensors(path) as file:
-                for name in file.keys():  # noqa: SIM118 - a safetensors file is no mapping
+                for name in file.keys():  # noqa: SIM118 - a safetensors file is not a mapping
                     self._read_tensor(file, name, file_name, path)
         except SafetensorError as error:
             self.faults.add(f"not a safetensors file: {error}", "files", file_name)

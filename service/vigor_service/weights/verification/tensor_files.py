@@ -1,4 +1,4 @@
-"""Safetensors files that came from elsewhere: opened only if their list of tensors is of a bounded size."""
+"""Opens safetensors files from other machines or programs, if their header is within a limit."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     import torch
 
 MAX_HEADER_BYTES = 16 << 20
-"""Room for more than 100,000 tensors in one file."""
+"""Maximum size of a header in bytes, enough for more than 100,000 tensors in one file."""
 _LENGTH_BYTES = 8
 
 
 class TensorHeader(Protocol):
-    """What a file says of one tensor; ``get_dtype`` returns safetensors' code."""
+    """Header entry of one tensor. ``get_dtype`` returns safetensors' code of the dtype."""
 
     def get_dtype(self) -> str: ...
     def get_shape(self) -> list[int]: ...
 
 
 class TensorFile(Protocol):
-    """An open safetensors file: safetensors has no types of its own."""
+    """An open safetensors file. This protocol is needed because safetensors has no type annotations."""
 
     def keys(self) -> list[str]: ...
     def metadata(self) -> dict[str, str] | None: ...
@@ -33,10 +33,10 @@ class TensorFile(Protocol):
 
 
 def open_tensors(path: Path) -> AbstractContextManager[TensorFile]:
-    """Open a safetensors file; nothing of it is copied until a tensor is asked for.
+    """Open a safetensors file. No tensor is copied until it is requested.
 
     Raises:
-        SafetensorError: it is not a safetensors file, or its header is larger than `MAX_HEADER_BYTES`.
+        SafetensorError: the file is not a safetensors file, or its header is larger than `MAX_HEADER_BYTES`.
     """
     with path.open("rb") as file:
         header_bytes = int.from_bytes(file.read(_LENGTH_BYTES), "little")

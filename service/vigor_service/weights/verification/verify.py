@@ -1,4 +1,4 @@
-"""Verifies the files of an update of any encoding: the result may be swapped in."""
+"""Verifies the files of an update of any encoding. The result may be swapped in."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def verify(
     base_version: int,
     version: int,
 ) -> Verified:
-    """Check the files against the tensors that are served; only a delta reads their ``values``.
+    """Check the files against the served tensors. Only a delta reads their ``values``.
 
-    ``plan_checkpoint`` says what a checkpoint's tensors become in the model.
+    ``plan_checkpoint`` maps a checkpoint's tensors to the model's.
 
     Raises:
-        InvalidRequestError: lists all that is wrong.
+        InvalidRequestError: the files are refused; the error lists all faults.
     """
     if encoding == "delta":
         return verify_delta(files, served, values, base_version=base_version, version=version)
