@@ -53,7 +53,7 @@ class Plan:
 
     @property
     def one_at_a_time(self) -> bool:
-        """Whether a batch must hold one sequence: autograd sums a parameter's gradient over the sequences of a batch."""
+        """Whether a batch must hold one sequence: autograd sums a parameter's gradient over all sequences in it."""
         return self.decoder.layout == "single" or bool(self.fallback)
 
 
