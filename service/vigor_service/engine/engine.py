@@ -50,8 +50,8 @@ class Engine(ModelWeights):
     - ``norm_probes``: the number of sketch vectors for each matrix. The fast path then estimates the matrices' shares
       of a norm (see ``SketchVectors``), once its exact norms have passed the check. The reference never estimates.
       None: every norm is exact.
-    - ``activation_bytes``: the approximate limit of what a forward pass keeps at once; layers run twice to stay below
-      it. None: a share of the free memory.
+    - ``activation_bytes``: the approximate limit, in bytes, of what a forward pass keeps at once; layers run twice to
+      stay below it. None: a share of the free memory.
     - ``check_cache`` keeps the outcome of the check. None: each engine checks its model.
     - ``method``: what scores, the rules of the fast path or the reference. None: the faster of the two, as measured on
       the sequences that are scored.

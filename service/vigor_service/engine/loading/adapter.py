@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_PREFIX = "base_model.model."  # that PEFT gives every name
+_PREFIX = "base_model.model."  # prefix that PEFT adds to every name
 _NAMES_IN_MESSAGE = 5
 
 

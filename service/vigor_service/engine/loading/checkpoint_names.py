@@ -94,7 +94,7 @@ def plan_checkpoint(model: nn.Module, names: Iterable[str]) -> CheckpointPlan:
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     conversions: dict[str, Conversion] = {}
-    unexpected: dict[str, str] = {}  # renamed name, which transformers' lists ignore by -> name in the checkpoint
+    unexpected: dict[str, str] = {}  # renamed name (as in transformers' ignore lists) -> name in the checkpoint
     for name in sorted(names, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, own)
         if target not in own and name in own:

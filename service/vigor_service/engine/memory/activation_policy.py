@@ -75,7 +75,11 @@ def choose_activations(device: torch.device, demand: Demand, room_bytes: int | N
 
 @dataclass(frozen=True, slots=True)
 class LayerBytes:
-    """Estimated bytes of a token's activations in all layers, each run once by ``REMATERIALIZE``; and bytes saved."""
+    """Estimated bytes of a token's activations.
+
+    ``per_token``: in all layers, each run once by ``REMATERIALIZE``. ``saved_per_token``: what a layer that runs twice
+    saves.
+    """
 
     per_token: int
     saved_per_token: int  # by a layer that runs twice and keeps only its input

@@ -23,8 +23,8 @@ class UnsupportedAttentionError(Exception):
 class Span:
     """The tokens that a token attends to: itself and all before it, unless ``window`` or ``chunk`` limits them.
 
-    ``window``: only the last tokens, in this number, itself included. ``chunk``: only those of its own chunk, where
-    chunks have this number of tokens.
+    ``window``: only the last ``window`` tokens, itself included. ``chunk``: only the tokens of its own chunk, where
+    each chunk has ``chunk`` tokens.
     """
 
     window: int | None = None

@@ -231,5 +231,5 @@ def _shares(measured: _Measured, loss_slices: Sequence[slice]) -> list[dict[str,
 
 def _scores(measured: _Measured, loss_slices: Sequence[slice]) -> list[SequenceScore]:
     lengths_B = torch.tensor([rows.stop - rows.start for rows in loss_slices], device=measured.squared_norms_B.device)
-    norms_B = measured.squared_norms_B.sqrt() / lengths_B  # of the mean NLL's gradient: the pass summed it
+    norms_B = measured.squared_norms_B.sqrt() / lengths_B  # for the mean NLL: the pass used the sum
     return scores_of(measured.signals, loss_slices, norms_B)

@@ -29,7 +29,7 @@ _MOST_TRIAL_SECONDS = 10.0
 
 
 class FasterMethod:
-    """Scores each sequence by the method that was faster for its size; the first sequences of a size try both."""
+    """Scores each sequence by the method that was faster for its size; the first of a size are timed with both."""
 
     def __init__(
         self, rules: Score, reference: Reference, *, clock_seconds: Callable[[], float] = time.perf_counter

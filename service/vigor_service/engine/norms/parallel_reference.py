@@ -1,7 +1,7 @@
 """The reference for several sequences: on a CPU, each thread scores one sequence at a time with a model replica.
 
 Two threads that each run a forward and backward pass of one sequence take less time than two successive passes that
-share both threads: no operation is forked and joined, and one core's caches hold one sequence.
+share both threads. No operation is forked and joined, and one core's caches hold one sequence.
 """
 
 from __future__ import annotations

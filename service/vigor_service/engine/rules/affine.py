@@ -1,9 +1,9 @@
 """Scale and shift, element by element: the parameters of LayerNorm and of every RMSNorm, and learned scalars.
 
-``y = x ⊙ w + b``: per sequence the gradients are Σ_t g_t ⊙ x_t and Σ_t g_t, summed over every axis along which the
-parameter is broadcast: tokens always, heads where x has heads and they share the parameter, all for a scalar.
-Gemma's ``x ⊙ (1 + w)`` is the same with another factor. Where each head has features of its own (Cohere's norms of
-queries and keys), the parameter has the shape of x's last two axes.
+For ``y = x ⊙ w + b``, the gradients per sequence are Σ_t g_t ⊙ x_t and Σ_t g_t. They are summed over every axis along
+which the parameter is broadcast: always over tokens, over heads if x has heads and they share the parameter, and over
+all axes for a scalar. Gemma's ``x ⊙ (1 + w)`` is the same with another factor. If each head has features of its own
+(Cohere's norms of queries and keys), the parameter has the shape of x's last two axes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The output head with the loss: logits, gradient and norm, a few sequences at a time.
 
-The gradient of a loss row at its logits is softmax - onehot, known as soon as the logits are; so the head needs no
+The gradient of a loss row at its logits is softmax - onehot, known as soon as the logits are. So the head needs no
 graph, and the logits of a bounded number of rows exist at a time. With H (T, D) the head's input rows and K (T, V) the
 logit gradients, the weight's gradient is KᵀH. A head that is tied to the embedding passes (KᵀH)_u for the ids u of the
 sequence to the embedding's rule.

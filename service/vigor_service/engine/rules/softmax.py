@@ -2,7 +2,7 @@
 
 A row of ``softmax - onehot`` sums to zero. If it does not, the remainder is multiplied by the direction that all rows
 of the head's weight have in common. torch's float32 log-softmax adds the exponentials of a vocabulary one after the
-other in a few lanes: with 262,144 entries the sum is off by up to 1e-4, and next to one likely token the others are
+other in a few lanes. With 262,144 entries the sum is off by up to 1e-4, and next to one likely token the others are
 lost. Here exponentials are float32, and sums float64 over slices: docs/decisions/0048-sums-over-the-vocabulary.md.
 
 Shapes: R rows, V vocabulary entries.
