@@ -45,14 +45,16 @@ logger = logging.getLogger(__name__)
 
 
 class Engine(ModelWeights):
-    """Scores with a transformers model: by the fast path where it passes the self-check, else by the reference.
+    """Scores with a transformers model: by the fast path if it passes the self-check, else by the reference.
 
-    ``norm_probes`` is the number of sketch vectors for each matrix: the fast path then estimates what matrices add to a
-    norm (see ``SketchVectors``), once its exact norms have passed the check; the reference never estimates. None: every
-    norm is exact. ``activation_bytes`` is about the most that a forward pass keeps at once: layers run twice to stay
-    below it; None: a share of the free memory. ``check_cache`` keeps the outcome of the check; None: each engine checks
-    its model. ``method`` is what scores: the rules of the fast path, or the reference; None: the faster of the two, as
-    measured on what is scored.
+    - ``norm_probes``: the number of sketch vectors for each matrix. The fast path then estimates the matrices' shares
+      of a norm (see ``SketchVectors``), once its exact norms have passed the check. The reference never estimates.
+      None: every norm is exact.
+    - ``activation_bytes``: the approximate limit, in bytes, of what a forward pass keeps at once; layers run twice to
+      stay below it. None: a share of the free memory.
+    - ``check_cache`` keeps the outcome of the check. None: each engine checks its model.
+    - ``method``: what scores, the rules of the fast path or the reference. None: the faster of the two, as measured on
+      the sequences that are scored.
 
     Raises:
         ValueError: ``parameters`` selects nothing (see ``measured_parameters``), or ``norm_probes`` is not above 0.
@@ -87,7 +89,7 @@ class Engine(ModelWeights):
         self._heap = HeapTrimming()
         self._fitting = FittingScorer(partial(self._score, norms), score_frugally=_frugal_score(self._fast))
         self._fitting_signals = FittingScorer(partial(self._score, signals))
-        # The reference takes gradients beside what a batch takes, and only where there is room for them.
+        # Trial batches run by the rules: the reference also needs memory for gradients, and runs only if it is free.
         rules = self._reference.score if self._fast is None else self._fast.score
         self._fitting_batches = FittingScorer(rules, score_frugally=_frugal_score(self._fast))
 
@@ -98,28 +100,28 @@ class Engine(ModelWeights):
     def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts = NORM_AND_SIGNALS) -> BatchResult:
         """Return the scores of the sequences, in their order, under the current weights.
 
-        Where they do not fit into memory together they are scored some at a time.
+        If they do not fit into memory together, they are scored in parts.
 
         Raises:
-            NoMemoryLeftError: nothing can be scored, however short.
+            NoMemoryLeftError: no sequence can be scored, however short.
         """
         result = score_fitting(self._fitting if parts.norm else self._fitting_signals, sequences, parts)
         self._trim_heap()
         return result
 
     def attribute(self, sequence: TokenSequence) -> Attribution:
-        """Equal ``attribution.attribute(model, sequence, [measured])``, with some of the gradients in memory at once.
+        """Return ``attribution.attribute(model, sequence, [measured])``, with some of the gradients in memory at once.
 
         Raises:
-            ValueError: no token counts in the loss.
-            NoMemoryLeftError: it does not fit into memory.
+            ValueError: the sequence has no loss tokens.
+            NoMemoryLeftError: the attribution does not fit into memory.
         """
         attribution = attribute_within_memory(self._model, sequence, in_parts(self._measured))
         self._trim_heap()
         return attribution
 
     def measure_batch_tokens(self) -> int:
-        """Measure how many tokens a batch may have (``memory/token_budget.py``); logs what it found in one line."""
+        """Measure how many tokens a batch may have (``memory/token_budget.py``), and log the result in one line."""
         device, info = self._model.device, self.info
         return measure_batch_tokens(
             lambda sequences: self._fitting_batches.try_together(sequences) is not None,
@@ -139,7 +141,7 @@ class Engine(ModelWeights):
             return ways.reference(sequences)
         try:
             return ways.checked(sequences)
-        except Exception as error:  # a model may take another path than it was checked on, in its own code
+        except Exception as error:  # the model's own code may take a path that the check did not take
             if is_out_of_memory(error):
                 raise
             self._warn_once(error)
@@ -149,7 +151,7 @@ class Engine(ModelWeights):
         if self._fast is None or method == "reference":
             return None
         packs_on_gpu = self._model.device.type == "cuda" and not self._fast.plan.one_at_a_time
-        if method == "rules" or packs_on_gpu:  # there, one sequence at a time never fills the device
+        if method == "rules" or packs_on_gpu:  # one sequence at a time never fills a GPU
             return self._fast.score
         return FasterMethod(self._fast.score, self._reference).score
 
@@ -164,7 +166,7 @@ class Engine(ModelWeights):
 
 @dataclass(frozen=True, slots=True)
 class _Ways:
-    """How scores are computed: by what was checked when the model was loaded, if anything was, and by the reference."""
+    """The two ways to compute scores: the one checked when the model was loaded (or None), and the reference."""
 
     checked: Score | None
     reference: Score
@@ -179,7 +181,7 @@ def describe(
     tied_embeddings: bool,
     architecture: str | None = None,
 ) -> EngineInfo:
-    """Say what an engine measures of a model, and how; ``architecture`` None: the name of the model's class."""
+    """Return what an engine measures of a model, and how; ``architecture`` None: the name of the model's class."""
     inner = causal_model(model)
     return EngineInfo(
         model=name,
@@ -214,5 +216,5 @@ def _num_elements(tensors: Iterable[Tensor]) -> int:
 
 
 def _frugal_score(fast: FastNorms | None) -> Score | None:
-    """Return how to score with checkpoints, where layers can be checkpointed."""
+    """Return the scorer that uses activation checkpointing; None if no layers can be checkpointed."""
     return partial(fast.score, activations=Activations.CHECKPOINT) if fast is not None and fast.layers else None

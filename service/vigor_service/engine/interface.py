@@ -1,6 +1,6 @@
-"""What the rest of the service sees of the engine: its requests, its results, and the protocol of both.
+"""The engine's interface to the rest of the service: its requests, its results, and the protocol that it implements.
 
-Other rooms import from here and from ``sequences`` alone; only the assembly in ``__main__`` knows more.
+Other packages import only from here and from ``sequences``; only the assembly in ``__main__`` knows more.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vigor_service.engine.memory.device_memory import device_memory_bytes as dev
 from vigor_service.engine.sequences import NORM_AND_SIGNALS, ScoreParts, SequenceScore, TokenSequence
 
 Write: TypeAlias = Callable[[Tensor], None]
-"""Gives a tensor new values, in place."""
+"""A function that writes new values into a tensor, in place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,8 +28,8 @@ class BatchResult:
     """Scores of one batch in the order of its sequences.
 
     ``too_long`` has the sequences that did not fit into memory even alone, each with the longest length that is known
-    to fit; their score is ``EMPTY_SCORE``. ``fitting_tokens`` is None unless the batch had to be halved:
-    the most tokens that did fit at once.
+    to fit; their score is ``EMPTY_SCORE``. ``fitting_tokens`` is the largest number of tokens that did fit at once, or
+    None if the batch did not have to be halved.
     """
 
     scores: list[SequenceScore]
@@ -54,23 +54,23 @@ class EngineInfo:
     norm_probes: int | None  # sketch vectors of each matrix; None: every norm is exact
     rules: Mapping[str, Sequence[str]]  # rule -> names of the parameters it claims
     lora_scalings: Mapping[str, float] = field(default_factory=dict[str, float])  # of each layer that has an adapter
-    media_token_ids: frozenset[int] = frozenset()  # they stand for an image, a video or a sound
-    product_libraries: Mapping[str, int] = field(default_factory=dict[str, int])  # library -> classes that it computes
+    media_token_ids: frozenset[int] = frozenset()  # placeholders for an image, a video or a sound
+    product_libraries: Mapping[str, int] = field(default_factory=dict[str, int])  # library -> number of classes
 
 
 class HeldWeights(Protocol):
-    """The weights of a model by name, and how new values get in."""
+    """The weights of a model by name, and how new values are written into them."""
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """Every tensor a trainer must supply, tied ones once, under their canonical name."""
+        """Return every tensor that a trainer must supply by its canonical name, tied tensors once."""
         ...
 
     def aliases(self) -> dict[str, list[str]]:
-        """Canonical name of a tied tensor -> its other names."""
+        """Return canonical name of a tied tensor -> its other names."""
         ...
 
     def plan_checkpoint(self, names: Iterable[str]) -> CheckpointPlan:
-        """Say which of these tensors a checkpoint's tensors of these names become."""
+        """Return how a checkpoint's tensors of these names are converted into the model's tensors."""
         ...
 
     def load(self, writes: Iterable[tuple[str, Write]]) -> None:
@@ -79,29 +79,29 @@ class HeldWeights(Protocol):
 
 
 class Scorer(HeldWeights, Protocol):
-    """The seam between the service and the engine: all that the service knows of it."""
+    """The protocol of an engine: everything that the service uses of it."""
 
     @property
     def info(self) -> EngineInfo: ...
 
     def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts = NORM_AND_SIGNALS) -> BatchResult:
-        """Score one batch; the caller keeps it within its token budget. Each score has these parts.
+        """Return the scores of one batch, each with these parts; the caller keeps the batch within its token budget.
 
         Raises:
-            NoMemoryLeftError: nothing can be scored, however short.
+            NoMemoryLeftError: no sequence can be scored, however short.
         """
         ...
 
     def attribute(self, sequence: TokenSequence) -> Attribution:
-        """Say where the gradient norm of one sequence comes from; it is exact also where norms are estimated.
+        """Return where the gradient norm of one sequence comes from; it is exact even if norms are estimated.
 
         Raises:
-            ValueError: no token counts in the loss.
-            NoMemoryLeftError: it does not fit into memory.
-            UnsupportedByEngineError: the engine scores, and attributes nothing.
+            ValueError: the sequence has no loss tokens.
+            NoMemoryLeftError: the attribution does not fit into memory.
+            UnsupportedByEngineError: the engine scores, but does not support attribution.
         """
         ...
 
     def measure_batch_tokens(self) -> int:
-        """Measure how many tokens a batch may have, by trial batches."""
+        """Return how many tokens a batch may have, measured by trial batches."""
         ...

@@ -1,4 +1,4 @@
-"""The weights of a model by name: what a trainer must supply, and how new values get in."""
+"""The weights of a model by name: what a trainer must supply, and how new values are written into them."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ class ModelWeights:
         return {names[0]: names[1:] for names, _ in _named_once(self._model) if len(names) > 1}
 
     def plan_checkpoint(self, names: Iterable[str]) -> CheckpointPlan:
-        """Equal ``checkpoint_names.plan_checkpoint`` of the model."""
+        """Return ``checkpoint_names.plan_checkpoint(model, names)``."""
         return plan_checkpoint(self._model, names)
 
     def load(self, writes: Iterable[tuple[str, Write]]) -> None:
         """Call each write with the model's tensor of that name, which it changes in place.
 
         Raises:
-            KeyError, RuntimeError: a name is unknown, or a shape does not fit; what came before is applied already.
+            KeyError, RuntimeError: a name is unknown, or a shape does not fit; earlier writes are applied already.
         """
         own = self.tensors()
         with torch.no_grad():
@@ -43,7 +43,7 @@ class ModelWeights:
 
 
 def _named_once(model: nn.Module) -> list[tuple[list[str], Tensor]]:
-    """Return every tensor of the state dict with all of its names, the one that ``named_parameters`` uses first."""
+    """Return every tensor of the state dict with all of its names, the name in ``named_parameters`` first."""
     names: dict[int, list[str]] = {}
     tensors = model.state_dict(keep_vars=True)
     for name, tensor in tensors.items():

@@ -1,6 +1,6 @@
-"""What the engine scores, and what it answers: one prompt with one completion, as token ids.
+"""The engine's input and output types: one prompt with one completion, as token ids, and its score.
 
-Knows nothing about groups, ranks or text.
+This module knows nothing about groups, ranks or text.
 """
 
 from __future__ import annotations
@@ -11,29 +11,29 @@ from dataclasses import dataclass, field
 from hashlib import blake2b
 from math import nan, sqrt
 
-_DIGEST_BYTES = 32  # as long as that of SHA-256: two contents with one digest cannot be found
-_HASHED_AT_ONCE = 1 << 16  # ids; one call for millions would hold the interpreter from every other thread
+_DIGEST_BYTES = 32  # as long as a SHA-256 digest: two contents with the same digest cannot be found
+_HASHED_AT_ONCE = 1 << 16  # ids; one call for millions would block the interpreter for all other threads
 
 
 class PromptIds(tuple[int, ...]):
-    """The token ids of a prompt, as the tuple that they are. The sequences of a group share one.
+    """The token ids of a prompt, as a tuple with a digest. The sequences of a group share one object.
 
-    Its ids are read once for all the sequences that hold it: ``digest`` is 32 bytes of them, and two prompts are
-    compared by their digests.
+    The ids are read once for all sequences that hold the object: ``digest`` is a 32-byte hash of them, and two prompts
+    are compared by their digests.
     """
 
     digest: bytes
     _hash: int
 
     def __new__(cls, token_ids: Iterable[int]) -> PromptIds:
-        """Return the ids as they are if they are a prompt's already."""
+        """Return the prompt of these ids; a ``PromptIds`` is returned as it is."""
         if isinstance(token_ids, PromptIds):
             return token_ids
         prompt = super().__new__(cls, token_ids)
         hasher = blake2b(digest_size=_DIGEST_BYTES)
         _update(hasher, prompt)
         prompt.digest = hasher.digest()
-        prompt._hash = super(PromptIds, prompt).__hash__()  # that of the equal tuple
+        prompt._hash = super(PromptIds, prompt).__hash__()  # the hash of the equal tuple
         return prompt
 
     def __hash__(self) -> int:
@@ -47,7 +47,7 @@ class PromptIds(tuple[int, ...]):
 
 
 class UnsupportedByEngineError(Exception):
-    """What is asked of a sequence is nothing that an engine of this kind does."""
+    """An engine of this kind does not support the requested operation."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -55,8 +55,9 @@ class TokenSequence:
     """A prompt and one completion of it. Hashable: equal sequences have equal scores.
 
     ``loss_mask`` is as long as ``completion_ids`` (None: every completion token counts); a token that is
-    masked out of the loss still conditions what follows. ``digest`` is 32 bytes of all three: sequences are hashed and
-    compared by it, whatever their length. A prompt that is a ``PromptIds`` is read once for all of its sequences.
+    masked out of the loss still conditions what follows. ``digest`` is a 32-byte hash of all three: sequences are
+    hashed and compared by it, whatever their length. A prompt that is a ``PromptIds`` is read once for all of its
+    sequences.
 
     Raises:
         ValueError: the prompt is empty (its last token predicts the first completion token), or the mask's
@@ -85,12 +86,12 @@ class TokenSequence:
 
     @property
     def num_tokens(self) -> int:
-        """Prompt and completion together."""
+        """The number of tokens of prompt and completion together."""
         return len(self.prompt_ids) + len(self.completion_ids)
 
     @property
     def num_loss_tokens(self) -> int:
-        """T: the completion tokens that count in the loss."""
+        """T, the number of completion tokens that count in the loss."""
         return len(self.completion_ids) if self.loss_mask is None else sum(self.loss_mask)
 
     @property
@@ -99,29 +100,29 @@ class TokenSequence:
         return self.prompt_ids + self.completion_ids
 
     def loss_positions(self) -> list[int]:
-        """Positions in the sequence whose next-token prediction counts in the loss."""
+        """Return the positions in the sequence whose next-token prediction counts in the loss."""
         first = len(self.prompt_ids) - 1
         mask = self.loss_mask or (True,) * len(self.completion_ids)
         return [first + offset for offset, counts in enumerate(mask) if counts]
 
     def loss_targets(self) -> list[int]:
-        """The token that each loss position must predict."""
+        """Return the token that each loss position must predict."""
         token_ids = self.token_ids
         return [token_ids[position + 1] for position in self.loss_positions()]
 
 
 @dataclass(frozen=True, slots=True)
 class ScoreParts:
-    """What a score must hold beside its signals, which every pass gives.
+    """The parts that a score must have in addition to its signals, which every pass gives.
 
-    Without ``norm`` no backward pass runs, and nothing is kept for one.
+    Without ``norm`` no backward pass runs, and no activations are kept for one.
     """
 
     norm: bool = True
     token_logprobs: bool = False
 
     def include(self, other: ScoreParts) -> bool:
-        """Whether a score with these parts has the other's parts too."""
+        """Return whether a score with these parts has the other's parts too."""
         return self.norm >= other.norm and self.token_logprobs >= other.token_logprobs
 
 
@@ -132,7 +133,8 @@ NORM_AND_SIGNALS = ScoreParts()
 class SequenceScore:
     """The score of one sequence; every number is NaN when T is 0.
 
-    ``grad_norm`` is NaN and ``token_logprobs``, one number for each loss token, None where they were not asked for.
+    ``token_logprobs`` has one number for each loss token. A ``grad_norm`` that was not requested is NaN, and
+    ``token_logprobs`` that were not requested are None.
     """
 
     num_loss_tokens: int
@@ -158,7 +160,7 @@ EMPTY_SCORE = SequenceScore(0, nan, nan, nan, nan, nan, ())
 
 
 def _digest(prompt_ids: PromptIds, completion_ids: Sequence[int], loss_mask: Sequence[bool] | None) -> bytes:
-    """The lengths are part of it, so that no part reads as the beginning of the next."""
+    """Return the digest of a sequence. It covers the lengths, so that ids cannot move from one part to the next."""
     lengths = (len(prompt_ids), len(completion_ids), -1 if loss_mask is None else len(loss_mask))
     hasher = blake2b(prompt_ids.digest, digest_size=_DIGEST_BYTES)
     hasher.update(array("q", lengths))

@@ -1,4 +1,4 @@
-"""Where a norm comes from: positions of the sequence and parts of the model.
+"""Attribution of a gradient norm to the positions of a sequence and to the parameters of a model.
 
-It knows one sequence at a time.
+It handles one sequence at a time.
 """

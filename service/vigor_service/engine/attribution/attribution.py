@@ -1,9 +1,9 @@
-"""Where a completion's gradient norm comes from: from which positions of the sequence, and from which parameters.
+"""Attribution of a completion's gradient norm to positions of the sequence and to parameters.
 
 With g the gradient of the mean NLL, every use of a parameter adds a part ``g_t`` at each position t where it runs, so
-that ``g = Σ_t g_t``. The share of a position is ``⟨g_t, g⟩ / ‖g‖²``: all shares sum to 1, and one that works against
-the others is negative. The share of a parameter p is ``‖g_p‖² / ‖g‖²``. One sequence at a time, by autograd, with the
-model as it is: made for inspection, not for speed. Shapes: L positions, prompt and completion.
+that ``g = Σ_t g_t``. The share of a position is ``⟨g_t, g⟩ / ‖g‖²``: all shares sum to 1, and a position whose part
+opposes the others has a negative share. The share of a parameter p is ``‖g_p‖² / ‖g‖²``. It is computed by autograd on
+the unmodified model, one sequence at a time: for inspection, not for speed. Shapes: L positions, prompt and completion.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from vigor_service.engine.sequences import TokenSequence
 
 @dataclass(frozen=True, slots=True)
 class Attribution:
-    """Shares of ``grad_norm ** 2``; all are NaN where that is 0 or not finite.
+    """Shares of ``grad_norm ** 2``; all are NaN if it is 0 or not finite.
 
     ``position_shares`` (one for each token of prompt and completion) and ``unresolved_share`` sum to 1, and so do
-    ``parameter_shares``. ``unresolved_share`` is that of the parameters ``unresolved``, which are used in a way in
-    which positions cannot be told apart.
+    ``parameter_shares``. ``unresolved_share`` is the share of the parameters in ``unresolved``, whose gradient cannot
+    be split by position.
     """
 
     num_loss_tokens: int
@@ -41,7 +41,7 @@ class Attribution:
     parameter_shares: Mapping[str, float]
     unresolved_share: float
     unresolved: list[str]
-    module_labels: Mapping[str, str]  # parameter -> where it stands, in words
+    module_labels: Mapping[str, str]  # parameter -> its place in the model, in words
 
     @property
     def scaled_grad_norm(self) -> float:
@@ -51,7 +51,7 @@ class Attribution:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What some parameters add: ``‖g_p‖²`` of each; ``⟨g_t, g⟩``, summed over those that are not unresolved."""
+    """Results for some of the parameters: ``‖g_p‖²`` of each, and ``⟨g_t, g⟩`` summed over the resolved ones."""
 
     squared_norms: Mapping[str, float]
     products_L: Tensor
@@ -61,10 +61,12 @@ class _Part:
 def attribute(
     model: PreTrainedModel, sequence: TokenSequence, parts: Iterable[Mapping[str, nn.Parameter]]
 ) -> Attribution:
-    """Attribute the norm that ``exact_score`` finds over all parts; gradients of one part at a time are in memory.
+    """Return the attribution of the norm that ``exact_score`` computes over the parameters of all parts.
+
+    Gradients of one part at a time are in memory.
 
     Raises:
-        ValueError: no token counts in the loss.
+        ValueError: the sequence has no loss tokens.
     """
     if sequence.num_loss_tokens == 0:
         raise ValueError("no token counts in the loss: there is no gradient")
@@ -88,11 +90,11 @@ def attribute(
 def attribute_within_memory(
     model: PreTrainedModel, sequence: TokenSequence, parts: Iterable[Mapping[str, nn.Parameter]]
 ) -> Attribution:
-    """Equal ``attribute``; where memory runs out, everything that was held is free again.
+    """Return the same as ``attribute``; if memory runs out, everything that was held is freed.
 
     Raises:
-        NoMemoryLeftError: it ran out.
-        ValueError: no token counts in the loss.
+        NoMemoryLeftError: memory ran out.
+        ValueError: the sequence has no loss tokens.
     """
     attribution = _attribute_or_none(model, sequence, parts)
     if attribution is None:

@@ -1,4 +1,4 @@
-"""Where in a model a parameter stands, in words that people use: embedding, layer 3, model.norm, head."""
+"""Names of the parts of a model that parameters belong to: embedding, layer 3, model.norm, head."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vigor_service.engine.model.unwrap import causal_model
 def module_labels(model: nn.Module, names: Iterable[str]) -> dict[str, str]:
     """Return for each parameter its decoder layer (``layer 0``), ``embedding``, ``head``, or else its module's path.
 
-    A weight that is both is in ``embedding and head``.
+    A weight that serves as both has the label ``embedding and head``.
     """
     causal = causal_model(model)
     words: dict[int, str] = {}

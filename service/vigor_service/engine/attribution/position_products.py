@@ -1,8 +1,9 @@
-"""The uses of parameters in one run of a model as it is, and what each position adds to their gradients.
+"""The uses of parameters in one run of an unmodified model, and what each position adds to their gradients.
 
-A use is a call that a rule recognises. Its output y has a loss gradient b. Where the parameters of the call move in the
-direction d and its input stays, y moves by ``J d``, and ``⟨b_t, (J d)_t⟩`` is the product of d with what position t
-adds to the parameters' gradient: for a linear layer ``b_tᵀ d a_t``. Shapes: L positions.
+A use is a call that a rule recognises. Let b be the loss gradient at its output y, and J the Jacobian of y with respect
+to the call's parameters. A step d in the parameters, with the input fixed, changes y by ``J d``. Then
+``⟨b_t, (J d)_t⟩`` is the inner product of d with the part of the parameters' gradient that position t adds: for a
+linear layer with the input a, ``b_tᵀ d a_t``. Shapes: L positions.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from vigor_service.engine.rules import OpCall
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """One recognised call: how to repeat it, where its output stands in the graph, which axis holds the positions."""
+    """One recognised call: how to repeat it, its output's edge in the autograd graph, and the axis of the positions."""
 
     call: partial[Any]
     output: GradientEdge
@@ -34,7 +35,10 @@ class Use:
 
 
 class RecordingUses(Interception):
-    """Runs the model as it is. A parameter with a use whose positions cannot be told apart is ``unresolved``."""
+    """Runs the unmodified model and records the uses of its parameters.
+
+    A parameter is ``unresolved`` if a use of it cannot be split by position, or if no claim names it.
+    """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], claims: set[Claim], num_tokens: int) -> None:
         super().__init__(parameters.values())
@@ -42,7 +46,7 @@ class RecordingUses(Interception):
         self._names = {id(parameter): name for name, parameter in parameters.items()}
         self._claims = claims
         self._num_tokens = num_tokens
-        self._derivations: dict[int, partial[Any]] = {}  # id of what was derived -> how
+        self._derivations: dict[int, partial[Any]] = {}  # id of a derived tensor -> the call that made it
         self.uses: list[Use] = []
         self.unresolved = set(parameters).difference(name for claim in claims for name in claim.names)
 
@@ -59,7 +63,7 @@ class RecordingUses(Interception):
     def products(self, gradients: Sequence[Tensor | None], output_gradients: Sequence[Tensor | None]) -> Tensor:
         """Return ``Σ ⟨g_t, g⟩`` over the parameters that are not unresolved, shape (L,), in float64.
 
-        ``gradients`` are those of the parameters, ``output_gradients`` those of the uses, each in their order.
+        ``gradients`` are those of the parameters, ``output_gradients`` those at the outputs of the uses, both in order.
         """
         directions = {
             id(parameter): gradient
@@ -80,14 +84,15 @@ class RecordingUses(Interception):
         derived = super()._derive(function, args, kwargs)
         if isinstance(derived, Tensor) and all(
             derived is not arg for arg in args
-        ):  # a cast to the type that it has changes nothing
+        ):  # a cast to its own dtype returns the tensor itself
             self._derivations[id(derived)] = partial(function, *args, **kwargs)
         return derived
 
     def _tangent(self, call: partial[Any], directions: Mapping[int, Tensor]) -> Tensor | None:
-        """Return ``J d`` of the call, or None where none of its parameters moves.
+        """Return ``J d`` of the call, or None if none of its parameters has a direction.
 
-        It is the gradient by u of ``⟨Jᵀ u, d⟩``: torch's own forward mode loads what warns that it is deprecated.
+        It is the gradient of ``⟨Jᵀ u, d⟩`` with respect to u. torch's own forward-mode differentiation is not used: it
+        loads a module that warns of its deprecation.
         """
         leaves = [leaf for leaf in tree_leaves((call.args, call.keywords)) if isinstance(leaf, Tensor)]
         moves = {id(leaf): self._direction(leaf, directions) for leaf in leaves}
@@ -109,9 +114,10 @@ class RecordingUses(Interception):
 
 
 def position_claims(model: PreTrainedModel, parameters: Mapping[str, nn.Parameter]) -> set[Claim]:
-    """Return the calls of a trace in which positions can be told, of parameters that have no other uses there.
+    """Return the traced calls that can be split by position, of parameters without any other use in the trace.
 
-    The trace has as many tokens as no other size of the model, so that no other axis is taken for theirs.
+    The number of tokens in the trace equals no size in the model's config, so that no other axis is mistaken for the
+    token axis.
     """
     ids = self_check_ids(causal_model(model))
     tracing = Tracing(parameters, len(ids))

@@ -1,4 +1,4 @@
-"""Which sequences share a pass: packing without padding, microbatches, shared prompts, threads of a CPU.
+"""Grouping of sequences into passes: packing without padding, microbatches, shared prompts, CPU threads.
 
-It knows lengths and token ids, and not what is computed of them.
+It knows lengths and token ids, and not what is computed from them.
 """

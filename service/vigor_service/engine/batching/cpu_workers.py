@@ -1,7 +1,7 @@
-"""Several batches at once on a CPU, each on a thread of its own.
+"""Several batches at once on a CPU, each on its own thread.
 
-Two threads with a batch each do more than two threads that share every operation: nothing is forked and joined, and one
-core's caches hold one batch (docs/decisions/0012-a-batch-a-thread.md).
+Two threads with one batch each are faster than two threads that share every operation: no operation is forked and
+joined, and one core's caches hold one batch (docs/decisions/0012-a-batch-a-thread.md).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ R = TypeVar("R")
 
 
 class Workers:
-    """Threads that share out those that torch would give one operation: one each, or more where there are many.
+    """Up to ``MAX_WORKERS`` worker threads, each with an equal part of ``num_threads`` for its torch operations.
 
-    ``num_threads`` None: as many as torch has been given.
+    ``num_threads`` None: the number that torch uses for one operation.
     """
 
     def __init__(self, num_threads: int | None = None) -> None:
         num_threads = num_threads or torch.get_num_threads()
         self.count = min(num_threads, MAX_WORKERS)
         self._executor = ThreadPoolExecutor(self.count, thread_name_prefix="engine")
-        barrier = threading.Barrier(self.count)  # so that every thread comes to it
+        barrier = threading.Barrier(self.count)  # so that each worker thread runs exactly one ``set_count``
         set_count = partial(_set_thread_count, barrier)
         list(self._executor.map(set_count, [num_threads // self.count] * self.count))
         torch.set_num_threads(num_threads)  # threads that start later take the number that was set last
@@ -38,7 +38,7 @@ class Workers:
     def run(self, function: Callable[[T], R], queues: Sequence[Sequence[T]]) -> list[list[R]]:
         """Return ``[[function(item) for item in queue] for queue in queues]``, with a thread for each queue.
 
-        An error ends its own queue. It is raised when all queues have ended.
+        An error ends only its own queue, and is raised after all queues have ended.
         """
         futures = [self._executor.submit(_run_all, function, queue) for queue in queues]
         wait(futures)
@@ -51,5 +51,5 @@ def _run_all(function: Callable[[T], R], items: Sequence[T]) -> list[R]:
 
 def _set_thread_count(barrier: threading.Barrier, num_threads: int) -> None:
     barrier.wait()
-    torch.get_num_threads()  # the first question sets a thread's number to that of the process
+    torch.get_num_threads()  # the first call in a thread sets its number to the process's
     torch.set_num_threads(num_threads)

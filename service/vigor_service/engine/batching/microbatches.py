@@ -1,7 +1,7 @@
-"""Which sequences of a request share a forward and backward pass, and which thread runs it.
+"""Grouping of a request's sequences into batches, which share a forward and backward pass, and of batches into queues.
 
-On a CPU a batch is small: matrix products come near one core's rate at about 128 rows, and what a batch keeps in
-memory grows with it.
+On a CPU a batch is small: one core's matrix products approach its peak rate at about 128 rows, and the memory that a
+batch needs grows with its size.
 """
 
 from __future__ import annotations
@@ -10,11 +10,11 @@ from collections.abc import Sequence
 
 from vigor_service.engine.sequences import TokenSequence
 
-TOKENS_AT_FULL_RATE = 128  # rows at which one core's matrix products come near their rate
+TOKENS_AT_FULL_RATE = 128  # rows at which one core's matrix products approach its peak rate
 
 
 def small_batches(sequences: Sequence[TokenSequence], *, num_tokens: int) -> list[list[TokenSequence]]:
-    """Return batches that end as soon as they have ``num_tokens``, longest sequences first."""
+    """Return batches, longest sequences first; a batch is complete as soon as it has ``num_tokens`` tokens."""
     batches: list[list[TokenSequence]] = []
     missing = 0
     for sequence in sorted(sequences, key=lambda sequence: -sequence.num_tokens):
@@ -27,9 +27,9 @@ def small_batches(sequences: Sequence[TokenSequence], *, num_tokens: int) -> lis
 
 
 def queues(batches: Sequence[list[TokenSequence]], *, num_queues: int) -> list[list[list[TokenSequence]]]:
-    """Share the batches out so that all queues have about the same number of tokens.
+    """Return the batches in ``num_queues`` queues, or fewer, with about the same number of tokens in each.
 
-    Every second queue begins with its smallest batch: the largest are not in memory at the same time.
+    Every second queue begins with its smallest batch, so that the largest batches are not in memory at the same time.
     """
     shared_out: list[list[list[TokenSequence]]] = [[] for _ in range(min(num_queues, len(batches)))]
     for batch in sorted(batches, key=lambda batch: -_num_tokens(batch)):

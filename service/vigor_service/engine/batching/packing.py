@@ -1,4 +1,4 @@
-"""Many sequences as one row of tokens, without padding.
+"""Packing of several sequences into one row of tokens, without padding.
 
 Shapes: B sequences, N tokens in all, M loss rows in all.
 """
@@ -19,8 +19,8 @@ from vigor_service.engine.sequences import TokenSequence
 class PackedBatch:
     """B sequences laid end to end. Sequence b owns rows ``token_slices[b]`` of N and ``loss_slices[b]`` of M.
 
-    A sequence ends at its last loss position, unless it is packed whole: in a causal model what follows conditions
-    nothing that is measured.
+    Unless it is packed whole, a sequence ends at its last loss position: in a causal model, later tokens do not affect
+    the loss.
     """
 
     input_ids_1N: Tensor
@@ -33,12 +33,12 @@ class PackedBatch:
 
     @property
     def num_sequences(self) -> int:
-        """B."""
+        """B, the number of sequences."""
         return len(self.token_slices)
 
     @property
     def num_tokens(self) -> int:
-        """N."""
+        """N, the number of tokens of all sequences."""
         return self.input_ids_1N.shape[1]
 
     def sequence_of_token_N(self) -> Tensor:
@@ -47,7 +47,7 @@ class PackedBatch:
         return torch.arange(self.num_sequences).repeat_interleave(lengths).to(self.input_ids_1N.device)
 
     def membership_BN(self, dtype: torch.dtype) -> Tensor:
-        """Return 1 where a token belongs to a sequence, else 0. Made once for each dtype."""
+        """Return a matrix (B, N): 1 where the token belongs to the sequence, else 0. It is cached for each dtype."""
         if dtype not in self._memberships:
             sequence_B1 = torch.arange(self.num_sequences, device=self.input_ids_1N.device)[:, None]
             self._memberships[dtype] = (sequence_B1 == self.sequence_of_token_N()).to(dtype)
@@ -55,7 +55,7 @@ class PackedBatch:
 
 
 def pack(sequences: Sequence[TokenSequence], device: torch.device, *, whole: bool = False) -> PackedBatch:
-    """Lay the sequences end to end, ``whole`` or without what follows their last loss position.
+    """Return the sequences packed end to end: ``whole``, or without the tokens after their last loss position.
 
     Raises:
         ValueError: a sequence has no loss token, so that it has no gradient.
@@ -80,7 +80,7 @@ def pack(sequences: Sequence[TokenSequence], device: torch.device, *, whole: boo
 
 
 def pack_prompts(prompts: Sequence[tuple[int, ...]], device: torch.device) -> PackedBatch:
-    """Lay prompts end to end; nothing of them counts in a loss."""
+    """Return the prompts packed end to end, without loss positions."""
     none = torch.tensor([], dtype=torch.long, device=device)
     return PackedBatch(
         input_ids_1N=_row(prompts, device)[None],

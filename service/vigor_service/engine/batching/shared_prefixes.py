@@ -1,10 +1,10 @@
-"""Prompts that several sequences have: what linear layers give for their rows is computed once.
+"""Prompts that several sequences share: linear layers compute their outputs for a prompt's rows only once.
 
-In a causal model a token's row depends on what precedes it alone, so the rows of a prompt are the same in all of its
-sequences, in whichever batch. Gradients differ: the backward pass has all rows of all sequences.
+In a causal model a token's row depends only on the tokens up to it, so the rows of a prompt are the same in all of its
+sequences, in any batch. Gradients differ: the backward pass runs over all rows of all sequences.
 
-Only on a CPU. A GPU would spend on copying the rows into every layer's output what it saves on shorter products, up to
-prompts of 4,096 tokens at least (docs/decisions/0020-on-a-gpu.md).
+This is done only on a CPU. On a GPU, copying the rows into every layer's output costs as much as the shorter products
+save, up to prompts of 4,096 tokens at least (docs/decisions/0020-on-a-gpu.md).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ Prompt = tuple[int, ...]
 
 
 def shared_prompts(sequences: Sequence[TokenSequence]) -> list[Prompt]:
-    """Return the prompts that are worth a pass of their own: of several sequences, and not very short."""
+    """Return the prompts that are worth a separate pass: those of several sequences, with ``MIN_TOKENS`` or more."""
     counts = Counter(sequence.prompt_ids for sequence in sequences)
     return [prompt for prompt, count in counts.items() if count > 1 and len(prompt) >= MIN_TOKENS]
 
 
 def num_tokens_without(prompts: Container[Prompt], sequences: Sequence[TokenSequence]) -> int:
-    """Return the tokens of all sequences together, without those of these prompts."""
+    """Return the number of tokens of all sequences together, without those of these prompts."""
     return sum(
         len(sequence.completion_ids) if sequence.prompt_ids in prompts else sequence.num_tokens
         for sequence in sequences
@@ -44,11 +44,11 @@ def num_tokens_without(prompts: Container[Prompt], sequences: Sequence[TokenSequ
 class PromptRows:
     """Outputs of linear layers for the rows of some prompts, laid end to end."""
 
-    slices: Mapping[Prompt, slice]  # of each prompt, in the outputs
+    slices: Mapping[Prompt, slice]  # prompt -> its rows in the outputs
     outputs: Mapping[int, Tensor]  # id of the weight -> (rows, O)
 
     def in_batch(self, sequences: Sequence[TokenSequence], batch: PackedBatch) -> KnownRows:
-        """Return which rows of a batch of these sequences are known."""
+        """Return which rows are known in the batch that these sequences are packed into."""
         places = zip(sequences, batch.token_slices, strict=True)
         known = [
             (slice(rows.start, rows.start + len(sequence.prompt_ids)), self.slices[sequence.prompt_ids])
@@ -59,18 +59,19 @@ class PromptRows:
 
 
 class KnownRows:
-    """The rows of one batch: some are known, some are to be computed."""
+    """The rows of one batch: the outputs of some are known, those of the others have to be computed."""
 
     def __init__(self, outputs: Mapping[int, Tensor], known: Sequence[tuple[slice, slice]], num_rows: int) -> None:
         self._outputs = outputs
         self._known = known
         ends = [slice(0, 0), *(rows for rows, _ in known), slice(num_rows, num_rows)]
-        self._unknown = [slice(left.stop, right.start) for left, right in pairwise(ends)]  # before each known, and last
+        self._unknown = [slice(left.stop, right.start) for left, right in pairwise(ends)]  # gaps around the known
 
     def complete(self, operation: Callable[[Tensor], Tensor], x: Tensor, weight: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """``operation(x)``, for an operation on rows and an x of shape (..., N, features), and what it is joined from.
+        """Return ``operation(x)``, of which only unknown rows are computed, and the pieces that it is joined from.
 
-        ``join_rows(*pieces)`` gives its rows again; there are no pieces if all rows were computed.
+        ``operation`` works on each row separately; x has the shape (..., N, features). ``join_rows(*pieces)`` gives the
+        rows again; there are no pieces if all rows were computed.
         """
         if id(weight) not in self._outputs or not self._known:
             return operation(x), []

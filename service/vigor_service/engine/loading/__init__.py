@@ -1,4 +1,4 @@
-"""From a directory, a hub name or a GGUF file to a model, with its adapter and its tokenizer.
+"""Loading of a model, with its adapter and its tokenizer, from a directory, a hub name or a GGUF file.
 
-It knows checkpoints, and refuses what is incomplete; it computes nothing.
+It knows checkpoints, and refuses incomplete ones; it computes nothing.
 """

@@ -1,4 +1,4 @@
-"""A PEFT adapter over its base model: complete, and with the tokens that were added when it was trained."""
+"""Loading of a PEFT adapter into its base model: complete, and with the tokens that were added when it was trained."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-_PREFIX = "base_model.model."  # PEFT's, of every name
+_PREFIX = "base_model.model."  # prefix that PEFT adds to every name
 _NAMES_IN_MESSAGE = 5
 
 
@@ -26,12 +26,12 @@ class AdapterError(Exception):
 
 
 def is_adapter(directory: Path) -> bool:
-    """Whether the directory holds an adapter."""
+    """Return whether the directory holds an adapter."""
     return (directory / ADAPTER_CONFIG).is_file()
 
 
 def adapter_base(adapter: Path) -> str:
-    """Return what the adapter's base model is loaded from.
+    """Return the directory, file or hub name of the adapter's base model.
 
     Raises:
         AdapterError: its configuration cannot be read, is of another kind than LoRA, names no base or an adapter as its
@@ -56,7 +56,7 @@ def adapter_base(adapter: Path) -> str:
 
 
 def load_adapter(base: PreTrainedModel, adapter: Path) -> PeftModel:
-    """Return the base model with the adapter in it; its embeddings get the adapter's number of rows first.
+    """Return the base model with the adapter in it, once its embeddings have the adapter's number of rows.
 
     Raises:
         AdapterError: PEFT is not installed, the adapter does not fit the base, or tensors are missing or unexpected.
@@ -99,13 +99,13 @@ def _saved_embeddings(base: PreTrainedModel, saved: dict[str, int]) -> dict[str,
 
 
 def _embedding_names(base: PreTrainedModel) -> list[str]:
-    """Return the names of the input and of the output embedding; the same weight once."""
+    """Return the names of the modules of the input and of the output embedding; one name if they are one module."""
     embeddings = {id(base.get_input_embeddings()), id(_output_embeddings(base))}
     return [name for name, module in named_modules(base) if id(module) in embeddings]
 
 
 def _resize(base: PreTrainedModel, rows: dict[str, int]) -> None:
-    """Give the embeddings the rows that the adapter was trained with, as PEFT asks of its users."""
+    """Resize the embeddings to the number of rows that the adapter was trained with, as PEFT asks of its users."""
     current = base.get_input_embeddings().get_parameter("weight")
     if set(rows.values()) <= {current.shape[0]}:
         return

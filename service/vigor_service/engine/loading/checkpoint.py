@@ -1,7 +1,7 @@
-"""A model of a checkpoint: complete, and of a class that scores text.
+"""Loading of a checkpoint into a complete model, of a class that scores text.
 
 transformers fills in random values for tensors that a checkpoint lacks, and leaves out those it has no place for, with
-no more than a warning. Either would give norms of another model, so both are refused by name.
+only a warning. Either would give norms of another model, so both are refused with an error that names the tensors.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class IncompleteCheckpointError(Exception):
 def load_checkpoint(location: str, *, gguf_file: str | None = None, **options: Any) -> PreTrainedModel:  # noqa: ANN401 - transformers' own
     """Return the model of a directory, a hub name or a GGUF file in a directory; ``options`` are ``from_pretrained``'s.
 
-    A checkpoint of images and text gives a model that scores text alone.
+    From a checkpoint of images and text, the returned model scores text alone.
 
     Raises:
         IncompleteCheckpointError: transformers cannot load it, tensors are missing or unexpected, or it scores no text.
@@ -67,9 +67,9 @@ def load_checkpoint(location: str, *, gguf_file: str | None = None, **options: A
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise IncompleteCheckpointError(f"{type(model).__name__} does not score text alone: {fault}")
     unread = {name for name, _ in named_outside_text(model)}
-    del model  # it makes room for its text part, which is a class of its own
+    del model  # frees memory for the text part, which has a class of its own
     model = _load(AutoModelForCausalLM, location, options, unread=unread)
-    # the list that checkpoints of later updates are read by, too
+    # checkpoints of later updates are read by this list, too
     known = model._keys_to_ignore_on_load_unexpected or ()  # pyright: ignore[reportPrivateUsage]
     model._keys_to_ignore_on_load_unexpected = {*known, *(f"^{re.escape(name)}$" for name in unread)}  # pyright: ignore[reportPrivateUsage]
     return model
@@ -79,11 +79,11 @@ def read_config(location: str, *, trust_remote_code: bool) -> PreTrainedConfig:
     """Return the configuration of a directory or a hub name.
 
     Raises:
-        IncompleteCheckpointError: transformers cannot read it, or no weights are taken from such a checkpoint.
+        IncompleteCheckpointError: transformers cannot read it, or weights are not loaded from this kind of checkpoint.
     """
     try:
         if Path(location).is_dir():
-            checkpoint_files(location)  # the kinds of directory that no update is taken from
+            checkpoint_files(location)  # refuses the directories that updates are not loaded from
         config = cast("PreTrainedConfig", AutoConfig.from_pretrained(location, trust_remote_code=trust_remote_code))  # pyright: ignore[reportUnknownMemberType]
         if not Path(location).is_dir():
             _refuse_other_shards(location, getattr(config, "transformers_weights", None) or INDEX_FILE)
@@ -95,7 +95,7 @@ def read_config(location: str, *, trust_remote_code: bool) -> PreTrainedConfig:
 def _refuse_other_shards(name: str, weights: str) -> None:
     """Refuse a checkpoint of the hub unless its weights are safetensors files of its own, before one is opened.
 
-    transformers unpickles what has another name.
+    transformers unpickles files with other names.
     """
     if not weights.endswith((SHARD_SUFFIX, INDEX_SUFFIX)):
         raise CheckpointError(f"{name} names {weights!r}, which is not a safetensors file")
@@ -108,7 +108,7 @@ def _refuse_other_shards(name: str, weights: str) -> None:
 def _load(
     model_class: _AutoClass, location: str, options: Mapping[str, Any], *, unread: Collection[str] = ()
 ) -> PreTrainedModel:
-    """Load all of a checkpoint but the tensors that are ``unread``."""
+    """Return the model with all tensors of a checkpoint except those in ``unread``."""
     try:
         loaded: Any = model_class.from_pretrained(  # pyright: ignore[reportUnknownMemberType]
             location, use_safetensors=True, output_loading_info=True, **options
@@ -125,10 +125,10 @@ def _load(
 
 
 def _restore_padding_rows(model: PreTrainedModel, location: str) -> None:
-    """Give embeddings the row of their padding id as the checkpoint has it.
+    """Restore each embedding's row of the padding id to its values in the checkpoint.
 
-    transformers sets the row to zero, for some classes after the checkpoint was read. The padding id is often one that
-    ends a turn, which does stand in a text.
+    transformers sets the row to zero, for some classes after the checkpoint was read. The padding id is often the token
+    that ends a turn, which does occur in a text.
     """
     zeroed = {
         f"{name}.weight": (module.weight, module.padding_idx)
@@ -146,19 +146,19 @@ def _restore_padding_rows(model: PreTrainedModel, location: str) -> None:
 
 
 def _directory_of(location: str) -> Path:
-    """Return where the files of a directory, or of a name that was fetched from the hub, are."""
+    """Return the directory with the files of a local directory, or of a model that was fetched from the hub."""
     if Path(location).is_dir():
         return Path(location)
     return Path(str(cached_file(location, CONFIG_NAME))).parent
 
 
 def auto_class(config: PreTrainedConfig) -> _AutoClass:
-    """Return what loads the class that the checkpoint was saved from, so that its tensors have the same names.
+    """Return the auto class that loads the model class of the checkpoint, so that tensors have the same names.
 
-    Where transformers has a class for text and one for text with images, a checkpoint may be of either.
+    If transformers has a class for text and one for text with images, a checkpoint may be of either.
 
     Raises:
-        IncompleteCheckpointError: it scores no completions.
+        IncompleteCheckpointError: the model cannot score completions.
     """
     with_images = MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING.get(type(config), None)
     was_saved_so = getattr(with_images, "__name__", None) in (config.architectures or [])
@@ -174,7 +174,7 @@ def refuse_incomplete(model: PreTrainedModel, missing: list[str], unexpected: li
     """Check that a checkpoint had all of a model's tensors, and no others.
 
     Raises:
-        IncompleteCheckpointError: it had not; names them.
+        IncompleteCheckpointError: tensors are missing or unexpected; the message names them.
     """
     faults: list[str] = []
     if missing:
@@ -200,7 +200,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _fault_of_text(model: PreTrainedModel) -> Exception | None:
-    """Return what a pass over text alone raises."""
+    """Return the error that a pass over text alone raises; None if it raises none."""
     try:
         with torch.no_grad():
             text_pass(model)

@@ -1,8 +1,8 @@
-"""Which of a model's tensors the tensors of its checkpoint become, by transformers' own renames and conversions.
+"""Conversion of a checkpoint's tensors into a model's, by transformers' own renames and conversions.
 
-A checkpoint has the experts of a layer one by one where the model has them in one tensor, names of older versions, and
-buffers that the model no longer reads. ``from_pretrained`` knows them all; this is the same knowledge for a model that
-is loaded already, one tensor at a time.
+A checkpoint may have the experts of a layer one by one, while the model has them in one tensor. It may have names of
+older versions, and buffers that the model no longer reads. ``from_pretrained`` handles all of these; this module does
+the same for a model that is already loaded, one tensor at a time.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from transformers.core_model_loading import WeightConverter, WeightRenaming, dot
 
 Read: TypeAlias = Callable[[str], Tensor]
 
-# Causal masks and their fill value, which GPT-2 and its kin once saved; transformers' own lists have only some of them.
+# Causal masks and their fill value, which models like GPT-2 once saved; transformers' own lists have only some of them.
 _OLD_BUFFERS = re.compile(r"\.(attn|attention|self_attn)\.masked_bias$")
 _CONVERSION_FAULTS = (ValueError, RuntimeError, IndexError, KeyError, TypeError, AttributeError)
 
 
 class ConversionError(Exception):
-    """Tensors of a checkpoint do not make the model's; the message says which, and why."""
+    """Tensors of a checkpoint cannot be converted into the model's; the message says which, and why."""
 
 
 @dataclass(slots=True)
 class Conversion:
-    """Tensors of a checkpoint that make tensors of the model together, ``target`` first among them.
+    """A conversion of some tensors of a checkpoint into one or more tensors of the model, the first of them ``target``.
 
     ``sources`` are their names in the checkpoint, each with the pattern of ``converter`` that it matches.
     """
@@ -44,10 +44,10 @@ class Conversion:
     model: PreTrainedModel | None = None
 
     def tensors(self, read: Read, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Return the model's tensors by name, made of what ``read`` gives by the checkpoint's names, in ``dtype``.
+        """Return the model's tensors by name, in ``dtype``; ``read`` returns a tensor by its name in the checkpoint.
 
         Raises:
-            ConversionError: they are numbers of another kind, come in two forms, or do not fit together.
+            ConversionError: they do not cast to ``dtype``, come in two forms, or do not fit together.
         """
         self._refuse_two_forms()
         if self.converter is None:
@@ -76,16 +76,16 @@ class Conversion:
 
 @dataclass(frozen=True, slots=True)
 class CheckpointPlan:
-    """How the tensors of a checkpoint make a model's; ``unexpected`` are those that the model has no place for."""
+    """The conversions of a checkpoint's tensors; ``unexpected`` names those that the model has no place for."""
 
     conversions: list[Conversion]
     unexpected: list[str]
 
 
 def plan_checkpoint(model: nn.Module, names: Iterable[str]) -> CheckpointPlan:
-    """Plan how tensors of these names would be loaded into the model, as its class's ``from_pretrained`` does.
+    """Return how tensors of these names are loaded into the model, as its class's ``from_pretrained`` loads them.
 
-    What transformers knows to ignore is in neither list. A model with an adapter has its own names alone.
+    Names that transformers ignores are in neither list. A model with an adapter takes only its own names.
     """
     if not isinstance(model, PreTrainedModel):
         return plan_of_own_names(model.state_dict(), names)
@@ -94,7 +94,7 @@ def plan_checkpoint(model: nn.Module, names: Iterable[str]) -> CheckpointPlan:
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
     converter_of = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     conversions: dict[str, Conversion] = {}
-    unexpected: dict[str, str] = {}  # name as renamed, by which transformers ignores -> name in the checkpoint
+    unexpected: dict[str, str] = {}  # renamed name (as in transformers' ignore lists) -> name in the checkpoint
     for name in sorted(names, key=dot_natural_key):
         target, pattern = rename_source_key(name, renamings, converters, model.base_model_prefix, own)
         if target not in own and name in own:
@@ -110,7 +110,7 @@ def plan_checkpoint(model: nn.Module, names: Iterable[str]) -> CheckpointPlan:
 
 
 def plan_of_own_names(own: Container[str], names: Iterable[str]) -> CheckpointPlan:
-    """Plan for a model whose checkpoints have its own names."""
+    """Return the plan for a model whose checkpoints have the model's own names."""
     names = list(names)
     return CheckpointPlan(
         [Conversion(name, [(name, None)]) for name in names if name in own],
@@ -119,7 +119,7 @@ def plan_of_own_names(own: Container[str], names: Iterable[str]) -> CheckpointPl
 
 
 def refused_unexpected(names: Iterable[str]) -> list[str]:
-    """Return the names that transformers reports as unexpected and that are no buffers of old checkpoints."""
+    """Return the names that transformers reports as unexpected and that are not buffers of old checkpoints."""
     return sorted(name for name in names if not _OLD_BUFFERS.search(name))
 
 

@@ -1,7 +1,7 @@
-"""From a checkpoint to a model and its tokenizer: a directory, a hub name, a GGUF file, or the embedded default.
+"""Loading of a model and its tokenizer from a directory, a hub name, a GGUF file, or the embedded default.
 
-A directory with an adapter_config.json is a PEFT adapter: it is loaded over the base model that it names. Never loads a
-pickle, and never runs code from a checkpoint without ``trust_remote_code``.
+A directory with an adapter_config.json is a PEFT adapter: it is loaded into the base model that it names. A pickle is
+never loaded, and code from a checkpoint is never run without ``trust_remote_code``.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class ModelLoadError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """A loaded model with its tokenizer, and the name it goes by."""
+    """A loaded model with its tokenizer, and the name to show for it."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
@@ -42,10 +42,11 @@ def load_policy(
     """Load a directory with safetensors, a ``.gguf`` file, a hub name, or (None) the embedded model.
 
     A directory that holds a PEFT adapter gives its base model with the adapter in it, and the adapter's tokenizer if
-    there is one; the base is a directory (a relative one is looked for from the adapter's, too), a file or a name.
+    there is one. The base is a directory, a file or a name; a relative path is also looked up from the adapter's
+    directory.
 
-    ``dtype`` "auto" is float32 on a CPU and the checkpoint's own dtype elsewhere, "own" is that anywhere; ``device``
-    "auto" is a CUDA device where there is one.
+    ``dtype`` "auto" is float32 on a CPU and the checkpoint's own dtype elsewhere; "own" is the checkpoint's own dtype
+    on any device. ``device`` "auto" is a CUDA device if there is one.
 
     Raises:
         ModelLoadError: there is no such model, it has no safetensors, tensors of it are missing or unexpected, it would
@@ -119,7 +120,7 @@ def embedded_model() -> Path:
     """Return the directory of the embedded model.
 
     Raises:
-        ModelLoadError: it is not there, and cannot be made.
+        ModelLoadError: the directory does not exist, and cannot be made.
     """
     from vigor_client.models.embedded import EmbeddedModelError, embedded_model_dir
 
@@ -130,10 +131,10 @@ def embedded_model() -> Path:
 
 
 def resolve_device(device: str) -> torch.device:
-    """Return the device of this name; "auto" is a CUDA device where there is one.
+    """Return the device of this name; "auto" is a CUDA device if there is one, else the CPU.
 
     Raises:
-        ModelLoadError: it cannot be used.
+        ModelLoadError: the device cannot be used.
     """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -144,10 +145,10 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype | str:
-    """Return the dtype of this name on the device; "auto": the checkpoint's own.
+    """Return the dtype of this name on the device; a returned "auto" stands for the checkpoint's own dtype.
 
     Raises:
-        ModelLoadError: there is none of this name.
+        ModelLoadError: no dtype has this name.
     """
     if dtype == "own":
         return "auto"

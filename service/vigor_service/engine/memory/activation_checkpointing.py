@@ -1,7 +1,8 @@
 """Activation checkpointing: the forward pass keeps each decoder layer's input, the backward pass runs the layer again.
 
-Autograd then holds what one layer keeps, instead of what all do, for one more forward pass. torch's own checkpointing
-does not fit: its second run must have the same operations as its first, while here the first is not measured.
+Autograd then holds the activations of one layer at a time instead of all layers', at the cost of one more forward pass.
+torch's own checkpointing does not fit: its second run must have the same operations as its first, while here only the
+second run is measured.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ class Checkpoints:
     """How the layers of one pass are run.
 
     ``forward_context`` is entered around a layer in the forward pass, ``recompute_context`` around it in the backward
-    pass, which may be on another thread. ``leaves`` are those whose gradients are wanted: of norms, and parameters.
+    pass, which may be on another thread. ``leaves`` are the tensors whose gradients are wanted: the leaves that collect
+    norms, and parameters.
     """
 
     forward_context: Callable[[], AbstractContextManager[object]]
@@ -43,7 +45,7 @@ _active: ContextVar[Checkpoints | None] = ContextVar("checkpoints", default=None
 
 
 def measured_layers(layers: Iterable[nn.Module], measured: Iterable[nn.Parameter]) -> list[nn.Module]:
-    """Return the layers from the first with a measured parameter on: what lies below needs no graph."""
+    """Return the layers from the first one with a measured parameter on: earlier layers need no graph."""
     ids = {id(parameter) for parameter in measured}
     return list(dropwhile(lambda layer: ids.isdisjoint(map(id, layer.parameters())), layers))
 
@@ -55,7 +57,7 @@ def checkpointable(layers: Sequence[nn.Module]) -> AbstractContextManager[None]:
 
 @contextmanager
 def checkpointing(checkpoints: Checkpoints) -> Generator[None]:
-    """On this thread, keep the inputs of layers only."""
+    """Within this context, on this thread, keep only the inputs of ``checkpointable`` layers."""
     token = _active.set(checkpoints)
     try:
         yield
@@ -64,7 +66,7 @@ def checkpointing(checkpoints: Checkpoints) -> Generator[None]:
 
 
 def _run(forward: Callable[..., Any], hidden_1ND: Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-    """``forward(hidden_1ND, *args, **kwargs)``, checkpointed where this thread asks for it."""
+    """Return ``forward(hidden_1ND, *args, **kwargs)``, checkpointed if this thread is within ``checkpointing``."""
     checkpoints = _active.get()
     if checkpoints is None:
         return forward(hidden_1ND, *args, **kwargs)
@@ -76,7 +78,7 @@ def _run(forward: Callable[..., Any], hidden_1ND: Tensor, *args: Any, **kwargs: 
 
 
 class _LayerCall:
-    """A layer as a function of its hidden state; ``others`` is what it returned beside the next one, if it did."""
+    """A layer as a function of its hidden state; ``others`` is the rest of the tuple that it returned, if it did."""
 
     def __init__(self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._forward, self._args, self._kwargs = forward, args, kwargs

@@ -1,4 +1,4 @@
-"""What autograd keeps of a forward pass until the backward pass: the more there is room for, the less runs again."""
+"""What autograd keeps of a forward pass until the backward pass: the more memory is free, the less is recomputed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 
 class Activations(Enum):
-    """From the fastest to the most frugal."""
+    """What autograd keeps of a forward pass, from the fastest choice to the one with the least memory."""
 
     KEEP = "everything"
     REMATERIALIZE = "cheap results run again"  # rematerialization.py
@@ -27,10 +27,10 @@ _TIMES_ESTIMATE = {Activations.KEEP: 2.0, Activations.REMATERIALIZE: 1.0}
 
 @dataclass(frozen=True, slots=True)
 class Demand:
-    """About how many bytes the batches that run at once keep, without logits.
+    """Estimated bytes that the batches that run at once keep, without logits.
 
-    ``bytes_once``: where every layer runs once, by ``REMATERIALIZE``. ``saved_per_layer``: what is not kept of a layer
-    that runs twice. ``num_layers``: how many can.
+    ``bytes_once``: bytes kept if every layer runs once, by ``REMATERIALIZE``. ``saved_per_layer``: bytes saved by each
+    layer that runs twice. ``num_layers``: number of layers that can run twice.
     """
 
     bytes_once: int
@@ -47,16 +47,17 @@ def activations_run_once(device: torch.device) -> tuple[Activations, ...]:
 
 
 def room_bytes(free_bytes: int | None, most_bytes: int | None) -> int | None:
-    """Return a safe share of what is free, or ``most_bytes`` where that is less; None where neither is known."""
+    """Return the smaller of ``most_bytes`` and a safe share of ``free_bytes``; None if neither is known."""
     rooms = [most_bytes, None if free_bytes is None else int(_SHARE_OF_FREE * free_bytes)]
     return min((room for room in rooms if room is not None), default=None)
 
 
 def choose_activations(device: torch.device, demand: Demand, room_bytes: int | None) -> tuple[Activations, int]:
-    """Return the fastest choice that fits into the room, and how many layers run twice: as few as possible.
+    """Return the fastest choice that fits into ``room_bytes``, and how many layers run twice: as few as possible.
 
-    The fastest of all where the room is not known. Where even all layers twice do not fit, that is the answer. On a GPU
-    all run twice or none: what would be left over goes to logits, whose size is not in the demand.
+    If ``room_bytes`` is None, it is the fastest choice of all. If the demand does not fit even with all layers run
+    twice, it is that choice. On a GPU either all layers run twice or none: memory saved beyond the need is left to
+    logits, whose size is not in the demand.
     """
     choices = activations_run_once(device)
     if room_bytes is None:
@@ -74,14 +75,18 @@ def choose_activations(device: torch.device, demand: Demand, room_bytes: int | N
 
 @dataclass(frozen=True, slots=True)
 class LayerBytes:
-    """About what a token's activations take: in all layers, run once by ``REMATERIALIZE``, and each layer's input."""
+    """Estimated bytes of a token's activations.
+
+    ``per_token``: in all layers, each run once by ``REMATERIALIZE``. ``saved_per_token``: what a layer that runs twice
+    saves.
+    """
 
     per_token: int
-    saved_per_token: int  # by a layer that runs twice, and keeps its input alone
+    saved_per_token: int  # by a layer that runs twice and keeps only its input
 
     @classmethod
     def of(cls, model: PreTrainedModel, layers: Sequence[nn.Module]) -> LayerBytes:
-        """Count for each matrix the larger of its sides: more than is kept, since layers share inputs."""
+        """Return an estimate by the larger side of each matrix: more than is kept, since layers share inputs."""
         experts_per_token = getattr(_text_config(model), "num_experts_per_tok", None) or 1
         matrices = [parameter for layer in layers for parameter in layer.parameters() if parameter.dim() > 1]
         per_token = sum(
@@ -93,7 +98,7 @@ class LayerBytes:
         return cls(per_token, max(0, per_token // max(1, len(layers)) - input_bytes))
 
     def demand(self, num_tokens: int, *, num_prompt_tokens: int, num_layers: int) -> Demand:
-        """Return what batches of ``num_tokens`` keep beside prompts whose rows are there in any case."""
+        """Return the demand of batches of ``num_tokens`` in addition to shared prompts, whose rows are always kept."""
         return Demand((num_tokens + num_prompt_tokens) * self.per_token, num_tokens * self.saved_per_token, num_layers)
 
 

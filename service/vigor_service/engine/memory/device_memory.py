@@ -12,7 +12,8 @@ from vigor_service.engine.memory.proc import bytes_of
 def device_memory_bytes(device: torch.device, proc: Path = Path("/proc")) -> dict[str, int]:
     """Return the bytes ``allocated`` to tensors, ``reserved`` for them by torch, and in ``total`` on the device.
 
-    On a CPU the process is resident with both of the first, of the machine's total; 0 where Linux does not report it.
+    On a CPU, the first two are the resident size of the process and ``total`` is the machine's memory; each is 0 if
+    Linux does not report it.
     """
     if device.type == "cuda":
         return {

@@ -9,22 +9,22 @@ import torch
 
 from vigor_service.engine.memory.proc import bytes_of
 
-CUDA_RESERVE_BYTES = 512 << 20  # left alone: library workspaces, fragmentation
+CUDA_RESERVE_BYTES = 512 << 20  # left free for library workspaces and fragmentation
 
-# The files of one control group: limit, use, and in the statistics the file cache that the kernel gives back.
+# Of one control group: the file of its limit, the file of its use, and the statistic of file cache to reclaim.
 _FILES_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
 _FILES_V2 = ("memory.max", "memory.current", "inactive_file")
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Return the bytes that may still be allocated for the device; None if nothing says so."""
+    """Return the bytes that may still be allocated for the device; None if the number is not known."""
     return _free_cuda_bytes(device) if device.type == "cuda" else free_host_bytes()
 
 
 def free_host_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> int | None:
     """Return the smallest of MemAvailable and what is left under the limit of each control group above this process.
 
-    None where the kernel tells neither.
+    None if the kernel reports neither.
     """
     available = bytes_of("MemAvailable", proc / "meminfo")
     limits = [*_left_in_groups(proc / "self/cgroup", cgroups), *([] if available is None else [available])]
@@ -32,7 +32,7 @@ def free_host_bytes(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cg
 
 
 def _free_cuda_bytes(device: torch.device) -> int:
-    """Return what the driver has left, and what torch holds and does not use, without the reserve."""
+    """Return the bytes that the driver has free and torch holds unused, within torch's limit, minus the reserve."""
     free, total = torch.cuda.mem_get_info(device)
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     allowed = int(total * torch.cuda.get_per_process_memory_fraction(device)) - torch.cuda.memory_allocated(device)
@@ -49,7 +49,7 @@ def _left_in_groups(membership: Path, cgroups: Path) -> Iterator[int]:
 
 
 def _left_along(root: Path, path: str, files: tuple[str, str, str]) -> Iterator[int]:
-    """Yield what is left in the group and in each one above it; a container may see only the root, as its own group."""
+    """Yield the bytes left in the group and each one above it; a container may see its own group only as the root."""
     group = root / path.strip("/")
     for directory in (group, *group.parents):
         if directory.is_relative_to(root):

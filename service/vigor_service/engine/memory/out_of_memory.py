@@ -1,6 +1,7 @@
-"""Out of memory is survived: a batch is halved until it fits; only a sequence that does not fit alone goes unscored.
+"""Recovery from running out of memory: a batch is halved until it fits.
 
-What has run is remembered, so that the caller learns a length that does fit.
+Only a sequence that does not fit alone is not scored. The longest sequence that has run is remembered, so that the
+caller learns a length that does fit.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ logger = logging.getLogger(__name__)
 _ALLOCATION_FAILURES = (
     "DefaultCPUAllocator: can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
-    "could not create a primitive",  # oneDNN's only message for it; where memory is not the reason, nothing fits
+    "could not create a primitive",  # oneDNN's only message for it; if memory is not the cause, no size fits
 )
 
 
 class NoMemoryLeftError(MemoryError):
-    """Not even two tokens could be scored: the length of a sequence is not the reason."""
+    """Not even two tokens could be scored, so the length of a sequence is not the cause."""
 
 
 Score = Callable[[Sequence[TokenSequence]], list[SequenceScore]]
@@ -60,7 +61,7 @@ def release_memory() -> None:
 class FittingScorer:
     """Scores distinct sequences with ``score``, in halves when memory runs out.
 
-    ``score_frugally`` takes less memory and more time: what a single sequence that does not fit is tried with.
+    ``score_frugally`` takes less memory and more time; it is tried on a single sequence that does not fit.
     """
 
     def __init__(
@@ -72,12 +73,12 @@ class FittingScorer:
         self._longest_tokens = 0  # the longest sequence that has been scored
 
     def score(self, sequences: Sequence[TokenSequence]) -> BatchScores:
-        """Score them together if they fit, else in parts. Makes fewer tries than twice the number of sequences.
+        """Score the sequences together if they fit, else in parts.
 
-        Errors that are not about memory pass through.
+        Halving takes fewer attempts than twice the number of sequences. Errors that are not about memory pass through.
 
         Raises:
-            NoMemoryLeftError: nothing can be scored, however short.
+            NoMemoryLeftError: no sequence can be scored, however short.
         """
         scores: dict[TokenSequence, SequenceScore] = {}
         too_long: dict[TokenSequence, int] = {}
@@ -97,7 +98,7 @@ class FittingScorer:
         return BatchScores(scores, too_long, fitting_tokens if num_halved else None)
 
     def try_together(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore] | None:
-        """Return their scores, or None when memory ran out; then everything that the try held is free again."""
+        """Return the scores of the sequences, or None if memory ran out; what the attempt held is then freed."""
         scores = self._score_or_none(sequences, self._score)
         if scores is None and len(sequences) == 1 and self._score_frugally is not None:
             self._release()  # only here: inside the except block the traceback keeps tensors alive
@@ -132,12 +133,12 @@ class FittingScorer:
 
 
 def num_tokens(sequences: Sequence[TokenSequence]) -> int:
-    """Return the tokens of all sequences together."""
+    """Return the number of tokens of all sequences together."""
     return sum(sequence.num_tokens for sequence in sequences)
 
 
 def _halves(sequences: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
-    """Return two parts of about as many tokens: the longest sequences, and the rest."""
+    """Return two parts with about the same number of tokens: the longest sequences, and the rest."""
     longest_first = sorted(sequences, key=lambda sequence: -sequence.num_tokens)
     half, taken, count = num_tokens(sequences) / 2, 0, 0
     while count == 0 or (taken < half and count < len(longest_first) - 1):

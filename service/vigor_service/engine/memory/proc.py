@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def bytes_of(field: str, file: Path) -> int | None:
-    """Return the amount that a file gives for a field; None where there is no such file or field."""
+    """Return the bytes that a file gives for a field; None if the file or the field does not exist."""
     try:
         lines = file.read_text().splitlines()
     except OSError:

@@ -19,7 +19,7 @@ SAFE_SHARE = 0.6
 """Share of the free memory that batches may take: other lengths and masks than the trials' need other amounts."""
 
 MAX_TRIAL_SECONDS = 5.0
-"""After a trial that took longer none follows: each has twice the tokens of the one before."""
+"""Seconds after which a trial is the last one: each trial has twice the tokens of the one before."""
 
 _MAX_TRIAL_SEQUENCE_TOKENS = 256
 
@@ -37,7 +37,7 @@ class TrialSizes:
         return TrialSizes(self.first * count, self.last * count, self.max_batch * count)
 
 
-# On a CPU what runs at once is small anyway, but a group that is not torn apart shares its prompt. On a GPU more than
+# On a CPU few tokens run at once anyway, but a group that stays in one batch shares its prompt. On a GPU, more than
 # 16,384 tokens only delay a weight swap.
 _CPU_SIZES = TrialSizes(first=64, last=256, max_batch=4096)
 _CUDA_SIZES = TrialSizes(first=512, last=4096, max_batch=16384)
@@ -50,9 +50,9 @@ def trial_sizes(device: torch.device) -> TrialSizes:
 
 @dataclass(frozen=True, slots=True)
 class PeakMemory:
-    """The most bytes in use: on CUDA what torch allocated, on a CPU what Linux counts as resident in this process.
+    """The peak of bytes in use: on CUDA what torch allocated, on a CPU what Linux counts as resident in this process.
 
-    ``start`` forgets the peak so far and returns what is in use; ``read`` returns the peak since. None: not known.
+    ``start`` resets the peak and returns the bytes in use; ``read`` returns the peak since then. None: not known.
     """
 
     start: Callable[[], int | None]
@@ -71,9 +71,9 @@ def measure_batch_tokens(
 ) -> int:
     """Return how many tokens fit into the safe share of the free memory: at least those of the smallest trial.
 
-    ``fits`` scores a trial batch and says whether memory sufficed; where it did not, the trial before it is the answer.
-    Else the largest trial's peak over its tokens counts as memory per token. That is too much: what does not grow with
-    a batch is counted as if it did.
+    ``fits`` scores a trial batch and returns whether memory sufficed; if it did not, the result is the size of the
+    trial before it. Otherwise the largest trial's peak divided by its tokens is the memory per token. This is an
+    overestimate: memory that does not grow with a batch is counted as if it did.
     """
     bytes_in_use = peak.start()
     fitting_tokens, ran_out = 0, False
@@ -104,12 +104,12 @@ def measure_batch_tokens(
 
 
 def peak_memory(device: torch.device) -> PeakMemory:
-    """Return how the device's peak is measured."""
+    """Return the functions that measure the device's peak."""
     return _cuda_peak(device) if device.type == "cuda" else resident_peak()
 
 
 def resident_peak(proc: Path = Path("/proc")) -> PeakMemory:
-    """Return the peak that Linux counts; unknown where it cannot be reset."""
+    """Return the functions that measure the peak that Linux counts; it is not known if it cannot be reset."""
 
     def start() -> int | None:
         try:
@@ -133,7 +133,7 @@ def _cuda_peak(device: torch.device) -> PeakMemory:
 
 
 def trial_sequences(num_tokens: int, *, max_sequence_tokens: int, vocab_size: int) -> list[TokenSequence]:
-    """Return distinct sequences of ``num_tokens`` tokens in all, half prompt and half completion, two to a prompt."""
+    """Return distinct sequences of ``num_tokens`` tokens in all, half prompt and half completion, two per prompt."""
     length = max(2, min(_MAX_TRIAL_SEQUENCE_TOKENS, max_sequence_tokens, num_tokens // 2) // 2 * 2)
     return [_trial_sequence(index, length // 2, vocab_size) for index in range(num_tokens // length)]
 
@@ -150,7 +150,7 @@ def _bytes_per_token(before: int | None, peak: int | None, num_tokens: int) -> i
 
 
 def _affordable_tokens(bytes_per_token: int | None, free_bytes: int | None, most: int) -> int:
-    """Return what the safe share pays for; the most where memory cannot be measured."""
+    """Return how many tokens fit into the safe share of the free memory; ``most`` if memory cannot be measured."""
     if bytes_per_token is None or free_bytes is None:
         return most
     return min(most, int(SAFE_SHARE * free_bytes) // bytes_per_token)

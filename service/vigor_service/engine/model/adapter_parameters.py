@@ -9,12 +9,14 @@ from torch import nn
 
 
 def has_adapter(model: nn.Module) -> bool:
-    """Whether the model has an adapter of PEFT's."""
+    """Return whether the model has a PEFT adapter."""
     return bool(getattr(model, "peft_config", None))
 
 
 def adapter_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """Return what PEFT trains under the configuration of the active adapters, whatever requires gradients now.
+    """Return the parameters that PEFT trains by the configuration of the active adapters.
+
+    Which parameters require gradients at the time of the call does not matter.
 
     Raises:
         ValueError: the adapter is not in the model's layers, is outside PEFT's wrapper, disabled, or merged.

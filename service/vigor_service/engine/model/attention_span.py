@@ -1,7 +1,7 @@
-"""Which tokens before it a token attends to, read from the mask that the model itself would make.
+"""The span of earlier tokens that a token attends to, read from the mask that the model itself would make.
 
-transformers describes a mask by a function of two positions. Packed attention needs no mask, only what is behind it:
-all tokens of the sequence, a window, or a chunk. What is none of these is refused.
+transformers describes a mask by a function of two positions. Packed attention needs no mask, only its kind: all earlier
+tokens of the sequence, a window, or a chunk. Any other mask is refused.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_MAX_ROWS = 64  # of a mask that are compared with a span's; the last is one of them
+_MAX_ROWS = 64  # rows of a mask that are compared with a span's, the last row included
 
 
 class UnsupportedAttentionError(Exception):
@@ -21,13 +21,17 @@ class UnsupportedAttentionError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """The last ``window`` tokens, itself included; or those of its own chunk; else all before it, itself included."""
+    """The tokens that a token attends to: itself and all before it, unless ``window`` or ``chunk`` limits them.
+
+    ``window``: only the last ``window`` tokens, itself included. ``chunk``: only the tokens of its own chunk, where
+    each chunk has ``chunk`` tokens.
+    """
 
     window: int | None = None
     chunk: int | None = None
 
     def allows(self, query: Tensor, key: Tensor) -> Tensor:
-        """Return whether the token at position ``query`` attends to that at ``key``, both counted in the sequence."""
+        """Return whether the token at position ``query`` of a sequence attends to the token at position ``key``."""
         allowed = key <= query
         if self.window is not None:
             allowed = allowed & (key > query - self.window)
@@ -46,10 +50,10 @@ class Span:
 def span_of(mask_function: Callable[..., Tensor], rows: slice, local_size: int | None, device: torch.device) -> Span:
     """Return the span that equals ``mask_function(batch, head, query, key)`` on these rows of a packed batch.
 
-    ``local_size`` is what transformers says of a window or a chunk.
+    ``local_size`` is the size of a window or a chunk, as transformers gives it.
 
     Raises:
-        UnsupportedAttentionError: none does.
+        UnsupportedAttentionError: no span equals it.
     """
     num_tokens = rows.stop - rows.start
     query_Q1 = torch.linspace(0, num_tokens - 1, min(num_tokens, _MAX_ROWS), device=device).long()[:, None]

@@ -1,7 +1,7 @@
 """A model's decoder, from ids to final hidden states, in one of two layouts.
 
-Packed, sequences lie end to end and attend through packed attention. Single, one sequence runs under the model's own
-attention or other mixer of tokens, whatever that is. Experts run as operations that a rule knows in either.
+In the packed layout, sequences lie end to end and attend through packed attention. In the single layout, one sequence
+runs under the model's own attention or other token mixer. In both, experts run as operations that a rule recognises.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Layout = Literal["packed", "single"]
 
 
 def decoder_layers(model: PreTrainedModel) -> nn.ModuleList | None:
-    """Return the layers that run one after the other; None where they cannot be found."""
+    """Return the decoder layers in the order in which they run; None if they cannot be found."""
     num_layers = getattr(text_config(model.config), "num_hidden_layers", None)
     lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))  # outer modules first
     return next((layers for layers in lists if len(layers) == num_layers), None)
@@ -40,12 +40,12 @@ class Decoder:
     model: PreTrainedModel
     module: nn.Module
     layout: Layout
-    norms: Mapping[nn.Module, float] = field(default_factory=dict[nn.Module, float])  # that run by the fused kernel
-    length_dependent: Sequence[nn.Module] = ()  # give a token other numbers in a longer sequence
+    norms: Mapping[nn.Module, float] = field(default_factory=dict[nn.Module, float])  # fused RMSNorm -> its epsilon
+    length_dependent: Sequence[nn.Module] = ()  # modules whose output for a token depends on the length
 
     @contextmanager
     def prepared(self) -> Generator[None]:
-        """Let the model run as the layout asks, and restore the model afterwards."""
+        """Within this context, let the model run as the layout requires; restore the model afterwards."""
         with experts_as_operations(self.module), fused(self.norms), self._packed():
             yield
 
@@ -61,16 +61,17 @@ class Decoder:
             yield
 
     def pack(self, sequences: Sequence[TokenSequence]) -> PackedBatch:
-        """Lay the sequences end to end.
+        """Return the sequences packed end to end.
 
-        With the tokens after the last loss position too where they may condition what is before: in the single layout
-        by the model's own mixer of tokens, as indexers that keep the best keys of a sequence do; else by its length.
+        They keep the tokens after their last loss position if these may affect earlier tokens. In the single layout
+        they may do so through the model's own token mixer, such as an indexer that keeps the best keys of a sequence.
+        In the packed layout they do so through the length of the sequence, in length-dependent modules.
         """
         whole = self.layout == "single" or bool(self.length_dependent)
         return pack(sequences, self.model.device, whole=whole)
 
     def given(self, batch: PackedBatch) -> AbstractContextManager[None]:
-        """On this thread, let the model know the batch that it is given next; within ``prepared``.
+        """On this thread, tell the model which batch it runs within this context; to be used within ``prepared``.
 
         Raises:
             ValueError: the layout is single and the batch holds several sequences.
@@ -80,14 +81,14 @@ class Decoder:
         return attending_within(batch) if self.layout == "packed" else nullcontext()
 
     def hidden_states(self, batch: PackedBatch) -> Tensor:
-        """Return the final hidden states (N, D); within ``prepared`` and ``given``."""
-        # alone, a sequence has the positions that the model itself counts, as in the reference
+        """Return the final hidden states (N, D); to be called within ``prepared`` and ``given``."""
+        # in the single layout the model itself counts positions, as in the reference
         positions = {"position_ids": batch.position_ids_1N} if self.layout == "packed" else {}
         output = self.module(input_ids=batch.input_ids_1N, use_cache=False, **positions)
         return output.last_hidden_state[0].to(self.model.dtype)  # Mamba keeps its residual in float32
 
 
 def num_token_ids(model: PreTrainedModel) -> int:
-    """Return the rows of the input embedding: every id that the model takes is below that."""
+    """Return the number of rows of the input embedding: every valid token id is below it."""
     table_VD: Tensor = model.get_input_embeddings().weight  # pyright: ignore[reportAssignmentType] - PEFT's is no parameter
     return table_VD.shape[0]

@@ -1,7 +1,7 @@
-"""The experts of a mixture, through transformers' experts interface, as operations that the rule of experts knows.
+"""Mixture-of-experts layers, run through transformers' experts interface as operations that a rule recognises.
 
-Registered under a name of its own, so that the model's own implementation stays what it is. Shapes: N tokens, K experts
-for each, S = N K routed rows, D features.
+The implementation has its own registered name, so that the model's own implementation stays unchanged. Shapes: N
+tokens, K experts for each, S = N K routed rows, D features.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _run_experts(
     top_k_index: Tensor,
     top_k_weights: Tensor,
 ) -> Tensor:
-    """Equal the experts' own forward; returns (N, D). The arguments have the interface's names."""
+    """Return what the experts' own forward returns, (N, D). The arguments have the interface's names."""
     if experts.has_post_expert_norm or experts._is_expert_parallel:
         raise UnsupportedExpertsError(f"{type(experts).__name__} has a norm after each expert, or runs in parallel")
     order_S = top_k_index.flatten().argsort(stable=True)
@@ -56,7 +56,7 @@ def _routing(order_S: Tensor, top_k_index_NK: Tensor, num_experts: int) -> Routi
 
 
 def _project(experts: Any, x_SD: Tensor, routing: Routing) -> Tensor:  # noqa: ANN401
-    """Up, activation, down."""
+    """Return the experts' outputs (S, D): up projection, activation, down projection."""
     up = "gate_up_proj" if experts.has_gate else "up_proj"
     raw_SI = _linear(experts, up, x_SD, routing)
     hidden_SI = experts._apply_gate(raw_SI) if experts.has_gate else experts.act_fn(raw_SI)

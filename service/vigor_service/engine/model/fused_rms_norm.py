@@ -1,7 +1,7 @@
-"""RMSNorm by torch's fused kernel, where a model's module is the usual one: on a CUDA device two launches for nine.
+"""RMSNorm by torch's fused kernel, for modules of the usual kind: on a CUDA device two launches instead of nine.
 
-The usual one is Llama's: ``weight * (x / sqrt(mean(x²) + eps))``, normalised in float32. Whether a module is usual is
-found by trying it on random numbers, not by its name alone.
+The usual kind is Llama's: ``weight * (x / sqrt(mean(x²) + eps))``, normalised in float32. Whether a module is usual is
+found by running it on random numbers, not by its name alone.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from vigor_service.engine.ops.dtypes import KERNEL_DTYPES
 from vigor_service.engine.ops.forwards import running_forwards
 
-_MOST_ROUNDINGS = 8  # in float32: two orders of summation, two roundings
-_EQUAL_SHARE = 0.98  # in 16 bits
+_MOST_ROUNDINGS = 8  # that float32 results may differ by: two orders of summation, two roundings
+_EQUAL_SHARE = 0.98  # of 16-bit results that must be equal
 
 
 def usual_rms_norms(model: nn.Module) -> dict[nn.Module, float]:
@@ -40,7 +40,7 @@ def _run(
     forward: Callable[..., Tensor],
     epsilon: float,
     x: Tensor,
-    *others: object,  # a gate, say
+    *others: object,  # for example a gate
     **options: object,
 ) -> Tensor:
     if others or options:
@@ -53,7 +53,7 @@ def _fused(x: Tensor, weight_D: Tensor, epsilon: float) -> Tensor:
 
 
 def _epsilon(module: nn.Module) -> float | None:
-    """Return the epsilon of a module whose one parameter is a weight vector and whose forward is its class's."""
+    """Return the epsilon of a module; None unless its one parameter is a weight vector and its forward its class's."""
     epsilon = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     parameters = dict(module.named_parameters())
     is_plain = list(parameters) == ["weight"] and parameters["weight"].dim() == 1 and "forward" not in vars(module)
@@ -61,7 +61,7 @@ def _epsilon(module: nn.Module) -> float | None:
 
 
 def _is_usual(module: nn.Module, epsilon: float) -> bool:
-    """Whether the module does with random rows and weights what the fused kernel does."""
+    """Return whether the module gives the same as the fused kernel for random rows and weights."""
     weight_D = module.get_parameter("weight")
     generator = torch.Generator().manual_seed(0)
     x_TD, other_D = (torch.randn(*shape, len(weight_D), generator=generator).to(weight_D) for shape in ((64,), ()))
@@ -69,14 +69,14 @@ def _is_usual(module: nn.Module, epsilon: float) -> bool:
         try:
             own = functional_call(module, {"weight": other_D}, (x_TD,))
         except TypeError:
-            return False  # it takes more than rows
+            return False  # it needs other arguments than rows
         return isinstance(own, Tensor) and _are_alike(own, _fused(x_TD, other_D, epsilon))
 
 
 def _are_alike(own_TD: Tensor, fused_TD: Tensor) -> bool:
-    """Whether the numbers are the same but for the order of a sum; in 16 bits that shows in hardly any of them.
+    """Return whether the numbers are equal up to the order of a sum, which changes very few of them in 16 bits.
 
-    A module that multiplies before it rounds differs there in every fourth number.
+    A module that multiplies before it rounds differs in every fourth 16-bit number.
     """
     if own_TD.dtype != fused_TD.dtype:
         return False

@@ -1,4 +1,4 @@
-"""Which of the implementations registered with transformers a model runs under, for a while."""
+"""Temporary choice of the implementation, among those registered with transformers, that a model runs under."""
 
 from __future__ import annotations
 

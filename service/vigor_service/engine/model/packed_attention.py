@@ -1,7 +1,7 @@
 """Attention over packed sequences, through transformers' attention interface.
 
-Each sequence attends causally to itself alone. Registered under a name of its own, so that the model's own
-attention stays what it is.
+Each sequence attends causally within itself only. The implementation has its own registered name, so that the model's
+own attention stays unchanged.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vigor_service.engine.ops.typed_torch import split
 from vigor_service.engine.rules.copies import copies_for_sequences
 
 IMPLEMENTATION = "vigor_packed"
-# What models pass along that changes nothing here: positions are in q and k already, there is no cache.
+# Arguments of models that change nothing here: positions are in q and k already, and there is no cache.
 _WITHOUT_EFFECT = {"position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states"}
 
 _packed_batch: ContextVar[PackedBatch] = ContextVar("packed_batch")
@@ -30,7 +30,7 @@ _packed_batch: ContextVar[PackedBatch] = ContextVar("packed_batch")
 
 @contextmanager
 def attending_within(batch: PackedBatch) -> Generator[None]:
-    """On this thread, the model is given this batch."""
+    """Within this context, make this batch the one that the model runs on this thread."""
     token = _packed_batch.set(batch)
     try:
         yield
@@ -39,7 +39,7 @@ def attending_within(batch: PackedBatch) -> Generator[None]:
 
 
 def current_batch() -> PackedBatch:
-    """Return the batch that the model is given on this thread; within ``attending_within``."""
+    """Return the batch that the model runs on this thread; to be called within ``attending_within``."""
     return _packed_batch.get()
 
 
@@ -56,7 +56,7 @@ def _attend_packed(
     s_aux: Tensor | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:
-    """Equal causal attention run sequence by sequence; returns (1, N, H, d), contiguous. ``s_aux`` are sinks (H,)."""
+    """Return the output of causal attention within each sequence, (1, N, H, d), contiguous. ``s_aux``: sinks (H,)."""
     _refuse_unknown(module, attention_mask, dropout, others)
     batch = _packed_batch.get()
     lengths = [rows.stop - rows.start for rows in batch.token_slices]
@@ -116,7 +116,7 @@ def _attend_one(
 
 
 def _causal_mask(num_tokens: int, window: int | None, device: torch.device) -> Tensor:
-    """True where row t may attend: to itself and, with a window of w, to the w - 1 tokens before it."""
+    """Return a mask, True where row t may attend: to itself and, with a window of w, to the w - 1 tokens before it."""
     mask_TT = torch.ones(num_tokens, num_tokens, dtype=torch.bool, device=device).tril()
     return mask_TT if window is None else mask_TT.triu(1 - window)
 
@@ -130,9 +130,9 @@ def _plain_attention(
     softcap: float | None,
     sinks_H: Tensor | None,
 ) -> Tensor:
-    """``softmax(softcap tanh(q kᵀ scaling / softcap)) v``, which no fused kernel of torch offers (Gemma 2).
+    """Return ``softmax(softcap tanh(q kᵀ scaling / softcap)) v``, which no fused kernel of torch offers (Gemma 2).
 
-    A sink (gpt-oss) is one more logit of a row, without a value: it takes a share of the softmax.
+    A sink (gpt-oss) is an additional logit of each row, without a value: it takes a share of the softmax.
     """
     repeats = query_1HTd.shape[1] // key_1hTd.shape[1]
     key_1HTd, value_1HTd = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key_1hTd, value_1hTd))
@@ -163,9 +163,10 @@ def _span_instead_of_mask(
     use_vmap: bool = False,
     **_others: object,
 ) -> Span | None:
-    """Return what packed attention needs to know of a mask: the model passes it on as the mask; None for a causal one.
+    """Return the span that a mask would express, for the model to pass on as its mask; None for a causal mask.
 
-    transformers calls it with what the mask would be made from; ``use_vmap`` says that a model has its own function.
+    transformers calls this function with what the mask would be made from. ``use_vmap`` says that the model has its own
+    mask function.
     """
     is_padded = attention_mask is not None and not bool(attention_mask.all())
     if is_padded or use_vmap or q_length != kv_length:

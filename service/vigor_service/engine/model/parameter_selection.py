@@ -13,7 +13,7 @@ from vigor_service.engine.model.decoder import decoder_layers
 from vigor_service.engine.model.text_parameters import unreached_by_text
 from vigor_service.engine.model.unwrap import causal_model, text_config
 
-_ELEMENTS_AT_ONCE = 2**28  # what a part has at most, unless it is a single parameter
+_ELEMENTS_AT_ONCE = 2**28  # the most that a part has, unless it is a single parameter
 _LAST_LAYERS = re.compile(r"last-(\d+)-layers")
 _WORDS = "'all', 'lora', 'norms', 'last-K-layers'"
 
@@ -28,9 +28,9 @@ def measured_parameters(model: nn.Module, selection: str | None = None) -> dict[
       modules of ``modules_to_save``, rows of ``trainable_token_indices``, and the biases that ``bias`` names. Without
       PEFT: the parameters with ``lora_`` in their names;
     - ``"norms"``: the parameters of modules whose class has "norm" in its name, such as LayerNorm or Qwen2RMSNorm;
-    - ``"last-K-layers"``, for example ``"last-4-layers"``: those of the last K decoder layers and of what runs after
-      them (final norm, head), without those that run before them too: a head that is tied to the input embedding
-      is left out, because its gradient would have to flow through all layers;
+    - ``"last-K-layers"``, for example ``"last-4-layers"``: the parameters of the last K decoder layers and of the
+      modules that run after them (final norm, head), without parameters that are also used before them. A head that is
+      tied to the input embedding is left out, because its gradient would have to flow through all layers;
     - a regular expression searched in parameter names;
     - None: ``"lora"`` if there is an adapter, else ``"all"``, as the reference implementation does, without the
       parameters that a pass over text does not reach (see ``text_parameters.py``).
@@ -108,7 +108,7 @@ def _last_parameters(model: nn.Module, count: int) -> set[nn.Parameter]:
 
 
 def _used_by(module: nn.Module, layers: nn.ModuleList) -> list[nn.Parameter]:
-    """Return all parameters of a layer, and of any other module those that are not a submodule's."""
+    """Return all parameters of a decoder layer; for any other module, only those that are not a submodule's."""
     return list(module.parameters(recurse=any(module is layer for layer in layers)))
 
 

@@ -1,8 +1,8 @@
-"""Rotary embeddings whose frequencies depend on the longest position of what they are given: longrope and dynamic.
+"""Rotary embeddings whose frequencies depend on the largest position in their input: longrope and dynamic.
 
-transformers looks at the largest position of a whole row and keeps what it found on the module. In a packed row one
-long sequence would then change all others, and a sequence would get what an earlier one left. Here each sequence has
-the frequencies that it would have alone, in a model that has run nothing before.
+transformers takes the largest position of a whole row and stores the resulting frequencies on the module. In a packed
+row, one long sequence would then change all others, and a call would start from what an earlier call stored. Here each
+sequence has the frequencies that it would have alone, in a model that has run nothing before.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import Tensor, nn
 
 from vigor_service.engine.ops.forwards import running_forwards
 
-# One thread at a time: frequencies stand on the module between their choice and their use.
+# One thread at a time: the module stores the frequencies between their choice and their use.
 _lock = threading.Lock()
 
 
 def length_dependent(model: nn.Module) -> list[nn.Module]:
-    """Return the rotary embeddings of a model whose frequencies depend on the longest position."""
+    """Return the rotary embeddings of a model whose frequencies depend on the largest position."""
     return [module for module in model.modules() if any(map(_is_length_dependent, _rope_types(module).values()))]
 
 
 def forget_earlier_lengths(model: nn.Module) -> None:
-    """Let each later call of a length-dependent rotary embedding begin as if nothing had been run before."""
+    """Make each later call of a length-dependent rotary embedding start as if the model had run nothing before."""
     for module in length_dependent(model):
         if not isinstance(vars(module).get("forward"), partial):
             module.forward = partial(_run_afresh, module, module.forward)
@@ -37,9 +37,9 @@ def forget_earlier_lengths(model: nn.Module) -> None:
 def each_sequence_alone(
     modules: Sequence[nn.Module], token_slices: Callable[[], Sequence[slice]]
 ) -> AbstractContextManager[None]:
-    """Within it, these modules give the rows of each sequence of a packed row what the sequence would get alone.
+    """Within this context, these modules run each sequence of a packed row as if it were alone.
 
-    ``token_slices`` returns the rows of each sequence of the batch that the calling thread has.
+    ``token_slices`` returns the rows of each sequence of the calling thread's batch.
     """
     return running_forwards({module: partial(_run_each, module.forward, token_slices) for module in modules})
 
@@ -66,7 +66,7 @@ def _run_afresh(module: nn.Module, forward: Callable[..., Any], *args: Any, **op
 
 
 def _forget(module: nn.Module, prefix: str) -> None:
-    """Set the frequencies back to those of the original length: transformers does so only for some lengths."""
+    """Reset the frequencies to those of the original length, which transformers does only for some lengths."""
     own = getattr(module, f"{prefix}inv_freq")
     setattr(module, f"{prefix}inv_freq", getattr(module, f"{prefix}original_inv_freq").to(own.device).clone())
     setattr(module, f"{prefix}max_seq_len_cached", module.original_max_seq_len)

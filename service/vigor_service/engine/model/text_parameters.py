@@ -16,7 +16,7 @@ _NUM_TOKENS = 2
 def unreached_by_text(model: PreTrainedModel) -> set[nn.Parameter]:
     """Return the parameters outside the text decoder, its embeddings and its head that text does not reach.
 
-    Empty for a model of text alone. One pass over text finds which of those outside it does reach.
+    The set is empty for a text-only model. One pass over text finds which of the outside parameters text does reach.
     """
     outside = [parameter for _, parameter in named_outside_text(model)]
     return set(outside) - _reached(model, [parameter for parameter in outside if parameter.is_floating_point()])
@@ -36,7 +36,7 @@ def named_outside_text(model: PreTrainedModel) -> list[tuple[str, nn.Parameter]]
 
 
 def media_token_ids(model: PreTrainedModel) -> frozenset[int]:
-    """Return the ids of the tokens in whose place the model puts an image, a video or a sound."""
+    """Return the ids of the placeholder tokens that the model replaces by an image, a video or a sound."""
     config = model.config
     if text_config(config) is config:
         return frozenset()
@@ -51,7 +51,7 @@ def text_pass(model: PreTrainedModel) -> Tensor:
 
 
 def _reached(model: PreTrainedModel, parameters: list[nn.Parameter]) -> set[nn.Parameter]:
-    """Return those of the parameters that a text's logits depend on; no other gradient is made."""
+    """Return the given parameters that a text's logits depend on; only their gradients are computed."""
     if not parameters:
         return set()
     before = [(parameter, parameter.requires_grad) for parameter in model.parameters()]

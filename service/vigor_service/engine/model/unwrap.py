@@ -1,4 +1,4 @@
-"""The transformers model inside whatever wraps it, and what it says of itself, with types."""
+"""Typed access to the transformers model inside a wrapper, to its text config and to its modules."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ def causal_model(model: nn.Module) -> PreTrainedModel:
 
 
 def text_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """Return the config of the text model: of a model of text alone, the config itself."""
+    """Return the config of the text model; for a text-only model, the config itself."""
     return config.get_text_config()  # pyright: ignore[reportUnknownMemberType]
 
 
 def named_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """``model.named_modules()``."""
+    """Return ``model.named_modules()``, with types."""
     return model.named_modules()  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]

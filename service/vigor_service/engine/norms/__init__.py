@@ -1,5 +1,5 @@
-"""Gradient norms: the obvious reference, the fast path with its plan, the check of one against the other.
+"""Gradient norms: the plain reference, the fast path with its plan, and the check of the one against the other.
 
-Scores without a norm take the forward pass alone. The room knows models and rules; it does not know requests or batches
-of a service.
+Scores without a norm take the forward pass alone. This package knows models and rules; it does not know requests or
+batches of a service.
 """

@@ -1,8 +1,8 @@
-"""Outcomes of the check at load, kept in files: the same model is checked once.
+"""Cache of the outcomes of the check at load, in files, so that the same model is checked once.
 
-An outcome holds for the bytes of a model, its config, what is measured, the device, the versions of the libraries and
-the engine's own source. A file that cannot be read counts as missing. Where the directory cannot
-be written to, the log says so and nothing is kept.
+An outcome is valid for the bytes of a model, its config, the measured parameters, the device, the versions of the
+libraries and the engine's own source. A file that cannot be read counts as missing. If the directory cannot be written
+to, the log says so and nothing is kept.
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ _MAX_OUTCOMES = 256  # files in the directory
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """Which layout proved exact (None: none did, for this reason), for sequences of up to ``max_tokens`` (None: any),
-    and whether layers may run twice."""
+    """Result of the check: the ``layout`` that proved exact, or None and the ``reason``.
+
+    It is exact for sequences of up to ``max_tokens`` tokens (None: any number). ``layers_run_twice`` says whether
+    layers may run twice.
+    """
 
     layout: Layout | None
     max_tokens: int | None = None
@@ -43,20 +46,20 @@ class Outcome:
 
 
 class CheckCache:
-    """Outcomes in a directory, a file each."""
+    """Outcomes in a directory, one file for each."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def read(self, key: str) -> Outcome | None:
-        """Return the outcome that was kept under this key, None if there is none that can be read."""
+        """Return the outcome that is stored under this key; None if it is missing or cannot be read."""
         try:
             return _parsed(json.loads(self._path(key).read_text()))
         except (OSError, ValueError, TypeError, KeyError):
             return None
 
     def write(self, key: str, outcome: Outcome) -> None:
-        """Keep an outcome, and of all others the newest."""
+        """Store an outcome, and remove the oldest ones if there are too many."""
         try:
             replace_json(self._path(key), asdict(outcome))
             self._remove_oldest()
@@ -85,7 +88,7 @@ def outcome_key(model: PreTrainedModel, measured: Mapping[str, nn.Parameter]) ->
     """Return the digest of all that an outcome depends on, in hexadecimal digits."""
     inner = causal_model(model)
     tensors = sorted(model.state_dict().items())
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # a digest leaves the interpreter to others
+    with ThreadPoolExecutor(torch.get_num_threads()) as threads:  # hashing does not block the interpreter
         digests = list(threads.map(_digest, (tensor for _, tensor in tensors)))
     weights = [f"{name} {tensor.dtype} {digest}" for (name, tensor), digest in zip(tensors, digests, strict=True)]
     device = [_device_name(inner.device), str(inner.dtype)]

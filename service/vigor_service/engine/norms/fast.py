@@ -1,8 +1,8 @@
 """Exact norms of many sequences at once: one forward pass, one backward pass, input gradients only.
 
-No weight gradient of the model ever exists. Every parameterised operation sees its input and its output gradient,
-adds its parameters' share of each sequence's ``‖∇θ NLL‖²`` (engine/rules), and releases both. Parameters that no rule
-claims are exact too: autograd gives their gradient, one sequence at a time.
+The model's weight gradients never exist all at once. Every parameterised operation sees its input and its output
+gradient, adds its parameters' share of each sequence's ``‖∇θ NLL‖²`` (engine/rules), and releases both. Norms of
+parameters that no rule claims are exact too: autograd gives their gradient, one sequence at a time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ R = TypeVar("R")
 
 @dataclass(frozen=True, slots=True)
 class _Measured:
-    """What one pass gave for B sequences: ``‖∇θ Σ_t NLL_t‖²`` (B,), float64, signals, and shares by parameter name."""
+    """Results of one pass for B sequences: ``‖∇θ Σ_t NLL_t‖²`` (B,), float64, signals, and shares by parameter name."""
 
     squared_norms_B: Tensor
     signals: HeadSignals
@@ -60,11 +60,12 @@ class _Measured:
 class FastNorms:
     """Scores batches of one model. The model's parameters are frozen and the model is in eval mode from here on.
 
-    ``sharded_layers`` are the decoder layers of a model whose parameters are shared out over processes that run pass by
-    pass (see ``sharding``); ``parameters`` are those that modules have while they are gathered. None: it is whole.
+    ``sharded_layers`` are the decoder layers of a model that is sharded over processes, which run passes in lockstep
+    (see ``sharding``). ``parameters`` are then those that modules have while they are gathered. None: the model is not
+    sharded.
 
     Raises:
-        UnsupportedModelError: the model's decoder, experts or head are not understood in any of the layouts.
+        UnsupportedModelError: the model's decoder, experts or head are not supported in any of the layouts.
     """
 
     def __init__(
@@ -94,10 +95,10 @@ class FastNorms:
     def score(
         self, sequences: Sequence[TokenSequence], *, activations: Activations | None = None
     ) -> list[SequenceScore]:
-        """Equal ``[exact_score(model, sequence, parameters) for sequence in sequences]``.
+        """Return ``[exact_score(model, sequence, parameters) for sequence in sequences]``.
 
-        ``activations`` None: what free memory and ``max_activation_bytes`` allow, with as few layers run again as that
-        needs. Layers run again only if there are ``layers``.
+        ``activations`` None: the fastest choice that free memory and ``max_activation_bytes`` allow, with as few layers
+        run again as possible. Layers run again only if ``layers`` is not empty.
         """
         scores = self._run(sequences, activations, _scores)
         return [scores.get(sequence, EMPTY_SCORE) for sequence in sequences]
@@ -105,9 +106,9 @@ class FastNorms:
     def squared_shares(
         self, sequences: Sequence[TokenSequence], *, activations: Activations | None = None
     ) -> list[dict[str, float]]:
-        """Equal ``[{name: grad.double().square().sum()} for each measured parameter]`` of each sequence's mean loss.
+        """Return for each sequence ``{name: grad.double().square().sum()}``, with the gradients of its mean loss.
 
-        They add up to the squares of the norms that ``score`` returns, and are what the same passes give.
+        A sequence's values add up to the square of the norm that ``score`` returns, and come from the same passes.
         """
         shares = self._run(
             sequences, activations, _shares, {parameter: name for name, parameter in self._parameters.items()}
@@ -143,9 +144,9 @@ class FastNorms:
             return {sequence: result for batch in self.passes.map(run_batch, batches) for sequence, result in batch}
 
     def demand(self, sequences: Sequence[TokenSequence]) -> Demand:
-        """Return about what scoring distinct sequences keeps at once.
+        """Return an estimate of the memory that scoring distinct sequences takes at once.
 
-        Rows of a shared prompt count once, and stay whether or not layers run twice.
+        Rows of a shared prompt count once, and are kept whether or not layers run twice.
         """
         batches = self.passes.batches(sequences)
         return self._demand(batches, self.passes.shared_prompts(batches))
@@ -217,7 +218,7 @@ class FastNorms:
 
 
 def _squared(parameters: Mapping[str, nn.Parameter], gradients: Sequence[Tensor | None]) -> dict[str, Tensor]:
-    """Return name -> squared norm of the gradient, shape (1,), of those that have one."""
+    """Return name -> squared norm of the gradient, shape (1,), of the parameters that have a gradient."""
     named = zip(parameters, gradients, strict=True)
     return {name: squared_norm(gradient)[None] for name, gradient in named if gradient is not None}
 
@@ -230,5 +231,5 @@ def _shares(measured: _Measured, loss_slices: Sequence[slice]) -> list[dict[str,
 
 def _scores(measured: _Measured, loss_slices: Sequence[slice]) -> list[SequenceScore]:
     lengths_B = torch.tensor([rows.stop - rows.start for rows in loss_slices], device=measured.squared_norms_B.device)
-    norms_B = measured.squared_norms_B.sqrt() / lengths_B  # of the mean, where NLL was summed
+    norms_B = measured.squared_norms_B.sqrt() / lengths_B  # for the mean NLL: the pass used the sum
     return scores_of(measured.signals, loss_slices, norms_B)

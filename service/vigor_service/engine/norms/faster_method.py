@@ -1,7 +1,7 @@
 """The faster of two exact methods: the rules of the fast path, or a plain forward and backward pass.
 
 The rules save weight gradients and share prompts; a plain pass has fewer operations. Which is faster depends on the
-model, the lengths and the machine, so that both are timed on what is to be scored anyway.
+model, the lengths and the machine, so both are timed on sequences that have to be scored anyway.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MOST_TRIAL_SECONDS = 10.0
 
 
 class FasterMethod:
-    """Scores each sequence by the method that was faster for its size; the first of each size are timed with both."""
+    """Scores each sequence by the method that was faster for its size; the first of a size are timed with both."""
 
     def __init__(
         self, rules: Score, reference: Reference, *, clock_seconds: Callable[[], float] = time.perf_counter
@@ -40,7 +40,7 @@ class FasterMethod:
         self._faster: dict[Size, Method] = {}
 
     def score(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
-        """Equal ``reference.score(sequences)``; the reference only runs where its gradients fit into memory."""
+        """Return ``reference.score(sequences)``; the reference itself runs only if its gradients fit into memory."""
         if not self._reference.num_at_once(sequences):
             return self._scores["rules"](sequences)
         parts: dict[Method, list[TokenSequence]] = {}
@@ -66,7 +66,7 @@ class FasterMethod:
         return self._faster[size]
 
     def _seconds(self, sequences: Sequence[TokenSequence]) -> dict[Method, float]:
-        """Return the least time of each method, in alternating runs; of the rules alone where one takes too long."""
+        """Return each method's least time in alternating runs; only the rules' time if a run of them takes too long."""
         rules = self._seconds_once("rules", sequences)
         if rules > _MOST_TRIAL_SECONDS:
             return {"rules": rules}
@@ -86,7 +86,7 @@ def _size(sequence: TokenSequence, sequences: Sequence[TokenSequence]) -> Size:
 
 
 def _trial(sequences: Sequence[TokenSequence], num_lanes: int) -> list[TokenSequence]:
-    """Return the first sequences that keep all lanes busy: a batch for each."""
+    """Return the first of the sequences, enough for one batch on each lane."""
     tokens_before = accumulate((sequence.num_tokens for sequence in sequences), initial=0)
     enough = num_lanes * TOKENS_AT_FULL_RATE
     return [

@@ -1,4 +1,4 @@
-"""Which layout a model is scored in: the first that proves exact, else none, and the reference is left.
+"""Choice of the layout that a model is scored in: the first that proves exact. If none does, the reference scores.
 
 A model that cannot score text is refused before that.
 """
@@ -22,7 +22,7 @@ from vigor_service.engine.norms.self_check import check, reason
 
 logger = logging.getLogger(__name__)
 
-_SAME_LOGITS = 0.1  # what orders of summation may change in 16 bits; what is drawn anew changes more
+_SAME_LOGITS = 0.1  # the order of summation may change logits by this in 16 bits; random draws change more
 
 
 class UnscorableModelError(ValueError):
@@ -32,9 +32,9 @@ class UnscorableModelError(ValueError):
 def choose_layout(
     model: PreTrainedModel, measured: Mapping[str, nn.Parameter], cache: CheckCache | None
 ) -> tuple[FastNorms | None, Outcome]:
-    """Return the fast path in the first layout that proves exact, and for what it did; None: the reference is left.
+    """Return the fast path in the first layout that proves exact, or None for the reference, and the check's outcome.
 
-    What the cache knows of this model is not checked again. The log names why a layout does not serve.
+    A model whose outcome is in the cache is not checked again. The log says why a layout is not used.
     """
     key = "" if cache is None else outcome_key(model, measured)
     outcome = None if cache is None else cache.read(key)
@@ -54,7 +54,7 @@ def choose_layout(
 
 
 def require_policy_of_text(model: PreTrainedModel) -> None:
-    """Check that ids alone have logits, and always the same ones."""
+    """Check that the model gives logits for token ids alone, and the same logits each time."""
     architecture = type(causal_model(model)).__name__
     try:
         sequence = self_check_sequences(causal_model(model))[0]

@@ -23,7 +23,7 @@ from vigor_service.engine.rules import OpCall, recognize
 from vigor_service.engine.rules.context import NormContext
 from vigor_service.engine.rules.linear import LinearCall
 
-# What was cast or transposed, or to which a number was added, has a gradient of the same norm as the parameter itself.
+# A parameter that was cast or transposed, or to which a number was added, has a gradient of the same norm as before.
 _DERIVING: tuple[Callable[..., Any], ...] = (
     torch.Tensor.float,
     torch.Tensor.to,
@@ -55,7 +55,7 @@ class Interception(TorchFunctionMode):
         super().__init__()
         # id of each measured parameter, and of what was derived from it -> the parameter
         self._sources = {id(parameter): parameter for parameter in parameters}
-        self._derived: list[Tensor] = []  # kept alive, so that their ids stay theirs
+        self._derived: list[Tensor] = []  # kept alive, so that their ids are not reused
         self._is_suspended = False
 
     @contextmanager
@@ -78,11 +78,11 @@ class Interception(TorchFunctionMode):
         kwargs: dict[str, Any],
         tensors: list[Tensor],  # noqa: ARG002
     ) -> Any:  # noqa: ANN401
-        """Run what no rule recognises; ``tensors``: its measured parameters, or what was derived from them."""
+        """Run a call that no rule recognises; ``tensors``: its measured parameters, or what was derived from them."""
         return function(*args, **kwargs)
 
     def run_unconcerned(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
-        """Run what takes no measured parameter."""
+        """Run a call that takes no measured parameter."""
         return function(*args, **kwargs)
 
     def __torch_function__(
@@ -106,7 +106,7 @@ class Interception(TorchFunctionMode):
         return self.run_call(call, partial(func, *args, **kwargs))
 
     def measured(self, call: OpCall) -> list[nn.Parameter]:
-        """Return the measured parameters that the call takes as they are, or derived from them."""
+        """Return the measured parameters that the call takes, either themselves or through a derived tensor."""
         return [self._sources[id(tensor)] for tensor in call.parameters() if id(tensor) in self._sources]
 
     def _is_derivation(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -115,7 +115,7 @@ class Interception(TorchFunctionMode):
     def _derive(self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:  # noqa: ANN401
         parameter = self._sources[id(args[0])]
         derived = function(*args, **kwargs)
-        if isinstance(derived, Tensor):  # Tensor.type() is a name
+        if isinstance(derived, Tensor):  # Tensor.type() returns a name
             self._sources[id(derived)] = parameter
             self._derived.append(derived)
         return derived
@@ -144,14 +144,14 @@ class Tracing(Interception):
         self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: list[Tensor]
     ) -> Any:  # noqa: ANN401
         result = function(*args, **kwargs)
-        if _holds_tensor(result):  # what returns none, such as a dtype or a shape, is no use of the parameter
+        if _holds_tensor(result):  # a call that returns none, but a dtype or a shape, is not a use
             names = [self._names[id(self._sources[id(tensor)])] for tensor in tensors]
             self.refusals |= dict.fromkeys(names, f"no rule for {resolve_name(function)}")
         return result
 
 
 class RecordingLinears(Interception):
-    """Runs the model as it is, and keeps what its measured linear layers return."""
+    """Runs the unmodified model, and keeps the outputs of its measured linear layers."""
 
     def __init__(self, parameters: Iterable[nn.Parameter]) -> None:
         super().__init__(parameters)
@@ -159,14 +159,14 @@ class RecordingLinears(Interception):
 
     def run_call(self, call: OpCall, plain: partial[Any]) -> Any:  # noqa: ANN401
         if not isinstance(call, LinearCall) or not isinstance(call.weight, nn.Parameter):
-            return plain()  # what is derived from a parameter has no id that lasts
+            return plain()  # the id of a tensor derived from a parameter does not last
         output = call.plain_output(call.x)
         self.outputs[id(call.weight)] = output.flatten(0, -2).clone()  # some models add to it in place
         return output
 
 
 class CompletingLinears(Interception):
-    """Runs the model as it is, and computes only those rows of its measured linear layers that are not known."""
+    """Runs the unmodified model, and computes only those rows of its measured linear layers that are not known."""
 
     def __init__(self, parameters: Iterable[nn.Parameter], known_rows: KnownRows) -> None:
         super().__init__(parameters)
@@ -199,7 +199,7 @@ class NormInterception(Interception):
         """Check that every claimed parameter was measured.
 
         Raises:
-            UnclaimedCallError: one was not.
+            UnclaimedCallError: a claimed parameter was not measured.
         """
         if self._unseen:
             raise UnclaimedCallError(f"{len(self._unseen)} parameters were not used as in the trace")
@@ -213,7 +213,7 @@ class NormInterception(Interception):
         return call.run(self._context, self._leaf_of, token_axis)
 
     def _claimed_axis(self, keys: list[int]) -> int | None:
-        """Return the axis of the tokens in a call with these parameters; None if the trace did not have such a call."""
+        """Return the token axis of a call with these parameters; None if the trace did not have such a call."""
         axes = {self._claims[key].token_axis if key in self._claims else None for key in keys}
         return axes.pop() if len(axes) == 1 and self._unseen.issuperset(keys) else None
 

@@ -1,7 +1,7 @@
-"""The reference for several sequences: on a CPU one for each thread at once, in a replica of the model.
+"""The reference for several sequences: on a CPU, each thread scores one sequence at a time with a model replica.
 
-A forward and backward pass of one sequence on each of two threads takes less time than two passes after each other that
-share both threads: nothing is forked and joined, and one core's caches hold one sequence.
+Two threads that each run a forward and backward pass of one sequence take less time than two successive passes that
+share both threads. No operation is forked and joined, and one core's caches hold one sequence.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ _LOSS_BYTES_PER_LOGIT = 4 * 8  # float64 copies, of some rows at once
 class Reference:
     """Scores sequences by ``exact_score``.
 
-    ``most_bytes`` bounds, about, what the passes keep at once (None: a share of the free memory does), ``num_threads``
-    how many run at once (None: torch's number of threads).
+    ``most_bytes`` is the approximate limit of what the passes keep at once (None: a share of the free memory).
+    ``num_threads`` is the limit of how many passes run at once (None: torch's number of threads).
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Reference:
         self.num_lanes = 1 if self._workers is None else self._workers.count
 
     def score(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
-        """Equal ``[exact_score(model, sequence, measured) for sequence in sequences]``."""
+        """Return ``[exact_score(model, sequence, measured) for sequence in sequences]``."""
         models = self._replicas(min(self.num_at_once(sequences), len(sequences)))
         if self._workers is None or len(models) == 1:
             return [exact_score(self._model, sequence, self._measured) for sequence in sequences]
@@ -74,11 +74,11 @@ class Reference:
         return [scores[sequence] for sequence in sequences]
 
     def signals(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
-        """Equal ``[exact_signals(model, sequence) for sequence in sequences]``."""
+        """Return ``[exact_signals(model, sequence) for sequence in sequences]``."""
         return [exact_signals(self._model, sequence) for sequence in sequences]
 
     def num_at_once(self, sequences: Sequence[TokenSequence]) -> int:
-        """Return how many of these sequences' gradients and activations fit into memory, as many as there are lanes."""
+        """Return how many of the sequences fit into memory with gradients and activations, at most ``num_lanes``."""
         room = room_bytes(self._free_bytes(self._model.device), self._most_bytes)
         if room is None or not sequences:
             return self.num_lanes

@@ -1,4 +1,4 @@
-"""How several sequences run through the decoder: in which batches, on which threads, with which prompts only once."""
+"""Passes of several sequences through the decoder: their batches, their threads, and the prompts that run only once."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ R = TypeVar("R")
 
 
 class Passes:
-    """Shares sequences out into passes through the decoder of one model, as its plan allows.
+    """Divides sequences into passes through the decoder of one model, as its plan allows.
 
-    ``in_lockstep``: other processes run pass by pass with this one, so that passes come one after the other, and none
-    is added that only some of the processes need.
+    ``in_lockstep``: other processes run every pass together with this one. Passes then run one after the other, without
+    additional passes that only some of the processes need.
     """
 
     def __init__(self, plan: Plan, device: torch.device, *, in_lockstep: bool = False) -> None:
@@ -32,7 +32,7 @@ class Passes:
         self._workers = Workers() if device.type == "cpu" and not in_lockstep else None
 
     def batches(self, sequences: Sequence[TokenSequence]) -> list[list[TokenSequence]]:
-        """Return which sequences share a pass."""
+        """Return the sequences in batches, each of which shares a pass."""
         if self.plan.one_at_a_time:
             return [[sequence] for sequence in sequences]
         if self._workers is None:
@@ -42,18 +42,18 @@ class Passes:
     def num_at_once(self, batches: Sequence[list[TokenSequence]]) -> int:
         """Return how many of the batches run at the same time."""
         if self._workers is None or self.plan.one_at_a_time:
-            return 1  # what no rule knows may change the model while it runs, as PEFT does for experts
+            return 1  # code that no rule knows may change the model while it runs, as PEFT does for experts
         return min(self._workers.count, len(batches))
 
     def map(self, function: Callable[[list[TokenSequence]], R], batches: Sequence[list[TokenSequence]]) -> list[R]:
-        """Return ``list(map(function, batches))`` in some order, several at a time where there are workers."""
+        """Return ``list(map(function, batches))`` in any order; with workers, several batches run at a time."""
         if self._workers is None or self.num_at_once(batches) == 1:
             return list(map(function, batches))
         results = self._workers.run(function, queues(batches, num_queues=self._workers.count))
         return [result for queue in results for result in queue]
 
     def shared_prompts(self, batches: Sequence[list[TokenSequence]]) -> list[Prompt]:
-        """Return the prompts that run once; all layers' rows of them are kept until the batches are done."""
+        """Return the prompts that run once; their rows in all layers are kept until the batches are done."""
         decoder = self.plan.decoder
         if self._device.type != "cpu" or decoder.layout != "packed" or decoder.length_dependent or self._in_lockstep:
             return []
@@ -61,7 +61,7 @@ class Passes:
 
     @torch.no_grad()
     def prompt_rows(self, prompts: Sequence[Prompt]) -> PromptRows:
-        """Return what linear layers give for these prompts; within the decoder's ``prepared``."""
+        """Return the linear layers' outputs for these prompts; to be called within the decoder's ``prepared``."""
         if not prompts:
             return PromptRows({}, {})
         batch = pack_prompts(prompts, self._device)

@@ -1,4 +1,4 @@
-"""Which rule measures which parameter of a model: found once, by tracing a small batch through it."""
+"""The plan of which rule measures which parameter of a model, found once by tracing a small batch through the model."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ from vigor_service.engine.sequences import TokenSequence
 
 logger = logging.getLogger(__name__)
 
-# How far logits may be from the model's own, relative to the largest logit: rounding, and nothing else.
+# How far logits may be from the model's own, relative to the largest logit: by rounding errors only.
 _TOLERANCES = {torch.float64: 1e-9, torch.float32: 1e-4, torch.bfloat16: 5e-2, torch.float16: 1e-2}
 LAYOUTS: tuple[Layout, ...] = ("packed", "single")  # the faster one first
 _PROMPT_TOKENS = MIN_TOKENS + 1  # tokens of a prompt whose rows are shared
 
 
 class UnsupportedModelError(Exception):
-    """The fast path does not understand this model; the message says what it met."""
+    """The fast path does not support this model; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,25 +48,25 @@ class Plan:
     tied_weight_VD: Tensor | None  # measured, and used by both embedding and head
     claims: Mapping[nn.Parameter, Claim]
     fallback: Mapping[str, nn.Parameter]  # left to autograd
-    untouched: Mapping[str, nn.Parameter]  # that the trace did not use: their gradient is zero
-    rules: Mapping[str, list[str]]  # rule -> names of its parameters, for people
+    untouched: Mapping[str, nn.Parameter]  # not used in the trace: their gradient is zero
+    rules: Mapping[str, list[str]]  # rule -> names of its parameters, for display
 
     @property
     def one_at_a_time(self) -> bool:
-        """Whether a batch must hold one sequence: what autograd finds of a parameter is the gradient of all of them."""
+        """Whether a batch must hold one sequence: autograd sums a parameter's gradient over all sequences in it."""
         return self.decoder.layout == "single" or bool(self.fallback)
 
 
 def make_plan(
     model: PreTrainedModel, parameters: Mapping[str, nn.Parameter], layouts: Sequence[Layout] = LAYOUTS
 ) -> Plan:
-    """Trace the model and let rules claim its parameters, in the first of the layouts that serves it.
+    """Trace the model and return the plan of its parameters, in the first of the layouts that supports the model.
 
     The log says why a layout does not.
 
     Raises:
-        UnsupportedModelError: in none of them the decoder, the head and the experts are understood and the logits are
-            the model's own.
+        UnsupportedModelError: no layout supports the decoder, the head and the experts and gives the model's own
+            logits.
     """
     refusal = UnsupportedModelError(f"{type(model).__name__} has no decoder beside its head")
     for layout in layouts:
@@ -122,7 +122,7 @@ def _make_decoder(model: PreTrainedModel, module: nn.Module, layout: Layout) -> 
 
 
 def _trace(decoder: Decoder, batch: PackedBatch, tracing: Tracing) -> Tensor:
-    """Run the decoder under the trace and return its hidden states, once its sequences are known to be independent."""
+    """Run the decoder under the trace, check that its sequences are independent, and return its hidden states."""
     embedded: list[Tensor] = []
 
     def require_gradient(_module: nn.Module, _inputs: object, output: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ def _trace(decoder: Decoder, batch: PackedBatch, tracing: Tracing) -> Tensor:
 
 
 def _check_independence(hidden_ND: Tensor, embedded_1ND: Tensor, batch: PackedBatch) -> None:
-    """Check that nothing mixes tokens of different sequences: such gradients are exactly zero, in any type.
+    """Check that no operation mixes tokens of different sequences: such gradients are exactly zero, in any dtype.
 
     Logits alone would not show a small leak in 16 bits.
     """
@@ -156,24 +156,24 @@ def _check_independence(hidden_ND: Tensor, embedded_1ND: Tensor, batch: PackedBa
 
 
 def self_check_sequences(model: PreTrainedModel) -> list[TokenSequence]:
-    """Return two short sequences of one prompt, whose token count equals no other size in the model's config.
+    """Return two short sequences of one prompt, whose packed token count equals no size in the model's config.
 
-    So the axis of the tokens differs in size from those of heads and features.
+    So the size of the token axis differs from the sizes of the axes of heads and features.
     """
     ids = self_check_ids(model)
     prompt, rest = tuple(ids[:_PROMPT_TOKENS]), tuple(ids[_PROMPT_TOKENS:])
-    num_second = len(ids) - 2 * _PROMPT_TOKENS - 1  # the last token of each conditions nothing
+    num_second = len(ids) - 2 * _PROMPT_TOKENS - 1  # the last token of each is not packed
     return [TokenSequence(prompt, rest[:3]), TokenSequence(prompt, rest[3 : 3 + num_second])]
 
 
 def _single_sequence(model: PreTrainedModel) -> TokenSequence:
-    """Return one sequence of as many tokens, which the single layout keeps all."""
+    """Return one sequence with the same token count, all of which the single layout keeps."""
     ids = self_check_ids(model)
     return TokenSequence(tuple(ids[:_PROMPT_TOKENS]), tuple(ids[_PROMPT_TOKENS:]))
 
 
 def self_check_ids(model: PreTrainedModel, num_tokens: int | None = None) -> list[int]:
-    """Return this number of ids, the first of a fixed series; None: a number that equals no size in the config."""
+    """Return the first ``num_tokens`` ids of a fixed series; None: a number that equals no size in the config."""
     config = text_config(model.config)
     sizes = set(_integers(config.to_dict()))
     if num_tokens is None:
@@ -207,9 +207,9 @@ def _own_or_trained(module: Any) -> Any:  # noqa: ANN401 - PEFT's wrapper is unt
 
 
 def _with_own_logits(model: PreTrainedModel, head: Head, sequences: Sequence[TokenSequence], hidden_MD: Tensor) -> Head:
-    """Return the head with the scale and the cap that give the model's own logits, which it gives one by one.
+    """Return the head with the scale and the cap that give the model's own logits, computed for one sequence at a time.
 
-    So layout, positions, attention and head are as the model has them.
+    Equal logits show that layout, positions, attention and head are those of the model.
     """
     with torch.no_grad():
         own_MV = torch.cat([loss_logits(model, sequence).float() for sequence in sequences])
@@ -223,7 +223,7 @@ def _with_own_logits(model: PreTrainedModel, head: Head, sequences: Sequence[Tok
 
 
 def _largest_difference(own_MV: Tensor, logits_MV: Tensor) -> float:
-    """Return the largest difference by the largest finite logit; infinity where one masks what the other does not."""
+    """Return the largest difference relative to the largest finite logit; infinity if other entries are finite."""
     finite_MV = own_MV.isfinite()
     if not torch.equal(finite_MV, logits_MV.isfinite()):
         return inf
@@ -256,7 +256,7 @@ def _assign(parameters: Mapping[str, nn.Parameter], tracing: Tracing, decoder: D
 
 
 def _claimable(tracing: Tracing) -> dict[str, Claim]:
-    """Return the claims whose parameters are used once, by that call, as is every other parameter of the call."""
+    """Return parameter name -> claim for the calls whose parameters are all used once, by that call."""
     uses = Counter(name for claim in tracing.claims for name in claim.names)
     claims = {name: claim for claim in tracing.claims for name in claim.names}
     excluded = {name for name in claims if uses[name] > 1} | tracing.refusals.keys()

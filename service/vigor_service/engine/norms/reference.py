@@ -21,7 +21,7 @@ from vigor_service.engine.ops.typed_torch import gradients_of, split, to_list
 from vigor_service.engine.sequences import EMPTY_SCORE, SequenceScore, TokenSequence
 
 ELEMENTS_AT_ONCE = 2**24
-_FEW_ROWS = 16  # a CPU's backward product of fewer rows with a large vocabulary is off by 1e-5, of more by 3e-6
+_FEW_ROWS = 16  # with a large vocabulary, a CPU's backward product is off by 1e-5 for fewer rows, by 3e-6 for more
 
 
 def exact_score(
@@ -40,7 +40,7 @@ def exact_score(
 def score_requiring_grad(
     model: PreTrainedModel, sequence: TokenSequence, parameters: Mapping[str, nn.Parameter]
 ) -> SequenceScore:
-    """Equal ``exact_score``, within ``requiring_grad``; several threads may call it at once."""
+    """Return what ``exact_score`` returns, within ``requiring_grad``; several threads may call it at once."""
     if sequence.num_loss_tokens == 0:
         return EMPTY_SCORE
     logits_TV = loss_logits(model, sequence)
@@ -52,7 +52,7 @@ def score_requiring_grad(
 
 @torch.no_grad()
 def exact_signals(model: PreTrainedModel, sequence: TokenSequence) -> SequenceScore:
-    """Return the signals of ``exact_score``, whose norm is NaN, by a forward pass alone; the model is in eval mode."""
+    """Return the result of ``exact_score`` with NaN as its norm, by a forward pass alone; the model is in eval mode."""
     if sequence.num_loss_tokens == 0:
         return EMPTY_SCORE
     logits_TV = loss_logits(model, sequence)
@@ -60,10 +60,10 @@ def exact_signals(model: PreTrainedModel, sequence: TokenSequence) -> SequenceSc
 
 
 def token_nll(logits_TV: Tensor, sequence: TokenSequence) -> Tensor:
-    """``F.cross_entropy(logits_TV.double(), targets_T, reduction="none")``, of the loss tokens; shape (T,).
+    """Return ``F.cross_entropy(logits_TV.double(), targets_T, reduction="none")`` of the loss tokens, shape (T,).
 
-    Float64 copies of only some rows are in memory at once. In float32 the sum over a large vocabulary is off by more
-    than the rest of the model.
+    Only some rows have a float64 copy in memory at once. In float32, the error of the sum over a large vocabulary
+    exceeds the error of the rest of the model.
     """
     targets_T = torch.tensor(sequence.loss_targets(), device=logits_TV.device)
     num_rows = _rows_at_once(logits_TV)
@@ -87,18 +87,18 @@ def _rows_at_once(logits_TV: Tensor) -> int:
 def loss_logits(model: PreTrainedModel, sequence: TokenSequence, *, runs_all_positions: bool = False) -> Tensor:
     """Return the logits (T, V) of the loss positions, in the dtype in which the model returns them.
 
-    The head runs at these alone where the model can do so, unless ``runs_all_positions``.
+    The head runs only at these positions if the model can do so, unless ``runs_all_positions``.
     """
     input_ids = torch.tensor([sequence.token_ids], device=model.device)
     positions_T = torch.tensor(sequence.loss_positions(), device=model.device)
     if runs_all_positions or len(positions_T) < _FEW_ROWS or not _takes_positions(model):
         return model(input_ids=input_ids, use_cache=False).logits[0, positions_T]
     logits_TV = model(input_ids=input_ids, logits_to_keep=positions_T, use_cache=False).logits[0]
-    return logits_TV if len(logits_TV) == len(positions_T) else logits_TV[positions_T]  # some ignore what they take
+    return logits_TV if len(logits_TV) == len(positions_T) else logits_TV[positions_T]  # some ignore the argument
 
 
 def _takes_positions(model: PreTrainedModel) -> bool:
-    inner: nn.Module = getattr(model, "get_base_model", lambda: model)()  # PEFT's passes everything on
+    inner: nn.Module = getattr(model, "get_base_model", lambda: model)()  # PEFT's passes all arguments on
     return "logits_to_keep" in inspect.signature(inner.forward).parameters
 
 

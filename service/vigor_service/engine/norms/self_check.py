@@ -1,8 +1,8 @@
-"""Whether the fast path gives this model's exact norms, found when a model is loaded.
+"""The check, when a model is loaded, that the fast path gives this model's exact norms.
 
-Each rule's parameters are compared alone: of a whole norm, most rules have so small a share that leaving one out would
-not show. Short sequences with a shared prompt lie beside one that is longer than each window, chunk, number of kept
-keys and original length that the config names, since models behave differently there.
+Each rule's parameters are compared separately: most rules have such a small share of the whole norm that leaving one
+out would not show. Models behave differently beyond each window, chunk, number of kept keys and original length that
+the config names. So for each such length, a longer sequence is checked together with short ones that share a prompt.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ logger = logging.getLogger(__name__)
 # How far a rule's share of the norm may be from the reference's, relative. Check sequences are random tokens, on which
 # real models are ill-conditioned: two orders of summation differ by 2e-4 on SmolLM2 in float32.
 TOLERANCES = {torch.float64: 1e-6, torch.float32: 2e-3, torch.bfloat16: 1e-1, torch.float16: 5e-2}
-_SMALLEST_SCALE = 1e-3  # of the whole norm: what is smaller is judged as if it were this large
+_SMALLEST_SCALE = 1e-3  # of the whole norm: the error of a smaller norm is taken relative to this
 _BEYOND = 9  # tokens by which a long sequence exceeds a length at which the model behaves differently
-_MAX_SECONDS = 60.0  # that one long sequence may take the reference; beyond it lengths stay unchecked
+_MAX_SECONDS = 60.0  # that the reference may take for one long sequence; lengths that take more stay unchecked
 _LENGTHS = re.compile(r"window|chunk|topk|top_k|original_max_position|local_attention|block_size|floor_scale")
 
 SquaredShares = Mapping[str, float]
@@ -55,7 +55,7 @@ class UntrustedNormError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """For what the fast path proved exact: sequences of up to ``max_tokens`` (None: any); layers that run twice."""
+    """What the fast path proved exact for: sequences of up to ``max_tokens`` (None: any), and layers that run twice."""
 
     max_tokens: int | None
     layers_run_twice: bool
@@ -68,12 +68,12 @@ def check(
     *,
     max_seconds: float = _MAX_SECONDS,
 ) -> Trust:
-    """Compare the fast path with the reference, rule by rule.
+    """Compare the fast path with the reference, rule by rule, and return what the fast path proved exact for.
 
     A 16-bit model is checked in its own dtype and, where memory allows, in float32, where small faults show.
 
     Raises:
-        UntrustedNormError: short sequences have other norms, or one that was checked has.
+        UntrustedNormError: norms of the short sequences, or of a long one that was checked, differ.
     """
     subject = _Subject(fast, model, measured)
     short = self_check_sequences(causal_model(model))
@@ -105,7 +105,7 @@ class _Subject:
                 compare(self.fast.plan.rules, self._dtype, sequence, found, wanted)
 
     def may_run_layers_twice(self, sequences: Sequence[TokenSequence]) -> bool:
-        """Whether these sequences have their norms where layers run twice; the log says why not."""
+        """Return whether the norms of these sequences are exact if layers run twice; the log says why not."""
         try:
             self.check(sequences, [Activations.CHECKPOINT])
         except Exception as error:  # a model's own code may raise anything where it is not run as it was written for
@@ -116,7 +116,7 @@ class _Subject:
         return True
 
     def checked_tokens(self, max_seconds: float) -> int | None:
-        """Check one sequence beyond each length of the config; return the first that could not be; None: all could."""
+        """Check one sequence beyond each critical length; return the first length that was not checked, or None."""
         model = causal_model(self.model)
         short = self_check_sequences(model)
         lengths = critical_lengths(model)
@@ -157,7 +157,7 @@ def compare(
     """Check that each rule's norm is the wanted one, within the tolerance of the model's dtype.
 
     Raises:
-        UntrustedNormError: one is not.
+        UntrustedNormError: a rule's norm is not.
     """
     found_norms, wanted_norms = _norms(rules, found), _norms(rules, wanted)
     scale = _SMALLEST_SCALE * sqrt(sum(wanted.values()))
@@ -171,7 +171,7 @@ def compare(
 
 
 def _norms(rules: Mapping[str, Sequence[str]], shares: SquaredShares) -> dict[str, float]:
-    """Return rule, weights and biases apart -> norm."""
+    """Return rule -> norm, with separate entries for weights and biases."""
     kind_of = {name: _kind(name, rule) for rule, names in rules.items() for name in names}
     squares: defaultdict[str, float] = defaultdict(float)
     for name, share in shares.items():
@@ -180,7 +180,7 @@ def _norms(rules: Mapping[str, Sequence[str]], shares: SquaredShares) -> dict[st
 
 
 def reason(error: Exception) -> str:
-    """Return what to log of an error: its message, with its type where that is not one of the engine's own."""
+    """Return what to log of an error: its message, after its type unless that is one of the service's own."""
     is_own = type(error).__module__.startswith("vigor_service.")
     return str(error) if is_own else f"{type(error).__name__}: {error}"
 
@@ -188,7 +188,7 @@ def reason(error: Exception) -> str:
 def exact_squared_shares(
     model: PreTrainedModel, sequence: TokenSequence, parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, float]:
-    """``{name: (gradient.double() ** 2).sum()}`` of the mean loss, with some of the gradients in memory at once."""
+    """Return ``{name: (gradient.double() ** 2).sum()}`` of the mean loss, with some gradients in memory at once."""
     shares: dict[str, float] = {}
     for part in in_parts(parameters):
         with requiring_grad(model, part.values()):
@@ -200,9 +200,9 @@ def exact_squared_shares(
 
 
 def critical_lengths(model: PreTrainedModel) -> list[int]:
-    """Return the lengths, ascending, beyond which the model behaves differently, by its config.
+    """Return the lengths, ascending, beyond which the model behaves differently according to its config.
 
-    Lengths that the short sequences exceed, or that no sequence of this model can, are left out.
+    Lengths that the short sequences exceed, or that no sequence of this model can exceed, are left out.
     """
     config = text_config(model.config)
     named = {length for key, length in _named_integers(config.to_dict()) if _LENGTHS.search(key)}
@@ -233,7 +233,7 @@ def _kind(name: str, rule: str) -> str:
 
 @contextmanager
 def _in_float32(model: nn.Module) -> Generator[bool]:
-    """Let a 16-bit model have its weights in float32 where there is memory for it, and give them back as they were.
+    """Within this context, cast a 16-bit model's weights to float32 if memory allows; restore them afterwards.
 
     Yields whether they were cast.
     """
@@ -251,5 +251,5 @@ def _in_float32(model: nn.Module) -> Generator[bool]:
         yield True
     finally:
         for tensor, dtype in before:
-            tensor.data = tensor.data.to(dtype)  # each value is one of this dtype's: nothing is rounded
+            tensor.data = tensor.data.to(dtype)  # each value came from this dtype: nothing is rounded
         release_memory()

@@ -1,4 +1,4 @@
-"""What predictions alone say of a sequence, by a forward pass: nothing of a backward pass runs or is kept for one."""
+"""Scores without norms, from a forward pass alone: no backward pass runs, and no activations are kept for one."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ class FastSignals:
         self._passes = passes
 
     def score(self, sequences: Sequence[TokenSequence]) -> list[SequenceScore]:
-        """Equal ``[exact_signals(model, sequence) for sequence in sequences]``."""
+        """Return ``[exact_signals(model, sequence) for sequence in sequences]``."""
         passes, decoder = self._passes, self._passes.plan.decoder
         batches = passes.batches([item for item in dict.fromkeys(sequences) if item.num_loss_tokens])
         with decoder.prepared():
             prompt_rows = passes.prompt_rows(passes.shared_prompts(batches))
 
-            @torch.no_grad()  # of each thread its own
+            @torch.no_grad()  # each thread has its own grad mode
             def run_batch(batch: list[TokenSequence]) -> list[tuple[TokenSequence, SequenceScore]]:
                 packed = decoder.pack(batch)
                 known_rows = prompt_rows.in_batch(batch, packed)
@@ -42,9 +42,9 @@ class FastSignals:
 
 
 def scores_of(signals: HeadSignals, loss_slices: Sequence[slice], norms_B: Tensor | None = None) -> list[SequenceScore]:
-    """Return the scores of B sequences, in order; what is on a device is fetched from there at once.
+    """Return the scores of B sequences, in order; all numbers are fetched from the device at once.
 
-    ``norms_B`` are the norms of the gradients of the mean NLL; without them they are NaN.
+    ``norms_B`` are the norms of the gradients of the mean NLL; without it, the norms of the scores are NaN.
     """
     lengths = [rows.stop - rows.start for rows in loss_slices]
     nll_M = signals.nll_M.double()

@@ -1,4 +1,4 @@
-"""Arithmetic that the rules share: products, Gram matrices, sums, and which implementation is the fastest.
+"""Arithmetic that the rules share: products, Gram matrices, sums, and the choice of the fastest implementation.
 
 It knows tensors, and neither models nor rules.
 """

@@ -1,4 +1,4 @@
-"""Which of several implementations of one operation is the fastest here: timed once per kind of work, then kept."""
+"""Choice of the fastest implementation of an operation on this machine: timed once per kind of work, then kept."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class _Times:
 
     @property
     def is_due(self) -> bool:
-        """Whether to time now what is untimed: before runs 1, 2, 3, 5, 9, 17 and so on, so that it costs little."""
+        """Whether to time the ``untimed`` now: before runs 1, 2, 3, 5, 9, 17 and so on, so that timing costs little."""
         is_power_of_two = self.num_runs & (self.num_runs - 1) == 0
         return not self.seconds or (bool(self.untimed) and is_power_of_two)
 
@@ -55,14 +55,14 @@ class Autotuner:
         self._times: dict[Hashable, _Times] = {}
 
     def run(self, work: Hashable, implementations: Mapping[str, Implementation]) -> Tensor:
-        """Return the result of the fastest; at the first work of a kind every implementation is timed.
+        """Return the result of the fastest implementation; for the first work of a kind, every implementation is timed.
 
-        One that is unavailable is left out from then on, with a warning that says why. One whose timing ran out of
-        memory is left out for now and timed again later: it depends on what else is in memory.
+        An implementation that is unavailable is left out from then on, with a warning that says why. One whose timing
+        ran out of memory is left out for now and timed again later: it depends on what else is in memory.
 
         Raises:
-            torch.OutOfMemoryError: none is left, and memory is the reason for one.
-            UnavailableError: none is left; the message is the reason of the last.
+            torch.OutOfMemoryError: no implementation is left, and memory is the reason for one of them.
+            UnavailableError: no implementation is left; the message is the reason of the last.
         """
         times = self._times.get(work) or _Times(list(implementations))
         if times.is_due:
@@ -80,7 +80,7 @@ class Autotuner:
                 del times.seconds[name]
 
     def _time(self, work: Hashable, implementations: Mapping[str, Implementation], times: _Times) -> None:
-        """Time what is untimed. Where none runs, memory is preferred as the reason: less work may then fit."""
+        """Time the untimed implementations. If none runs, prefer an out-of-memory error: less work may then fit."""
         refusal: Exception = UnavailableError(f"{work}: no implementation is available")
         left, times.untimed = times.untimed, []
         for name in left:

@@ -6,4 +6,4 @@ import torch
 
 SIXTEEN_BITS = (torch.bfloat16, torch.float16)
 KERNEL_DTYPES = (torch.float32, *SIXTEEN_BITS)
-"""What the kernels for a GPU take: those that models are served in there."""
+"""Dtypes that the GPU kernels support: those that models are served in on a GPU."""

@@ -1,4 +1,4 @@
-"""Modules that run another forward for a while."""
+"""Temporary replacement of modules' forwards."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from torch import nn
 
 @contextmanager
 def running_forwards(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Generator[None]:
-    """Let each module run its forward of these, and restore its own afterwards.
+    """Within this context, run each module by its forward in ``forwards``; restore its own forward afterwards.
 
-    That is its class's, or the instance's where it has one: accelerate's hooks, and code that patches a model, put a
-    forward there.
+    The own forward is the class's, or the instance's if it has one: accelerate's hooks, and code that patches a model,
+    set a forward on the instance.
     """
     own = {module: vars(module).get("forward") for module in forwards}
     for module, forward in forwards.items():

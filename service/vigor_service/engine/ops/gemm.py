@@ -1,6 +1,6 @@
 """The matrix product of linear layers, by the library that is faster for its shape on this machine.
 
-In float32 on a CPU torch's own ``linear`` uses MKL, and oneDNN for 16-bit types only. Which of the two is faster
+On a CPU torch's own ``linear`` uses MKL for float32, and oneDNN only for 16-bit dtypes. Which of the two is faster
 depends on the processor and on the shape (docs/decisions/0088-the-faster-library-is-measured.md).
 """
 
@@ -17,27 +17,28 @@ from torch.nn import functional as F
 from vigor_service.engine.ops.library_choice import LibraryChoice, Product, product_class
 from vigor_service.engine.ops.typed_torch import split
 
-# A primitive of oneDNN serves one shape; a batch has about ten, and as many batches run at once as there are cores.
-# The default of 1,024 only keeps shapes that never come again. Read at oneDNN's first use.
+# A primitive of oneDNN serves one shape. A batch has about ten shapes, and as many batches run at once as there are
+# cores. The default of 1,024 only keeps shapes that never recur. oneDNN reads the variable at its first use.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "128")
 
 TORCH, ONEDNN = "torch", "onednn"
 CHOICE = LibraryChoice()
-"""That of this process."""
+"""The library choice of this process."""
 
 _ROWS_OF_A_KERNEL = 8
-"""oneDNN generates code for every other number of rows, 256 KiB for each weight's shape, and keeps it until the process
-ends (docs/decisions/0015-memory-over-many-requests.md)."""
+"""Rows are padded to a multiple of this. For each number of rows that is not a multiple, oneDNN would generate 256 KiB
+of code for each weight's shape, and keep it until the process ends (docs/decisions/0015-memory-over-many-requests.md).
+"""
 _MIN_PRODUCTS = 1 << 20
-"""Multiplications below which a product is torch's: it takes less time than to look for a better one."""
+"""Number of multiplications below which torch computes a product: it takes less time than the choice of a library."""
 _LONG_SUM = 8192
-"""Products that are added up, above which oneDNN does it: MKL's error grows with their number."""
+"""Number of terms of a sum above which oneDNN computes the product: MKL's error grows with this number."""
 _SLICE = 1024
-"""Of them, that are added up in float32."""
+"""Number of terms that are added up in float32."""
 
 
 def linear(x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
-    """``F.linear(x_MI, weight_OI, bias_O)``; the weight may be any view, such as a transposed matrix."""
+    """Return ``F.linear(x_MI, weight_OI, bias_O)``; the weight may be any view, such as a transposed matrix."""
     if not _may_be_onednn(x_MI, weight_OI):
         return F.linear(x_MI, weight_OI, bias_O)
     by_onednn = partial(_onednn, x_MI, weight_OI, bias_O)
@@ -47,10 +48,10 @@ def linear(x_MI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Ten
 
 
 def linear_of_long_sums(x_MI: Tensor, weight_OI: Tensor) -> Tensor:
-    """``x_MI.double() @ weight_OI.double().T`` with an error of about 1e-6, as a sum over a vocabulary I needs it.
+    """Return ``x_MI.double() @ weight_OI.double().T`` with an error of about 1e-6, as needed if I is a vocabulary.
 
-    MKL's kernel adds a leftover row's products up in a single sum: an error of 2e-4 at I = 49,152 in float32, where
-    slices, added up in float64, have 3e-6.
+    MKL's kernel adds the products of a leftover row in a single sum, with an error of 2e-4 at I = 49,152 in float32.
+    Slices that are added up in float64 have an error of 3e-6.
     """
     in_slices = partial(_sum_of_slices, x_MI, weight_OI)
     if not _may_be_onednn(x_MI, weight_OI):
@@ -60,7 +61,7 @@ def linear_of_long_sums(x_MI: Tensor, weight_OI: Tensor) -> Tensor:
 
 
 def pad_rows(x_MI: Tensor) -> Tensor:
-    """Return the rows with as many zeros below them as oneDNN's ``linear`` needs, if it needs any on this device."""
+    """Return the rows; on a CPU, with the rows of zeros below them that oneDNN's ``linear`` needs."""
     num_missing = -len(x_MI) % _ROWS_OF_A_KERNEL
     return F.pad(x_MI, (0, 0, 0, num_missing)) if num_missing and x_MI.device.type == "cpu" else x_MI
 

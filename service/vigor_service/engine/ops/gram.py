@@ -1,8 +1,8 @@
-"""Gram matrices XXᵀ of the rows of one sequence, inner products of two of them, and squared norms of matrices.
+"""Gram matrices XXᵀ of the rows of one sequence, and inner products of two of them.
 
-A Gram matrix is symmetric: on a CPU only its lower triangle is computed, in blocks of rows. A CPU's libraries add up
-long float32 sums one after the other, so those run over slices here (docs/decisions/0048-sums-over-the-vocabulary.md).
-Shapes: T rows, D features.
+A Gram matrix is symmetric: on a CPU only its lower triangle is computed, in blocks of rows. A CPU's libraries add the
+terms of long float32 sums one after the other, so such sums run over slices here
+(docs/decisions/0048-sums-over-the-vocabulary.md). Shapes: T rows, D features.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from vigor_service.engine.ops.typed_torch import split
 
 _BLOCK_ROWS = 64
-_BLOCK_FEATURES = 8192  # of a vocabulary, whose products MKL would add up to 1e-5
+_BLOCK_FEATURES = 8192  # per slice; MKL's sum over a whole vocabulary has an error of 1e-5
 _TRIED_ROWS, _TRIED_FEATURES, _TRIES = 256, 1024, 7
 
 
@@ -30,7 +30,7 @@ def triangle_share() -> float:
 
 
 def measured_triangle_share(clock_seconds: Callable[[], float] = perf_counter) -> float:
-    """Return the time of ``gram_blocks`` by that of the whole product on one CPU thread, from 0.5 to 1."""
+    """Return the time of ``gram_blocks`` divided by the time of the whole product, on one CPU thread, from 0.5 to 1."""
     rows_TD = torch.ones(_TRIED_ROWS, _TRIED_FEATURES)
 
     def seconds(operation: Callable[[Tensor], object]) -> float:
@@ -53,7 +53,7 @@ def gram_blocks(rows_TD: Tensor) -> list[Tensor]:
 
 
 def _products(left_LD: Tensor, right_RD: Tensor) -> Tensor:
-    """``left_LD.float() @ right_RD.float().T``, on a CPU in slices of the features."""
+    """Return ``left_LD.float() @ right_RD.float().T``, computed on a CPU in slices of the features."""
     if left_LD.is_cuda or left_LD.shape[1] <= _BLOCK_FEATURES:
         return matmul_float32(left_LD, right_RD.T)
     slices = zip(split(left_LD, _BLOCK_FEATURES, dim=1), split(right_RD, _BLOCK_FEATURES, dim=1), strict=True)
@@ -64,7 +64,7 @@ def _products(left_LD: Tensor, right_RD: Tensor) -> Tensor:
 
 
 def weighted_gram_blocks(rows_TD: Tensor) -> list[Tensor]:
-    """``gram_blocks`` with what lies left of the diagonal blocks doubled: it stands for both triangles."""
+    """Return ``gram_blocks`` with all that lies left of the diagonal blocks doubled, to count for both triangles."""
     blocks = gram_blocks(rows_TD)
     for block in blocks[1:]:
         block[:, : block.shape[1] - block.shape[0]] *= 2
@@ -72,16 +72,16 @@ def weighted_gram_blocks(rows_TD: Tensor) -> list[Tensor]:
 
 
 def inner_product_(blocks: list[Tensor], weighted_blocks: list[Tensor]) -> Tensor:
-    """``(L * R).sum()`` of two whole Gram matrices as a float64 scalar; overwrites ``blocks``.
+    """Return ``(L * R).sum()`` of two whole Gram matrices as a float64 scalar; overwrites ``blocks``.
 
-    Float32 within a row, float64 across rows.
+    Sums are in float32 within a row, and in float64 across rows.
     """
     row_sums = [left.mul_(right).sum(-1) for left, right in zip(blocks, weighted_blocks, strict=True)]
     return torch.cat(row_sums).sum(dtype=torch.float64)
 
 
 def matmul_float32(left: Tensor, right: Tensor) -> Tensor:
-    """``left.float() @ right.float()``, with 16-bit operands left as they are where the device can do so."""
+    """Return ``left.float() @ right.float()``, without casting 16-bit operands if the device can do so."""
     if left.dtype in (torch.float32, torch.float64):
         return left @ right
     if left.is_cuda:

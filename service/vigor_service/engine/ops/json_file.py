@@ -8,7 +8,7 @@ from tempfile import NamedTemporaryFile
 
 
 def replace_json(path: Path, content: object) -> None:
-    """Write a file anew, with its directory: who reads it sees the old content or the new one.
+    """Replace a file, and make its directory: a reader sees either the old content or the new content.
 
     Raises:
         OSError: it cannot be written.

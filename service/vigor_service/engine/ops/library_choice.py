@@ -1,7 +1,7 @@
-"""Which library multiplies matrices faster on this machine, for each class of products.
+"""Choice of the library that multiplies matrices faster on this machine, for each class of products.
 
-The first few products of a class, which are to be computed anyway, are timed, by the libraries in turns; from then on
-the faster one computes them all. What was found is kept in a file for this machine, if there is a directory for it.
+The first few products of a class, which have to be computed anyway, are timed while the libraries alternate. From then
+on the faster library computes all of them. The results are kept in a file for this machine, if there is a directory.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from vigor_service.engine.ops.json_file import replace_json
 logger = logging.getLogger(__name__)
 
 TRIES = 5
-"""Products that each library is timed with: an odd number, whose median leaves out a first one that compiles."""
+"""Number of products that each library is timed with: odd, so that the median is not a first one that compiles."""
 MAX_CLASSES = 512
 Product = Callable[[], Tensor]
 
 
 def product_class(num_rows: int, weight_OI: Tensor) -> str:
-    """Return the name of products of up to a power of two rows with a matrix of this shape and layout."""
+    """Return the name of a product's class: its rows, rounded up to a power of two, the matrix's shape and layout."""
     outputs, inputs = weight_OI.shape
     layout = "T" if weight_OI.stride(0) < weight_OI.stride(1) else ""
     return f"{1 << (num_rows - 1).bit_length()}x{inputs}x{outputs}{layout}"
@@ -40,7 +40,7 @@ def product_class(num_rows: int, weight_OI: Tensor) -> str:
 
 @dataclass(slots=True)
 class _Trials:
-    """Seconds for a row, of each library."""
+    """Measured seconds per row of each library, and the number of trials that have begun."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict[str, list[float]])
     num_begun: int = 0
@@ -62,9 +62,9 @@ class LibraryChoice:
         self._lock = threading.Lock()
 
     def run(self, name: str, num_rows: int, libraries: Mapping[str, Product]) -> Tensor:
-        """Return a product of the class of this name.
+        """Return a product of the class of this name, by the faster library or, in a trial, by the library to time.
 
-        ``libraries`` is the same selection each time; the first one takes what is not tried.
+        ``libraries`` has the same names in each call; the first of them computes the classes that are not tried.
         """
         if self.forced is not None:
             return libraries[self.forced]()
@@ -105,7 +105,7 @@ class LibraryChoice:
         return dict(sorted(Counter(self._chosen.values()).items()))
 
     def keep_in(self, directory: Path) -> None:
-        """Read what was found on this machine before, and keep there what is found from now on.
+        """Read the earlier results for this machine from the directory, and store new results there.
 
         A file that cannot be read counts as missing; one that cannot be written is named in the log.
         """

@@ -26,15 +26,15 @@ class OpCall(Protocol):
         ...
 
     def parameters(self) -> list[Tensor]:
-        """The tensors among the call's arguments that may be parameters."""
+        """Return the tensors among the call's arguments that may be parameters."""
         ...
 
     def token_axes(self, num_tokens: int) -> list[int]:
-        """Axes of the input that may hold the tokens; the rule holds where there is exactly one."""
+        """Return the axes of the input that may be the token axis; the rule applies if there is exactly one."""
         ...
 
     def run(self, context: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:
-        """Do what the call would have done, and let its backward pass add the shares to the leaves of the context.
+        """Return the call's output, whose backward pass adds the shares to the leaves of the context.
 
         ``leaf_of`` returns the leaf that collects a parameter's share, None for a parameter that is not measured.
         """

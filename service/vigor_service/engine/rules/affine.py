@@ -1,9 +1,9 @@
 """Scale and shift, element by element: the parameters of LayerNorm and of every RMSNorm, and learned scalars.
 
-``y = x ⊙ w + b``: per sequence the gradients are Σ_t g_t ⊙ x_t and Σ_t g_t, summed over every axis along which the
-parameter is broadcast: tokens always, heads where x has heads and they share the parameter, all for a scalar.
-Gemma's ``x ⊙ (1 + w)`` is the same with another factor. Where each head has features of its own (Cohere's norms of
-queries and keys), the parameter has the shape of x's last two axes.
+For ``y = x ⊙ w + b``, the gradients per sequence are Σ_t g_t ⊙ x_t and Σ_t g_t. They are summed over every axis along
+which the parameter is broadcast: always over tokens, over heads if x has heads and they share the parameter, and over
+all axes for a scalar. Gemma's ``x ⊙ (1 + w)`` is the same with another factor. If each head has features of its own
+(Cohere's norms of queries and keys), the parameter has the shape of x's last two axes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Elementwise = Literal["multiply", "add"]
 
 @dataclass(frozen=True, slots=True)
 class AffineCall:
-    """``normalize(x) * factor + shift``; the factor is the parameter ``weight``, or was derived from it."""
+    """A call of ``normalize(x) * factor + shift``; the factor is the parameter ``weight``, or was derived from it."""
 
     x: Tensor
     factor: Tensor | None
@@ -135,9 +135,9 @@ def _scale_and_shift(x: Tensor, factor: Tensor | None, shift: Tensor | None) -> 
 
 
 def _products(gradient: Tensor, x: Tensor) -> Tensor:
-    """``g_t ⊙ x_t``: in float32, or on a CUDA device in bfloat16, which has its range; the sums are float32's.
+    """Return ``g_t ⊙ x_t`` in float32, or for bfloat16 on a CUDA device in bfloat16, which has the same range.
 
-    Rounding each product adds no more than the gradient's own rounding did.
+    Sums of the products are in float32. Rounding each product adds no more error than the gradient's own rounding did.
     """
     if gradient.is_cuda and gradient.dtype == x.dtype == torch.bfloat16:
         return gradient * x
@@ -145,7 +145,7 @@ def _products(gradient: Tensor, x: Tensor) -> Tensor:
 
 
 def _shares(products: Tensor, ctx: Any) -> Tensor:  # noqa: ANN401 - torch's context
-    """``‖Σ_t p_t‖²`` per sequence, shape (B,), summed over the axes along which the parameter is broadcast, too."""
+    """Return ``‖Σ_t p_t‖²`` per sequence, (B,); products are summed over the parameter's broadcast axes first."""
     own = _aligned(ctx.shape, products.dim())
     shared = [
         axis
@@ -159,5 +159,5 @@ def _shares(products: Tensor, ctx: Any) -> Tensor:  # noqa: ANN401 - torch's con
 
 
 def _aligned(shape: Sequence[int], num_axes: int) -> tuple[int, ...]:
-    """Return a parameter's sizes, one for each of at least as many axes of what it is broadcast to."""
+    """Return a parameter's shape with ones in front, as many as it needs for ``num_axes`` axes."""
     return (1,) * (num_axes - len(shape)) + tuple(shape)

@@ -19,7 +19,7 @@ from vigor_service.engine.rules.linear import weight_share
 
 @dataclass(frozen=True, slots=True)
 class BatchedLinearCall:
-    """``torch.bmm(x_ENI, weight_EIO)``."""
+    """A call of ``torch.bmm(x_ENI, weight_EIO)``."""
 
     x_ENI: Tensor
     weight_EIO: Tensor

@@ -22,9 +22,9 @@ from vigor_service.engine.rules.shared_input import LinearInputs
 class NormContext:
     """The batch, and the leaves whose "gradients" are the answer.
 
-    Every measured operation hands the share of ``‖∇θ NLL_b‖²`` that a parameter has, shape (B,), to autograd as
-    if it were the gradient of the parameter's leaf; autograd adds the shares up in float64. All parameters have one
-    leaf, ``squared_norms_B``, unless ``apart`` names parameters that get a leaf each.
+    Every measured operation passes a parameter's share of ``‖∇θ NLL_b‖²``, shape (B,), to autograd as if it were the
+    gradient of the parameter's leaf; autograd adds the shares up in float64. All parameters have one leaf in common,
+    ``squared_norms_B``, except for the parameters in ``apart``, which get a leaf each.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class NormContext:
         return torch.zeros(self.batch.num_sequences, dtype=torch.float64, device=device, requires_grad=True)
 
     def rematerializing(self) -> AbstractContextManager[None]:
-        """In the forward pass, let autograd keep recipes of cheap results, not the results, unless ``keeps_all``."""
+        """Return a context in which autograd keeps recipes of cheap results, not the results, unless ``keeps_all``."""
         if self.rematerialization.is_off:
             return nullcontext()
         return saved_tensors_hooks(self.rematerialization.keep, restore)
@@ -77,5 +77,5 @@ class NormContext:
         return (tensor_ND[rows] for rows in self.batch.token_slices)
 
     def signs_of(self, parameter: Tensor, weight_OI: Tensor, times: int = 1) -> Tensor | None:
-        """Return the sketch vectors (times P, I) that estimate the weight's share; None: it is exact."""
+        """Return the sketch vectors (times P, I) that estimate the weight's share; None: the share is exact."""
         return None if self._sketch is None else self._sketch.of(parameter, weight_OI, times)

@@ -1,6 +1,7 @@
 """A small parameter that all tokens use: each sequence gets a copy, whose gradient is the sequence's own.
 
-For what is neither a product nor a sum with rows of tokens, such as attention sinks. Shapes: B sequences.
+It is for parameters that are neither multiplied with nor added to rows of tokens, such as attention sinks. Shapes: B
+sequences.
 """
 
 from __future__ import annotations
@@ -63,5 +64,5 @@ class _Copies(torch.autograd.Function):
 
 
 def squared_shares(gradient_B: Tensor) -> Tensor:
-    """``‖g_b‖²`` of each sequence's copy, shape (B,), float64."""
+    """Return ``‖g_b‖²`` of each sequence's copy, shape (B,), float64."""
     return gradient_B.flatten(1).double().square().sum(1)

@@ -1,7 +1,7 @@
 """Embedding tables: token embeddings and learned positions.
 
 Per sequence the table's gradient has one row for each distinct id u: Ē_u = Σ_{t: id_t = u} e_t, with e_t the gradient
-at the lookup's output. The same token stands in many places, so rows are summed before they are squared. A table that
+at the lookup's output. One token may occur many times, so rows are summed before they are squared. A table that
 is also the output head adds ``2 Σ_u ⟨Ē_u, (KᵀH)_u⟩`` (see head.py): the two uses have one summed gradient.
 """
 
@@ -22,7 +22,7 @@ from vigor_service.engine.rules.context import NormContext
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingCall:
-    """``weight[ids]``, where the row ``padding_idx`` gets no gradient."""
+    """A call of ``weight[ids]``, in which the row ``padding_idx`` gets no gradient."""
 
     ids: Tensor
     weight: Tensor
@@ -99,6 +99,6 @@ class DistinctIds:
         return sums_UD.index_add_(0, self._pair_of_token_N, rows_ND)
 
     def sum_sequences(self, shares_U: Tensor) -> Tensor:
-        """Sum what belongs to one sequence: (U,) to (B,), in float64."""
+        """Sum the shares of each sequence: (U,) to (B,), in float64."""
         sums_B = torch.zeros(self._num_sequences, dtype=torch.float64, device=shares_U.device)
         return sums_B.index_add_(0, self.sequence_U, shares_U.double())

@@ -1,8 +1,9 @@
 """Experts of a mixture: one linear layer for each of E experts in one 3-D parameter, each run on the rows routed to it.
 
 Rows are sorted by expert, then by token, so that the rows R of one expert and one sequence lie together. With A (R, I)
-their inputs and G (R, O) their output gradients, the sequence's gradient of that expert is GᵀA, and its share of
-``‖∇‖²`` is Σ over experts of ``‖GᵀA‖²``: of experts that no row reached, nothing. Shapes: S routed rows of N tokens.
+their inputs and G (R, O) their output gradients, the sequence's gradient of that expert is GᵀA. The parameter's share
+of ``‖∇‖²`` is the sum of ``‖GᵀA‖²`` over the experts; an expert without rows adds nothing. Shapes: S routed rows of N
+tokens.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Routing:
 def experts_linear(
     x_SI: Tensor, weight_E: Tensor, bias_EO: Tensor | None, routing: Routing, *, transposed: bool = False
 ) -> Tensor:
-    """``x_SI[rows of e] @ weight_E[e].T + bias_EO[e]`` for every expert e, shape (S, O).
+    """Return ``x_SI[rows of e] @ weight_E[e].T + bias_EO[e]`` for every expert e, shape (S, O).
 
     ``weight_E`` is (E, O, I), or (E, I, O) where ``transposed``. A torch function mode sees it as one operation.
     """
@@ -106,7 +107,7 @@ class _Experts(torch.autograd.Function):
 def _shares(
     x_SI: Tensor, gradient_SO: Tensor, routing: Routing, context: NormContext, *, measures: tuple[bool, bool]
 ) -> list[Tensor | None]:
-    """``Σ_e ‖∇_e‖²`` per sequence, shape (B,), float64, of the weights and of the biases; None: not measured."""
+    """Return ``Σ_e ‖∇_e‖²`` per sequence, (B,), float64, of the weights and of the biases; None: not measured."""
     sequence_G, num_rows_G = _groups(routing, context)
     groups = list(zip(split(x_SI, num_rows_G), split(gradient_SO, num_rows_G), strict=True))
     shares: list[Tensor | None] = []
@@ -118,7 +119,7 @@ def _shares(
 
 
 def _groups(routing: Routing, context: NormContext) -> tuple[Tensor, list[int]]:
-    """Return the sequence and the number of rows of each (expert, sequence) that has any, in the order of the rows."""
+    """Return the sequence and the number of rows of each (expert, sequence) pair with rows, in the rows' order."""
     num_sequences = context.batch.num_sequences
     sequence_S = context.batch.sequence_of_token_N()[routing.token_S]
     num_rows_E = torch.tensor(routing.num_rows_E, device=sequence_S.device)
@@ -128,5 +129,5 @@ def _groups(routing: Routing, context: NormContext) -> tuple[Tensor, list[int]]:
 
 
 def _bias_share(x_RI: Tensor, gradient_RO: Tensor) -> Tensor:  # noqa: ARG001 - beside weight_share
-    """The share of one expert's bias and one sequence, a float64 scalar."""
+    """Return the share of one expert's bias for one sequence, a float64 scalar."""
     return squared_norm(gradient_RO.float().sum(0))

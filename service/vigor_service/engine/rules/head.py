@@ -1,9 +1,9 @@
 """The output head with the loss: logits, gradient and norm, a few sequences at a time.
 
-The gradient of a loss row at its logits is softmax - onehot, known as soon as the logits are; so the head needs no
+The gradient of a loss row at its logits is softmax - onehot, known as soon as the logits are. So the head needs no
 graph, and the logits of a bounded number of rows exist at a time. With H (T, D) the head's input rows and K (T, V) the
-logit gradients, the weight's gradient is KᵀH; a head tied to the embedding leaves (KᵀH)_u for the ids u of the sequence
-to the embedding's rule.
+logit gradients, the weight's gradient is KᵀH. A head that is tied to the embedding passes (KᵀH)_u for the ids u of the
+sequence to the embedding's rule.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from vigor_service.engine.rules.linear import gram_is_cheaper
 from vigor_service.engine.rules.softmax import softmax_gradient, softmax_signals
 
 _SLICE = 1024  # vocabulary entries
-_LARGE = 2**-5  # of a row's gradient; softmax has at most 32 such entries
+_LARGE = 2**-5  # entries of a row's gradient above it are added apart; softmax has at most 32 of them
 _ROWS_IN_CACHE = 8
-_ROWS_ON_GPU = 512  # of which float32 copies exist
+_ROWS_ON_GPU = 512  # that have a float32 copy at a time
 # A matrix product of fewer rows with the vocabulary runs below the machine's rate.
 _ROWS_AT_ONCE_CPU = 384
 _ROWS_AT_ONCE_GPU = 2048
@@ -34,7 +34,7 @@ _ROWS_AT_ONCE_GPU = 2048
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """``logits = softcap tanh(scale (h @ weight.T + bias) / softcap)``."""
+    """The output head: ``logits = softcap tanh(scale (h @ weight.T + bias) / softcap)``."""
 
     weight_VD: Tensor
     bias_V: Tensor | None
@@ -48,11 +48,11 @@ class Head:
         return self.transform(self.raw_logits(hidden_TD).float())
 
     def raw_logits(self, hidden_TD: Tensor) -> Tensor:
-        """``h @ weight.T + bias``, in the model's dtype."""
+        """Return ``h @ weight.T + bias``, in the model's dtype."""
         return gemm.linear(hidden_TD, self.weight_VD, self.bias_V)
 
     def transform(self, raw_TV: Tensor) -> Tensor:
-        """Scale and cap raw logits."""
+        """Return the raw logits, scaled and capped."""
         scaled_TV = raw_TV if self.scale == 1.0 else raw_TV * self.scale
         return scaled_TV if self.softcap is None else torch.tanh(scaled_TV / self.softcap) * self.softcap
 
@@ -64,10 +64,10 @@ class Head:
 
 
 def logit_transforms(config: PreTrainedConfig) -> list[tuple[float, float | None]]:
-    """Return what a model may do to its logits, by the names that transformers' configs use: pairs (scale, softcap).
+    """Return pairs (scale, softcap) that a model may apply to its logits, by the names that transformers' configs use.
 
-    The first pair does the most. The last does nothing, since a model of images and text may leave out what its text
-    model does.
+    The first pair applies all that the config has. The last applies nothing, since a model of images and text may leave
+    out what its text model applies.
     """
     scale = getattr(config, "logit_scale", None) or getattr(config, "lm_head_multiplier", None) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0  # Granite; the scales are Cohere's and Falcon-H1's
@@ -130,7 +130,7 @@ class _HeadLoss(torch.autograd.Function):
         for bundle in _bundles(context.batch.loss_slices, head, hidden_MD.device):
             rows = slice(bundle[0].rows.start, bundle[-1].rows.stop)
             num_rows = rows.stop - rows.start
-            padded_PV = head.raw_logits(gemm.pad_rows(hidden_MD[rows]))  # here, or the product below would copy logits
+            padded_PV = head.raw_logits(gemm.pad_rows(hidden_MD[rows]))  # padded here: the product below would copy
             gradient_RV = padded_PV[:num_rows]
             padded_PV[num_rows:] = 0
             signals_3M[:, rows] = _to_gradient_(head, gradient_RV, context.batch.targets_M[rows])
@@ -187,7 +187,7 @@ def _chunks(rows: slice, size: int) -> list[Piece]:
 def _to_gradient_(head: Head, raw_TV: Tensor, targets_T: Tensor) -> Tensor:
     """Overwrite raw logits by the summed loss's gradient at them; return NLL, entropy, self-certainty, shape (3, T).
 
-    A few rows at a time on a CPU: what is computed of them stays in its cache.
+    A CPU computes a few rows at a time, so that their intermediate results stay in its cache.
     """
     signals: list[Tensor] = []
     for raw_RV, logits_RV, targets_R in _few_at_a_time(head, raw_TV, targets_T):
@@ -212,10 +212,10 @@ def _few_at_a_time(head: Head, raw_TV: Tensor, targets_T: Tensor) -> Iterator[tu
 
 
 def hidden_gradient(gradient_TV: Tensor, weight_VD: Tensor) -> Tensor:
-    """``gradient_TV @ weight_VD``; leaves the gradient as it was.
+    """Return ``gradient_TV @ weight_VD``; the gradient is unchanged afterwards.
 
-    A CPU's libraries add a row's V products up one after the other. Next to an entry of about one, such as the
-    target's, float32 drops many thousands of small ones; so large entries are added apart, in float64.
+    A CPU's libraries add the V products of a row one after the other. Next to an entry of about one, such as the
+    target's, float32 drops many thousands of small ones. So large entries are added separately, in float64.
     """
     if gradient_TV.is_cuda:
         return gemm.linear(gradient_TV, weight_VD.T)
@@ -229,7 +229,7 @@ def hidden_gradient(gradient_TV: Tensor, weight_VD: Tensor) -> Tensor:
 
 
 def _large_entries(gradient_TV: Tensor) -> tuple[Tensor, Tensor]:
-    """Return row and id of each entry above ``_LARGE``: looked for where a slice's norm, which costs little, is."""
+    """Return row and id of each entry above ``_LARGE``; only slices whose norm (cheap) exceeds it are searched."""
     norms_ST = torch.stack([vector_norm(part, dim=-1) for part in split(gradient_TV, _SLICE, dim=1)])
     slices_J, rows_J = (norms_ST > _LARGE).nonzero(as_tuple=True)
     ids_JS = slices_J[:, None] * _SLICE + torch.arange(_SLICE, device=gradient_TV.device)

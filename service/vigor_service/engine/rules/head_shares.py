@@ -1,8 +1,8 @@
-"""What the output head's parameters add to the norm of each sequence.
+"""Shares of the output head's parameters in the squared norm of each sequence.
 
 With H (T, D) the head's input rows and K (T, V) the loss's gradient at the logits, the weight's gradient is KᵀH. A
-sequence whose logits do not fit into memory at once comes in chunks c: its weight's gradient
-``Σ_c K_cᵀ H_c`` is summed up in one (V, D) tensor. Shapes: R rows of a sequence or of a chunk.
+sequence whose logits do not fit into memory at once comes in chunks c: the weight's gradient ``Σ_c K_cᵀ H_c`` is summed
+in one (V, D) tensor. Shapes: R rows of a sequence or of a chunk.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from vigor_service.engine.rules.context import NormContext
 from vigor_service.engine.rules.embedding import DistinctIds
 from vigor_service.engine.rules.linear import weight_share
 
-_TIMES_VECTORS = 16  # the head alone has a quarter of the squared norm: its error would be all the error there is
+_TIMES_VECTORS = 16  # the head alone has a quarter of the squared norm: its error would dominate
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Loss rows of one sequence: all of them, or a chunk of a long one's."""
+    """Loss rows of one sequence: all of them, or one chunk if the sequence is long."""
 
     rows: slice
     is_chunk: bool = False
@@ -94,7 +94,7 @@ class HeadShares:
 
 
 def _weight_share(hidden_TD: Tensor, gradient_TV: Tensor, signs_PD: Tensor | None) -> Tensor:
-    """The weight's share of ``‖∇‖²`` for one sequence, a float64 scalar; an estimate if there are sketch vectors."""
+    """Return the weight's share of ``‖∇‖²`` for one sequence, a float64 scalar; an estimate with sketch vectors."""
     if signs_PD is not None:
         return estimated_share(hidden_TD, gradient_TV, signs_PD)
     if hidden_TD.is_cuda:
@@ -103,12 +103,12 @@ def _weight_share(hidden_TD: Tensor, gradient_TV: Tensor, signs_PD: Tensor | Non
 
 
 def _bias_share(gradient_TV: Tensor) -> Tensor:
-    """The bias's share of ``‖∇‖²`` for one sequence, a float64 scalar."""
+    """Return the bias's share of ``‖∇‖²`` for one sequence, a float64 scalar."""
     return squared_norm(gradient_TV.float().sum(0))
 
 
 class LongSequence:
-    """Sums over the chunks of one sequence, in float32 or better, of what is measured."""
+    """Gradients of the head's measured parameters, summed over the chunks of one sequence in float32 or better."""
 
     def __init__(self, weight_VD: Tensor, *, measures_weight: bool, measures_bias: bool) -> None:
         dtype = torch.promote_types(weight_VD.dtype, torch.float32)
@@ -123,7 +123,7 @@ class LongSequence:
             self._bias_gradient_V += gradient_RV.sum(0, dtype=self._bias_gradient_V.dtype)
 
     def weight_share(self) -> Tensor:
-        """``‖KᵀH‖²``, a float64 scalar; exact even where norms are estimated: the gradient is there.
+        """Return ``‖KᵀH‖²``, a float64 scalar; exact even if norms are estimated, since the gradient is in memory.
 
         Raises:
             ValueError: the weight is not measured.
@@ -131,7 +131,7 @@ class LongSequence:
         return squared_norm(_measured(self._weight_gradient_VD, "weight"))
 
     def bias_share(self) -> Tensor:
-        """``‖Σ_t k_t‖²``, a float64 scalar.
+        """Return ``‖Σ_t k_t‖²``, a float64 scalar.
 
         Raises:
             ValueError: the bias is not measured.
@@ -142,7 +142,7 @@ class LongSequence:
         """Return ``(KᵀH)_u`` for each id u, shape (U, D).
 
         Raises:
-            ValueError: the weight is not measured; one that is tied always is.
+            ValueError: the weight is not measured; a tied weight always is.
         """
         return _measured(self._weight_gradient_VD, "weight")[ids_U]
 

@@ -1,7 +1,7 @@
 """Linear layers: F.linear, and GPT-2's Conv1D (addmm with the weight transposed).
 
 Per sequence, with A (T, D_in) the input rows and G (T, D_out) the output gradients: the weight's gradient is GᵀA, the
-bias's Σ_t g_t. ``‖GᵀA‖²`` is had from the gradient itself or as ``Σ_ts (AAᵀ)_ts (GGᵀ)_ts``, whichever costs less
+bias's Σ_t g_t. ``‖GᵀA‖²`` is computed from the gradient itself or as ``Σ_ts (AAᵀ)_ts (GGᵀ)_ts``, whichever costs less
 (Goodfellow 2015, arXiv 1510.01799; Li et al. 2021, arXiv 2110.05679).
 """
 
@@ -33,7 +33,7 @@ from vigor_service.engine.rules.shared_input import LinearInput
 
 @dataclass(frozen=True, slots=True)
 class LinearCall:
-    """``x @ weight.T + bias``; ``weight_OI`` is a view of ``weight``, transposed for Conv1D."""
+    """A call of ``x @ weight.T + bias``; ``weight_OI`` is a view of ``weight``, transposed for Conv1D."""
 
     x: Tensor
     weight: Tensor
@@ -50,7 +50,7 @@ class LinearCall:
         return [self.x.dim() - 2] if fits else []
 
     def plain_output(self, x: Tensor) -> Tensor:
-        """Return what the layer makes of these rows."""
+        """Return the layer's output for these rows."""
         return gemm.linear(x, self.weight_OI, self.bias)
 
     def run(self, context: NormContext, leaf_of: Callable[[Tensor], Tensor | None], token_axis: int) -> Tensor:  # noqa: ARG002
@@ -103,7 +103,7 @@ class _Linear(torch.autograd.Function):
         if weight_leaf_B is not None:
             ctx.input = context.linear_inputs.of(x)
             ctx.input.add_layer(len(weight_OI))
-        return torch.ops.aten._unsafe_view(output, output.shape)  # some models add to it in place: no view may do that
+        return torch.ops.aten._unsafe_view(output, output.shape)  # some models add to it in place, which views forbid
 
     @staticmethod
     def backward(ctx: Any, *output_gradients: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
@@ -121,7 +121,7 @@ class _Linear(torch.autograd.Function):
 def weight_shares(
     layer_input: LinearInput, gradient_NO: Tensor, context: NormContext, signs_PI: Tensor | None
 ) -> Tensor:
-    """``‖GᵀA‖²`` per sequence, shape (B,); an estimate if there are sketch vectors (P, I)."""
+    """Return ``‖GᵀA‖²`` per sequence, shape (B,); an estimate if there are sketch vectors (P, I)."""
     if signs_PI is not None:
         x_NI, slices = layer_input.rows_NI(), context.batch.token_slices
         return torch.stack([estimated_share(x_NI[rows], gradient_NO[rows], signs_PI) for rows in slices])
@@ -138,9 +138,9 @@ def weight_shares(
 
 
 def row_sum_shares(gradient_NO: Tensor, context: NormContext) -> Tensor:
-    """``‖Σ_t g_t‖²`` per sequence, shape (B,): the square of the sum.
+    """Return ``‖Σ_t g_t‖²`` per sequence, shape (B,).
 
-    On a CUDA device by a product with zeros and ones, which is exact: one launch for all sequences.
+    On a CUDA device the sums are a product with zeros and ones, which is exact: one launch serves all sequences.
     """
     if gradient_NO.is_cuda:
         sums_BO = matmul_float32(context.batch.membership_BN(gradient_NO.dtype), gradient_NO)
@@ -149,22 +149,22 @@ def row_sum_shares(gradient_NO: Tensor, context: NormContext) -> Tensor:
 
 
 def gram_is_cheaper(num_tokens: int, num_inputs: int, num_outputs: int) -> bool:
-    """Whether ``2 T² (I + O)`` FLOPs for two Gram matrices cost less than ``2 T I O`` for the gradient itself.
+    """Return whether two Gram matrices, with ``2 T² (I + O)`` FLOPs, cost less than the gradient itself, ``2 T I O``.
 
-    Gram matrices need less time than that: only a triangle of each is computed.
+    The time of Gram matrices counts by ``triangle_share()``, because only a triangle of each is computed.
     """
     return triangle_share() * num_tokens * (num_inputs + num_outputs) < num_inputs * num_outputs
 
 
 def weight_share(x_TI: Tensor, gradient_TO: Tensor) -> Tensor:
-    """``‖GᵀA‖²`` of the rows of one sequence, a float64 scalar, by the cheaper of two methods."""
+    """Return ``‖GᵀA‖²`` of the rows of one sequence, a float64 scalar, by the cheaper of two methods."""
     if gram_is_cheaper(len(x_TI), x_TI.shape[1], gradient_TO.shape[1]):
         return inner_product_(gram_blocks(gradient_TO), weighted_gram_blocks(x_TI))
     return squared_norm(weight_gradient(x_TI, gradient_TO))
 
 
 def weight_gradient(x_TI: Tensor, gradient_TO: Tensor) -> Tensor:
-    """``GᵀA``, shape (O, I). float16 would overflow, so it is accumulated and kept in float32."""
+    """Return ``GᵀA``, shape (O, I). float16 would overflow, so it is accumulated and kept in float32."""
     if x_TI.dtype == torch.float16:
         return matmul_float32(gradient_TO.T, x_TI)
     return gradient_TO.T @ x_TI

@@ -1,4 +1,4 @@
-"""What the linear layers that take one input share: q, k and v, or gate and up."""
+"""The input that several linear layers take, such as q, k and v, or gate and up."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class LinearInputs:
         self._of_tensor: dict[int, LinearInput] = {}
 
     def of(self, x: Tensor) -> LinearInput:
-        """Return the input that this very tensor is."""
+        """Return the ``LinearInput`` of this tensor object; all layers that take the tensor get the same one."""
         key = id(x)
         if key not in self._of_tensor:
             self._of_tensor[key] = LinearInput(self._rematerialization.keep(x))

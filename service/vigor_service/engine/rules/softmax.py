@@ -1,8 +1,8 @@
-"""The loss at logits: its gradient, and what the predicted distribution says of itself.
+"""The loss at logits: its gradient, and signals of the predicted distribution.
 
-A row of ``softmax - onehot`` sums to zero. Where it does not, the direction that all rows of the head's weight have in
-common multiplies what is left over. torch's float32 log-softmax adds the exponentials of a vocabulary up one after the
-other in a few lanes: with 262,144 entries the sum is off by up to 1e-4, and next to one likely token the others are
+A row of ``softmax - onehot`` sums to zero. If it does not, the remainder is multiplied by the direction that all rows
+of the head's weight have in common. torch's float32 log-softmax adds the exponentials of a vocabulary one after the
+other in a few lanes. With 262,144 entries the sum is off by up to 1e-4, and next to one likely token the others are
 lost. Here exponentials are float32, and sums float64 over slices: docs/decisions/0048-sums-over-the-vocabulary.md.
 
 Shapes: R rows, V vocabulary entries.
@@ -26,7 +26,7 @@ def softmax_gradient(logits_RV: Tensor, targets_R: Tensor) -> tuple[Tensor, Tens
 
     The signals are negative log-likelihood, entropy, and self-certainty (the mean over the vocabulary of -log(V p)),
     in nats. A token whose logit is -inf adds nothing to the entropy and makes the self-certainty infinite. The target's
-    entry is minus the sum of all others, which is also right where ``p - 1`` would be mostly rounding.
+    entry is minus the sum of all others, which is also accurate where ``p - 1`` would be mostly rounding error.
     """
     weights_RV, others_R, total_R, signals_3R = _softmax(logits_RV, targets_R)
     unit_R = (1 / total_R).to(weights_RV.dtype)

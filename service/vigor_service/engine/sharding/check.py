@@ -1,7 +1,7 @@
-"""Whether the fast path gives a sharded model's exact norms: the self-check, with all ranks agreed on each step.
+"""The self-check that the fast path gives a sharded model's exact norms, with all ranks agreed on each step.
 
-Every rank runs the same sequences by both methods. What one rank finds, all of them go by: how long a pass takes, and
-whether it can be trusted. A 16-bit model is checked in its own dtype alone.
+Every rank runs the same sequences by both methods. All ranks act on what any of them finds: how long a pass takes, and
+whether it can be trusted. A 16-bit model is checked only in its own dtype.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from vigor_service.engine.sharding.units import ShardedModel, UnshardableModelEr
 logger = logging.getLogger(__name__)
 R = TypeVar("R")
 
-_MAX_SECONDS = 60.0  # that one long sequence may take the reference
+_MAX_SECONDS = 60.0  # that the reference may take for one long sequence
 _ADVICE = "score with the whole model on one device, without --shard (VIGOR_SHARD), where a reference takes its place"
 
 
 def choose_layout(model: ShardedModel, ranks: Ranks) -> tuple[FastNorms, Trust]:
-    """Return the fast path in the first layout that proves exact, and for what it did; the same on all ranks.
+    """Return the fast path in the first layout that proves exact, and what it proved exact for; the same on all ranks.
 
     Raises:
-        UnshardableModelError: none did; says why.
+        UnshardableModelError: no layout proved exact; the message says why.
     """
     why = ""
     for layout in LAYOUTS:
@@ -55,11 +55,11 @@ def choose_layout(model: ShardedModel, ranks: Ranks) -> tuple[FastNorms, Trust]:
 
 
 class _DisagreedError(Exception):
-    """A rank found that the fast path does not serve; the message is that rank's, on all of them."""
+    """A rank found that the fast path cannot be used; all ranks raise this error with that rank's message."""
 
 
 def _agreed(ranks: Ranks, compute: Callable[[], R]) -> R:
-    """Return ``compute()`` if it went well on all ranks."""
+    """Return ``compute()`` if it succeeds on all ranks; else raise the reason of one rank on all of them."""
     result: R | None = None
     why: str | None = None
     try:
@@ -81,7 +81,7 @@ def _fast_norms(model: ShardedModel, layout: Layout) -> FastNorms:
 
 
 class _Check:
-    """One fast path of a sharded model, beside the reference."""
+    """The check of one fast path of a sharded model against the reference."""
 
     def __init__(self, fast: FastNorms, model: ShardedModel, ranks: Ranks) -> None:
         self._fast = fast
@@ -90,10 +90,10 @@ class _Check:
         self._short = self_check_sequences(model.root)
 
     def trust(self) -> Trust:
-        """Check short sequences, then one beyond each critical length.
+        """Check short sequences, then one beyond each critical length; return what the fast path proved exact for.
 
         Raises:
-            _DisagreedError: one has other norms.
+            _DisagreedError: the norms of a sequence differ from the reference's.
         """
         self._check(self._short, activations_run_once(self._model.root.device))
         return Trust(self._checked_tokens(), self._may_run_layers_twice())
@@ -128,7 +128,7 @@ class _Check:
         return True
 
     def _checked_tokens(self) -> int | None:
-        """Return the first critical length beyond which nothing could be checked in time; None: all could."""
+        """Return the first critical length beyond which a check would take too long; None if all were checked."""
         lengths = critical_lengths(self._model.root)
         seconds_per_token = self._seconds_per_token() if lengths else 0.0
         for length in lengths:

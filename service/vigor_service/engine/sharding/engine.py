@@ -34,18 +34,18 @@ from vigor_service.engine.sharding.units import ShardedModel, raise_first
 from vigor_service.engine.sharding.weights import ShardedWeights
 
 _NOTHING_TO_DO = TokenSequence((0,), (0,))
-"""What a rank without a sequence runs, since it must gather layers with the others."""
+"""The sequence that a rank runs if it has no other, since it must gather layers with the other ranks."""
 
 
 class ShardedEngine(ShardedWeights):
     """Implements `Scorer` on one rank: all ranks are called with the same arguments, and return the same.
 
-    ``model`` was shared out by ``shard`` and has its values; ``names`` are the parameters that are measured. Sequences
-    are shared out over the ranks, balanced by their tokens, and each norm is computed by one rank. ``architecture`` is
-    the name of the model's class before FSDP2 changed it. ``activation_bytes``: as ``Engine`` has it, of each rank.
+    ``model`` was sharded by ``shard`` and has its values; ``names`` are the parameters that are measured. Sequences are
+    divided among the ranks, balanced by their tokens, and each norm is computed by one rank. ``architecture`` is the
+    name of the model's class before FSDP2 changed it. ``activation_bytes`` is the limit of ``Engine``, for each rank.
 
     Raises:
-        UnshardableModelError: the fast path does not give this model's norms, and there is no other way here.
+        UnshardableModelError: the fast path does not give this model's norms, and a sharded model has no other method.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class ShardedEngine(ShardedWeights):
         )
         signals = FastSignals(self._fast.passes).score
         self._fitting_signals = FittingScorer(partial(self._score_together, "signals", signals))
-        self._score_together("signals", signals, [])  # from here on it is known what a pass gathers
+        self._score_together("signals", signals, [])  # records which units a pass gathers
 
     @property
     def info(self) -> EngineInfo:
@@ -96,11 +96,11 @@ class ShardedEngine(ShardedWeights):
     def score(self, sequences: Sequence[TokenSequence], parts: ScoreParts = NORM_AND_SIGNALS) -> BatchResult:
         """Return the scores of the sequences, in their order, under the current weights.
 
-        A sequence of more tokens than the self-check could cover is too long here.
+        A sequence of more tokens than the self-check could cover counts as too long.
 
         Raises:
-            NoMemoryLeftError: nothing can be scored, however short.
-            RuntimeError: a rank failed, which all ranks raise.
+            NoMemoryLeftError: no sequence can be scored, however short.
+            RuntimeError: a rank failed; all ranks raise the error.
         """
         most = self._trust.max_tokens
         too_long = {each: most for each in sequences if most is not None and each.num_tokens > most}
@@ -115,7 +115,7 @@ class ShardedEngine(ShardedWeights):
         )
 
     def attribute(self, sequence: TokenSequence) -> Attribution:  # noqa: ARG002 - as Scorer has it
-        """Refuse: an attribution reads weights when no layer is gathered any more.
+        """Refuse the request: an attribution reads weights at a time when layers are no longer gathered.
 
         Raises:
             UnsupportedByEngineError: always.
@@ -146,7 +146,7 @@ class ShardedEngine(ShardedWeights):
         score: Callable[[Sequence[TokenSequence]], list[SequenceScore]],
         sequences: Sequence[TokenSequence],
     ) -> list[SequenceScore]:
-        """Score this rank's share, in as many passes as each other rank, and return the scores of all."""
+        """Score this rank's sequences, in as many passes as every other rank, and return the scores of all ranks."""
         shares = share_out([each for each in sequences if each.num_loss_tokens], self._ranks.size)
         passes = [self._fast.passes.batches(share) if share else [] for share in shares]
         own = passes[self._ranks.rank]
@@ -167,6 +167,6 @@ class ShardedEngine(ShardedWeights):
 
 
 def share_out(sequences: Sequence[TokenSequence], num_ranks: int) -> list[list[TokenSequence]]:
-    """Return each rank's sequences, about the same number of tokens for all."""
+    """Return each rank's sequences, with about the same number of tokens for every rank."""
     filled = [[sequence for (sequence,) in queue] for queue in queues([[s] for s in sequences], num_queues=num_ranks)]
     return filled + [[] for _ in range(num_ranks - len(filled))]

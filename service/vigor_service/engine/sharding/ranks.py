@@ -1,4 +1,4 @@
-"""The processes that are one engine together: how they meet, and how they tell each other what they have."""
+"""The processes (ranks) that form one engine: how they connect, and how they exchange values."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process, ``rank``, among the ``size`` that are one engine."""
+    """This process, number ``rank`` of the ``size`` processes that form one engine."""
 
     rank: int
     size: int
     mesh: DeviceMesh
 
     def exchange(self, value: T) -> list[T]:
-        """Return the value of every rank, in their order, on each of them."""
+        """Return, on every rank, the values of all ranks in the order of the ranks."""
         values: list[T | None] = [None] * self.size
         dist.all_gather_object(values, value)  # pyright: ignore[reportUnknownMemberType]
         return cast("list[T]", values)
 
     def total(self, values: torch.Tensor) -> torch.Tensor:
-        """Return the sum over all ranks."""
+        """Return the sum of the values over all ranks."""
         total = values.to(self.mesh.device_type, copy=True)
         dist.all_reduce(total)  # pyright: ignore[reportUnknownMemberType]
         return total
 
 
 def join_ranks(rank: int, size: int, *, address: str, device: torch.device, timeout_seconds: float) -> Ranks:
-    """Meet the other ranks at ``address``, ``tcp://host:port`` or ``file://path``, which is the same for all.
+    """Connect with the other ranks at ``address``, ``tcp://host:port`` or ``file://path``, which is the same for all.
 
-    A collective that some rank does not come to ends after ``timeout_seconds``: on a CPU with an error, on a GPU with
-    the process.
+    A collective that some rank does not join ends after ``timeout_seconds``: on a CPU with an error, on a GPU with the
+    end of the process.
 
     Raises:
-        RuntimeError: not all ranks came in time.
+        RuntimeError: not all ranks connected in time.
     """
     is_cuda = device.type == "cuda"
     if is_cuda:
@@ -57,5 +57,5 @@ def join_ranks(rank: int, size: int, *, address: str, device: torch.device, time
 
 
 def leave_ranks() -> None:
-    """End what ``join_ranks`` began."""
+    """Leave the process group that ``join_ranks`` made."""
     dist.destroy_process_group()

@@ -15,10 +15,10 @@ from vigor_service.engine.sharding.units import ShardedModel, local_part
 
 
 def exact_squared_shares(model: ShardedModel, ranks: Ranks, sequence: TokenSequence) -> SquaredShares:
-    """Equal ``self_check.exact_squared_shares``; all ranks call it, with one sequence.
+    """Return what ``self_check.exact_squared_shares`` returns; all ranks must call it with the same sequence.
 
     FSDP2 gives a rank its rows of the mean of all ranks' gradients. All ranks run the same sequence, so that the mean
-    is its gradient, and the squares of all parts add up to the whole one's.
+    is its gradient, and the squared norms of all parts add up to the squared norm of the whole gradient.
     """
     with model.requiring_grad():
         model.run_alike(lambda: _run_backward(model.root, sequence))

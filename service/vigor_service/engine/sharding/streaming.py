@@ -1,8 +1,8 @@
 """A checkpoint read straight into shards: no rank ever holds the whole model.
 
-The model is made without memory for its parameters; its buffers are computed as always. Each rank then reads its rows
-of one tensor after the other. What a conversion makes, such as the experts of a layer in one tensor, is whole for a
-moment.
+The model is made without memory for its parameters; its buffers are computed as usual. Each rank then reads its rows of
+one tensor after the other. A tensor that a conversion makes, such as the experts of a layer in one tensor, is whole in
+memory for a moment.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ def load_sharded(
     trust_remote_code: bool,
     names_of: Callable[[PreTrainedModel], list[str]],
 ) -> tuple[PreTrainedModel, str, list[str]]:
-    """Return the model of a directory, of which this rank holds its part, its class, and the names of what is measured.
+    """Return this rank's part of the model of a directory, the name of its class, and the measured parameters' names.
 
-    ``dtype`` "auto": the checkpoint's own. ``names_of`` selects what is measured, of a model whose parameters have no
-    memory yet.
+    ``dtype`` "auto": the checkpoint's own. ``names_of`` selects the measured parameters, of a model whose parameters
+    have no memory yet.
 
     Raises:
-        UnshardableModelError: the directory holds what is not loaded in parts, or the model cannot be shared out.
-        IncompleteCheckpointError: it is not what the model's class needs.
+        UnshardableModelError: what the directory holds is not loaded in parts, or the model cannot be sharded.
+        IncompleteCheckpointError: the checkpoint is not what the model's class needs.
     """
     if not directory.is_dir() or is_adapter(directory):
         raise UnshardableModelError(
@@ -63,7 +63,7 @@ def load_sharded(
         tensors = checkpoint_tensors(directory)
         model = _model_without_memory(directory, dtype, trust_remote_code=trust_remote_code)
         plan = plan_checkpoint(model, tensors)
-        architecture, names = type(model).__name__, names_of(model)  # FSDP2 makes a class of its own
+        architecture, names = type(model).__name__, names_of(model)  # before FSDP2 changes the class
         shard(model, ranks)
         _give_memory(model, device)
         fill(model, plan, tensors)
@@ -92,7 +92,7 @@ def _model_without_memory(directory: Path, dtype: torch.dtype | str, *, trust_re
 
 @contextmanager
 def _parameters_on_meta() -> Generator[None]:
-    """Let modules that are made within it have parameters without memory, and buffers as always."""
+    """Within this context, let new modules have parameters without memory, and buffers as usual."""
 
     def without_memory(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:
         if parameter is None or parameter.is_meta:
@@ -107,7 +107,7 @@ def _parameters_on_meta() -> Generator[None]:
 
 
 def _give_memory(model: nn.Module, device: torch.device) -> None:
-    """Give each part memory on the device, tied ones once, and move buffers there."""
+    """Give each parameter's part memory on the device, tied parameters once, and move buffers there."""
     given: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False, remove_duplicate=False):
@@ -124,7 +124,7 @@ def fill(model: PreTrainedModel, plan: CheckpointPlan, tensors: CheckpointTensor
 
     Raises:
         IncompleteCheckpointError: tensors are missing or unexpected, or have another shape.
-        ConversionError: some do not make the model's.
+        ConversionError: some tensors cannot be converted into the model's.
     """
     held = model.state_dict(keep_vars=True)
     own = {name: tensor.detach() for name, tensor in held.items()}
@@ -138,7 +138,7 @@ def fill(model: PreTrainedModel, plan: CheckpointPlan, tensors: CheckpointTensor
 
 
 def _write_made(conversion: Conversion, own: dict[str, Tensor], tensors: CheckpointTensors) -> Iterable[str]:
-    """Write what the conversion makes, and return the names of that; read no more than needed for it."""
+    """Write the tensors that the conversion makes, and return their names; read no more than it needs."""
     target = own[conversion.target]
     if conversion.converter is None and isinstance(target, DTensor):
         [(source, _)] = conversion.sources

@@ -1,8 +1,8 @@
 """A model in units of FSDP2, and passes in which all ranks gather the same units in the same order.
 
-A unit is a decoder layer, or all that is in none: embedding, head and last norm, tied or not. At rest a rank holds its
-part of each parameter. A layer is gathered while it runs, forwards and backwards; the rest is gathered for a whole
-pass.
+A unit is a decoder layer, or all modules outside the layers together: embedding, head and last norm, tied or not. At
+rest a rank holds its part of each parameter. A layer is gathered while it runs, in the forward and in the backward
+pass; the other unit is gathered for a whole pass.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ _ADVICE = "score with the whole model on one device, without --shard (VIGOR_SHAR
 
 
 class UnshardableModelError(ValueError):
-    """The model cannot be shared out; the message says why, and what to do."""
+    """The model cannot be sharded; the message says why, and what to do."""
 
 
 class LockstepError(Exception):
-    """This rank no longer does what the others do: the engine has to be started again."""
+    """This rank is out of step with the others: the engine has to be started again."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What a rank raised in a pass. It travels to the others, which raise the same."""
+    """The error that a rank raised in a pass. It is sent to the other ranks, which raise the same."""
 
     out_of_memory: bool
     message: str
@@ -54,19 +54,19 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Outcome(Generic[R]):
-    """What one pass gave, or why it gave nothing."""
+    """The result of one pass, or its failure."""
 
     result: R | None = None
     failure: Failure | None = None
 
 
 def shard(model: PreTrainedModel, ranks: Ranks) -> None:
-    """Let each rank hold its part of every parameter: rows ``i`` of the ``size`` equal parts of the first axis.
+    """Shard the model: of every parameter, rank ``i`` holds part ``i`` of the ``size`` equal parts of the first axis.
 
-    Parameters on the meta device stay there, and get memory for a part alone.
+    Parameters on the meta device stay there, and later get memory only for a part.
 
     Raises:
-        UnshardableModelError: the model's layers are not found, or a parameter has no axis to share out.
+        UnshardableModelError: the model's layers are not found, or a parameter has no axis to divide.
     """
     layers = _layers(causal_model(model))
     for name, parameter in model.named_parameters():
@@ -84,12 +84,12 @@ def _layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 class ShardedModel:
-    """A model that ``shard`` was called on, with its values. All of its parameters are frozen from here on.
+    """A model that was sharded by ``shard``, with its values. All of its parameters are frozen from here on.
 
     ``names`` are the parameters whose gradient is measured.
 
     Raises:
-        UnshardableModelError: FSDP2 does not take the model: its reason.
+        UnshardableModelError: FSDP2 does not support the model; the message gives its reason.
     """
 
     def __init__(self, model: PreTrainedModel, names: Sequence[str]) -> None:
@@ -109,7 +109,7 @@ class ShardedModel:
         self.measured = self._gathered_parameters()
 
     def _run_through_root(self) -> None:
-        """Run the model once from its root, as FSDP2 needs to learn of all units."""
+        """Run the model once from its root, which FSDP2 needs to find all units."""
         try:
             with torch.no_grad():
                 text_pass(self.root)
@@ -120,8 +120,8 @@ class ShardedModel:
     def _require_grad(self, names: Iterable[str]) -> None:
         """Let exactly these parameters require gradients, whether gathered or not.
 
-        Those that modules have while they are gathered get it from FSDP2 at a gather. In a pass that would be a use of
-        the parameter, for what intercepts all uses.
+        A gathered parameter gets the setting from FSDP2 when it is gathered, so that all units are gathered here. In a
+        pass, interception would count the change of the setting as a use of the parameter.
         """
         self._set_requires_grad(names)
         for unit in self._units:
@@ -150,7 +150,10 @@ class ShardedModel:
 
     @contextmanager
     def held(self) -> Generator[None]:
-        """Gather what is in no layer; afterwards free all that is gathered, and let FSDP2 forget what was run."""
+        """Within this context, hold the unit outside the layers gathered.
+
+        Afterwards, free all gathered parameters, and reset FSDP2's state of the pass.
+        """
         self._units[0].unshard()
         try:
             yield
@@ -173,17 +176,17 @@ class ShardedModel:
         return ((name, parameter) for name, parameter in self._model.named_parameters() if name in measured)
 
     def run_alike(self, compute: Callable[[], R]) -> R:
-        """Return ``compute()``, which all ranks run alike. Where it fails, it fails on all of them."""
+        """Return ``compute()``, which all ranks run in the same way. If it fails, it fails on all of them."""
         with self.held():
             return compute()
 
     def run_pass(self, kind: str, compute: Callable[[], R]) -> Outcome[R]:
-        """Run one pass, which other ranks run as well; each kind gathers the same units each time.
+        """Return the outcome of one pass, which other ranks run as well; each kind gathers the same units each time.
 
-        Where it fails, this rank takes part in what the others still gather, so that they do not wait.
+        If the pass fails, this rank joins in gathering the remaining units, so that the other ranks do not wait.
 
         Raises:
-            LockstepError: it gathered other units than before, or failed before there was a pass of its kind.
+            LockstepError: the pass gathered other units than earlier ones of its kind, or failed as the first of them.
         """
         self._gathered.clear()
         outcome: Outcome[R]
@@ -208,7 +211,7 @@ class ShardedModel:
 
 
 def raise_first(failures: Iterable[Failure | None]) -> None:
-    """Raise what the first rank that failed raised.
+    """Raise the error of the first rank that failed, if one did.
 
     Raises:
         MemoryError: its memory ran out.
@@ -221,7 +224,7 @@ def raise_first(failures: Iterable[Failure | None]) -> None:
 
 
 def local_part(tensor: Tensor) -> Tensor:
-    """Return what this rank holds of a tensor: its rows, or all of what is not shared out."""
+    """Return the part of a tensor that this rank holds: its rows, or the whole tensor if it is not sharded."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -231,7 +234,7 @@ def _as_unit(module: Any) -> FSDPModule:  # noqa: ANN401 - fully_shard changes t
 
 
 class _NotingAllGather(DefaultAllGather):
-    """Gathers a unit, and notes that it did."""
+    """Gathers a unit, and appends its number to ``gathered``."""
 
     def __init__(self, number: int, gathered: list[int]) -> None:
         super().__init__()

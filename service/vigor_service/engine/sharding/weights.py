@@ -17,17 +17,17 @@ from vigor_service.engine.model_weights import ModelWeights
 
 
 class ShardedWeights(ModelWeights):
-    """The parameters and persistent buffers of a model that is shared out."""
+    """The parameters and persistent buffers of a sharded model."""
 
     def tensors(self) -> Mapping[str, Tensor]:
-        """Return every tensor under its first name; one is gathered when it is read, which all ranks do together."""
+        """Return every tensor under its first name; reading a tensor gathers it, which all ranks do together."""
         return _Gathered(super().tensors())
 
     def load(self, writes: Iterable[tuple[str, Write]]) -> None:
         """Write this rank's part of the named tensors, in place.
 
         Raises:
-            KeyError, RuntimeError: a name is unknown, or a shape does not fit; what came before is applied already.
+            KeyError, RuntimeError: a name is unknown, or a shape does not fit; earlier writes are applied already.
             TypeError: a write is neither a ``Copy`` nor a ``Patch``.
         """
         own = super().tensors()
@@ -52,7 +52,7 @@ class _Gathered(Mapping[str, Tensor]):
 
 
 def write_part(tensor: Tensor, write: Write) -> None:
-    """Do to this rank's rows of a tensor what the write does to the whole tensor.
+    """Apply to this rank's rows of a tensor what the write does to the whole tensor.
 
     Raises:
         RuntimeError: a copy has another shape than the tensor.
@@ -85,6 +85,6 @@ def _row_bytes(tensor: DTensor) -> int:
 
 
 def _changes_within(changes: Changes, start: int, num_bytes: int) -> Changes:
-    """Return those of the changes that lie in ``num_bytes`` from ``start`` on, counted from there."""
+    """Return the changes that lie within ``num_bytes`` from ``start`` on, with positions counted from ``start``."""
     first, last = np.searchsorted(changes.positions, [start, start + num_bytes])
     return Changes((changes.positions[first:last] - start).astype(np.uint32), changes.values[first:last])

@@ -1,7 +1,7 @@
 """``‖GᵀA‖²`` per sequence through Gram matrices, in torch: ``Σ_ts (AAᵀ)_ts (GGᵀ)_ts``.
 
-A few sequences at a time, padded with rows of zeros, which add nothing. Shapes: N packed rows, I inputs, O outputs,
-B sequences of up to T rows.
+A few sequences are computed at a time, padded with rows of zeros, which add nothing. Shapes: N packed rows, I inputs,
+O outputs, B sequences of up to T rows.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ _GRAM_ELEMENTS_AT_ONCE = 2**26  # 256 MiB in float32, or one sequence that has m
 
 
 def gram_norms(x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges) -> Tensor:
-    """Equal ``[((A @ A.T) * (G @ G.T)).sum() for A, G in sequences]``, shape (B,), float64.
+    """Return ``[((A @ A.T) * (G @ G.T)).sum() for A, G in sequences]``, shape (B,), float64.
 
-    Products of 16-bit rows are accumulated and kept in float32; so is the sum along a row, and rows are summed in
+    Products of 16-bit rows are accumulated and kept in float32, and so is the sum along a row. Rows are summed in
     float64.
     """
     size = max(1, _GRAM_ELEMENTS_AT_ONCE // ranges.longest**2)
@@ -36,7 +36,7 @@ def _padded_gram_norms(x_BTI: Tensor, gradient_BTO: Tensor) -> Tensor:
 
 
 def _grams(rows_BTD: Tensor) -> Tensor:
-    """``rows @ rows.T`` per sequence, in float32 for 16-bit rows."""
+    """Return ``rows @ rows.T`` per sequence, in float32 for 16-bit rows."""
     if rows_BTD.dtype in (torch.float32, torch.float64):
         return rows_BTD @ rows_BTD.mT
     if rows_BTD.is_cuda:

@@ -26,7 +26,7 @@ TILES = {
 
 
 def gram_norms(x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges, *, tile: Tile | None = None) -> Tensor:
-    """Equal ``gram_norm.gram_norms``, shape (B,), float64; float32 rows are multiplied in full float32.
+    """Return what ``gram_norm.gram_norms`` returns, (B,), float64; float32 rows are multiplied in full float32.
 
     Raises:
         ValueError: the matrices do not fit each other, or have a dtype that kernels do not take.
@@ -57,7 +57,7 @@ def gram_norm_kernel(
     FEATURES: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """Write the part of the inner product of two Gram matrices that one pair of tiles has."""
+    """Write the part of the inner product of two Gram matrices that one pair of tiles adds."""
     pair, sequence = tl.program_id(0), tl.program_id(1)
     start, stop = tl.load(bounds + 2 * sequence), tl.load(bounds + 2 * sequence + 1)
     # Pairs are numbered column by column of the upper triangle: (0, 0), (0, 1), (1, 1), (0, 2), ...
@@ -99,7 +99,7 @@ def _gram_tile(
     FEATURES: tl.constexpr,
     WIDEN: tl.constexpr,
 ):
-    """``matrix[upper] @ matrix[lower].T`` in float32, with rows from ``stop`` on taken as zeros."""
+    """Return ``matrix[upper] @ matrix[lower].T`` in float32, with rows from ``stop`` on taken as zeros."""
     tile = tl.zeros((ROWS, ROWS), dtype=tl.float32)
     for first in range(0, num_features, FEATURES):
         features = (first + tl.arange(0, FEATURES)).to(tl.int64)

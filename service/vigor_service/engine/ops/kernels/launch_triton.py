@@ -1,4 +1,4 @@
-"""What every Triton kernel here has in common: which inputs it takes, its launch, one error for one that fails."""
+"""Common parts of all Triton kernels: the check of their inputs, their launch, and one error for failures."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from vigor_service.engine.ops.kernels.row_ranges import RowRanges
 
 
 class Tile(NamedTuple):
-    """What one program computes at once: sizes by the names of the kernel's constants; and how it is compiled."""
+    """What one program computes at once, as sizes by the names of the kernel's constants, and how it is compiled."""
 
     sizes: Mapping[str, int]
     num_warps: int
     num_stages: int
 
     def constants(self) -> dict[str, Any]:
-        """Return what the kernel is compiled for besides its arguments' types.
+        """Return the constants and options that the kernel is compiled with.
 
-        Triton's interpreter multiplies no bfloat16: operands are widened for it.
+        Triton's interpreter does not multiply bfloat16, so operands are widened for it.
         """
         return {
             **self.sizes,
@@ -39,10 +39,10 @@ class Tile(NamedTuple):
 
 
 def check_inputs(x_NI: Tensor, gradient_NO: Tensor) -> None:
-    """Check that the kernels take both matrices.
+    """Check that the kernels support both matrices.
 
     Raises:
-        ValueError: they are not two matrices with equally many rows, of one dtype that kernels take, on one device.
+        ValueError: they are not two matrices with equally many rows, of one supported dtype, on one device.
     """
     shapes, dtypes = (tuple(x_NI.shape), tuple(gradient_NO.shape)), (x_NI.dtype, gradient_NO.dtype)
     if x_NI.dim() != 2 or gradient_NO.dim() != 2 or len(x_NI) != len(gradient_NO):
@@ -54,7 +54,7 @@ def check_inputs(x_NI: Tensor, gradient_NO: Tensor) -> None:
 
 
 def launch(kernel: Any, x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges, partials_BP: Tensor, tile: Tile) -> None:  # noqa: ANN401 - Triton's
-    """Run a program of the kernel for each partial sum P of each range B; it writes that sum.
+    """Run one program of the kernel for each of P partial sums of each of B ranges; it writes that partial sum.
 
     Raises:
         UnavailableError: the kernel cannot be compiled or launched here.
@@ -77,7 +77,7 @@ def launch(kernel: Any, x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges, pa
 
 @contextmanager
 def launching(kernel: str, operand: Tensor) -> Generator[None]:
-    """Launch on the operand's device; raise one error for what Triton, its C compiler or the driver refuses.
+    """Within this context, launch on the operand's device; turn errors of Triton, its C compiler or driver into one.
 
     Raises:
         UnavailableError: the kernel cannot be compiled or launched here.

@@ -1,4 +1,4 @@
-"""``‖GᵀA‖²`` per sequence through the weight's gradient itself, in torch, one sequence's at a time.
+"""``‖GᵀA‖²`` per sequence through the weight's gradient itself, in torch, one sequence at a time.
 
 Shapes: N packed rows, I inputs, O outputs, B sequences of T rows.
 """
@@ -14,13 +14,13 @@ from vigor_service.engine.ops.sums import squared_norm
 
 
 def product_norms(x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges) -> Tensor:
-    """Equal ``[(G.T @ A).square().sum() for A, G in sequences]``, shape (B,), float64."""
+    """Return ``[(G.T @ A).square().sum() for A, G in sequences]``, shape (B,), float64."""
     pieces = zip(ranges.split(x_NI), ranges.split(gradient_NO), strict=True)
     return torch.stack([squared_norm(_product(x_TI, gradient_TO)) for x_TI, gradient_TO in pieces])
 
 
 def _product(x_TI: Tensor, gradient_TO: Tensor) -> Tensor:
-    """``GᵀA``, rounded to bfloat16 where A is; float16 would overflow, so it is kept in float32."""
+    """Return ``GᵀA``, rounded to bfloat16 if A is; float16 would overflow, so its product is kept in float32."""
     if x_TI.dtype == torch.float16:
         return matmul_float32(gradient_TO.T, x_TI)
     return gradient_TO.T @ x_TI

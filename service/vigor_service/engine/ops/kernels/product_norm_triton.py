@@ -26,7 +26,7 @@ TILES = {
 
 
 def product_norms(x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges, *, tile: Tile | None = None) -> Tensor:
-    """Equal ``product_norm.product_norms``, shape (B,), float64; float32 rows are multiplied in full float32.
+    """Return what ``product_norm.product_norms`` returns, (B,), float64; float32 rows are multiplied in full float32.
 
     Raises:
         ValueError: the matrices do not fit each other, or have a dtype that kernels do not take.

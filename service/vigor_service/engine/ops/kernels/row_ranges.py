@@ -18,7 +18,7 @@ class RowRanges:
 
     @property
     def longest(self) -> int:
-        """Rows of the longest range."""
+        """The number of rows of the longest range."""
         return max(stop - start for start, stop in self.bounds)
 
     def split(self, tensor_ND: Tensor) -> list[Tensor]:
@@ -27,7 +27,7 @@ class RowRanges:
 
 
 def row_ranges(bounds: Sequence[tuple[int, int]], device: torch.device) -> RowRanges:
-    """Put the ranges on the device.
+    """Return the ranges, with their bounds on the device as well.
 
     Raises:
         ValueError: there are no ranges, or one is empty.

@@ -1,8 +1,8 @@
 """Squared norms of weight gradients on a CUDA device, each by the implementation that was the fastest there.
 
-There are four: through Gram matrices or through the gradient itself, in torch or by a Triton kernel. Which one wins
-depends on the matrix, the dtype, the lengths and the card; so each is timed on the first work of its kind, and takes
-all sequences of a batch at once: a language model has more launches than the host has time for.
+There are four implementations: through Gram matrices or through the gradient itself, in torch or by a Triton kernel.
+Which one is the fastest depends on the matrix, the dtype, the lengths and the card, so each is timed on the first work
+of a kind. Each takes all sequences of a batch at once: a language model has more launches than the host has time for.
 """
 
 from __future__ import annotations
@@ -55,10 +55,10 @@ def weight_norms(
     autotuner: Autotuner = _AUTOTUNER,
     implementations: Mapping[str, NormImplementation] | None = None,
 ) -> Tensor:
-    """``‖GᵀA‖²`` for the rows A of the input and G of the output gradient of each sequence, shape (B,), float64.
+    """Return ``‖GᵀA‖²`` for each sequence's rows A of the layer input and G of the output gradient, (B,), float64.
 
     Raises:
-        torch.OutOfMemoryError, UnavailableError: no implementation runs; memory if it is the reason for one.
+        torch.OutOfMemoryError, UnavailableError: no implementation runs; the former if memory is the reason for one.
     """
     ranges, length = _ranges(tuple((rows.start, rows.stop) for rows in slices), x_NI.device)
     work = WeightWork(x_NI.shape[1], gradient_NO.shape[1], x_NI.dtype, length, x_NI.device)
@@ -87,7 +87,7 @@ def norm_implementations(work: WeightWork) -> dict[str, NormImplementation]:
 
 @cache
 def _has_triton() -> bool:
-    """Whether there is Triton: torch's CUDA builds for Linux bring it along."""
+    """Return whether Triton is installed; torch's CUDA builds for Linux install it."""
     has_triton = find_spec("triton") is not None
     if not has_triton:
         logger.warning("norms of weight gradients in torch alone: the package triton is not installed")
@@ -108,7 +108,7 @@ def _triton_product_norms(x_NI: Tensor, gradient_NO: Tensor, ranges: RowRanges) 
 
 @lru_cache(maxsize=64)
 def _ranges(bounds: tuple[tuple[int, int], ...], device: torch.device) -> tuple[RowRanges, int]:
-    """Return the ranges, and the length that stands for theirs. Kept, so that a batch goes to the device once."""
+    """Return the ranges, and their typical length. Cached, so that bounds are copied to the device once per batch."""
     return row_ranges(bounds, device), typical_length([stop - start for start, stop in bounds])
 
 
