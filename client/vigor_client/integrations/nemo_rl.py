@@ -1,7 +1,7 @@
 """The reward for NeMo-RL: ranks of whole groups of sampled token ids, over a batch whose rollouts have ended.
 
-NeMo-RL's environments get only roles and text. The sampled tokens, and which answers were cut off, are in the batch that
-its training loop holds. This module reads fields of that batch, and does not import NeMo-RL.
+NeMo-RL's environments get only roles and text. The sampled tokens, and which answers were cut off, are in the batch
+that its training loop holds. This module reads fields of that batch, and does not import NeMo-RL.
 """
 
 from __future__ import annotations

@@ -170,14 +170,14 @@ class VigorReward(_Reward):
         num_generations: completions per prompt, as in the trainer's configuration.
         num_generations_eval: completions per prompt in evaluation. If it differs, ``weights`` is needed, because TRL
             does not tell a reward function whether it evaluates.
-        weights: a ``WeightPublisher``: scores must come from the weights that it published for this step. Without it,
-            the service scores with whichever weights it has.
+        weights: a ``WeightPublisher``: scores must come from the weights that it published for this step. Without
+            it, the service scores with whichever weights it has.
         eos_token_ids: token ids that end a completion; by default those that TRL counts as its end: the
             end-of-sequence tokens of the trainer (where TRL does not expose them, of the tokenizer) and padding.
         chat_template_kwargs: as in the trainer's configuration.
         reward, ties, truncated: as in ``VigorClient.score``.
-        on_failure: what happens if a call is not scored after the client's retries: ``none`` returns None for each of its
-            completions, which TRL leaves out of the step; ``raise`` raises the error.
+        on_failure: what happens if a call is not scored after the client's retries: ``none`` returns None for each of
+            its completions, which TRL leaves out of the step; ``raise`` raises the error.
         connect: makes the client: ``partial(AsyncVigorClient, timeout_seconds=900)``.
         processes: tells which process this is, for tests.
 
