@@ -80,7 +80,7 @@ def faults_of(error: ValidationError, model: type[BaseModel]) -> list[Fault]:
 
 
 def fault_sentences(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Return sentences for the first ten faults, as ``group 0, completion 2: needs ...``, and how many more there are."""
+    """Return sentences for the first ten faults, as ``group 0, completion 2: needs ...``, and a count of the rest."""
     said = [str(fault) for fault in faults_of(error, model)]
     more = len(said) - MAX_SENTENCES
     return [*said[:MAX_SENTENCES], f"... and {more} more"] if more > 0 else said
