@@ -1,4 +1,4 @@
-"""A file of records, one line each, to which a run appends and which a resumed run continues without gaps or duplicates."""
+"""A file of records, one line each, that a run appends to and a resumed run continues without gaps or duplicates."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class MachineInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """The settings and versions that one needs to interpret a run's curves. Numbers of completions are over all processes.
+    """The settings and versions that a run's curves depend on. Numbers of completions are over all processes.
 
     Fields whose default is None are absent in descriptions by an earlier version.
     """

@@ -21,7 +21,7 @@ Part = Literal["prepare", "optimize", "evaluate"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
-    """The wall time of one optimizer step, from its beginning to the next step's, and its parts, which do not overlap."""
+    """The wall time of one optimizer step, from its beginning to the next step's, and its disjoint parts."""
 
     step: int  # optimizer steps taken when it began
     mode: Literal["train", "eval"] = "train"
