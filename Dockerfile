@@ -29,7 +29,7 @@ LABEL org.opencontainers.image.title="vigor-rl" \
     org.opencontainers.image.description="Scores completions of a language model by exact gradient norms" \
     org.opencontainers.image.licenses="Apache-2.0"
 # Debian packages. On a GPU "gcc libc6-dev": Triton compiles a part of each kernel at run time. Without a compiler
-# the service measures with torch alone. Versions may be pinned, as in "gcc=VERSION".
+# the service measures with torch alone. Their versions may be pinned.
 ARG PACKAGES=""
 # hadolint ignore=DL3008
 RUN if [ -n "${PACKAGES}" ]; then \
@@ -38,8 +38,8 @@ RUN groupadd --gid 10001 vigor \
     && useradd --uid 10001 --gid vigor --no-log-init --no-create-home --home-dir /var/cache/vigor vigor \
     && install --directory --owner=vigor --group=vigor /var/cache/vigor /var/lib/vigor
 COPY --from=build /opt/vigor /opt/vigor
-# Models and compiled kernels are cached in the user's home. MALLOC_… and GLIBC_TUNABLES are not set: the service configures
-# glibc's heap itself, unless the environment does (docs/decisions/0015).
+# Models and compiled kernels are cached in the user's home. MALLOC_… and GLIBC_TUNABLES are not set: the service
+# configures glibc's heap itself, unless the environment does (docs/decisions/0015).
 ENV PATH=/opt/vigor/bin:${PATH} \
     HOME=/var/cache/vigor \
     VIGOR_HOST=0.0.0.0 \

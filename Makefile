@@ -28,8 +28,8 @@ LOOPS_AND_ENGINE := --device cpu --workload short --workload long --contestant "
 BOUNDS := --activation-mib 384 --activation-mib 256
 # The models that the study makes itself; its real model has a separate result, with its own hardware and date.
 BASE_MODELS := --subject random-slips --subject dropped-carries
-# Number of processes among which test files are divided; tests that share a fixture stay together. A test that waits for
-# a process leaves its core idle, so there is one process more than the two cores; unit tests do not wait.
+# Number of processes among which test files are divided; tests that share a fixture stay together. A test that waits
+# for a process leaves its core idle, so there is one process more than the two cores; unit tests do not wait.
 TEST_PROCESSES ?= 3
 SHARED_OUT := --dist loadfile --durations 25
 # Processes that share cores must sleep while they wait, not spin.
