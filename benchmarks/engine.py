@@ -1,9 +1,9 @@
 """The engine against everything else that computes the same norms: ``python -m benchmarks.engine``.
 
 For each workload, one group of completions of one prompt is scored in turn by the published loop, an ideal loop,
-``torch.func``'s vmap, Opacus's ghost norms and the engine, several times, each time in a fresh process. Reports times
-and ratios, peak memory above the weights, and shares of the FLOP lower bound (flop_lower_bound.py) at the rate of large
-matrix products measured in the same rounds.
+``torch.func``'s vmap, Opacus's ghost norms and the engine. Each scores it several times, each time in a fresh process.
+Reports times and ratios, peak memory above the weights, and shares of the FLOP lower bound (flop_lower_bound.py) at the
+rate of large matrix products measured in the same rounds.
 """
 
 from __future__ import annotations

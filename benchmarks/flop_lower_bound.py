@@ -1,7 +1,7 @@
 """The FLOP lower bound: floating point operations that exact norms need at least, with every product done once.
 
-For a sequence of T rows (it ends at its last loss position) of which M count in the loss, in a decoder with P
-parameters in its layers (no lookup table, no head), a head of D · V, and L layers of H query heads of width d:
+A sequence has T rows (it ends at its last loss position), of which M count in the loss. The decoder has P parameters in
+its layers (without lookup tables and head), a head of D · V, and L layers of H query heads of width d. Then:
 
     layers      2 P T forward, 2 P T for input gradients                      = 4 P T
     head        2 D V M forward, 2 D V M for input gradients                  = 4 D V M

@@ -60,7 +60,7 @@ def _sample_group(policy: Policy, question: str, num_completions: int, max_new_t
     text = policy.tokenizer.apply_chat_template(
         [{"role": "user", "content": question}], add_generation_prompt=True, tokenize=False
     )
-    prompt_ids = tuple(policy.tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore[reportArgumentType] - a string with tokenize=False
+    prompt_ids = tuple(policy.tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore[reportArgumentType] - a string, since it is not tokenized
     prompt_BL = torch.tensor([prompt_ids] * num_completions, device=policy.model.device)
     sampled_BL = policy.model.generate(  # pyright: ignore[reportCallIssue] - transformers mixes it in at run time
         prompt_BL,

@@ -95,7 +95,7 @@ def vigor_advantage(
     """Return advantages from ranks: an advantage estimator for verl's ``register_adv_est``.
 
     Equals ``(r - mean(r)) / (std(r) + 1e-4)`` within each ``uid``, where r maps the ranks of minus the summed rewards
-    to [-1, 1]. Samples whose reward is NaN are left out of their group and get 0, as does a sample that remains alone.
+    to [-1, 1]. Samples whose reward is NaN are left out of their group and get 0, and so does a sole remaining sample.
 
     Args:
         token_level_rewards: [batch, response], whose sum over the response is a reward of ``VigorRewardManager``.

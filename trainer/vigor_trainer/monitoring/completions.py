@@ -36,7 +36,7 @@ SIGNALS: Mapping[str, tuple[str, int]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRecord:
-    """One sampled completion with its text, score and rewards. None means that there is no such number."""
+    """One sampled completion with its text, score and rewards. None means that the value does not exist."""
 
     step: int  # optimizer steps taken when it was generated and scored
     mode: Literal["train", "eval"]

@@ -27,7 +27,7 @@ class EvaluationRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluatedCompletion:
-    """One completion of a question, greedy or sampled. None means that there is no such value."""
+    """One completion of a question, greedy or sampled. None means that the value does not exist."""
 
     step: int  # optimizer steps taken; 0 outside of training
     mode: Literal["train", "eval"] = "eval"
