@@ -1,6 +1,6 @@
 # The image of vigor-service, or with EXTRAS=trainer that of vigor-trainer: docs/operations/operating.md builds both.
 FROM python:3.11-slim-bookworm AS build
-# What pip is told about torch. PyPI's build is for CUDA; a smaller one for CPUs is
+# Arguments of pip for torch. PyPI's build is for CUDA; a smaller one for CPUs is
 # "torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu".
 ARG TORCH="torch==2.13.0"
 ARG EXTRAS=service,otel
@@ -8,7 +8,7 @@ ENV PIP_NO_CACHE_DIR=1 \
     PIP_DISABLE_PIP_VERSION_CHECK=1
 WORKDIR /build
 RUN python -m venv /opt/vigor
-# What changes least comes first: torch, then the other dependencies, then the project.
+# Layers that change least come first: torch, then the other dependencies, then the project.
 COPY constraints.txt ./
 RUN /opt/vigor/bin/pip install --constraint constraints.txt ${TORCH}
 COPY pyproject.toml ./
@@ -28,8 +28,8 @@ FROM python:3.11-slim-bookworm
 LABEL org.opencontainers.image.title="vigor-rl" \
     org.opencontainers.image.description="Scores completions of a language model by exact gradient norms" \
     org.opencontainers.image.licenses="Apache-2.0"
-# Debian packages. On a GPU "gcc libc6-dev": Triton compiles a part of each kernel where it runs. Without a compiler the
-# service measures with torch alone. Whoever names them may pin their versions.
+# Debian packages. On a GPU "gcc libc6-dev": Triton compiles a part of each kernel at run time. Without a compiler
+# the service measures with torch alone. Their versions may be pinned.
 ARG PACKAGES=""
 # hadolint ignore=DL3008
 RUN if [ -n "${PACKAGES}" ]; then \
@@ -38,8 +38,8 @@ RUN groupadd --gid 10001 vigor \
     && useradd --uid 10001 --gid vigor --no-log-init --no-create-home --home-dir /var/cache/vigor vigor \
     && install --directory --owner=vigor --group=vigor /var/cache/vigor /var/lib/vigor
 COPY --from=build /opt/vigor /opt/vigor
-# Whatever keeps models or compiled kernels does so in its user's home. No MALLOC_… or GLIBC_TUNABLES: the service sets
-# glibc's heap by itself, and leaves it alone where the environment does (docs/decisions/0015).
+# Models and compiled kernels are cached in the user's home. MALLOC_… and GLIBC_TUNABLES are not set: the service
+# configures glibc's heap itself, unless the environment does (docs/decisions/0015).
 ENV PATH=/opt/vigor/bin:${PATH} \
     HOME=/var/cache/vigor \
     VIGOR_HOST=0.0.0.0 \

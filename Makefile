@@ -1,11 +1,11 @@
-# Every command sets up what it needs: python >= 3.11 with pip is all that has to be there.
+# Every command installs what it needs: the only requirement is python >= 3.11 with pip.
 PYTHON ?= python3
 # The build of torch: a CPU build here; on a GPU machine for example TORCH="torch --index-url URL-OF-YOUR-CUDA-BUILDS".
 TORCH ?= torch==2.13.0
 # The versions that the tests were written against; empty for the newest that pyproject.toml allows.
 CONSTRAINTS ?= constraints.txt
 VENV ?= .venv
-# Asked before anything is installed; it has to be understood by every python there ever was.
+# Runs before anything is installed, so its syntax must be valid in every version of python.
 REQUIRE_PYTHON := import sys; sys.exit(sys.version_info < (3, 11) and \
 	"VIGOR needs python 3.11 or newer, and $(PYTHON) is %d.%d: give another, as in make demo PYTHON=python3.12" % sys.version_info[:2])
 BIN := $(VENV)/bin
@@ -14,9 +14,9 @@ PIP_INSTALL := $(BIN)/python -m pip install --quiet $(addprefix --constraint ,$(
 WHERE ?= cpu
 LONG ?= --layers 6
 RESULTS := benchmarks/results
-# Programs that some tests need and skip without, each with its package of Debian.
+# Programs that some tests need, each with its Debian package. Without the program these tests are skipped.
 TOOLS := prometheus:prometheus chromium:chromium kubectl:kubernetes-client nginx:nginx strace:strace
-# Those that are not wanted: make tools WITHOUT=chromium.
+# Programs not to install: make tools WITHOUT=chromium.
 WITHOUT ?=
 PROGRAM = $(firstword $(subst :, ,$(1)))
 PACKAGE = $(lastword $(subst :, ,$(1)))
@@ -26,18 +26,18 @@ APT_GET := apt-get -o DPkg::Lock::Timeout=300 -o Acquire::Retries=0 -o Acquire::
 JEMALLOC := $(firstword $(wildcard /usr/lib/*/libjemalloc.so.2))
 LOOPS_AND_ENGINE := --device cpu --workload short --workload long --contestant "published loop" --contestant "ideal loop" --contestant engine
 BOUNDS := --activation-mib 384 --activation-mib 256
-# The models that the study makes itself; its real model has a result of its own, with its own hardware and date.
+# The models that the study makes itself; its real model has a separate result, with its own hardware and date.
 BASE_MODELS := --subject random-slips --subject dropped-carries
-# Processes that share out the files of tests; tests that share a fixture stay together. Tests that wait for a process
-# leave a core to another, so there is one process more than two cores; unit tests do not wait.
+# Number of processes among which test files are divided; tests that share a fixture stay together. A test that waits
+# for a process leaves its core idle, so there is one process more than the two cores; unit tests do not wait.
 TEST_PROCESSES ?= 3
 SHARED_OUT := --dist loadfile --durations 25
 # Processes that share cores must sleep while they wait, not spin.
 export OMP_WAIT_POLICY ?= PASSIVE
-# Tests start many interpreters: each would compile the project again where the environment says to keep no bytecode.
+# Tests start many interpreters: each would compile the project again if the environment disabled bytecode files.
 export PYTHONDONTWRITEBYTECODE :=
 
-# What python -m tests.sweep is told: SWEEP="--family llama qwen3", SWEEP=--write.
+# Arguments of python -m tests.sweep: SWEEP="--family llama qwen3", SWEEP=--write.
 SWEEP ?=
 FUZZ ?=
 
@@ -64,7 +64,7 @@ $(VENV)/.ready: $(VENV)/.users-ready
 	$(PIP_INSTALL) --editable '.[dev]'
 	@touch $@
 
-# It needs what users have, and none of the tools for development.
+# The demo needs only what users install, without the development tools.
 demo: $(VENV)/.users-ready ## From nothing: two runs side by side, by gradient norm and at random, and their report; on a CPU
 	$(BIN)/python -m examples.demo
 
@@ -83,7 +83,7 @@ test-all: setup ## All tests, the slow ones too
 test-gpu: setup ## The tests that need a CUDA device, on a machine that has one
 	$(BIN)/python -m pytest -m gpu
 
-# SUMMARY=FILE also adds the table to a file, as Markdown.
+# SUMMARY=FILE also appends the table to a file, as Markdown.
 SUMMARY ?=
 coverage: setup ## The tests of `make test` under coverage, and the share of each room; fails below what was measured
 	$(BIN)/python -m coverage erase
@@ -110,7 +110,7 @@ fuzz: setup ## Ten minutes of requests that no honest caller sends, or FUZZ="--s
 monitoring: setup ## Dashboards and alerts against a real Prometheus that scrapes a real service
 	$(BIN)/python -m pytest tests/monitoring
 
-# Neither server is to run as a service of the machine because of it: the tests start their own.
+# Installing Prometheus or nginx must not start it as a service of the machine: the tests start their own.
 tools: ## Programs that some tests need, from Debian, as root: Prometheus, Chromium, kubectl, nginx, strace
 	$(if $(wildcard /etc/systemd/system),$(foreach server,$(filter prometheus nginx,$(MISSING)),ln -sf /dev/null /etc/systemd/system/$(server).service;))
 	$(if $(MISSING),$(APT_GET) update)
@@ -119,7 +119,7 @@ tools: ## Programs that some tests need, from Debian, as root: Prometheus, Chrom
 contract: setup .venv-contract/.ready ## A running service against its own OpenAPI description
 	$(BIN)/python -m tests.support.contract --schemathesis .venv-contract/bin/schemathesis
 
-# schemathesis has an environment of its own.
+# schemathesis is installed in a separate environment.
 .venv-contract/.ready:
 	$(PYTHON) -m venv .venv-contract
 	.venv-contract/bin/python -m pip install --quiet 'schemathesis>=4.32,<4.33'
@@ -143,7 +143,7 @@ rooms: setup ## The rooms of the packages, low to high, with their modules and l
 docs: .venv-docs/.ready ## The docs as a site in site/; a broken link is an error
 	.venv-docs/bin/mkdocs build --strict
 
-# mkdocs has an environment of its own, with the light client alone.
+# mkdocs is installed in a separate environment, with only the light client.
 .venv-docs/.ready: pyproject.toml
 	$(PYTHON) -m venv .venv-docs
 	.venv-docs/bin/python -m pip install --quiet --editable '.[docs]'
@@ -162,7 +162,7 @@ policies: .venv-checkov/.ready ## Check manifests and the Dockerfile by Checkov'
 	.venv-checkov/bin/checkov --file .venv-checkov/manifests.yaml --file Dockerfile --framework kubernetes dockerfile \
 		--compact --quiet --skip-download
 
-# checkov has an environment of its own, as it pins what others need newer.
+# checkov is installed in a separate environment, as it pins versions that are too old for other tools.
 .venv-checkov/.ready:
 	$(PYTHON) -m venv .venv-checkov
 	.venv-checkov/bin/python -m pip install --quiet 'checkov==3.3.30'

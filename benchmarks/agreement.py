@@ -1,4 +1,4 @@
-"""How far two ways to score the completions of one group agree on their order."""
+"""Measures of how far two ways to score the completions of one group agree on their order."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from vigor_client.ranking import ranks
 def kendall_tau_b(left: Sequence[float], right: Sequence[float]) -> float:
     """Return 1 for the same order, -1 for the opposite one. Equals ``scipy.stats.kendalltau(left, right).statistic``.
 
-    Pairs that agree less pairs that disagree, over the geometric mean of the pairs that either side tells apart
-    (M. G. Kendall 1945, The treatment of ties in ranking problems, Biometrika 33(3)).
+    It is the number of pairs that agree minus those that disagree, divided by the geometric mean of the numbers of
+    untied pairs on either side (M. G. Kendall 1945, The treatment of ties in ranking problems, Biometrika 33(3)).
 
     Raises:
-        ValueError: one side has no order, because all of its values are equal.
+        ValueError: all values of one side are equal, so it has no order.
     """
     pairs = list(combinations(zip(left, right, strict=True), 2))
     signs = [(_sign(a - b), _sign(x - y)) for (a, x), (b, y) in pairs]
@@ -28,12 +28,12 @@ def kendall_tau_b(left: Sequence[float], right: Sequence[float]) -> float:
 
 
 def spearman_rho(left: Sequence[float], right: Sequence[float]) -> float:
-    """Return the correlation of the ranks, which is that of the rewards. Equals ``scipy.stats.spearmanr``."""
+    """Return the correlation of the ranks, which equals that of the rewards. Equals ``scipy.stats.spearmanr``."""
     return correlation(ranks(left), ranks(right))
 
 
 def same_best(left: Sequence[float], right: Sequence[float]) -> bool:
-    """Whether the smallest of ``right`` is a smallest of ``left``: the completion that is rewarded most."""
+    """Return whether the smallest value of ``right``, which is rewarded most, is also a smallest of ``left``."""
     return left[min(range(len(right)), key=right.__getitem__)] == min(left)
 
 

@@ -1,4 +1,4 @@
-"""The C library's heap, or another one in its place: how much is resident depends on it as much as on the code."""
+"""The heap of the C library or its replacement: resident memory depends on it as much as on the code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ALL_ARENAS = 4096  # jemalloc's MALLCTL_ARENAS_ALL
 
 
 def allocator_name() -> str:
-    """Name what serves malloc in this process, and how the environment tunes it: jemalloc where it is preloaded."""
+    """Return the name of this process' malloc (jemalloc if preloaded), and how the environment tunes it."""
     if _jemalloc_control() is not None:
         return "jemalloc"
     name = " ".join(platform.libc_ver()).strip() or "the C library's malloc"
@@ -21,7 +21,7 @@ def allocator_name() -> str:
 
 
 def give_back() -> None:
-    """Give free memory of the heap back to the system, so that what is resident is what is in use."""
+    """Return free memory of the heap to the system, so that resident memory equals memory in use."""
     control = _jemalloc_control()
     if control is None:
         trim()

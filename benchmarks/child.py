@@ -1,4 +1,4 @@
-"""A process of its own for one measurement: clean memory, a bound on it, and why there is no result."""
+"""Runs one measurement in a fresh process, with a memory limit; reports why if there is no result."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _PRELOADED = ["torch", "transformers.models.auto.modeling_auto", "vigor_service.
 
 
 def in_child(task: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | str:
-    """Return ``task(*args, **kwargs)`` from a fresh process, or, if the system ended that process, why.
+    """Return ``task(*args, **kwargs)`` from a fresh process, or the reason if the system ended that process.
 
-    On a machine without a GPU an allocation beyond 85 % of the memory that is free now fails in the process, before the
-    system has to end it.
+    On a machine without a GPU, an allocation beyond 85 % of the memory that is free now fails in the process, before
+    the system has to end it.
     """
     with ProcessPoolExecutor(1, mp_context=_context(), initializer=_bound_memory) as pool:
         try:
@@ -33,7 +33,7 @@ def in_child(task: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R | str
 
 
 def attempt(call: Callable[[], object]) -> str | None:
-    """Run the call; return None, or why it refused, ran out of memory, or is not there."""
+    """Run the call; return None, or the reason if it refused, ran out of memory, or is not installed."""
     try:
         call()
     except ModuleNotFoundError as error:
@@ -45,7 +45,7 @@ def attempt(call: Callable[[], object]) -> str | None:
 
 
 def _context() -> BaseContext:
-    """Fork from a process that has done nothing but import; a driver may be part of that, and does not survive it."""
+    """Return a context that forks from a process with imports only, or spawns with CUDA, which a fork would break."""
     if torch.cuda.is_available():
         return get_context("spawn")
     context = get_context("forkserver")
@@ -55,7 +55,7 @@ def _context() -> BaseContext:
 
 def _bound_memory() -> None:
     if torch.cuda.is_available():
-        return  # the driver maps more than it uses
+        return  # a CUDA driver maps more memory than it uses
     limit = int(_PART_OF_MEMORY * _available_bytes())
     resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 

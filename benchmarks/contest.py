@@ -1,4 +1,4 @@
-"""One group, scored by everything that can score it, in turn: times, peaks, norms, or why not."""
+"""A contest: all contestants score the same group in turn; gives times, peaks and norms, or why a contestant failed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from benchmarks.workloads import Workload
 
 @dataclass
 class Outcome:
-    """One contestant's turns, one in each round; or why it has none."""
+    """One contestant's turns, one in each round, or why it has no turns."""
 
     turns: list[Turn] = field(default_factory=list)
     refusal: str | None = None
@@ -26,7 +26,7 @@ class Outcome:
 
     @property
     def peak_mib(self) -> float | None:
-        """The highest peak of all turns; None if there is none."""
+        """The highest peak of all turns; None if there are no turns."""
         return max((turn.peak_bytes / 2**20 for turn in self.turns), default=None)
 
     @property
@@ -36,52 +36,52 @@ class Outcome:
 
     @property
     def card_bytes(self) -> int | None:
-        """The most in use on the GPU at the end of a turn; None without one."""
+        """Maximum GPU memory in use at the end of a turn; None without a GPU."""
         return max((turn.card_bytes for turn in self.turns if turn.card_bytes is not None), default=None)
 
 
 @dataclass
 class Contest:
-    """One workload's outcomes, and what they are judged by."""
+    """The outcomes of one workload, and the values they are compared with."""
 
     work: Work
     flops_per_second: list[float] = field(default_factory=list)  # of large matrix products, in each round
     outcomes: dict[str, Outcome] = field(default_factory=dict)
 
     def seconds(self, name: str) -> float | None:
-        """Median over the rounds."""
+        """Return a contestant's median time over the rounds."""
         seconds = self.outcomes[name].seconds
         return median(seconds) if seconds else None
 
     def ratio(self, name: str, other: str) -> float | None:
-        """Median over the rounds of one contestant's time by another's in the same round."""
+        """Return the median over the rounds of one contestant's time divided by another's in the same round."""
         return median_of_ratios(self._outcome(name).seconds, self._outcome(other).seconds)
 
     def peak_ratio(self, name: str, other: str) -> float | None:
-        """One contestant's peak by another's, if both ran."""
+        """Return one contestant's peak divided by another's, if both ran."""
         peak, of = self._outcome(name).peak_mib, self._outcome(other).peak_mib
         return peak / of if peak is not None and of else None
 
     def fraction(self, name: str, flops: int) -> float | None:
-        """Median over the rounds of the time that ``flops`` take at the rate of products, by the contestant's time."""
+        """Return the median over rounds of the time for ``flops`` at the rate of products, by the contestant's time."""
         return median_of_ratios([flops / rate for rate in self.flops_per_second], self.outcomes[name].seconds)
 
     def difference(self, name: str) -> float | None:
-        """Largest relative difference of a norm from the ideal loop's."""
+        """Return the largest relative difference of a norm from the ideal loop's."""
         turns, wanted = self._outcome(name).turns, self._outcome(IDEAL).turns
         if not turns or not wanted:
             return None
         return max(abs(norm / right - 1) for norm, right in zip(turns[-1].norms, wanted[-1].norms, strict=True))
 
     def _outcome(self, name: str) -> Outcome:
-        """Return a contestant's outcome: one without turns if it takes no part."""
+        """Return a contestant's outcome; one without turns if it does not take part."""
         return self.outcomes.get(name, Outcome())
 
 
 def median_of_ratios(numerators: Sequence[float], denominators: Sequence[float]) -> float | None:
-    """Return the median of the ratios of what was measured in the same round; None if there is no round.
+    """Return the median of the ratios of values measured in the same round; None without rounds.
 
-    Noise of the machine that lasts for a round is in both, and leaves the ratio.
+    Machine noise that lasts for a whole round affects both values, and cancels in the ratio.
     """
     if not numerators or not denominators:
         return None
@@ -89,7 +89,7 @@ def median_of_ratios(numerators: Sequence[float], denominators: Sequence[float])
 
 
 def stolen_note(contest: Contest) -> str:
-    """Say how much the host of a virtual machine took of what was timed."""
+    """Return a note on how much of the timed processor time the host of a virtual machine took."""
     name, outcome = max(contest.outcomes.items(), key=lambda item: item[1].stolen_part)
     return f"steal time was at most {outcome.stolen_part:.1%} of the processors' time in a turn ({name})"
 
@@ -97,11 +97,11 @@ def stolen_note(contest: Contest) -> str:
 def run_contest(
     workload: Workload, contestants: Sequence[Contestant], conditions: Conditions, *, repeats: int
 ) -> Contest | str:
-    """Let the contestants score the workload, each turn in a fresh process, another one first in each round.
+    """Let the contestants score the workload, each turn in a fresh process; the order rotates from round to round.
 
     Returns:
-        The contest; or, if the system ends a process that measures for all of them, why. A contestant that refuses once
-        gets no other turn.
+        The contest, or, if the system ends a process that measures for all of them, the reason. A contestant that
+        refuses once gets no further turns.
     """
     work = in_child(work_of, workload, conditions.device)
     if isinstance(work, str):

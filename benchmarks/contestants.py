@@ -1,4 +1,4 @@
-"""Who takes part in a contest: loops, libraries and the engine, each as a function from a group to its norms."""
+"""The contestants: loops, libraries and the engine, each as a function from a group to its norms."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Norms = Callable[[Sequence[TokenSequence]], list[float]]
 
 @dataclass(frozen=True, slots=True)
 class Contestant:
-    """One of ``CONTESTANTS``; the engine may have a bound on the activations that it keeps."""
+    """One of ``CONTESTANTS``; the engine may have a limit on the activations that it keeps."""
 
     method: str
     max_batch_tokens: int
@@ -36,11 +36,11 @@ class Contestant:
 
     @property
     def name(self) -> str:
-        """What it is called in a table."""
+        """Its name in a table."""
         return self.method if self.activation_mib is None else f"{self.method}, --activation-mib {self.activation_mib}"
 
     def prepare(self, subject: Subject) -> Norms:
-        """Return what scores a group; the engine gets its heap as the service has it, for the whole process."""
+        """Return a function that scores a group. For the engine, set up this process' heap as in the service."""
         if self.method != ENGINE:
             subject.model.requires_grad_(True)
             return lambda sequences: LOOPS[self.method](subject.model, sequences)
@@ -51,7 +51,7 @@ class Contestant:
 
 
 def _in_batches(engine: Engine, sequences: Sequence[TokenSequence], max_batch_tokens: int) -> list[float]:
-    """Score in the batches that the service would make; return norms in the given order."""
+    """Score in the batches that the service would form; return norms in the given order."""
     pool: Pool[int] = Pool()
     pool.add(0, sequences)
     norms: dict[TokenSequence, float] = {}

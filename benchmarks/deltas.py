@@ -1,8 +1,8 @@
-"""Training steps that are published one by one: ``python -m benchmarks.deltas``.
+"""Publishing every training step as a delta: ``python -m benchmarks.deltas``.
 
 A model is trained with AdamW on VIGOR's own rewards of a fixed group: weights in bfloat16, masters in
-float32. Each step is published to the real service, which serves bfloat16, as changes against the step before. The
-digest that the service answers is compared with one that is computed anew from the trainer's tensors.
+float32. Each step is published to the real service, which serves bfloat16, as changes relative to the previous step.
+The digest in the service's answer is compared with one computed from the trainer's tensors.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _SUMMED_UP = ("mib", "of_full", "changed", "plan_seconds", "send_seconds", "veri
 
 
 class Masters:
-    """AdamW on float32 copies of a model's parameters, which get the rounded values after each step."""
+    """AdamW on float32 copies of a model's parameters; the parameters get the rounded values after each step."""
 
     def __init__(self, model: PreTrainedModel, learning_rate: float) -> None:
         self._parameters = dict(model.named_parameters())
@@ -52,7 +52,7 @@ class Masters:
         self._optimizer = torch.optim.AdamW(self._masters.values(), lr=learning_rate, weight_decay=0.0)
 
     def step(self) -> float:
-        """Take a step along the parameters' gradients; return the share of values that changed."""
+        """Take an optimizer step with the parameters' gradients; return the share of values that changed."""
         for name, parameter in self._parameters.items():
             self._masters[name].grad = None if parameter.grad is None else parameter.grad.float()
             parameter.grad = None

@@ -1,7 +1,7 @@
 """Many mixed requests, one after the other: ``python -m benchmarks.endurance``.
 
-Groups of varying size, lengths and loss masks go through the engine in a process of its own, and the same groups
-through the real service over HTTP. Resident memory is sampled as they go; after the first hundred it must stay flat.
+The engine, in a process of its own, scores groups of varying size, lengths and loss masks; so does the real service
+over HTTP. Resident memory is sampled meanwhile; after the first hundred requests it must stay flat.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from vigor_service.engine.engine import Engine
 from vigor_service.engine.memory.malloc import tune_heap
 from vigor_service.engine.sequences import TokenSequence
 
-Samples = list[tuple[int, int]]  # requests so far, resident bytes
+Samples = list[tuple[int, int]]  # (requests so far, resident bytes)
 _SUMMARY = {
     "path": ("", "{}"),
     "first_mib": ("MiB after {warm} requests", "{:.0f}"),
@@ -70,7 +70,7 @@ def mixed_groups(num_groups: int, vocab_size: int) -> Iterator[list[TokenSequenc
 
 
 def through_engine(model: str | None, num_requests: int, every: int) -> Samples:
-    """Score the groups in this process, its heap as the service has it; return its resident memory at intervals."""
+    """Score the groups in this process, with the service's heap settings; return samples of its resident memory."""
     tune_heap(short_of_memory=False)
     subject = load_subject(model, dtype="float32", device="cpu")
     engine = Engine(subject.model, name=subject.name)
@@ -79,7 +79,7 @@ def through_engine(model: str | None, num_requests: int, every: int) -> Samples:
 
 
 def slope_per_request(samples: Samples, warm: int) -> float:
-    """Return the slope of the straight line through what was sampled after the first ``warm`` requests, in bytes."""
+    """Return the slope of a line fitted to the samples after the first ``warm`` requests, in bytes per request."""
     requests, resident = zip(*((n, size) for n, size in samples if n >= warm), strict=True)
     return linear_regression(requests, resident).slope
 

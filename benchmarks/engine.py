@@ -1,9 +1,9 @@
 """The engine against everything else that computes the same norms: ``python -m benchmarks.engine``.
 
-For each workload one group of completions of one prompt, scored in turn, several times, each time in a fresh process,
-by the published loop, an ideal loop, ``torch.func``'s vmap, Opacus's ghost norms and the engine. Reports times and
-ratios, peak memory above the weights, and shares of the FLOP lower bound (flop_lower_bound.py) at the rate of large
-matrix products measured in the same rounds.
+For each workload, one group of completions of one prompt is scored in turn by the published loop, an ideal loop,
+``torch.func``'s vmap, Opacus's ghost norms and the engine. Each scores it several times, each time in a fresh process.
+Reports times and ratios, peak memory above the weights, and shares of the FLOP lower bound (flop_lower_bound.py) at the
+rate of large matrix products measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def _contestants(options: argparse.Namespace, workload: Workload) -> list[Contes
     if options.suite is not None and workload.num_groups > MOST_LOOPED_GROUPS:
         methods = [
             method for method in methods if method == ENGINE
-        ]  # the loop's time and peak for a group do not change with their number
+        ]  # a loop's time and peak per group do not depend on the number of groups
     bounds: list[int] = options.activation_mib
     return [
         *(Contestant(method, options.max_batch_tokens) for method in methods),

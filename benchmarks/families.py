@@ -1,7 +1,7 @@
 """The engine against the ideal loop, family by family: ``python -m benchmarks.families``.
 
-Random models at width 256 of families that people train, whose parts are not all those of a plain transformer. Both
-take turns in one process, on the same groups of eight completions.
+Random models of width 256, from families that people train and that differ from a plain transformer. Engine and loop
+alternate in one process, on the same groups of eight completions.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ _LINEAR_ATTENTION: dict[str, Any] = {
     "layer_types": ["linear_attention", "full_attention"] * 2,
 }
 _MAMBA: dict[str, Any] = {"mamba_n_heads": 8, "mamba_d_head": 64, "mamba_d_state": 32, "mamba_n_groups": 1}
-# family -> (model type, what differs from the common sizes)
+# family -> (model type, settings that differ from the common sizes)
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt-oss": ("gpt_oss", {**_EXPERTS, "sliding_window": 64}),
     "Qwen3-Next": ("qwen3_next", {**_SMALL_EXPERTS, **_LINEAR_ATTENTION}),
@@ -134,7 +134,7 @@ def _group(seed: int) -> list[TokenSequence]:
 
 
 def _loop(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> list[float]:
-    """``benchmarks.loops.ideal_loop``, for models some of whose parameters have no gradient."""
+    """Return the norms of ``benchmarks.loops.ideal_loop``, for models some of whose parameters have no gradient."""
     parameters = list(model.parameters())
     norms: list[float] = []
     with requiring_grad(model, parameters):

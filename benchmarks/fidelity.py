@@ -1,8 +1,8 @@
 """Approximations against exact norms, on real groups: ``python -m benchmarks.fidelity``.
 
-Every variant scores the same groups, sampled by the policy itself and kept in ``benchmarks/data``; a group is one
-batch, and all variants take their turn at it before the next. Reports how far the ranks within groups agree with those
-of exact float32 norms (Kendall's tau-b) and what each variant costs.
+Every variant scores the same groups, sampled by the policy itself and kept in ``benchmarks/data``. A group is one
+batch, and all variants score it before the next one. Reports how far the ranks within groups agree with those of exact
+float32 norms (Kendall's tau-b), and the cost of each variant.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ column is the median ratio to the first line on the same group.
 
 @dataclass(frozen=True, slots=True)
 class Variant:
-    """One way to score, by the settings of the service."""
+    """One way to score, as settings of the service."""
 
     parameters: str | None = None
     norm_probes: int | None = None
@@ -57,7 +57,7 @@ class Variant:
 
     @property
     def flags(self) -> str:
-        """What a user gives ``vigor-service``; the exact norm in float32 is what it does by itself on a CPU."""
+        """The flags of ``vigor-service`` for this variant; on a CPU its default is the exact norm in float32."""
         given = {"parameters": self.parameters, "norm-probes": self.norm_probes}
         flags = [f"--{name} {value}" for name, value in given.items() if value is not None]
         return " ".join([f"--dtype {self.dtype}", *flags])
@@ -82,7 +82,7 @@ VARIANTS = (
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a variant answered, group by group, and the seconds each took."""
+    """A variant's norms of each group, and the seconds each group took."""
 
     norms: list[list[float]]  # √T-corrected, in the order of the group's completions
     seconds: list[float]
@@ -109,7 +109,7 @@ def make_engine(policy: Policy, variant: Variant) -> Engine:
     """Return an engine that scores as the variant says.
 
     Raises:
-        RuntimeError: it would score by the reference, so that neither its cost nor its norms were the variant's.
+        RuntimeError: the engine would fall back to the reference, so cost and norms would not be the variant's.
     """
     engine = Engine(policy.model, name=policy.name, parameters=variant.parameters, norm_probes=variant.norm_probes)
     if engine.info.layout != "packed":
@@ -118,7 +118,7 @@ def make_engine(policy: Policy, variant: Variant) -> Engine:
 
 
 def measure(engines: Mapping[Variant, Engine], groups: Sequence[SampledGroup]) -> dict[Variant, Outcome]:
-    """Score every group with every engine, in turn, after one sequence to warm up."""
+    """Score every group with every engine in turn, after one warm-up sequence; return the outcomes."""
     for engine in engines.values():
         engine.score(groups[0].sequences[:1])
     outcomes = {variant: Outcome([], []) for variant in engines}
@@ -131,7 +131,7 @@ def measure(engines: Mapping[Variant, Engine], groups: Sequence[SampledGroup]) -
 
 
 def _score(engine: Engine, group: SampledGroup) -> tuple[list[float], float]:
-    """Return the scaled norms, equal completions computed once as the service does, and the seconds."""
+    """Return the scaled norms and the seconds; equal completions are computed once, as in the service."""
     distinct = list(dict.fromkeys(group.sequences))
     result, seconds = timed(lambda: engine.score(distinct), torch.device(engine.info.device))
     norms = {s: score.scaled_grad_norm for s, score in zip(distinct, result.scores, strict=True)}
@@ -160,7 +160,7 @@ def _largest_error(pairs: Sequence[tuple[list[float], list[float]]]) -> float:
 
 
 def _median_gap(groups: Sequence[Sequence[float]]) -> float:
-    """Relative difference of neighbours in rank, those of equal completions left out."""
+    """Return the median relative difference of norms adjacent in rank, without those of equal completions."""
     return median(above / below - 1 for norms in groups for below, above in pairwise(sorted(set(norms))))
 
 

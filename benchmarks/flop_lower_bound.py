@@ -1,7 +1,7 @@
 """The FLOP lower bound: floating point operations that exact norms need at least, with every product done once.
 
-For a sequence of T rows (it ends at its last loss position) of which M count in the loss, in a decoder with P
-parameters in its layers (no lookup table, no head), a head of D · V, and L layers of H query heads of width d:
+A sequence has T rows (it ends at its last loss position), of which M count in the loss. The decoder has P parameters in
+its layers (without lookup tables and head), a head of D · V, and L layers of H query heads of width d. Then:
 
     layers      2 P T forward, 2 P T for input gradients                      = 4 P T
     head        2 D V M forward, 2 D V M for input gradients                  = 4 D V M
@@ -35,10 +35,10 @@ class Sizes:
 
 
 def sizes_of(model: PreTrainedModel) -> Sizes:
-    """Read the sizes of a decoder that attends to everything before.
+    """Return the sizes of a decoder whose layers attend to all earlier positions.
 
     Raises:
-        ValueError: a layer of it does not (its attention would be counted too high), or it has no head.
+        ValueError: a layer does not attend to all of them (its attention would be overestimated), or there is no head.
     """
     config = model.config.get_text_config()
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -72,7 +72,7 @@ def lower_bound_flops(sizes: Sizes, sequences: Sequence[TokenSequence], *, promp
 
 
 def _known_rows(sequences: Sequence[TokenSequence]) -> list[int]:
-    """Return for each sequence how many of its first rows an earlier one with the same prompt has, too."""
+    """Return for each sequence how many of its first rows it shares with an earlier sequence of the same prompt."""
     seen: set[tuple[int, ...]] = set()
     known: list[int] = []
     for sequence in sequences:
@@ -82,5 +82,5 @@ def _known_rows(sequences: Sequence[TokenSequence]) -> list[int]:
 
 
 def _pairs(length: int) -> int:
-    """Pairs of a row and one that it attends to, itself included."""
+    """Return the number of pairs of a row and a row that it attends to, itself included."""
     return length * (length + 1) // 2

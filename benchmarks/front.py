@@ -1,8 +1,8 @@
-"""The service in front of an engine of a known rate: ``python -m benchmarks.front``.
+"""The overhead of the service around an engine with a known rate: ``python -m benchmarks.front``.
 
-Utilization: how much of its time the engine computes while sixteen clients send groups. Liveness: how long ``GET
-/healthz`` takes while large requests arrive, and while tens of thousands of their sequences wait. The engine sleeps as
-long as a batch of its rate would take, so that what the service itself takes is all that is missing.
+Utilization: the share of time for which the engine computes while sixteen clients send groups. Liveness: how long ``GET
+/healthz`` takes while large requests arrive, and while tens of thousands of their sequences wait. The engine sleeps for
+as long as a batch would take at its rate, so the rest of the time is spent by the service itself.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vigor_service.engine.sequences import TokenSequence
 TOKENS_PER_SECOND = 200_000
 NUM_CLIENTS = 16
 LARGE_GROUPS = 125
-"""Groups of a large request: 1,000 sequences of 100 tokens."""
+"""Number of groups in a large request, which makes 1,000 sequences of 100 tokens each."""
 LARGE = GroupSizes(completions=8, prompt_tokens=50, shortest=50, longest=50)
 _POLL_SECONDS = 0.005
 _BUSY, _BATCHES = 'vigor_engine_busy_seconds_total{engine="0"}', 'vigor_engine_batches_total{engine="0"}'
@@ -83,7 +83,7 @@ def _service(directory: Path, *, batch_tokens: int) -> AbstractContextManager[Se
 def _utilization(directory: Path, batch_tokens: int, seconds: float) -> dict[str, Cell]:
     with _service(directory, batch_tokens=batch_tokens) as service, ProcessPoolExecutor(2) as senders:
         sending = [senders.submit(_send, service.url, seed, seconds + 3.0) for seed in range(2)]
-        sleep(2.0)  # until all of them send
+        sleep(2.0)  # until all clients send
         before, started = service.metrics(), perf_counter()
         sleep(seconds)
         after, took_seconds = service.metrics(), perf_counter() - started
@@ -98,7 +98,7 @@ def _utilization(directory: Path, batch_tokens: int, seconds: float) -> dict[str
 
 
 def _send(url: str, seed: int, seconds: float) -> None:
-    """Send requests for so long, from half of the clients."""
+    """Send requests for ``seconds``, from half of the clients."""
     source = random.Random(seed)
     bodies = [_body([ON_A_GPU.usual.group(source, VOCAB_SIZE)]) for _ in range(NUM_CLIENTS // 2)]
     until = perf_counter() + seconds
@@ -122,7 +122,7 @@ def _liveness(directory: Path, num_requests: int, seconds: float) -> list[dict[s
         ProcessPoolExecutor(1) as senders,
         _client(service.url) as http,
     ):
-        _probe(http, 0.5)  # so that it is warm
+        _probe(http, 0.5)  # warm-up
         idle = _probe(http, seconds)
         sending = senders.submit(_send_large, service.url, num_requests)
         coming: list[float] = []
@@ -130,7 +130,7 @@ def _liveness(directory: Path, num_requests: int, seconds: float) -> list[dict[s
             coming += _probe(http, 0.2)
         waiting = _probe(http, seconds)
         service.kill()
-        sending.exception()  # the senders lose their connections
+        sending.exception()  # retrieve the error of a sender, which loses its connections
     return [
         _row("nothing waits", 0, idle),
         _row("requests arrive", num_sequences, coming),
@@ -168,7 +168,7 @@ def _unanswered(service: ServiceProcess) -> float:
 
 
 def _send_large(url: str, num_requests: int) -> None:
-    """Send all requests at once; what they get does not matter."""
+    """Send all requests at once; the answers do not matter."""
     source = random.Random(0)
     bodies = [_body([LARGE.group(source, VOCAB_SIZE) for _ in range(LARGE_GROUPS)]) for _ in range(num_requests)]
 

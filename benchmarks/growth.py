@@ -1,7 +1,7 @@
 """How time and memory grow: ``python -m benchmarks.growth``.
 
-The ideal loop and the engine, in turn, while one thing grows and the others stay: the completions of a group, the
-tokens of a completion, or the model. Each turn is a process of its own.
+Runs the ideal loop and the engine in turn while one size grows and the others stay fixed: the completions of a group,
+the tokens of a completion, or the model. Each turn is a process of its own.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _table(
 
 
 def _row(point: int | str, workload: Workload, options: argparse.Namespace) -> dict[str, Cell] | str:
-    """Return one row, or why there is none."""
+    """Return one row, or why it could not be measured."""
     contestants = [Contestant(method, options.max_batch_tokens) for method in (IDEAL, ENGINE)]
     conditions = Conditions(default_device(), settle_seconds=options.settle_seconds)
     contest = run_contest(workload, contestants, conditions, repeats=options.repeats)

@@ -1,7 +1,8 @@
-"""The host of a virtual machine takes time from it, most of all while it takes freed pages back: what is timed waits.
+"""Delays timed measurements on a virtual machine until its host stops taking processor time from it.
 
-After a process with 16 GB has ended, the host of such a machine was seen to take an eighth of its processors' time for
-half a minute of work; /proc/stat calls it stolen, and counts it only while there is something to run.
+A host takes most time while it reclaims freed pages. After a process with 16 GB had ended, a host was seen to take an
+eighth of the processors' time for half a minute of work. /proc/stat calls this time stolen, and counts it only while
+there is something to run.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ from pathlib import Path
 import torch
 
 MOST_STOLEN = 0.01
-"""The part of the processors' time at which a host leaves its machine alone."""
+"""Maximum share of stolen processor time at which a measurement may start."""
 _PROBE_SECONDS = 2.0
 _TICKS_PER_SECOND = os.sysconf("SC_CLK_TCK")
 
 
 def add_settle_seconds(parser: argparse.ArgumentParser) -> None:
-    """Let the user say how long each measurement may wait."""
+    """Add the option that limits how long each measurement may wait."""
     parser.add_argument(
         "--settle-seconds",
         type=float,
@@ -35,8 +36,8 @@ def add_settle_seconds(parser: argparse.ArgumentParser) -> None:
 def settle(most_seconds: float, probe: Callable[[], float] | None = None) -> None:
     """Keep all processors busy for two seconds at a time until the host takes at most 1 % of it, or the time is over.
 
-    0 seconds: return at once. ``probe`` returns the part of the processors' time that was stolen while they were busy;
-    what is stolen after that is for the measurement to report.
+    With 0 seconds, return at once. ``probe`` returns the share of the processors' time that was stolen while they were
+    busy. Time stolen after that has to be reported by the measurement.
     """
     probe = probe or stolen_while_busy
     deadline = time.monotonic() + most_seconds
@@ -45,7 +46,7 @@ def settle(most_seconds: float, probe: Callable[[], float] | None = None) -> Non
 
 
 def stolen_while_busy(seconds: float = _PROBE_SECONDS) -> float:
-    """Return the share of steal time while all processors computed products for so long."""
+    """Return the share of stolen time while all processors compute products for ``seconds``."""
     before = stolen_seconds()
     matrix = torch.ones(256, 256)
     product = torch.empty_like(matrix)
@@ -56,10 +57,10 @@ def stolen_while_busy(seconds: float = _PROBE_SECONDS) -> float:
 
 
 def stolen_part(before: float, seconds: float) -> float:
-    """Return the steal time since ``before`` (of ``stolen_seconds``), by all processors' time in these seconds."""
+    """Return the time stolen since ``before`` (of ``stolen_seconds``), as a share of all processors' ``seconds``."""
     return (stolen_seconds() - before) / (seconds * (os.cpu_count() or 1))
 
 
 def stolen_seconds(stat: Path = Path("/proc/stat")) -> float:
-    """Return for how many seconds of a processor the host made this machine wait since it began; 0 without a host."""
+    """Return the processor seconds that the host has stolen since this machine booted; 0 without a host."""
     return int(stat.read_text().split(maxsplit=9)[8]) / _TICKS_PER_SECOND

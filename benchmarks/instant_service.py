@@ -1,7 +1,7 @@
-"""A service whose engines compute nothing: what is left is the front. ``python -m benchmarks.instant_service``.
+"""A service whose engines compute nothing, to measure its front alone. ``python -m benchmarks.instant_service``.
 
-It takes the service's settings. With ``--engines 1`` the engine is on the compute thread, with more they are actors.
-A single one may have a rate: it sleeps as long as a batch takes.
+It takes the service's settings. With ``--engines 1`` the engine is on the compute thread; several engines are actors.
+A single engine may have a rate: it sleeps for as long as a batch takes at that rate.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from vigor_service.threads.worker import WorkerThread
 from vigor_service.weights.version import Weights
 
 PYTHON = ("-m", "benchmarks.instant_service")
-"""What the interpreter is called with to run it."""
+"""Arguments of the interpreter that run this service."""
 VOCAB_SIZE = 150_000
 MAX_SEQUENCE_TOKENS = 32_768
 _LIMITS = Limits(loading=60.0, computing=60.0, weights=60.0)
@@ -39,10 +39,10 @@ _SCORE = SequenceScore(
 
 
 class InstantSettings(Settings):
-    """The service's settings, and the rate of an engine on the compute thread."""
+    """The service's settings, plus the rate of an engine on the compute thread."""
 
     tokens_per_second: float = Field(default=inf, gt=0)
-    """Tokens that the engine computes in a second. Default: it takes no time."""
+    """Tokens that the engine computes per second. By default it takes no time."""
 
 
 class InstantScorer(FakeScorer):

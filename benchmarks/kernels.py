@@ -1,7 +1,7 @@
 """All implementations of norms of weight gradients, on a CUDA device: ``python -m benchmarks.kernels``.
 
-For the linear layers of Qwen2.5 and several lengths, all in one run: the time of each implementation, Triton's kernels
-against their twins in torch, and the fastest, which is what the engine would take.
+For the linear layers of Qwen2.5 and several lengths, all in one run: the time of each implementation, Triton kernels
+next to their torch counterparts, and the fastest one, which the engine would choose.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def matrices(num_features: int, num_key_features: int, num_inner: int) -> dict[str, tuple[int, int]]:
-    """Return the inputs and outputs of the distinct linear layers of a model."""
+    """Return the numbers of inputs and outputs of the distinct linear layers of a model."""
     return {
         "q, o": (num_features, num_features),
         "k, v": (num_features, num_key_features),
@@ -128,7 +128,7 @@ def _seconds(
     ranges: RowRanges,
     seconds: Callable[[Implementation], float],
 ) -> float:
-    """Return the time of one implementation; infinity where it does not run, with the reason on the standard error."""
+    """Return the time of one implementation; infinity if it does not run, with the reason on standard error."""
     try:
         return seconds(lambda: implementation(x_NI, gradient_NO, ranges))
     except (UnavailableError, torch.OutOfMemoryError) as error:

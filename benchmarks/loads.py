@@ -1,4 +1,4 @@
-"""What `python -m benchmarks.serving` sends to the service, on a CPU and on a GPU."""
+"""The loads that `python -m benchmarks.serving` sends to the service, on a CPU and on a GPU."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vigor_service.engine.sequences import TokenSequence
 
 @dataclass(frozen=True)
 class GroupSizes:
-    """What a group of random ids looks like."""
+    """The sizes of a group of random ids."""
 
     completions: int
     prompt_tokens: int
@@ -29,13 +29,13 @@ class GroupSizes:
         return [TokenSequence(prompt, ids(length)) for length in lengths]
 
     def describe(self) -> str:
-        """Say it in words."""
+        """Return the sizes in words."""
         lengths = f"{self.shortest} to {self.longest}"
         return f"{self.completions} completions of {lengths} tokens after a prompt of {self.prompt_tokens}"
 
 
 def body_of(group: Sequence[TokenSequence]) -> dict[str, object]:
-    """Return a group as a request has it."""
+    """Return a group as it is in a request."""
     return {
         "prompt_ids": list(group[0].prompt_ids),
         "completions": [list(sequence.completion_ids) for sequence in group],
@@ -44,7 +44,7 @@ def body_of(group: Sequence[TokenSequence]) -> dict[str, object]:
 
 @dataclass(frozen=True)
 class Load:
-    """Groups that are usual and groups that are small, and how many tokens a batch and a queue may have."""
+    """Usual and small groups, and the maximum numbers of tokens in a batch and in the queue."""
 
     dtype: str
     usual: GroupSizes

@@ -1,8 +1,8 @@
 """One sequence, longer and longer: ``python -m benchmarks.long_sequences``.
 
-The engine scores one prompt with one completion, in a process of its own for each length, once: with layers that run
-once and keep what their backward pass needs, and with layers that run twice (checkpoints). Reports the time and the
-peak memory above the weights, or why a length could not be scored.
+For each length, the engine scores one prompt with one completion once, in a process of its own. Layers either run once
+and keep what their backward pass needs, or run twice (checkpoints). Reports the time and the peak memory above the
+weights, or why a length could not be scored.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> Report:
 def score_one(
     model: str, num_tokens: int, num_prompt_tokens: int, dtype: str, num_layers: int | None, way: str
 ) -> dict[str, Cell] | str:
-    """Score one sequence of ``num_tokens``, layers run "once" or "twice"; return its cells, or why there are none."""
+    """Score one sequence of ``num_tokens``, layers run "once" or "twice"; return its cells, or why it failed."""
     subject = load_subject(model, dtype=dtype, device="auto", num_layers=num_layers)
     fast = FastNorms(subject.model, measured_parameters(subject.model))
     length = num_tokens - num_prompt_tokens

@@ -1,4 +1,4 @@
-"""The two loops that the engine is compared with: the reference as published, and the best that a loop can be."""
+"""The two loops that the engine is compared with: the reference as published, and the best possible loop."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vigor_service.engine.sequences import TokenSequence
 def published_loop(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> list[float]:
     """Return gradient norms as the published training script computes them.
 
-    Written anew from ZJUSCL/VIGOR (commit 52eee72), ``_compute_gradient_kl_reward``: every row is padded to the
+    Reimplements ``_compute_gradient_kl_reward`` of ZJUSCL/VIGOR (commit 52eee72): every row is padded to the
     longest prompt (left) and completion (right) of the batch; one forward with labels and one ``autograd.grad`` per
     row; squares summed in the parameters' dtype; then a float32 log-softmax of all logits for the entropy and a second
     one for the log-likelihood.
@@ -75,7 +75,7 @@ def _published_row(
 
 
 def _published_signals(logits: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean entropy and summed log-likelihood, by the two full passes that the script makes."""
+    """Return mean entropy and summed log-likelihood, by the same two full passes as in the script."""
     counts = targets.ne(-100).float()
     logprobs = logits[:, :-1].float().log_softmax(-1)
     entropy = (-(logprobs.exp() * logprobs).sum(-1) * counts).sum() / counts.sum()

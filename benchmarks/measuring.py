@@ -36,7 +36,7 @@ def timed(call: Callable[[], T], device: torch.device) -> tuple[T, float]:
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
-    """Run the call and return its peak memory above what was in memory when it began."""
+    """Run the call and return its peak memory minus the memory in use before it."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -50,12 +50,12 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> int:
 
 
 def bound_gpu_memory(most_bytes: int) -> None:
-    """Let torch take so much of the current GPU and no more; its context, half a GiB or so, comes on top."""
+    """Limit the memory that torch takes of the current GPU; its context, about half a GiB, comes on top."""
     torch.cuda.set_per_process_memory_fraction(most_bytes / torch.cuda.get_device_properties().total_memory)
 
 
 def card_bytes(device: torch.device) -> int | None:
-    """Return what all processes together have of a GPU; None of a CPU."""
+    """Return the GPU memory in use by all processes together; None for a CPU."""
     if device.type != "cuda":
         return None
     free, total = torch.cuda.mem_get_info(device)
@@ -68,14 +68,14 @@ def _synchronize(device: torch.device) -> None:
 
 
 def _reset_peak_resident_bytes() -> int:
-    """Give freed memory back to the system, start the peak anew, and return what is resident now."""
+    """Return freed memory to the system, reset the peak, and return the resident memory."""
     give_back()
     (_PROCESS / "clear_refs").write_text("5")
     return resident_bytes()
 
 
 def resident_bytes(field: str = "VmRSS", *, pid: int | None = None) -> int:
-    """Return what a process (None: this one) has in memory now, or (``VmHWM``) had at most."""
+    """Return a process' resident memory (None: this process), or with ``VmHWM`` its peak."""
     status = Path("/proc") / ("self" if pid is None else str(pid)) / "status"
     num_bytes = bytes_of(field, status)
     if num_bytes is None:
@@ -84,21 +84,21 @@ def resident_bytes(field: str = "VmRSS", *, pid: int | None = None) -> int:
 
 
 def gemm_flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the rate of large matrix products, the best of a few by either library, as the ceiling of all else.
+    """Return the best rate of a few large matrix products by either library, as an upper limit for everything else.
 
-    The libraries are torch's own product and that of the engine's linear layers.
+    The libraries are torch's own product and the one of the engine's linear layers.
     """
     size = 8192 if device.type == "cuda" else 1536
     left, right = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     products = (lambda: left @ right, lambda: linear(left, right))
     for product in products:
-        product()  # warms up
+        product()  # warm-up
     seconds = min(timed(product, device)[1] for _ in range(8) for product in products)
     return 2 * size**3 / seconds
 
 
 def hardware(device: torch.device) -> str:
-    """Name the processor or the card; with a processor, its vector extensions as torch uses them, and its allocator."""
+    """Return the name of the processor, with the vector extensions that torch uses and the allocator, or of the GPU."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     capability = torch.backends.cpu.get_cpu_capability()

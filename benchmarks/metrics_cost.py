@@ -1,10 +1,10 @@
-"""What metrics cost: ``python -m benchmarks.metrics_cost``.
+"""The cost of metrics: ``python -m benchmarks.metrics_cost``.
 
-The same requests go to two services of one process, which share one engine: one counts everything, the other one
-nothing. They take turns, another one first in each round; a ratio is the median of the ratios within each round.
+The same requests go to two services in one process, which share one engine: one counts everything, the other nothing.
+They alternate, and the first one changes from round to round. A ratio is the median of the ratios within each round.
 
-Where neighbours make more noise than metrics cost, the last table tells more: everything that a service counted for the
-requests of a round, counted again by itself, and a scrape.
+On a noisy machine, where the noise exceeds the cost of metrics, the last table tells more: it times the counting for
+the requests of a round, repeated on its own, and a scrape.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ _ALONE = {
 
 
 class _Nothing:
-    """Takes whatever is asked of metrics, and does nothing."""
+    """Stands in for metrics: accepts every attribute and call, and does nothing."""
 
     def __getattr__(self, name: str) -> _Nothing:
         return self
@@ -73,7 +73,7 @@ class _Nothing:
 
 
 class _Tracer:
-    """Notes what is asked of metrics: names that are looked up, and arguments of calls."""
+    """Records the use of metrics: names that are looked up, and arguments of calls."""
 
     def __init__(self, calls: list[_Call] | None = None, path: _Call = ()) -> None:
         self.calls: list[_Call] = [] if calls is None else calls
@@ -114,7 +114,7 @@ def _measure(model: str, num_rounds: int, num_requests: int, num_tokens: int) ->
     subject = load_subject(None if model == "embedded" else model, dtype="float32", device="cpu")
     engine, source = Engine(subject.model, name=subject.name), random.Random(0)
     with _service(engine, Metrics()) as counting, _service(engine, cast("Metrics", _Nothing())) as silent:
-        for service in (counting, silent):  # allocators, connections, code paths
+        for service in (counting, silent):  # warm-up of allocators, connections and code paths
             _cost(service, [_body(subject.ids, source, num_tokens) for _ in range(num_requests)])
         rows = [
             _round(counting, silent, [_body(subject.ids, source, num_tokens) for _ in range(num_requests)], number)
@@ -138,7 +138,7 @@ def _measure(model: str, num_rounds: int, num_requests: int, num_tokens: int) ->
 
 
 def _counted(engine: Engine, bodies: Sequence[dict[str, object]]) -> list[_Call]:
-    """Return what a service counts for these requests, scrapes left out."""
+    """Return the calls by which a service counts these requests, without scrapes."""
     tracer = _Tracer()
     with _service(engine, cast("Metrics", tracer)) as service:
         tracer.calls.clear()
@@ -155,7 +155,7 @@ def _count_again(calls: Sequence[_Call], metrics: Metrics) -> None:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    """Return the processor time that this takes this thread."""
+    """Return the processor time of this thread for the work."""
     started = thread_time()
     work()
     return thread_time() - started
@@ -192,7 +192,7 @@ def _round(
 
 
 def _cost(service: LiveService, bodies: Sequence[dict[str, object]]) -> _Cost:
-    """Send the bodies."""
+    """Send the bodies and return the time and processor time they took."""
     started, cpu_started = perf_counter(), process_time()
     with ThreadPoolExecutor(NUM_CLIENTS) as pool:
         list(pool.map(partial(_score, service), bodies))

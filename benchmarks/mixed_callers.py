@@ -1,6 +1,6 @@
-"""Callers of every kind, as coroutines that each go on until they are cancelled.
+"""Callers of every kind, as coroutines that each run until they are cancelled.
 
-Each counts the answers that it gets: ``tally[role, status]``, with the status 0 where the connection ended without one.
+Each counts its answers in ``tally[role, status]``, with status 0 if the connection ended without an answer.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from tests.support.pushing import FILE, UPDATES, announce
 
 Tally: TypeAlias = Counter[tuple[str, int]]
 Role: TypeAlias = Callable[[httpx.AsyncClient, random.Random, Tally], Awaitable[None]]
-PUSH_SECONDS = 1.0  # between two publications
+PUSH_SECONDS = 1.0  # interval between two publications
 _PAUSE_SECONDS = 0.2
 _VOCAB_SIZE = 256
 
 
 async def score_ids(http: httpx.AsyncClient, source: random.Random, tally: Tally) -> None:
-    """Groups of token ids, of all sizes."""
+    """Send groups of token ids, of all sizes."""
     ids = [source.randrange(_VOCAB_SIZE) for _ in range(source.randint(1, 60))]
     completions = [{"ids": source.choices(range(_VOCAB_SIZE), k=source.randint(1, 40))} for _ in range(4)]
     await _post(http, "score", "/v1/score", {"groups": [{"prompt_ids": ids, "completions": completions}]}, tally)
 
 
 async def score_text(http: httpx.AsyncClient, source: random.Random, tally: Tally) -> None:
-    """Groups of text, some for a version of the weights that may be gone."""
+    """Send groups of text, some for a version of the weights that may no longer be served."""
     left, right = source.randint(0, 99), source.randint(0, 99)
     group = {"prompt": f"{left} + {right} =", "completions": [f" {left + right}", " I do not know"]}
     weights = {"weight_version": source.randint(1, 9)} if source.random() < 0.1 else {}
@@ -40,7 +40,7 @@ async def score_text(http: httpx.AsyncClient, source: random.Random, tally: Tall
 
 
 async def send_samples(http: httpx.AsyncClient, source: random.Random, tally: Tally) -> None:
-    """A group in single samples, of which some never come."""
+    """Send groups as single samples, some of which are never sent."""
     prompt, size = f"{source.random()} + 1 =", source.randint(2, 4)
     shared = {"group": prompt, "group_size": size, "prompt": prompt}
     bodies = [{**shared, "index": n, "completion": f" {n}"} for n in range(size)]
@@ -49,14 +49,14 @@ async def send_samples(http: httpx.AsyncClient, source: random.Random, tally: Ta
 
 
 async def adapt(http: httpx.AsyncClient, source: random.Random, tally: Tally) -> None:
-    """OpenRLHF's call, with all samples at once."""
+    """Make OpenRLHF's call, with all samples at once."""
     prompt = f"{source.random()} + 1 ="
     body = {"query": [f"{prompt} {n}" for n in range(4)], "prompts": [prompt] * 4}
     await _post(http, "openrlhf", "/openrlhf/get_reward?group_size=4", body, tally)
 
 
 async def leave(http: httpx.AsyncClient, source: random.Random, tally: Tally) -> None:
-    """Requests whose caller leaves before, while or after they are scored."""
+    """Send requests and disconnect before, while or after they are scored."""
     try:
         async with asyncio.timeout(source.random() * 0.3):
             await score_ids(http, source, Counter())
@@ -65,7 +65,7 @@ async def leave(http: httpx.AsyncClient, source: random.Random, tally: Tally) ->
 
 
 async def send_junk(http: httpx.AsyncClient, source: random.Random, tally: Tally) -> None:
-    """Bytes that are no HTTP, no JSON, or no request."""
+    """Send bytes that are not HTTP, not JSON, or not a valid request."""
     kind = source.randrange(4)
     if kind == 0:
         await _send_bytes(http, source.randbytes(source.randint(1, 2000)), tally)
@@ -78,7 +78,7 @@ async def send_junk(http: httpx.AsyncClient, source: random.Random, tally: Tally
 
 
 def publisher(checkpoint: Path) -> Role:
-    """Return who publishes the model's weights, slightly changed, as ever higher versions."""
+    """Return a caller that publishes the model's weights, slightly changed, as ever higher versions."""
     tensors = load_file(checkpoint / FILE)
 
     async def publish(http: httpx.AsyncClient, source: random.Random, tally: Tally) -> None:
@@ -94,7 +94,7 @@ def publisher(checkpoint: Path) -> Role:
 
 
 async def abandon(http: httpx.AsyncClient, source: random.Random, tally: Tally) -> None:
-    """Open an update, send half of it, and go, or say so."""
+    """Open an update, send half of its file, then drop the update."""
     data = source.randbytes(100_000)
     opened = await _open(http, "abandon", data, tally)
     if opened.status_code == 201:

@@ -1,7 +1,7 @@
-"""All kinds of callers at once for an hour: ``python -m benchmarks.mixed_load``.
+"""An hour of load from all kinds of callers at the same time: ``python -m benchmarks.mixed_load``.
 
-200 of them ask a service with a tiny model, most of them rightly; others leave, send junk, abandon uploads, or publish
-weights. What the process holds must stay flat: descriptors, threads, memory, and disk.
+200 callers use a service with a tiny model. Most send valid requests; others leave, send junk, abandon uploads, or
+publish weights. The resources of the process must stay flat: descriptors, threads, memory, and disk.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ async def _go_on(role: Role, http: httpx.AsyncClient, source: random.Random, tal
     while True:
         try:
             await role(http, source, tally)
-        except httpx.HTTPError:  # it is counted
+        except httpx.HTTPError:  # failed requests are counted
             await asyncio.sleep(1)
 
 
@@ -125,7 +125,7 @@ async def _sample(
 
 
 def _bytes_below(directory: Path) -> int:
-    """Return the bytes of all files, some of which may go meanwhile."""
+    """Return the bytes of all files, some of which may be deleted meanwhile."""
     total = 0
     for path in directory.rglob("*"):
         try:

@@ -1,4 +1,4 @@
-"""What is measured: the embedded model, a checkpoint, or random weights in the shape of a model that people use."""
+"""The models to measure: the embedded model, a checkpoint, or random weights in the shape of a popular model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NUM_RANDOM_IDS = 40_000
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A model, its name, and token ids to cut prompts and completions from."""
+    """A model, its name, and token ids from which prompts and completions are cut."""
 
     model: PreTrainedModel
     name: str
@@ -42,7 +42,7 @@ def _shape(
     }
 
 
-# The sizes of SmolLM2 and Qwen2.5 are those of their published configurations; the rest lie between or below.
+# The sizes of SmolLM2 and Qwen2.5 are those of their published configurations; the others lie between or below.
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": _shape("llama", 2, 32, 48, 4, 2, 320, tied=True),
     "tiny-untied": _shape("qwen2", 2, 32, 48, 4, 2, 320, tied=False),
@@ -60,20 +60,20 @@ SHAPES: dict[str, dict[str, Any]] = {
 
 
 def load_subject(source: str | None, *, dtype: str, device: str, num_layers: int | None = None) -> Subject:
-    """Load the embedded model (None), random weights in one of ``SHAPES``, or whatever ``load_policy`` loads.
+    """Load the embedded model (None), random weights in one of ``SHAPES``, or a checkpoint by ``load_policy``.
 
-    ``num_layers`` cuts a shape; a checkpoint keeps its layers.
+    ``num_layers`` reduces the layers of a shape; a checkpoint keeps its layers.
 
     Raises:
-        ModelLoadError: there is no such model.
-        ValueError: layers of a checkpoint were to be cut.
+        ModelLoadError: the model does not exist.
+        ValueError: ``num_layers`` is given for a checkpoint.
     """
     if source in SHAPES:
         return _random_subject(source, dtype, device, num_layers)
     if num_layers is not None:
         raise ValueError(f"only a shape can be cut to {num_layers} layers: {', '.join(SHAPES)}")
     policy = load_policy(source, dtype=dtype, device=device)
-    text = (_ROOT / "LICENSE").read_text()  # a text that every clone has
+    text = (_ROOT / "LICENSE").read_text()  # a text that is in every clone
     return Subject(policy.model, policy.name, policy.tokenizer(" ".join(text.split()))["input_ids"])
 
 
@@ -90,7 +90,7 @@ def _random_subject(name: str, dtype: str, device: str, num_layers: int | None) 
 
 
 def save_random_weights(shape: str, directory: Path, *, dtype: str = "float32") -> PreTrainedModel:
-    """Write a checkpoint of this shape, with a tokenizer that nothing asks: requests carry token ids."""
+    """Write a checkpoint of this shape, with a tokenizer that is never used, as requests carry token ids."""
     model = load_subject(shape, dtype=dtype, device="cpu").model
     model.save_pretrained(directory)
     tiny_tokenizer().save_pretrained(directory)

@@ -1,7 +1,7 @@
 """How long a score waits for its weights: ``python -m benchmarks.overlap``.
 
 The real trainer trains against the real service, once for each length of completions. Weights are published while
-completions are generated; what is left of that when the generation has ended is time that the score waits.
+completions are generated; if the publication ends after the generation, the score waits for the difference.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Per-sample norms by two libraries that offer them: torch.func and Opacus. Both take the group as a padded batch."""
+"""Per-sample norms by two libraries, torch.func and Opacus. Both take the group as a padded batch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def vmap_norms(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> li
         return torch.stack([gradient.float().square().sum() for gradient in gradients.values()]).sum().sqrt()
 
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="There is a performance drop")  # of attention: one by one
+        warnings.filterwarnings("ignore", message="There is a performance drop")  # attention runs sample by sample
         return vmap(norm)(*_right_padded(sequences, model.device)).tolist()
 
 
@@ -38,11 +38,11 @@ def opacus_norms(model: PreTrainedModel, sequences: Sequence[TokenSequence]) -> 
 
     Raises:
         ModuleNotFoundError: Opacus is not installed.
-        NotImplementedError: it does not take the model; tied weights, for one.
+        NotImplementedError: Opacus does not support the model, for example tied weights.
     """
     wrapper = importlib.import_module("opacus.grad_sample").GradSampleModuleFastGradientClipping
     ids_BL, targets_BL = _right_padded(sequences, model.device)
-    model.train()  # its hooks see training alone; the measured models have no dropout
+    model.train()  # Opacus' hooks work only in training mode; the measured models have no dropout
     wrapped = wrapper(model, loss_reduction="sum")
     try:
         logits_BLV = wrapped(input_ids=ids_BL, use_cache=False).logits
@@ -64,7 +64,7 @@ def _mean_nll_B(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
 
 
 def _right_padded(sequences: Sequence[TokenSequence], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return ids and targets, each (B, L). Pads come last: in a causal model nothing that counts sees them."""
+    """Return ids and targets, each (B, L). Padding is last, so in a causal model no counted position attends to it."""
     longest = max(sequence.num_tokens for sequence in sequences)
     ids_BL = torch.zeros(len(sequences), longest, dtype=torch.long)
     targets_BL = torch.full_like(ids_BL, _IGNORED)

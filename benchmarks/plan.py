@@ -1,7 +1,7 @@
-"""Large policies, on paper: ``python -m benchmarks.plan``.
+"""Cost estimates for large policies: ``python -m benchmarks.plan``.
 
-What engines and weights would cost where they were never run, from rates that were measured on smaller models and from
-the rates of hardware that are written here. It measures nothing.
+Computes the cost of engines and weights for models that were not run, from rates measured on smaller models and from
+the hardware rates in this file. It measures nothing.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ GPU_BYTES = 141e9
 GPUS_OF_A_MACHINE = 8
 NVLINK_BYTES_PER_SECOND = 300e9
 NETWORK_BYTES_PER_SECOND = 50e9
-"""Rates at which a GPU gathers weights: within a machine, and between machines by a network card for each GPU."""
+"""Rates at which a GPU gathers weights: within a machine, and between machines with one network card per GPU."""
 HOST_BYTES_PER_SECOND = 12.5e9
 """Rate of a machine's network for weights: 100 Gbit/s."""
 BATCH_TOKENS = 16_384
 GATHERS = 3
-"""Gathers of a weight for a batch: forwards, backwards, and once more where activations are computed again."""
+"""Gathers of each weight per batch: forward pass, backward pass, and recomputation of activations."""
 STEP_SECONDS = (60.0, 300.0)
 NUM_MACHINES = 16
 SOURCES = ("engine_gpu", "weights_cpu", "deltas_cpu", "scaling_cpu")
-"""Results that the measured rates are from."""
+"""Results from which the measured rates are taken."""
 ON_GPU_PARAMETERS, ON_GPU_TOKENS = 7.616e9, 8_704
-"""What qwen2.5-7b has, and what was scored of it, in the first of them."""
+"""Parameters of qwen2.5-7b, and tokens scored with it, in the first of these results."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """A model in bfloat16; ``active_parameters`` are those that a token meets."""
+    """A model in bfloat16; ``active_parameters`` are those used for one token."""
 
     name: str
     parameters: float
@@ -50,7 +50,7 @@ class Policy:
 
 @dataclass(frozen=True)
 class Trainer:
-    """A trainer's step: completions, and the mean number of tokens of one with its prompt."""
+    """A trainer's step: the number of completions, and the mean number of tokens of a completion with its prompt."""
 
     name: str
     num_completions: int
@@ -91,7 +91,7 @@ _WEIGHTS = {
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured, on the hardware that the results name."""
+    """Measured rates, on the hardware that the results name."""
 
     flop_per_second: float
     upload_bytes_per_second: float
@@ -129,18 +129,18 @@ def main(arguments: Sequence[str]) -> Report:
         Table("weights", _WEIGHTS, [row for policy in POLICIES for row in _weights(policy, rates)]),
     ]
     report = new_report("Large policies, on paper", "benchmarks.plan", arguments, torch.device("cpu"), tables)
-    report = replace(report, hardware=f"Arithmetic on {', '.join(SOURCES)}")  # where it was computed says nothing
+    report = replace(report, hardware=f"Arithmetic on {', '.join(SOURCES)}")  # the computing machine is irrelevant
     finish(report, options.out)
     return report
 
 
 def num_gpus(policy: Policy) -> int:
-    """Return how many GPUs hold the policy in half of their memory: a power of two."""
+    """Return the number of GPUs, a power of two, that hold the policy in half of their memory."""
     return 2 ** ceil(log2(max(1.0, policy.num_bytes / (GPU_BYTES / 2))))
 
 
 def batch_seconds(policy: Policy, rates: Rates) -> tuple[float, float]:
-    """Return what a rank's batch takes to compute, and to gather the weights for; they may overlap or not."""
+    """Return the seconds that a rank's batch takes to compute and to gather weights, which may or may not overlap."""
     compute = 4 * policy.active_parameters * BATCH_TOKENS / rates.flop_per_second
     shard = num_gpus(policy)
     rate = NVLINK_BYTES_PER_SECOND if shard <= GPUS_OF_A_MACHINE else NETWORK_BYTES_PER_SECOND
@@ -190,7 +190,7 @@ def _update(policy: Policy, sent: str, num_bytes: float, verify_seconds: float, 
         "measured_seconds": num_bytes / rates.upload_bytes_per_second,
         "network_seconds": at_line_rate,
         "verify_seconds": verify_seconds,
-        "fan_out_seconds": at_line_rate * log2(NUM_MACHINES),  # each machine that has the bytes hands them to one more
+        "fan_out_seconds": at_line_rate * log2(NUM_MACHINES),  # each machine that has the bytes passes them to one more
         "memory": (2 * policy.num_bytes + num_bytes) / 1e9,  # its copy, a snapshot for engines that join, the update
     }
 

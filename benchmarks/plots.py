@@ -1,4 +1,4 @@
-"""Plots of results, as SVG that reads on light and dark pages and is the same for the same numbers."""
+"""Plots of results, as SVG that is readable on light and dark pages and identical for identical numbers."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def draw(kind: str, report: Report, source: Path, target: Path) -> None:
 
 
 def digest(source: Path) -> str:
-    """Return what a plot is marked with: the digest of the JSON that it shows."""
+    """Return the digest of the JSON that a plot shows, with which the plot is marked."""
     return f"sha256 of {source.name}: {hashlib.sha256(source.read_bytes()).hexdigest()}"
 
 
@@ -171,7 +171,7 @@ def _signals(report: Report) -> Figure:
 
 
 def _side_by_side(axes: Axes, table: Table, names: list[str], colours: Mapping[str, str]) -> None:
-    """Draw seconds: for each row a bar of each of these columns."""
+    """Draw seconds: for each row, one bar for each of these columns."""
     width = 0.75 / len(colours)
     for number, (key, colour) in enumerate(colours.items()):
         positions = [index + (number - (len(colours) - 1) / 2) * width for index in range(len(names))]

@@ -1,6 +1,6 @@
-"""Bring the pages of docs that show results up to date with benchmarks/results: ``python -m benchmarks.publish``.
+"""Updates the pages of docs that show results from benchmarks/results: ``python -m benchmarks.publish``.
 
-Every result is drawn, and each place of the pages is filled with a table of the result it names, or with its plot:
+Every result is drawn, and each marked place in the pages is filled with a table of its result, or with its plot:
 
     <!-- RESULT: TABLE -->
     the table
@@ -10,7 +10,7 @@ Every result is drawn, and each place of the pages is filled with a table of the
     the plot
     <!-- end -->
 
-A result that is not there is said to be not measured.
+A missing result is shown as not measured.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ def main(results: Path = RESULTS, docs: Path = DOCS) -> None:
 
 
 def plot_of(source: Path, docs: Path = DOCS) -> Path:
-    """Return where the plot of a result is."""
+    """Return the path of a result's plot."""
     return docs / "plots" / f"{source.stem}.svg"
 
 
 def shown(result: str, what: str, results: Path = RESULTS) -> str:
-    """Return what the page shows of a result: its plot, or one table and where it was measured."""
+    """Return the Markdown for a result: its plot, or one table and where it was measured."""
     source = results / f"{result}.json"
     if not source.is_file():
         return f"Not measured: there is no benchmarks/results/{source.name}.\n"

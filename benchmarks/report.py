@@ -1,4 +1,4 @@
-"""A result: tables of plain numbers under the conditions they were measured in, as JSON and as a page."""
+"""A result: tables of plain numbers with the conditions of their measurement, as JSON and as a page."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def new_report(
     tables: list[Table],
     notes: Sequence[str] = (),
 ) -> Report:
-    """Return a report under the conditions of here and now."""
+    """Return a report with the present conditions: date, hardware and versions."""
     return Report(
         title=title,
         date=f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}",
@@ -109,7 +109,7 @@ def _software(device: torch.device) -> str:
 
 
 def finish(report: Report, out: Path | None) -> None:
-    """Print the page, and write it with its JSON where that is wanted."""
+    """Print the page, and write it with its JSON if ``out`` is given."""
     print(report.markdown())
     if out is not None:
         report.write(out)

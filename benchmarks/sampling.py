@@ -1,4 +1,4 @@
-"""Real groups: questions, and completions that the policy itself sampled, kept so that anybody scores the same ones."""
+"""Real groups: questions, and completions sampled by the policy itself, kept so that every run scores the same ones."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ _OPEN_QUESTIONS = (
 
 
 class StaleGroupsError(Exception):
-    """Kept groups are not those of the model that scores them; the message says what to do."""
+    """Kept groups were sampled by a model other than the one that scores them; the message says what to do."""
 
 
 @dataclass(frozen=True, slots=True)
 class SampledGroup:
-    """A question and what the policy answered, as token ids: what is ranked together."""
+    """A question and the policy's answers, as token ids; the answers are ranked together."""
 
     question: str
     sequences: tuple[TokenSequence, ...]
 
 
 def questions() -> Iterator[str]:
-    """Yield 24 questions: of each three, two of a reasoning-gym task and one without a single right answer."""
+    """Yield 24 questions: of every three, two from a reasoning-gym task and one without a single right answer."""
     for task, open_question in zip(_TASKS, _OPEN_QUESTIONS, strict=True):
         source = TaskSource(REASONING_GYM_PREFIX + task, size=2, seed=0)
         yield from (row["prompt"] for row in load_task(source, has_chat_template=False).to_list())
@@ -76,13 +76,13 @@ def _sample_group(policy: Policy, question: str, num_completions: int, max_new_t
 
 
 def _until(ids: list[int], end_id: object) -> tuple[int, ...]:
-    """Return the ids up to and with the first end token: what follows is padding."""
+    """Return the ids up to and including the first end token; the rest is padding."""
     length = next((index + 1 for index, token_id in enumerate(ids) if token_id == end_id), len(ids))
     return tuple(ids[:length])
 
 
 def save_groups(path: Path, groups: Sequence[SampledGroup], *, model: str, how: str) -> None:
-    """Write the groups as JSON, a line each."""
+    """Write the groups as JSON, one per line."""
     lines = [
         json.dumps(
             {
@@ -98,7 +98,7 @@ def save_groups(path: Path, groups: Sequence[SampledGroup], *, model: str, how: 
 
 
 def load_groups(path: Path, *, model: str) -> tuple[list[SampledGroup], str]:
-    """Read what ``save_groups`` wrote: the groups, and how they were sampled.
+    """Return what ``save_groups`` wrote: the groups, and how they were sampled.
 
     Raises:
         StaleGroupsError: another model sampled them.

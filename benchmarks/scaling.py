@@ -1,9 +1,9 @@
-"""Several engines: ``python -m benchmarks.scaling``.
+"""Scaling over several engines: ``python -m benchmarks.scaling``.
 
-Throughput: the same groups through a service with one engine in its own process, and through services with engines of
-Ray, in turns. Front: what one process in front of engines that take no time gets through, and the processor time that a
-request costs it. Fan-out: new weights on all engines, against their number and the bytes. Memory: a process that has
-the whole model, and one of two that share it.
+Throughput: the same groups through a service with one engine in its own process, and through services with Ray engines,
+alternately. Front: the request rate of one front process with engines that take no time, and the processor time of a
+request. Fan-out: the time to bring new weights to all engines, by their number and the bytes. Memory: a process that
+has the whole model, and one of two processes that share it.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str]) -> Report:
 def _throughput(directory: Path, options: argparse.Namespace) -> list[dict[str, Cell]]:
     with ExitStack() as stack:
         services = {number: stack.enter_context(_service(directory, number)) for number in options.engines}
-        _tokens_per_second(services, -1, 2)  # so that all are warm
+        _tokens_per_second(services, -1, 2)  # warm-up
         rounds = [_tokens_per_second(services, number, options.groups) for number in range(options.rounds)]
     one = options.engines[0]
     return [
@@ -123,13 +123,13 @@ def _service(directory: Path, num_engines: int) -> AbstractContextManager[Servic
 
 
 def _started(own: Path, *flags: str, python: Sequence[str] = THE_SERVICE) -> AbstractContextManager[ServiceProcess]:
-    """Start a service whose files are in a directory of its own."""
+    """Start a service with its files in a separate directory."""
     own.mkdir()
     return service_process(own, *flags, python=python, preloaded=False, start_seconds=START_SECONDS)
 
 
 def _tokens_per_second(services: Mapping[int, ServiceProcess], number: int, num_groups: int) -> dict[int, float]:
-    """Send the same groups through each service, one after the other."""
+    """Send the same groups through each service, one after the other; return their rates."""
     source = random.Random(number)
     groups = [ON_A_CPU.usual.group(source, 49_152) for _ in range(num_groups)]
     bodies = [body_of(group) for group in groups]
@@ -169,7 +169,7 @@ def _front(directory: Path, num_engines: int, seconds: float) -> dict[str, Cell]
 
 
 def _requests(url: str, seed: int, seconds: float) -> int:
-    """Send requests for so long, four at a time; return how many were answered."""
+    """Send requests for ``seconds``, four at a time; return how many were answered."""
     source = random.Random(seed)
     group = FRONT_GROUP.group(source, VOCAB_SIZE)
     content, headers = json.dumps({"groups": [body_of(group)]}).encode(), {"Content-Type": "application/json"}
@@ -246,7 +246,7 @@ def _memory(directory: Path, model: Path) -> dict[str, Cell]:
 
 
 def _peak_mib(directory: Path, model: Path, flag: str) -> float:
-    """Return the most that a process of an engine had in memory, from its start to the end of some scores."""
+    """Return the peak memory of an engine's process, from its start to the end of some scores."""
     flags = ["--model", str(model), flag, "2", "--device", "cpu", "--max-batch-tokens", "1024"]
     with _started(directory / f"memory-{model.name}{flag}", *flags) as service:
         _tokens_per_second({1: service}, 0, 4)

@@ -1,8 +1,8 @@
 """The service under load: ``python -m benchmarks.serving``.
 
-Throughput: sixteen clients send groups at the same time, beside the engine alone with the same groups in the same
-batches. Fairness: ten small requests come behind a huge one. Overload: ten times as many requests as the service can
-answer, on a fixed beat, whether or not earlier ones were answered.
+Throughput: sixteen clients send groups at the same time, compared with the engine alone on the same groups in the same
+batches. Fairness: ten small requests arrive after a huge one. Overload: ten times as many requests as the service can
+answer, sent at a fixed rate, whether or not earlier ones were answered.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def _tables(options: argparse.Namespace, load: Load, directory: Path) -> list[Ta
     given = [*model, "--device", options.device, "--dtype", load.dtype]
     given += ["--max-batch-tokens", str(load.batch_tokens), "--score-cache-entries", "0"]
     with service_process(directory, *given, num_threads=torch.get_num_threads()) as service:
-        _throughput(engine, service, load, -1, 2)  # so that both are warm
+        _throughput(engine, service, load, -1, 2)  # warm-up
         throughput = [_throughput(engine, service, load, number, options.groups) for number in range(options.rounds)]
         fairness = _fairness(service, load, engine.info.vocab_size, options.huge)
     given += ["--max-queued-tokens", str(load.queued_tokens)]
@@ -198,7 +198,7 @@ async def _overload(service: ServiceProcess, load: Load, vocab_size: int, second
 
 
 def _capacity(service: ServiceProcess, groups: Sequence[dict[str, object]]) -> float:
-    """Requests of one group that are answered per second when as many wait as fit."""
+    """Return how many requests of one group are answered per second while the queue is full."""
     with VigorClient(str(service.http.base_url)) as client, ThreadPoolExecutor(NUM_CLIENTS) as pool:
         started = perf_counter()
         list(pool.map(lambda group: client.score([group]), groups))

@@ -1,6 +1,6 @@
-"""What scores cost without their norms: ``python -m benchmarks.signals``.
+"""The cost of scores without norms: ``python -m benchmarks.signals``.
 
-One group is scored in alternating runs, with norms and by a forward pass alone, in one process.
+One group is scored in alternating runs, with norms and by a forward pass only, in one process.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def _row(workload: Workload, device: torch.device, num_rounds: int) -> dict[str,
 
 
 def _largest_difference(engine: Engine, sequences: Sequence[TokenSequence]) -> float:
-    """Return the largest relative difference of a signal by a forward pass alone from the one that came with a norm."""
+    """Return the largest relative difference of a signal by a forward pass only from the one computed with a norm."""
     pairs = zip(*(engine.score(sequences, parts).scores for parts in _BOTH), strict=True)
     return max(abs(getattr(one, name) / getattr(other, name) - 1) for other, one in pairs for name in _NAMES)
 

@@ -1,4 +1,4 @@
-"""One contestant's turn, in a process of its own: the group's norms, their time, and the peak of memory."""
+"""One contestant's turn, in a process of its own: the group's norms, their time, and the peak memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from benchmarks.workloads import Workload
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What there is to do, and how much of it cannot be spared."""
+    """The work of a workload: its sizes, and the lower bounds of its operations."""
 
     model: str
     num_tokens: int
@@ -28,28 +28,28 @@ class Work:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What is the same for all turns."""
+    """The conditions that are the same for all turns."""
 
     device: str
-    gpu_gib: float | None = None  # what torch may take of a GPU, the weights included
-    settle_seconds: float = 0.0  # how long a time may wait, at most, for the host of a virtual machine
+    gpu_gib: float | None = None  # maximum GPU memory for torch, the weights included
+    settle_seconds: float = 0.0  # maximum wait for a virtual machine's host before a timing
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """What one turn showed."""
+    """The measurements of one turn."""
 
     norms: list[float]
     seconds: float
-    stolen_part: float  # of the processors' time in these seconds: the host of a virtual machine had it
-    peak_bytes: int  # above what was in memory before, the weights among it
-    card_bytes: int | None  # in use on the GPU in the end: by this process, where it is alone there
+    stolen_part: float  # share of the processors' time that a virtual machine's host took in these seconds
+    peak_bytes: int  # above the memory in use before, which includes the weights
+    card_bytes: int | None  # GPU memory in use at the end, by this process if it is the only one
 
 
 def take_turn(contestant: Contestant, workload: Workload, conditions: Conditions) -> Turn | str:
-    """Score the group twice, once for the peak and once, warm, for the time; return why not if it cannot be done.
+    """Score the group twice, first for the peak, then, warm, for the time; return the reason if it fails.
 
-    Before that one sequence is scored, so that buffers of libraries are not counted.
+    One sequence is scored before, so that buffers of libraries are not counted.
     """
     if conditions.gpu_gib is not None:
         bound_gpu_memory(int(conditions.gpu_gib * 2**30))
@@ -60,7 +60,7 @@ def take_turn(contestant: Contestant, workload: Workload, conditions: Conditions
 
 
 def work_of(workload: Workload, device: str) -> Work:
-    """Return what the workload asks for."""
+    """Return the work of the workload."""
     subject = load_subject(workload.model, dtype=workload.dtype, device=device)
     sizes, sequences = sizes_of(subject.model), workload.sequences(subject.ids)
     return Work(

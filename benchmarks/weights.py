@@ -1,8 +1,8 @@
-"""A full update of two gigabytes, beside a bare copy of as many bytes: ``python -m benchmarks.weights``.
+"""A full update of two gigabytes, compared with a bare copy of as many bytes: ``python -m benchmarks.weights``.
 
 In each round a process sends the bytes through a socket to another one, which writes them to a file; then the client
-publishes all weights of a model to the real service. Meanwhile the service's memory is watched and ``/healthz`` is
-asked every 20 milliseconds. In a last round one short group is scored over and over as well.
+publishes all weights of a model to the real service. Meanwhile the service's memory is watched, and ``/healthz`` is
+requested every 20 milliseconds. In a last round one short group is also scored again and again.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from vigor_client import PublishResult, VigorClient
 
 _CHUNK_BYTES = 1 << 20
 PAUSE_SECONDS = 10.0
-"""Before each copy and upload: the host of a virtual machine takes free memory back, and gives it anew at the first
-touch, which takes longer than copying. Without a pause the one would find what the other has just freed."""
+"""Pause before each copy and upload. The host of a virtual machine takes free memory back and returns it at the first
+touch, which takes longer than copying. Without a pause, one of the two would reuse memory that the other just freed."""
 _SENDER = """
 import socket, sys
 data, left = memoryview(bytes(1 << 20)), int(sys.argv[2])
@@ -93,7 +93,7 @@ def _medians(rows: Sequence[dict[str, Cell]]) -> dict[str, Cell]:
 
 
 class _Bench:
-    """A service, and the weights that are published to it again and again, each time other ones."""
+    """A service, and the weights that are published to it repeatedly, with other values each time."""
 
     def __init__(
         self, service: ServiceProcess, copy: Path, tensors: Mapping[str, torch.Tensor], pause_seconds: float
@@ -135,7 +135,7 @@ class _Bench:
 
 
 def bare_copy_seconds(path: Path, num_bytes: int) -> float:
-    """Return how long another process takes to send this number of bytes to a file of this one, through a socket."""
+    """Return the seconds for another process to send this number of bytes through a socket to a file of this one."""
     buffer = bytearray(_CHUNK_BYTES)
     with socket.create_server(("127.0.0.1", 0)) as listener, path.open("wb", buffering=0) as file:
         command = [sys.executable, "-c", _SENDER, str(listener.getsockname()[1]), str(num_bytes)]
@@ -160,7 +160,7 @@ class _Seen:
 
 @contextmanager
 def _watched(service: ServiceProcess, *, scoring: bool) -> Iterator[_Seen]:
-    """Look at the service, each way on a thread of its own, until the block ends."""
+    """Watch the service until the block ends, with one thread for each kind of observation."""
     seen, ends = _Seen(), threading.Event()
     watches: list[tuple[Callable[[], None], float]] = [
         (lambda: seen.memory_bytes.append(resident_bytes("RssAnon", pid=service.process.pid)), 0.02),

@@ -1,4 +1,4 @@
-"""Which groups are scored by which model."""
+"""Workloads: which groups are scored by which model."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FORM = "MODEL,COMPLETIONS,PROMPT,SHORTEST,LONGEST[,DTYPE[,GROUPS]]"
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """Groups: in each, completions of evenly spread lengths after one prompt. ``model`` None is the embedded model."""
+    """Groups, each with completions of evenly spread lengths after one prompt. ``model`` None is the embedded model."""
 
     name: str
     model: str | None
@@ -25,7 +25,7 @@ class Workload:
     num_groups: int = 1
 
     def sequences(self, ids: Sequence[int]) -> list[TokenSequence]:
-        """Cut prompts and completions from ``ids``, one after the other, from the start again at their end."""
+        """Return sequences cut from ``ids`` one after the other, starting again at the end of ``ids``."""
         endless = cycle(ids)
 
         def cut(length: int) -> tuple[int, ...]:
@@ -43,7 +43,7 @@ class Workload:
         return [self.shortest + spread * i // max(1, self.num_completions - 1) for i in range(self.num_completions)]
 
     def describe(self) -> str:
-        """Say what is scored, in words."""
+        """Return a description of the workload."""
         lengths = ", ".join(map(str, self.completion_lengths()))
         groups = "" if self.num_groups == 1 else f"{self.num_groups} groups: "
         return f"{groups}{self.num_prompt_tokens} prompt tokens, completions of {lengths}"
@@ -63,14 +63,14 @@ STEPS_ON_A_GPU = [
     for workload in ON_A_GPU
     for num_groups in ((8, 32, 128) if workload.model == "qwen2.5-0.5b" else (8, 32))
 ]
-"""What a training step asks for. 128 groups of larger models would take longer than a run has."""
+"""The workloads of a training step. 128 groups of larger models would exceed the time of a run."""
 
 
 def parse_workload(text: str) -> Workload:
     """Return the workload of that name, or make one from text of the form ``FORM``.
 
     Raises:
-        ValueError: it is neither.
+        ValueError: the text is neither.
     """
     named = {workload.name: workload for workload in (*ON_A_CPU, *ON_A_GPU, *STEPS_ON_A_GPU)}
     if text in named:

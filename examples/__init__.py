@@ -1,1 +1,1 @@
-"""The whole loop on one machine, and what it is shown with. Only tests and benchmarks import it."""
+"""Examples of the whole training loop on one machine, and their helpers. Only tests and benchmarks import them."""

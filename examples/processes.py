@@ -1,4 +1,4 @@
-"""Starts `vigor-service` and `vigor-trainer` as processes on this machine, and stops what it started."""
+"""Starts `vigor-service` and `vigor-trainer` as processes on this machine, and stops only these processes."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class FailedProcessError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Child:
-    """A process that was started here, and the file its output goes to."""
+    """A process that was started here, and its log file."""
 
     name: str
     process: subprocess.Popen[bytes]
     log: Path
 
     def check(self, *, may_end: bool = False) -> None:
-        """Raise FailedProcessError where the process has ended, or, if it ``may_end``, has ended with an error."""
+        """Raise FailedProcessError if the process has ended; if it ``may_end``, only if it ended with an error."""
         code = self.process.poll()
         if code is not None and not (may_end and code == 0):
             lines = self.log.read_text(errors="replace").splitlines()[-LOG_TAIL_LINES:]
@@ -44,7 +44,7 @@ class Child:
             raise FailedProcessError(f"{self.name} ended with exit code {code}; {self.log} ends with\n{said}")
 
     def ends_within(self, seconds: float) -> bool:
-        """Wait until the process ends, at most so long; say whether it has ended."""
+        """Wait at most ``seconds`` for the process to end; return whether it has ended."""
         try:
             self.process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -54,7 +54,7 @@ class Child:
 
 @contextmanager
 def child(name: str, command: Sequence[str], log: Path, *, num_threads: int = 1) -> Generator[Child]:
-    """Start a process, and stop it on the way out."""
+    """Start a process, and stop it when the block ends."""
     environment = os.environ | ENVIRONMENT | {"OMP_NUM_THREADS": str(num_threads)}
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - our own commands
@@ -67,7 +67,7 @@ def child(name: str, command: Sequence[str], log: Path, *, num_threads: int = 1)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """Ask a process to end, and end it if it does not."""
+    """Terminate a process, and kill it if it does not end."""
     if process.poll() is not None:
         return
     process.terminate()
@@ -97,7 +97,7 @@ def trainer_command(settings: Mapping[str, str], *more: str) -> list[str]:
 
 
 def free_port() -> int:
-    """Return a port of this machine that nothing listens on at this moment."""
+    """Return a port of this machine that is free at this moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

@@ -1,4 +1,4 @@
-"""Progress on the console: a bar for each task, and the time to expect, computed from what is done on this machine."""
+"""Progress on the console: a bar for each task, and the remaining time, estimated from the work done so far."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from rich.progress import (
 from rich.text import Text
 
 TRIAL_SHARE = 0.05
-"""Share of a task whose time tells that of the rest."""
+"""Share of a task that must be done before the rest is estimated."""
 
 
 class TimeToGoColumn(ProgressColumn):
-    """Shows the time that a task still takes: what its ``to_go`` says in seconds, else in proportion to its steps."""
+    """Shows the remaining time of a task: its ``to_go`` in seconds, else in proportion to its steps."""
 
     def render(self, task: Task) -> Text:
         """Return the time, or that it is being measured."""
@@ -31,20 +31,20 @@ class TimeToGoColumn(ProgressColumn):
 
 
 def progress(console: Console) -> Progress:
-    """Return a display of tasks, each with a bar, its count, its time and the time to go."""
+    """Return a display of tasks, each with a bar, its count, its elapsed time and its remaining time."""
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     return Progress(*columns, TimeElapsedColumn(), TimeToGoColumn(), console=console)
 
 
 def seconds_to_go(elapsed: float, num_done: float, total: float) -> float | None:
-    """Return the time for the rest, were it as fast as what is done; None while too little is done to tell."""
+    """Return the time for the rest at the average speed so far; None while too little is done for an estimate."""
     if num_done < max(1.0, TRIAL_SHARE * total):
         return None
     return elapsed / num_done * (total - num_done)
 
 
 def about(seconds: float) -> str:
-    """Return a time that was estimated, no more exactly than it is known."""
+    """Return an estimated time as text, rounded so that it does not look more exact than it is."""
     if seconds < 90:
         return f"about {max(5, 5 * round(seconds / 5))} s"
     minutes = seconds / 60

@@ -1,7 +1,7 @@
-"""What each reward does to a policy: ``python -m benchmarks.study``.
+"""The effect of each reward on a policy: ``python -m benchmarks.study``.
 
-Makes the base models, trains every variant from every seed, and writes the tables. A run that is finished is not done
-again: the command goes on where it was interrupted, and ``--minutes`` begins no run after that time.
+Makes the base models, trains every variant from every seed, and writes the tables. Finished runs are not repeated, so
+an interrupted command resumes; with ``--minutes``, no run begins after that time.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from benchmarks.study.tables import STUDENT_T, tables_of
 
 
 def main(arguments: Sequence[str]) -> Report:
-    """Do the runs that are missing, print the page, and write it where ``--out`` says."""
+    """Do the missing runs, print the page, and write it where ``--out`` says."""
     options = _parse(arguments)
     subjects = [_subject(name, options) for name in options.subject or SUBJECTS]
     until = monotonic() + 60 * options.minutes
@@ -49,7 +49,7 @@ def _subject(name: str, options: argparse.Namespace) -> Subject:
 
 
 def _runs(subject: Subject) -> list[Run]:
-    """Return the runs, a seed of every variant before the next seed of any."""
+    """Return the runs, ordered by seed, then by variant."""
     return [Run(subject, variant, seed) for seed in range(1, subject.num_seeds + 1) for variant in subject.variants]
 
 
@@ -67,7 +67,7 @@ def _do_missing(subject: Subject, options: argparse.Namespace, until: float) -> 
 
 
 def _lane(number: int, subject: Subject, missing: SimpleQueue[Run], options: argparse.Namespace, until: float) -> None:
-    """Do one run after the other against a service of this lane."""
+    """Do one run after the other against this lane's own service."""
     study, threads = options.directory, options.threads
     model, _ = files_of(subject, study)
     log = study / subject.name / f"service-{number}.log"

@@ -1,6 +1,6 @@
-"""What a run's completions say, window of steps after window: accuracy, AUC of the reward, length, entropy, repetition.
+"""Curves of a run's completions over windows of steps: accuracy, AUC of the reward, length, entropy, repetition.
 
-Every prompt of the arithmetic runs is new when it is sampled, so that the accuracy of a window is one on questions that
+Every prompt of the arithmetic runs is new when it is sampled, so the accuracy of a window is measured on questions that
 were not trained on.
 """
 
@@ -20,7 +20,7 @@ from vigor_trainer.monitoring.statistics import ordered_pairs, repetition
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The completions of a few steps. ``auc`` is that of the reward within groups; None without a pair to order."""
+    """Means over the completions of a few steps. ``auc`` is the reward's AUC within groups; None without pairs."""
 
     first_step: int
     num_completions: int
@@ -30,12 +30,12 @@ class Window:
     clipped: float
     mean_entropy: float  # nats
     repetition: float
-    distinct: float  # share of a group's completions that are not the same as another
+    distinct: float  # number of different texts in a group, divided by its size
 
 
 @dataclass(frozen=True, slots=True)
 class RunCurve:
-    """A run, window after window, the last one as it ended.
+    """The windows of a run, in order; the last one shows the end of the run.
 
     ``warnings`` are the collapse watch's: cause -> step.
     """
@@ -48,7 +48,7 @@ class RunCurve:
         return self.windows[-1]
 
     def at(self, step: int | None) -> Window:
-        """Return the window that holds a step; None: the last one."""
+        """Return the window that contains a step; for None, the last window."""
         begun = [window for window in self.windows if step is None or window.first_step <= step]
         return begun[-1]
 
@@ -59,12 +59,12 @@ class RunCurve:
 
     @property
     def gain(self) -> float:
-        """Accuracy at the end minus that at the start."""
+        """Accuracy at the end minus accuracy at the start."""
         return self.last.accuracy - self.windows[0].accuracy
 
 
 def curve_of(directory: Path, reward: str, window: int) -> RunCurve:
-    """Summarize a run's `completions.jsonl`."""
+    """Return a summary of a run's `completions.jsonl`."""
     by_window: dict[int, list[CompletionRecord]] = defaultdict(list)
     for record in read_completions(directory):
         by_window[record.step // window].append(record)
@@ -72,14 +72,14 @@ def curve_of(directory: Path, reward: str, window: int) -> RunCurve:
 
 
 def write_curve(path: Path, curve: RunCurve) -> None:
-    """Write a curve, whole or not at all."""
+    """Write a curve atomically."""
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps({"windows": [asdict(window) for window in curve.windows]}) + "\n")
     partial.replace(path)
 
 
 def read_curve(path: Path) -> RunCurve:
-    """Read what ``write_curve`` wrote, and the warnings of the run beside it."""
+    """Return what ``write_curve`` wrote, with the run's warnings from the same directory."""
     warnings = {warning.cause: warning.step for warning in read_warnings(path.parent)}
     return RunCurve([Window(**window) for window in json.loads(path.read_text())["windows"]], warnings)
 

@@ -1,4 +1,4 @@
-"""The curves of a study: accuracy over steps, a panel for each subject, the control beside every reward."""
+"""Plots of a study: accuracy over steps, one panel per subject, each reward next to the control."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _WITH_BAND = ("vigor", CONTROL)
 
 
 def study_figure(report: Report) -> Figure:
-    """Draw the accuracy of every reward; bands are the intervals over seeds of the reward and of the control."""
+    """Draw the accuracy of every reward; the bands are intervals over seeds, for the reward and the control."""
     tables = [table for table in report.tables if table.name.endswith(CURVES_SUFFIX)]
     figure = Figure(figsize=(4.6 * len(tables) + 1.6, 3.6), layout="constrained")
     panels = figure.subplots(1, len(tables), sharey=True, squeeze=False)[0]

@@ -1,4 +1,4 @@
-"""One run of the study: the real trainer as a process, against a service that is a process of its own."""
+"""One run of the study: the real trainer as a process, with a service in another process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ READY_SECONDS = 180.0
 
 @dataclass(frozen=True)
 class Run:
-    """What is trained, by which reward, from which seed."""
+    """A run's subject, reward variant and seed."""
 
     subject: Subject
     variant: Variant
@@ -40,7 +40,7 @@ class Run:
 
 
 def files_of(subject: Subject, study: Path) -> tuple[Path, Path]:
-    """Return the model's directory and the file of questions, made where they are missing."""
+    """Return the model's directory and the file of questions; make them if missing."""
     model, questions = study / subject.name / "model", study / subject.name / "questions.jsonl"
     if not (model / "config.json").exists():
         model.parent.mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def files_of(subject: Subject, study: Path) -> tuple[Path, Path]:
 
 
 def finished(run: Run, study: Path) -> RunCurve | None:
-    """Return the curve of a run that was done before; None where it was not."""
+    """Return the curve of a finished run; None if the run is not finished."""
     file = run.curve_file(study)
     return read_curve(file) if file.exists() else None
 
@@ -63,7 +63,7 @@ def do(run: Run, study: Path, service_url: str, *, num_threads: int) -> RunCurve
     directory = run.directory(study)
     directory.mkdir(parents=True, exist_ok=True)
     for name in (RECORDS_FILE, COMPLETIONS_FILE):
-        (directory / name).unlink(missing_ok=True)  # of a run that was interrupted
+        (directory / name).unlink(missing_ok=True)  # left by an interrupted run
     command = trainer_command(_settings(run, study, service_url), *run.variant.arguments)
     with child(run.title, command, directory / "trainer.log", num_threads=num_threads) as trainer:
         trainer.process.wait()
@@ -75,7 +75,7 @@ def do(run: Run, study: Path, service_url: str, *, num_threads: int) -> RunCurve
 
 @contextmanager
 def service_of(model: Path, log: Path, *, num_threads: int) -> Generator[str]:
-    """Yield the address of a service that is ready; each run publishes the weights that it begins with."""
+    """Yield the address of a ready service; each run publishes its initial weights to it."""
     url = free_url()
     with child("vigor-service", service_command(model, url), log, num_threads=num_threads), VigorClient(url) as client:
         client.wait_until_ready(READY_SECONDS)

@@ -1,4 +1,4 @@
-"""What is trained in the study: models whose accuracy is known, their questions, and settings that two cores bear."""
+"""The subjects of the study: models of known accuracy, their questions, and settings small enough for two cores."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ COMMON = {
 class Subject:
     """A model with the questions that it is trained on.
 
-    ``prepare`` makes the model's directory and the file of questions; a model that is made here learns for
-    ``num_base_steps`` first. ``window`` is the number of steps whose completions are one point of a curve.
+    ``prepare`` makes the model's directory and the file of questions; a model that is made here is first trained for
+    ``num_base_steps``. ``window`` is the number of steps whose completions form one point of a curve.
     """
 
     name: str
@@ -67,7 +67,7 @@ def _of_smollm2(model: Path, questions: Path, _num_steps: int) -> None:
 
 
 def _asked(a: int, b: int) -> dict[str, object]:
-    """Return a question behind an example of an answer that is short: without one, a quarter of the answers go on."""
+    """Return a question after an example with a short answer; without it, a quarter of the answers do not stop."""
     first, second = _EXAMPLE
     turns = [
         ("system", "Add."),

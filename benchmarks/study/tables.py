@@ -1,4 +1,4 @@
-"""From the curves of all seeds to tables: where each reward ended, how it got there, and what that says."""
+"""Builds tables from the curves of all seeds: the final result of each reward, its course, and their interpretation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.study.subjects import Subject
 
 CONTROL = "random"
 STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
-"""Number of seeds -> the 97.5 % quantile of Student's t with one degree of freedom less."""
+"""Number of seeds n -> the 97.5 % quantile of Student's t with n - 1 degrees of freedom."""
 Runs = Mapping[int, RunCurve]
 """Seed -> run."""
 Curves = Mapping[str, Runs]
@@ -59,7 +59,7 @@ _RUNS = {
 
 
 def tables_of(subject: Subject, curves: Curves) -> list[Table]:
-    """Return the tables of a subject: where each reward ended, what showed of it, the curves, and every run."""
+    """Return the tables of a subject: the result of each reward, its warning signs, the curves, and every run."""
     name = subject.name
     ends = [_end(variant, runs, curves.get(CONTROL, {})) for variant, runs in curves.items()]
     return [
@@ -71,7 +71,7 @@ def tables_of(subject: Subject, curves: Curves) -> list[Table]:
 
 
 def interval(values: Sequence[float]) -> tuple[float, float] | None:
-    """Return the 95 % interval of the mean over seeds, by Student's t; None of less than two, which have no spread."""
+    """Return the 95 % interval of the mean over seeds, by Student's t; None if ``STUDENT_T`` has no such number."""
     if len(values) not in STUDENT_T:
         return None
     half = STUDENT_T[len(values)] * stdev(values) / sqrt(len(values))
@@ -108,7 +108,7 @@ def _sign(variant: str, runs: Runs) -> dict[str, Cell]:
 
 
 def _against_control(runs: Runs, control: Runs) -> str | None:
-    """Return the interval of the difference from the control's run of the same seed, which saw the same prompts."""
+    """Return the interval of the difference to the control's run with the same seed, which had the same prompts."""
     differences = [run.last.accuracy - control[seed].last.accuracy for seed, run in runs.items() if seed in control]
     return _shown(interval(differences), sign="+")
 

@@ -1,4 +1,4 @@
-"""Many groups in chunks: each the groups of one request that the service takes."""
+"""Splits many groups into chunks, each small enough to be one request to the service."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vigor_client.errors import PayloadTooLargeError, UnexpectedAnswerError, Vig
 from vigor_client.schemas.scoring import MAX_COMPLETIONS, MAX_GROUPS, Group, GroupScore
 
 MAX_REQUEST_BYTES = 2**23
-"""Bytes of the JSON of a request with more than one group: half of what a service takes by default."""
+"""Maximum size of the JSON of a request with more than one group, in bytes: half of the service's default limit."""
 
 _TOO_LARGE = 413
 
@@ -37,7 +37,8 @@ def score_in_chunks(
     """Return the scores of all groups, in order. A chunk that is too large for one request is halved.
 
     Raises:
-        PayloadTooLargeError, UnexpectedAnswerError: a single group is too large for the service, or a proxy before it.
+        PayloadTooLargeError, UnexpectedAnswerError: a single group is too large for the service or for a proxy in front
+            of it.
         Any other exception that ``score`` raises.
     """
     pending = chunk_groups(groups, max_groups=max_groups)[::-1]
@@ -54,7 +55,7 @@ def score_in_chunks(
 
 
 def is_too_large(error: VigorError) -> bool:
-    """Whether a request had more bytes than the service, or a proxy before it, takes: a smaller one may succeed."""
+    """Return whether a request was too large for the service or a proxy in front of it: a smaller one may succeed."""
     return isinstance(error, PayloadTooLargeError) or (
         isinstance(error, UnexpectedAnswerError) and error.status == _TOO_LARGE
     )

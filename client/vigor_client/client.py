@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 DEFAULT_TIMEOUT_SECONDS = 300.0
-MAX_TIMEOUT_SECONDS = 7 * 24 * 3600.0  # sockets overflow at much larger numbers
+MAX_TIMEOUT_SECONDS = 7 * 24 * 3600.0  # much larger numbers overflow the timeouts of sockets
 USER_AGENT = f"vigor-client/{__version__}"
 
 Groups = Group | Mapping[str, object] | Sequence[Group | Mapping[str, object]]
@@ -64,13 +64,13 @@ class VigorClient:
 
     Every method raises a ``VigorError`` when it fails (the tree is in ``vigor_client.errors``), after the retries that
     are safe: after a failed connection, 429 and 503, with ``Retry-After`` obeyed. Threads may share a client, and a
-    forked process may go on using its parent's: each process has connections of its own.
+    forked process may keep using its parent's client: each process has connections of its own.
 
     Args:
         base_url: where the service listens; by default ``VIGOR_URL``, else ``http://127.0.0.1:8000``.
         api_key: sent as a bearer token; by default ``VIGOR_API_KEY``, if it is set.
-        timeout_seconds: how long the service may keep silent within one attempt, at most a week.
-        max_retries: how often one call is tried again.
+        timeout_seconds: how long the service may stay silent within one attempt, at most a week.
+        max_retries: maximum number of retries of one call.
         transport: replaces the network, for tests.
 
     Raises:
@@ -112,9 +112,9 @@ class VigorClient:
 
         Args:
             groups: one group or several, each a ``Group`` or a mapping of its fields. A group is ranked as a whole.
-            weight_version: version of the weights that must score; others raise a ``WeightVersionMismatchError``.
-            weight_digest: digest of the weights that must score; others raise a ``WeightDigestMismatchError``.
-            wait_seconds: how long the service may wait for that version before it refuses.
+            weight_version: required version of the weights; any other raises a ``WeightVersionMismatchError``.
+            weight_digest: required digest of the weights; any other raises a ``WeightDigestMismatchError``.
+            wait_seconds: maximum time for which the service waits for that version before it refuses.
             compute: what each score holds: ``norm``, ``signals``, ``token_logprobs``. Without ``norm`` no gradient is
                 computed, which costs less than half.
             reward: value that is ranked; ``compute`` must include what it needs.
@@ -122,8 +122,8 @@ class VigorClient:
             truncated: rule for completions with ``finish_reason="length"``: scored, or ranked worst.
             return_token_ids: whether the answer has the token ids that were scored, as ``prompt_ids`` of a group and
                 ``ids`` of a completion.
-            on_group: called with index and scores of each group when they come, in any order, to show progress. Only
-                the returned answer counts: after a retry, groups that came before it may be of other weights.
+            on_group: called with index and scores of each group when they arrive, in any order, to show progress. Only
+                the returned answer counts: after a retry, groups reported earlier may come from other weights.
 
         Raises:
             ValueError: the groups break the contract; nothing was sent.
@@ -142,15 +142,15 @@ class VigorClient:
         return run_blocking(self._endpoints.score(request, on_group))
 
     def score_sample(self, sample: Sample) -> SampleResponse:
-        """Score one completion of a group whose others come from other callers, and wait for the group's ranks.
+        """Score one completion of a group whose other completions come from other callers; wait for the group's ranks.
 
-        Give it as ``SampleRequest`` or as a mapping of its fields. The answer comes when all ``group_size`` samples of
-        ``group`` are there; the same sample may be sent again. Callers wait at the same time: give each a thread or a
-        task of its own.
+        Pass it as ``SampleRequest`` or as a mapping of its fields. The answer comes when all ``group_size`` samples of
+        ``group`` have arrived; the same sample may be sent again. Callers wait at the same time: give each a thread or
+        a task of its own.
 
         Raises:
             ValueError: the sample breaks the contract; nothing was sent.
-            GroupIncompleteError: the other samples did not come in time; nothing was ranked.
+            GroupIncompleteError: the other samples did not arrive in time; nothing was ranked.
             GroupConflictError: another sample of the group has another size, prompt or option, or the same index.
         """
         return run_blocking(self._endpoints.score_sample(_sample_request(sample)))
@@ -167,7 +167,7 @@ class VigorClient:
         return run_blocking(self._endpoints.attribute(_attribution_request(request)))
 
     def model(self) -> ModelInfo:
-        """Return the model that the service measures, and how it measures it."""
+        """Return the model that the service scores with, and how it measures gradient norms."""
         return run_blocking(self._endpoints.model())
 
     def engines(self) -> EngineList:
@@ -207,7 +207,7 @@ class VigorClient:
         """Wait for a service that is starting.
 
         Raises:
-            NotReadyError: it was not ready in time; says what it answered last.
+            NotReadyError: the service was not ready in time; gives its last answer.
         """
         run_blocking(self._endpoints.wait_until_ready(timeout_seconds))
 
@@ -223,27 +223,29 @@ class VigorClient:
     ) -> PublishResult:
         """Bring ``tensors`` (a whole state dict) into service as ``weight_version``.
 
-        Nothing is sent if the service has these weights already. Each tensor is cast to the service's dtype on its own.
+        Nothing is sent if the service has these weights already. Tensors are cast to the service's dtype one at a time.
         A tied tensor may be given under any of its names. Do not change the tensors while this runs: the checksums
-        would no longer fit.
+        would no longer match.
 
-        With a ``snapshot``, one for all publications of a run, only what changed is sent, unless all is smaller,
-        the service holds other weights than the snapshot, or it is time for an anchor. It takes a model's memory on the
-        host. ``transport`` carries the bytes: a directory that the service sees as its ``--weights-root``, or a
-        broadcast of torch.distributed; without one they go over HTTP.
+        With a ``snapshot``, the same one for all publications of a run, only changes are sent. All weights are sent if
+        that is smaller, if the service holds other weights than the snapshot, or if an anchor (a full update) is due.
+        The snapshot takes as much host memory as a model. ``transport`` carries the bytes: a directory that the service
+        sees as its ``--weights-root``, or a broadcast of torch.distributed; without one they go over HTTP.
 
-        With ``partial``, ``tensors`` are some of the model's, such as those of an adapter: those that differ from the
-        served ones are sent, and all others stay as they are served. Only what is given is checked and hashed.
+        With ``partial``, ``tensors`` are some of the model's, such as those of an adapter. Those that differ from the
+        served ones are sent, and all other tensors stay as they are. Only the given tensors are checked and hashed.
 
         ``on_progress`` is called with a ``PublishProgress`` when a phase begins, and while bytes are hashed or sent, on
-        the thread that reads them. What it raises ends the publication and is raised here; the old weights serve on.
+        the thread that reads them. An exception from it ends the publication and is raised here; the service keeps
+        the old weights.
 
         Raises:
             ValueError: ``partial`` without a tensor, or with a snapshot.
-            WeightBaseMismatchError: ``partial``, and the service has other weights by now, is poisoned, or needs all
+            WeightBaseMismatchError: ``partial``, and the service now has other weights, is poisoned, or needs all
                 weights again; publish all weights.
-            TensorsRefusedError: they do not fit the service's; every fault is named and nothing was sent.
-            SharedDirectoryError, BroadcastError: the transport cannot carry the bytes; the old weights still serve.
+            TensorsRefusedError: the tensors do not fit the service's; every fault is named and nothing was sent.
+            SharedDirectoryError, BroadcastError: the transport cannot carry the bytes; the service keeps the old
+                weights.
             PublishError: the service ended with other weights.
         """
         publication = publish(
@@ -274,7 +276,7 @@ class VigorClient:
 
 
 class AsyncVigorClient:
-    """``VigorClient`` for asyncio: the same arguments, the same methods, awaited.
+    """``VigorClient`` for asyncio: the same arguments and the same methods, which are awaited.
 
     May be used in one event loop after another: each has connections of its own.
     """
@@ -377,7 +379,7 @@ class AsyncVigorClient:
         transport: WeightTransport | None = None,
         on_progress: OnProgress | None = None,
     ) -> PublishResult:
-        """As ``VigorClient.publish_weights``; casts and checksums run on threads, and some calls of ``on_progress``."""
+        """As ``VigorClient.publish_weights``; casts, checksums and some calls of ``on_progress`` run on threads."""
         return await publish(
             self._endpoints,
             tensors,
@@ -415,9 +417,9 @@ def _endpoints(wire: Wire, timeout_seconds: float, max_retries: int) -> Endpoint
 
 def _score_request(groups: Groups, **options: object) -> ScoreRequest:
     several = cast("object", [groups] if isinstance(groups, Group | Mapping) else groups)
-    if isinstance(several, Iterable) and not isinstance(several, str | bytes):  # else the validation says what it is
+    if isinstance(several, Iterable) and not isinstance(several, str | bytes):  # the validation refuses anything else
         several = [_as_dict(group) for group in cast("Iterable[object]", several)]
-    # One validation of all, so that an error names the group by its index.
+    # All groups are validated together, so that an error names the group by its index.
     return _validated(ScoreRequest, {"groups": several, **options})
 
 
@@ -451,7 +453,7 @@ def _validated(model: type[_Request], value: object) -> _Request:
 
 
 def service_address(base_url: str | None, api_key: str | None) -> tuple[str, str | None]:
-    """Return the URL and the key that are given, or those of the environment, or the service of this machine."""
+    """Return the given URL and key, else those of the environment, else the default URL on this machine."""
     url = base_url if base_url is not None else os.environ.get("VIGOR_URL") or DEFAULT_URL
     return url, api_key if api_key is not None else os.environ.get("VIGOR_API_KEY") or None
 

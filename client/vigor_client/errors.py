@@ -3,12 +3,12 @@
     VigorError
     ├── MissingDependencyError            an extra is not installed (also an ImportError)
     ├── NetworkSettingError               a proxy or certificates of the environment cannot be used (also a ValueError)
-    ├── TransportError                    no answer came; carries request_id
+    ├── TransportError                    no answer arrived; carries request_id
     │   ├── UnreachableError              nothing was sent: refused, no such host, connect timeout
-    │   ├── AnswerTimeoutError            sent, but no answer came in time (also a TimeoutError)
+    │   ├── AnswerTimeoutError            sent, but no answer arrived in time (also a TimeoutError)
     │   ├── ConnectionLostError           sent, then the connection broke
-    │   └── MixedUpAnswerError            sent, then the answer to another request came
-    ├── UnexpectedAnswerError             an answer came that is not in the contract
+    │   └── MixedUpAnswerError            sent, then the answer to another request arrived
+    ├── UnexpectedAnswerError             the answer does not follow the contract
     ├── ProblemError                      the service refused; carries status, code, request_id, detail, errors, data
     │   ├── InvalidRequestError           invalid_request
     │   ├── UnauthenticatedError          unauthenticated
@@ -31,13 +31,13 @@
     ├── NotReadyError                     wait_until_ready ran out of time (also a TimeoutError)
     ├── TensorsRefusedError               the tensors do not fit the service's (also a ValueError); carries faults
     ├── UnsupportedAdapterError           the model's adapter cannot be published as the service holds it
-    ├── InvalidDeltaError                 bytes that are no delta of a tensor (also a ValueError)
+    ├── InvalidDeltaError                 bytes that are not a delta of a tensor (also a ValueError)
     ├── PublishError                      the service ended with other weights than were sent
     ├── SharedDirectoryError              an update cannot be written where both ends see it
     ├── BroadcastError                    this side of a broadcast cannot begin or broke off
     ├── InputError                        a line of a JSONL file is not a group
-    ├── CheckpointError                   a directory holds no checkpoint that can be read
-    ├── ModelSourceError                  there is no model, or no dataset, of the name that was given
+    ├── CheckpointError                   a directory does not hold a readable checkpoint
+    ├── ModelSourceError                  no model, or no dataset, has the given name
     └── EmbeddedModelError                the embedded model could not be fetched or converted
 
 A refusal with a code that is not listed is a plain ``ProblemError``. Mistakes in arguments are ``ValueError``.
@@ -57,7 +57,7 @@ class VigorError(Exception):
     """Base of everything this package raises on purpose: ``except VigorError`` catches them all."""
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Worker processes (Ray, torchrun, process pools) hand errors on by pickling them.
+        # Worker processes (Ray, torchrun, process pools) pass errors on by pickling them.
         return _restored, (type(self), self.args, vars(self))
 
 
@@ -68,7 +68,7 @@ def _restored(kind: type[VigorError], args: tuple[object, ...], state: dict[str,
 
 
 class MissingDependencyError(VigorError, ImportError):
-    """A package is needed that an extra brings; says which."""
+    """A package of an optional extra is needed and not installed; names the extra."""
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs {package}: pip install '.[{extra}]' in a checkout of vigor-rl", name=package)
@@ -82,7 +82,7 @@ class NetworkSettingError(VigorError, ValueError):
 
 
 class TransportError(VigorError):
-    """No answer came to a request."""
+    """A request got no answer."""
 
     def __init__(self, message: str, *, request_id: str) -> None:
         super().__init__(message)
@@ -90,11 +90,11 @@ class TransportError(VigorError):
 
 
 class UnreachableError(TransportError):
-    """No connection: the service certainly did not receive the request."""
+    """The connection failed: the service certainly did not receive the request."""
 
 
 class AnswerTimeoutError(TransportError, TimeoutError):
-    """The service kept silent for longer than the timeout."""
+    """The service stayed silent for longer than the timeout."""
 
 
 class ConnectionLostError(TransportError):
@@ -109,7 +109,7 @@ class MixedUpAnswerError(TransportError):
 
 
 class UnexpectedAnswerError(VigorError):
-    """The answer is not one of this API: it comes from another server, a proxy, or another version of the service."""
+    """The answer does not follow this API: it comes from another server, a proxy, or another version of the service."""
 
     def __init__(self, message: str, *, status: int, request_id: str, retry_after_seconds: float = 0.0) -> None:
         super().__init__(message)
@@ -121,7 +121,7 @@ class UnexpectedAnswerError(VigorError):
 class ProblemError(VigorError):
     """The service refused the request and said why (RFC 9457).
 
-    ``data`` holds the members that are particular to the code; ``errors`` every offending place of the request.
+    ``data`` holds the members specific to the code; ``errors`` lists every offending place of the request.
     """
 
     def __init__(self, problem: Problem, *, request_id: str, retry_after_seconds: float = 0.0) -> None:
@@ -164,15 +164,15 @@ class WeightMismatchError(ProblemError):
 
 
 class WeightVersionMismatchError(WeightMismatchError):
-    """Another weight version, also after ``wait_seconds``."""
+    """The service holds another weight version, even after ``wait_seconds``."""
 
 
 class WeightDigestMismatchError(WeightMismatchError):
-    """The right version number, but other weights: two runs share the service, or it was restarted."""
+    """The version number matches but the weights differ: two runs share the service, or it was restarted."""
 
 
 class WeightBaseMismatchError(WeightMismatchError):
-    """The update was made from another version than the service holds."""
+    """The update is based on a version other than the one that the service holds."""
 
 
 class UpdateStateError(ProblemError):
@@ -180,19 +180,19 @@ class UpdateStateError(ProblemError):
 
 
 class EnginesFixedError(ProblemError):
-    """The service computes in its own process, and cannot have another number of engines."""
+    """The service computes in its own process, and its number of engines cannot be changed."""
 
 
 class PayloadTooLargeError(ProblemError):
-    """The request is larger than the service takes."""
+    """The request is larger than the service accepts."""
 
 
 class SequenceTooLongError(ProblemError):
-    """A prompt with its completion is longer than the model or its memory takes; ``data`` and ``errors`` name it."""
+    """A prompt with its completion is too long for the model or for memory; ``data`` and ``errors`` name it."""
 
 
 class QueueFullError(ProblemError):
-    """The service has as much waiting work as it takes."""
+    """The queue of the service is full."""
 
 
 class LoadingError(ProblemError):
@@ -204,7 +204,7 @@ class DrainingError(ProblemError):
 
 
 class WeightsPoisonedError(ProblemError):
-    """A swap failed half-way: nothing is scored until a full update lands."""
+    """A swap of weights failed half-way: nothing is scored until a full update is applied."""
 
 
 class DeadlineExceededError(ProblemError):
@@ -216,7 +216,7 @@ class GroupIncompleteError(ProblemError):
 
 
 class GroupConflictError(ProblemError):
-    """Samples of one group contradict each other: their size, prompt or options differ, or an index came twice."""
+    """Samples of one group contradict each other: their size, prompt or options differ, or an index was sent twice."""
 
 
 PROBLEM_ERRORS: Mapping[str, type[ProblemError]] = {
@@ -244,7 +244,7 @@ PROBLEM_ERRORS: Mapping[str, type[ProblemError]] = {
 
 
 class NotReadyError(VigorError, TimeoutError):
-    """The service did not become ready in time; says what it answered last."""
+    """The service did not become ready in time; gives its last answer."""
 
 
 class TensorsRefusedError(VigorError, ValueError):
@@ -284,11 +284,11 @@ class InputError(VigorError):
 
 
 class CheckpointError(VigorError):
-    """A directory holds no checkpoint that can be read."""
+    """A directory does not hold a readable checkpoint."""
 
 
 class ModelSourceError(VigorError):
-    """There is no model, or no dataset, of the name that was given; says what to give instead."""
+    """No model, or no dataset, has the given name; says what to give instead."""
 
 
 class EmbeddedModelError(VigorError):

@@ -1,4 +1,4 @@
-"""From values to ranks to rewards, in pure Python: usable from any trainer.
+"""Turns values into ranks and ranks into rewards, in pure Python: usable from any trainer.
 
 Knows nothing about where the values come from. Within a group the smallest value is best.
 """
@@ -15,8 +15,8 @@ def ranks(values: Sequence[float | None], *, ties: TieRule = "average") -> list[
     """Rank the values of one group: 1 for the smallest, ``len(values)`` for the largest.
 
     Equals ``scipy.stats.rankdata(values, method=ties)`` on a group without ``None``. A ``None`` (a completion
-    that has no value) ranks behind every number and shares the mean of the last ranks with its like.
-    With ``ties="ordinal"`` equal values rank by index, as the reference implementation's stable double argsort.
+    without a value) ranks behind every number; all of them share the mean of the last ranks.
+    With ``ties="ordinal"`` equal values rank by index, as in the reference implementation's stable double argsort.
     """
     scored = [index for index, value in enumerate(values) if value is not None]
     result = [(len(scored) + 1 + len(values)) / 2] * len(values)

@@ -2,5 +2,5 @@
 
 import os
 
-# Torch reads it when it is imported. Threads that spin while they wait slow the demo down many times on a busy machine.
+# Torch reads this on import. Threads that spin while they wait slow the demo down many times on a busy machine.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

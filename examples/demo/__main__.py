@@ -1,8 +1,8 @@
 """A model learns from its own gradients, on this machine: ``python -m examples.demo [--steps N]``, or `make demo`.
 
-A small model is made that adds with mistakes. Two trainers start from it side by side, each with a service of its own:
-one is rewarded by the gradient norm, one at random. Both are measured on sums that neither trains on. Everything that
-is written lies under demo/.
+It makes a small model that adds with mistakes. Two trainers start from it side by side, each with its own service: one
+is rewarded by the gradient norm, one at random. Both are measured on sums that neither trains on. All files are written
+under demo/.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ TICK_SECONDS = 0.25
 
 
 class DemoError(Exception):
-    """The demo cannot go on; the message says why and where to look."""
+    """The demo cannot continue; the message says why and where to look."""
 
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """A service and the trainer that asks it, and the trainer's directory."""
+    """A service, the trainer that uses it, and the trainer's directory."""
 
     reward: str
     client: VigorClient
@@ -55,7 +55,7 @@ class Lane:
     run: Path
 
     def is_over(self) -> bool:
-        """Say whether training has ended. Raises FailedProcessError where one of the two has failed."""
+        """Return whether training has ended. Raises FailedProcessError if one of the two processes has failed."""
         self.trainer.check(may_end=True)
         if self.trainer.process.poll() is not None:
             return True
@@ -64,10 +64,10 @@ class Lane:
 
 
 def main() -> int:
-    """Run the demo; 0 only if the service and the saved checkpoint hold the same weights."""
+    """Run the demo and return 0 only if the service and the saved checkpoint hold the same weights."""
     arguments = parse_arguments()
-    signal.signal(signal.SIGTERM, _raise_keyboard_interrupt)  # so that what was started is stopped
-    disable_progress_bar()  # of files that are written within a second
+    signal.signal(signal.SIGTERM, _raise_keyboard_interrupt)  # so that the processes started here are stopped
+    disable_progress_bar()  # for files that are written within a second
     console = Console()
     try:
         run(arguments, console)
@@ -128,7 +128,7 @@ def run(arguments: argparse.Namespace, console: Console) -> None:
 
 @contextmanager
 def lane(reward: str, directory: Path, arguments: argparse.Namespace) -> Generator[Lane]:
-    """Start a service and a trainer beside it, which waits for it."""
+    """Start a service, and a trainer that waits for it."""
     url, run_directory = free_url(), directory / reward
     settings = {
         "config": os.path.relpath(TRAINING),  # the report shows the command
@@ -152,7 +152,7 @@ def lane(reward: str, directory: Path, arguments: argparse.Namespace) -> Generat
 
 
 def watch(console: Console, lanes: Sequence[Lane], num_steps: int, *, eval_every: int) -> None:
-    """Show progress, with the time to expect, until both trainers have ended.
+    """Show progress and the estimated time until both trainers have ended.
 
     Raises:
         DemoError: it took too long.
@@ -193,7 +193,7 @@ def wait_until_ready(lane: Lane) -> None:
 
 
 def report(directory: Path, runs: Sequence[Run], weights: Mapping[str, str], minutes: float) -> Path:
-    """Write the page of both runs, with what proves that the service has the saved weights."""
+    """Write the page of both runs, with the digests that prove that the service has the saved weights."""
     path = directory / "report.html"
     command = f"python -m examples.demo {shlex.join(sys.argv[1:])}".strip()
     facts = [("Command", command), ("Time in all", f"{minutes:.1f} min"), *weights.items()]

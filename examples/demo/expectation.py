@@ -1,4 +1,4 @@
-"""How long a run still takes, from the steps and evaluations that it has recorded."""
+"""Estimates the remaining time of a run from the steps and evaluations that it has recorded."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from vigor_trainer.monitoring.step_times import read_steps
 
 
 def training_seconds_left(run: Path, *, num_steps: int, eval_every: int) -> float | None:
-    """Return the seconds of the steps and evaluations that are left; None before the first steps are measured.
+    """Return the seconds of the remaining steps and evaluations; None before the first steps are measured.
 
-    The first step is left out of the mean where there are others, since it also builds what later ones use again.
+    The first step is left out of the mean if there are others, since it also does work that later steps reuse.
     """
     steps, evaluations = read_steps(run), read_evaluations(run)
     if len(steps) < max(2, TRIAL_SHARE * num_steps) or not evaluations:

@@ -1,4 +1,4 @@
-"""What two runs have learnt, as tables for the console: accuracy over steps, and completions before and after."""
+"""The results of two runs, as tables for the console: accuracy over steps, completions before and after training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vigor_trainer.reports.verdict import percent, points
 
 
 def accuracy_table(runs: Sequence[Run]) -> Table:
-    """Return held-out accuracy over steps, a column for each reward, the change, and what was truncated."""
+    """Return a table of held-out accuracy over steps, a column per reward, with the change and the truncated share."""
     table = Table(title="accuracy on held-out sums")
     for name in ("step", *(f"rewarded by {run.name}" for run in runs)):
         table.add_column(name, justify="right")
@@ -31,7 +31,7 @@ def accuracy_table(runs: Sequence[Run]) -> Table:
 
 
 def examples_table(reward: str, held_out: HeldOut) -> Table:
-    """Return the first sample of the first questions, before and after: not chosen by how they look."""
+    """Return the first sample of the first questions, before and after training; the samples are not selected."""
     before, after = held_out.examples[held_out.steps[0]], held_out.examples[held_out.steps[-1]]
     title = f"the first {len(before)} held-out sums, before and after (rewarded by {reward})"
     table = Table(title=title, show_lines=True, min_width=len(title))

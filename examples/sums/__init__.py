@@ -1,1 +1,1 @@
-"""Sums with scratch work, and small models that have learnt them with mistakes: their accuracy is known by design."""
+"""Sums with scratch work, and small models that have learnt them with mistakes, so that their accuracy is known."""

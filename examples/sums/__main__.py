@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--steps", type=positive, default=NUM_STEPS, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--held-out", type=positive, default=NUM_HELD_OUT, help="held-out sums (default: %(default)s)")
     given = parser.parse_args()
-    disable_progress_bar()  # of files that are written within a second
+    disable_progress_bar()  # for files that are written within a second
     make_sums(given.directory, given.mistakes, num_steps=given.steps, num_held_out=given.held_out, console=Console())
 
 

@@ -1,4 +1,4 @@
-"""A small decoder that has learnt sums from work with mistakes: its accuracy is known by design."""
+"""A small decoder that has learnt sums from work with deliberate mistakes, so that its accuracy is known."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from examples.sums.works import CHARACTERS, NUMBERS, Worker, prompt_of
 NUM_STEPS, BATCH_SIZE, LEARNING_RATE = 1000, 128, 2e-3
 WIDTH, NUM_LAYERS = 128, 4
 END, PAD = "<end>", "<pad>"
-_NO_LABEL = -100  # what torch.nn.functional.cross_entropy leaves out
+_NO_LABEL = -100  # torch.nn.functional.cross_entropy ignores this label
 
 
 def make_base_model(
@@ -28,9 +28,9 @@ def make_base_model(
     seed: int = 0,
     on_step: Callable[[int], object] = lambda _: None,
 ) -> None:
-    """Train a model on the works of ``worker``, each of another sum, and save it with its tokenizer.
+    """Train a model on works of ``worker``, each for a random sum, and save it with its tokenizer.
 
-    ``on_step`` is told the number of steps after each of them.
+    ``on_step`` is called after each step with the number of steps so far.
     """
     torch.manual_seed(seed)
     draw, tokenizer = Random(seed), character_tokenizer()
@@ -58,7 +58,7 @@ def character_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast, width: int, num_layers: int) -> LlamaForCausalLM:
-    """Return a decoder with random weights: of a million parameters with a width of 128 and four layers."""
+    """Return a decoder with random weights; with width 128 and four layers it has a million parameters."""
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -74,7 +74,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, width: int, num_layers: int) -
 
 
 def _batch(tokenizer: PreTrainedTokenizerFast, worker: Worker, draw: Random) -> dict[str, torch.Tensor]:
-    """Return works of random sums, padded on the right; prompts, which are all as long, and padding have no label."""
+    """Return works of random sums, padded on the right. Prompts, all of the same length, and padding have no label."""
     sums = [(draw.choice(NUMBERS), draw.choice(NUMBERS)) for _ in range(BATCH_SIZE)]
     texts = [prompt_of(left, right) + worker(left, right, draw) + END for left, right in sums]
     batch = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False)

@@ -1,4 +1,4 @@
-"""Makes a directory with a small model that adds with mistakes, its questions, and those that are held out."""
+"""Makes a directory with a small model that adds with mistakes, its training questions, and held-out questions."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from examples.sums.works import Worker, split_sums, with_dropped_carries, with_r
 
 MISTAKES: Mapping[str, Worker] = {"random-slips": with_random_slips, "dropped-carries": with_dropped_carries}
 WIDTH, NUM_LAYERS, NUM_STEPS, NUM_HELD_OUT = 64, 3, 800, 200
-"""A model of 200,000 parameters."""
+"""Settings of a model with 200,000 parameters."""
 TRAINING = Path(__file__).parent / "training.yaml"
-"""Settings with which it is trained further; for `vigor-trainer --config`."""
+"""The file of settings for training the model further with `vigor-trainer --config`."""
 
 
 def make_sums(directory: Path, mistakes: str, *, num_steps: int, num_held_out: int, console: Console) -> None:
-    """Write `model`, `questions.jsonl` and `held-out.jsonl`, and show progress with the time to expect."""
+    """Write `model`, `questions.jsonl` and `held-out.jsonl`; show progress with the remaining time."""
     directory.mkdir(parents=True, exist_ok=True)
     for name, sums in zip(("questions", "held-out"), split_sums(num_held_out), strict=True):
         write_questions(directory / f"{name}.jsonl", sums)
@@ -33,7 +33,7 @@ def make_sums(directory: Path, mistakes: str, *, num_steps: int, num_held_out: i
             nonlocal started
             shown.update(task, completed=step)
             if step == 1:
-                started = perf_counter()  # the first step also prepares what later ones use
+                started = perf_counter()  # the first step is slower, as it also does work that later ones reuse
             elif step == num_trial_steps:
                 seconds = (perf_counter() - started) / (step - 1) * num_steps
                 shown.console.print(f"making the model: {about(seconds)}, measured on its first {step} steps")

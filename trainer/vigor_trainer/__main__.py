@@ -1,7 +1,7 @@
 """`vigor-trainer`: parse, train, and turn every known failure into one message and an exit code.
 
-0: trained and saved. 1: the run stopped, nothing was trained on a guess. 2: the command line cannot be run.
-130: interrupted. Any other error after the first step has begun is a fault of this program or of TRL, and shows its
+Exit codes: 0 trained and saved; 1 the run stopped, and no step used guessed rewards; 2 the command line cannot be run;
+130 interrupted. Any other error after the first step has begun is a fault of this program or of TRL, and shows its
 traceback.
 """
 
@@ -28,17 +28,17 @@ COMMANDS: dict[str, str] = {
     "audit": "vigor_trainer.audit.command",
     "report": "vigor_trainer.reports.command",
 }
-"""The commands beside training, each with the module whose ``main`` takes the flags that follow its name."""
+"""The commands other than training, each with the module whose ``main`` takes the flags after its name."""
 SAMPLING = (TRAIN, COMMANDS["eval"], COMMANDS["audit"])
-"""Those that name a model and a dataset."""
+"""The commands that take a model and a dataset."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code."""
+    """Run the command line and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # the run goes on where the terminal cannot show a name
-    # TRL 1.16 uses the names that transformers 5.23 deprecates, in every run and whatever the user does.
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is not an error
+    # TRL 1.16 uses names that transformers 5.23 deprecates, in every run, and the user cannot avoid it.
     warnings.filterwarnings("ignore", ".*gradient_checkpointing.* is deprecated", FutureWarning)
     given = list(sys.argv[1:] if argv is None else argv)
     if not given:
@@ -65,7 +65,7 @@ def _unknown_command(name: str) -> str:
 
 
 def _answered_at_once(given: Sequence[str]) -> str | None:
-    """Return what `--help` and `--version` print, which needs none of the libraries that training needs."""
+    """Return the output of `--help` and `--version`, which needs none of the libraries that training needs."""
     if "--version" in given:
         return f"vigor-trainer {version('vigor-rl')}\n"
     return own_help() if any(flag in given for flag in HELP_FLAGS) else None

@@ -1,4 +1,4 @@
-"""What TRL's training loop has to do with the collapse watch: checkpoints are kept for it, and it may stop the run."""
+"""Connects TRL's training loop with the collapse watch: keeps checkpoints, and stops the run if asked."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class CollapseCallback(TrainerCallback):
     """Keeps the last checkpoint before the first warning and, if it ``stops``, ends training in all processes.
 
-    The watch is told of rounds in the main process alone.
+    Only the watch of the main process receives rounds.
     """
 
     def __init__(self, watch: CollapseWatch, *, stops: bool) -> None:
@@ -30,8 +30,8 @@ class CollapseCallback(TrainerCallback):
         self._watch.saved(str(Path(str(args.output_dir)) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:  # noqa: ANN401
-        """Protect the last good checkpoint before the next one is saved; stop if there was a warning."""
+        """Protect the last good checkpoint before the next one is saved; stop if the watch has warned."""
         if self._watch.has_warned and args.metric_for_best_model is None:
-            state.best_model_checkpoint = self._watch.last_good_checkpoint  # which --save_total_limit spares
+            state.best_model_checkpoint = self._watch.last_good_checkpoint  # --save_total_limit keeps this checkpoint
         if self._stops and on_main_process(lambda: self._watch.has_warned):
             control.should_training_stop = True

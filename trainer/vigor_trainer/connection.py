@@ -61,7 +61,7 @@ def open_client(reward_url: str, *, api_key_file: str | None, timeout_seconds: f
     Raises:
         UnsupportedSettingError: a flag, or the environment's network settings, cannot be used.
     """
-    key = None if api_key_file is None else _key_of(api_key_file)  # the client takes that of the environment
+    key = None if api_key_file is None else _key_of(api_key_file)  # the client takes the environment's key
     try:
         return VigorClient(reward_url, api_key=key, timeout_seconds=timeout_seconds)
     except NetworkSettingError as error:

@@ -1,4 +1,4 @@
-"""Says what a run is, from its settings and what its service says about itself."""
+"""Describes a run, from its settings and from what its service reports about itself."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def describe_run(
 ) -> RunInfo:
     """Return the description of a run that trains ``model_name`` on ``datasets``, for `run.json`."""
     vigor, grpo, _ = arguments
-    settings = vars(grpo)  # TRL declares some of these wider than they are
+    settings = vars(grpo)  # TRL declares wider types than some of these have
     datasets = datasets or {}
     num_processes = cast("int", grpo.world_size)  # pyright: ignore[reportUnknownMemberType] - partly untyped
     batch_size = grpo.per_device_train_batch_size * grpo.gradient_accumulation_steps
@@ -78,13 +78,13 @@ def describe_run(
 
 
 def shown_command(program: str, argv: Sequence[str]) -> str:
-    """Return a command line as a shell takes it, with placeholders for the service's URL, key files and secrets.
+    """Return a command line in shell syntax, with placeholders for the service's URL, key files and secrets.
 
-    A flag is secret by its name: one that ends in key, token, secret or password. User names and passwords in URLs are
-    left out. Everything else is as it was given, so that no path is longer than the user wrote it.
+    A flag is secret if its name ends in key, token, secret or password. User names and passwords in URLs are
+    left out. Everything else is unchanged, so that no path is longer than the user wrote it.
     """
     shown: list[str] = []
-    placeholder: str | None = None  # for the value of the flag before it
+    placeholder: str | None = None  # for the value of the preceding flag
     for part in argv:
         flag, equals, value = part.partition("=")
         if not part.startswith("--"):
@@ -108,7 +108,7 @@ def _machine_info(*, uses_accelerator: bool) -> MachineInfo:
 
 
 def _processor() -> str:
-    """Return the name of the processor as Linux has it, or its architecture."""
+    """Return the name of the processor as Linux gives it, else its architecture."""
     told = _CPU_FILE.read_text(encoding="utf-8") if _CPU_FILE.exists() else ""
     found = re.search(r"^model name\s*: (.+)$", told, re.MULTILINE)
     return found[1] if found else platform.machine()

@@ -3,19 +3,19 @@
     TrainerError
     ├── InvalidTaskError           the dataset cannot be read as prompts; names the place
     ├── InvalidModelError          the model's tokenizer cannot be loaded
-    ├── InvalidRunError            a directory that is not a run, or not a complete one
+    ├── InvalidRunError            a directory is not a run, or not a complete one
     ├── InterruptedRunError        Ctrl-C during the steps; says what is saved
-    └── UnsupportedSettingError    a setting under which the reward would not be exact
+    └── UnsupportedSettingError    a setting cannot be used, or the reward would not be exact with it
 
-Each stops the run with its message; nothing is trained on a guess. What fails in a round is an error of the client
-(`vigor_client.errors`) or of the TRL layer (`vigor_client.integrations.trl.errors`).
+Each stops the run with its message; no step is trained with guessed rewards. A failure in a round is an error of the
+client (`vigor_client.errors`) or of the TRL layer (`vigor_client.integrations.trl.errors`).
 """
 
 from __future__ import annotations
 
 
 class TrainerError(Exception):
-    """Base of everything the trainer raises itself; the client's errors have their own tree."""
+    """Base of all errors that the trainer raises itself; the client's errors have their own tree."""
 
 
 class InvalidTaskError(TrainerError):
@@ -27,7 +27,7 @@ class InvalidModelError(TrainerError):
 
 
 class InvalidRunError(TrainerError):
-    """A directory holds no run of this version, or not all of it."""
+    """A directory does not hold a complete run of this version."""
 
 
 class InterruptedRunError(TrainerError):
@@ -35,4 +35,4 @@ class InterruptedRunError(TrainerError):
 
 
 class UnsupportedSettingError(TrainerError):
-    """A setting under which service and trainer would not hold the same weights."""
+    """A setting cannot be used, or service and trainer would not hold the same weights with it."""

@@ -1,4 +1,4 @@
-"""What every command does with its flags: an error has one line, and a number out of its range is refused by name."""
+"""Flag handling of all commands: an error has one line, and a number out of range is refused with the flag's name."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from vigor_client.schemas.nearest_name import did_you_mean
 
 
 class OneLineParser(ArgumentParser):
-    """Reports an error in one line: the usage text of TRL has hundreds."""
+    """A parser that reports an error in one line, since the usage text of TRL has hundreds of lines."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {' '.join(message.split())} (see {self.prog} --help)\n")
 
 
 def unknown_options(unknown: Sequence[str], parser: ArgumentParser) -> str:
-    """Return one line that names what the parser does not know, and the option that is spelled most like the first."""
+    """Return one line that names the unknown options, and the known option that is spelled most like the first."""
     first = unknown[0].partition("=")[0]
-    known = [option for action in parser._actions for option in action.option_strings]  # pyright: ignore[reportPrivateUsage] - argparse has no other way
+    known = [option for action in parser._actions for option in action.option_strings]  # pyright: ignore[reportPrivateUsage] - argparse has no public way
     return f"unknown option {' '.join(unknown)}{did_you_mean(first, known)}"
 
 
 def positive(text: str) -> int:
-    """Return a whole number above 0; argparse shows why another is refused."""
+    """Return a whole number above 0; otherwise raise an error that argparse shows."""
     number = int(text)
     if number < 1:
         raise ArgumentTypeError("give 1 or more")
@@ -32,7 +32,7 @@ def positive(text: str) -> int:
 
 
 def refuse_less(arguments: object, least: float, *names: str) -> None:
-    """Raise a ValueError that names the first flag whose number is smaller; None is no number, and passes."""
+    """Raise a ValueError that names the first flag whose number is less than ``least``; None passes."""
     for name in names:
         number = getattr(arguments, name)
         if number is not None and not number >= least:

@@ -1,4 +1,4 @@
-"""Finds the checkpoint that a run goes on from, before anything is loaded."""
+"""Finds the checkpoint from which a run resumes, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from vigor_trainer.errors import UnsupportedSettingError
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A whole checkpoint: where it is, and how many optimizer steps had been taken."""
+    """A complete checkpoint: its directory, and the number of optimizer steps taken."""
 
     directory: Path
     step: int
 
 
 def find_checkpoint(setting: str | bool | None, output_dir: Path) -> Checkpoint | None:
-    """Return what ``--resume_from_checkpoint`` asks for; None: a new run.
+    """Return the checkpoint that ``--resume_from_checkpoint`` asks for; None for a new run.
 
-    ``true`` is the last whole checkpoint in ``output_dir``: one that was being saved when a run was killed has no
-    state of the trainer, which is written last. ``false`` is none, anything else a directory.
+    ``true`` means the last complete checkpoint in ``output_dir``: one that was being saved when a run was killed lacks
+    the trainer's state, which is written last. ``false`` means a new run, anything else is a directory.
 
     Raises:
-        UnsupportedSettingError: there is no such checkpoint, or it is not whole.
+        UnsupportedSettingError: the checkpoint does not exist, or is not complete.
     """
     match setting.lower() if isinstance(setting, str) else setting:
         case None | False | "false":
@@ -40,7 +40,7 @@ def find_checkpoint(setting: str | bool | None, output_dir: Path) -> Checkpoint 
 
 
 def last_checkpoint(output_dir: Path) -> Checkpoint | None:
-    """Return the last whole checkpoint in a directory; None if there is none."""
+    """Return the last complete checkpoint in a directory; None if it has no such checkpoint."""
     directories = output_dir.glob(f"{PREFIX_CHECKPOINT_DIR}-*")
     whole = [Checkpoint(directory, step) for directory in directories if (step := _step_of(directory)) is not None]
     return max(whole, key=lambda checkpoint: checkpoint.step, default=None)
@@ -65,7 +65,7 @@ def _checkpoint(directory: Path) -> Checkpoint:
 
 
 def _step_of(directory: Path) -> int | None:
-    """Return how many steps the trainer had taken; None where its state is missing or cannot be read."""
+    """Return the number of steps the trainer had taken; None if its state is missing or cannot be read."""
     try:
         state = json.loads((directory / TRAINER_STATE_NAME).read_bytes())
     except (OSError, ValueError):

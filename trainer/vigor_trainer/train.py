@@ -1,4 +1,4 @@
-"""Assemble a run and run it: service, tokenizer, tasks, trainer, final weights, checkpoint."""
+"""Assembles and executes a run: service, tokenizer, tasks, trainer, final weights, checkpoint."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str]) -> None:
 
 
 def run(arguments: Arguments, *, command: str | None = None) -> None:
-    """Train, publish the weights that training ended with, and save them with the tokenizer to `output_dir`.
+    """Train, publish the final weights, and save them with the tokenizer to `output_dir`.
 
     Raises:
         TrainerError: see its tree.
@@ -126,14 +126,14 @@ def _add_evaluations(
         questions_of(prompts, tokenizer, _template_kwargs(grpo)), vigor.eval_num_samples, grpo.temperature
     )
     directory = Path(cast("str", grpo.output_dir))
-    earlier = Resumption(resumption.step) if resumption else None  # the checkpoint's step has been evaluated
+    earlier = Resumption(resumption.step) if resumption else None  # the checkpoint's step was already evaluated
     evaluations = Evaluations(trainer, held_out, sampler, tokenizer, directory, earlier)
     evaluate = trainer.step_timer.measure("evaluate")(evaluations.evaluate)
     trainer.add_callback(EvaluationCallback(evaluate, every=vigor.eval_every))
 
 
 def _step_timer(files: RunFiles) -> StepTimer:
-    """Return a timer of steps, which the main process records."""
+    """Return a timer of steps, whose times the main process records."""
     return StepTimer(lambda step: files.append_step(step) if process_rank() == 0 else None)
 
 
@@ -163,13 +163,13 @@ def _what_is_saved(output_dir: Path, step: int) -> str:
 
 
 def _resumption(grpo: GRPOConfig, output_dir: Path, checkpoint: Checkpoint | None) -> Resumption | None:
-    """Return where a run goes on in its own directory; None for a new one."""
+    """Return the point at which a run resumes in its own directory; None for a new run."""
     goes_on = checkpoint is not None and checkpoint.directory.resolve().parent == output_dir.resolve()
     return Resumption(checkpoint.step, grpo.eval_on_start) if checkpoint is not None and goes_on else None
 
 
 def _run_files(output_dir: Path, resumption: Resumption | None) -> RunFiles:
-    """The files of a run that goes on where it was, or those of a new one."""
+    """Return the files of a resumed run or of a new one."""
     try:
         return RunFiles(output_dir, resumption)
     except ValueError as error:
@@ -215,7 +215,7 @@ def _rewards(
 def _collapse_watch(
     vigor: VigorArguments, grpo: GRPOConfig, names: Sequence[BuiltinName | CustomReward], files: RunFiles
 ) -> CollapseWatch:
-    """Return the watch, whose warnings are printed, recorded, and sent to the trackers in use."""
+    """Return the collapse watch, whose warnings are printed, recorded, and sent to the trackers in use."""
     with building("--report_to"):
         alerts = tracker_alerts(cast("list[str]", grpo.report_to))
 
@@ -226,7 +226,7 @@ def _collapse_watch(
             alert(f"vigor: {warning.cause}", str(warning))
 
     first = next((name for name in names if not isinstance(name, CustomReward)), None)
-    ranks = first in RANKED and vigor.min_spread == 0  # a group below the minimum spread ties by intention
+    ranks = first in RANKED and vigor.min_spread == 0  # groups below the minimum spread tie on purpose
     return CollapseWatch(ranks=ranks, on_warning=warn)
 
 
@@ -234,7 +234,7 @@ def _named_rewards(vigor: VigorArguments, tasks: dict[str, list[Example]]) -> li
     """Return the rewards of the run.
 
     Raises:
-        UnsupportedSettingError: one is unknown, or needs answers that prompts lack.
+        UnsupportedSettingError: a reward is unknown, or needs answers that prompts lack.
     """
     examples = [example for part in tasks.values() for example in part]
     for name in NEED_ANSWERS:
@@ -250,7 +250,7 @@ def _named_rewards(vigor: VigorArguments, tasks: dict[str, list[Example]]) -> li
 
 
 def _model_init_kwargs(grpo: GRPOConfig, model: ModelConfig) -> dict[str, Any]:
-    """As TRL's own GRPO script passes them on."""
+    """Return the model's keyword arguments as TRL's own GRPO script passes them."""
     given = {"revision": model.model_revision, "attn_implementation": model.attn_implementation, "dtype": model.dtype}
     return given | cast("dict[str, Any]", grpo.model_init_kwargs or {})
 
@@ -278,7 +278,7 @@ def _datasets(
     client: VigorClient,
     tasks: dict[str, list[Example]],
 ) -> dict[str, Dataset]:
-    """Return the prompts that fit, with a whole completion, into what the service takes."""
+    """Return the datasets, with only prompts that fit into the service's context together with a full completion."""
     num_tokens = prompt_counter(tokenizer, _template_kwargs(grpo))
     room = client.model().max_sequence_tokens - (grpo.max_completion_length or 1)
     max_prompt_tokens = min(room, vigor.max_prompt_length or room)

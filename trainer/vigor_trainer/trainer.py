@@ -1,14 +1,14 @@
-"""TRL's GRPOTrainer, with the two things that stock TRL cannot do for its reward functions.
+"""TRL's GRPOTrainer, with two additions that stock TRL does not offer to its reward functions.
 
-- Around generation: the weights that are about to generate are published beside it, sharded ones and adapters too. A
-  callback sees optimizer steps; generation also happens in the middle of an accumulation, in evaluation, and at the
-  start of a resumed run.
-- After generation: the prompt's token ids as they were generated from, and the mask of tokens that tools wrote, are
-  handed to the reward function through the channel that TRL has for extra fields of a rollout. Tokenizing the prompt a
-  second time could differ (a template with a date, truncation, tools), and then another gradient would be measured.
+- During generation, the weights that generate are published, sharded ones and adapters too. A callback would see only
+  optimizer steps, but generation also happens in the middle of an accumulation, in evaluation, and at the start of a
+  resumed run.
+- After generation, the prompt's token ids that generation used, and the mask of tokens that tools wrote, are passed to
+  the reward function through TRL's channel for extra fields of a rollout. Tokenizing the prompt a second time could
+  give other ids (a template with a date, truncation, tools), and then another gradient would be measured.
 
-What both have in common (how a completion ended, when weights are due, one call for all processes) is in
-`vigor_client.integrations.trl`, which TRL's own trainers use too.
+The rules shared with TRL's own trainers (how a completion ended, when weights are due, one call for all processes) are
+in `vigor_client.integrations.trl`.
 """
 
 from __future__ import annotations
@@ -53,29 +53,29 @@ class VigorTrainer(GRPOTrainer):
 
     @property
     def has_begun(self) -> bool:
-        """Whether anything was generated: until then the run is still being built."""
+        """Whether anything was generated yet; until then the run is still being built."""
         return self._publisher.step is not None
 
     def publish_final_weights(self) -> PublishResult:
-        """Publish the weights that training ended with, so that the service has those of the checkpoint saved next."""
+        """Publish the final weights, so that the service has those of the checkpoint that is saved next."""
         self._publisher.forget()
         self._publisher.begin(self._weights, self.state.global_step)
         return self._publisher.finish()
 
     def log_evaluation(self, metrics: dict[str, float]) -> None:
-        """Log the numbers of an evaluation under the current step, apart from what TRL gathers for its next line."""
+        """Log the metrics of an evaluation under the current step, separately from TRL's next log line."""
         control = cast("TrainerControl", self.control)  # pyright: ignore[reportUnknownMemberType] - partly untyped in TRL
-        is_line_due = control.should_log  # of TRL's own metrics, which logging anything else cancels
+        is_line_due = control.should_log  # whether TRL's own log line is due, which any other logging would cancel
         Trainer.log(self, metrics)
         control.should_log = is_line_due
 
     def training_step(self, *batch: Any, **more: Any) -> torch.Tensor:  # noqa: ANN401 - transformers' own arguments
-        """Return the loss; the time without that of `_prepare_inputs` counts as optimization."""
+        """Return the loss; its time, except that of `_prepare_inputs`, counts as optimization."""
         with self.step_timer.measure("optimize"):
             return super().training_step(*batch, **more)  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
 
     def evaluate(self, *given: Any, **more: Any) -> dict[str, float]:  # noqa: ANN401 - transformers' own arguments
-        """Return TRL's metrics of its evaluation, which has a part of a step's time of its own."""
+        """Return the metrics of TRL's evaluation, which is timed as a separate part of a step."""
         with self.step_timer.measure("evaluate"):
             return super().evaluate(*given, **more)  # pyright: ignore[reportUnknownMemberType]
 
@@ -86,7 +86,7 @@ class VigorTrainer(GRPOTrainer):
 
     def _generate(self, prompts: list[Any]) -> tuple[Any, ...]:
         self._publisher.begin(self._weights, self.state.global_step)
-        # TRL merges the adapter in place while it hands the weights to vLLM: they must have been read by then.
+        # TRL merges the adapter in place while it passes the weights to vLLM, so they must have been read before.
         if self._adapted and cast("GRPOConfig", self.args).use_vllm:
             self._publisher.finish()
         started = perf_counter()
@@ -105,7 +105,7 @@ class VigorTrainer(GRPOTrainer):
         return rollout
 
     def _weights(self) -> PublishedWeights:
-        """Return the weights to publish. Sharded weights are gathered from all processes, so all of them come here."""
+        """Return the weights to publish. All processes must call it, since sharded weights are gathered from all."""
         wrapped = cast("torch.nn.Module", self.model_wrapped)  # pyright: ignore[reportUnknownMemberType]
         return self._adapted or gathered_weights(self.accelerator, wrapped)
 
@@ -130,7 +130,7 @@ class _StepBoundaries(TrainerCallback):
         self._timer.begin(state.global_step)
 
     def on_optimizer_step(self, *_: object, **__: object) -> None:
-        if torch.accelerator.is_available():  # which may still compute the gradient
+        if torch.accelerator.is_available():  # the device may still be computing the gradient
             torch.accelerator.synchronize()
         self._timer.extend("optimize")
 

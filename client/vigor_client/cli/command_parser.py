@@ -1,4 +1,4 @@
-"""How the command line reports an error in its arguments: in one line, with the nearest name that exists."""
+"""An argument parser that reports an error in one line, with the known name that is spelled most like a wrong one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NUMBER = re.compile(r"-\.?\d")
 class CommandParser(ArgumentParser):
     """An ArgumentParser that ends with one line and exit code 2 where the arguments are wrong.
 
-    Set ``commands`` to the names of the commands where it parses which command to run.
+    Set ``commands`` to the names of the commands on the parser that reads which command to run.
     """
 
     commands: Sequence[str] = ()
@@ -29,7 +29,7 @@ class CommandParser(ArgumentParser):
         args: Sequence[str] | None = None,
         namespace: Any = None,  # noqa: ANN401 - as argparse has it
     ) -> tuple[Any, list[str]]:
-        """Parse as argparse does, which would report missing arguments before it reports unknown ones."""
+        """Parse as argparse does, but report unknown arguments before missing ones."""
         given = list(sys.argv[1:] if args is None else args)
         self._refuse_unknown(takewhile(lambda argument: argument != "--", given))
         return super().parse_known_args(given, namespace)

@@ -1,7 +1,8 @@
-"""The input of ``vigor score``, which is read more than once: a file, or a stream that can be read only once.
+"""The input of ``vigor score``: a file or a stream, which the command reads more than once.
 
-Standard input, a named pipe or a process substitution is copied to a temporary file first, so that it takes disk and
-not memory. Input compressed by gzip is decompressed, with any file name. UTF-16 and UTF-32 become UTF-8.
+Standard input, a named pipe or a process substitution can be read only once, so it is copied to a temporary file first:
+this takes disk space instead of memory. Gzip input is decompressed, whatever its file name. UTF-16 and UTF-32 become
+UTF-8.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _LONGEST_BOM_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class JsonlInput:
-    """Lines that can be read again: ``name`` is what the user calls them, ``path`` where they are."""
+    """Input that can be read again: ``name`` is what the user calls the input, ``path`` the file that holds it."""
 
     name: str
     path: Path
@@ -39,13 +40,13 @@ class JsonlInput:
         """Yield the lines that are not blank, as UTF-8 without a byte order mark, and their numbers, counted from 1.
 
         Raises:
-            InputError: what is compressed is damaged, or what begins like UTF-16 or UTF-32 does not go on like it.
+            InputError: the compressed data are damaged, or text that begins as UTF-16 or UTF-32 is not valid as such.
             OSError: the file cannot be read.
         """
         try:
             with self._open() as file:
                 for number, line in enumerate(_in_utf8(file), start=1):
-                    text = line.removeprefix(BOM_UTF8)  # on any line: files are put together from several
+                    text = line.removeprefix(BOM_UTF8)  # on any line: the input may be several files joined together
                     if text.strip():
                         yield number, text
         except (gzip.BadGzipFile, zlib.error, EOFError) as error:
@@ -63,11 +64,11 @@ class JsonlInput:
 
 @contextmanager
 def open_input(path: Path) -> Generator[JsonlInput]:
-    """Yield what ``path`` names: a file, a pipe, or ``-`` for standard input.
+    """Yield the input that ``path`` names: a file, a pipe, or ``-`` for standard input.
 
     Raises:
         InputError: standard input is closed.
-        OSError: there is nothing that can be read.
+        OSError: the path cannot be read.
     """
     if path != STANDARD_INPUT and stat.S_ISREG(path.stat().st_mode):
         yield JsonlInput(str(path), path)
@@ -87,12 +88,12 @@ def _standard_input() -> BinaryIO:
 
 
 def _in_utf8(file: gzip.GzipFile | BinaryIO) -> Iterator[bytes]:
-    """Yield the lines of JSON text in any of Unicode's encodings, told by a byte order mark or the first characters."""
+    """Yield the lines of JSON text; a byte order mark or the first characters tell which Unicode encoding it has."""
     encoding = json.detect_encoding(file.read(_LONGEST_BOM_BYTES))
     file.seek(0)
     if encoding.startswith("utf-8"):
         yield from file
         return
-    # Halves of surrogate pairs pass: they are named where the line is parsed.
+    # Unpaired surrogates are let through: the parser of the line reports their place.
     with io.TextIOWrapper(file, encoding, errors="surrogatepass", newline="\n") as text:
         yield from (line.encode(errors="surrogatepass") for line in text)

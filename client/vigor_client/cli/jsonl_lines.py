@@ -1,4 +1,4 @@
-"""What stands on the lines: a group on each line of the input, its scores or why it has none on each of the output.
+"""The lines of input and output: each input line holds a group, each output line its scores or why it was not scored.
 
 Knows nothing about requests or the command line.
 """
@@ -23,7 +23,7 @@ _MAX_LISTED_LINES = 10
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A group, the line it stands on, counted from 1, and the bytes of that line."""
+    """A group, the number of its line, counted from 1, and the bytes of that line."""
 
     number: int
     group: Group
@@ -54,10 +54,10 @@ class RefusedGroup(WireModel):
 
 
 def check_lines(source: JsonlInput) -> int:
-    """Read the whole input once, before anything is scored, and return how many groups it has: at least one.
+    """Read the whole input once, before anything is scored, and return its number of groups, at least 1.
 
     Raises:
-        InputError: it is empty, or some lines are not groups; the first of them are named.
+        InputError: the input is empty, or some lines are not groups; the first of these are named.
     """
     faults: list[str] = []
     num_groups = 0
@@ -93,7 +93,7 @@ def _parse(source: JsonlInput, number: int, text: bytes) -> Line:
 
 
 def _fault_of(text: bytes) -> str | None:
-    """What is wrong with the characters, which the parser would call invalid JSON."""
+    """Return what is wrong with the characters, which the parser would only call invalid JSON; None if nothing is."""
     if found := half_character_in_json(text):
         place, said = found
         return fault_sentence(place, said)

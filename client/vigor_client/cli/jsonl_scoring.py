@@ -1,7 +1,8 @@
-"""Score the groups of JSON lines: requests of a bounded size, and results in the order of the lines.
+"""Scores the groups of JSON lines: sends requests of a bounded size, and returns results in the order of the lines.
 
-What the service finds too large is sent in halves. A group that it refuses gets its error in place of its scores, and
-the others are scored. Only one request's groups are in memory at a time. Knows nothing about the command line.
+A request that is too large for the service is sent in halves. A group that the service refuses gets its error in place
+of its scores, and the others are scored. Only one request's groups are in memory at a time. Knows nothing about the
+command line.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ Score = Callable[[list[Group], OnGroup], ScoreResponse]
 _ABOUT_GROUPS = frozenset(
     {"invalid_request", "sequence_too_long", "payload_too_large", "deadline_exceeded", "internal"}
 )
-"""Codes that a smaller request, or one without some group, may not get. All others end the run."""
+"""Codes that a smaller request, or one without certain groups, may avoid. All others end the run."""
 
 
 def score_groups(
@@ -38,11 +39,11 @@ def score_groups(
 ) -> Iterator[tuple[Line, Result]]:
     """Yield each line with its result, from the group after the first ``num_finished`` on.
 
-    ``score`` sends one request. ``on_group`` is called once for each group, as soon as its result is there.
+    ``score`` sends one request. ``on_group`` is called once for each group, as soon as its result arrives.
 
     Raises:
-        InputError: a line is not a group, or there are not the ``num_groups`` of the check.
-        VigorError: of ``score``, where it is not about single groups.
+        InputError: a line is not a group, or the number of groups is not the ``num_groups`` that was counted before.
+        VigorError: raised by ``score``, unless it is about single groups.
     """
     requests = _Requests(score, on_group, max_groups=groups_per_request)
     lines, num_read = islice(read_groups(source), num_finished, None), num_finished
@@ -54,7 +55,7 @@ def score_groups(
 
 
 class _Requests:
-    """Asks for scores, and learns how many bytes a request may have."""
+    """Requests scores, and learns from refusals how many bytes a request may have."""
 
     def __init__(self, score: Score, on_group: Callable[[], object], *, max_groups: int) -> None:
         self._score = score
@@ -63,7 +64,7 @@ class _Requests:
         self._max_bytes = MAX_REQUEST_BYTES
 
     def cut(self, lines: Iterator[Line]) -> Iterator[list[Line]]:
-        """Yield the lines in requests; a line of more than the bytes of a request goes alone."""
+        """Yield the lines in batches, one per request; a line above the limit of a request is a batch of its own."""
         batch: list[Line] = []
         for line in lines:
             if batch and (len(batch) == self._max_groups or _num_bytes(batch) + line.num_bytes > self._max_bytes):
@@ -74,7 +75,7 @@ class _Requests:
             yield batch
 
     def results(self, batch: list[Line]) -> list[Result]:
-        """Return the results of a batch, in its order, from as many requests as that takes."""
+        """Return the results of a batch, in its order, sending as many requests as needed."""
         results: dict[int, Result] = {}
         told: set[int] = set()
         pending = [batch]
@@ -100,7 +101,7 @@ class _Requests:
     def _smaller(
         self, lines: list[Line], refused: dict[int, RefusedGroup], error: ProblemError | UnexpectedAnswerError
     ) -> list[list[Line]]:
-        """Return what to ask for instead: the lines that were not refused, or halves where none was named."""
+        """Return the batches to send next: the lines not refused, or two halves if the error names no group."""
         if rest := [line for line in lines if line.number not in refused]:
             if refused:
                 return [rest]
@@ -111,17 +112,17 @@ class _Requests:
         return []
 
     def _notify(self, told: set[int], *numbers: int) -> None:
-        """A group counts once, also where an answer broke off and its groups are asked for again."""
+        """Report each group once, even if an answer was interrupted and its groups are requested again."""
         for number in set(numbers) - told:
             self._on_group()
             told.add(number)
 
 
 def _refused(lines: Sequence[Line], error: ProblemError | UnexpectedAnswerError) -> dict[int, RefusedGroup]:
-    """Return the groups that an error is about, by the numbers of their lines; none: it does not say which.
+    """Return the groups that an error is about, by line number; empty if it does not say which.
 
     Raises:
-        ProblemError, UnexpectedAnswerError: ``error`` itself, where it is about more than groups.
+        ProblemError, UnexpectedAnswerError: ``error`` itself, if it is not only about groups.
     """
     if isinstance(error, UnexpectedAnswerError):
         if not is_too_large(error):
@@ -143,10 +144,10 @@ def _refused(lines: Sequence[Line], error: ProblemError | UnexpectedAnswerError)
 
 
 def _places_by_group(lines: Sequence[Line], error: ProblemError) -> dict[int, list[FieldError]]:
-    """Return what an error says of each group, places within the group.
+    """Return the faults that an error names, by the group's index in the request, with places relative to the group.
 
     Raises:
-        ProblemError: ``error`` itself, where a place is not within a group.
+        ProblemError: ``error`` itself, if a place is not within a group.
     """
     places: dict[int, list[FieldError]] = {}
     for fault in error.errors:

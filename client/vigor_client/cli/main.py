@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show ends nothing
+            stream.reconfigure(errors="backslashreplace")  # a name that the terminal cannot show is not an error
     arguments = build_parser(_COMMANDS).parse_args(argv)
     try:
         code = arguments.run(arguments)
@@ -70,13 +70,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _flush_output() -> None:
-    """Write what is left now, while an error can still be reported."""
+    """Flush standard output now, while an error can still be reported."""
     if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison] - None where a process has none
         sys.stdout.flush()
 
 
 def _drop_output() -> None:
-    """Keep the flush at exit quiet if standard output is closed."""
+    """Redirect standard output to the null device if it is closed, so that Python's flush at exit reports no error."""
     try:
         _flush_output()
     except OSError:
@@ -243,7 +243,7 @@ def _push_progress(arguments: argparse.Namespace) -> PushProgress:
 
 
 def _terminal(arguments: argparse.Namespace) -> TextIO | None:
-    """Return the terminal for progress; None without one, or if it shows the results themselves."""
+    """Return the terminal for progress; None if there is none, or if it shows the results themselves."""
     shows_results = arguments.out is None and _is_terminal(sys.stdout)
     return sys.stderr if _is_terminal(sys.stderr) and not shows_results and not arguments.quiet else None
 

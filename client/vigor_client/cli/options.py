@@ -30,7 +30,7 @@ DEFAULT_READY_TIMEOUT_SECONDS = 600.0
 
 
 def build_parser(commands: Mapping[str, Command]) -> argparse.ArgumentParser:
-    """Return the parser. The arguments that it parses have the chosen command as ``run``."""
+    """Return the parser. The parsed arguments have the function of the chosen command as ``run``."""
     parser = CommandParser(prog="vigor", description="Talk to a VIGOR scoring service.", allow_abbrev=False)
     parser.commands = tuple(_COMMANDS)
     parser.add_argument("--version", action="version", version=f"vigor {__version__}")
@@ -151,7 +151,7 @@ def _add_connection(parser: argparse.ArgumentParser) -> None:
 
 
 def _choice(names: object) -> dict[str, Any]:
-    """Return the arguments of an option that takes one of the names of a Literal."""
+    """Return the keyword arguments of ``add_argument`` for an option that takes one of the names of a Literal."""
     choices: tuple[str, ...] = get_args(names)
     return {"type": one_of(choices), "metavar": "{" + ",".join(choices) + "}"}
 

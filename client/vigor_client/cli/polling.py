@@ -1,4 +1,4 @@
-"""Asking again until an answer will do, with a line whenever it is of another kind. For the command line."""
+"""Polling until an answer is accepted, with a line of output when the kind of answer changes. For the command line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Clock:
-    """The time, and how to let it pass."""
+    """A clock and a sleep function, which tests replace."""
 
     seconds: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -28,10 +28,11 @@ def poll(
     timeout_seconds: float,
     clock: Clock,
 ) -> T:
-    """Ask until waiting is over or the time is up; return the last answer.
+    """Call ``ask`` until an answer needs no more waiting or the time is up; return the last answer.
 
-    ``must_wait`` is given an answer, and at how many seconds the next one would come. ``announce`` is given the first
-    answer that has to be waited for, and those of another ``kind`` than the one before.
+    ``must_wait`` takes an answer and the seconds from the start at which the next attempt would be made.
+    ``announce`` is called with the first answer that requires waiting, and with each later one whose ``kind`` differs
+    from that of the previous answer.
     """
     started_seconds = clock.seconds()
     told: object = None

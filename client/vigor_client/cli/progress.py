@@ -1,6 +1,6 @@
-"""How far a long run is: in one line of a terminal that is written over itself, or in a few lines of a log.
+"""Progress of a long run: one line that is overwritten on a terminal, or a few lines in a log.
 
-Knows nothing about what is done.
+Knows nothing about the work itself.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ LOG_SECONDS = 10.0
 
 
 class ProgressLine:
-    """Counts up to ``total`` and shows it on ``terminal``; without one it is silent. ``done`` were there before."""
+    """Counts from ``done`` to ``total`` and shows the count on ``terminal``; silent if that is None."""
 
     def __init__(
         self, terminal: TextIO | None, total: int, *, done: int = 0, clock_seconds: Callable[[], float] = monotonic
@@ -28,7 +28,7 @@ class ProgressLine:
         self._started_seconds = self._drawn_seconds = clock_seconds()
 
     def advance(self) -> None:
-        """One more is done."""
+        """Count one more item as done."""
         self._done += 1
         now_seconds = self._clock_seconds()
         if now_seconds - self._drawn_seconds >= REDRAW_SECONDS or self._done == self._total:
@@ -53,7 +53,7 @@ class ProgressLine:
 class PushProgress:
     """Shows the phases of a publication and their bytes: on a terminal at most five times a second, else every 10 s.
 
-    ``stream`` is None where nothing is to be shown. What is shown in a log begins with ``prefix``.
+    With ``stream`` None nothing is shown. Each line in a log begins with ``prefix``.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class PushProgress:
         self._started_seconds = self._shown_seconds = clock_seconds()
 
     def show(self, progress: PublishProgress) -> None:
-        """Show a phase that begins, and how far it is when the last line is old enough or the phase is finished."""
+        """Show each new phase, and its progress when the last output is old enough or the phase is finished."""
         now_seconds = self._clock_seconds()
         is_new = progress.phase != self._phase or progress.done_bytes == 0
         is_finished = self._line is not None and progress.done_bytes == progress.total_bytes
@@ -97,7 +97,7 @@ class PushProgress:
 
 
 class _TerminalLine:
-    """One line of a terminal that each text replaces."""
+    """One line of a terminal, which each new text overwrites."""
 
     def __init__(self, terminal: TextIO) -> None:
         self._terminal = terminal

@@ -1,4 +1,4 @@
-"""Waiting for a service that is starting, with a line whenever what is waited for changes. For the command line."""
+"""Waiting for a service that is starting, with a line of output whenever its state changes. For the command line."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from vigor_client.schemas.service import Health
 from vigor_client.transport.exchange import failure_of
 
 CONNECT_SECONDS = 10.0
-"""How long a service that was just started may take until it listens."""
+"""Maximum time from the start of a service until it listens."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What the readiness probe gave: the service's own words, or the error that came instead."""
+    """The result of a readiness probe: the service's answer, or the error raised instead."""
 
     health: Health | None
     error: VigorError | None = None
 
     @property
     def kind(self) -> object:
-        """Equal for answers that differ only in their seconds: no new line is worth it."""
+        """A key that is equal for answers which differ only in their seconds and so need no new line."""
         return type(self.error) if self.health is None else (self.health.reason, self.health.phase)
 
     @property
@@ -42,9 +42,9 @@ class Answer:
 
 
 class ReadinessWait:
-    """Asks a service's readiness probe until an answer will do.
+    """Polls a service's readiness probe until an answer is accepted.
 
-    ``ask`` sends one probe; ``announce`` gets a line at first, and whenever the answer is of another kind.
+    ``ask`` sends one probe; ``announce`` is called with a line for the first answer and whenever its kind changes.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class ReadinessWait:
         self._clock = Clock(clock_seconds, sleep)
 
     def until_ready(self, timeout_seconds: float) -> float:
-        """Wait until the service would score now; return the seconds that took.
+        """Wait until the service is ready to score; return the seconds waited.
 
         Raises:
-            NotReadyError: it was not ready in time; says what it answered last.
-            VigorError: an answer that waiting does not change, such as one of another server.
+            NotReadyError: the service was not ready in time; gives its last answer.
+            VigorError: an answer that waiting does not change, such as one from another server.
         """
         started_seconds = self._clock.seconds()
         answer = self._poll(lambda answer, _: not answer.is_ready, timeout_seconds)
@@ -75,7 +75,7 @@ class ReadinessWait:
         return self._clock.seconds() - started_seconds
 
     def while_loading(self, timeout_seconds: float) -> None:
-        """Wait while the service loads, or does not listen yet; any other answer is for the next call to tell.
+        """Wait while the service loads, or does not listen yet; any other answer is left to the next call to report.
 
         Raises:
             NotReadyError: it still loads after ``timeout_seconds``.

@@ -1,6 +1,6 @@
-"""The file with the results of a run over a JSONL file: partial until it is complete, and able to go on.
+"""The results file of a run over a JSONL file: kept as a partial file until complete, and resumable.
 
-What is there already is held to the groups line by line, so that files of any size fit into memory.
+Existing results are compared with the groups line by line, so files of any size can be resumed in little memory.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _MAX_SAID = 10
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """What is there already: the first ``num_groups`` groups, those with scores all from the weights of one digest."""
+    """The existing results: the first ``num_groups`` groups, whose scores all come from weights with one digest."""
 
     num_groups: int = 0
     num_refused: int = 0
@@ -38,7 +38,7 @@ _result = pydantic.TypeAdapter[ScoredGroup | RefusedGroup](ScoredGroup | Refused
 
 @contextmanager
 def open_results(path: Path | None, *, goes_on: bool) -> Generator[TextIO]:
-    """Stdout, or a file that appears under its name when it is complete.
+    """Yield stdout, or a file that appears under its name when it is complete.
 
     Raises:
         VigorError: the name is a directory's, or standard output is closed.
@@ -61,13 +61,13 @@ def _standard_output() -> TextIO:
 
 
 def write_result(file: TextIO, result: ScoredGroup | RefusedGroup) -> None:
-    """Write a line of JSON, at once. Where the encoding of ``file`` is not UTF-8 it is ASCII, with escapes."""
+    """Write a line of JSON and flush it. If the encoding of ``file`` is not UTF-8, the line is ASCII with escapes."""
     is_utf8 = lookup(file.encoding or "utf-8").name == "utf-8"
     print(json.dumps(result.model_dump(mode="json"), ensure_ascii=not is_utf8), file=file, flush=True)
 
 
 class RefusedLines:
-    """Which lines have an error in place of scores: how many, and what is wrong with the first of them."""
+    """The lines that have an error in place of scores: their number, and what is wrong with the first of them."""
 
     def __init__(self, source_name: str, num_before: int = 0) -> None:
         self.num_groups = num_before
@@ -86,15 +86,15 @@ class RefusedLines:
 
 
 def partial_of(path: Path) -> Path:
-    """Where results are until they are complete."""
+    """Return the path at which results are kept until they are complete."""
     return path.with_name(path.name + ".partial")
 
 
 def resume(path: Path, source: JsonlInput) -> Finished:
-    """Return what an interrupted run left of the results for ``source``, after cutting off a last line that is torn.
+    """Return the results that an interrupted run left for ``source``, after cutting off an incomplete last line.
 
     Raises:
-        InputError: it holds something else, or results of different weights; says which line.
+        InputError: the file holds something else, or results of different weights; names the line.
     """
     partial = partial_of(path)
     if not partial.exists():
@@ -122,7 +122,7 @@ def _whole_lines(partial: Path) -> Iterator[tuple[int, bytes]]:
 
 
 def _fault(result: ScoredGroup | RefusedGroup, line: Line | None, weight_digest: str | None) -> str | None:
-    """What shows that a result is not one of this run."""
+    """Return why a result cannot belong to this run; None if it can."""
     if line is None:
         return "there are more results than groups"
     group = line.group

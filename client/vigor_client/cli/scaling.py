@@ -1,4 +1,4 @@
-"""Waiting for the engines that were asked for. For the command line."""
+"""Waiting for the requested number of engines. For the command line."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ def wait_until_up(
     clock_seconds: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> float:
-    """Wait until all engines that there should be are up; return the seconds that took.
+    """Wait until the requested number of engines is up; return the seconds waited.
 
-    ``announce`` gets a line whenever the number that is up is another one.
+    ``announce`` is called with a line whenever the number of running engines changes.
 
     Raises:
-        NotReadyError: they were not in time; says how many were.
+        NotReadyError: they were not up in time; says how many were.
     """
     clock = Clock(clock_seconds, sleep)
     started_seconds = clock.seconds()

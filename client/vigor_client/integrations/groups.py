@@ -1,4 +1,4 @@
-"""What every adapter checks of a group before the service is asked: its completions answer one prompt."""
+"""The check that every adapter makes before it asks the service: all completions of a group answer one prompt."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vigor_client.errors import VigorError
 
 
 class InvalidGroupError(VigorError, ValueError):
-    """Completions that are not whole groups of one prompt each. Nothing was sent; a part is never ranked."""
+    """The completions are not whole groups of one prompt each. Nothing was sent; a part of a group is never ranked."""
 
 
 def shared_prompt(prompts: Iterable[Sequence[int]], group: str) -> list[int]:

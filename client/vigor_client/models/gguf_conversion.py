@@ -1,6 +1,6 @@
 """``python -m vigor_client.models.gguf_conversion model.gguf DIRECTORY``: a GGUF file as a float32 checkpoint.
 
-The tensors are the dequantized ones, bit for bit; tied tensors stand once.
+The tensors equal the dequantized ones bit for bit; tied tensors are stored once.
 """
 
 # transformers' signatures are partly unknown to the strict mode of the rest of this package.
@@ -28,7 +28,7 @@ def convert(gguf: Path, directory: Path) -> None:
 
 
 def without_trace_of_quantization(model: PreTrainedModel) -> PreTrainedModel:
-    """The same weights in a fresh model: transformers refuses to save one that came from a quantized file."""
+    """Return the same weights in a fresh model: transformers refuses to save a model loaded from a quantized file."""
     import torch
 
     fields: dict[str, Any] = model.config.to_dict()

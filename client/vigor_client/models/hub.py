@@ -1,4 +1,4 @@
-"""Does the hub have a model or a dataset of this name? One question, in place of a minute of a library's retries."""
+"""Checks whether the hub has a model or dataset of a name: one request, instead of a minute of a library's retries."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vigor_client.errors import ModelSourceError
 TIMEOUT_SECONDS = 10.0
 PAUSE_SECONDS = 1.0
 _NOT_FOUND = (401, 403, 404)
-"""What the hub answers for a name that it does not have; 401 where it would ask for a token first."""
+"""Statuses that the hub answers for a name that it does not have; 401 if it asks for a token first."""
 
 RepositoryKind = Literal["model", "dataset"]
 
@@ -22,13 +22,13 @@ RepositoryKind = Literal["model", "dataset"]
 def require_on_hub(name: str, *, kind: RepositoryKind, hint: str = "") -> None:
     """Return if a copy of the repository is on this machine, or if the hub has it.
 
-    An answer that says neither yes nor no (a server error, no answer in time) is left to the library that loads.
-    ``hint`` ends the message: what else could have been meant.
+    Other answers (a server error, no answer in time) are left to the library that loads the repository.
+    ``hint`` is appended to the message: what else could have been meant.
 
     Raises:
-        ModelSourceError: the name cannot be one of the hub, it has none of this name, or it cannot be reached.
+        ModelSourceError: the name is not valid on the hub, the hub does not have it, or the hub cannot be reached.
     """
-    # It comes with the service and with the trainer, and only their models and datasets have names of the hub.
+    # Imported here: only the service and the trainer load from the hub, and their extras install huggingface_hub.
     from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
@@ -60,7 +60,7 @@ def require_on_hub(name: str, *, kind: RepositoryKind, hint: str = "") -> None:
 
 
 def _ask(url: str) -> int:
-    """Return the status of the answer; try a failed connection once more, as a pod may start before its network."""
+    """Return the status of the answer; retry a failed connection once, as a pod may start before its network."""
     try:
         return _status_of(url)
     except httpx.ConnectError:

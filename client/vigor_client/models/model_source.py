@@ -1,6 +1,6 @@
-"""Is there a model at the place that a flag names? Answered in a moment, before anything heavy is imported.
+"""Quickly checks that there is a model at the place that a flag names, before anything heavy is imported.
 
-Knows nothing about what the files hold: a model that passes can still be refused when it is loaded.
+It does not read the contents of files: a model that passes can still be refused when it is loaded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def require_model(source: str) -> None:
     """Return if ``source`` is a directory with a configuration, a ``.gguf`` file, or a name that the hub knows.
 
     Raises:
-        ModelSourceError: it is none of them; says what is there instead and what to give.
+        ModelSourceError: ``source`` is none of these; says what is there instead and what to give.
     """
     path = Path(source)
     if path.is_dir():
@@ -34,12 +34,12 @@ def require_model(source: str) -> None:
 
 
 def is_path(source: str) -> bool:
-    """Return whether a name can only be a place on disk: a name of the hub has one slash at most and no suffix."""
+    """Return whether a name can only be a path on disk: a name on the hub has at most one slash and no suffix."""
     return source.startswith((".", "/", "~")) or source.count("/") > 1 or source.endswith((GGUF_SUFFIX, "/"))
 
 
 def nearest_file(path: Path) -> str:
-    """Return the question for the entry of the same directory whose name is most like the path's; "" without one."""
+    """Return a "did you mean" for the entry of the same directory with the most similar name; "" without one."""
     try:
         names = [entry.name for entry in path.parent.iterdir()]
     except OSError:

@@ -1,4 +1,4 @@
-"""A trainer's weights as an update: which tensors, under which names, full, partial or as a delta.
+"""A trainer's weights as an update: its tensors and their names, sent in full, in part or as a delta.
 
-It knows what the service holds and how to send what it lacks; it does not know who trains.
+It knows which weights the service holds and how to send the missing ones; it does not know the trainer.
 """

@@ -1,8 +1,8 @@
 """Publishes a model with a LoRA adapter in the form in which the service holds it: beside its base, or merged into it.
 
-All weights are sent first, which proves that both ends have the same base; after that only those that training changes,
-based on what was published last. Where the service cannot use these, all weights are sent again. Knows nothing of who
-trains: `vigor-trainer` and TRL's own trainers publish by it. It imports torch and peft only when it is used.
+All weights are sent first, which proves that both ends have the same base. After that only the weights that training
+changes are sent, relative to the last publication. If the service cannot use these, all weights are sent again.
+`vigor-trainer` and TRL's own trainers both publish by it. It imports torch and peft only when it is used.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Delta = Callable[[], "torch.Tensor"]
 
 
 class PublishingClient(Protocol):
-    """What is needed of `VigorClient`, which is above this room."""
+    """The methods of `VigorClient` that are used here; the class itself is in a higher layer of the package."""
 
     def model(self) -> ModelInfo: ...
 
@@ -50,7 +50,7 @@ class PublishingClient(Protocol):
 
 
 class MergedTensors(Mapping[str, "torch.Tensor"]):
-    """Tensors, plus what an adapter adds to some of them. A sum is made when it is read: there is no second model.
+    """Tensors, plus what an adapter adds to some of them. Each sum is computed when read: no second model is kept.
 
     ``merged[name]`` equals ``tensors[name] + deltas[name]()``, rounded once to the tensor's dtype.
     """
@@ -68,7 +68,7 @@ class MergedTensors(Mapping[str, "torch.Tensor"]):
         with torch.no_grad():
             return (tensor + delta()).to(tensor.dtype)
 
-    def __contains__(self, name: object) -> bool:  # Mapping's own would make the sum
+    def __contains__(self, name: object) -> bool:  # Mapping's own method would compute the sum
         return name in self._tensors
 
     def __iter__(self) -> Iterator[str]:
@@ -80,14 +80,14 @@ class MergedTensors(Mapping[str, "torch.Tensor"]):
 
 @dataclass(frozen=True, slots=True)
 class AdaptedWeights:
-    """A model's weights under the service's names: all of them, and only those that training changes."""
+    """A model's weights under the service's names: all of them, and the subset that training changes."""
 
     all: Mapping[str, torch.Tensor]
     trained: Mapping[str, torch.Tensor]
 
 
 class AdaptedModel:
-    """A model with a LoRA adapter, and the digest of its weights published last."""
+    """A model with a LoRA adapter, and the digest of its last published weights."""
 
     def __init__(self, model: PeftModel) -> None:
         self._model = model
@@ -104,12 +104,12 @@ class AdaptedModel:
     ) -> PublishResult:
         """Publish the weights: all of them at first, then those that training changes.
 
-        The names of the service's tensors decide the form, once. With a snapshot changes are found by bytes, as in any
-        other model.
+        The names of the service's tensors decide the form, once. With a snapshot, changes are found by comparing bytes,
+        as for any other model.
 
         Raises:
             UnsupportedAdapterError: the service holds another model, or the adapter cannot be merged.
-            whatever the client raises.
+            any error that the client raises.
         """
         if self._form is None:
             self._form = _form_of(self._model, client)
@@ -134,10 +134,10 @@ def publish_model(
     snapshot: WeightSnapshot | None = None,
     transport: WeightTransport | None = None,
 ) -> PublishResult:
-    """Publish a model's weights, of one with an adapter or of one without.
+    """Publish the weights of a model with or without an adapter.
 
     Raises:
-        whatever ``AdaptedModel.publish`` or the client raises.
+        any error that ``AdaptedModel.publish`` or the client raises.
     """
     has_adapter = isinstance(weights, AdaptedModel)
     send = partial(weights.publish, client) if has_adapter else partial(client.publish_weights, weights)
@@ -145,10 +145,10 @@ def publish_model(
 
 
 def adapted_model(model: torch.nn.Module) -> AdaptedModel | None:
-    """Return the publishing side of a model with an adapter; None for one without.
+    """Return the publisher of a model with an adapter; None for a model without one.
 
     Raises:
-        UnsupportedAdapterError: its adapters are not one of type LoRA in PEFT's own wrapper.
+        UnsupportedAdapterError: the model has anything but a single LoRA adapter in PEFT's own wrapper.
     """
     if not hasattr(model, "peft_config"):
         return None
@@ -165,7 +165,7 @@ def adapted_model(model: torch.nn.Module) -> AdaptedModel | None:
 
 
 def beside_base(model: PeftModel) -> AdaptedWeights:
-    """Return the weights as a service started with the adapter holds them: ``model.state_dict()``, nothing copied."""
+    """Return the weights as a service started with the adapter holds them: ``model.state_dict()``, without copies."""
     state = with_plain_names(model.state_dict())
     parameters = with_plain_names(dict(model.named_parameters(remove_duplicate=False)))
     return AdaptedWeights(state, {name: state[name] for name, value in parameters.items() if value.requires_grad})
@@ -196,7 +196,7 @@ def merged_into_base(model: PeftModel) -> AdaptedWeights:
 
 
 def _deltas(base: torch.nn.Module, adapter: str) -> dict[str, Delta]:
-    """Return functions that make each layer's addition, by the name of the weight that it is added to."""
+    """Return functions that compute each layer's addition, by the name of the weight that it is added to."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     named = cast("Iterator[tuple[str, torch.nn.Module]]", base.named_modules(remove_duplicate=False))
@@ -208,7 +208,7 @@ def _deltas(base: torch.nn.Module, adapter: str) -> dict[str, Delta]:
 def _delta(name: str, layer: torch.nn.Module, adapter: str) -> Delta:
     from peft.tuners import lora
 
-    # An exact type: a subclass, DoRA and other variants merge by other rules.
+    # The exact type is required: subclasses, DoRA and other variants merge by other rules.
     if type(layer) not in (lora.Linear, lora.Embedding):
         raise UnsupportedAdapterError(_unmergeable(name, type(layer).__name__))
     layer = cast("lora.Linear | lora.Embedding", layer)
@@ -228,7 +228,7 @@ def _unmergeable(name: str, kind: str) -> str:
 
 
 def _form_of(model: PeftModel, client: PublishingClient) -> Callable[[PeftModel], AdaptedWeights]:
-    """Return the form whose names are the service's."""
+    """Return the function for the form whose tensor names are those of the service."""
     served = client.tensors()
     held = {name for info in served.tensors for name in info.names}
     form = beside_base if any("lora_" in name for name in held) else merged_into_base
@@ -257,9 +257,9 @@ def _refuse_other_scalings(own: Mapping[str, float], served: Mapping[str, float]
 def _publish_trained(
     publish: Callable[..., PublishResult], trained: Mapping[str, torch.Tensor], *, base_digest: str
 ) -> PublishResult | None:
-    """Return the publication of the trained weights alone; None where all have to be sent.
+    """Return the publication of the trained weights alone; None if all weights have to be sent.
 
-    That is when the service takes no partial update, or holds other weights than were published last.
+    That is so if the service takes no partial update, or holds weights other than those published last.
     """
     with suppress(WeightBaseMismatchError):
         publication = publish(trained, partial=True)

@@ -1,6 +1,6 @@
 """A checkpoint as an update: its files are sent as they are, and the service loads them as transformers would.
 
-Which tensors of the model they become only the service knows, which has the model. Knows nothing about torch.
+Only the service, which has the model, knows which of its tensors they become. Knows nothing about torch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ _CHUNK_BYTES = 1 << 20
 
 
 def make_checkpoint_plan(checkpoint: CheckpointTensors, wanted: TensorList, progress: ProgressReport) -> Plan:
-    """Compute the checksums of a checkpoint's files; the digest is that of ``wanted`` if these tensors are the same.
+    """Return a plan with the checksums of a checkpoint's files.
+
+    Its digest is that of ``wanted`` if the tensors are the same, else None.
 
     Raises:
         CheckpointError: a file cannot be announced under its name.
@@ -55,12 +57,12 @@ def _file_chunks(path: Path) -> Iterator[bytes]:
 
 
 def _is_served(checkpoint: CheckpointTensors, wanted: TensorList) -> bool:
-    """Whether the checkpoint has the very tensors of the service: names, dtypes, shapes and bytes."""
+    """Return whether checkpoint and service have the same tensors: equal names, dtypes, shapes and bytes."""
     info_of = {name: info for info in wanted.tensors for name in info.names}
     given = {info_of[name].name for name in checkpoint if name in info_of}
     if len(given) != len(wanted.tensors) or not info_of.keys() >= checkpoint.entries.keys():
         return False
-    # dtypes and shapes of all tensors before the bytes of any
+    # compare dtypes and shapes of all tensors before reading the bytes of any
     return all(_has_form(entry, info_of[name]) for name, (_, entry) in checkpoint.entries.items()) and all(
         _checksum(path, entry) == info_of[name].checksum for name, (path, entry) in checkpoint.entries.items()
     )

@@ -1,4 +1,4 @@
-"""What changed since a snapshot, ready to be sent: a directory of changes in slime's format."""
+"""The changes since a snapshot, ready to be sent: a directory of changes in slime's format."""
 
 from __future__ import annotations
 
@@ -22,20 +22,22 @@ if TYPE_CHECKING:
     import torch
 
 _FILE_NAME = "model-00001-of-00001.safetensors"
-_LARGEST_SHARE = 0.5  # of the bytes of all tensors: beyond it, decoding costs more than is saved on the way
+_LARGEST_SHARE = 0.5  # of the bytes of all tensors: above it, decoding costs more than sending fewer bytes saves
 _MOST_THREADS = 8
 
 
 def make_delta_plan(
     tensors: Mapping[str, torch.Tensor], wanted: TensorList, snapshot: WeightSnapshot, *, weight_version: int
 ) -> Plan | None:
-    """Return what turns the snapshot into ``tensors``; None if a full update is no larger, or a tensor is too large.
+    """Return the changes that turn the snapshot into ``tensors``.
+
+    Return None if a full update is not larger, or if a tensor is too large for a delta.
 
     ``wanted`` describes the tensors of the snapshot. They are compared and compressed by a few threads, which hold one
     tensor each.
 
     Raises:
-        TensorsRefusedError: they do not fit what the service wants; every tensor that does not is named.
+        TensorsRefusedError: tensors do not fit the service's; names each of them.
         MissingDependencyError: xxhash or zstandard is not installed.
     """
     refuse(unsendable(wanted))
@@ -54,7 +56,7 @@ def make_delta_plan(
 
 
 class _Comparison:
-    """Tensors against the snapshot, from several threads; what is left is skipped once the changes are too many."""
+    """Compares tensors with the snapshot, on several threads; skips the rest once there are too many changes."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], snapshot: WeightSnapshot, *, limit_bytes: int) -> None:
         self._tensors = tensors
@@ -69,7 +71,7 @@ class _Comparison:
         return self._left_bytes < 0
 
     def describe(self, info: TensorInfo) -> TensorInfo:
-        """Return the tensor with the checksum of its new bytes; note its changes or its faults."""
+        """Return the tensor's description with the checksum of its new bytes; record its changes or its fault."""
         if self.is_too_large:
             return info
         try:

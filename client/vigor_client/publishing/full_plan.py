@@ -1,7 +1,7 @@
 """All tensors of a model as an update, or some of them: checked, hashed, and split into safetensors files.
 
-The bytes of a tensor are made twice, once for the checksums and once for the stream, so that neither a second model nor
-a file ever exists: the peak is one tensor.
+The bytes of a tensor are produced twice, once for the checksums and once for the stream. So neither a second model nor
+a file ever exists: the peak of extra memory is one tensor.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def make_plan(tensors: Mapping[str, torch.Tensor], wanted: TensorList, *, max_fi
     """Check ``tensors`` against what the service wants and compute all checksums, one tensor at a time.
 
     Raises:
-        TensorsRefusedError: they do not fit; every tensor that does not is named.
+        TensorsRefusedError: tensors do not fit; names each of them.
         MissingDependencyError: xxhash is not installed.
     """
     described, files = _described(tensors, wanted, max_file_bytes)
@@ -41,9 +41,9 @@ def make_plan(tensors: Mapping[str, torch.Tensor], wanted: TensorList, *, max_fi
 def make_partial_plan(
     tensors: Mapping[str, torch.Tensor], wanted: TensorList, *, max_file_bytes: int = MAX_FILE_BYTES
 ) -> Plan:
-    """As ``make_plan`` of a model that has ``tensors`` and all others as they are served; those that differ are sent.
+    """As ``make_plan`` for a model with these ``tensors`` and all others as served; only differing tensors are sent.
 
-    Where none differs all of ``tensors`` are planned: the service may hold others by the time it is asked.
+    If none differs, all of ``tensors`` are planned: the service may hold other weights by the time they are sent.
     """
     given = wanted.model_copy(update={"tensors": [info for info in wanted.tensors if given_names(tensors, info)]})
     described, files = _described(tensors, given, max_file_bytes)
@@ -61,7 +61,7 @@ def make_partial_plan(
 
 
 def digest_of_tensors(tensors: Mapping[str, torch.Tensor], wanted: TensorList) -> str:
-    """The digest that the service's weights would have if they were ``tensors``. Raises as ``make_plan``."""
+    """Return the digest that the service's weights would have if they were ``tensors``. Raises as ``make_plan``."""
     described, _ = _described(with_service_names(tensors, wanted), wanted, MAX_FILE_BYTES)
     return model_digest(described)
 
@@ -69,7 +69,7 @@ def digest_of_tensors(tensors: Mapping[str, torch.Tensor], wanted: TensorList) -
 def _described(
     tensors: Mapping[str, torch.Tensor], wanted: TensorList, max_file_bytes: int
 ) -> tuple[list[TensorInfo], list[PlannedFile]]:
-    """Check and describe all tensors that are wanted, and plan their files."""
+    """Check and describe all wanted tensors, and plan their files."""
     refuse(unsendable(wanted))
     return _planned(tensors, wanted.tensors, max_file_bytes, unknown_names(tensors, wanted))
 
@@ -80,7 +80,7 @@ def _planned(
     max_file_bytes: int,
     faults: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[list[TensorInfo], list[PlannedFile]]:
-    """Hash tensors file by file, and describe them; what does not fit is refused with the ``faults`` found before."""
+    """Hash tensors file by file, and describe them; refuse those that do not fit, with the ``faults`` found before."""
     described: list[TensorInfo] = []
     found = dict(faults)
     parts = split_into_files(wanted, max_file_bytes=max_file_bytes)
@@ -97,7 +97,7 @@ def _plan_file(
     described: list[TensorInfo],
     faults: dict[str, str],
 ) -> PlannedFile:
-    """Hash one file and its tensors in one pass over the bytes, and describe these; what does not fit is a fault."""
+    """Hash one file and its tensors in one pass over the bytes; add to ``described`` and ``faults``."""
     first_bytes = header(infos)
     hasher = new_hasher()
     hasher.update(first_bytes)

@@ -1,4 +1,4 @@
-"""How far a publication is: its phase, and how many of its bytes are done. Knows nothing about who shows it."""
+"""The progress of a publication: its phase, and how many of its bytes are done. Knows nothing about how it is shown."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ PublishPhase = Literal["comparing", "hashing", "sending", "verifying"]
 
 @dataclass(frozen=True, slots=True)
 class PublishProgress:
-    """How far ``publish_weights`` is.
+    """The progress of ``publish_weights``.
 
     The phases are ``comparing`` (tensors are compared with what the service has), ``hashing`` (checksums are computed),
     ``sending``, and ``verifying`` (the service verifies the update and swaps the weights). ``done_bytes`` of
@@ -32,7 +32,7 @@ OnProgress = Callable[[PublishProgress], object]
 class ProgressReport:
     """Calls ``on_progress``, if there is one, when a phase begins and whenever more of its bytes are done.
 
-    Bytes may be counted on another thread than the one that begins phases; no two calls run at the same time.
+    Bytes may be counted on a thread other than the one that begins phases; no two calls run at the same time.
     """
 
     def __init__(self, on_progress: OnProgress | None) -> None:
@@ -46,9 +46,9 @@ class ProgressReport:
             self._report(PublishProgress(phase, 0, total_bytes))
 
     def count(self, phase: PublishPhase, chunks: Iterable[bytes], start_bytes: int) -> Iterator[bytes]:
-        """Yield the chunks of a file that begins at this byte of the phase; a chunk is done when the next is asked for.
+        """Yield the chunks of a file that begins at this byte of the phase; each is done when the next is requested.
 
-        A file that is sent again counts only from where it was before: the number never falls.
+        A file that is sent again counts only beyond the bytes counted before: the number never falls.
         """
         done_bytes = start_bytes
         for chunk in chunks:
@@ -57,7 +57,7 @@ class ProgressReport:
             self._advance(phase, done_bytes)
 
     def send(self, plan: Plan) -> Plan:
-        """Begin to send; return the plan with files that count the bytes that a transport takes of them."""
+        """Begin to send; return the plan with files that count the bytes that a transport reads."""
         self.begin("sending", plan.num_bytes)
         files: list[PlannedFile] = []
         start_bytes = 0
@@ -67,7 +67,7 @@ class ProgressReport:
         return replace(plan, files=files)
 
     def verify(self, plan: Plan) -> None:
-        """Begin to verify. The plan is sent, also where its last chunk was not counted yet."""
+        """Begin to verify. All of the plan counts as sent, even if its last chunk was not counted yet."""
         self._advance("sending", plan.num_bytes)
         self.begin("verifying")
 

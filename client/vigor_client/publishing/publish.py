@@ -1,7 +1,7 @@
-"""Publish the weights of a trainer: check them, name them by their digest, and send what the service does not have.
+"""Publishes the weights of a trainer: checks them, computes their digest, and sends those that the service lacks.
 
-Of a model of which only parts are trained, these parts alone may be given. With a snapshot of what was published last,
-which is a second model on the host, only changes are sent. Knows nothing about when to publish.
+If only parts of a model are trained, these parts alone may be given. With a snapshot of the last publication, which
+takes a second model's memory on the host, only changes are sent. Knows nothing about when to publish.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ HTTP = HttpUpload()
 
 @dataclass(frozen=True, slots=True)
 class PublishResult:
-    """What the service scores with after ``publish_weights``.
+    """The weights that the service scores with after ``publish_weights``.
 
-    When the service had these very weights already, nothing was sent and ``weight_version`` is the service's own.
-    ``base_digest`` names the weights that parts or changes were made from.
-    ``plan_seconds`` went to hashing the tensors and, for changes alone, comparing and compressing them;
-    ``verify_seconds`` and ``swap_seconds`` are the service's: it scores on while it verifies.
+    If the service already had these weights, nothing was sent and ``weight_version`` is the service's own.
+    ``base_digest`` is the digest of the weights to which a partial update or a delta was applied.
+    ``plan_seconds`` is the time for hashing the tensors and, for a delta, comparing and compressing them.
+    ``verify_seconds`` and ``swap_seconds`` are measured by the service, which keeps scoring while it verifies.
     """
 
     weight_version: int
@@ -56,7 +56,7 @@ class PublishResult:
 
     @property
     def seconds(self) -> float:
-        """All of it, from the first hash to the answer that the weights serve."""
+        """Total time, from the first hash to the answer that the weights serve."""
         return self.plan_seconds + self.send_seconds + self.verify_seconds + self.swap_seconds
 
 
@@ -72,18 +72,18 @@ async def publish(
 ) -> PublishResult:
     """Bring ``tensors`` into service as ``weight_version``, unless the service has them already.
 
-    With a snapshot of what the service holds, changes alone are sent where they are smaller; it is brought up to date.
+    With a snapshot of the service's weights, only changes are sent if they are smaller; it is then updated.
     A checkpoint's files are sent as they are, for the service to load them as transformers would.
-    With ``partial`` the tensors are some of the model's, and all others stay as they are served.
-    The bytes go by ``transport`` alone: never over HTTP because another one failed.
-    ``on_progress`` is called when a phase begins and while its bytes are counted; what it raises ends the publication.
+    With ``partial`` the tensors are some of the model's, and all others stay as they are.
+    The bytes go only by ``transport``: there is no fallback to HTTP if it fails.
+    ``on_progress`` is called when a phase begins and while its bytes are counted; an exception ends the publication.
 
     Raises:
         ValueError: ``partial`` without a tensor, or with a snapshot.
-        TensorsRefusedError: they do not fit; nothing was sent.
-        SharedDirectoryError, BroadcastError: they cannot go that way.
+        TensorsRefusedError: the tensors do not fit; nothing was sent.
+        SharedDirectoryError, BroadcastError: the transport cannot carry the bytes.
         PublishError: the service ended with other weights.
-        ProblemError, TransportError, UnexpectedAnswerError: the update was dropped; the old weights serve on.
+        ProblemError, TransportError, UnexpectedAnswerError: the update was dropped; the service keeps the old weights.
     """
     if partial:
         _check_partial(tensors, snapshot)
@@ -100,7 +100,7 @@ async def publish(
     try:
         publication = await sending.bring(plan)
     except WeightBaseMismatchError:
-        if plan.encoding != "delta":  # parts alone do not make a whole
+        if plan.encoding != "delta":  # tensors of a partial update are not a whole model
             raise
         progress.begin("hashing")
         plan = await endpoints.wire.compute(lambda: make_plan(tensors, wanted))
@@ -152,7 +152,7 @@ def _bring_up_to_date(
 
 @dataclass(frozen=True, slots=True)
 class _Sending:
-    """One version on its way to the service."""
+    """The sending of one version of the weights to the service."""
 
     endpoints: Endpoints
     weight_version: int
@@ -160,7 +160,7 @@ class _Sending:
     progress: ProgressReport
 
     async def bring(self, plan: Plan) -> PublishResult:
-        """Send the plan unless the service has these weights; again if it lost the update, as by a restart."""
+        """Send the plan unless the service has these weights; repeat if it lost the update, as by a restart."""
         try:
             return await self._send_if_new(plan)
         except ProblemError as error:
@@ -194,15 +194,15 @@ class _Sending:
         )
 
     async def _serve(self, plan: Plan) -> CommitResponse:
-        """Open an update, send it and have it served. If that fails, drop it."""
+        """Open an update, send it and commit it. If that fails, drop it."""
         update_id = uuid.uuid4().hex
         try:
-            # A service that does not take names gives one of its own.
+            # A service that does not accept names assigns one of its own.
             update_id = (await self.endpoints.open_update(plan.request(self.weight_version), update_id)).update_id
             await self.transport.send(self.endpoints, update_id, self.progress.send(plan))
             self.progress.verify(plan)
             return await self.endpoints.commit(update_id, num_bytes=plan.num_bytes)
-        except BaseException:  # also Ctrl-C and a cancelled task, and while the answer to its opening is on its way
+        except BaseException:  # Ctrl-C and a cancelled task too, even before the answer to the opening has arrived
             with contextlib.suppress(VigorError):
                 await self.endpoints.abandon(update_id)
             raise

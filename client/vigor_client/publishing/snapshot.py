@@ -1,4 +1,4 @@
-"""What the service was last known to hold, kept on the host so that the next update can send what changed alone."""
+"""The last known weights of the service, kept in host memory so that the next update can send only changes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ DEFAULT_ANCHOR_EVERY = 20
 class WeightSnapshot:
     """The bytes of a whole model in the service's dtype, with their version and digest.
 
-    It is empty until weights were published with it. Every ``anchor_every`` updates all weights are sent again: a
-    service that restarts replays the updates since.
+    It is empty until weights are published with it. Every ``anchor_every`` updates all weights are sent again (an
+    anchor), since a service that restarts replays all updates after the last anchor.
 
     Raises:
         ValueError: ``anchor_every`` is not at least 1.
@@ -36,7 +36,7 @@ class WeightSnapshot:
         self.weight_digest: str | None = None
 
     def is_base(self, served: TensorList) -> bool:
-        """Whether changes from this snapshot may be sent to a service that holds these tensors."""
+        """Return whether changes from this snapshot may be sent to a service that holds these tensors."""
         is_same = (served.weight_version, served.weight_digest) == (self.weight_version, self.weight_digest)
         return is_same and self._num_since_anchor + 1 < self._anchor_every
 
@@ -48,13 +48,13 @@ class WeightSnapshot:
         self, tensors: Mapping[str, torch.Tensor], wanted: TensorList, *, weight_version: int, weight_digest: str
     ) -> None:
         """Become a copy of these tensors, which the service holds under this version and digest."""
-        self.weight_version = self.weight_digest = None  # a copy that is broken off is no base
+        self.weight_version = self.weight_digest = None  # an interrupted copy must not be a base
         self._bytes = {info.name: bytearray(raw_bytes(read(tensors, info))) for info in wanted.tensors}
         self._num_since_anchor = 0
         self.weight_version, self.weight_digest = weight_version, weight_digest
 
     def take_changes(self, changes: Mapping[str, bytes], *, weight_version: int, weight_digest: str) -> None:
-        """Apply what was sent to the service, by the canonical names of the tensors."""
+        """Apply the changes that were sent to the service, given by the canonical names of the tensors."""
         import numpy as np
 
         self.weight_version = self.weight_digest = None

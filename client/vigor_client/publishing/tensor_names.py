@@ -1,7 +1,7 @@
-"""A trainer's tensors under the service's names, where something wraps the model that is trained.
+"""Maps a trainer's tensors to the service's names if a wrapper around the trained model changes names.
 
-torch.compile, DDP, FSDP and activation checkpointing put parts of their own into the names of a state dict. Nothing
-else about the tensors changes. PEFT's wrapper does more than that, so that it is refused by name.
+torch.compile, DDP, FSDP and activation checkpointing insert parts of their own into the names of a state dict. Nothing
+else about the tensors changes. PEFT's wrapper changes more than names, so it is refused by name.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Item = TypeVar("Item")
 
 
 class RenamedTensors(Mapping[str, "torch.Tensor"]):
-    """Tensors under other names: ``renamed[name]`` is ``tensors[old_names[name]]``, read when it is asked for."""
+    """Tensors under other names: ``renamed[name]`` is ``tensors[old_names[name]]``, read on access."""
 
     def __init__(self, tensors: Mapping[str, torch.Tensor], old_names: Mapping[str, str]) -> None:
         self._tensors = tensors
@@ -37,7 +37,7 @@ class RenamedTensors(Mapping[str, "torch.Tensor"]):
     def __getitem__(self, name: str) -> torch.Tensor:
         return self._tensors[self._old_names[name]]
 
-    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
+    def __contains__(self, name: object) -> bool:  # Mapping's own method would read the tensor
         return name in self._old_names
 
     def __iter__(self) -> Iterator[str]:
@@ -48,16 +48,16 @@ class RenamedTensors(Mapping[str, "torch.Tensor"]):
 
 
 def with_plain_names(items: Mapping[str, Item]) -> dict[str, Item]:
-    """Return weights or modules under the names of their model, to which `torch.compile` adds a prefix."""
+    """Return weights or modules under the names of their model, without the prefix that `torch.compile` adds."""
     return {name.replace(TORCH_COMPILE_PREFIX, ""): item for name, item in items.items()}
 
 
 def with_service_names(tensors: Mapping[str, torch.Tensor], wanted: TensorList) -> Mapping[str, torch.Tensor]:
-    """The same tensors, without the parts that wrappers put into names that the service does not have.
+    """Return the same tensors; names that the service does not have lose the parts that wrappers inserted.
 
     Raises:
-        TensorsRefusedError: two names are one without these parts, or all names begin with something else that none of
-            the service's has.
+        TensorsRefusedError: two names become equal without these parts, or all names have another prefix that none of
+            the service's names has.
     """
     known = {name for info in wanted.tensors for name in info.names}
     if known.issuperset(tensors):
@@ -72,7 +72,7 @@ def with_service_names(tensors: Mapping[str, torch.Tensor], wanted: TensorList) 
 
 
 def _plain(name: str, known: Collection[str]) -> str:
-    """The name without the parts of wrappers if the service has it so, else the name."""
+    """Return the name without the parts of wrappers if the service has that name, else the name unchanged."""
     plain = name
     for part in _WRAPPER_PARTS:
         plain = plain.replace(part, "")

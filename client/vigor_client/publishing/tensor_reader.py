@@ -1,6 +1,6 @@
 """A trainer's tensors, read as the service holds them: under its names, in its shapes and dtypes.
 
-A tied tensor may be given under its canonical name, under an alias, or under several names that say the same.
+A tied tensor may be given under its canonical name, under an alias, or under several names with equal values.
 Works on one tensor at a time and knows nothing about files or HTTP; torch is imported on first use.
 """
 
@@ -18,33 +18,33 @@ if TYPE_CHECKING:
 
 
 def unknown_names(tensors: Mapping[str, torch.Tensor], wanted: TensorList) -> dict[str, str]:
-    """The names that the service does not have, not even as an alias, and that as their fault."""
+    """Return a fault for each given name that the service does not have, not even as an alias."""
     known = {name for info in wanted.tensors for name in info.names}
     return {name: "the service has no such tensor" for name in tensors if name not in known}
 
 
 def unsendable(wanted: TensorList) -> dict[str, str]:
-    """The tensors whose dtype this client cannot write, and that as their fault."""
+    """Return a fault for each tensor whose dtype this client cannot write."""
     unknown = (info for info in wanted.tensors if info.dtype not in ELEMENT_TYPES)
     return {info.name: f"the service holds {info.dtype}, which this client cannot send" for info in unknown}
 
 
 def given_names(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> list[str]:
-    """The names under which a tensor is given, its canonical one first."""
+    """Return the names under which a tensor is given, its canonical one first."""
     return [name for name in info.names if name in tensors]
 
 
 def read(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> torch.Tensor:
-    """One tensor as the service holds it: on the CPU, in its dtype, contiguous, flat. Checks nothing."""
+    """Return one tensor as the service holds it: on the CPU, in its dtype, contiguous, flat. Checks nothing."""
     return _cast(tensors[given_names(tensors, info)[0]], info)
 
 
 def read_checked(tensors: Mapping[str, torch.Tensor], info: TensorInfo) -> torch.Tensor:
-    """As ``read``, of a tensor that fits.
+    """Return the tensor as ``read`` does, after checking that it fits.
 
     Raises:
-        TensorsRefusedError: it is missing, has another shape or kind, is not finite in the service's dtype, or is
-            given under several names that differ.
+        TensorsRefusedError: the tensor is missing, has another shape or kind, is not finite in the service's dtype, or
+            is given under several names with different values.
     """
     import torch
 

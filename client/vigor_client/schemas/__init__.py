@@ -1,4 +1,4 @@
-"""The wire contract of the HTTP API: every shape that crosses it, once, for both ends.
+"""The wire contract of the HTTP API: the shape of every request and answer, defined once for both ends.
 
-It knows pydantic, and neither HTTP nor what the numbers are made of.
+It knows pydantic, but neither HTTP nor how the numbers are computed.
 """

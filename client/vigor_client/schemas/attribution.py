@@ -15,7 +15,7 @@ from vigor_client.schemas.prompts import GivenPrompt
 from vigor_client.schemas.scoring import AnyCompletion, Timing, WeightOptions
 
 MAX_ATTRIBUTED_TOKENS = 1024
-"""Of a prompt with its completion: more are refused."""
+"""Maximum number of tokens of a prompt with its completion; more are refused."""
 
 _EXAMPLE: JsonDict = {
     "messages": [{"role": "user", "content": "What is 3 + 4?"}],

@@ -1,4 +1,4 @@
-"""What every shape of the HTTP API is made of: the base model, token ids, text."""
+"""The building blocks of all shapes of the HTTP API: the base model, token ids, text."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from pydantic import (
 from vigor_client.schemas.fault_limit import refuse_many_names
 from vigor_client.schemas.faults import faults_of
 
-MAX_WEIGHT_VERSION = 2**53 - 1  # what every JSON parser, and a metric, holds exactly
+MAX_WEIGHT_VERSION = 2**53 - 1  # the largest integer that every JSON parser, and a metric, holds exactly
 IDEMPOTENCY_HEADER = "Idempotency-Key"
-"""The header that names the work of a request, so that it may be sent again and is done once."""
+"""The header that identifies the work of a request, so that a request sent again is done only once."""
 WeightVersion = Annotated[int, Field(strict=True, ge=0, le=MAX_WEIGHT_VERSION)]
 Checksum = Annotated[str, Field(pattern=r"^xxh3-128:[0-9a-f]{32}$", examples=["xxh3-128:" + "0" * 32])]
 
 Place = tuple[str | int, ...]
-"""Where something is in JSON: names and positions, from the outermost on."""
+"""A place in JSON: names and positions, from the outermost inwards."""
 
 
 class WireModel(BaseModel):
@@ -43,9 +43,10 @@ class WireModel(BaseModel):
 
 
 def half_character(value: object) -> tuple[Place, str] | None:
-    """Return where text, or JSON with text in it, holds half of a surrogate pair, and which; None if it holds none.
+    """Return the place and a description of an unpaired surrogate in text or JSON; None if it has none.
 
-    Such text is no Unicode and has no tokens. It comes from cutting text between the two UTF-16 units of a character.
+    Such text is not valid Unicode and has no tokens. It comes from cutting text between the two UTF-16 units of a
+    character.
     """
     path: list[str | int] = []
     levels = [_members([value])]
@@ -66,7 +67,7 @@ def half_character(value: object) -> tuple[Place, str] | None:
 
 
 def half_character_in_json(text: bytes | bytearray) -> tuple[Place, str] | None:
-    """Return what ``half_character`` finds in JSON that pydantic takes for none because of it."""
+    """Return the result of ``half_character`` for JSON that pydantic calls invalid because of an unpaired surrogate."""
     try:
         return half_character(json.loads(text))
     except (ValueError, RecursionError):
@@ -77,7 +78,7 @@ _END: tuple[str, object] = ("", object())
 
 
 def _members(container: dict[object, object] | list[object]) -> Iterator[tuple[str | int, object]]:
-    """Yield what a dict or list holds, with its name or position."""
+    """Yield the members of a dict or list, each with its name or position."""
     if isinstance(container, dict):
         return ((str(name), item) for name, item in container.items())
     return enumerate(container)
@@ -105,7 +106,7 @@ def refuse_half_characters(value: object) -> object:
     """Return the value as it is.
 
     Raises:
-        ValueError: it holds half of a surrogate pair; names the place.
+        ValueError: it holds an unpaired surrogate (half of a pair); names the place.
     """
     if found := half_character(value):
         place, said = found
@@ -114,7 +115,7 @@ def refuse_half_characters(value: object) -> object:
 
 
 WholeCharacters = BeforeValidator(refuse_half_characters)
-"""Refuses text, or JSON with text in it, that holds half of a surrogate pair."""
+"""Validator that refuses text, or JSON with text, that holds an unpaired surrogate (half of a pair)."""
 
 Text = Annotated[str, WholeCharacters]
 TokenId = Annotated[int, Field(strict=True, ge=0)]
@@ -137,6 +138,6 @@ def _validate_in_slices(value: object, validate: ValidatorFunctionWrapHandler) -
 
 _SLICE_ITEMS = 1 << 17
 _Sliced = WrapValidator(_validate_in_slices)
-# A long list of nothing but wrong ids would cost a hundred times its size in errors: the first one is named.
+# Errors for a long list of only wrong ids would take a hundred times its size, so only the first id is named.
 TokenIds = Annotated[list[TokenId], Field(fail_fast=True), _Sliced]
 Mask = Annotated[list[MaskBit], Field(fail_fast=True), _Sliced]

@@ -27,7 +27,7 @@ class EngineList(WireModel):
 
     @property
     def num_up(self) -> int:
-        """Engines that take batches."""
+        """Number of engines that take batches."""
         return sum(engine.is_up for engine in self.engines)
 
 

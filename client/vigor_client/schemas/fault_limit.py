@@ -1,6 +1,6 @@
-"""Limits how many faults a validation builds: the first ones are listed, and the others cost no time.
+"""Limits how many faults a validation builds: the first ones are listed, and further ones cost no time.
 
-It is pydantic's context of a validation; without it every fault is built.
+It is passed as pydantic's validation context; without it every fault is built.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from typing import Annotated, Any, TypeVar, cast
 from pydantic import ValidationError, ValidationInfo, ValidatorFunctionWrapHandler, WrapValidator
 
 MAX_NAMES = 1000
-"""Of one object: every shape has fewer."""
+"""Maximum number of names in one object; every shape has fewer."""
 
 _Item = TypeVar("_Item")
 
 
 class FaultLimit:
-    """Counts the faults of one validation: when there are ``num_left`` of them, further items are not looked at."""
+    """Counts the faults of one validation. After ``num_left`` more faults, further items are not checked."""
 
     def __init__(self, max_faults: int) -> None:
         self.num_left = max_faults
@@ -35,7 +35,7 @@ def _validate_item(value: object, validate: ValidatorFunctionWrapHandler, info: 
     try:
         return validate(value)
     except ValidationError as error:
-        limit.num_left = num_left - error.error_count()  # those of its own items among them
+        limit.num_left = num_left - error.error_count()  # including the faults of its own items
         raise
 
 
@@ -47,7 +47,8 @@ def refuse_many_names(value: object, info: ValidationInfo) -> object:
     """Return the value as it is.
 
     Raises:
-        ValueError: faults are counted, and it is an object with more than ``MAX_NAMES`` names, each a fault.
+        ValueError: faults are counted, and the value is an object with more than ``MAX_NAMES`` names, each of which
+            would be a fault.
     """
     if isinstance(info.context, FaultLimit) and isinstance(value, dict):
         num_names = len(cast("dict[object, object]", value))

@@ -1,6 +1,6 @@
-"""What is wrong with a request, in words that both ends use: pydantic's errors become places and plain messages.
+"""Turns pydantic's errors about a request into places and plain messages, which both ends use.
 
-It knows pydantic, and none of the shapes that are validated.
+It knows pydantic, but not the shapes that are validated.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MAX_SENTENCES = 10
 _MAX_SHOWN_CHARACTERS = 40
 _MAX_SHOWN_BITS = 128
-_MAX_COMPARED_CHARACTERS = 100  # comparing names takes the product of their lengths
+_MAX_COMPARED_CHARACTERS = 100  # comparing two names takes time proportional to the product of their lengths
 _ITEM_NAMES = {"groups": "group", "completions": "completion", "messages": "message", "files": "file"}
 _WANTED = {
     "int_type": "a whole number",
@@ -37,7 +37,7 @@ _WANTED = {
     "tuple_type": "a list",
     "dict_type": "an object",
 }
-"""Type of pydantic's error -> what should have been given."""
+"""Type of pydantic's error -> the value that is expected."""
 _BOUNDS = {
     "ge": "{} or more",
     "gt": "more than {}",
@@ -48,7 +48,7 @@ _BOUNDS = {
     "pattern": "text that matches {}",
     "class_name": "an object with the fields of {}",
 }
-"""Name in the context of pydantic's error -> what should have been given."""
+"""Name in the context of pydantic's error -> the value that is expected."""
 
 
 class Fault(NamedTuple):
@@ -62,10 +62,10 @@ class Fault(NamedTuple):
 
 
 def faults_of(error: ValidationError, model: type[BaseModel]) -> list[Fault]:
-    """Return the faults of a value that is not a ``model``; unknown fields are told the nearest known one.
+    """Return the faults of a value that is not a ``model``; for an unknown field, with the nearest known name.
 
-    What follows from another fault is left out: a missing field that an unknown one is meant to be, and the length of a
-    list whose items are wrong.
+    Faults that follow from others are left out: a missing field whose name was misspelled, and the length of a list
+    whose items are wrong.
     """
     items = error.errors(include_url=False)
     nearest = {loc: _nearest_field(model, loc) for loc in islice(_unknown_fields(items), MAX_SENTENCES)}
@@ -80,7 +80,7 @@ def faults_of(error: ValidationError, model: type[BaseModel]) -> list[Fault]:
 
 
 def fault_sentences(error: ValidationError, model: type[BaseModel]) -> list[str]:
-    """Return one sentence for each fault, as ``group 0, completion 2: needs ...``; the first ten, and how many more."""
+    """Return sentences for the first ten faults, as ``group 0, completion 2: needs ...``, and a count of the rest."""
     said = [str(fault) for fault in faults_of(error, model)]
     more = len(said) - MAX_SENTENCES
     return [*said[:MAX_SENTENCES], f"... and {more} more"] if more > 0 else said
@@ -113,7 +113,7 @@ def _nearest_field(model: type[BaseModel], loc: Sequence[str | int]) -> str | No
 
 
 def _model_at(model: type[BaseModel], loc: Sequence[str | int]) -> type[BaseModel]:
-    """Return the model of what stands at a place within a ``model``."""
+    """Return the model of the value at a place within a ``model``."""
     for part in loc:
         if isinstance(part, str) and (field := model.model_fields.get(part)):
             model = next(_models_in(field.annotation), model)
@@ -155,7 +155,7 @@ def _length_message(value: object, context: dict[str, Any]) -> str:
 
 
 def _bound(context: dict[str, Any]) -> str | None:
-    """Return what a limit asks for; None if this is no limit."""
+    """Return the value that a limit requires; None if the error is not about a limit."""
     for name, wording in _BOUNDS.items():
         if (limit := context.get(name)) is not None:
             return wording.format(f"{limit:g}" if isinstance(limit, float) else limit)
@@ -163,7 +163,7 @@ def _bound(context: dict[str, Any]) -> str | None:
 
 
 def _shown(value: object) -> str:
-    """Return a value as JSON has it, text in quotes and cut; of what holds others, its kind alone."""
+    """Return a value as JSON, with long text shortened; for a container only its kind."""
     match value:
         case str():
             return repr(value if len(value) <= _MAX_SHOWN_CHARACTERS else value[:_MAX_SHOWN_CHARACTERS] + "…")

@@ -1,4 +1,4 @@
-"""What to say of a name that does not exist: the known name that is spelled most like it.
+"""Suggestions for an unknown name: the known name that is spelled most like it.
 
 It serves fields of requests, options of all three commands, and environment variables alike.
 """
@@ -12,7 +12,7 @@ from difflib import get_close_matches
 def nearest_name(name: str, known: Iterable[str], *, prefix: str = "") -> str | None:
     """Return the known name that is spelled most like ``name``, or None if none is close.
 
-    Names are compared by what follows the ``prefix`` that all of them have.
+    Names are compared without the ``prefix`` that all of them have.
     """
     matches = get_close_matches(name.removeprefix(prefix), [each.removeprefix(prefix) for each in known], n=1)
     return prefix + matches[0] if matches else None

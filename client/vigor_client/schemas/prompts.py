@@ -1,4 +1,4 @@
-"""The wire contract of prompts: token ids, text, or the messages of a chat with what else its template is given."""
+"""The wire contract of prompts: token ids, text, or chat messages with the other inputs of the chat template."""
 
 from __future__ import annotations
 
@@ -30,11 +30,11 @@ RESERVED_TEMPLATE_KWARGS = frozenset(
         "sanitize_control_tokens", "tokenize", "tokenizer_kwargs", "tools", "truncation",
     }
 )  # fmt: skip
-"""What transformers' ``apply_chat_template`` takes itself: not for ``chat_template_kwargs``."""
+"""Parameters of transformers' ``apply_chat_template``, which are not allowed in ``chat_template_kwargs``."""
 
 
 def _as_parsed(value: object, validate: ValidatorFunctionWrapHandler, info: ValidationInfo) -> Any:  # noqa: ANN401 - JSON
-    """What was parsed is JSON: a service does not look through all of it once more."""
+    """Skip the check for JSON if the value was parsed from JSON, so that a service does not traverse it twice."""
     return value if isinstance(info.context, FaultLimit) else validate(value)
 
 
@@ -54,7 +54,7 @@ class TextPart(WireModel):
 
 
 def _only_text(content: object) -> object:
-    """Name a part that is not text, which a union of types would not do."""
+    """Refuse a part that is not text by name, which a union of types would not do."""
     if isinstance(content, list):
         if len(cast("list[object]", content)) > MAX_MESSAGES:
             raise ValueError(f"has more than {MAX_MESSAGES} parts")

@@ -19,12 +19,12 @@ MAX_WAIT_SECONDS = 600.0
 MAX_GROUPS = 512
 MAX_COMPLETIONS_PER_GROUP = 512
 MAX_COMPLETIONS = 65_536
-"""Of one request. With more of them, each step that handles all at once would keep other requests waiting."""
+"""Maximum number of completions in one request. With more, each step over all of them would delay other requests."""
 
 LINES_MEDIA_TYPE = "application/x-ndjson"
-"""A caller that accepts this media type gets its scores in lines, each group's when it is finished."""
+"""Media type of a streamed answer: a caller that accepts it gets each group's scores in a line, once finished."""
 BEAT_SECONDS = 10.0
-"""While no line is ready, an empty line is sent at this interval."""
+"""Interval, in seconds, at which an empty line is sent while no line is ready."""
 
 
 FinishReason = Literal["stop", "length"]
@@ -64,7 +64,7 @@ class Completion(WireModel):
 
 
 def _completion_from_shorthand(value: object) -> object:
-    """Plain text and plain id lists are shorthands for a completion object."""
+    """Expand plain text or a plain list of ids, which are shorthands for a completion object."""
     if isinstance(value, str):
         return {"text": value}
     if isinstance(value, list):
@@ -113,7 +113,7 @@ DEFAULT_COMPUTE: tuple[ComputeName, ...] = ("norm", "signals")
 
 
 def compute_for(reward: RewardName) -> tuple[ComputeName, ...]:
-    """Return what to ask for where this reward is all that is wanted, beside the signals, which cost nothing more."""
+    """Return the parts to compute if only this reward is wanted; they include the signals, which cost nothing extra."""
     return DEFAULT_COMPUTE if reward == "vigor" else ("signals",)
 
 
@@ -206,7 +206,7 @@ def _is_none(value: object) -> bool:
 
 
 MOST_LINES = 20
-"""Completions that a printed answer shows."""
+"""Maximum number of completions that a printed answer shows."""
 _COLUMNS = {
     "group": "group",
     "completion": "completion",

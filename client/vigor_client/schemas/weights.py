@@ -14,7 +14,7 @@ FileName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$", e
 WeightState = Literal["ready", "applying", "poisoned"]
 UpdateState = Literal["receiving", "verifying", "applying", "committed"]
 UpdateEncoding = Literal["full", "checkpoint", "partial", "delta"]
-WHOLE_ENCODINGS: frozenset[UpdateEncoding] = frozenset({"full", "checkpoint"})  # they need no base
+WHOLE_ENCODINGS: frozenset[UpdateEncoding] = frozenset({"full", "checkpoint"})  # encodings that need no base
 BroadcastBackend = Literal["gloo", "nccl"]
 
 
@@ -51,7 +51,7 @@ class TensorInfo(WireModel):
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Every name of the tensor, the canonical one first."""
+        """All names of the tensor, the canonical one first."""
         return (self.name, *self.aliases)
 
 

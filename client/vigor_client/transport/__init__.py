@@ -1,4 +1,4 @@
 """One HTTP call: endpoints, connections, retries, streamed answers, typed failures.
 
-It knows the wire contract, and nothing about weights of a trainer.
+It knows the wire contract, but nothing about a trainer's weights.
 """

@@ -1,8 +1,8 @@
-"""The connections of one client: a pool of its own for every process, and for every event loop, that uses it.
+"""The connections of one client: a separate pool for each process and each event loop that uses it.
 
-A forked process that goes on with its parent's sockets reads answers to its parent's requests, and a pool that outlives
-its event loop hands out connections that cannot be waited for. So neither is ever used: another process, or another
-loop, opens another pool, and leaves the one it finds alone.
+A forked process that keeps using its parent's sockets reads answers to its parent's requests, and a pool that outlives
+its event loop hands out connections that cannot be awaited. So each process, and each loop, opens a pool of its own and
+does not touch those of others.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ class Connections:
         _refuse_closed(self._is_closed)
         process = os.getpid()
         if process not in self._pools:
-            # Without a lock, which a fork may leave locked: where two threads open one, the first is kept.
+            # No lock, which a fork could leave locked: if two threads open a pool at the same time, the first is kept.
             self._pools.setdefault(process, self._open_pool())
         return self._pools[process]
 
     def close(self) -> None:
-        """Close the pool of this process; those of other processes are theirs."""
+        """Close the pool of this process; other processes close their own."""
         self._is_closed = True
         if (pool := self._pools.pop(os.getpid(), None)) is not None:
             pool.close()
 
 
 class AsyncConnections:
-    """Pools on asyncio, one for each process and event loop; ``asyncio.run`` closes its loop's when it ends.
+    """Asyncio pools, one for each process and event loop; ``asyncio.run`` closes the pool of its loop when it ends.
 
     Args:
         open_pool: opens a pool. It is called once for each loop of each process.
@@ -86,7 +86,7 @@ class AsyncConnections:
         return len(self._pools)
 
     def _forget_ended_loops(self) -> None:
-        """Drop pools of loops that were closed without closing their generators, as ``asyncio.run`` does."""
+        """Drop pools of loops that ended without closing their generators; ``asyncio.run`` closes them."""
         for owner in [owner for owner in self._pools if owner[1].is_closed()]:
             del self._pools[owner], self._guards[owner]
 

@@ -1,4 +1,4 @@
-"""The endpoints of the service, one coroutine each: the single implementation under both clients.
+"""The endpoints of the service, one coroutine each: the implementation that both clients share.
 
 Knows paths and timeouts, and how each call is made safe to repeat; knows nothing about tensors.
 """
@@ -31,7 +31,7 @@ from vigor_client.transport.wire import Body, HttpCall, Wire
 PROBE_TIMEOUT_SECONDS = 5.0
 PROBE_PAUSE_SECONDS = 0.25
 ABANDON_TIMEOUT_SECONDS = 5.0
-# A full update is verified and copied after its last byte came: allow for this speed on top of the usual timeout.
+# A full update is verified and copied after its last byte: the timeout is extended for work at this speed.
 SLOWEST_VERIFICATION_BYTES_PER_SECOND = 100e6
 
 UPDATES = "/v1/weights/updates"
@@ -39,7 +39,7 @@ _UNAVAILABLE = 503
 
 
 class _SampleReader:
-    """Checks the answer to a sample against its request, within the attempt: a wrong answer is tried again."""
+    """Checks the answer to a sample against its request within the attempt, so that a wrong answer is retried."""
 
     def __init__(self, request: SampleRequest) -> None:
         self._request = request
@@ -57,7 +57,7 @@ class _SampleReader:
 
 
 class Endpoints:
-    """Calls the service. ``timeout_seconds`` is how long it may keep silent by default."""
+    """Calls the service. ``timeout_seconds`` is how long it may stay silent by default."""
 
     def __init__(self, exchange: Exchange, *, timeout_seconds: float) -> None:
         self._exchange = exchange
@@ -73,7 +73,7 @@ class Endpoints:
             path="/v1/score",
             body=Body.json(request.model_dump_json(exclude_none=True)),
             timeout_seconds=self._timeout_seconds + request.wait_seconds,
-            # One key for all attempts: an answer that was lost on its way comes again, also under newer weights.
+            # One key for all attempts: an answer that was lost in transit is sent again, even under newer weights.
             headers={"Accept": f"{LINES_MEDIA_TYPE}, application/json", IDEMPOTENCY_HEADER: uuid.uuid4().hex},
         )
         notify = each_once(on_group)
@@ -150,7 +150,7 @@ class Endpoints:
             raise unexpected(response, "a body that is not in Prometheus' text format") from None
 
     async def open_update(self, request: UpdateRequest, name: str) -> UpdateStatus:
-        """Open an update under a name of its own: sent again, the request is answered with the same update."""
+        """Open an update under a unique name, so that repeating the request returns the same update."""
         call = HttpCall(
             method="POST",
             path=UPDATES,

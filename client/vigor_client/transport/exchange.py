@@ -39,7 +39,7 @@ _OF_A_PROXY = {
     503: "says that it is not available: is the service running?",
     504: "waited too long for it: raise its time limit (nginx: proxy_read_timeout)",
 }
-"""Status -> what a refusal without a problem document means: a proxy or load balancer wrote it."""
+"""Status -> meaning of a refusal without a problem document, which a proxy or load balancer wrote."""
 
 Answer = TypeVar("Answer", bound=WireModel)
 Result = TypeVar("Result")
@@ -47,7 +47,7 @@ ReaderResult = TypeVar("ReaderResult", covariant=True)
 
 
 class Reader(Protocol[ReaderResult]):
-    """Reads one answer: takes its chunks if it comes in lines, and says at its end what it was."""
+    """Reads one answer: takes its chunks if it is streamed in lines, and returns the result at its end."""
 
     def take(self, response: httpx.Response, chunk: bytes) -> None: ...
     def result(self, response: httpx.Response) -> ReaderResult: ...
@@ -65,9 +65,9 @@ class Exchange:
         """Send ``call`` and return its answer; ``also_status`` is one more status whose body is ``schema``.
 
         Raises:
-            TransportError: no answer came, also not to the retries.
+            TransportError: no answer arrived, not even to the retries.
             ProblemError: the service refused.
-            UnexpectedAnswerError: the answer is not in the contract.
+            UnexpectedAnswerError: the answer does not follow the contract.
         """
         return parse(await self.send(call, also_status=also_status), schema)
 
@@ -78,7 +78,7 @@ class Exchange:
     async def stream(self, call: HttpCall, begin: Callable[[], Reader[Result]]) -> Result:
         """Send ``call`` and return what a reader makes of its answer; each attempt begins with another reader.
 
-        Raises as ``fetch``, and what the reader raises, which is tried again like any other failure.
+        Raises as ``fetch``, or what the reader raises, which is retried like any other failure.
         """
         return await self._try(call, lambda call: self._read(call, begin()))
 
@@ -129,7 +129,7 @@ class Exchange:
 
 
 def failure_of(error: VigorError) -> Failure | None:
-    """Return what the retry policy has to know of an error; None if trying again is pointless."""
+    """Return an error as the retry policy sees it; None if a retry is pointless."""
     if isinstance(error, TransportError):
         return Failure()
     if isinstance(error, ProblemError):
@@ -148,7 +148,7 @@ def transport_error(error: httpx.RequestError, call: HttpCall) -> TransportError
         said = _why_unreachable(error) or reason
         return UnreachableError(f"cannot reach the service: {place}: {said}", request_id=request_id)
     if isinstance(error, httpx.TimeoutException):
-        # In an answer in lines less silence is allowed than before it.
+        # While an answer is streamed in lines, less silence is allowed than before it begins.
         limit_seconds = error.request.extensions.get("timeout", {}).get("read", call.timeout_seconds)
         message = f"no answer within {limit_seconds:g} s: {place} (request {request_id})"
         return AnswerTimeoutError(message, request_id=request_id)
@@ -156,7 +156,7 @@ def transport_error(error: httpx.RequestError, call: HttpCall) -> TransportError
 
 
 def _why_unreachable(error: httpx.RequestError) -> str | None:
-    """Return what the system's refusal of a connection means, and what to do; None where it is another one."""
+    """Return the cause of a refused connection and the remedy; None if the error is another one."""
     causes = list(_causes(error))
     if any(isinstance(cause, socket.gaierror) for cause in causes):
         return "the name of the host has no address; correct the URL"
@@ -187,7 +187,7 @@ def refusal_error(response: httpx.Response) -> VigorError:
 
 
 def _refusal_of_a_proxy(response: httpx.Response) -> UnexpectedAnswerError:
-    """The error of a refusal that is no problem document."""
+    """Return the error for a refusal that is not a problem document."""
     if said := _OF_A_PROXY.get(response.status_code):
         message = f"was refused by a proxy in front of the service, which {said} ({response.status_code})"
         return _unexpected(response, message)
@@ -195,7 +195,7 @@ def _refusal_of_a_proxy(response: httpx.Response) -> UnexpectedAnswerError:
 
 
 def problem_error(problem: Problem, response: httpx.Response, *, retry_after_seconds: float) -> ProblemError:
-    """The class of a problem's code, with the problem's data."""
+    """Return an error of the class for the problem's code, with the problem's data."""
     return PROBLEM_ERRORS.get(problem.code, ProblemError)(
         problem, request_id=request_id_of(response), retry_after_seconds=retry_after_seconds
     )
@@ -216,7 +216,7 @@ def parse(response: httpx.Response, schema: type[Answer]) -> Answer:
 
 
 def unexpected(response: httpx.Response, what: str, *, body: bytes | None = None) -> UnexpectedAnswerError:
-    """Return an error that names what came, and where from; ``body`` is the wrong line of an answer in lines."""
+    """Return an error that shows the answer and its origin; ``body`` is the wrong line of a streamed answer."""
     text = (response.text if body is None else body.decode(errors="replace"))[:_MAX_QUOTED_CHARACTERS]
     content_type = response.headers.get("Content-Type", "no content type")
     return _unexpected(response, f"answered with {what} ({response.status_code}, {content_type}): {text!r}")
@@ -233,18 +233,18 @@ def _unexpected(response: httpx.Response, message: str) -> UnexpectedAnswerError
 
 
 def mixed_up(response: httpx.Response, what: str) -> MixedUpAnswerError:
-    """Return an error that names what came instead of the answer to this request."""
+    """Return an error that says what arrived instead of the answer to this request."""
     request, request_id = response.request, request_id_of(response)
     message = f"an answer to another request: {request.method} {request.url} answered {what} (request {request_id})"
     return MixedUpAnswerError(message, request_id=request_id)
 
 
 def request_id_of(response: httpx.Response) -> str:
-    """Return the id of the request, as it was answered; the client's own if the answer has none."""
+    """Return the request id in the answer; the client's own id if the answer has none."""
     return response.headers.get(REQUEST_ID_HEADER) or response.request.headers.get(REQUEST_ID_HEADER, "")
 
 
 def retry_after_of(response: httpx.Response) -> float:
-    """Return the seconds that the answer asks to wait, 0 if none. A date counts from the answer's: clocks differ."""
+    """Return the seconds that the answer asks to wait, else 0. A date counts from the answer's date: clocks differ."""
     now = parse_date(response.headers.get("Date")) or datetime.now(UTC)
     return parse_retry_after(response.headers.get("Retry-After"), now=now)

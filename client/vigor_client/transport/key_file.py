@@ -10,7 +10,7 @@ def read_key(path: Path) -> str:
     """Return the key, without the white space around it.
 
     Raises:
-        ValueError: the file is not text; what it holds is not shown.
+        ValueError: the file is not text; the message does not show its content.
         OSError: it cannot be read.
     """
     data = path.read_bytes()

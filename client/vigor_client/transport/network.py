@@ -1,8 +1,8 @@
-"""How a client reaches its service: directly or through a proxy of the environment, and which certificates it trusts.
+"""How a client reaches its service: directly or through the environment's proxy, and with which trusted certificates.
 
 A client has one service, so this is decided once, for that service. Settings about other hosts (a SOCKS proxy that
 needs a package, an odd entry of ``NO_PROXY``, a certificate file for HTTPS) do not stop a client that needs none of
-them. What it does need and cannot use is an error that names the variable.
+them. A setting that the client needs and cannot use is an error that names the variable.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _MAX_PORT = 65_535
 
 
 def _trusts_no_server() -> ssl.SSLContext:
-    """For connections without TLS: it reads nothing from the environment, and would refuse every certificate."""
+    """Return a context for connections without TLS: it reads nothing from the environment and trusts no certificate."""
     return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Opens connection pools: through a proxy, or directly where it is None, with these trusted certificates."""
+    """Opens connection pools with these trusted certificates: through the proxy, or directly if it is None."""
 
     proxy: httpx.Proxy | None = None
     certificates: ssl.SSLContext = field(default_factory=_trusts_no_server)
@@ -64,7 +64,7 @@ def checked_url(base_url: str) -> httpx.URL:
     """Return a service's URL.
 
     Raises:
-        ValueError: it is none, or holds a key, which belongs elsewhere.
+        ValueError: it is not a valid URL, or it holds a key, which must be given elsewhere.
     """
     try:
         url = httpx.URL(base_url)
@@ -81,7 +81,7 @@ def network_for(url: httpx.URL) -> Network:
     """Read the environment's settings for the service at ``url``.
 
     Raises:
-        NetworkSettingError: one that applies to it cannot be used; names the variable and never shows a password.
+        NetworkSettingError: a setting that applies cannot be used; names the variable and never shows a password.
     """
     proxy = proxy_for(url, getproxies())
     network = Network(proxy, _certificates()) if url.scheme == "https" else Network(proxy)
@@ -91,12 +91,12 @@ def network_for(url: httpx.URL) -> Network:
 
 
 def proxy_for(url: httpx.URL, proxies: Mapping[str, str]) -> httpx.Proxy | None:
-    """Return the proxy for ``url``; None: it is reached directly, as every address of this machine itself is.
+    """Return the proxy for ``url``; None if it is reached directly, as every address of this machine is.
 
     ``proxies`` is what ``urllib.request.getproxies`` returns: proxies by scheme, and ``no`` for ``NO_PROXY``.
 
     Raises:
-        NetworkSettingError: the one that applies cannot be used.
+        NetworkSettingError: the proxy that applies cannot be used.
     """
     if is_this_machine(url.host) or _is_exempt(url, proxies.get("no", "")):
         return None
@@ -131,7 +131,7 @@ def _certificates() -> ssl.SSLContext:
 
 
 def _can_be_connected_to(url: httpx.URL) -> bool:
-    """Whether the system's functions take host and port: they raise errors of their own kinds where they do not."""
+    """Return whether the system's functions accept host and port; if not, they raise errors of their own kinds."""
     try:
         url.host.encode("idna")
     except UnicodeError:
@@ -140,7 +140,7 @@ def _can_be_connected_to(url: httpx.URL) -> bool:
 
 
 def is_this_machine(host: str) -> bool:
-    """Whether a host is this machine itself, which is always reached directly."""
+    """Return whether a host is this machine itself, which is always reached directly."""
     try:
         return ip_address(host).is_loopback
     except ValueError:
@@ -152,7 +152,7 @@ def _is_exempt(url: httpx.URL, no_proxy: str) -> bool:
 
 
 def _names(entry: str, url: httpx.URL) -> bool:
-    """Whether an entry (``*``, a domain, an address or a network, with a port or without) names the service."""
+    """Return whether an entry (``*``, a domain, an address or a network, with a port or without) names the service."""
     if entry == "*":
         return True
     scheme, _, place = entry.rpartition("://")

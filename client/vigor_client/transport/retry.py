@@ -1,8 +1,8 @@
-"""Which failure is tried again, and after how many seconds: a pure policy, without clock, randomness or I/O.
+"""Decides which failures are retried, and after how many seconds: a pure policy, without clock, randomness or I/O.
 
 Delays grow exponentially with full jitter (a random share of the whole delay), so that clients that failed together
-do not return together. A ``Retry-After`` is waited for in full, with the jitter on top; where it does not fit into the
-time that is left, the call fails at once instead of coming back too early.
+do not retry together. A ``Retry-After`` is waited for in full, plus the jitter. If it does not fit into the remaining
+time, the call fails at once instead of retrying too early.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ FIRST_DELAY_SECONDS = 0.5
 LONGEST_DELAY_SECONDS = 30.0
 TOTAL_SECONDS = 600.0
 
-# Only a full update cures it, and waiting would hide that from the trainer that has to send one.
+# Only a full update cures it, and waiting would hide that from the trainer, which has to send one.
 _NOT_CURED_BY_WAITING = frozenset({"weights_poisoned"})
 _RETRIED_STATUSES = frozenset({429, 502, 503})
 _CONFLICT = 409
@@ -26,16 +26,16 @@ _GATEWAY_TIMEOUT = 504
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """A failure that may be worth another try."""
+    """A failure that may be worth a retry."""
 
     retry_after_seconds: float = 0.0
-    """How long the service asks to wait, 0 if it does not say."""
+    """Time that the service asks to wait, 0 if it does not say."""
 
 
 def refusal(status: int, code: str | None, *, retry_after_seconds: float = 0.0) -> Failure | None:
-    """Return the failure that an answer means, or None if the same request would be refused again.
+    """Return the failure that an answer stands for, or None if the same request would be refused again.
 
-    A conflict may pass if the service says when to come back; a 504 without a code of the service is a proxy's, which
+    A conflict may pass if the service says when to retry. A 504 without a code of the service comes from a proxy that
     lost the answer.
     """
     may_pass = (
@@ -48,7 +48,7 @@ def refusal(status: int, code: str | None, *, retry_after_seconds: float = 0.0) 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RetryPolicy:
-    """Bounds of trying again. No attempt begins later than ``total_seconds``."""
+    """Limits for retries. No attempt begins later than ``total_seconds`` after the first."""
 
     max_retries: int = DEFAULT_MAX_RETRIES
     first_delay_seconds: float = FIRST_DELAY_SECONDS
@@ -68,10 +68,10 @@ class RetryPolicy:
         jitter: float,
         repeat_seconds: float = math.inf,
     ) -> float | None:
-        """Return the seconds until the next attempt, or None: give up.
+        """Return the seconds until the next attempt, or None to give up.
 
-        ``retries`` have been made before, ``elapsed_seconds`` have passed since the first attempt, ``jitter`` is a
-        uniform random number in [0, 1), ``repeat_seconds`` is a bound of this call's own, besides ``total_seconds``.
+        ``retries`` have been made, ``elapsed_seconds`` have passed since the first attempt, and ``jitter`` is a uniform
+        random number in [0, 1). ``repeat_seconds`` is the limit of this call, in addition to ``total_seconds``.
         """
         backoff_seconds = min(self.longest_delay_seconds, self.first_delay_seconds * 2.0 ** min(retries, 30))
         delay_seconds = failure.retry_after_seconds + jitter * backoff_seconds
@@ -90,7 +90,7 @@ def parse_retry_after(value: str | None, *, now: datetime) -> float:
 
 
 def parse_date(value: str | None) -> datetime | None:
-    """The moment in a header, such as ``Date``; None where there is none, or none that can be read."""
+    """Return the time in a header such as ``Date``; None if it is missing or cannot be read."""
     try:
         moment = parsedate_to_datetime(value or "")
     except (ValueError, OverflowError):

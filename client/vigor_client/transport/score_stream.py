@@ -1,4 +1,4 @@
-"""The answer to a score request, put together from its lines, and checked against its request."""
+"""Assembles the answer to a score request from its lines, and checks it against the request."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from vigor_client.schemas.scoring import (
 from vigor_client.transport.exchange import mixed_up, parse, problem_error, request_id_of, unexpected
 from vigor_client.transport.wire import comes_in_lines
 
-MAX_LINE_BYTES = 2**24  # some hundred times the largest group
+MAX_LINE_BYTES = 2**24  # several hundred times the largest group
 OnGroup = Callable[[int, GroupScore], object]
 
 _line = pydantic.TypeAdapter[GroupLine | LastLine | ErrorLine](ScoreLine)
 
 
 class ScoreLines:
-    """Reads the answer of one attempt. ``on_group`` is called with each group when its line comes."""
+    """Reads the answer of one attempt. ``on_group`` is called with each group when its line arrives."""
 
     def __init__(self, request: ScoreRequest, on_group: OnGroup) -> None:
         self._request = request
@@ -37,11 +37,11 @@ class ScoreLines:
         self._rest = b""
 
     def take(self, response: httpx.Response, chunk: bytes) -> None:
-        """Take the next bytes of an answer in lines.
+        """Take the next bytes of a streamed answer.
 
         Raises:
             ProblemError: the service says that the rest failed.
-            UnexpectedAnswerError: a line is not in the contract, or does not fit the request.
+            UnexpectedAnswerError: a line does not follow the contract, or does not fit the request.
         """
         *lines, self._rest = (self._rest + chunk).split(b"\n")
         for line in filter(None, lines):
@@ -50,11 +50,11 @@ class ScoreLines:
             raise unexpected(response, f"a line of more than {MAX_LINE_BYTES} bytes", body=self._rest)
 
     def result(self, response: httpx.Response) -> ScoreResponse:
-        """Return all scores; from a service that does not know lines they come as a whole.
+        """Return all scores; a service that does not support streaming sends them as one answer.
 
         Raises:
             ConnectionLostError: the lines ended too early.
-            UnexpectedAnswerError: the whole answer is not in the contract, or does not fit the request.
+            UnexpectedAnswerError: the whole answer does not follow the contract, or does not fit the request.
         """
         if not comes_in_lines(response):
             return self._whole(response)
@@ -108,7 +108,7 @@ class ScoreLines:
             self._refuse_others_group(response, index, group)
 
     def _refuse_others_group(self, response: httpx.Response, index: int, group: GroupScore) -> None:
-        """A trainer must never pair a score with another completion."""
+        """Refuse a group that is not the requested one: a trainer must never pair a score with another completion."""
         sent = self._request.groups[index]
         if group.id != sent.id:
             raise mixed_up(response, f"group {index} with the id {group.id!r} instead of {sent.id!r}")
@@ -118,7 +118,7 @@ class ScoreLines:
     def _refuse_other_terms(
         self, response: httpx.Response, scores: ScoreResponse, *, body: bytes | None = None
     ) -> None:
-        """Which weights scored, and what was ranked, where the request says it."""
+        """Refuse scores from weights, or of a reward, other than the requested ones."""
         for name in ("weight_version", "weight_digest", "reward"):
             required, answered = getattr(self._request, name), getattr(scores, name)
             if required is not None and answered != required:
@@ -126,7 +126,7 @@ class ScoreLines:
 
 
 def each_once(on_group: OnGroup | None) -> OnGroup:
-    """Return what calls ``on_group`` once for each group, also where an answer breaks off and comes again."""
+    """Return a function that calls ``on_group`` once per group, even if an answer is interrupted and sent again."""
     seen: set[int] = set()
 
     def notify(index: int, group: GroupScore) -> None:

@@ -1,4 +1,4 @@
-"""The one seam between the client and the network: what a call needs of it, and its two implementations.
+"""The interface between the client and the network: the protocol ``Wire``, and its two implementations.
 
 Every call is written once, as a coroutine over a ``Wire``. ``AsyncWire`` runs on asyncio. ``BlockingWire`` does its
 work before it returns and never suspends, so ``run_blocking`` runs the same coroutine to its end without a loop.
@@ -25,14 +25,14 @@ REQUEST_ID_HEADER = "X-Request-Id"
 
 CONNECT_TIMEOUT_SECONDS = 10.0
 SILENCE_BETWEEN_LINES_SECONDS = 4 * BEAT_SECONDS
-"""Within an answer in lines: three beats may get lost before the connection counts as dead."""
+"""Allowed silence within a streamed answer: three empty lines may be lost before the connection counts as dead."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """The body of a request: ``chunks`` starts it from the beginning, once per attempt."""
+    """The body of a request: ``chunks()`` yields it from the beginning, and is called once per attempt."""
 
     content_type: str
     num_bytes: int
@@ -46,9 +46,9 @@ class Body:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HttpCall:
-    """One request. It must have the same effect however often it is sent: it is sent again when an answer is lost.
+    """One request. It must be idempotent, since it is sent again if an answer is lost.
 
-    No attempt begins later than ``repeat_seconds`` after the first one; 0: it is sent once.
+    No attempt begins later than ``repeat_seconds`` after the first one; with 0 it is sent once.
     """
 
     method: str
@@ -74,11 +74,11 @@ TakeChunk = Callable[[httpx.Response, bytes], None]
 
 
 class Wire(Protocol):
-    """What a call may wait for. Transport failures are httpx's, and ``MixedUpAnswerError`` for another's answer."""
+    """What a call may await. It raises httpx's errors, and ``MixedUpAnswerError`` for the answer to another request."""
 
     async def send(self, call: HttpCall) -> httpx.Response: ...
     async def stream(self, call: HttpCall, take: TakeChunk) -> httpx.Response:
-        """Send ``call``; give ``take`` the chunks of an answer in lines as they come, and read any other whole."""
+        """Send ``call``; pass chunks of a streamed answer to ``take`` as they arrive, and read any other whole."""
         ...
 
     async def sleep(self, seconds: float) -> None: ...
@@ -175,7 +175,7 @@ def refuse_mixed_up(response: httpx.Response, call: HttpCall) -> None:
     """Check that an answer is to this request, before its body is read: httpx closes a connection left half read.
 
     Raises:
-        MixedUpAnswerError: it carries the id of another request. An answer without an id, as of a proxy, is accepted.
+        MixedUpAnswerError: it carries the id of another request. An answer without an id, as from a proxy, is accepted.
     """
     sent, came = call.headers.get(REQUEST_ID_HEADER), response.headers.get(REQUEST_ID_HEADER)
     if sent is not None and came not in (None, sent):
@@ -187,13 +187,13 @@ def refuse_mixed_up(response: httpx.Response, call: HttpCall) -> None:
 
 
 def comes_in_lines(response: httpx.Response) -> bool:
-    """Whether an answer is one in lines: what a service, or a proxy, does not know comes as a whole."""
+    """Return whether an answer is streamed in lines: a service or proxy without this feature answers as a whole."""
     media_type = response.headers.get("Content-Type", "").partition(";")[0].strip().lower()
     return response.is_success and media_type == LINES_MEDIA_TYPE
 
 
 def _expect_beats(response: httpx.Response, silence_seconds: float) -> None:
-    """Limit the silence within an answer in lines: a service that answers as a whole may be silent for much longer.
+    """Limit the silence within a streamed answer: a service that answers as a whole may be silent for much longer.
 
     httpx reads the timeouts of a request again when the reading of the body begins.
     """

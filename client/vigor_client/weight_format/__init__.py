@@ -1,4 +1,4 @@
 """The bytes of weights that both ends agree on: digests, deltas, safetensors, checkpoints, broadcasts.
 
-It knows files and tensors, and neither requests nor who sends them.
+It knows files and tensors, but neither requests nor who sends them.
 """

@@ -1,7 +1,8 @@
-"""One end of a broadcast in a process of its own, fed or read through a pipe, and killed.
+"""One end of a broadcast in a process of its own, which is fed or read through a pipe and can be killed.
 
-Only a process can be ended from outside. Within this one, torch.distributed waits without a limit for a listener that
-says nothing, and ends the whole process when a message is longer than expected. The program is ``broadcast_worker``.
+Only a process can be ended from outside. In the caller's process, torch.distributed would wait without a limit for a
+silent listener, and would end the whole process when a message is longer than expected. The program is
+``broadcast_worker``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _MAX_REASON_CHARACTERS = 300
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class End:
-    """One of the two ranks. ``listener`` is the sender's: an open socket at host and port, handed on as a number."""
+    """One of the two ranks. ``listener`` is the file descriptor of the sender's open socket at host and port."""
 
     rank: int
     backend: BroadcastBackend
@@ -42,24 +43,24 @@ class End:
 
     @classmethod
     def parse(cls, text: str) -> End:
-        """Read what ``command`` wrote."""
+        """Return the end that ``command`` wrote as text."""
         return cls(**json.loads(text))
 
     @property
     def command(self) -> list[str]:
-        """What runs this end. ``-P``: a file of the current directory must not be taken for a module of Python."""
+        """Return the command that runs this end. ``-P`` keeps files of the current directory from shadowing modules."""
         return [sys.executable, "-P", "-m", "vigor_client.weight_format.broadcast_worker", json.dumps(asdict(self))]
 
 
 class BroadcastProcess:
-    """The running process of an end. Killing it releases a thread that waits for its pipe.
+    """The running process of one end. Killing it releases a thread that waits for its pipe.
 
-    The end of a process whose pipe has ended, or that was killed, is awaited for ``end_seconds`` at most.
+    After its pipe has ended, or after a kill, the process is awaited for at most ``end_seconds``.
     """
 
     def __init__(self, end: End, *, end_seconds: float = _END_SECONDS) -> None:
         self._end_seconds = end_seconds
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the block; an unread pipe would fill
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - `close` closes it; an unread pipe would fill up
         self._process = subprocess.Popen(  # noqa: S603 - our own program
             end.command,
             stdin=subprocess.PIPE,  # the process ends when this one is gone
@@ -71,10 +72,10 @@ class BroadcastProcess:
         )
 
     def send(self, chunks: Iterable[bytes]) -> None:
-        """Hand everything over; the process then goes on until the other end has it. A failure ends the process.
+        """Write all chunks to the process, which then runs until the other end has them. A failure ends the process.
 
         Raises:
-            BroadcastError: the process ended before.
+            BroadcastError: the process ended early.
         """
         pipe = cast("BufferedWriter", self._process.stdin)
         try:
@@ -88,10 +89,10 @@ class BroadcastProcess:
             raise
 
     def read(self, num_bytes: int) -> bytes:
-        """Return what has come, at most ``num_bytes``.
+        """Return the bytes received, at most ``num_bytes``.
 
         Raises:
-            BroadcastError: the process ended, and nothing is left.
+            BroadcastError: the process ended, and no bytes are left.
         """
         data = cast("BufferedReader", self._process.stdout).read1(num_bytes)
         if not data:
@@ -99,7 +100,7 @@ class BroadcastProcess:
         return data
 
     def fault(self) -> str | None:
-        """Return why the process failed; None while it runs, and where it did not."""
+        """Return why the process failed; None while it runs or if it did not fail."""
         return self._reason() if self._process.poll() else None
 
     def kill(self) -> None:
@@ -107,17 +108,17 @@ class BroadcastProcess:
         self._process.kill()
 
     def close(self) -> None:
-        """End the process, and give back what it held. One that the system cannot end, in a driver, is left alone."""
+        """End the process and release its resources. A process that the system cannot end, as in a driver, is left."""
         self.kill()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(self._end_seconds)
         for pipe in (self._process.stdin, self._process.stdout, self._errors):
-            with suppress(BrokenPipeError):  # closing would write what is left to a process that is gone
+            with suppress(BrokenPipeError):  # closing would write the rest of the buffer to a process that has ended
                 if pipe is not None:
                     pipe.close()
 
     def _reason(self) -> str:
-        """The last line that the process wrote, once it has ended; or that it has not."""
+        """Return the last line that the process wrote before it ended, or say that it has not ended."""
         try:
             code = self._process.wait(self._end_seconds)
         except subprocess.TimeoutExpired:

@@ -1,7 +1,7 @@
-"""The program of one end of a broadcast: what the sender reads from its input, the receiver writes to its output.
+"""The program of one end of a broadcast: the sender reads bytes from its input, the receiver writes them to its output.
 
-The two are the default process group of torch.distributed in a process of their own, so that no group of a trainer is
-touched. The bytes go in chunks whose sizes follow from their number, which both ends know: no header is sent.
+The two form the default process group of torch.distributed, each in a process of its own, so that no process group of
+the trainer is touched. Both ends know the number of bytes, from which the chunk sizes follow: no header is sent.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def main() -> None:
     _keep_to_loopback(end.host)
     try:
         _pump(end)
-    except (RuntimeError, OSError, EOFError) as error:  # those of torch.distributed are RuntimeErrors
+    except (RuntimeError, OSError, EOFError) as error:  # torch.distributed's errors are RuntimeErrors
         print(str(error).splitlines()[0], file=sys.stderr, flush=True)
-        os._exit(1)  # an orderly end would wait for the other one
+        os._exit(1)  # an orderly exit would wait for the other end
 
 
 def chunk_sizes(num_bytes: int) -> Iterator[int]:
-    """How many bytes each chunk has."""
+    """Yield the number of bytes of each chunk."""
     for start in range(0, num_bytes, CHUNK_BYTES):
         yield min(CHUNK_BYTES, num_bytes - start)
 
@@ -49,14 +49,14 @@ def _pump(end: End) -> None:
     with _joined(end) as store:
         if end.rank == SENDER:
             _send(end)
-            store.wait([_RECEIVED])  # the store is this process's own, and bytes may be on their way
+            store.wait([_RECEIVED])  # this process hosts the store, and bytes may still be in transit
         else:
             _receive(end, store)
 
 
 @contextmanager
 def _joined(end: End) -> Generator[TCPStore]:
-    """Join the group of two, in which each wait has the time limit."""
+    """Join the group of two, in which every wait has the time limit."""
     from torch import cuda, distributed
     from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage] - documented, but not listed
 
@@ -80,7 +80,10 @@ def _joined(end: End) -> Generator[TCPStore]:
 
 
 def _require_sender(end: End) -> None:
-    """Fail at once if there is no sender: it listens before it calls, and the store would try until the time limit."""
+    """Raise ConnectionError at once if the sender is not there.
+
+    It listens before it sends the request, and the store would retry until the time limit.
+    """
     try:
         socket.create_connection((end.host, end.port), timeout=end.timeout_seconds).close()
     except OSError as error:
@@ -109,7 +112,7 @@ def _receive(end: End, store: TCPStore) -> None:
             view = landed[:size].cpu().numpy().data
             missing_bytes -= size
             if not missing_bytes:
-                store.set(_RECEIVED, "")  # before the last bytes are handed on: their reader may end this process
+                store.set(_RECEIVED, "")  # first, as the reader of the last bytes may end this process
             _drain(pipe, view)
 
 
@@ -133,7 +136,7 @@ def _drain(pipe: BinaryIO, view: memoryview) -> None:
 
 
 def _end_with_parent() -> None:
-    """End with the process that started this one: it holds the standard input open until then."""
+    """End this process when its parent ends, which holds the standard input open until then."""
     hangup = select.poll()
     hangup.register(sys.stdin.fileno(), 0)
     hangup.poll()
@@ -141,7 +144,7 @@ def _end_with_parent() -> None:
 
 
 def _keep_to_loopback(host: str) -> None:
-    """Have the group's own sockets listen on this machine alone, where the store does."""
+    """Make the group's own sockets listen on the loopback interface only, if the store does."""
     try:
         is_loopback = ipaddress.ip_address(host).is_loopback
     except ValueError:

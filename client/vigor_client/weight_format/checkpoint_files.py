@@ -1,4 +1,4 @@
-"""A checkpoint directory: which files of it are the checkpoint, and its tensors, each read when it is asked for.
+"""A checkpoint directory: the files that belong to the checkpoint, and its tensors, each read on access.
 
 The files are those that transformers' ``from_pretrained`` reads; others beside them are ignored. safetensors only:
 nothing in a checkpoint is ever executed. torch and safetensors are imported where a tensor is read.
@@ -40,22 +40,22 @@ class _Config(pydantic.BaseModel):
 
 
 class CheckpointTensors(Mapping[str, "torch.Tensor"]):
-    """A read-only mapping from tensor name to tensor; holds nothing but names and files."""
+    """A read-only mapping from tensor name to tensor; keeps only names and files in memory."""
 
     def __init__(self, files: Sequence[Path], entries: Mapping[str, tuple[Path, TensorEntry]]) -> None:
         self.files = list(files)
-        self.entries = entries  # name -> its file, and where in it the tensor is
+        self.entries = entries  # name -> its file, and the tensor's place in it
 
     def __getitem__(self, name: str) -> torch.Tensor:
         with _open(self.entries[name][0]) as file:
             return file.get_tensor(name)
 
     def rows(self, name: str, rows: slice) -> torch.Tensor:
-        """Equal ``self[name][rows]``, and read nothing else of the file."""
+        """Return ``self[name][rows]``, reading only these rows from the file."""
         with _open(self.entries[name][0]) as file:
             return file.get_slice(name)[rows]
 
-    def __contains__(self, name: object) -> bool:  # Mapping's own would read the tensor
+    def __contains__(self, name: object) -> bool:  # Mapping's own method would read the tensor
         return name in self.entries
 
     def __iter__(self) -> Iterator[str]:
@@ -66,10 +66,10 @@ class CheckpointTensors(Mapping[str, "torch.Tensor"]):
 
 
 def checkpoint_tensors(directory: Path | str) -> CheckpointTensors:
-    """The tensors of a directory's checkpoint, under the names that it has on disk.
+    """Return the tensors of a directory's checkpoint, under their names on disk.
 
     Raises:
-        CheckpointError: as ``checkpoint_files``, a file cannot be read, or two of them have the same tensor.
+        CheckpointError: as ``checkpoint_files``; or a file cannot be read, or two files have the same tensor.
     """
     files = checkpoint_files(directory)
     entries: dict[str, tuple[Path, TensorEntry]] = {}
@@ -84,14 +84,14 @@ def checkpoint_tensors(directory: Path | str) -> CheckpointTensors:
 
 
 def checkpoint_files(directory: Path | str, *, open_file: OpenFile = open_for_reading) -> list[Path]:
-    """The safetensors files that transformers would load from a directory, in the order of their names.
+    """Return the safetensors files that transformers would load from a directory, in the order of their names.
 
     These are the file that its configuration names (``transformers_weights``), else ``model.safetensors``, else the
     shards of ``model.safetensors.index.json``. ``open_file`` opens each file that is read to find that out.
 
     Raises:
-        CheckpointError: there is none of them, the index does not fit its shards or names files of another kind or
-            outside the directory, or the directory holds an adapter, a distributed checkpoint, or changes alone.
+        CheckpointError: none of these files exists; the index does not fit its shards, or names files of another kind
+            or outside the directory; or the directory holds an adapter, a distributed checkpoint, or only a delta.
     """
     directory = Path(directory)
     if not directory.is_dir():
@@ -109,10 +109,11 @@ def checkpoint_files(directory: Path | str, *, open_file: OpenFile = open_for_re
 
 
 def shard_names(index: Path, *, open_file: OpenFile = open_for_reading) -> dict[str, str]:
-    """The file that an index names for each tensor: safetensors files beside it, all of them. None of them is opened.
+    """Return the file that an index names for each tensor. All are safetensors files in its directory; none is opened.
 
     Raises:
-        CheckpointError: it cannot be read, is no index of a whole checkpoint, or names another kind of file or place.
+        CheckpointError: the index cannot be read, is not one of a whole checkpoint, or names another kind of file or
+            place.
     """
     try:
         parsed = _Index.model_validate_json(_read(index, open_file))

@@ -1,8 +1,9 @@
-"""What changed of one tensor between two versions: positions of bytes, and their new values.
+"""The changes of one tensor between two versions: positions of bytes, and their new values.
 
-The encoding that slime calls ``overwrite``, which may be applied twice without harm: the number of changed bytes (u4),
-their positions (u4 each, ascending), then the new bytes; little-endian, compressed by zstd. Needs numpy and zstandard,
-which the extras `service` and `trainer` bring; both are imported on first use, so the base client works without them.
+The encoding is the one that slime calls ``overwrite``, which may be applied twice without harm. It holds the number of
+changed bytes (u4), their positions (u4 each, ascending), then the new bytes; little-endian, compressed by zstd. Needs
+numpy and zstandard, which the extras `service` and `trainer` install. Both are imported on first use, so the base
+client works without them.
 """
 
 from __future__ import annotations
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     import torch
 
 MAX_TENSOR_BYTES = 2**32
-"""A position has four bytes: a larger tensor cannot be sent as changes."""
+"""Maximum size of a tensor that can be sent as a delta: a position has four bytes."""
 _POSITION = "<u4"
 _POSITION_BYTES = 4
-_LEVEL = 1  # positions are most of it, and compress about as well at any level
+_LEVEL = 1  # most of the data are positions, which compress about equally well at any level
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,7 @@ def decode_changes(compressed: Bytes, *, num_bytes: int) -> Changes:
     The tensor's size bounds the memory, also if the compressed bytes announce more.
 
     Raises:
-        InvalidDeltaError: they are no such changes; says why.
+        InvalidDeltaError: the bytes are not such changes; says why.
         MissingDependencyError: zstandard is not installed.
     """
     import numpy as np
@@ -82,15 +83,15 @@ def decode_changes(compressed: Bytes, *, num_bytes: int) -> Changes:
 
 
 def apply_changes_(tensor: torch.Tensor, changes: Changes) -> None:
-    """``bytes(tensor)[positions] = values``, in place and on the tensor's device, for any strides.
+    """Do ``bytes(tensor)[positions] = values`` in place, on the tensor's device, for any strides.
 
-    Only what changes is copied to the device; a tensor without gaps is not copied at all.
+    Only the changes are copied to the device; a contiguous tensor itself is not copied.
     """
     import torch
 
     positions = torch.as_tensor(changes.positions.astype("int64"), device=tensor.device)
     values = torch.as_tensor(changes.values.copy(), device=tensor.device)
-    flat = tensor.detach().contiguous().view(-1)  # the tensor's own memory, if it has no gaps
+    flat = tensor.detach().contiguous().view(-1)  # shares the tensor's memory if it is contiguous
     flat.view(torch.uint8).index_copy_(0, positions, values)
     if not tensor.is_contiguous():
         tensor.detach().copy_(flat.view(tensor.shape))

@@ -1,4 +1,4 @@
-"""The index of a directory of changes, as slime publishes them: which version, from which, and which file has what."""
+"""The index of a directory of changes, in slime's format: the two versions, and which file holds which tensor."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SkipValidatio
 
 INDEX_NAME = "model.safetensors.index.json"
 MAX_INDEX_BYTES = 32 << 20
-"""Room for the names of more than 200,000 tensors; a larger index is not read."""
+"""Maximum size of an index that is read, in bytes: room for the names of more than 200,000 tensors."""
 
 
 def _require_text(weight_map: dict[str, str]) -> dict[str, str]:
     for name, file_name in weight_map.items():
-        if not isinstance(file_name, str):  # pyright: ignore[reportUnnecessaryIsInstance] - it is anything until here
+        if not isinstance(file_name, str):  # pyright: ignore[reportUnnecessaryIsInstance] - the type is not checked before
             raise ValueError(f"{name[:200]}: the name of a file should be text")
     return weight_map
 
@@ -23,7 +23,7 @@ WeightMap = Annotated[dict[str, SkipValidation[str]], AfterValidator(_require_te
 
 
 class DeltaMetadata(BaseModel):
-    """How the changes are written, and between which versions. Versions are numbers in six digits or more."""
+    """The encoding of the changes, and their two versions. Versions are numbers of six digits or more."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -59,11 +59,11 @@ class DeltaIndex(BaseModel):
 
 
 def is_index_of_delta(data: bytes) -> bool:
-    """Whether an index says that its files are changes; that of a whole checkpoint has no ``delta_encoding``."""
+    """Return whether an index is one of changes; the index of a whole checkpoint has no ``delta_encoding``."""
     try:
         index = _AnyIndex.model_validate_json(data)
     except ValidationError:
-        return True  # to be refused with its fault, not taken for a checkpoint
+        return True  # so that it is refused with its fault instead of being taken for a checkpoint
     return "delta_encoding" in index.metadata
 
 

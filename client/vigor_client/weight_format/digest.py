@@ -1,6 +1,6 @@
-"""Names for bytes: the checksums of files and tensors, and the digest of a whole model.
+"""Checksums of files and tensors, and the digest of a whole model.
 
-Both ends of the wire compute them from here. Needs xxhash, which the extras `service` and `trainer` bring;
+Client and service both compute them with this module. Needs xxhash, which the extras `service` and `trainer` install;
 it is imported on first use, so the base client works without it.
 """
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     class Hasher(Protocol):
-        """What xxhash's streaming hashes offer."""
+        """The interface of xxhash's streaming hashes."""
 
         def update(self, data: Bytes, /) -> None: ...
         def hexdigest(self) -> str: ...
@@ -32,7 +32,7 @@ def new_hasher() -> Hasher:
     """Return a fresh streaming xxh3-128.
 
     Raises:
-        MissingDependencyError: xxhash is not installed; says which extra brings it.
+        MissingDependencyError: xxhash is not installed; names the extra that installs it.
     """
     try:
         import xxhash
@@ -42,14 +42,14 @@ def new_hasher() -> Hasher:
 
 
 def checksum(data: Bytes) -> str:
-    """``xxh3-128:<hex>`` of the bytes."""
+    """Return ``xxh3-128:<hex>`` of the bytes."""
     hasher = new_hasher()
     hasher.update(data)
     return PREFIX + hasher.hexdigest()
 
 
 def announce(name: str, chunks: Iterable[Bytes]) -> UpdateFile:
-    """A file of an update as it is announced: the chunks are read once for its size and checksum."""
+    """Return the announcement of a file of an update; the chunks are read once for its size and checksum."""
     hasher, num_bytes = new_hasher(), 0
     for chunk in chunks:
         hasher.update(chunk)
@@ -58,9 +58,9 @@ def announce(name: str, chunks: Iterable[Bytes]) -> UpdateFile:
 
 
 def raw_bytes(tensor: torch.Tensor) -> memoryview:
-    """The tensor's elements in row-major order, little-endian, for any dtype, strides and device: what is hashed.
+    """Return the bytes that are hashed: the elements in row-major order, little-endian, for any dtype, strides, device.
 
-    Copies nothing of a contiguous tensor on the CPU. Needs torch.
+    A contiguous tensor on the CPU is not copied. Needs torch.
     """
     import torch
 
@@ -69,7 +69,7 @@ def raw_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def model_digest(tensors: Iterable[TensorInfo]) -> str:
-    """Digest of a whole model: xxh3-128 over the sorted lines ``name dtype shape checksum``, newline ended.
+    """Return the digest of a model: xxh3-128 over the sorted lines ``name dtype shape checksum``, each with a newline.
 
     ``shape`` is written as ``[2,3]``. Equal digests mean equal names, dtypes, shapes and bytes.
     """

@@ -1,4 +1,4 @@
-"""The types of a tensor's elements: their names on the wire, which are torch's, and in safetensors files; their sizes.
+"""The types of a tensor's elements: their names on the wire (torch's) and in safetensors files, and their sizes.
 
 torch is imported on first use.
 """
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class ElementType(NamedTuple):
-    """How safetensors names a dtype, and the bytes of one element."""
+    """Safetensors' name of a dtype, and the size of one element in bytes."""
 
     code: str
     num_bytes: int
@@ -30,13 +30,13 @@ ELEMENT_TYPES = {
     "uint8": ElementType("U8", 1),
     "bool": ElementType("BOOL", 1),
 }
-"""By the name on the wire."""
+"""Element types by their name on the wire."""
 
 _NAMES = {element.code: name for name, element in ELEMENT_TYPES.items()}
 
 
 def dtype_of_code(code: str) -> str:
-    """Return the name on the wire of safetensors' dtype; of an unknown one the code itself."""
+    """Return the name on the wire of a safetensors dtype; for an unknown dtype the code itself."""
     return _NAMES.get(code, code)
 
 
@@ -53,8 +53,8 @@ def torch_dtype(name: str) -> torch.dtype:
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether no element is NaN or infinite: ``tensor.isfinite().all()``, without a mask as large as the tensor."""
+    """Return ``tensor.isfinite().all()``, computed without a mask as large as the tensor."""
     if tensor.numel() == 0 or not tensor.is_floating_point():
         return True
-    smallest, largest = tensor.aminmax()  # both NaN if there is one anywhere
+    smallest, largest = tensor.aminmax()  # both are NaN if any element is
     return bool(smallest.isfinite() & largest.isfinite())

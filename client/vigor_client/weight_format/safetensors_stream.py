@@ -1,6 +1,6 @@
-"""The safetensors format, written as a stream: a header, then the raw bytes of one tensor after the other; and read so.
+"""Reads and writes the safetensors format as a stream: a header, then the raw bytes of one tensor after the other.
 
-The library's own writer takes all tensors at once; a model is published without ever being in memory twice.
+The library's own writer needs all tensors at once; with this one, a model is published without being in memory twice.
 Knows nothing about torch: bytes come from the caller.
 """
 
@@ -25,12 +25,12 @@ _METADATA = {"format": "pt"}
 
 
 def tensor_num_bytes(tensor: TensorInfo) -> int:
-    """Size of the tensor's raw bytes."""
+    """Return the size of the tensor's raw bytes."""
     return math.prod(tensor.shape) * ELEMENT_TYPES[tensor.dtype].num_bytes
 
 
 def split_into_files(tensors: Iterable[TensorInfo], *, max_file_bytes: int) -> list[list[TensorInfo]]:
-    """Split tensors into files of at most ``max_file_bytes`` of data; a larger tensor gets a file of its own.
+    """Return the tensors of each file, with at most ``max_file_bytes`` of data; a larger tensor gets its own file.
 
     Wide dtypes come first, so that every tensor starts at a multiple of its element size.
     """
@@ -46,7 +46,7 @@ def split_into_files(tensors: Iterable[TensorInfo], *, max_file_bytes: int) -> l
 
 
 def header(tensors: Sequence[TensorInfo], metadata: Mapping[str, str] = _METADATA) -> bytes:
-    """The first bytes of a file that holds ``tensors`` in this order, without gaps."""
+    """Return the first bytes of a file that holds ``tensors`` in this order, without gaps."""
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     start = 0
     for tensor in tensors:
@@ -60,16 +60,16 @@ def header(tensors: Sequence[TensorInfo], metadata: Mapping[str, str] = _METADAT
 
 
 OpenFile = Callable[[Path], BinaryIO]
-"""How files are opened for reading; raises OSError."""
+"""A function that opens a file for reading; raises OSError."""
 
 
 def open_for_reading(path: Path) -> BinaryIO:
-    """``path.open("rb")``."""
+    """Return ``path.open("rb")``."""
     return path.open("rb")
 
 
 class TensorEntry(NamedTuple):
-    """Where a tensor is in a file, in bytes from its start, and what it is; ``code`` is safetensors' dtype."""
+    """The place of a tensor in a file, in bytes from its start, its dtype and shape; ``code`` is safetensors' dtype."""
 
     code: str
     shape: list[int]
@@ -88,11 +88,11 @@ class _Header(RootModel[dict[str, _Entry]]):
 
 
 def read_header(path: Path, *, open_file: OpenFile = open_for_reading) -> dict[str, TensorEntry]:
-    """The tensors of a safetensors file, by name; reads its header alone.
+    """Return the tensors of a safetensors file, by name; reads only its header.
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is no safetensors file, or is cut off.
+        ValueError: it is not a safetensors file, or is cut off.
     """
     with open_file(path) as file:
         size = os.fstat(file.fileno()).st_size

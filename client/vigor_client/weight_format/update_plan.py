@@ -1,4 +1,4 @@
-"""An update that is ready to be sent: its files, made anew as a stream each time one is sent."""
+"""An update that is ready to be sent; each of its files is generated as a stream whenever it is sent."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Chunks = Callable[[], Iterator[bytes]]
 
 @dataclass(frozen=True, slots=True)
 class PlannedFile:
-    """One file that is to be sent: its name, size and checksum, and its bytes."""
+    """One file to send: its name, size and checksum, and its bytes."""
 
     announced: UpdateFile
     chunks: Chunks
@@ -27,9 +27,9 @@ class PlannedFile:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """An update. ``partial`` and ``delta`` have a base; a delta has its ``changes`` by tensor, too.
+    """An update. The encodings ``partial`` and ``delta`` have a base; a delta also has its ``changes`` by tensor.
 
-    ``weight_digest`` is that of the model with it; None where only the service can compute it.
+    ``weight_digest`` is the digest of the updated model; None if only the service can compute it.
     """
 
     weight_digest: str | None
@@ -41,11 +41,11 @@ class Plan:
 
     @property
     def num_bytes(self) -> int:
-        """Of all files together."""
+        """Total size of all files."""
         return sum(file.announced.num_bytes for file in self.files)
 
     def request(self, weight_version: int) -> UpdateRequest:
-        """Return what opens the update."""
+        """Return the request that opens the update."""
         return UpdateRequest(
             weight_version=weight_version,
             base_version=self.base_version,
@@ -56,11 +56,11 @@ class Plan:
 
 
 def planned_file(name: str, chunks: Chunks) -> PlannedFile:
-    """Read the chunks once to announce a file."""
+    """Return a file to send; its chunks are read once to compute the announcement."""
     return PlannedFile(announce(name, chunks()), chunks)
 
 
 def refuse(faults: Mapping[str, str]) -> None:
-    """Raise TensorsRefusedError if there are any."""
+    """Raise TensorsRefusedError if there are any faults."""
     if faults:
         raise TensorsRefusedError(faults)

@@ -1,4 +1,4 @@
-"""What an update does to a tensor: all of its values are new, or some of its bytes."""
+"""The ways in which an update writes a tensor: all of its values, or some of its bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """``tensor.copy_(values)``."""
+    """A write that does ``tensor.copy_(values)``."""
 
     values: Tensor
 
@@ -23,7 +23,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Patch:
-    """``apply_changes_(tensor, changes)``."""
+    """A write that does ``apply_changes_(tensor, changes)``."""
 
     changes: Changes
 

@@ -1,4 +1,4 @@
-"""Whether the rewards would help a model at a task, before any training: completions scored by all rewards.
+"""Tells, before any training, whether the rewards would help a model at a task: scores completions by all rewards.
 
-It knows the client and the rules of rewards; it changes no weights.
+It knows the client and the rules of rewards, and does not change weights.
 """

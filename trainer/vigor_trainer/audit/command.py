@@ -1,4 +1,4 @@
-"""`vigor-trainer audit`: whether intrinsic rewards will help a model at a task, without training it."""
+"""`vigor-trainer audit`: tells whether intrinsic rewards will help a model at a task, without training it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def run(arguments: AuditArguments) -> Verdict:
     with connected(arguments) as client:
         weights = _weights(arguments, client)
         completions = _labelled(_completions(arguments, client), arguments)
-        RecordFile(directory / COMPLETIONS_FILE, EvaluatedCompletion).append(*completions)  # should scoring fail
+        RecordFile(directory / COMPLETIONS_FILE, EvaluatedCompletion).append(*completions)  # kept even if scoring fails
         print(f"scoring {sum(each.decoding == 'sampled' for each in completions)} completions", flush=True)
         scored = audited(completions, client, weights, seed=arguments.seed)
         served = client.model().model
@@ -88,7 +88,7 @@ def described(metrics: AuditMetrics) -> str:
 
 
 def _weights(arguments: AuditArguments, client: VigorClient) -> PublishResult:
-    """Return the weights that score: those of the model, where one is named or samples."""
+    """Return the weights that score: those of the model if one is named or sampled from, else the served ones."""
     if arguments.model is None and arguments.completions is not None:
         held = client.weights()
         return PublishResult(held.weight_version, held.weight_digest, sent_bytes=0, num_changed_tensors=0)
@@ -131,10 +131,10 @@ def _decoder(model: str | None) -> Callable[[list[int]], str] | None:
 
 
 def _labelled(completions: Sequence[EvaluatedCompletion], arguments: AuditArguments) -> list[EvaluatedCompletion]:
-    """Return the completions of which it is known whether they are correct, at most those of ``--limit`` questions.
+    """Return the completions that are known to be correct or wrong, of at most ``--limit`` questions.
 
     Raises:
-        InvalidTaskError: there is none among the sampled ones.
+        InvalidTaskError: no sampled completion is among them.
     """
     found = [
         each

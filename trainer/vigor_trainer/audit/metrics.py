@@ -1,6 +1,6 @@
 """The numbers of an audit, each with its bootstrap interval over questions.
 
-A pair is two completions of one question, one correct and one wrong: what a reward has to tell apart.
+A pair is one correct and one wrong completion of the same question, which a reward has to tell apart.
 """
 
 from __future__ import annotations
@@ -23,23 +23,23 @@ Group = Sequence[AuditedCompletion]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewardMetrics:
-    """How well one reward tells correct completions from wrong ones. None: there was nothing to compare."""
+    """How well one reward tells correct completions from wrong ones. None means that there was nothing to compare."""
 
     auc: Estimate | None  # share of pairs whose correct completion has the larger reward; equal rewards count half
-    auc_minus_random: Estimate | None  # the same questions under the reward `random` subtracted
-    best_of_accuracy: Estimate | None  # of the completion with the largest reward; the mean over equal ones
+    auc_minus_random: Estimate | None  # auc minus that of the reward `random` on the same questions
+    best_of_accuracy: Estimate | None  # accuracy of the completion with the largest reward; the mean over ties
     best_of_minus_greedy: Estimate | None
     best_of_minus_mean: Estimate | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NormMetrics:
-    """What the norms of a group say of length, and how much they differ."""
+    """How the norms of a group depend on length, and how much they differ."""
 
-    log_slope: Estimate | None  # of log norm against log length within groups
-    scaled_log_slope: Estimate | None  # likewise, of the norm times √T
-    tied_share: Estimate | None  # of all pairs of a group's completions: the same scaled norm
-    duplicate_share: Estimate | None  # of completions: the same text as an earlier one of the group
+    log_slope: Estimate | None  # slope of log norm against log length within groups
+    scaled_log_slope: Estimate | None  # the same slope for the norm times √T
+    tied_share: Estimate | None  # share of a group's pairs of completions with equal scaled norms
+    duplicate_share: Estimate | None  # share of completions with the same text as an earlier one of the group
     spread: Estimate | None  # (largest − smallest) / mean of a group's scaled norms
 
 
@@ -51,11 +51,11 @@ class AuditMetrics:
     num_completions: int  # sampled
     num_mixed: int  # questions with correct and wrong completions
     num_pairs: int
-    random_auc: Estimate | None  # of random orders of the same completions: their mean, and the middle 95 % of them
-    greedy_accuracy: Estimate | None  # None: no greedy completion was there
-    mean_accuracy: Estimate | None  # of the sampled completions: what any choice without knowledge reaches
-    majority_accuracy: Estimate | None  # of the answer that most completions of a question give
-    best_possible_accuracy: Estimate | None  # of questions with at least one correct completion
+    random_auc: Estimate | None  # AUC of random orders of the same completions: mean and middle 95 %
+    greedy_accuracy: Estimate | None  # None: there were no greedy completions
+    mean_accuracy: Estimate | None  # of the sampled completions, which a random choice reaches
+    majority_accuracy: Estimate | None  # of the most frequent answer to each question
+    best_possible_accuracy: Estimate | None  # share of questions with at least one correct completion
     clipped_share: Estimate | None
     mean_length: Estimate | None  # tokens
     rewards: Mapping[str, RewardMetrics]
@@ -63,7 +63,7 @@ class AuditMetrics:
 
 
 def audit_metrics(completions: Iterable[AuditedCompletion]) -> AuditMetrics:
-    """Return the numbers of an audit, of completions that all have a label."""
+    """Return the numbers of an audit from completions that all have a label."""
     groups, greedy = _by_question(completions)
     return AuditMetrics(
         num_questions=len(groups),
@@ -83,7 +83,7 @@ def audit_metrics(completions: Iterable[AuditedCompletion]) -> AuditMetrics:
 
 
 def _by_question(completions: Iterable[AuditedCompletion]) -> tuple[list[Group], dict[int, float]]:
-    """Return the groups of sampled completions, and whether each question's greedy one is correct."""
+    """Return the groups of sampled completions, and for each question whether its greedy completion is correct."""
     groups: dict[int, list[AuditedCompletion]] = {}
     greedy: dict[int, float] = {}
     for completion in completions:
@@ -112,7 +112,7 @@ def _of_reward(name: str, groups: Sequence[Group], greedy: Mapping[int, float]) 
 
 
 def _of_random_orders(groups: Sequence[Group]) -> Estimate | None:
-    """Return the AUC that orders without any knowledge reach on these groups: of ``NUM_RESAMPLES`` drawn ones."""
+    """Return the AUC of random orders on these groups, from ``NUM_RESAMPLES`` draws."""
     generator, won, num_pairs = np.random.default_rng(0), np.zeros(NUM_RESAMPLES), 0
     for group in groups:
         labels = np.asarray(_labels(group))
@@ -127,7 +127,7 @@ def _of_random_orders(groups: Sequence[Group]) -> Estimate | None:
 
 
 def _best_of(group: Group, name: str) -> float:
-    """Return the accuracy of the completion with the largest reward: the mean over all that have it."""
+    """Return the accuracy of the completion with the largest reward; with ties, the mean over all of them."""
     rewards = _rewards(group, name)
     return fmean(right for reward, right in zip(rewards, _labels(group), strict=True) if reward == max(rewards))
 
@@ -147,9 +147,9 @@ def _of_norms(groups: Sequence[Group]) -> NormMetrics:
 
 
 def _log_slope(groups: Sequence[Group], norm: Callable[[AuditedCompletion], float | None]) -> Estimate | None:
-    """Return the slope of least squares of log norm against log length, the means of each group subtracted.
+    """Return the least-squares slope of log norm against log length, after subtracting each group's means.
 
-    A slope of 0 says that the norm does not depend on length, −0.5 that it falls as 1/√T.
+    With a slope of 0 the norm does not depend on length; with −0.5 it falls as 1/√T.
     """
     products, squares = [0.0] * len(groups), [0.0] * len(groups)
     for at, group in enumerate(groups):

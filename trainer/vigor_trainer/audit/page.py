@@ -1,4 +1,4 @@
-"""Writes an audit as one page: self-contained, without any request, light or dark as the reader's browser is."""
+"""Writes an audit as one self-contained page, which makes no request and follows the browser's light or dark mode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vigor_trainer.audit.scoring import AuditedCompletion
 from vigor_trainer.audit.verdict import Verdict
 from vigor_trainer.monitoring.intervals import Estimate
 
-MAX_POINTS = 4000  # of the plots of norms: more would make the page slow, and no clearer
+MAX_POINTS = 4000  # in the plots of norms: more points would make the page slow, but not clearer
 RIGHT, WRONG = "#4f8cff", "#f2994a"
 INK, GRID = "#8a8f98", "rgba(138, 143, 152, 0.22)"  # readable on white and on near-black
 
@@ -96,7 +96,7 @@ def _lines(metrics: AuditMetrics) -> dict[str, float]:
 def _bars(
     metrics: AuditMetrics, number: Callable[[RewardMetrics], Estimate | None], lines: dict[str, float]
 ) -> go.Figure:
-    """Return one point with its interval per reward, the best on top, and lines to compare with."""
+    """Return a plot of one point with its interval per reward, the best on top, and reference lines."""
     found = [(name, estimate) for name, reward in metrics.rewards.items() if (estimate := number(reward))]
     found.sort(key=lambda item: item[1].value)
     estimates = [estimate for _, estimate in found]

@@ -1,4 +1,4 @@
-"""Completions that are there already, from a JSONL file: of `eval`, of `audit`, of a run, or of anything else."""
+"""Reads existing completions from a JSONL file, written by `eval`, `audit`, a run, or any other program."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Decode = Callable[[list[int]], str]
 
 
 class _Row(BaseModel):
-    """What is read of a line; other fields are not used."""
+    """The fields that are read from a line; other fields are ignored."""
 
     prompt: object
     prompt_ids: list[int] | None = None
@@ -36,7 +36,7 @@ class _Row(BaseModel):
 
 
 def read_ready(path: Path, decode: Decode | None) -> list[EvaluatedCompletion]:
-    """Return the completions in a file; those of the same prompt and step are one group.
+    """Return the completions in a file; completions with the same prompt and step form one group.
 
     ``decode`` turns ids into text, for lines that have no ``completion``.
 

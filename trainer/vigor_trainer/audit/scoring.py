@@ -1,4 +1,4 @@
-"""Scores completions by all rewards in one pass: one request of the service per chunk, and the rules for the rest."""
+"""Scores completions by all rewards in one pass: one request to the service per chunk, and local rules for the rest."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vigor_trainer.rewards.round_rewards import ScoringClient
 from vigor_trainer.rewards.rules import RuleOptions, ScoredGroup, rewards_of
 
 WITHOUT_SQRT_LENGTH = "vigor_without_sqrt_length"
-"""The ablation that ranks the norms as they are."""
+"""The ablation that ranks the norms without the factor √T."""
 
 _RULES: dict[str, tuple[BuiltinName, RuleOptions]] = {
     **{name: (name, RuleOptions()) for name in BUILTINS},
@@ -26,12 +26,12 @@ _RULES: dict[str, tuple[BuiltinName, RuleOptions]] = {
 REWARDS = tuple(_RULES)
 
 GROUPS_AT_ONCE = 8
-"""Questions whose completions are in one request: none is to take longer than a service on a CPU lets one take."""
+"""Number of questions per request, small enough that a service on a CPU scores it within its time limit."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditedCompletion(EvaluatedCompletion):
-    """A completion with its score and its rewards; the greedy one has neither, since it belongs to no group."""
+    """A completion with its score and its rewards; the greedy one has neither, since it is not in a group."""
 
     status: str | None = None
     grad_norm: float | None = None
@@ -46,7 +46,7 @@ class AuditedCompletion(EvaluatedCompletion):
 def audited(
     completions: Iterable[EvaluatedCompletion], client: ScoringClient, weights: PublishResult, *, seed: int
 ) -> list[AuditedCompletion]:
-    """Return all completions, the sampled ones with their scores under exactly these weights.
+    """Return all completions; the sampled ones have scores under exactly these weights.
 
     Raises:
         VigorError: the service cannot be reached, or refuses.

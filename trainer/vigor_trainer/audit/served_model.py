@@ -14,11 +14,11 @@ _CHECKPOINT_FILES = ["*.safetensors", "*.json"]
 
 
 def hold_model(client: VigorClient, name: str, *, publish: bool) -> PublishResult:
-    """Return version and digest of the service's weights, which are the model's: sent, with ``publish``, if need be.
+    """Return version and digest of the served weights, once they are the model's; send them first with ``publish``.
 
     Raises:
         UnsupportedSettingError: the service holds another model, or, without ``publish``, other weights of it.
-        InvalidModelError: there is no checkpoint under this name.
+        InvalidModelError: no checkpoint has this name.
         VigorError: the client's errors.
     """
     tensors = checkpoint_tensors(_checkpoint_directory(name))

@@ -1,4 +1,4 @@
-"""One plain sentence: is confidence aligned with correctness here, and is that above chance?"""
+"""The verdict of an audit in one sentence: whether confidence is aligned with correctness beyond chance."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from vigor_trainer.monitoring.intervals import Estimate
 
 CHANCE = 0.5
 MIN_MIXED_QUESTIONS = 10
-"""With correct and wrong completions. Of fewer, a bootstrap over questions makes intervals that are too narrow."""
+"""Minimum number of questions with correct and wrong completions: with fewer, bootstrap intervals are too narrow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What the AUC of `vigor` says, as a word and as a sentence.
+    """The meaning of the AUC of `vigor`, as a word and as a sentence.
 
-    ``aligned``: above chance; ``opposed``: below it; ``chance``: not to be told from it; ``unknown``: too few questions
-    have correct and wrong completions.
+    ``aligned``: above chance; ``opposed``: below chance; ``chance``: indistinguishable from chance; ``unknown``: too
+    few questions have correct and wrong completions.
     """
 
     kind: Literal["aligned", "opposed", "chance", "unknown"]
@@ -26,7 +26,7 @@ class Verdict:
 
 
 def verdict_of(metrics: AuditMetrics) -> Verdict:
-    """Return the verdict. Beyond chance is an AUC whose interval leaves out 0.5, and that few random orders reach."""
+    """Return the verdict. An AUC is beyond chance if its interval excludes 0.5 and few random orders reach it."""
     auc, random = metrics.rewards["vigor"].auc, metrics.random_auc
     if metrics.num_mixed < MIN_MIXED_QUESTIONS or auc is None or random is None:
         return Verdict(

@@ -1,6 +1,6 @@
-"""What a look at the command line can refuse, before the seconds in which torch and TRL are imported.
+"""Checks of the command line that need no slow import: they run before torch and TRL are imported.
 
-Knows a few flags, which all commands spell alike, and leaves every other to the parsing that follows.
+It reads a few flags, which have the same names in all commands, and leaves all others to the later parsing.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ _CONNECTION = ("reward_url", "api_key_file")
 
 
 def check_command_line(argv: Sequence[str]) -> None:
-    """Return if the model, the datasets, the URL and the files that flags or the `--config` file name can be there.
+    """Return if the model, datasets, URL and files given by flags or the `--config` file can exist.
 
     Raises:
-        UnsupportedSettingError, InvalidModelError, InvalidTaskError: one cannot; names the flag and what to give.
+        UnsupportedSettingError, InvalidModelError, InvalidTaskError: one cannot exist; names the flag and what to give.
     """
     named = _named(argv)
     for flag in _MODELS:
@@ -54,7 +54,7 @@ def _named(argv: Sequence[str]) -> Namespace:
 
 
 def _settings_of(file: Path) -> dict[str, Any]:
-    """Return what a YAML file says; nothing if it is no mapping, which the parsing refuses in its own words."""
+    """Return the settings in a YAML file; empty if it is not a mapping, which the later parsing refuses."""
     try:
         content = yaml.safe_load(file.read_bytes())
     except FileNotFoundError as error:

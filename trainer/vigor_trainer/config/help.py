@@ -20,14 +20,14 @@ vigor-trainer --version"""
 
 
 def own_help(num_columns: int | None = None) -> str:
-    """Return the help text: usage, and each flag under the subject that its class is about."""
+    """Return the help text: usage, and each flag under the heading of its class."""
     width = min(num_columns or shutil.get_terminal_size().columns, _MOST_COLUMNS)
     sections = (f"{title}\n" + "\n".join(_flag(each, width) for each in own) for title, own in _subjects())
     return "\n\n".join([f"usage: {USAGE}", DESCRIPTION, *sections, f"More\n{textwrap.indent(_OTHERS, '  ')}"]) + "\n"
 
 
 def _subjects() -> Iterator[tuple[str, list[Field[Any]]]]:
-    """Yield the first line of each class of arguments without its full stop, and the fields that are its own."""
+    """Yield the first docstring line of each class of arguments without its full stop, and the fields that it adds."""
     for kind in reversed(VigorArguments.__mro__[1:-1]):
         own = [each for each in fields(VigorArguments) if each.name in kind.__annotations__]
         yield (kind.__doc__ or "").partition("\n")[0].rstrip("."), own

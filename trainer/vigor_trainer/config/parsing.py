@@ -22,8 +22,8 @@ from vigor_trainer.flags import OneLineParser, unknown_options
 from vigor_trainer.recipes.choice import Given, chosen_settings
 from vigor_trainer.recipes.files import default_settings
 
-# In place of the default values where a CPU trains: transformers refuses TRL's default of bfloat16 there, a reference
-# model costs another forward pass, and 1024 tokens for each of 8 completions cost minutes.
+# Defaults for training on a CPU: transformers refuses TRL's default of bfloat16 there, a reference model costs another
+# forward pass, and 1024 tokens for each of 8 completions take minutes.
 CPU_SETTINGS: dict[str, Any] = {"use_cpu": True, "bf16": False, "beta": 0.0, "max_completion_length": 48}
 
 
@@ -36,7 +36,7 @@ class Arguments(NamedTuple):
 
 
 class _Parser(OneLineParser, TrlParser):
-    """TrlParser whose errors have one line."""
+    """A TrlParser that reports an error in one line."""
 
 
 def parse_arguments(argv: Sequence[str], *, has_gpu: bool | None = None) -> Arguments:
@@ -53,7 +53,7 @@ def parse_arguments(argv: Sequence[str], *, has_gpu: bool | None = None) -> Argu
 
 
 def describe_cpu_settings(grpo: GRPOConfig) -> str | None:
-    """Return one line that names the settings chosen because a CPU trains; None where a GPU does."""
+    """Return one line that names the settings chosen for training on a CPU; None if a GPU trains."""
     if not grpo.use_cpu:
         return None
     chosen = [
@@ -66,7 +66,7 @@ def describe_cpu_settings(grpo: GRPOConfig) -> str | None:
 
 
 def _gpu_settings() -> dict[str, Any]:
-    """Return what a GPU without bfloat16 needs: it is TRL's default, and transformers refuses it there."""
+    """Return the settings for a GPU without bfloat16, which is TRL's default and which transformers refuses there."""
     return {} if is_torch_bf16_gpu_available() else {"bf16": False}
 
 
@@ -93,20 +93,20 @@ def _parse(argv: Sequence[str], defaults: dict[str, Any]) -> Arguments:
 
 @contextmanager
 def _refusals(parser: _Parser) -> Generator[None]:
-    """End the program with one line, and code 2, where the command line cannot be run."""
+    """End the program with one line and code 2 if the command line cannot be run."""
     try:
         yield
-    except UnicodeDecodeError as error:  # only the file of --config is text from outside
+    except UnicodeDecodeError as error:  # only the --config file is read as text
         parser.error(f"--config: {error}: save the file as UTF-8")
     except (*BUILTIN_REFUSALS, yaml.YAMLError, UnsupportedSettingError) as error:
         parser.error(str(error))
 
 
 def _separate_config(argv: Sequence[str]) -> list[str]:
-    """Split `--config=FILE` in two, since TrlParser knows only `--config FILE`.
+    """Split `--config=FILE` into two arguments, since TrlParser knows only `--config FILE`.
 
     Raises:
-        UnsupportedSettingError: no file follows it.
+        UnsupportedSettingError: no file follows the flag.
     """
     if argv and argv[-1] == "--config":
         raise UnsupportedSettingError("--config needs a file")
@@ -120,7 +120,7 @@ def _refuse_unknown(unknown: Sequence[str], parser: _Parser) -> None:
 
 
 def _refuse_unsupported(arguments: Arguments) -> None:
-    """Refuse settings under which the published weights would not be the ones that generate."""
+    """Refuse settings with which generation would use weights other than the published ones."""
     vigor, grpo, model = arguments
     if vigor.model and model.model_name_or_path:
         raise UnsupportedSettingError("--model and --model_name_or_path are the same setting: give only one")

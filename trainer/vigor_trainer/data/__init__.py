@@ -1,4 +1,4 @@
-"""The data to train on: tasks, prompts as TRL hands them to the template, and whether an answer is correct.
+"""The data to train on: tasks, prompts as TRL passes them to the chat template, and checks of answers.
 
-It knows files, tokenizers and a sandbox for programs, and no service.
+It knows files, tokenizers and a sandbox for programs, but not the service.
 """

@@ -1,6 +1,6 @@
-r"""Whether a completion gives the answer of its task, and which answer it gives: by math-verify, or by the last number.
+r"""Finds the answer that a completion gives, and whether it is correct: by math-verify, or by the last number.
 
-What is judged here reaches the rewards `verifier` and `majority`, and no other.
+Only the rewards `verifier` and `majority` use these judgements.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from functools import lru_cache
 from typing import Any, cast
 
 JUDGING_SECONDS = 5
-"""Maximum time to read an expression, or to compare two."""
+"""Maximum time to parse an expression, or to compare two."""
 
 # A minus sign counts only where it cannot be a subtraction: "10-4" ends in 4, "= -4" in -4.
 _NUMBER = re.compile(r"(?:(?<![\w.)])-)?\d+(?:,\d{3})*(?:\.\d+)?")
-_FINAL = "####"  # what GSM8K writes before its answers
+_FINAL = "####"  # GSM8K writes this before its answers
 _BOX = "\\boxed{"
 
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The answer that a completion gives, as it is written there, and whether it is the task's.
+    """The answer of a completion, as written there, and whether it is correct.
 
-    ``final`` is None where there is no answer to be found, ``is_correct`` where the task has none.
+    ``final`` is None if no answer was found; ``is_correct`` is None if the task has no answer.
     """
 
     final: str | None
@@ -34,7 +34,7 @@ class Judged:
 
 
 def judge(completion: str, answer: str | None) -> Judged:
-    """Return what the completion says, and whether it equals ``answer``."""
+    """Return the answer of the completion, and whether it equals ``answer``."""
     return Judged(
         final=final_answer(completion),
         is_correct=None if answer is None else is_correct(completion, answer),
@@ -45,8 +45,8 @@ def judge(completion: str, answer: str | None) -> Judged:
 def is_correct(completion: str, answer: str) -> bool:
     r"""Return whether the completion gives this answer.
 
-    Equals ``math_verify.verify(parse(answer), parse(completion))``: what is in the last ``\boxed{}`` counts, else the
-    last expression. In text in which math-verify finds none, the last number counts. An answer without any expression
+    Equals ``math_verify.verify(parse(answer), parse(completion))``: the content of the last ``\boxed{}`` counts, else
+    the last expression. If math-verify finds no expression, the last number counts. An answer without any expression
     must be the whole completion, in upper or lower case.
     """
     expected = answer.rpartition(_FINAL)[2].strip()
@@ -58,7 +58,7 @@ def is_correct(completion: str, answer: str) -> bool:
 
 
 def final_answer(completion: str) -> str | None:
-    r"""Return the text of the last ``\boxed{}``, else of the last expression; None where there is neither."""
+    r"""Return the text of the last ``\boxed{}``, else of the last expression; None if there is neither."""
     found = _expressions(completion)
     return str(found[-1]) if found else None
 
@@ -69,7 +69,7 @@ def same_answer(gold: str, other: str) -> bool:
 
 
 def majority(finals: Sequence[str | None]) -> str | None:
-    """Return the answer that most completions of a group give, the earliest of several; None where none gives one."""
+    """Return the most frequent answer in a group, the earliest if tied; None if no completion gives an answer."""
     counts: dict[str, int] = {}
     for final in (final for final in finals if final is not None):
         known = next((other for other in counts if same_answer(other, final)), final)
@@ -78,7 +78,7 @@ def majority(finals: Sequence[str | None]) -> str | None:
 
 
 def is_boxed(completion: str) -> bool:
-    r"""Return whether the completion has a ``\boxed{}`` that is closed."""
+    r"""Return whether the completion has a closed ``\boxed{}``."""
     _, box, after = completion.rpartition(_BOX)
     depth = 1
     for character in after if box else "":
@@ -89,7 +89,7 @@ def is_boxed(completion: str) -> bool:
 
 
 def last_number(text: str) -> Decimal | None:
-    """Return the last number written in the text, thousands separators removed; None where there is none."""
+    """Return the last number in the text, without thousands separators; None if it has no number."""
     numbers = _NUMBER.findall(_plain(text))
     return Decimal(numbers[-1].replace(",", "")) if numbers else None
 

@@ -1,4 +1,4 @@
-"""Code tasks: whether the program that a completion writes passes the tests of its task.
+"""Code tasks: checks whether the program in a completion passes the tests of its task.
 
 Tests are Python statements that follow the program, or pairs of standard input and output.
 """
@@ -25,7 +25,7 @@ def program_tests(value: object) -> str:
     """Return the tests of a row as JSON: a list of statements, or of objects with ``input`` and ``output``.
 
     Raises:
-        ValueError: they are neither; says what they must be.
+        ValueError: the tests are neither; says what they must be.
     """
     tests = cast("list[object]", value) if isinstance(value, list) else [value]
     if not 1 <= len(tests) <= MAX_TESTS:
@@ -36,7 +36,7 @@ def program_tests(value: object) -> str:
 
 
 def program_of(completion: str) -> str | None:
-    """Return the last fenced block of code that is closed; None where there is none."""
+    """Return the last closed fenced block of code; None if there is none."""
     blocks = _FENCED.findall(completion)
     return blocks[-1] if blocks else None
 
@@ -56,13 +56,13 @@ def passes(completion: str, tests: str, limits: Limits = Limits()) -> bool:  # n
 
 
 def judge_all(completions: Sequence[str], answers: Sequence[str | None], tests: Sequence[str | None]) -> list[Judged]:
-    """Judge each completion by the tests of its task, else by its answer. At most 8 programs run at a time."""
+    """Judge each completion by the tests of its task, else by its answer. At most 8 programs run at the same time."""
     with ThreadPoolExecutor(min(MAX_PROGRAMS_AT_ONCE, os.cpu_count() or 1)) as pool:
         verdicts = [
             None if given is None else pool.submit(passes, completion, given)
             for completion, given in zip(completions, tests, strict=True)
         ]
-        # math-verify limits its time by a signal, which works in this thread alone.
+        # math-verify limits its time by a signal, which works only in the main thread.
         return [
             judge(completion, answer) if verdict is None else Judged(None, verdict.result(), is_boxed(completion))
             for completion, answer, verdict in zip(completions, answers, verdicts, strict=True)

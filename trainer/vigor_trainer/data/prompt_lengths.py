@@ -1,4 +1,4 @@
-"""Prompts that cannot be scored, found before the first step: longer than the context, or refused by the template."""
+"""Finds prompts that cannot be scored before the first step: longer than the context, or refused by the template."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def fitting_prompts(
 ) -> list[Example]:
     """Return the examples whose prompt has at most ``max_prompt_tokens`` tokens, in order.
 
-    ``report`` is called with a line of text if some are skipped.
+    ``report`` is called with a line of text if any are skipped.
 
     Raises:
-        InvalidTaskError: a prompt cannot be tokenized or is longer; names the first rows. With ``skip`` only where
-            none is left.
+        InvalidTaskError: a prompt cannot be tokenized or is longer; names the first rows. With ``skip``, only if no
+            prompt is left.
     """
     fitting: list[Example] = []
     faults: list[str] = []

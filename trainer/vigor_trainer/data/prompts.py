@@ -1,4 +1,4 @@
-"""The prompt of one row: text, or messages as TRL hands them to the chat template.
+"""The prompt of one row: text, or messages as TRL passes them to the chat template.
 
 A prompt that TRL would change is refused.
 """
@@ -16,14 +16,14 @@ from vigor_client.schemas.faults import faults_of
 Prompt = str | list[dict[str, Any]]
 
 UNRENDERED_COLUMNS = ("tools", "chat_template_kwargs")
-"""Columns that would change a prompt, and that GRPO does not read."""
+"""Columns that would change a prompt but that GRPO does not read."""
 
 
 def prompt_of(value: object) -> Prompt:
     """Return text as it is, and messages without the keys that are null.
 
     Raises:
-        ValueError: it is neither, or a completion cannot follow it; says why.
+        ValueError: the value is neither, or a completion cannot follow it; says why.
     """
     if isinstance(value, str) and value.strip():
         refuse_half_character(value)
@@ -34,7 +34,7 @@ def prompt_of(value: object) -> Prompt:
 
 
 def refuse_half_character(value: object) -> None:
-    """Raise a ValueError where text, or something with text in it, holds half of a surrogate pair."""
+    """Raise a ValueError if text, or a container of text, holds an unpaired surrogate (half of a pair)."""
     if found := half_character(value):
         place, said = found
         raise ValueError(": ".join([*map(str, place), said]))

@@ -1,9 +1,9 @@
-"""Runs a Python program that is not trusted: in a fresh interpreter, with limits, and killed with all that it started.
+"""Runs an untrusted Python program in a fresh interpreter, with limits, and kills it with all processes it started.
 
-The interpreter refuses, by an audit hook that cannot be taken out again, to start processes, to reach the network, to
-change files, and to read any that are not its own libraries. Where the system allows it, the program also has no
-network and processes of its own (Linux namespaces), which end with it. This is made for what a policy writes, not for
-an attacker who knows it.
+An audit hook, which cannot be removed, keeps the interpreter from starting processes, reaching the network, changing
+files, and reading files other than its own libraries. Where the system allows it, Linux namespaces also cut the program
+off from the network and end all of its processes with it. This is made for programs that a policy writes, not for an
+attacker who knows it.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 ENVIRONMENT = {"LANG": "C.UTF-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-"""All that a program gets of the environment."""
+"""The whole environment of a program."""
 
 NAMESPACES = ("unshare", "--user", "--map-root-user", "--net", "--pid", "--fork", "--kill-child=SIGKILL")
 PROBE_SECONDS = 10.0
@@ -28,13 +28,13 @@ PROBE_SECONDS = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one run may use."""
+    """The limits of one run."""
 
     wall_seconds: float = 10.0
     cpu_seconds: int = 5
     memory_bytes: int = 2**30  # of address space
     output_bytes: int = 2**20
-    num_processes: int = 64  # of the user, threads included; not enforced for root, who is refused processes above
+    num_processes: int = 64  # of the user, threads included; not enforced for root: see the audit hook
 
 
 _FIRST = """
@@ -99,10 +99,10 @@ exec(compile({program!r}, "program", "exec"), {{"__name__": "__main__"}})
 
 
 def passes_statements(program: str, statements: str, limits: Limits = Limits()) -> bool:
-    """Return whether these statements, such as asserts, run to their end behind the program.
+    """Return whether these statements, such as asserts, run to their end when appended to the program.
 
-    A program that ends itself before, whatever its exit code, has not passed. What it prints does not count, and it
-    has no input. One that looks for the mark by which passing is known, and writes it, would be believed.
+    A program that ends itself earlier has not passed, whatever its exit code. Its output does not count, and it has
+    no input. A program that finds and writes the marker which signals a pass would be counted as passing.
     """
     token = os.urandom(16).hex() + "\n"
     output = _run(_THEN_STATEMENTS.format(program=program, tests=statements), token, limits)
@@ -110,7 +110,7 @@ def passes_statements(program: str, statements: str, limits: Limits = Limits()) 
 
 
 def output_of(program: str, stdin: str, limits: Limits = Limits()) -> bytes | None:
-    """Return what a program writes to standard output; None where it fails or goes beyond a limit."""
+    """Return a program's standard output; None if it fails or exceeds a limit."""
     return _run(_THEN_PROGRAM.format(program=program), stdin, limits)
 
 
@@ -140,15 +140,15 @@ def _run(body: str, stdin: str, limits: Limits) -> bytes | None:
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
-    """End the process and its group, whatever is left of them."""
-    with suppress(ProcessLookupError):  # all ended by themselves
+    """Kill the process and all that remains of its group."""
+    with suppress(ProcessLookupError):  # all have already ended
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
 
 @cache
 def _namespaces() -> tuple[str, ...]:
-    """Return the command that gives a program a network and processes of its own; nothing where it is not allowed."""
+    """Return the command that runs a program in its own network and process namespaces; empty if not allowed."""
     if shutil.which(NAMESPACES[0]) is None:
         return ()
     try:

@@ -38,14 +38,14 @@ TESTS_COLUMN = "tests"
 
 @dataclass(frozen=True, slots=True)
 class TaskSource:
-    """The name of a task, and the few settings that a name cannot hold."""
+    """The name of a task, and the settings that are not part of the name."""
 
     name: str
     split: str = "train"  # hub datasets
     config: str | None = None  # hub datasets
     prompt_column: str | None = None  # None: `prompt` or `question`
-    answer_column: str | None = None  # None: `answer`, where there is one
-    tests_column: str | None = None  # None: `tests`, where there is one
+    answer_column: str | None = None  # None: `answer`, if it exists
+    tests_column: str | None = None  # None: `tests`, if it exists
     size: int = 1000  # generated tasks: number of questions
     seed: int = 0  # generated tasks
     system_prompt: str | None = None  # text of a system message before every prompt
@@ -53,7 +53,7 @@ class TaskSource:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One raw row, and the place that an error names."""
+    """One raw row, and its place as errors name it."""
 
     place: str
     fields: Mapping[str, object]
@@ -61,21 +61,21 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One prompt to train on, its answer or tests if there are any, and the place that an error names."""
+    """One prompt to train on, its answer or tests if any, and its place as errors name it."""
 
     place: str
     prompt: Prompt
     answer: str | None
-    tests: str | None = None  # JSON of `program_tests`; they count instead of the answer
+    tests: str | None = None  # JSON of `program_tests`; used instead of the answer
 
 
 def require_task(name: str) -> None:
-    """Return if the name is of a built-in task, of a file or directory that is there, or of a dataset on the hub.
+    """Return if the name is that of a built-in task, an existing file or directory, or a dataset on the hub.
 
-    Reads nothing: rows that cannot be used are refused when they are read.
+    Does not read the rows: unusable ones are refused when they are read.
 
     Raises:
-        InvalidTaskError, ModelSourceError: there is no task of this name; says which could be meant.
+        InvalidTaskError, ModelSourceError: no task has this name; suggests which could be meant.
     """
     path = Path(name)
     if name == ADDITION or name.startswith(REASONING_GYM_PREFIX) or path.is_dir():
@@ -106,7 +106,7 @@ def read_task(source: TaskSource, *, has_chat_template: bool) -> list[Example]:
 
     Raises:
         InvalidTaskError: the source cannot be read or is empty, or a row is not understood; names the place.
-        UnsupportedSettingError: there is a system prompt, and no chat template that would show it.
+        UnsupportedSettingError: there is a system prompt, but no chat template that would include it.
     """
     if source.system_prompt is not None and not has_chat_template:
         raise UnsupportedSettingError(
@@ -120,10 +120,10 @@ def read_task(source: TaskSource, *, has_chat_template: bool) -> list[Example]:
 
 
 def as_dataset(examples: Sequence[Example]) -> Dataset:
-    """Return the columns `prompt` and `answer`, and `tests` if a row has some; None where a row has none."""
+    """Return the columns `prompt` and `answer`, and `tests` if any row has tests; a missing value is None."""
     from datasets import Dataset, Features, Json, List, Value  # pyright: ignore[reportMissingTypeStubs]
 
-    # As JSON: Arrow would give each message all keys that any other has, with null, which templates may write out.
+    # As JSON: Arrow would add to each message every key of any other, with null, which templates may render.
     is_chat = isinstance(examples[0].prompt, list)
     kinds = {"prompt": List(Json()) if is_chat else Value("string"), "answer": Value("string")}
     if any(example.tests is not None for example in examples):
@@ -183,7 +183,7 @@ def _json_object(place: str, line: bytes) -> dict[str, object]:
         fields = json.loads(line)
     except json.JSONDecodeError as error:
         raise InvalidTaskError(f"{place}: not JSON: {error.msg} at column {error.colno}") from error
-    except (ValueError, RecursionError) as error:  # bytes that are not UTF-8, numbers of thousands of digits
+    except (ValueError, RecursionError) as error:  # bytes that are not UTF-8, or numbers with thousands of digits
         raise InvalidTaskError(f"{place}: not JSON: {error}") from error
     if not isinstance(fields, dict):
         raise InvalidTaskError(f"{place}: must be a JSON object, not {type(fields).__name__}")

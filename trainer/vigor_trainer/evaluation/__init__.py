@@ -1,4 +1,4 @@
-"""How good a model is at a task: completions sampled from it, what is counted of them, and intervals over questions.
+"""Measures how good a model is at a task: sampled completions, metrics of them, and intervals over questions.
 
-It knows models, tokenizers and answers. It asks no service, and no reward depends on it.
+It knows models, tokenizers and answers. It does not use the service, and no reward depends on it.
 """

@@ -1,4 +1,4 @@
-"""The flags of the commands that sample from a model: what they have in common, and how an error is said."""
+"""The common flags of the commands that sample from a model, and their parser, which reports an error in one line."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ Parsed = TypeVar("Parsed", bound=SamplingArguments)
 
 
 class _Parser(OneLineParser, HfArgumentParser):
-    """HfArgumentParser whose errors have one line."""
+    """An HfArgumentParser that reports an error in one line."""
 
 
 def parse_flags(kind: type[Parsed], argv: Sequence[str], *, command: str, description: str) -> Parsed:
@@ -88,5 +88,5 @@ def parse_flags(kind: type[Parsed], argv: Sequence[str], *, command: str, descri
 
 
 def settings_of(arguments: SamplingArguments) -> dict[str, Any]:
-    """Return the flags and their values, as they are written beside the numbers."""
+    """Return the flags and their values, as they are written next to the results."""
     return dataclasses.asdict(arguments)

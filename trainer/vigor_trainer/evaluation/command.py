@@ -1,4 +1,4 @@
-"""`vigor-trainer eval`: how good a model is at a task, every completion kept."""
+"""`vigor-trainer eval`: measures how good a model is at a task, and keeps every completion."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def run(arguments: EvalArguments) -> EvaluationMetrics:
 
 
 def read_questions(arguments: SamplingArguments, dataset: str, tokenizer: PreTrainedTokenizerBase) -> list[Question]:
-    """Return the questions of a task, at most ``--limit``. Raises InvalidTaskError where it is not understood."""
+    """Return the questions of a task, at most ``--limit``. Raises InvalidTaskError if the task is not understood."""
     source = arguments.source(dataset, split=arguments.dataset_split, seed=arguments.seed)
     has_chat_template = getattr(tokenizer, "chat_template", None) is not None
     examples = read_task(source, has_chat_template=has_chat_template)[: arguments.limit]
@@ -70,7 +70,7 @@ def read_questions(arguments: SamplingArguments, dataset: str, tokenizer: PreTra
 
 
 def described(metrics: EvaluationMetrics) -> str:
-    """Return the numbers as lines of text."""
+    """Return the metrics as lines of text."""
     lines = [f"{metrics.num_questions} questions, {metrics.num_labelled} with an answer; 95 % intervals over questions"]
     lines += _lines("greedy", metrics.greedy)
     lines += _lines("sampled", metrics.sampled) if metrics.sampled else []

@@ -1,4 +1,4 @@
-"""Questions, and the completions that a model gives to them, judged as for training."""
+"""Questions, and a model's completions of them, judged as in training."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def questions_of(
     """Return prompts, answers and tests as questions, tokenized as TRL tokenizes prompts.
 
     Raises:
-        InvalidTaskError: the chat template refuses a prompt, or it has no token; names the question.
+        InvalidTaskError: the chat template refuses a prompt, or a prompt has no tokens; names the question.
     """
     return [
         Question(number, prompt, _prompt_ids(prompt, tokenizer, template_kwargs, number), answer, tests)
@@ -65,7 +65,7 @@ def sample_completions(
     temperature: float,
     step: int = 0,
 ) -> list[EvaluatedCompletion]:
-    """Return the greedy completion and ``num_samples`` sampled ones of each question, judged as for training."""
+    """Return the greedy completion and ``num_samples`` sampled ones of each question, judged as in training."""
     prompts = [question.prompt_ids for question in questions]
     greedy = sampler.sample(prompts, num_samples=1, temperature=0.0)
     sampled = sampler.sample(prompts, num_samples=num_samples, temperature=temperature) if num_samples else []

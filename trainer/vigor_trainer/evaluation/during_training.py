@@ -1,7 +1,7 @@
 """`--eval_every`: the evaluation of `vigor-trainer eval` on held-out questions, while a model is trained.
 
-No service is asked and no reward computed; model and random state are left as they were, so that the run goes on as
-without it. Questions are shared out to the processes of a run; the main process writes.
+It does not use the service or compute rewards. Model and random state are restored, so that the run continues as
+without the evaluation. Questions are divided among the processes of a run; the main process writes the files.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 
 class LoggingTrainer(Protocol):
-    """What is needed of a `VigorTrainer`."""
+    """The methods of a `VigorTrainer` that are used here."""
 
     @property
     def accelerator(self) -> Accelerator: ...
@@ -43,7 +43,7 @@ class LoggingTrainer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """What is evaluated: questions, and how many completions of each are sampled beside the greedy one."""
+    """The questions to evaluate, and how many completions of each are sampled in addition to the greedy one."""
 
     questions: Sequence[Question]
     num_samples: int
@@ -51,7 +51,7 @@ class HeldOut:
 
 
 class Evaluations:
-    """Evaluates a model that is trained, logs the numbers, and appends to two files in the run's directory.
+    """Evaluates a model during training, logs the metrics, and appends to two files in the run's directory.
 
     Raises:
         UnsupportedSettingError: the model is sharded over the processes.
@@ -81,7 +81,7 @@ class Evaluations:
         self._completions = RecordFile(directory / EVALUATION_COMPLETIONS_FILE, EvaluatedCompletion, resumption)
 
     def evaluate(self, step: int) -> EvaluationMetrics:
-        """Evaluate the model as it is. All processes must call it."""
+        """Evaluate the model in its present state. All processes must call it."""
         started = perf_counter()
         completions = gather_from_all(self._own_completions(step))
         completions.sort(key=lambda each: (each.question, each.decoding, each.index))
@@ -97,7 +97,7 @@ class Evaluations:
         return metrics
 
     def _own_completions(self, step: int) -> list[EvaluatedCompletion]:
-        """Return the completions of every n-th question, where n processes share them."""
+        """Return the completions of this process' questions: every n-th one, with n processes."""
         return sample_completions(
             self._held_out.questions[self._processes.rank :: self._processes.count],
             self._sampler,
@@ -122,7 +122,7 @@ class EvaluationCallback(TrainerCallback):
         control: TrainerControl,  # noqa: ARG002
         **_: object,
     ) -> None:
-        """Evaluate a run that is new; a resumed one has had its evaluation at this step."""
+        """Evaluate a new run; a resumed one was already evaluated at this step."""
         if state.global_step == 0:
             self._evaluate(0)
 
@@ -133,7 +133,7 @@ class EvaluationCallback(TrainerCallback):
         control: TrainerControl,
         **_: object,
     ) -> None:
-        """Evaluate if it is due."""
+        """Evaluate if an evaluation is due."""
         is_last = state.global_step >= state.max_steps or control.should_training_stop
         if is_last or state.global_step % self._every == 0:
             self._evaluate(state.global_step)

@@ -1,4 +1,4 @@
-"""What is counted of the completions of an evaluation, each number with its bootstrap interval over questions."""
+"""The metrics of an evaluation, each with its bootstrap interval over questions."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ Group = Sequence[EvaluatedCompletion]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DecodingMetrics:
-    """Means over the completions of one decoding. None: there was nothing to measure.
+    """Means over the completions of one decoding. None means that there was nothing to measure.
 
     ``accuracy`` of sampled completions is avg@k.
     """
 
     accuracy: Estimate | None  # of the questions with an answer
-    format_rate: Estimate | None  # share with a closed \boxed{}
+    format_rate: Estimate | None  # share of completions with a closed \boxed{}
     mean_length: Estimate | None  # tokens
-    mean_terminated_length: Estimate | None  # tokens, of the completions that ended by themselves
-    clipped_share: Estimate | None  # of completions that were cut off at the maximum length
-    repetition: Estimate | None  # share of 3-grams that stood in the completion before
+    mean_terminated_length: Estimate | None  # tokens, of the completions that were not cut off
+    clipped_share: Estimate | None  # share of completions cut off at the maximum length
+    repetition: Estimate | None  # share of 3-grams that occurred earlier in the completion
     mean_entropy: Estimate | None  # nats per token, at temperature 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationMetrics:
-    """All numbers of an evaluation."""
+    """All metrics of an evaluation."""
 
     num_questions: int
     num_labelled: int  # questions with an answer
     greedy: DecodingMetrics
     sampled: DecodingMetrics | None
-    pass_at_k: Mapping[str, Estimate]  # k -> chance that one of k samples is correct
+    pass_at_k: Mapping[str, Estimate]  # k -> probability that at least one of k samples is correct
 
 
 def evaluation_metrics(completions: Iterable[EvaluatedCompletion]) -> EvaluationMetrics:
-    """Return the numbers of an evaluation."""
+    """Return the metrics of an evaluation."""
     groups: dict[Decoding, dict[int, list[EvaluatedCompletion]]] = {"greedy": {}, "sampled": {}}
     for completion in completions:
         groups[completion.decoding].setdefault(completion.question, []).append(completion)
@@ -56,7 +56,7 @@ def evaluation_metrics(completions: Iterable[EvaluatedCompletion]) -> Evaluation
 
 
 def logged_metrics(metrics: EvaluationMetrics) -> dict[str, float]:
-    """Return the numbers without intervals, by the names under which a run logs them: `eval_greedy_accuracy`, …"""
+    """Return the metrics without intervals, by the names under which a run logs them: `eval_greedy_accuracy`, …"""
     found: dict[str, float] = {f"eval_pass_at_{k}": estimate.value for k, estimate in metrics.pass_at_k.items()}
     for decoding, numbers in (("greedy", metrics.greedy), ("sampled", metrics.sampled)):
         fields: dict[str, Any] = asdict(numbers) if numbers else {}
@@ -79,7 +79,7 @@ def mean_of_completions(
     number: Callable[[EvaluatedCompletion], float],
     weight: Callable[[EvaluatedCompletion], float] = lambda _: 1,
 ) -> Estimate | None:
-    """Return the sum of the numbers, of completions whose weight is not 0, over the sum of the weights."""
+    """Return the sum of ``number`` over completions whose weight is not 0, divided by the sum of the weights."""
     numerators = [sum(number(each) for each in group if weight(each)) for group in groups]
     return ratio(numerators, [sum(map(weight, group)) for group in groups])
 

@@ -1,4 +1,4 @@
-"""Loads what completions are sampled with: tokenizer, model, and the library that generates."""
+"""Loads tokenizer, model and the library that generates, for sampling completions."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ if TYPE_CHECKING:
 
 
 def model_name(given: str | None) -> str:
-    """Return the directory or hub name of a model: that of the embedded one where none is given.
+    """Return the directory or hub name of a model; if none is given, the directory of the embedded model.
 
     Raises:
-        InvalidModelError: the embedded one cannot be made.
+        InvalidModelError: the embedded model cannot be made.
     """
     with building("the embedded model", kind=InvalidModelError):
         return given or str(embedded_model_dir())
 
 
 def load_tokenizer(name: str, **settings: Any) -> PreTrainedTokenizerBase:  # noqa: ANN401 - of transformers
-    """Return a model's tokenizer, which pads on the left. Raises InvalidModelError where there is none."""
+    """Return a model's tokenizer, which pads on the left. Raises InvalidModelError if it cannot be loaded."""
     with building(f"--model {name}: the tokenizer cannot be loaded", kind=InvalidModelError):
         load = cast("Callable[..., PreTrainedTokenizerBase]", AutoTokenizer.from_pretrained)  # pyright: ignore[reportUnknownMemberType]
         return load(name, padding_side="left", truncation_side="left", **settings)
 
 
 def load_sampler(arguments: SamplingArguments, name: str, tokenizer: PreTrainedTokenizerBase) -> Sampler:
-    """Return what samples from the model.
+    """Return a sampler of the model.
 
     Raises:
         UnsupportedSettingError: vLLM was asked for and is not installed.
@@ -74,10 +74,10 @@ def sampler_of(
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Return what ends a completion: the end-of-sequence tokens of model and tokenizer, and padding.
+    """Return the ids that end a completion: the end-of-sequence tokens of model and tokenizer, and padding.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there are no such tokens.
     """
     generation = model.generation_config
     configured = cast("int | list[int] | None", getattr(generation, "eos_token_id", None))
@@ -90,7 +90,7 @@ def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> froze
 
 
 def _load_model(name: str) -> PreTrainedModel:
-    """Return the model in the dtype of its checkpoint; in float32 where no accelerator computes."""
+    """Return the model in the dtype of its checkpoint, or in float32 without an accelerator."""
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
     load = cast("Callable[..., PreTrainedModel]", AutoModelForCausalLM.from_pretrained)  # pyright: ignore[reportUnknownMemberType]
     model = load(name, dtype="auto" if device else torch.float32)

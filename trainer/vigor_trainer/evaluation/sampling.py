@@ -1,6 +1,6 @@
 """Completions of prompts by transformers' `generate`: prompts sorted by length, padded on the left.
 
-Sampling leaves the model's mode and torch's random state as they were, so that training goes on as without it.
+Sampling restores the model's mode and torch's random state, so that training continues as without it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 LOG_SECONDS = 60.0
-"""Between lines that say how far sampling is, where they go to a file."""
+"""Interval between progress lines, if they go to a file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Sampler(Protocol):
 
 
 class EntropyMeter(LogitsProcessor):
-    """Keeps the entropy of each prediction, one number per sequence and step, and changes nothing.
+    """Records the entropy of each prediction, one number per sequence and step, without changing the logits.
 
     It sees the logits before the temperature divides them.
     """
@@ -61,7 +61,7 @@ class EntropyMeter(LogitsProcessor):
         return cast("torch.FloatTensor", scores)
 
     def mean_entropy(self, row: int, num_tokens: int) -> float | None:
-        """Return the mean of the first predictions of one sequence, in nats; None of no prediction."""
+        """Return the mean entropy of a sequence's first ``num_tokens`` predictions, in nats; None if there are none."""
         return float(torch.stack([step[row] for step in self._steps[:num_tokens]]).mean()) if num_tokens else None
 
 
@@ -103,7 +103,7 @@ class GenerateSampler:
         return samples
 
     def _watched(self, starts: range) -> Iterable[int]:
-        """Return the starts of batches, with a bar in a terminal, and a line a minute in a log."""
+        """Yield the starts of batches, with a progress bar in a terminal, and a line per minute in a log."""
         seconds = 0.1 if sys.stderr.isatty() else LOG_SECONDS
         return tqdm(starts, "batches", disable=not self._shows_progress, mininterval=seconds, maxinterval=seconds)
 
@@ -123,7 +123,7 @@ class GenerateSampler:
         return [self._tokens(ids, meter, row) for row, ids in enumerate(completions)]
 
     def _config(self, temperature: float) -> GenerationConfig:
-        """Set all that the model's own configuration may say otherwise; greedy decoding has the neutral values."""
+        """Return settings that override all of the model's own; greedy decoding has the neutral values."""
         sampling: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
         greedy: dict[str, Any] = {"do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0}
         return GenerationConfig(

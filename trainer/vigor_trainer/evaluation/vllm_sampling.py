@@ -1,4 +1,4 @@
-"""Completions of prompts by vLLM, where it is installed: many times as fast on a GPU. Entropies are not measured."""
+"""Completions of prompts by vLLM, if it is installed: many times as fast on a GPU. Entropies are not measured."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Alerts of the trackers that a run reports to: W&B's and trackio's, where they are used."""
+"""Alerts of the trackers that a run reports to: W&B and trackio."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from importlib import import_module
 
 Alert = Callable[[str, str], None]
-"""Takes a title and a text."""
+"""A function that sends an alert with a title and a text."""
 
 TRACKERS = ("wandb", "trackio")
 
 
 def tracker_alerts(report_to: Sequence[str], load: Callable[[str], object] = import_module) -> list[Alert]:
-    """Return the alerts of those trackers among ``report_to`` whose package has them."""
+    """Return the alert functions of the trackers in ``report_to`` whose package supports alerts."""
     return [
         _alert(name, function)
         for name in TRACKERS
@@ -24,7 +24,7 @@ def _alert(name: str, function: Callable[..., object]) -> Alert:
     def alert(title: str, text: str) -> None:
         try:
             function(title=title, text=text)
-        except Exception as error:  # noqa: BLE001 - whatever a tracker raises: training goes on, and the line says so
+        except Exception as error:  # noqa: BLE001 - whatever a tracker raises, training continues, and the line says so
             print(f"the alert to {name} failed: {' '.join(str(error).split())}", flush=True)
 
     return alert

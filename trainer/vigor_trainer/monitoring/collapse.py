@@ -1,7 +1,7 @@
-"""Watches a run for the ways in which intrinsic rewards are known to end, and says each once, with what to try.
+"""Watches a run for the known ways in which intrinsic rewards collapse, and warns once of each, with advice.
 
-Intrinsic rewards tend to help first and to harm later (arXiv 2506.17219, 2603.08660). No label is used. What is
-compared are means over the last rounds: with a fixed limit, or with the first rounds of the run.
+Intrinsic rewards tend to help first and to harm later (arXiv 2506.17219, 2603.08660). No labels are used. Means over
+the last rounds are compared with a fixed limit, or with the first rounds of the run.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from vigor_trainer.monitoring.records import RoundRecord
 
 WARNINGS_FILE = "warnings.jsonl"
 WINDOW = 10
-"""Rounds whose mean counts."""
+"""Number of rounds over which means are taken."""
 
 MAX_REWARD_LENGTH = 0.8
 MAX_DUPLICATES = 0.5
@@ -34,7 +34,7 @@ Means = Mapping[str, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollapseWarning:
-    """What was seen at a step, and what to try. ``last_good_checkpoint`` was saved before the run's first warning."""
+    """An observation at a step, and advice. ``last_good_checkpoint`` was saved before the run's first warning."""
 
     step: int
     mode: Literal["train", "eval"] = "train"
@@ -53,14 +53,14 @@ def warning_file(directory: Path, resumption: Resumption | None = None) -> Recor
 
 
 def read_warnings(directory: Path) -> list[CollapseWarning]:
-    """Return the warnings of a run so far. Raises ValueError where a line is something else; names it."""
+    """Return the warnings of a run so far. Raises ValueError if a line is not a warning; names it."""
     return list(records_in(directory / WARNINGS_FILE, CollapseWarning))
 
 
 class CollapseWatch:
-    """Is told of every round, and calls ``on_warning`` once per cause.
+    """Receives every round, and calls ``on_warning`` once per cause.
 
-    ``ranks``: the reward orders completions, so that ties say that it does not tell them apart; rewards of answers tie.
+    ``ranks``: the reward orders completions, so ties mean that it cannot tell them apart; rewards of answers often tie.
     """
 
     def __init__(self, *, ranks: bool, on_warning: Callable[[CollapseWarning], None], num_rounds: int = WINDOW) -> None:
@@ -77,12 +77,12 @@ class CollapseWatch:
         return bool(self._warned)
 
     def saved(self, checkpoint: str) -> None:
-        """Take note of a checkpoint: until the first warning it is the last good one."""
+        """Record a checkpoint; until the first warning it is the last good one."""
         if not self.has_warned:
             self.last_good_checkpoint = checkpoint
 
     def resume(self, records: Iterable[RoundRecord], warnings: Iterable[CollapseWarning]) -> None:
-        """Take in what was recorded before a run went on: rounds, and warnings, which are not said again."""
+        """Take in the records from before a resumption: rounds, and warnings, which are not repeated."""
         for record in records:
             if record.mode == "train":
                 self._take_in(record)
@@ -92,7 +92,7 @@ class CollapseWatch:
             self._warned.add(warning.cause)
 
     def observe(self, record: RoundRecord) -> None:
-        """Take in a round, and warn of what shows in the last ones; those of an evaluation do not count."""
+        """Take in a round, and warn of any cause seen in the last rounds; evaluation rounds do not count."""
         if record.mode == "eval":
             return
         self._take_in(record)
@@ -214,7 +214,7 @@ def _norm_spread(_: Means, last: Means) -> tuple[str, str] | None:
 
 
 def _raised(limit: float, first: float) -> float:
-    """Return the limit, or a larger one where the run began near it or above: a quarter of the way from there to 1."""
+    """Return the limit, or, if larger, the value a quarter of the way from the run's first mean to 1."""
     return max(limit, first + (1 - first) / 4)
 
 
@@ -231,4 +231,4 @@ _RULES: Mapping[Cause, Callable[[Means, Means], tuple[str, str] | None]] = {
     "length": _length,
     "norm_spread": _norm_spread,
 }
-"""What is seen and advised for each cause; None while there is nothing to see."""
+"""Cause -> function that returns observation and advice, or None while the cause is not seen."""

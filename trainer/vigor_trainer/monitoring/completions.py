@@ -1,4 +1,4 @@
-"""One line per completion, in a file that reports and studies read. Knows no TRL and no wire."""
+"""One line per completion, in a file that reports and studies read. Knows neither TRL nor the HTTP API."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SCORE_FIELDS = (
     "p_norm",
     "sum_logprob",
 )
-"""What a completion's record has of its score, under the same names."""
+"""Fields that a completion's record copies from its score, under the same names."""
 
 SIGNALS: Mapping[str, tuple[str, int]] = {
     "self_certainty": ("self_certainty", 1),
@@ -31,18 +31,18 @@ SIGNALS: Mapping[str, tuple[str, int]] = {
     "p_norm": ("p_norm", 1),
     "trajectory_logprob": ("sum_logprob", 1),
 }
-"""Name of a reward -> the field of a score that it ranks, and the sign with which large is good."""
+"""Name of a reward -> the field of a score that it ranks, and the sign that makes larger better."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionRecord:
-    """One sampled completion: what it says, what it was scored, what it was rewarded. None: there is no such number."""
+    """One sampled completion with its text, score and rewards. None means that the value does not exist."""
 
     step: int  # optimizer steps taken when it was generated and scored
     mode: Literal["train", "eval"]
-    group: int  # of the round
-    index: int  # in its group
-    prompt: str | list[dict[str, Any]]  # as the task has it
+    group: int  # index in the round
+    index: int  # index in its group
+    prompt: str | list[dict[str, Any]]  # as in the task
     completion: str
     completion_ids: list[int]
     finish_reason: Literal["stop", "length"]
@@ -50,7 +50,7 @@ class CompletionRecord:
     status: str
     grad_norm: float | None
     scaled_grad_norm: float | None
-    rank: float | None  # of the scaled norms; None where none was computed
+    rank: float | None  # by scaled norm; None if none was computed
     rewards: Mapping[str, float]
     mean_logprob: float | None  # nats
     mean_entropy: float | None  # nats
@@ -68,7 +68,7 @@ def completion_file(directory: Path, resumption: Resumption | None = None) -> Re
 
 
 def read_completions(directory: Path) -> Iterator[CompletionRecord]:
-    """Yield what has been written so far; a last line that is still being written is left out.
+    """Yield the records written so far; an incomplete last line is left out.
 
     Raises:
         ValueError: a line is not a record; names it.

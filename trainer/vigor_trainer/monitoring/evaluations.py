@@ -17,7 +17,7 @@ Decoding = Literal["greedy", "sampled"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationRecord:
-    """The numbers of one evaluation, as `eval.json` has them."""
+    """The metrics of one evaluation, as in `eval.json`."""
 
     step: int  # optimizer steps taken
     mode: Literal["train", "eval"] = "eval"
@@ -27,14 +27,14 @@ class EvaluationRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluatedCompletion:
-    """One completion of a question: the greedy one, or one that was sampled. None: there is no such thing."""
+    """One completion of a question, greedy or sampled. None means that the value does not exist."""
 
     step: int  # optimizer steps taken; 0 outside of training
     mode: Literal["train", "eval"] = "eval"
     question: int
     decoding: Decoding
-    index: int  # among the completions of this question and decoding
-    prompt: str | list[dict[str, Any]]  # as the task has it
+    index: int  # index among the completions of this question and decoding
+    prompt: str | list[dict[str, Any]]  # as in the task
     prompt_ids: list[int] | None
     answer: str | None
     completion: str
@@ -54,14 +54,14 @@ def evaluation_file(directory: Path, resumption: Resumption | None = None) -> Re
 
 
 def read_evaluations(directory: Path) -> list[EvaluationRecord]:
-    """Return the evaluations of a run so far; none where it makes none.
+    """Return the evaluations of a run so far; empty if the run makes none.
 
     Raises:
-        ValueError: a line is something else; names it.
+        ValueError: a line is not a record; names it.
     """
     return list(records_in(directory / EVALUATIONS_FILE, EvaluationRecord))
 
 
 def read_evaluated(path: Path) -> Iterator[EvaluatedCompletion]:
-    """Yield the completions in a file. Raises ValueError where a line is something else; names it."""
+    """Yield the completions in a file. Raises ValueError if a line is not a completion; names it."""
     return records_in(path, EvaluatedCompletion)

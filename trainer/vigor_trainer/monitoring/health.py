@@ -1,6 +1,6 @@
 """Numbers that show, for one round, whether rewards still distinguish completions and whether the policy degenerates.
 
-Knows no labels but for one number, which is only reported.
+Labels are used for only one number, which is only reported.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from vigor_trainer.monitoring.completions import CompletionRecord
 from vigor_trainer.monitoring.statistics import relative_spread, repetition
 
 LOOPING = 0.5
-"""Repetition from which a completion counts as looping."""
+"""Minimum repetition at which a completion counts as looping."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundHealth:
-    """Shares of the completions of a round, in [0, 1]. None: there was nothing to measure."""
+    """Shares of the completions of a round, in [0, 1]. None means that there was nothing to measure."""
 
-    duplicate_share: float  # with the same tokens as another of their group
-    tie_share: float | None  # with the same reward as another of their group that has other tokens
-    repetition: float  # mean share of 3-grams that stood in the completion before
-    looping_share: float  # whose repetition is at least LOOPING
+    duplicate_share: float  # share with the same tokens as another of their group
+    tie_share: float | None  # share with the same reward as a completion of their group with other tokens
+    repetition: float  # mean share of 3-grams that occurred earlier in the completion
+    looping_share: float  # share whose repetition is at least LOOPING
     norm_spread: float | None  # mean over groups of (largest - smallest) / mean of the scaled norms
-    top_quarter_accuracy: float | None  # of each group's best quarter by reward, ties included
+    top_quarter_accuracy: float | None  # accuracy of each group's best quarter by reward, ties included
 
 
 def round_health(completions: Sequence[CompletionRecord]) -> RoundHealth:
-    """Return the health of a round of at least one completion, whose groups follow one another.
+    """Return the health of a round of at least one completion; completions of a group are consecutive.
 
-    The reward is the first of the run's built-in ones.
+    It uses the first of the run's built-in rewards.
     """
     groups = [list(members) for _, members in groupby(completions, key=lambda completion: completion.group)]
     loops = [repetition(completion.completion_ids) for completion in completions]
@@ -48,7 +48,7 @@ def round_health(completions: Sequence[CompletionRecord]) -> RoundHealth:
 
 
 def first_reward(completion: CompletionRecord) -> float | None:
-    """Return the first built-in reward; None where the run has none."""
+    """Return the completion's value of the run's first built-in reward; None if the run has none."""
     return next(iter(completion.rewards.values()), None)
 
 

@@ -1,4 +1,4 @@
-"""Bootstrap intervals over questions or seeds: how much a number would vary if other ones had been drawn."""
+"""Bootstrap intervals over questions or seeds: how much a number would vary with other draws of them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """A number with its interval, which holds ``LEVEL`` of the resampled numbers."""
+    """A number with its interval, which contains a share ``LEVEL`` of the resampled numbers."""
 
     value: float
     low: float
@@ -24,13 +24,13 @@ class Estimate:
 
 
 def ratio(numerators: Sequence[float], denominators: Sequence[float], *, seed: int = 0) -> Estimate | None:
-    """Return the sum of the numerators over that of the denominators, one of each per question.
+    """Return the sum of the numerators over the sum of the denominators, one of each per question.
 
-    Questions are what is resampled, since the completions of one question are not independent of each other. A mean
-    is the ratio whose denominators are 1 (see ``mean``). Resamples whose denominators are all 0 do not count.
+    Whole questions are resampled, since the completions of one question are not independent of each other. A mean is
+    the ratio whose denominators are 1 (see ``mean``). Resamples whose denominators are all 0 do not count.
 
     Returns:
-        None where the denominators are all 0.
+        None if the denominators are all 0.
     """
     tops, bottoms = np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)
     if tops.shape != bottoms.shape:
@@ -45,6 +45,6 @@ def ratio(numerators: Sequence[float], denominators: Sequence[float], *, seed: i
 
 
 def mean(values: Sequence[float | None], *, seed: int = 0) -> Estimate | None:
-    """Return the mean of one value per question, those that are None left out; None where none is left."""
+    """Return the mean of one value per question, without those that are None; None if no values are left."""
     present = [value for value in values if value is not None]
     return ratio(present, [1.0] * len(present), seed=seed)

@@ -1,4 +1,4 @@
-"""A file of records that a run appends to, one line each, and that a resumed run continues without gaps or doubles."""
+"""A file of records, one line each, that a run appends to and a resumed run continues without gaps or duplicates."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar, cast
 
 
 class Recorded(Protocol):
-    """A dataclass of a round, or of a part of it."""
+    """A dataclass that records a round or a part of it."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
@@ -25,16 +25,16 @@ Record = TypeVar("Record", bound=Recorded)
 
 @dataclass(frozen=True, slots=True)
 class Resumption:
-    """Where a run goes on: at ``step``, with an evaluation if it ``evaluates_first``."""
+    """The point at which a run resumes: at ``step``, with an evaluation if it ``evaluates_first``."""
 
     step: int
     evaluates_first: bool = False
 
     def keeps(self, record: Recorded) -> bool:
-        """Whether the round of this record will not be repeated.
+        """Return whether to keep a record, since its round will not be repeated.
 
-        Repeated are rounds of later steps, and those for training that begin at this one. An evaluation after this
-        step stays, unless the run begins with another.
+        Rounds of later steps are repeated, and so are training rounds of this step. An evaluation at this step stays,
+        unless the run begins with another.
         """
         return record.step < self.step or (
             record.step == self.step and record.mode == "eval" and not self.evaluates_first
@@ -42,9 +42,9 @@ class Resumption:
 
 
 class RecordFile(Generic[Record]):
-    """Appends records of one kind, a dataclass, each visible as soon as it is written.
+    """Appends records of one dataclass, each visible as soon as it is written.
 
-    The first one replaces the file of an earlier run, so that a run that cannot begin changes nothing. A resumed run
+    The first record replaces the file of an earlier run, so a run that cannot begin changes nothing. A resumed run
     keeps the records of rounds that it does not repeat.
 
     Raises:
@@ -60,7 +60,7 @@ class RecordFile(Generic[Record]):
             pass
 
     def append(self, *records: Record) -> None:
-        """Write these records with one call, so that a reader sees whole lines but for the last."""
+        """Write these records with one call, so that a reader sees whole lines, except perhaps the last."""
         if not self._has_begun:
             self._begin()
         with self._path.open("a", encoding="utf-8") as file:
@@ -75,16 +75,16 @@ class RecordFile(Generic[Record]):
         self._has_begun = True
 
     def earlier(self) -> Iterable[Record]:
-        """Return the records of a resumed run that stay: those of rounds that it does not repeat."""
+        """Return the records that a resumed run keeps: those of rounds that it does not repeat."""
         if self._resumption is None:
             return []
         return filter(self._resumption.keeps, records_in(self._path, self._kind))
 
 
 def records_in(path: Path, kind: type[Record]) -> Iterator[Record]:
-    """Yield what has been written so far; a last line that is still being written is left out.
+    """Yield the records written so far; an incomplete last line is left out.
 
-    A field with a default may be absent, as in the records of a version that did not have it.
+    A field with a default may be absent, as in records of a version without that field.
 
     Raises:
         ValueError: a line is not such a record; names it.
@@ -103,7 +103,7 @@ def records_in(path: Path, kind: type[Record]) -> Iterator[Record]:
 
 
 def _fields(line: str) -> dict[str, Any]:
-    """Return the fields of a JSON object; none where the line is something else."""
+    """Return the fields of a JSON object; empty if the line is not an object."""
     try:
         content = json.loads(line)
     except ValueError:

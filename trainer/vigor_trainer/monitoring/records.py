@@ -1,4 +1,4 @@
-"""One line per scored round, in a file that the report and the demo read. Knows no TRL and no wire."""
+"""One line per scored round, in a file that the report and the demo read. Knows neither TRL nor the HTTP API."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ RECORDS_FILE = "rounds.jsonl"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RoundRecord:
-    """The weights and the metrics of one generation round. None: there was nothing to measure."""
+    """The weights and the metrics of one generation round. None means that there was nothing to measure."""
 
     step: int  # optimizer steps taken when this round was generated and scored
     mode: Literal["train", "eval"]
@@ -21,7 +21,7 @@ class RoundRecord:
     weight_digest: str
     num_groups: int
     num_completions: int
-    num_unscored: int  # completions without a norm of their own: empty, truncated, not finite
+    num_unscored: int  # completions without a valid norm: empty, truncated, not finite
     mean_scaled_grad_norm: float | None
     mean_length: float  # tokens
     reward_length_correlation: float | None  # within groups
@@ -29,19 +29,19 @@ class RoundRecord:
     mean_logprob: float | None  # nats
     mean_entropy: float | None  # nats
     self_certainty: float | None  # nats
-    sent_bytes: int  # of weights; 0 when the service had them already
+    sent_bytes: int  # of weights; 0 if the service had them already
     generate_seconds: float
-    publish_seconds: float  # beside the generation
-    wait_seconds: float  # for the publication, after generation had ended
+    publish_seconds: float  # during generation
+    wait_seconds: float  # waiting for the publication after generation had ended
     score_seconds: float
-    # What `health.RoundHealth` measures.
+    # The fields of `health.RoundHealth`.
     duplicate_share: float | None = None
     tie_share: float | None = None
     repetition: float | None = None
     looping_share: float | None = None
     norm_spread: float | None = None
     top_quarter_accuracy: float | None = None
-    # Of ``score_seconds``, as the service tells; the rest is HTTP, JSON and the checks on both ends.
+    # Parts of ``score_seconds``, as reported by the service; the rest is HTTP, JSON and the checks on both ends.
     score_queue_seconds: float | None = None
     score_compute_seconds: float | None = None
 
@@ -52,7 +52,7 @@ def round_file(directory: Path, resumption: Resumption | None = None) -> RecordF
 
 
 def read_records(directory: Path) -> list[RoundRecord]:
-    """Read what has been written so far; a last line that is still being written is left out.
+    """Return the records written so far; an incomplete last line is left out.
 
     Raises:
         ValueError: a line is not a record; names it.

@@ -1,4 +1,4 @@
-"""The files of a run: a line per round, completion, optimizer step and warning, and what the run is."""
+"""The files of a run: a line per round, completion, optimizer step and warning, and the description of the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vigor_trainer.monitoring.step_times import StepRecord, step_file
 
 
 def output_directory(setting: str, *, flag: str) -> Path:
-    """Make the directory of a run or of results, so that one that cannot be is known before anything is loaded.
+    """Make and return the directory of a run or of results, before anything slow is loaded.
 
     Raises:
         UnsupportedSettingError: nothing can be written there; names the flag.
@@ -34,10 +34,10 @@ def output_directory(setting: str, *, flag: str) -> Path:
 class RunFiles:
     """Appends to a run's files of records, and writes `run.json` with the first round.
 
-    So a run that cannot begin leaves what an earlier one wrote.
+    So a run that cannot begin keeps the files of an earlier run.
 
     Raises:
-        ValueError: a resumed run's files hold something else than records; names the line.
+        ValueError: a line of a resumed run's files is not a record; names it.
     """
 
     def __init__(self, directory: Path, resumption: Resumption | None = None) -> None:
@@ -49,27 +49,27 @@ class RunFiles:
         self._steps = step_file(directory, resumption)
 
     def tell(self, watch: CollapseWatch) -> None:
-        """Tell the watch of a resumed run what was recorded before; of a new one there is nothing."""
+        """Pass the earlier records of a resumed run to the watch; a new run has none."""
         watch.resume(self._rounds.earlier(), self._warnings.earlier())
 
     def describe(self, info: RunInfo) -> None:
-        """Keep what the run is until its first round."""
+        """Keep the description of the run until its first round."""
         self._info = info
 
     def append(self, record: RoundRecord, completions: Sequence[CompletionRecord]) -> None:
-        """Add what a round gave."""
+        """Append the records of a round."""
         if self._info is not None:
             write_run_info(self._directory, self._info)
             self._info = None
-        self._warnings.append()  # none of an earlier run
+        self._warnings.append()  # no records: this removes those of an earlier run
         self._steps.append()  # likewise
         self._completions.append(*completions)
         self._rounds.append(record)
 
     def append_step(self, step: StepRecord) -> None:
-        """Add where the seconds of a step went, after its rounds."""
+        """Append the times of a step, after its rounds."""
         self._steps.append(step)
 
     def warn(self, warning: CollapseWarning) -> None:
-        """Add what the collapse watch has seen, after the round in which it did."""
+        """Append a warning of the collapse watch, after the round that caused it."""
         self._warnings.append(warning)

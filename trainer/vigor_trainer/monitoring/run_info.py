@@ -1,4 +1,4 @@
-"""What a run is: `run.json` in its directory, which reports and studies read. It holds no key and no address."""
+"""The description of a run: `run.json` in its directory, which reports and studies read. It holds no key or address."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ INFO_FILE = "run.json"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceInfo:
-    """The model as the service says it is, and which of its parameters are in the norm."""
+    """The model as the service reports it, and which of its parameters are in the norm."""
 
     model: str
     dtype: str
@@ -28,15 +28,15 @@ class MachineInfo:
     """The machine of the main process."""
 
     processor: str
-    num_cores: int  # that the process may use
-    accelerators: Sequence[str]  # names; empty without one, or where it is not used
+    num_cores: int  # cores that the process may use
+    accelerators: Sequence[str]  # names; empty if there are none or they are not used
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunInfo:
-    """What decides what a run's curves mean. Numbers of completions are those of all processes.
+    """The settings and versions that a run's curves depend on. Numbers of completions are over all processes.
 
-    What has None as its default is absent in the description of a run by an earlier version.
+    Fields whose default is None are absent in descriptions by an earlier version.
     """
 
     recipe: str | None
@@ -61,13 +61,13 @@ class RunInfo:
     num_processes: int
     service: ServiceInfo
     versions: dict[str, str]  # of packages
-    max_steps: int | None = None  # -1: as many as the epochs have
+    max_steps: int | None = None  # -1: set by the number of epochs
     lr_scheduler_type: str | None = None
     warmup_steps: float | None = None  # below 1: a share of all steps
     bf16: bool | None = None
     num_prompts: int | None = None
     eval_dataset: str | None = None
-    num_held_out: int | None = None  # prompts of the evaluation dataset
+    num_held_out: int | None = None  # number of prompts in the evaluation dataset
     eval_every: int | None = None  # optimizer steps
     eval_num_samples: int | None = None
     machine: MachineInfo | None = None
@@ -76,7 +76,7 @@ class RunInfo:
 
 
 def write_run_info(directory: Path, info: RunInfo) -> None:
-    """Write `run.json`, in place of one of an earlier run; a reader sees a whole file."""
+    """Write `run.json` atomically, replacing that of an earlier run."""
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / f"{INFO_FILE}.partial"
     partial.write_text(json.dumps(asdict(info), indent=1) + "\n", encoding="utf-8")
@@ -84,10 +84,10 @@ def write_run_info(directory: Path, info: RunInfo) -> None:
 
 
 def read_run_info(directory: Path) -> RunInfo | None:
-    """Return what a run's `run.json` says; None where there is none.
+    """Return the content of a run's `run.json`; None if it does not exist.
 
     Raises:
-        ValueError: it holds something else; names it.
+        ValueError: the file holds something else; names it.
     """
     path = directory / INFO_FILE
     if not path.exists():

@@ -1,6 +1,6 @@
-"""Statistics of groups of completions, in plain Python: what runs, evaluations, audits and reports show.
+"""Statistics of groups of completions, in plain Python, for runs, evaluations, audits and reports.
 
-Knows no TRL and no wire.
+Knows neither TRL nor the HTTP API.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from statistics import fmean
 def correlation_within_groups(groups: Iterable[tuple[Sequence[float], Sequence[float]]]) -> float | None:
     """Return the Pearson correlation of x and y after each group's own means are subtracted.
 
-    So only the choice within a prompt counts, not which prompts are long.
+    So only differences within a prompt count, not which prompts are long.
 
     Returns:
-        A value in [-1, 1]; None where x or y never varies within a group.
+        A value in [-1, 1]; None if x or y never varies within a group.
     """
     x: list[float] = []
     y: list[float] = []
@@ -30,9 +30,9 @@ def correlation_within_groups(groups: Iterable[tuple[Sequence[float], Sequence[f
 
 
 def ordered_pairs(values: Sequence[float], is_correct: Sequence[bool]) -> tuple[float, int]:
-    """Return the number of pairs whose correct completion has a larger value than the wrong one, and that of all pairs.
+    """Return the number of pairs whose correct completion has a larger value than the wrong one, and of all pairs.
 
-    A pair of equal values counts half. The first over the second is the area under the ROC curve (AUC): 1 where each
+    A pair of equal values counts half. The first divided by the second is the area under the ROC curve (AUC): 1 if each
     correct completion has a larger value than each wrong one, 0.5 by chance.
     """
     correct = [value for value, right in zip(values, is_correct, strict=True) if right]
@@ -42,7 +42,7 @@ def ordered_pairs(values: Sequence[float], is_correct: Sequence[bool]) -> tuple[
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Return the chance that at least one of k of the samples, drawn without replacement, is correct.
+    """Return the probability that at least one of k samples, drawn without replacement, is correct.
 
     Equals ``1 - comb(n - c, k) / comb(n, k)`` (arXiv 2107.03374).
 
@@ -55,19 +55,19 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
 
 
 def repetition(ids: Sequence[int], n: int = 3) -> float:
-    """Return the share of a completion's n-grams of tokens that stood in it before; 0 where it has none."""
+    """Return the share of a completion's token n-grams that occurred earlier in it; 0 if it has no n-grams."""
     grams = [tuple(ids[start : start + n]) for start in range(len(ids) - n + 1)]
     return 1.0 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def relative_spread(norms: Sequence[float | None]) -> float | None:
-    """Return (largest - smallest) / mean of those that are there; None without one, or where all are 0."""
+    """Return (largest - smallest) / mean of the norms that are not None; None without any, or if all are 0."""
     present = [norm for norm in norms if norm is not None]
     middle = fmean(present) if present else 0.0
     return (max(present) - min(present)) / middle if middle > 0 else None
 
 
 def centred(values: Sequence[float]) -> list[float]:
-    """Return the values without their mean."""
+    """Return the values minus their mean."""
     middle = fmean(values) if values else 0.0
     return [value - middle for value in values]

@@ -1,6 +1,6 @@
 """Where the seconds of an optimizer step go: a timer, and one line per step in a file that the report reads.
 
-What the rounds of a step took (generation, waiting for weights, scoring) is in `rounds.jsonl`. Knows no TRL.
+The times of a step's rounds (generation, waiting for weights, scoring) are in `rounds.jsonl`. Does not know TRL.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ Part = Literal["prepare", "optimize", "evaluate"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepRecord:
-    """The wall time of one optimizer step, from its beginning to that of the next, and parts that do not overlap."""
+    """The wall time of one optimizer step, from its beginning to the next step's, and its disjoint parts."""
 
     step: int  # optimizer steps taken when it began
     mode: Literal["train", "eval"] = "train"
     seconds: float
-    prepare_seconds: float  # of the batch: generation, waiting for weights, scoring, and what TRL computes for the loss
+    prepare_seconds: float  # generation, waiting for weights, scoring, and TRL's preparation of the loss
     optimize_seconds: float  # loss, gradient and update
     evaluate_seconds: float  # after the update
 
@@ -37,10 +37,10 @@ def step_file(directory: Path, resumption: Resumption | None = None) -> RecordFi
 
 
 def read_steps(directory: Path) -> list[StepRecord]:
-    """Return the steps that have ended; none of a run by a version that did not record them.
+    """Return the steps that have ended; empty for a run by a version that did not record them.
 
     Raises:
-        ValueError: a line is something else; names it.
+        ValueError: a line is not a record; names it.
     """
     return list(records_in(directory / STEPS_FILE, StepRecord))
 
@@ -48,8 +48,8 @@ def read_steps(directory: Path) -> list[StepRecord]:
 class StepTimer:
     """Measures the parts of a step, and calls ``record`` when the next one begins or training ends.
 
-    A part that is measured inside of another counts for itself alone, so that the parts never add up to more than the
-    step.
+    Time of a part that is measured inside another counts only for the inner part, so the parts never add up to more
+    than the step.
     """
 
     def __init__(
@@ -61,16 +61,16 @@ class StepTimer:
         self._began = 0.0
         self._seconds: defaultdict[Part, float] = defaultdict(float)
         self._ended: dict[Part, float] = {}
-        self._inner: list[float] = []  # seconds of the parts inside of each one that is being measured
+        self._inner: list[float] = []  # for each part being measured: seconds of the parts inside it
 
     def begin(self, step: int) -> None:
-        """Begin the step that follows ``step`` optimizer steps; the one before has ended."""
+        """Begin the step that follows ``step`` optimizer steps, and end the previous one."""
         self.end()
         self._step, self._began = step, self._clock()
         self._seconds.clear()
 
     def end(self) -> None:
-        """Record the step that is under way, if there is one."""
+        """Record the current step, if there is one."""
         if self._step is None:
             return
         seconds = self._clock() - self._began
@@ -100,7 +100,7 @@ class StepTimer:
                 self._inner[-1] += elapsed
 
     def extend(self, part: Part) -> None:
-        """Count the time since this part was last measured as more of it."""
+        """Add the time since this part was last measured to it."""
         now = self._clock()
         self._seconds[part] += now - self._ended.get(part, now)
         self._ended[part] = now

@@ -1,4 +1,4 @@
-"""Settings of whole runs under one name: YAML files, each value with its source, and how a name becomes settings.
+"""Named recipes, which hold the settings of whole runs: YAML files with a source for each value, and their reader.
 
-It knows names and values, and neither what a setting does nor whether TRL takes it.
+It knows names and values, but neither what a setting does nor whether TRL accepts it.
 """

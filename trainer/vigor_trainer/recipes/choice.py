@@ -1,4 +1,4 @@
-"""From what a command line says of its recipe to the settings that its flags and its YAML file may override."""
+"""Chooses the settings of a recipe from the command line; flags and the YAML file may override them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from vigor_trainer.recipes.files import recipe
 
 OF_A_DATASET = ("dataset_config", "dataset_split", "prompt_column", "answer_column", "tests_column")
 COMPLETIONS_PER_DEVICE = 8
-"""TRL's `per_device_train_batch_size`, where nothing else is given."""
+"""Default of TRL's `per_device_train_batch_size`."""
 
 
 @dataclass(kw_only=True)
 class Given:
-    """What flags and the YAML file say of the settings on which a recipe's own depend. None: they say nothing."""
+    """The values given by flags and the YAML file that a recipe's settings depend on. None means not given."""
 
     recipe: str | None = None
     dataset: str | None = None
@@ -27,12 +27,12 @@ class Given:
 
 
 def chosen_settings(given: Given) -> dict[str, Any]:
-    """Return the settings of the recipe, if one is given, without those that say how another dataset is read.
+    """Return the settings of the recipe, if one is given; for another dataset, without those that read its own.
 
-    Where a number of completions per step is given, gradients are accumulated until there are as many in all processes.
+    If a number of completions per step is given, gradients are accumulated until all processes together have as many.
 
     Raises:
-        UnsupportedSettingError: there is no such recipe, or the completions cannot be divided among the processes.
+        UnsupportedSettingError: the recipe does not exist, or the completions cannot be divided among the processes.
     """
     settings = dict(recipe(given.recipe).settings) if given.recipe is not None else {}
     if given.dataset not in (None, settings.get("dataset")):

@@ -1,4 +1,4 @@
-"""Reads the recipes of this package: `<name>.yaml`, and the `_<name>.yaml` that several of them begin with."""
+"""Reads the recipes of this package: `<name>.yaml`, and the `_<name>.yaml` that several recipes share."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from vigor_trainer.errors import UnsupportedSettingError
 
 DIRECTORY = Path(__file__).parent
 DEFAULT = "_default"
-"""What every run without a recipe has."""
+"""The file of the settings of a run without a recipe."""
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """The settings of a run, by the names of flags, and one sentence about them."""
+    """The settings of a run by flag name, and a one-sentence description."""
 
     name: str
     about: str
@@ -34,7 +34,7 @@ def recipe(name: str) -> Recipe:
     """Return the recipe of this name.
 
     Raises:
-        UnsupportedSettingError: there is no such recipe; lists the existing ones.
+        UnsupportedSettingError: the recipe does not exist; lists those that do.
     """
     if name not in recipe_names():
         raise UnsupportedSettingError(f"--recipe {name}: give one of {', '.join(recipe_names())}")

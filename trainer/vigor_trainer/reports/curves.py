@@ -16,16 +16,16 @@ from vigor_trainer.monitoring.statistics import ordered_pairs
 from vigor_trainer.reports.runs import Run, Sample, SampleGroup
 
 MAX_WINDOWS = 24
-"""Of curves with intervals: few groups give wide ones."""
+"""Maximum number of windows of a curve with intervals: fewer groups per window give wider intervals."""
 MAX_POINTS = 200
 NUM_BINS = 8
 MAX_SCATTERED = 1500
-_MAX_BLOCKS = 1000  # consecutive groups are added up, so that resampling many costs no more
-_LABEL = "verifier"  # its order is correctness itself
+_MAX_BLOCKS = 1000  # blocks of consecutive groups, which are summed up to bound the cost of resampling
+_LABEL = "verifier"  # excluded from the AUC, as its order is correctness itself
 
 Item = TypeVar("Item")
 Share = tuple[float, float]
-"""What a group adds to the numerator and to the denominator of a ratio."""
+"""The amounts that a group adds to the numerator and to the denominator of a ratio."""
 
 
 class Curve(TypedDict):
@@ -71,7 +71,7 @@ def truncated_share(group: SampleGroup) -> Share:
 
 
 def over_steps(groups: Sequence[SampleGroup], share: Callable[[SampleGroup], Share]) -> Curve:
-    """Return a ratio over windows of steps, with intervals over groups; windows without a denominator are left out."""
+    """Return a ratio over windows of steps, with intervals over groups; omits windows with a denominator of 0."""
     curve = _empty()
     for window in windows(groups):
         steps = window[0].step, window[-1].step
@@ -87,7 +87,7 @@ def auc_over_steps(run: Run) -> dict[str, Curve]:
 
 
 def held_out_accuracy(evaluations: Sequence[EvaluationRecord]) -> dict[str, Curve]:
-    """Return accuracy on held-out questions over steps, by decoding, with intervals over questions; no empty curves."""
+    """Return held-out accuracy over steps, by decoding, with intervals over questions; without empty curves."""
     curves: dict[str, Curve] = {"greedy": _empty(), "sampled": _empty()}
     for evaluation in evaluations:
         for decoding, curve in curves.items():
@@ -100,7 +100,7 @@ def held_out_accuracy(evaluations: Sequence[EvaluationRecord]) -> dict[str, Curv
 def by_rank(groups: Sequence[SampleGroup]) -> dict[str, Curve]:
     """Return length, repetition and accuracy by the rank in the group, in eight bins: 1 holds the best ranks.
 
-    In groups of eight a bin is a rank; in others it is an eighth of the group, and groups of less fill less bins.
+    In groups of eight a bin is a rank; otherwise it is an eighth of the group, and smaller groups fill fewer bins.
     """
     measures: Mapping[str, Callable[[Sample], float | None]] = {
         "length": lambda sample: float(sample.num_tokens),
@@ -111,7 +111,7 @@ def by_rank(groups: Sequence[SampleGroup]) -> dict[str, Curve]:
 
 
 def norms_against_length(groups: Sequence[SampleGroup]) -> Norms:
-    """Return norm and length of completions, before and after √T."""
+    """Return norm and length of completions, without and with the factor √T."""
     samples = [
         (sample.num_tokens, sample.grad_norm, sample.scaled_grad_norm)
         for group in groups
@@ -131,17 +131,17 @@ def norms_against_length(groups: Sequence[SampleGroup]) -> Norms:
 
 
 def metric_line(rounds: Sequence[RoundRecord], measure: Callable[[RoundRecord], float | None]) -> Line:
-    """Return a metric of the rounds over steps, as means over windows where there are many rounds."""
+    """Return a metric of the rounds over steps; with many rounds, means over windows."""
     return _line([(record.step, value) for record in rounds if (value := measure(record)) is not None])
 
 
 def logged_line(log: Sequence[Mapping[str, float]], name: str) -> Line:
-    """Return what the trainer has logged under a name, over steps."""
+    """Return the values that the trainer has logged under a name, over steps."""
     return _line([(entry["step"], entry[name]) for entry in log if name in entry and "step" in entry])
 
 
 def windows(groups: Sequence[SampleGroup]) -> list[list[SampleGroup]]:
-    """Return the groups by windows of as many steps each, at most ``MAX_WINDOWS``."""
+    """Return the groups in at most ``MAX_WINDOWS`` windows of equally many steps."""
     by_step = [list(found) for _, found in groupby(groups, key=lambda group: group.step)]
     width = math.ceil(len(by_step) / MAX_WINDOWS) or 1
     return [list(chain.from_iterable(by_step[start : start + width])) for start in range(0, len(by_step), width)]
@@ -159,7 +159,7 @@ def _pairs(group: SampleGroup, name: str) -> Share:
         for sample in group.samples
         if sample.is_correct is not None
     ]
-    if all(value == -math.inf for value, _ in judged):  # this reward says nothing here
+    if all(value == -math.inf for value, _ in judged):  # the reward has no value in this group
         return 0.0, 0.0
     won, pairs = ordered_pairs([value for value, _ in judged], [right for _, right in judged])
     return won, float(pairs)

@@ -1,4 +1,4 @@
-"""The first held-out questions with what a run answered before and after, word for word."""
+"""The first held-out questions with a run's answers before and after training, verbatim."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vigor_trainer.reports.runs import Run
 
 
 class ShownCompletion(TypedDict):
-    """A completion with its text. ``correct`` is None where the question has no label."""
+    """A completion with its text. ``correct`` is None if the question has no label."""
 
     step: int
     text: str
@@ -20,17 +20,17 @@ class ShownCompletion(TypedDict):
 
 
 class Example(TypedDict):
-    """A question, and its first completion of the first and of the last evaluation."""
+    """A question, and its first completion in the first and in the last evaluation."""
 
     prompt: str
     completions: list[ShownCompletion]
 
 
 def held_out_examples(run: Run) -> list[Example]:
-    """Return the first held-out questions; none where a run has not recorded completions of them."""
+    """Return the first held-out questions; empty if the run has not recorded completions of them."""
     if run.held_out is None:
         return []
-    steps = dict.fromkeys([run.held_out.steps[0], run.held_out.steps[-1]])  # one, while there is no later evaluation
+    steps = dict.fromkeys([run.held_out.steps[0], run.held_out.steps[-1]])  # only one step before the second evaluation
     first = run.held_out.examples[run.held_out.steps[0]]
     return [
         {

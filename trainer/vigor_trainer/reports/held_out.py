@@ -18,15 +18,15 @@ from vigor_trainer.monitoring.intervals import Estimate, mean, ratio
 NUM_EXAMPLES = 3
 
 Share = tuple[int, int]
-"""Of one question: how many completions have a property, and of how many that is known."""
+"""Counts for one question: completions with a property, and completions for which it is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
     """The completions of the held-out questions by one decoding.
 
-    All are by step (the number of optimizer steps taken), then by the question's number. ``examples`` are the first
-    completions of the first questions, not chosen by how they look.
+    All fields are indexed by step (the number of optimizer steps taken), then by the question's number. ``examples``
+    are the first completions of the first questions, not a selection.
     """
 
     decoding: Decoding
@@ -41,11 +41,11 @@ class HeldOut:
 
     @property
     def num_samples(self) -> int:
-        """Completions of each question in one evaluation."""
+        """Number of completions of each question in one evaluation."""
         return max(number for _, number in self.truncated[self.steps[0]].values())
 
     def accuracy(self, step: int) -> Estimate | None:
-        """Return the share of correct completions, over questions with a label; None without one."""
+        """Return the share of correct completions, over questions with a label; None without labels."""
         return _ratio(self.correct[step].values())
 
     def truncated_share(self, step: int) -> Estimate | None:
@@ -53,7 +53,7 @@ class HeldOut:
         return _ratio(self.truncated[step].values())
 
     def gains(self) -> dict[int, float]:
-        """Return by how much the accuracy of each question with a label changed, from the first to the last step."""
+        """Return the change of accuracy from the first to the last step, for each question with a label."""
         before, after = self.correct[self.steps[0]], self.correct[self.steps[-1]]
         return {
             question: after[question][0] / after[question][1] - right / judged
@@ -67,14 +67,14 @@ class HeldOut:
 
 
 def read_held_out(directory: Path, steps: Collection[int]) -> dict[Decoding, HeldOut]:
-    """Return the completions of the evaluations at these steps, by decoding; none that a run has not recorded.
+    """Return the recorded completions of the evaluations at these steps, by decoding.
 
     Raises:
-        ValueError: a line is something else than a completion; names it.
+        ValueError: a line is not a completion; names it.
     """
     found: dict[Decoding, _Counts] = {"sampled": _Counts(), "greedy": _Counts()}
     for completion in read_evaluated(directory / EVALUATION_COMPLETIONS_FILE):
-        if completion.step in steps:  # others belong to an evaluation that is being written
+        if completion.step in steps:  # others belong to an evaluation that is not complete
             found[completion.decoding].add(completion)
     return {
         decoding: HeldOut(decoding, counts.prompts, counts.correct, counts.truncated, counts.examples)
@@ -84,9 +84,9 @@ def read_held_out(directory: Path, steps: Collection[int]) -> dict[Decoding, Hel
 
 
 def lead(first: HeldOut, second: HeldOut) -> Estimate | None:
-    """Return by how much more accuracy changed in the first run, paired by question.
+    """Return the change of accuracy in the first run minus that in the second, paired by question.
 
-    None where the two were not evaluated twice on the same questions with labels.
+    None if the two were not both evaluated twice on the same questions with labels.
     """
     mine, others = first.gains(), second.gains()
     if first.prompts != second.prompts or not mine or mine.keys() != others.keys():
@@ -97,7 +97,7 @@ def lead(first: HeldOut, second: HeldOut) -> Estimate | None:
 
 
 class _Counts:
-    """Adds up completions of one decoding, without keeping their texts."""
+    """Accumulates counts of the completions of one decoding, without keeping their texts."""
 
     def __init__(self) -> None:
         self.prompts: dict[int, str | list[dict[str, object]]] = {}

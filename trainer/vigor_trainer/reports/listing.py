@@ -1,4 +1,4 @@
-"""The completions that a page holds, with their text: all of a small run, evenly chosen whole groups of a large one."""
+"""The completions in a page, with their text: all of a small run, evenly chosen whole groups of a large one."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vigor_trainer.monitoring.completions import CompletionRecord
 from vigor_trainer.reports.runs import Run, group_ranks, groups_of
 
 MAX_CHARACTERS = 30_000_000
-"""Of the completions in one page: a browser opens it within seconds."""
+"""Maximum number of characters of the completions in one page, which a browser then opens within seconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Listing:
     """Columns with one entry per completion, group after group.
 
-    ``groups`` has the first completion, the prompt's place in ``prompts`` and the step of each.
+    ``groups`` has, for each group, the index of its first completion, the prompt's index in ``prompts``, and the step.
     """
 
     groups: list[tuple[int, int, int]]
@@ -28,14 +28,14 @@ class Listing:
 
 
 def share_shown(runs: Sequence[Run], *, max_completions: int, max_characters: int = MAX_CHARACTERS) -> float:
-    """Return the share of the groups for which there is room in a page."""
+    """Return the share of the groups that fit into a page."""
     samples = [sample for run in runs for group in run.groups for sample in group.samples]
     num_characters = sum(sample.num_characters for sample in samples)
     return min(1.0, max_completions / len(samples), max_characters / max(1, num_characters))
 
 
 def listing_of(run: Run, share: float) -> Listing:
-    """Return this share of a run's groups, evenly chosen, with their text: the files are read again."""
+    """Return this share of a run's groups, evenly chosen, with their text, which is read from the files again."""
     names = ("text", "rank", "norm", "tokens", "ended", "correct", "answer")
     columns: dict[str, list[Any]] = {name: [] for name in names}
     rewards: dict[str, list[float | None]] = {name: [] for name in run.rewards}
@@ -67,7 +67,7 @@ def _entries(record: CompletionRecord, rank: float) -> tuple[object, ...]:
 
 
 def prompt_text(prompt: str | Sequence[Mapping[str, Any]]) -> str:
-    """Return a prompt as one text: messages one after the other, each under its role."""
+    """Return a prompt as one text: the messages in order, each under its role."""
     if isinstance(prompt, str):
         return prompt
     return "\n\n".join(f"{message.get('role')}: {_content(message.get('content'))}" for message in prompt)

@@ -1,4 +1,4 @@
-"""Writes runs as one self-contained page: no request leaves it, and it runs no script but its own."""
+"""Writes runs as one self-contained page, which makes no requests and runs only its own scripts."""
 
 from __future__ import annotations
 
@@ -58,16 +58,16 @@ def write_report(
 ) -> int:
     """Write the page; return how many completions are in it with their text.
 
-    The title is what the numbers say, unless one is given; what they say stands below it in either case. ``facts`` are
-    (name, value) pairs shown at the top. Curves are of all completions; above ``max_completions``, or 30
-    million characters, whole groups are chosen evenly over the steps for the list.
+    Without a ``title``, the title is the verdict on the numbers; the verdict is also shown below a given title.
+    ``facts`` are (name, value) pairs shown at the top. Curves use all completions. Above ``max_completions`` or 30
+    million characters, the list has whole groups chosen evenly over the steps.
     """
     share = share_shown(runs, max_completions=max_completions)
     shown = [_run_data(run, share) for run in runs]
     found = verdict(runs)
     data = {"facts": list(facts), "settings": settings_of(runs), "runs": shown}
     path.parent.mkdir(parents=True, exist_ok=True)
-    # What is no Unicode text, half of a surrogate pair, becomes JSON's own escape of it.
+    # An unpaired surrogate, which is not valid Unicode, becomes its JSON escape.
     text = _page(found.title if title is None else title, found.sentences, _as_json(data))
     path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return sum(len(run["completions"]["columns"]["text"]) for run in shown)
@@ -97,7 +97,7 @@ def _run_data(run: Run, share: float) -> dict[str, Any]:
 
 
 def _truncated(run: Run) -> list[float] | None:
-    """Return the truncated shares of the held-out completions before and after; None where they are not recorded."""
+    """Return the truncated shares of the held-out completions before and after training; None if not recorded."""
     if run.held_out is None:
         return None
     steps = run.held_out.steps
@@ -106,13 +106,13 @@ def _truncated(run: Run) -> list[float] | None:
 
 
 def _as_json(data: object) -> str:
-    """Return compact JSON that stands in a ``script`` element: no ``<`` can end the element."""
+    """Return compact JSON for a ``script`` element, without any ``<`` that could end the element."""
     text = json.dumps(_rounded(data), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c")
 
 
 def _rounded(value: Any) -> Any:  # noqa: ANN401 - what JSON can hold
-    """Return the same with numbers of five digits; what is not finite becomes null."""
+    """Return the value with numbers rounded to five digits; numbers that are not finite become null."""
     if isinstance(value, float):
         return float(f"{value:.5g}") if abs(value) < float("inf") else None
     if isinstance(value, dict):

@@ -21,14 +21,14 @@ from vigor_trainer.monitoring.step_times import StepRecord, read_steps
 from vigor_trainer.reports.held_out import HeldOut, read_held_out
 
 _SIGNALS = {"vigor": ("scaled_grad_norm", -1), **SIGNALS}
-"""As ``SIGNALS``, with the norm: also the rewards that a run was not trained by."""
+"""``SIGNALS`` with the norm, for rewards that a run was not trained by."""
 
-_STATE = "trainer_state.json"  # transformers writes it to each checkpoint, and to the run's directory at the end
+_STATE = "trainer_state.json"  # transformers writes this file to each checkpoint, and to the run's directory at the end
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One completion without its text. ``rank`` is that in its group, 1 the best; None: there is no such number."""
+    """One completion without its text. ``rank`` is its rank in the group, 1 the best. None means "no value"."""
 
     num_tokens: int
     num_characters: int
@@ -37,7 +37,7 @@ class Sample:
     is_correct: bool | None
     grad_norm: float | None
     scaled_grad_norm: float | None
-    values: Mapping[str, float | None]  # by the name of a reward: larger is better
+    values: Mapping[str, float | None]  # by name of reward; larger is better
     rank: float
 
 
@@ -53,8 +53,8 @@ class SampleGroup:
 class Run:
     """A run's training rounds. ``rewards`` are the names of the rewards that it was trained by.
 
-    ``num_recorded`` completions belong to whole rounds, of training and of evaluation. Earlier versions have not
-    recorded ``steps``, and not all of ``info``.
+    ``num_recorded`` completions belong to whole rounds, of training and of evaluation. Earlier versions did not
+    record ``steps``, nor all of ``info``.
     """
 
     name: str
@@ -71,15 +71,15 @@ class Run:
 
     @property
     def held_out(self) -> HeldOut | None:
-        """Sampled completions of the held-out questions, or greedy ones where none were sampled."""
+        """Sampled completions of the held-out questions, or greedy ones if none were sampled."""
         return self.held_out_by_decoding.get("sampled") or self.held_out_by_decoding.get("greedy")
 
 
 def read_runs(directories: Sequence[Path]) -> list[Run]:
-    """Read runs, each under the shortest end of its path that no other has.
+    """Return the runs, each named by the shortest unique end of its path.
 
     Raises:
-        InvalidRunError: a directory that is not a run, or not a complete one, or is given twice; says what to do.
+        InvalidRunError: a directory is not a run, is not a complete one, or is given twice; says what to do.
     """
     names = _names([directory.resolve() for directory in directories])
     return [_read_run(directory, name) for directory, name in zip(directories, names, strict=True)]
@@ -99,7 +99,7 @@ def groups_of(directory: Path, num_recorded: int) -> Iterator[list[CompletionRec
 
 
 def group_ranks(group: Sequence[CompletionRecord]) -> list[float]:
-    """Return the rank of each completion by its norm; without norms by the run's first reward."""
+    """Return the rank of each completion by its norm, or, without norms, by the run's first reward."""
     by_norm = [record.rank for record in group if record.rank is not None]
     if len(by_norm) == len(group):
         return by_norm
@@ -119,7 +119,7 @@ def _names(directories: Sequence[Path]) -> list[str]:
 
 def _read_run(directory: Path, name: str) -> Run:
     rounds = _rounds(directory)
-    num_recorded = sum(record.num_completions for record in rounds)  # more are there while a round is being written
+    num_recorded = sum(record.num_completions for record in rounds)  # the file has more while a round is being written
     rewards: dict[str, None] = {}
     groups: list[SampleGroup] = []
     try:
@@ -154,7 +154,7 @@ def _read_run(directory: Path, name: str) -> Run:
 
 
 def _info(directory: Path) -> RunInfo | None:
-    """Return what the run is; None where another version has described it, whose other files can still be shown."""
+    """Return the run's description; None if another version wrote it, since the other files can still be shown."""
     try:
         return read_run_info(directory)
     except ValueError:
@@ -209,7 +209,7 @@ def _sample_group(group: Sequence[CompletionRecord]) -> SampleGroup:
 
 
 def _values(record: CompletionRecord) -> dict[str, float | None]:
-    """Return what each reward says of a completion: the run's own as they were, the others by their signal."""
+    """Return each reward's value of a completion: the run's own rewards as recorded, others from their signal."""
     values: dict[str, float | None] = {}
     for name, (field, sign) in _SIGNALS.items():
         signal = cast("float | None", getattr(record, field))
@@ -218,12 +218,12 @@ def _values(record: CompletionRecord) -> dict[str, float | None]:
 
 
 def _log(directory: Path) -> list[Mapping[str, float]]:
-    """Return what TRL has logged, as the newest whole state of the trainer has it; empty without one."""
+    """Return TRL's log from the newest complete state of the trainer; empty if there is no such state."""
     newest: list[Mapping[str, float]] = []
     for path in [directory / _STATE, *directory.glob(f"checkpoint-*/{_STATE}")]:
         try:
             state = json.loads(path.read_bytes())
-        except (OSError, ValueError):  # not there, or killed while it was written
+        except (OSError, ValueError):  # missing, or the run was killed while writing it
             continue
         history = cast("dict[str, object]", state).get("log_history") if isinstance(state, dict) else None
         if isinstance(history, list) and len(cast("list[object]", history)) > len(newest):

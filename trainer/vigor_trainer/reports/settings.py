@@ -1,4 +1,4 @@
-"""What runs were made with: settings side by side, data, machine, versions and command."""
+"""The settings of runs side by side, with data, machine, versions and command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Value = Callable[[RunInfo], object]
 
 
 class Setting(TypedDict):
-    """One row: a value for each run. ``differs``: not all are equal."""
+    """One row: a value for each run. ``differs`` is whether they are not all equal."""
 
     name: str
     values: list[str]
@@ -22,7 +22,7 @@ class Setting(TypedDict):
 
 
 def settings_of(runs: Sequence[Run]) -> list[Setting]:
-    """Return all settings of runs, in groups: what was trained, how, on what, where, and by which command."""
+    """Return all settings of runs, in groups: the model, the method, the data, the machine, and the command."""
     return [_setting(name, value, runs) for name, value in _VALUES.items()]
 
 
@@ -32,7 +32,7 @@ def _setting(name: str, value: Value, runs: Sequence[Run]) -> Setting:
 
 
 def _text(value: object) -> str:
-    """Return a value as a reader expects it; None is what an earlier version has not recorded."""
+    """Return a value as text for a reader; None stands for a value that an earlier version did not record."""
     if value is None or value == "":
         return NOT_RECORDED
     if isinstance(value, bool):

@@ -22,12 +22,12 @@ PARTS = (
     "evaluation",
     "other",
 )
-"""The parts in the order of a step. "other" is what the wall time has beyond them: data, logging, checkpoints."""
+"""The parts in the order of a step. "other" is the rest of the wall time: data, logging, checkpoints."""
 
 
 @dataclass(frozen=True, slots=True)
 class StepSeconds:
-    """Means over the recorded steps, in seconds. The parts add up to ``wall``; ``publish`` runs beside them."""
+    """Means over the recorded steps, in seconds. The parts add up to ``wall``; ``publish`` overlaps with them."""
 
     num_steps: int
     wall: float
@@ -36,7 +36,7 @@ class StepSeconds:
 
 
 def mean_step_seconds(run: Run) -> StepSeconds | None:
-    """Return where the seconds of a run's steps went; None where a run has not recorded it."""
+    """Return the mean times of the parts of a run's steps; None if the run has not recorded them."""
     if not run.steps:
         return None
     rounds: defaultdict[int, list[RoundRecord]] = defaultdict(list)

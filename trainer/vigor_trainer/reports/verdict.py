@@ -1,4 +1,4 @@
-"""What the numbers of runs say, in words: the title of the page and the sentences below it."""
+"""States the results of runs in words: the title of the page and the sentences below it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _BEYOND = "beyond the 95 % interval"
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One line that says it all, and the sentences that it rests on."""
+    """A one-line summary, and the sentences that support it."""
 
     title: str
     sentences: Sequence[str]
@@ -26,16 +26,16 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class _Comparison:
-    """What is said of two runs, and which way the first one differs; None where they cannot be compared."""
+    """The sentence about two runs, and the direction in which the first differs; None if they cannot be compared."""
 
     text: str
     went: Direction | None
 
 
 def verdict(runs: Sequence[Run]) -> Verdict:
-    """Return what held-out accuracy says of each run, and of the first one against each other.
+    """Return the verdict of held-out accuracy on each run, and on the first run compared with each other run.
 
-    The words are those of the intervals: a change whose interval holds 0 is called none.
+    The wording follows the intervals: a change whose interval contains 0 is called no change.
     """
     if not any(_accuracy(run, _decoding(run), 0) for run in runs):
         return Verdict(f"{_listed([run.name for run in runs])}: no held-out accuracy was measured", _reasons(runs))
@@ -48,7 +48,7 @@ def verdict(runs: Sequence[Run]) -> Verdict:
 
 
 def direction(change: Estimate) -> Direction:
-    """Return where a number went, as far as its interval decides it."""
+    """Return the direction of a change, as far as its interval decides it."""
     if change.low > 0:
         return "up"
     return "down" if change.high < 0 else "undecided"
@@ -97,7 +97,7 @@ def _comparison(first: Run, other: Run) -> _Comparison:
 
 
 def _own(run: Run) -> str:
-    """Return what a run did to the model, by sampled completions and by greedy ones."""
+    """Return a run's effect on the model, by sampled completions and by greedy ones."""
     decoding = _decoding(run)
     before = _accuracy(run, decoding, 0)
     if before is None:
@@ -125,7 +125,7 @@ def _effect(run: Run, decoding: Decoding) -> str:
 
 
 def _measured(run: Run, decoding: Decoding) -> str:
-    """Return both accuracies with intervals, where they went, and by how much."""
+    """Return the sentence on both accuracies with intervals, and the direction and size of the change."""
     before, after, change = _accuracy(run, decoding, 0), _accuracy(run, decoding, -1), _change(run, decoding)
     if before is None or after is None:
         return "was not measured"
@@ -137,7 +137,7 @@ def _measured(run: Run, decoding: Decoding) -> str:
 
 
 def _verb(run: Run, decoding: Decoding) -> str:
-    """Return the same in short, for a title."""
+    """Return the direction of the change in short, for a title."""
     before, after = _accuracy(run, decoding, 0), _accuracy(run, decoding, -1)
     if before is None or after is None:
         return "was not measured"
@@ -168,7 +168,7 @@ def _accuracy(run: Run, decoding: Decoding, index: int) -> Estimate | None:
 
 
 def _basis(runs: Sequence[Run]) -> list[str]:
-    """Return what the intervals are over, of the first run that has recorded it."""
+    """Return a sentence on what the intervals are over, from the first run with the data."""
     held_out = next((run.held_out for run in runs if run.held_out), None)
     if held_out is None:
         return []

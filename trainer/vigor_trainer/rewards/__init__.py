@@ -1,4 +1,4 @@
-"""The reward functions that TRL calls: whole groups of sampled ids, scored by exactly this round's weights.
+"""The reward functions that TRL calls: they score whole groups of sampled ids by exactly this round's weights.
 
-It knows the client and one round; it does not know how weights get to the service.
+It knows the client and one round; it does not know how weights reach the service.
 """

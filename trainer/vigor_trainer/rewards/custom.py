@@ -1,4 +1,4 @@
-"""Rewards of the user's own: a function of TRL's form, named as `module:function`."""
+"""Rewards written by the user: a function with TRL's signature, given as `module:function`."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class CustomReward:
 
 
 def load_reward(place: str) -> CustomReward:
-    """Import the function at `module:function`; modules are also looked for in the working directory.
+    """Import and return the function at `module:function`; the working directory is searched for modules too.
 
     Raises:
-        UnsupportedSettingError: there is no such function, or it is one that must be awaited.
+        UnsupportedSettingError: the function does not exist, or it is a coroutine function.
     """
     module_name, _, name = place.partition(":")
     if not module_name or not name:
@@ -44,6 +44,6 @@ def _module(name: str, place: str) -> Any:  # noqa: ANN401 - any module
         sys.path.insert(0, here)
     try:
         return importlib.import_module(name)
-    except Exception as error:  # whatever the user's module raises while it is imported
+    except Exception as error:  # importing the user's module may raise anything
         said = f"{type(error).__name__}: {' '.join(str(error).split())}"
         raise UnsupportedSettingError(f"--reward {place}: the module cannot be imported: {said}") from error

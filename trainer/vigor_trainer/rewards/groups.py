@@ -1,6 +1,6 @@
-"""From the sampled completions of all processes to the round of whole groups that is asked for.
+"""Assembles the sampled completions of all processes into one round of whole groups, which is then scored.
 
-Pure: no TRL, no processes, no client. The checks are those of every round of `vigor_client.integrations.trl`.
+Pure: no TRL, no processes, no client. The checks are the same as in `vigor_client.integrations.trl`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from vigor_trainer.rewards.rules import RuleOptions
 
 @dataclass(frozen=True, slots=True)
 class SampledCompletion:
-    """One sampled completion, as it travels between the processes of a run."""
+    """One sampled completion, as sent between the processes of a run."""
 
     prompt: Prompt
     text: str
@@ -32,9 +32,9 @@ class SampledCompletion:
 
 @dataclass(frozen=True, slots=True)
 class ScoreOptions:
-    """The settings of every score request, and of the rewards that are made of its answer.
+    """The settings of every score request, and of the rewards computed from its answer.
 
-    ``seed`` is that of the run: a resumed one draws the same random rewards.
+    ``seed`` is the seed of the run, so that a resumed run draws the same random rewards.
     """
 
     rules: RuleOptions = field(default_factory=RuleOptions)
@@ -44,10 +44,10 @@ class ScoreOptions:
 
 
 def whole_round(samples: Sequence[SampledCompletion], group_size: int, *, step: int) -> Round:
-    """Return the round of the samples of all processes, in order, whose groups are all whole in this process.
+    """Return the round made of the samples of all processes, in order, so that all of its groups are whole.
 
     Raises:
-        InvalidGroupError: they are not whole groups of one prompt each.
+        InvalidGroupError: the samples are not whole groups of one prompt each.
     """
     return Round(
         name=f"step{step}",

@@ -1,9 +1,10 @@
-"""The reward functions that `VigorTrainer` calls: whole groups of sampled ids, scored by exactly this round's weights.
+"""The reward functions that `VigorTrainer` calls, which score whole groups by exactly this round's weights.
 
-The ids are the sampled ones, end-of-sequence token included, after the prompt ids that generation used; text is never
-tokenized again. Every process hands in its slice, the main process asks the service once for all rewards, each gets its
-slice back. Stock TRL gives its reward functions neither those prompt ids nor the mask of tokens that tools wrote, so
-`VigorReward`, which is for stock TRL, tokenizes prompts itself and refuses tools.
+The scored ids are the sampled ones, end-of-sequence token included, after the prompt ids that generation used; text is
+never tokenized again. Every process sends its slice to the main process, which makes one request to the service for all
+rewards; each process gets the rewards of its slice back. Stock TRL gives its reward functions neither those prompt ids
+nor the mask of tokens that tools wrote. So `VigorReward`, which is for stock TRL, tokenizes prompts itself and refuses
+tools.
 """
 
 from __future__ import annotations
@@ -39,13 +40,13 @@ Rewards = Mapping[BuiltinName, list[float]]
 
 
 class Publications(Protocol):
-    """What is needed of a `Publisher`."""
+    """The methods of a `Publisher` that are used here."""
 
     def at(self, step: int) -> PublishResult: ...
 
 
 class ScoringClient(Protocol):
-    """What is needed of `VigorClient`."""
+    """The methods of `VigorClient` that are used here."""
 
     def score(
         self,
@@ -83,7 +84,7 @@ class RoundRewards:
         self._builtins: list[BuiltinName] = [name for name in names if not isinstance(name, CustomReward)]
         self._record = record
         self._watch = watch
-        self._round_ids: object = None  # the list of completions that TRL hands to each function of a round
+        self._round_ids: object = None  # the list of completions that TRL passes to each function of a round
         self._rewards: Rewards = {}
         self.functions = [RewardFunction(self, name) for name in names]
 
@@ -106,13 +107,13 @@ class RoundRewards:
         tests: Sequence[str | None] | None = None,
         **_other_columns: object,
     ) -> Rewards:
-        """Return the built-in rewards of this process' completions; all functions of a round get the same.
+        """Return the built-in rewards of this process' completions, computed once for all functions of a round.
 
         Raises:
             InvalidGroupError: the completions of all processes are not whole groups of one prompt each.
             WrongAnswerError: the service's scores are not about the tokens that were sampled.
-            MainProcessError: in the other processes, when the one that scores failed.
-            whatever stopped the publication or the request: the client's errors.
+            MainProcessError: in the other processes, if the main process failed.
+            the client's error that stopped the publication or the request, in the main process.
         """
         if completion_ids is self._round_ids:
             return self._rewards
@@ -182,7 +183,7 @@ class RoundRewards:
         return "norm" in needed_parts(self._builtins)
 
     def _ask(self, groups: Sequence[Group], publication: PublishResult, timings: list[Timing]) -> list[GroupScore]:
-        """Ask for scores under exactly the published weights; add what the service says of its time to ``timings``."""
+        """Return scores under exactly the published weights; add the service's own timing to ``timings``."""
         response = self._client.score(
             groups,
             weight_version=publication.weight_version,
@@ -219,7 +220,7 @@ def _text(completion: Text) -> str:
 
 @dataclass(frozen=True, slots=True)
 class _ScoredRound:
-    """The completions of a round, group after group, with all that is known of them."""
+    """The completions of a round, group after group, with their scores, rewards and times."""
 
     samples: Sequence[SampledCompletion]
     scores: Sequence[CompletionScore]

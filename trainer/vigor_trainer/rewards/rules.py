@@ -1,6 +1,6 @@
-"""The built-in rewards, each from what is known of one whole group. Pure: no TRL, no processes, no client.
+"""The built-in rewards, each computed from one whole group. Pure: no TRL, no processes, no client.
 
-Within a group the intrinsic rewards are ranks, from 1 (best) to -1; those of answers are 1 or 0.
+Within a group the intrinsic rewards are ranks, from 1 (best) to -1; rewards of answers are 1 or 0.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ NEED_ANSWERS: tuple[BuiltinName, ...] = ("verifier",)
 
 @dataclass(frozen=True, slots=True)
 class RuleOptions:
-    """How scores become rewards.
+    """Options for turning scores into rewards.
 
-    ``sqrt_length``: norms times √T, as published, or as they are. ``rank``: ranks, or the negative norms themselves.
-    ``min_spread``: a group whose norms differ by less than this share of their mean gets 0.
+    ``sqrt_length``: use norms times √T, as published, instead of plain norms. ``rank``: use ranks instead of the
+    negative norms themselves. ``min_spread``: a group whose norms differ by less than this share of their mean gets 0.
     """
 
     ties: TieRule = "average"
@@ -35,7 +35,7 @@ class RuleOptions:
 
 @dataclass(frozen=True, slots=True)
 class ScoredGroup:
-    """The completions of one prompt: their scores and what they answer. ``seed`` is the group's own."""
+    """The completions of one prompt: their scores and their answers. ``seed`` is specific to the group."""
 
     scores: Sequence[CompletionScore]
     judged: Sequence[Judged]
@@ -61,17 +61,17 @@ def rewards_of(name: BuiltinName, group: ScoredGroup, options: RuleOptions) -> l
 
 
 def asked_reward(names: Sequence[str]) -> RewardName:
-    """Return what the service is asked to rank: it must be computed."""
+    """Return the reward that the service is asked to rank by, whose parts it must compute."""
     return "vigor" if "vigor" in names else "logprob"
 
 
 def needed_parts(names: Sequence[str]) -> tuple[ComputeName, ...]:
-    """Return what the service must compute for these rewards; without `vigor` no gradient."""
+    """Return the parts that the service must compute for these rewards; without `vigor`, no gradient."""
     return compute_for(asked_reward(names))
 
 
 RANKED: tuple[BuiltinName, ...] = ("vigor", "random", *(name for name in BUILTINS if name in SIGNALS))
-"""Rewards that order the completions of a group; the others count what is right and what is not."""
+"""Rewards that order the completions of a group; the others only say whether an answer is right."""
 
 
 def _scaled(value: float | None, factor: int) -> float | None:
@@ -88,7 +88,7 @@ def _of_norms(norms: Sequence[float | None], options: RuleOptions) -> list[float
         return [0.0] * len(norms)
     if options.rank:
         return _ranked(norms, options.ties)
-    return [-(max(present) if norm is None else norm) for norm in norms]  # what has no norm is as bad as the worst
+    return [-(max(present) if norm is None else norm) for norm in norms]  # without a norm: as bad as the worst
 
 
 def _ranked(values: Sequence[float | None], ties: TieRule) -> list[float]:
@@ -101,7 +101,7 @@ def _of_majority(finals: Sequence[str | None]) -> list[float]:
 
 
 def _shuffled_ranks(num_completions: int, seed: str) -> list[float]:
-    """Return the rank rewards of a random order: what every other reward has to beat, with the same variance."""
+    """Return the rank rewards of a random order: the baseline for all other rewards, with the same variance."""
     order = [float(rank) for rank in range(1, num_completions + 1)]
-    Random(seed).shuffle(order)  # noqa: S311 - nothing secret
+    Random(seed).shuffle(order)  # noqa: S311 - not used for security
     return rank_rewards(order)

@@ -1,4 +1,4 @@
-"""What is used of Accelerate, which has no types of its own."""
+"""Types for the parts of Accelerate that are used here, since Accelerate has no types."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ FSDP, DEEPSPEED = "FSDP", "DEEPSPEED"
 
 
 class Accelerator(Protocol):
-    """What is used of an `accelerate.Accelerator`."""
+    """The part of an `accelerate.Accelerator` that is used here."""
 
     @property
     def distributed_type(self) -> Enum:
-        """How the model lies over the processes; its value is `NO`, `MULTI_GPU`, `FSDP`, `DEEPSPEED`, …"""
+        """How the model is distributed over the processes; its value is `NO`, `MULTI_GPU`, `FSDP`, `DEEPSPEED`, …"""
         ...
 
     @property

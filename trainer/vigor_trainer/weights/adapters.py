@@ -1,4 +1,4 @@
-"""Which adapters can be published: those of a process that has all of the model."""
+"""Finds the publisher of a model with an adapter; only a process that has the whole model can publish it."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 def whole_adapted_model(accelerator: Accelerator, model: torch.nn.Module) -> AdaptedModel | None:
-    """Return the publishing side of a model with an adapter; None for one without.
+    """Return the publisher of a model with an adapter; None for a model without one.
 
     Raises:
-        UnsupportedAdapterError: its adapters are not one of type LoRA.
+        UnsupportedAdapterError: the model has anything but a single LoRA adapter.
         UnsupportedSettingError: the model is sharded.
     """
     adapted = adapted_model(model)

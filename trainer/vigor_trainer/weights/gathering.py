@@ -1,4 +1,4 @@
-"""The whole model's weights, wherever Accelerate has put its parts."""
+"""Gathers the whole model's weights, however Accelerate has distributed them."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 
 def gathered_weights(accelerator: Accelerator, model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """Return the weights of a prepared model under the names of the model itself, complete in the main process.
+    """Return the weights of a prepared model under the names of the unwrapped model, complete in the main process.
 
     Sharded parameters are gathered one by one, and kept in the host's memory. All processes must call it.
 
     Raises:
-        UnsupportedSettingError: DeepSpeed's ZeRO-3 is not set up to gather them; says how to.
+        UnsupportedSettingError: DeepSpeed's ZeRO-3 is not configured to gather them; says how to configure it.
     """
     try:
         weights = accelerator.get_state_dict(model)

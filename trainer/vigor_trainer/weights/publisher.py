@@ -1,4 +1,4 @@
-"""Publishes the trainer's weights to the service, by the rules that TRL's own trainers have, too."""
+"""Publishes the trainer's weights to the service, by the same rules as for TRL's own trainers."""
 
 from __future__ import annotations
 

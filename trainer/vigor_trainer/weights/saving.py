@@ -1,4 +1,4 @@
-"""Saves the model that training ends with, so that transformers and the service read exactly that model."""
+"""Saves the final model so that transformers and the service read exactly that model."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from vigor_trainer.weights.accelerator import Accelerator
 
-# Files by which readers know the layout. An adapter comes before a single file, and that before shards.
+# Files by which readers recognize the layout, in their order of precedence: adapter, single file, shards.
 _LAYOUTS = (ADAPTER_CONFIG_NAME, SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)
 
 
 class SavingTrainer(Protocol):
-    """What is needed of `transformers.Trainer`."""
+    """The part of `transformers.Trainer` that is used here."""
 
     @property
     def accelerator(self) -> Accelerator: ...
@@ -24,7 +24,7 @@ class SavingTrainer(Protocol):
 
 
 def save_final_model(trainer: SavingTrainer, directory: Path) -> None:
-    """Save the model, and remove what an earlier run saved there in another layout, which would be read in its place.
+    """Save the model, and remove files of an earlier run in another layout, which would be read instead.
 
     All processes must call it.
     """

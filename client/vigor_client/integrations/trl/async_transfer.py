@@ -1,4 +1,4 @@
-"""Publishes the weights of TRL's AsyncGRPOTrainer: those that it streams to its inference server."""
+"""Publishes the weights that TRL's AsyncGRPOTrainer streams to its inference server."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ class PublishingTransfer:
     Versions count from 1, as the trainer's ``model_version`` does. A copy of the model is kept in host memory.
 
     Args:
-        inner: what sends the weights to the inference server.
+        inner: the transfer that sends the weights to the inference server.
         url: where the scoring service listens.
         snapshot, transport: as in ``VigorClient.publish_weights``.
         connect: makes the client: ``partial(VigorClient, timeout_seconds=900)``.
 
     Raises:
-        VigorError: in ``send_weights``, the weights could not be published.
+        VigorError: from ``send_weights``: the weights could not be published.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class PublishingTransfer:
         copies: dict[str, torch.Tensor] = {}
         copied = _copying(iterator, copies)
         self._inner.send_weights(copied)
-        for _ in copied:  # the tensors that ``inner`` left; other processes wait for them in collective operations
+        for _ in copied:  # what ``inner`` did not read: other processes wait for it in collective operations
             pass
         self._num_sent += 1
         with self._connect(self._url) as client:

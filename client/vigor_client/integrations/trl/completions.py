@@ -1,6 +1,6 @@
-"""What a trainer knows of a sampled completion: how it ended, and which of its tokens are in the loss.
+"""Rules for sampled completions: how one ended, and which of its tokens are in the loss.
 
-The one rule of both TRL's own trainers and `vigor-trainer`. Knows ids, and no trainer but by two attributes.
+TRL's own trainers and `vigor-trainer` share these rules. Works on token ids; reads only two attributes of a trainer.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from vigor_client.schemas.scoring import Completion, CompletionScore, FinishReas
 
 
 def end_token_ids(trainer: object, processing_class: object) -> frozenset[int]:
-    """Return what ends a completion, by TRL's own rule: every end-of-sequence token, and padding.
+    """Return the token ids that end a completion, by TRL's own rule: every end-of-sequence token, and padding.
 
-    TRL counts and masks truncated completions by ``[*trainer.eos_token_ids, pad_token_id]``. Without a trainer that
-    shows them (``AsyncGRPOTrainer``) the end-of-sequence token is the tokenizer's own.
+    TRL counts and masks truncated completions by ``[*trainer.eos_token_ids, pad_token_id]``. Where the
+    trainer does not expose them (``AsyncGRPOTrainer``), the end-of-sequence token is that of the tokenizer.
     """
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)  # a processor holds one
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)  # a processor holds a tokenizer
     eos_ids = getattr(trainer, "eos_token_ids", [getattr(tokenizer, "eos_token_id", None)])
     ids = [*eos_ids, getattr(tokenizer, "pad_token_id", None)]
     return frozenset(token_id for token_id in ids if token_id is not None)
 
 
 def finish_reason(completion_ids: Sequence[int], ends: Collection[int]) -> FinishReason:
-    """Return `stop` if the last token is one of ``ends``, else `length`; so is a completion without tokens."""
+    """Return `stop` if the last token is one of ``ends``, else `length`, as for a completion without tokens."""
     return "stop" if completion_ids and completion_ids[-1] in ends else "length"
 
 
 def refuse_other_tokens(
     group: str, completions: Sequence[Completion], scores: Sequence[CompletionScore], *, first: int = 0
 ) -> None:
-    """Make sure that the service counted the tokens that were sampled, in every completion that has a norm.
+    """Check that, for every completion with a norm, the service counted as many tokens as were sampled.
 
     The client has checked weights, reward, groups and their sizes. ``first`` is the index within the group of the first
     completion.
 
     Raises:
-        WrongAnswerError: another number of tokens; names the first completion.
+        WrongAnswerError: the number of tokens differs; names the first such completion.
     """
     for index, (completion, score) in enumerate(zip(completions, scores, strict=True), start=first):
         num_tokens = _num_loss_tokens(completion)

@@ -1,4 +1,4 @@
-"""The processes of one run of torch.distributed: which of them this is, and one call that is made for all of them."""
+"""The processes of one torch.distributed run: this process' rank, and calls that one process makes for all."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ class Processes:
     rank: int
     count: int
     run: str
-    """A name that no other run has, not even the same one resumed: its groups are other groups."""
+    """A name unique to this run. A resumed run has another, so that its groups are not taken for earlier ones."""
 
 
 def torch_processes() -> Processes:
-    """Return this process as torch.distributed knows it. All processes must call it; alone without a process group."""
+    """Return the processes of torch.distributed, or one process without a process group. All processes must call it."""
     return Processes(process_rank(), _num_processes(), on_main_process(lambda: secrets.token_hex(8)))
 
 
@@ -41,7 +41,8 @@ def on_main_process(work: Callable[[], Result]) -> Result:
     """Return `work()` of the main process, in every process. All processes must call it.
 
     Raises:
-        MainProcessError: in the others, when the main process raised, so that none waits in a collective operation.
+        MainProcessError: in the other processes, if the main process raised, so that none of them waits forever in a
+            collective operation.
         whatever ``work`` raises, in the main process.
     """
     if not _has_process_group():

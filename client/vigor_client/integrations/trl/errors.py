@@ -1,8 +1,8 @@
-"""The errors of the TRL layer. A run stops with the message, or TRL leaves the call out of the step.
+"""The errors of the TRL layer. Each one stops the run with its message, or TRL leaves the failed call out of the step.
 
     VigorError
-    ├── UnsupportedTrlError    the installed TRL is not what this code reads
-    ├── MainProcessError       the main process failed at a call that it makes for all
+    ├── UnsupportedTrlError    the installed TRL lacks something that this code reads
+    ├── MainProcessError       the main process failed in a call that it makes for all processes
     └── WrongAnswerError       the service answered, but not about the tokens that were sampled
 
 Completions that are not whole groups are an ``InvalidGroupError``, which all adapters share.
@@ -18,7 +18,7 @@ class UnsupportedTrlError(VigorError):
 
 
 class MainProcessError(VigorError):
-    """The main process failed at a call that it makes for all processes. Its own output has its own error."""
+    """The main process failed in a call that it makes for all processes. The cause is in that process' output."""
 
 
 class WrongAnswerError(VigorError):

@@ -1,4 +1,4 @@
-"""Which completions of which groups one process holds: groups lie end to end over the slices of all processes.
+"""Which completions of which groups one process holds: groups lie end to end across the slices of all processes.
 
 Pure arithmetic: knows no trainer and no service.
 """
@@ -24,10 +24,10 @@ class Part:
 
 
 def parts_of_slice(num_samples: int, *, group_size: int, rank: int, num_processes: int) -> list[Part]:
-    """Return the parts of the slice of process ``rank``, in order, each of the processes holding ``num_samples``.
+    """Return the parts of groups in the slice of process ``rank``, in order. Each process holds ``num_samples``.
 
     Raises:
-        InvalidGroupError: all slices together are not whole groups.
+        InvalidGroupError: the slices of all processes together do not make whole groups.
     """
     if num_samples * num_processes % group_size:
         raise InvalidGroupError(

@@ -1,4 +1,4 @@
-"""The metrics that TRL logs of a scored round: one table of names, for TRL's own trainers and for `vigor-trainer`."""
+"""The metrics that TRL logs for a scored round: one table of names, for TRL's own trainers and for `vigor-trainer`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCORE_METRICS = {
     "mean_entropy": "mean entropy of the next token, in nats",
     "self_certainty": "mean self-certainty, in nats",
 }
-"""Name to meaning, of what the scores of any round tell."""
+"""Name -> meaning of the metrics that are computed from the scores of a round."""
 
 RUN_METRICS = {
     "reward_length_correlation": "correlation of reward and length within groups, in [-1, 1]",
@@ -34,17 +34,17 @@ RUN_METRICS = {
     "wait_seconds": "seconds of waiting for the publication after generation had ended",
     "score_seconds": "seconds of scoring",
 }
-"""Likewise, of what only `vigor-trainer` knows: it sees all processes, answers and its own publication."""
+"""Name -> meaning of the metrics that only `vigor-trainer` has: it sees all processes, answers and its publication."""
 
 METRICS = {**SCORE_METRICS, **RUN_METRICS}
 NORM_COLUMN, RANK_COLUMN = "scaled_grad_norm", "rank"
-"""Columns of TRL's table of completions."""
+"""Names of the columns that are added to TRL's table of completions."""
 
 
 def score_metrics(
     scores: Sequence[CompletionScore], completion_ids: Sequence[Sequence[int]], *, weight_version: int
 ) -> dict[str, float | None]:
-    """Return the values of ``SCORE_METRICS``; None where no completion has one."""
+    """Return the values of ``SCORE_METRICS``; None for a metric that no completion has."""
     return {
         "weight_version": weight_version,
         "mean_scaled_grad_norm": mean(score.scaled_grad_norm for score in scores),
@@ -70,6 +70,6 @@ def log_metrics(values: Mapping[str, float | None], log_metric: Callable[[str, f
 
 
 def mean(values: Iterable[float | None]) -> float | None:
-    """Return the mean of the values that are there; None where none is."""
+    """Return the mean of the values that are not None; None if there are no such values."""
     present = [value for value in values if value is not None]
     return fmean(present) if present else None

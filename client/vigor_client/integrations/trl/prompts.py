@@ -1,4 +1,4 @@
-"""Prompts as TRL tokenizes them before it generates, for reward functions and for counting their tokens."""
+"""Tokenizes prompts as TRL does before it generates, for reward functions and for counting tokens."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Text = str | list[dict[str, Any]]
 
 
 class ProcessingClass(Protocol):
-    """What is read of the trainer's ``processing_class``, a tokenizer of transformers, which types it so."""
+    """The part of the trainer's ``processing_class`` that is used here, typed as in transformers' tokenizers."""
 
     def __getattr__(self, key: str) -> Any: ...  # noqa: ANN401 - how it has `eos_token_id`
 
@@ -22,9 +22,9 @@ class ProcessingClass(Protocol):
 def tokenize_prompts(
     processing_class: ProcessingClass, prompts: Sequence[Text], chat_template_kwargs: Mapping[str, Any]
 ) -> list[list[int]]:
-    """Return the ids that TRL generates from, by the same calls as in `GRPOTrainer._tokenize_prompts`.
+    """Return the token ids that TRL generates from, by the same calls as in `GRPOTrainer._tokenize_prompts`.
 
-    Prompts are all text or all messages. `trl_shape` checks that TRL still calls it so.
+    Prompts are all text or all messages. `trl_shape` checks that TRL still makes these calls.
     """
     if isinstance(prompts[0], str):
         return processing_class(text=list(prompts))["input_ids"]

@@ -1,8 +1,8 @@
-"""Publishes the weights of TRL's own GRPOTrainer before they generate, and pins its reward function to them.
+"""Publishes the weights of TRL's own GRPOTrainer before they generate, and makes its reward function require them.
 
 A callback sees optimizer steps, not generation. So it publishes at the start of each optimizer step that generates, and
-at the end of one that is evaluated. A model with a LoRA adapter is published as `vigor-trainer` does it; a sharded one
-`vigor-trainer` alone publishes.
+at the end of one after which the model is evaluated. A model with a LoRA adapter is published as in `vigor-trainer`.
+Only `vigor-trainer` publishes a sharded model.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class GenerationSettings(Protocol):
-    """What is read of a ``GRPOConfig``."""
+    """The part of a ``GRPOConfig`` that is read here."""
 
     @property
     def eval_on_start(self) -> bool: ...
@@ -37,14 +37,14 @@ class GenerationSettings(Protocol):
 
 
 class TrainerState(Protocol):
-    """What is read of transformers' ``TrainerState``."""
+    """The part of transformers' ``TrainerState`` that is read here."""
 
     @property
     def global_step(self) -> int: ...
 
 
 class TrainerControl(Protocol):
-    """What is read of transformers' ``TrainerControl``."""
+    """The part of transformers' ``TrainerControl`` that is read here."""
 
     @property
     def should_evaluate(self) -> bool: ...
@@ -53,7 +53,7 @@ class TrainerControl(Protocol):
 class WeightPublisher:
     """Publishes a GRPOTrainer's weights from its main process, under the number of optimizer steps taken so far.
 
-    A callback of transformers. The reward function gets it too, and then refuses scores from other weights:
+    A transformers callback. Pass it to the reward function too, which then refuses scores from other weights:
     ``GRPOTrainer(callbacks=[weights], reward_funcs=VigorReward(…, weights=weights), …)``. A failed publication stops
     all processes of the run.
 
@@ -86,7 +86,7 @@ class WeightPublisher:
 
     @property
     def is_training(self) -> bool:
-        """Whether TRL trains or evaluates, by the same test as TRL's own."""
+        """Whether TRL trains, as opposed to evaluates, by the same test as TRL's own."""
         return self._model is None or self._model.training
 
     def at(self, step: int) -> PublishResult:
@@ -109,7 +109,7 @@ class WeightPublisher:
         """Take the model that training begins with. Nothing of it is published yet.
 
         Raises:
-            VigorError: it is not whole in each process.
+            VigorError: the model is not whole in each process.
             UnsupportedAdapterError: it has an adapter that is not LoRA, or several.
         """
         refuse_parts(_distribution())
@@ -149,15 +149,15 @@ class WeightPublisher:
     def on_train_end(
         self, _args: GenerationSettings, state: TrainerState, _control: TrainerControl, **_others: object
     ) -> None:
-        """Publish the weights that training ended with, which may be an earlier, better model loaded again."""
+        """Publish the final weights, which may be those of an earlier, better model that was loaded again."""
         self._publisher.forget()
         self._publish(state.global_step)
         self._publisher.close()
 
-    if not TYPE_CHECKING:  # which would take every name for a method
+    if not TYPE_CHECKING:  # hidden from type checkers, which would take every name for a method
 
         def __getattr__(self, name: str) -> Callable[..., None]:
-            """Return what does nothing: transformers calls a method for every event, also for those unused here."""
+            """Return a function that does nothing: transformers calls a method for every event, even an unused one."""
             if name.startswith("on_"):
                 return _ignore
             raise AttributeError(name)
@@ -180,7 +180,7 @@ class WeightPublisher:
 
 
 def refuse_parts(distribution: str) -> None:
-    """Refuse a model whose main process has no whole state dict of it.
+    """Refuse a model of which the main process does not have the whole state dict.
 
     Raises:
         VigorError: the model is spread over the processes.
@@ -194,7 +194,7 @@ def _ignore(*_event: object, **_others: object) -> None:
 
 
 def _distribution() -> str:
-    """Return Accelerate's name of how the model lies over the processes, such as `NO`, `MULTI_GPU` or `FSDP`."""
+    """Return Accelerate's name for how the model is distributed, such as `NO`, `MULTI_GPU` or `FSDP`."""
     from accelerate.state import AcceleratorState  # pyright: ignore[reportMissingTypeStubs] - it has none
 
     return str(cast("Any", AcceleratorState()).distributed_type.value)

@@ -1,8 +1,8 @@
 """Reward functions for TRL's own GRPOTrainer and AsyncGRPOTrainer.
 
-TRL calls them in every process with the completions of that process alone, whose groups lie end to end over all
-processes. Prompts are tokenized as TRL does it, completions go as the sampled ids. The functions can be pickled, since
-AsyncGRPOTrainer hands them to another process: they hold a URL and connect for each call.
+TRL calls them in every process with the completions of that process only; groups lie end to end across the processes.
+Prompts are tokenized as TRL does it, and completions are sent as the sampled token ids. The functions can be pickled,
+since AsyncGRPOTrainer passes them to another process: they hold a URL and connect for each call.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 
 class CurrentWeights(Protocol):
-    """What is read of a ``WeightPublisher``."""
+    """The part of a ``WeightPublisher`` that is used here."""
 
     @property
     def is_training(self) -> bool: ...
@@ -99,7 +99,7 @@ class _Reward:
         step: int | None,
         columns: Mapping[str, object],
     ) -> Round:
-        """Return what this call asks. Every process calls this equally often, so the count names the same call."""
+        """Return the round to score. Every process calls this equally often, so the count identifies the call."""
         _refuse_unscorable(completions, columns)
         trainer = _trainer_of(columns)
         self._refuse_other_prompts(trainer)
@@ -136,7 +136,7 @@ class _Reward:
         return self._num_generations_eval if is_evaluating else self._num_generations
 
     def _ends(self, trainer: object) -> Collection[int]:
-        """Return the tokens that end a completion: those given, else those that TRL counts as its end."""
+        """Return the token ids that end a completion: the given ones, else those that TRL counts as its end."""
         given = self._eos_token_ids
         return end_token_ids(trainer, self._processing_class) if given is None else given
 
@@ -168,16 +168,16 @@ class VigorReward(_Reward):
         url: where the service listens.
         processing_class: the trainer's tokenizer.
         num_generations: completions per prompt, as in the trainer's configuration.
-        num_generations_eval: likewise; another number needs ``weights``, because TRL does not tell a reward function
-            whether it evaluates.
-        weights: a ``WeightPublisher``: scores must come from what it published for this step. Without it, the weights
-            that the service has are those that score.
-        eos_token_ids: what ends a completion; by default what TRL counts as its end: the end-of-sequence tokens of the
-            trainer (where TRL does not show them, of the tokenizer) and padding.
+        num_generations_eval: completions per prompt in evaluation. If it differs, ``weights`` is needed, because TRL
+            does not tell a reward function whether it evaluates.
+        weights: a ``WeightPublisher``: scores must come from the weights that it published for this step. Without
+            it, the service scores with whichever weights it has.
+        eos_token_ids: token ids that end a completion; by default those that TRL counts as its end: the
+            end-of-sequence tokens of the trainer (where TRL does not expose them, of the tokenizer) and padding.
         chat_template_kwargs: as in the trainer's configuration.
         reward, ties, truncated: as in ``VigorClient.score``.
-        on_failure: what happens to a call that is not scored after the client's retries: ``none`` gives each of its
-            completions None, which TRL leaves out of the step; ``raise`` raises.
+        on_failure: what happens if a call is not scored after the client's retries: ``none`` returns None for each of
+            its completions, which TRL leaves out of the step; ``raise`` raises the error.
         connect: makes the client: ``partial(AsyncVigorClient, timeout_seconds=900)``.
         processes: tells which process this is, for tests.
 
@@ -201,7 +201,7 @@ class VigorReward(_Reward):
     ) -> Rewards:
         step = _step(trainer_state)
         asked = self._round(prompts, completions, completion_ids, step, columns)
-        with ThreadPoolExecutor(max_workers=1) as thread:  # a notebook's thread runs an event loop already
+        with ThreadPoolExecutor(max_workers=1) as thread:  # a notebook's thread already runs a loop
             scores = thread.submit(asyncio.run, self._scores(asked, step)).result()
         return _rewards(scores, completion_ids, columns)
 
@@ -224,7 +224,7 @@ class AsyncVigorReward(_Reward):
 
 
 def _trainer_of(columns: Mapping[str, object]) -> object:
-    """Return the trainer that calls, through a method of it that TRL hands on; None under ``AsyncGRPOTrainer``."""
+    """Return the calling trainer, found through a method of it that TRL passes on; None under ``AsyncGRPOTrainer``."""
     return getattr(columns.get("log_metric"), "__self__", None)
 
 

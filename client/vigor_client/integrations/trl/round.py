@@ -1,4 +1,4 @@
-"""One process' share of a round of completions: whole groups are asked for together, other completions one by one.
+"""One process' share of a round of completions: whole groups are scored in one request, other completions one by one.
 
 Knows groups, samples and clients; knows no trainer.
 """
@@ -25,12 +25,12 @@ from vigor_client.schemas.scoring import (
     ScoreResponse,
 )
 
-MAX_WAITING_SAMPLES = 100  # each waits on a connection of its own; httpx opens 100
+MAX_WAITING_SAMPLES = 100  # each waits on a connection of its own; httpx opens at most 100
 
 
 @dataclass(frozen=True, slots=True)
 class VersionedScore:
-    """A completion's score, and the version of the weights that it comes from."""
+    """A completion's score, and the version of the weights that produced it."""
 
     weight_version: int
     score: CompletionScore
@@ -38,10 +38,11 @@ class VersionedScore:
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """The completions of one process with their prompts, and the parts of groups that they are.
+    """The completions of one process with their prompts, and the parts of groups that they form.
 
     Raises:
-        InvalidGroupError: a part mixes prompts, or more samples would wait for other processes than can.
+        InvalidGroupError: a part mixes prompts, or more samples would wait for other processes than
+            ``MAX_WAITING_SAMPLES``.
     """
 
     name: str
@@ -76,7 +77,7 @@ class Round:
         """Return the answers to `groups` and `samples` as one list, a score per completion.
 
         Raises:
-            WrongAnswerError: a score is about other tokens than were sampled.
+            WrongAnswerError: a score is about tokens other than the sampled ones.
         """
         whole = iter([(answer.weight_version, group) for answer in groups for group in answer.groups])
         single = iter(samples)
@@ -92,7 +93,7 @@ class Round:
         return ordered
 
     def check_tokens(self, scores: Sequence[CompletionScore]) -> None:
-        """Raise a WrongAnswerError where a score, one per completion, is about other tokens than were sampled."""
+        """Raise a WrongAnswerError if a score (one per completion) is about tokens other than the sampled ones."""
         for part in self.parts:
             held = slice(part.start, part.stop)
             refuse_other_tokens(self._name(part), self.completions[held], scores[held], first=part.first)
@@ -125,10 +126,10 @@ async def score_round(client: AsyncVigorClient, asked: Round, options: Mapping[s
     """Return a score per completion of a round. ``options`` are those of ``VigorClient.score``.
 
     Raises:
-        the error of the request that failed first; the others are cancelled.
+        the error of the request that failed first; the other requests are cancelled.
     """
     try:
-        # Together, since other processes wait for these samples already.
+        # All at the same time, since other processes already wait for these samples.
         async with asyncio.TaskGroup() as tasks:
             whole = [tasks.create_task(_score(client, groups, options)) for groups in chunk_groups(asked.groups())]
             single = [tasks.create_task(client.score_sample(sample)) for sample in asked.samples(options)]
@@ -139,7 +140,7 @@ async def score_round(client: AsyncVigorClient, asked: Round, options: Mapping[s
 
 
 async def _score(client: AsyncVigorClient, groups: list[Group], options: Mapping[str, Any]) -> list[ScoreResponse]:
-    """Return the scores of whole groups, from halves where the service finds them too large for one request."""
+    """Return the scores of whole groups, split into halves if they are too large for one request."""
     try:
         return [await client.score(groups, **options)]
     except (PayloadTooLargeError, UnexpectedAnswerError) as error:

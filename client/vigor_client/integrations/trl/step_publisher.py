@@ -1,9 +1,9 @@
 """When a GRPO trainer's weights are published: once for each optimizer step that generates, by the main process.
 
-The one rule of TRL's own trainers and of `vigor-trainer`; they differ in what tells them that generation comes next.
+TRL's own trainers and `vigor-trainer` share this rule; they differ in how they learn that generation comes next.
 
-Why publishing beside generation is safe: generation reads weights, and the optimizer cannot step before the publication
-has ended, because the loss needs rewards and the score request waits for the publication.
+Publishing during generation is safe: generation only reads weights, and the optimizer cannot step before the
+publication has ended. The loss needs rewards, and the score request waits for the publication.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Weights = TypeVar("Weights")
 
 
 class StepPublisher(Generic[Weights]):
-    """One publication at a time, on a thread of its own, and at most one for each optimizer step.
+    """Runs one publication at a time, on a thread of its own, and at most one for each optimizer step.
 
     All processes of a run call `begin`, `finish` and `forget`; ``publish(weights, step)`` runs in the main process.
     """
@@ -35,11 +35,11 @@ class StepPublisher(Generic[Weights]):
 
     @property
     def step(self) -> int | None:
-        """The optimizer steps taken when a publication was begun last; None before the first."""
+        """The number of optimizer steps taken when the last publication began; None before the first."""
         return self._step
 
     def begin(self, weights: Callable[[], Weights], step: int) -> None:
-        """Start to publish what ``weights`` returns, the weights after ``step`` optimizer steps, unless that is done.
+        """Start to publish the weights after ``step`` optimizer steps, which ``weights`` returns, unless already begun.
 
         ``weights`` is called in every process, since sharded weights are gathered from all. The tensors must not change
         before the publication has ended.
@@ -53,24 +53,24 @@ class StepPublisher(Generic[Weights]):
             self._under_way = self._thread.submit(self._publish, found, step)
 
     def finish(self) -> PublishResult:
-        """Return the publication begun last, in every process, once it serves.
+        """Return the result of the last publication, in every process, once its weights serve.
 
         Raises:
-            MainProcessError: in the other processes, when it failed.
-            whatever stopped it, in the main process: the client's errors.
+            MainProcessError: in the other processes, if the publication failed.
+            the client's error that stopped it, in the main process.
         """
         if self._result is None:
             self._result = on_main_process(self._wait)
         return self._result
 
     def at(self, step: int) -> PublishResult:
-        """Return the publication of the weights after ``step`` steps, once it serves.
+        """Return the publication of the weights after ``step`` steps, once they serve.
 
-        For the main process; after `finish` for all of them.
+        Call it in the main process, or, after `finish`, in any process.
 
         Raises:
             VigorError: other weights were published last.
-            whatever stopped the publication.
+            the error that stopped the publication.
         """
         if self._step != step:
             last = "none were" if self._step is None else f"those of step {self._step} were last"
@@ -81,7 +81,7 @@ class StepPublisher(Generic[Weights]):
         return self._result or self._wait()
 
     def forget(self) -> None:
-        """Publish the next weights whatever their step is: training begins, or may have loaded an earlier model."""
+        """Make the next `begin` publish whatever its step is: training begins, or may have loaded an earlier model."""
         self._step = self._under_way = self._result = None
 
     def close(self) -> None:

@@ -1,8 +1,8 @@
-"""Checks that the installed TRL is what this code reads of it, private parts included, before anything is trained.
+"""Checks, before training starts, that the installed TRL has everything that this code reads, private parts included.
 
 Reward functions get things that TRL does not document as stable, and `vigor-trainer` overrides a private method. A
-release that moves one of them would give other rewards without an error. So TRL's classes are compared with a table of
-what is read: their source is parsed, and nothing of it is run.
+release that moves one of them would give wrong rewards without an error. So TRL's classes are compared with a table of
+the parts that are read: their source is parsed, and none of it is run.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ TESTED_TRL = "1.16"
 
 @dataclass(frozen=True, slots=True)
 class ClassShape:
-    """What a class and its bases define, by their source. Of methods with the same name the first one counts."""
+    """The definitions of a class and its bases, from their source. Of methods with the same name the first counts."""
 
     methods: dict[str, ast.FunctionDef]
     attributes: frozenset[str]
 
     def names_in(self, method: str) -> set[str]:
-        """Return every variable, attribute, keyword and string in a method's body; none where it is missing."""
+        """Return every variable, attribute, keyword and string in a method's body; empty if the method is missing."""
         return {name for node in self._nodes(method) for name in _names(node)}
 
     def parameters(self, method: str) -> list[str]:
@@ -59,7 +59,7 @@ class ClassShape:
 
 @dataclass(frozen=True, slots=True)
 class Expectation:
-    """One thing that is read of TRL: how an error names it, and whether trainer and configuration have it."""
+    """One part of TRL that this code reads: its name in errors, and a test that trainer and configuration have it."""
 
     name: str
     holds: Callable[[ClassShape, frozenset[str]], bool]
@@ -99,12 +99,12 @@ def _returns(method: str, places: dict[int, str], *, length: int) -> Expectation
 
 
 READ_BY_ADAPTERS = (
-    # how a reward function is called
+    # the call of a reward function
     _mention("_calculate_rewards", "prompts", "completions", "completion_ids"),
     _mention("_calculate_rewards", "trainer_state", "log_extra", "log_metric", "_log_metric"),
     _parameters("_log_metric", "name", "value"),
     _attribute("state"),
-    # how prompts become ids, and what would change them
+    # the tokenization of prompts, and what would change it
     _keywords(
         "_tokenize_prompts",
         "apply_chat_template",
@@ -114,13 +114,13 @@ READ_BY_ADAPTERS = (
     _attribute("chat_template_kwargs"),
     _attribute("tools"),
     _attribute("rollout_func"),
-    # what ends a completion
+    # the tokens that end a completion
     _attribute("eos_token_ids"),
-    # when a callback must have published: TRL generates in every micro step that is a multiple of this product
+    # the time by which a callback must publish: TRL generates in every micro step that is a multiple of this product
     _mention("_prepare_inputs", "steps_per_generation", "num_iterations", "_step", "_generate_and_score_completions"),
     *map(_setting, ("eval_on_start", "gradient_accumulation_steps", "steps_per_generation", "num_iterations")),
 )
-"""What `VigorReward` and `WeightPublisher` read."""
+"""The parts of TRL that `VigorReward` and `WeightPublisher` read."""
 
 READ_BY_VIGOR_TRAINER = (
     _parameters("_generate", "prompts"),
@@ -131,12 +131,12 @@ READ_BY_VIGOR_TRAINER = (
     _mention("_calculate_rewards", "prompts", "completions", "completion_ids", "trainer_state", "log_metric"),
     *map(_setting, ("use_vllm", "mask_truncated_completions", "chat_template_kwargs", "max_completion_length")),
 )
-"""What `vigor-trainer` reads."""
+"""The parts of TRL that `vigor-trainer` reads."""
 
 
 @cache
 def check_installed_trl(expectations: tuple[Expectation, ...]) -> None:
-    """Check the TRL that is installed. Without one another trainer calls, and there is nothing to check.
+    """Check the installed TRL. If TRL is not installed, the caller is another trainer, and nothing is checked.
 
     Raises:
         UnsupportedTrlError: see `check_trl`.
@@ -154,7 +154,7 @@ def check_trl(
     """Check a trainer and the names of its settings, of TRL's version ``installed``.
 
     Raises:
-        UnsupportedTrlError: something of ``expectations`` is missing; names it, both versions and what to do.
+        UnsupportedTrlError: TRL lacks one of ``expectations``; names it, both versions and what to do.
     """
     missing = [each.name for each in expectations if not each.holds(trainer, settings)]
     if missing:
@@ -171,12 +171,12 @@ def settings_of(config: type) -> frozenset[str]:
 
 
 def shape_of(cls: type) -> ClassShape:
-    """Return what a class and its bases define. One without source, such as `object`, defines nothing."""
+    """Return the shape of a class and its bases. A class without source, such as `object`, defines nothing."""
     return shape_of_definitions(node for base in inspect.getmro(cls) for node in _definitions(base))
 
 
 def shape_of_definitions(definitions: Iterable[ast.ClassDef]) -> ClassShape:
-    """Return what the definitions of a class and its bases, in the order in which Python looks, define together."""
+    """Return the shape of a class from its definition and those of its bases, in Python's method resolution order."""
     methods: dict[str, ast.FunctionDef] = {}
     attributes: set[str] = set()
     for node in definitions:

@@ -1,4 +1,4 @@
-"""The files of an update through torch.distributed instead of HTTP; opening and committing it stay as they are."""
+"""Sends the files of an update through torch.distributed; the update is still opened and committed over HTTP."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ DEFAULT_TIMEOUT_SECONDS = 300.0
 class Broadcast:
     """How weights go to the service through torch.distributed, in a trusted network.
 
-    ``host`` is an address of this machine at which the service reaches it, ``port`` 0 takes a free one.
-    ``timeout_seconds`` is how long this side waits for the service to come, and to take each chunk.
+    ``host`` is an address of this machine at which the service reaches it; ``port`` 0 takes a free port.
+    ``timeout_seconds`` is how long this side waits for the service to connect, and to take each chunk.
     ``nccl`` sends from the current CUDA device.
 
     Raises:
-        ValueError: one of them cannot be used.
+        ValueError: an argument cannot be used.
     """
 
     backend: BroadcastBackend = "gloo"
@@ -45,12 +45,12 @@ class Broadcast:
             raise ValueError(f"timeout_seconds is {self.timeout_seconds}; give more than 0")
 
     async def send(self, endpoints: Endpoints, update_id: str, plan: Plan) -> None:
-        """Send the planned files to an open update, as its ``put_file`` would one by one.
+        """Send the planned files to an open update, as one ``put_file`` per file would.
 
         Raises:
             BroadcastError: this side cannot begin.
-            VigorError: the service refused, or did not get everything in time; a note says what became of this side.
-            Exception: what the tensors raised when they were read.
+            VigorError: the service refused, or did not get everything in time; a note gives the state of this side.
+            Exception: the error raised when the tensors were read.
         """
         sender = _Sender(self, plan)
         try:
@@ -59,7 +59,7 @@ class Broadcast:
             await endpoints.wire.compute(partial(sender.explain, refusal))
             raise
         finally:
-            sender.process.kill()  # before anything is awaited: a thread that waits for it goes on
+            sender.process.kill()  # before awaiting anything: this releases a thread that waits for the process
             await endpoints.wire.compute(sender.close)
 
 
@@ -70,7 +70,7 @@ class _Sender:
     """
 
     def __init__(self, broadcast: Broadcast, plan: Plan) -> None:
-        with _listener(broadcast) as listener:  # open from the start, so that both ends may start at once
+        with _listener(broadcast) as listener:  # open from the start, so that both ends can start at the same time
             end = _end(broadcast, listener, plan.num_bytes)
             self.request = BroadcastRequest(backend=broadcast.backend, host=broadcast.host, port=end.port)
             self.process = BroadcastProcess(end)
@@ -80,10 +80,10 @@ class _Sender:
         )
 
     def explain(self, refusal: VigorError) -> None:
-        """End, and note at the service's refusal what became of this end.
+        """Stop sending, and add the state of this end as a note to the service's refusal.
 
         Raises:
-            Exception: what the tensors raised when they were read: that is the cause, and the refusal came of it.
+            Exception: the error raised when the tensors were read, which caused the refusal.
         """
         if fault := self.process.fault():
             refusal.add_note(f"the sending end: {fault}")
@@ -92,7 +92,7 @@ class _Sender:
             self._sending.result()
 
     def close(self) -> None:
-        """End both, and give back what they held."""
+        """End process and thread, and release their resources."""
         self.process.close()
         self._thread.shutdown()
 

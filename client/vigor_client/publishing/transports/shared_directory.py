@@ -1,4 +1,4 @@
-"""Files of an update through a directory that client and service both see: nothing of them goes over HTTP."""
+"""Passes the files of an update through a directory that client and service both see; no file goes over HTTP."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from vigor_client.weight_format.update_plan import Plan, PlannedFile
 
 @dataclass(frozen=True, slots=True)
 class SharedDirectory:
-    """The service's ``--weights-root``, where this process sees it; the two may see it at different paths.
+    """The service's ``--weights-root`` at the path where this process sees it, which may differ from the service's.
 
-    On the disk of the service's staging (or state) directory the service moves files instead of copying them.
+    If it is on the same disk as the service's staging (or state) directory, the service moves files instead of copying.
     """
 
     path: Path

@@ -1,4 +1,4 @@
-"""What publishing asks of a transport."""
+"""The interface of a transport."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class WeightTransport(Protocol):
     """How the files of an update reach the service: over HTTP, through a shared directory, or as a broadcast."""
 
     async def send(self, endpoints: Endpoints, update_id: str, plan: Plan) -> None:
-        """Bring the planned files to the update of this name, which is open.
+        """Send the planned files to the open update of this name.
 
         Raises:
-            VigorError: they cannot go this way, or the service refused one; the caller drops the update.
+            VigorError: the transport cannot carry the files, or the service refused one; the caller drops the update.
         """
         ...

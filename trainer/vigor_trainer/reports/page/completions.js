@@ -1,8 +1,8 @@
 "use strict";
-// The list of groups: only those in view are in the document. All text is set as text, never as HTML.
+// The list of groups: only the visible ones are in the document. All text is set as text, never as HTML.
 
 const GROUP_PIXELS = 334;
-const EXTRA_GROUPS = 2;  // above and below what is in view
+const EXTRA_GROUPS = 2;  // kept above and below the visible groups
 const ALL = "";
 
 const KINDS = {
@@ -132,7 +132,7 @@ class GroupList {
   }
 
   update() {
-    if (matchMedia("print").matches) return;  // on paper the list grows with what is in it
+    if (matchMedia("print").matches) return;  // in print the list grows with its content
     const { scrollTop, clientHeight } = this.container;
     const first = Math.max(0, Math.floor(scrollTop / GROUP_PIXELS) - EXTRA_GROUPS);
     const last = Math.min(this.groups.length, Math.ceil((scrollTop + clientHeight) / GROUP_PIXELS) + EXTRA_GROUPS);

@@ -1,5 +1,5 @@
 "use strict";
-// Puts the page together: what it is about and the list of completions, then, once Plotly is there, the plots one by one.
+// Builds the page: its subject and the list of completions, then, once Plotly is loaded, the plots one by one.
 
 const SEARCH_DELAY_MS = 150;
 const byId = (id) => document.getElementById(id);

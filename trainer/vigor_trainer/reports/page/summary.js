@@ -1,5 +1,5 @@
 "use strict";
-// What stands beside the plots over steps: held-out examples, the seconds of a step, and the settings of all runs.
+// The parts of the page that are not plots over steps: held-out examples, the seconds of a step, and run settings.
 
 const PART_COLOURS = [
   "#2fb574", "#9ad9b8", "#b9c7ff", "#4f8cff", "#8d7bff", "#b79b2c", "#f2994a", "#d16ba5", "#9aa0a9",
