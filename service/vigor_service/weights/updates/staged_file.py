@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable, Generator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
@@ -68,7 +68,7 @@ class StagedFile:
             message = f"file {name}: less than {BUFFER_BYTES} bytes arrived within {self.stall_seconds} seconds"
             raise DeadlineExceededError(message) from error
         finally:
-            await self.threads.run("staging", partial.close_and_remove)
+            await _to_its_end(self.threads.run("staging", partial.close_and_remove))
 
     async def _write_all(self, chunks: AsyncIterator[bytes], writer: _Writer) -> str:
         """Return the digest of what was written."""
@@ -88,6 +88,20 @@ class StagedFile:
     def _refusal(self, message: str) -> InvalidRequestError:
         place = FieldError(loc=["files", self.announced.name], msg=message)
         return invalid_request([place], consequence="the file was discarded and may be sent again")
+
+
+async def _to_its_end(work: Awaitable[None]) -> None:
+    """Await work that must not be left undone: its caller may be cancelled more than once, by its client and by a drop.
+
+    Raises:
+        CancelledError: the caller was cancelled; the work has ended, or continues after a second cancellation.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 class _PartialFile:
@@ -156,7 +170,7 @@ class _Writer:
         """Wait for the write in flight, also if the upload ends early, because its file is closed next."""
         if self._in_flight is not None:
             task, self._in_flight = self._in_flight, None
-            await asyncio.shield(task)
+            await _to_its_end(task)
 
     def _write_now(self, buffer: memoryview) -> None:
         self.hasher.update(buffer)

@@ -1,4 +1,5 @@
 import asyncio
+import threading
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
@@ -138,6 +139,36 @@ async def test_the_loop_stays_free_while_bytes_are_written(tmp_path: Path) -> No
     await _staged(tmp_path / "a").write(_chunks(_pieces()))
     ticking.cancel()
     assert ticks > len(DATA) // BUFFER_BYTES
+
+
+async def test_an_upload_that_is_cancelled_twice_is_closed_and_removed(tmp_path: Path) -> None:
+    """Its client goes away, and its update is dropped, while all threads of the disk are busy."""
+    threads, begun, disk_answers = FileThreads(), asyncio.Event(), threading.Event()
+
+    async def chunks() -> AsyncIterator[bytes]:
+        begun.set()
+        await asyncio.Event().wait()
+        yield b""
+
+    staged = StagedFile(
+        announced=_announced(), path=tmp_path / "a", threads=threads, stall_seconds=20, on_progress=lambda _: None
+    )
+    receiving = asyncio.create_task(staged.write(chunks()))
+    await begun.wait()
+    busy = [asyncio.create_task(threads.run("staging", disk_answers.wait, 20)) for _ in range(4)]
+    await asyncio.sleep(0)
+    for _ in range(2):
+        receiving.cancel()
+        await asyncio.sleep(0.01)
+    assert [path.suffix for path in tmp_path.iterdir()] == [".part"]
+    disk_answers.set()
+    await asyncio.wait([receiving])
+    await asyncio.gather(*busy)
+    while not threads.is_idle:
+        await asyncio.sleep(0.01)
+    assert receiving.cancelled()
+    assert list(tmp_path.iterdir()) == []
+    threads.close()
 
 
 def test_a_file_that_is_made_after_it_was_given_up_does_not_stay(tmp_path: Path) -> None:
