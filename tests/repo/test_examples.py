@@ -107,7 +107,7 @@ def test_the_example_of_the_readme_prints_what_stands_below_it(embedded_service:
 
 
 def test_what_the_readme_says_of_a_sentence_beside_the_question_is_so(embedded_service: ServiceProcess) -> None:
-    ((sentence, norm),) = re.findall(r'"([^"]+)" has ([\d.]+) here', README)
+    ((sentence, norm),) = re.findall(r'"([^"]+)" scores ([\d.]+) here', README)
     completions = [{"text": text, "finish_reason": "stop"} for text in (sentence, "The answer is 8.")]
     question = [{"role": "user", "content": "What is 3 + 4?"}]
     with VigorClient(url_of(embedded_service)) as client:
