@@ -86,8 +86,13 @@ def test_the_title_is_made_of_the_numbers_and_the_sentences_stand_below_any_titl
 def test_settings_stand_side_by_side_and_those_that_differ_are_marked(tmp_path: Path) -> None:
     runs = [write_run(tmp_path / name, num_steps=1) for name in ("a", "b", "old")]
     for seed in (1, 2):
-        info = replace(example_info("--seed", str(seed)), num_prompts=40, command="vigor-trainer --dataset addition")
-        write_run_info(runs[seed - 1], info)
+        info = example_info("--seed", str(seed))
+        same = {
+            "num_prompts": 40,
+            "command": "vigor-trainer --dataset addition",
+            "started": "2026-01-01T00:00:00+00:00",
+        }
+        write_run_info(runs[seed - 1], replace(info, **same))
     (runs[2] / INFO_FILE).write_text("{}")  # of another version
     _, data = written(tmp_path, *runs[:2])
     settings = {setting["name"]: setting for setting in data["settings"]}
