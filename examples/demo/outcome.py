@@ -26,13 +26,13 @@ def accuracy_table(runs: Sequence[Run]) -> Table:
         for step in first.steps:
             table.add_row(str(step), *(_told(each.accuracy(step)) for each in outcomes))
         table.add_row("change", *(_change(each.change()) for each in outcomes))
-        table.add_row("truncated at the end", *(_told(each.truncated_share(each.steps[-1])) for each in outcomes))
+        table.add_row("truncated at the end", *(_told(each.truncated_share(each.last_step)) for each in outcomes))
     return table
 
 
 def examples_table(reward: str, held_out: HeldOut) -> Table:
     """Return the first sample of the first questions, before and after training; the samples are not selected."""
-    before, after = held_out.examples[held_out.steps[0]], held_out.examples[held_out.steps[-1]]
+    before, after = held_out.examples[held_out.first_step], held_out.examples[held_out.last_step]
     title = f"the first {len(before)} held-out sums, before and after (rewarded by {reward})"
     table = Table(title=title, show_lines=True, min_width=len(title))
     for name in ("sum", "before", "after"):

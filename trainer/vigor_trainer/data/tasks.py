@@ -81,7 +81,7 @@ def require_task(name: str) -> None:
     if name == ADDITION or name.startswith(REASONING_GYM_PREFIX) or path.is_dir():
         return
     if name.endswith(".json"):
-        raise InvalidTaskError(f"{name}: give a .jsonl file, one JSON object per line")
+        raise _not_lines(name)
     if path.exists() or name.endswith(LINES_SUFFIXES) or is_path(name):
         _require_lines(path)
         return
@@ -93,7 +93,11 @@ def _require_lines(path: Path) -> None:
     if not path.exists():
         raise InvalidTaskError(f"{path}: there is no such file{nearest_file(path)}")
     if not path.name.endswith(LINES_SUFFIXES):
-        raise InvalidTaskError(f"{path}: give a .jsonl file, one JSON object per line")
+        raise _not_lines(path)
+
+
+def _not_lines(file: str | Path) -> InvalidTaskError:
+    return InvalidTaskError(f"{file}: give a .jsonl file, one JSON object per line")
 
 
 def load_task(source: TaskSource, *, has_chat_template: bool) -> Dataset:
@@ -148,7 +152,7 @@ def _rows(source: TaskSource) -> Iterable[Row]:
     if source.name.endswith(LINES_SUFFIXES):
         return _jsonl_rows(Path(source.name))
     if source.name.endswith(".json"):
-        raise InvalidTaskError(f"{source.name}: give a .jsonl file, one JSON object per line")
+        raise _not_lines(source.name)
     return _hub_rows(source)
 
 

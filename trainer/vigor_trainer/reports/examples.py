@@ -30,8 +30,8 @@ def held_out_examples(run: Run) -> list[Example]:
     """Return the first held-out questions; empty if the run has not recorded completions of them."""
     if run.held_out is None:
         return []
-    steps = dict.fromkeys([run.held_out.steps[0], run.held_out.steps[-1]])  # only one step before the second evaluation
-    first = run.held_out.examples[run.held_out.steps[0]]
+    steps = dict.fromkeys([run.held_out.first_step, run.held_out.last_step])  # one before the second evaluation
+    first = run.held_out.examples[run.held_out.first_step]
     return [
         {
             "prompt": prompt_text(example.prompt),

@@ -40,9 +40,19 @@ class HeldOut:
         return sorted(self.correct)
 
     @property
+    def first_step(self) -> int:
+        """Step of the first evaluation."""
+        return min(self.correct)
+
+    @property
+    def last_step(self) -> int:
+        """Step of the last evaluation, which is the first one if there is no other."""
+        return max(self.correct)
+
+    @property
     def num_samples(self) -> int:
         """Number of completions of each question in one evaluation."""
-        return max(number for _, number in self.truncated[self.steps[0]].values())
+        return max(number for _, number in self.truncated[self.first_step].values())
 
     def accuracy(self, step: int) -> Estimate | None:
         """Return the share of correct completions, over questions with a label; None without labels."""
@@ -54,7 +64,7 @@ class HeldOut:
 
     def gains(self) -> dict[int, float]:
         """Return the change of accuracy from the first to the last step, for each question with a label."""
-        before, after = self.correct[self.steps[0]], self.correct[self.steps[-1]]
+        before, after = self.correct[self.first_step], self.correct[self.last_step]
         return {
             question: after[question][0] / after[question][1] - right / judged
             for question, (right, judged) in before.items()

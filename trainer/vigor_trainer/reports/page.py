@@ -100,8 +100,7 @@ def _truncated(run: Run) -> list[float] | None:
     """Return the truncated shares of the held-out completions before and after training; None if not recorded."""
     if run.held_out is None:
         return None
-    steps = run.held_out.steps
-    found = [run.held_out.truncated_share(step) for step in (steps[0], steps[-1])]
+    found = [run.held_out.truncated_share(step) for step in (run.held_out.first_step, run.held_out.last_step)]
     return [share.value for share in found if share is not None]
 
 
